@@ -1,0 +1,1 @@
+"""The science: average precision, objectives, attacks, training, audits and their reports."""

@@ -1,0 +1,419 @@
+"""What can be asked for: one frozen class a request, which is the body of the HTTP call, the JSON
+column of the job and the argument of the pipeline.
+
+Every field has a bound and a description, unknown fields are refused, and nothing is coerced: a
+string is never read as a number. This module imports no torch, so the web process can use it.
+
+Pixels are in [0, 1] everywhere, and so are `epsilon` and `step_size` (8/255 = 0.0314).
+"""
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+SPLITS = ("train", "validation", "test")
+Split = Literal["train", "validation", "test"]
+Norm = Literal["linf", "l2"]
+
+EPSILON_PAPER = 8 / 255
+
+
+class Config(BaseModel):
+    """A frozen value that refuses unknown fields and does not coerce."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        validate_by_name=True,
+        validate_by_alias=True,
+        serialize_by_alias=True,
+    )
+
+    def as_json(self) -> dict[str, Any]:
+        """The plain JSON value of this configuration, defaults included."""
+        return self.model_dump(mode="json")
+
+    def sha256(self) -> str:
+        """A hash of every value of the configuration: equal hash, equal run."""
+        text = json.dumps(self.as_json(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Task(Config):
+    """Which classes are positive; every other class of the data set is negative."""
+
+    positive: list[str] = Field(
+        min_length=1,
+        max_length=1000,
+        description="names of the positive classes, against all the others",
+        examples=[["truck"]],
+    )
+
+
+class Threat(Config):
+    """What the attacker may do to each image."""
+
+    norm: Norm = Field("linf", description="norm that bounds the perturbation of one image")
+    epsilon: float = Field(
+        EPSILON_PAPER,
+        ge=0,
+        le=1000,
+        description="largest perturbation, pixels in [0, 1]; 8/255 is the usual L-inf value",
+    )
+
+
+def _name_only(value: Any) -> Any:
+    """A bare name stands for the entry with its defaults."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+# --- training methods -----------------------------------------------------------------------------
+
+FirstVisit = Literal["published", "batch"]
+
+_LAMBDA = Field(1.0, ge=0, le=1000, alias="lambda", description="weight of the regulariser")
+_MARGIN = Field(0.6, gt=0, le=100, description="margin of the squared hinge in the AP surrogate")
+_GAMMA1 = Field(
+    0.1, gt=0, le=1, description="moving-average weight of the newest batch in u_pos and u_all"
+)
+_GAMMA2 = Field(
+    0.1, gt=0, le=1, description="moving-average weight of the newest batch in the listwise term"
+)
+_FIRST_VISIT = Field(
+    "published",
+    description="'published': estimators start at 0 as in the released code; "
+    "'batch': they start at the first batch value",
+)
+
+
+class CEMethod(Config):
+    """Cross-entropy on clean images."""
+
+    name: Literal["ce"] = "ce"
+
+
+class APMethod(Config):
+    """Maximise the AP surrogate on clean images (SOAP)."""
+
+    name: Literal["ap"] = "ap"
+    margin: float = _MARGIN
+    gamma1: float = _GAMMA1
+    first_visit: FirstVisit = _FIRST_VISIT
+
+
+class PGDMethod(Config):
+    """Adversarial training: cross-entropy on attacked images (Madry et al.)."""
+
+    name: Literal["pgd"] = "pgd"
+
+
+class TRADESMethod(Config):
+    """Cross-entropy on clean images plus a pointwise KL term to the attacked ones."""
+
+    name: Literal["trades"] = "trades"
+    lambda_: float = _LAMBDA
+
+
+class MARTMethod(Config):
+    """Cross-entropy on attacked images plus a KL term weighted by how wrong the clean score is."""
+
+    name: Literal["mart"] = "mart"
+    lambda_: float = _LAMBDA
+
+
+class AdapMMMethod(Config):
+    """Minimax AP surrogate on attacked images, eq. (6)."""
+
+    name: Literal["adap_mm"] = "adap_mm"
+    margin: float = _MARGIN
+    gamma1: float = _GAMMA1
+    first_visit: FirstVisit = _FIRST_VISIT
+
+
+class AdapPZMethod(Config):
+    """AP surrogate plus a pointwise term, as a zero-sum game, eq. (7)."""
+
+    name: Literal["adap_pz"] = "adap_pz"
+    margin: float = _MARGIN
+    gamma1: float = _GAMMA1
+    lambda_: float = _LAMBDA
+    first_visit: FirstVisit = _FIRST_VISIT
+
+
+class AdapLZMethod(Config):
+    """AP surrogate plus the listwise term, as a zero-sum game, eq. (18)."""
+
+    name: Literal["adap_lz"] = "adap_lz"
+    margin: float = _MARGIN
+    gamma1: float = _GAMMA1
+    gamma2: float = _GAMMA2
+    lambda_: float = _LAMBDA
+    first_visit: FirstVisit = _FIRST_VISIT
+
+
+class AdapLNMethod(Config):
+    """AP surrogate plus the listwise term, with a pointwise attacker, eq. (9)."""
+
+    name: Literal["adap_ln"] = "adap_ln"
+    margin: float = _MARGIN
+    gamma1: float = _GAMMA1
+    gamma2: float = _GAMMA2
+    lambda_: float = _LAMBDA
+    first_visit: FirstVisit = _FIRST_VISIT
+
+
+class AdapLPNMethod(Config):
+    """AP surrogate plus listwise and pointwise terms, with a pointwise attacker, eq. (10)."""
+
+    name: Literal["adap_lpn"] = "adap_lpn"
+    margin: float = _MARGIN
+    gamma1: float = _GAMMA1
+    gamma2: float = _GAMMA2
+    lambda_: float = _LAMBDA
+    first_visit: FirstVisit = _FIRST_VISIT
+
+
+Method = Annotated[
+    CEMethod
+    | APMethod
+    | PGDMethod
+    | TRADESMethod
+    | MARTMethod
+    | AdapMMMethod
+    | AdapPZMethod
+    | AdapLZMethod
+    | AdapLNMethod
+    | AdapLPNMethod,
+    Field(discriminator="name"),
+    BeforeValidator(_name_only, json_schema_input_type=Any),
+]
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+class Optimizer(Config):
+    """The optimiser and the step-wise decay of its learning rate."""
+
+    name: Literal["adam", "sgd"] = "adam"
+    lr: float = Field(1e-3, gt=0, le=10, description="learning rate of the first epoch")
+    weight_decay: float = Field(2e-4, ge=0, le=1)
+    momentum: float = Field(0.9, ge=0, lt=1, description="used by sgd only")
+    milestones: list[float] = Field(
+        [0.5, 0.75],
+        max_length=10,
+        description="fractions of the epochs after which the learning rate is multiplied by decay",
+    )
+    decay: float = Field(0.1, gt=0, le=1)
+
+
+class TrainingAttack(Config):
+    """PGD as run inside training: every step moves each pixel by `step_size`; last iterate."""
+
+    norm: Norm = "linf"
+    epsilon: float = Field(EPSILON_PAPER, ge=0, le=1000)
+    steps: int = Field(6, ge=1, le=100)
+    step_size: float = Field(0.01, gt=0, le=1000)
+
+
+class Augment(Config):
+    """Random changes of the training images; off by default, as not every image may be flipped."""
+
+    crop_padding: int = Field(0, ge=0, le=64, description="pixels of zero padding for random crops")
+    flip: bool = Field(False, description="flip half of the images left to right")
+
+
+class Validation(Config):
+    """Where the best epoch is chosen."""
+
+    fraction: float = Field(
+        0.2,
+        gt=0,
+        lt=1,
+        description="share of each class held out when the data set has no validation split",
+    )
+    select_by: Literal["robust_ap", "clean_ap"] | None = Field(
+        None,
+        description="figure that chooses the epoch; by default robust_ap (PGD-10) for methods that "
+        "train on attacked images, clean_ap for ce and ap, as in the paper",
+    )
+
+
+class TrainingConfig(Config):
+    """How a network is trained, apart from the data."""
+
+    method: Method = Field(AdapLPNMethod(), description="a method, or its bare name")
+    architecture: str = Field("small_cnn", max_length=64, description="see GET /v1/architectures")
+    epochs: int = Field(30, ge=1, le=1000)
+    batch_size: int = Field(128, ge=2, le=4096)
+    positives_per_batch: int | None = Field(
+        None,
+        ge=1,
+        le=4095,
+        description="positives in each batch for methods with an AP surrogate; by default half",
+    )
+    optimizer: Optimizer = Optimizer()
+    attack: TrainingAttack = TrainingAttack()
+    augment: Augment = Augment()
+    validation: Validation = Validation()
+    seed: int = Field(0, ge=0, lt=2**31)
+
+    @model_validator(mode="after")
+    def _positives_leave_room(self) -> "TrainingConfig":
+        if self.positives_per_batch is not None and self.positives_per_batch >= self.batch_size:
+            raise ValueError(
+                f"expected positives_per_batch below batch_size {self.batch_size}, "
+                f"got {self.positives_per_batch}"
+            )
+        return self
+
+
+Identifier = Annotated[str, Field(pattern=r"^[a-z]+_[0-9a-z]{26}$", max_length=40)]
+Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
+
+
+class TrainingRequest(TrainingConfig):
+    """`POST /v1/training-jobs`."""
+
+    dataset_id: Identifier
+    task: Task | None = Field(
+        None, description="may be left out when the data set has two classes, one named as positive"
+    )
+    name: Name | None = Field(None, description="name of the resulting model")
+
+
+# --- audits ---------------------------------------------------------------------------------------
+
+
+class PGDAttack(Config):
+    """Projected gradient ascent with a fixed step size (Madry et al. 2018)."""
+
+    name: Literal["pgd"] = "pgd"
+    steps: int = Field(10, ge=1, le=1000)
+    step_size: float | None = Field(
+        None, gt=0, le=1000, description="by default 2.5 * epsilon / steps"
+    )
+    restarts: int = Field(1, ge=1, le=20)
+    iterate: Literal["best", "last"] = Field(
+        "best", description="keep each image's best iterate, or the last one as the paper does"
+    )
+
+
+class APGDAttack(Config):
+    """Auto-PGD: momentum, and a step size that is halved when progress stalls (Croce & Hein 2020)."""
+
+    name: Literal["apgd"] = "apgd"
+    steps: int = Field(20, ge=2, le=1000)
+    restarts: int = Field(1, ge=1, le=20)
+
+
+class TransferAttack(Config):
+    """Black box: PGD on a surrogate model, its images shown to the audited model."""
+
+    name: Literal["transfer"] = "transfer"
+    steps: int = Field(20, ge=1, le=1000)
+    step_size: float | None = Field(
+        None, gt=0, le=1000, description="by default 2.5 * epsilon / steps"
+    )
+
+
+Attack = Annotated[
+    PGDAttack | APGDAttack | TransferAttack,
+    Field(discriminator="name"),
+    BeforeValidator(_name_only, json_schema_input_type=Any),
+]
+
+Preset = Literal["quick", "standard", "paper"]
+
+PRESETS: dict[Preset, list[PGDAttack | APGDAttack | TransferAttack]] = {
+    "quick": [PGDAttack(), APGDAttack(steps=10)],
+    "standard": [
+        PGDAttack(steps=20),
+        APGDAttack(steps=50, restarts=2),
+        TransferAttack(),
+    ],
+    # Tables 2-4 of the paper: last iterate, one restart, fixed step sizes at epsilon 8/255.
+    "paper": [
+        PGDAttack(steps=10, step_size=0.007, iterate="last"),
+        APGDAttack(steps=10),
+        TransferAttack(steps=20, step_size=0.003),
+    ],
+}
+
+
+class Surrogate(Config):
+    """The attacker's own model, used by the transfer attack."""
+
+    model_id: Identifier
+
+
+class AuditConfig(Config):
+    """How a model is attacked and judged, apart from the model and the data."""
+
+    task: Task | None = Field(
+        None, description="may be left out when the model was trained here: its own task is used"
+    )
+    split: Split | None = Field(
+        None, description="by default the test split where there is one, else every example"
+    )
+    threat: Threat = Threat()
+    preset: Preset = Field("standard", description="attacks to run when `attacks` is left out")
+    attacks: list[Attack] | None = Field(
+        None,
+        min_length=1,
+        max_length=20,
+        description="attacks, or their bare names; each name may occur once",
+    )
+    surrogate: Surrogate | None = Field(None, description="needed by the transfer attack")
+    batch_size: int = Field(256, ge=1, le=4096)
+    shard_size: int = Field(
+        1024, ge=1, le=100_000, description="examples a worker attacks between two saves"
+    )
+    seed: int = Field(0, ge=0, lt=2**31)
+
+    @model_validator(mode="after")
+    def _attacks_can_run(self) -> "AuditConfig":
+        if self.attacks is None:
+            return self
+        names = [attack.name for attack in self.attacks]
+        if len(set(names)) < len(names):
+            raise ValueError(f"expected each attack once, got {names}")
+        if "transfer" in names and self.surrogate is None:
+            raise ValueError(
+                "the transfer attack needs `surrogate`: the model on which the attacker "
+                "computes the perturbations"
+            )
+        return self
+
+    def resolved_attacks(self) -> list[PGDAttack | APGDAttack | TransferAttack]:
+        """The attacks to run. A preset leaves its transfer attack out where no surrogate is named."""
+        if self.attacks is not None:
+            return self.attacks
+        return [
+            attack
+            for attack in PRESETS[self.preset]
+            if attack.name != "transfer" or self.surrogate is not None
+        ]
+
+
+class AuditRequest(AuditConfig):
+    """`POST /v1/audits` by ids."""
+
+    model_id: Identifier
+    dataset_id: Identifier
+
+
+class RankingRequest(Config):
+    """`POST /v1/rankings`."""
+
+    model_id: Identifier
+    dataset_id: Identifier
+    split: Split | None = Field(
+        None, description="by default the test split where there is one, else every example"
+    )
+    task: Task | None = Field(None, description="which examples are shown as positive")
+    batch_size: int = Field(256, ge=1, le=4096)

@@ -1,0 +1,120 @@
+"""A set of labelled images as the rest of the house sees it: uint8 arrays and names.
+
+The stored form is one safetensors file, read without copying; it holds numbers and text only.
+Opening what users upload is not done here but in `worker.intake`, inside a sandbox.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from core.config import SPLITS, Task
+from core.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images with one label each.
+
+    images: (N, C, H, W) uint8.  labels: (N,) int64, indices into `classes`.
+    splits: (N,) int8, indices into `core.config.SPLITS`, or None where nothing was declared.
+    example_ids: N names, unique, in the order of the images.
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    classes: Sequence[str]
+    example_ids: Sequence[str]
+    splits: NDArray[np.int8] | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def targets(self, task: Task) -> NDArray[np.int64]:
+        """(N,) 1 for the positive classes of the task, 0 for the rest.
+
+        Raises ConfigError for a class that the data set does not have, DataError where there are
+        no positives or no negatives among these examples.
+        """
+        unknown = [name for name in task.positive if name not in self.classes]
+        if unknown:
+            raise ConfigError(
+                f"expected positive classes among {list(self.classes)[:20]}, got {unknown}"
+            )
+        wanted = [self.classes.index(name) for name in task.positive]
+        targets = np.isin(self.labels, wanted).astype(np.int64)
+        positives = int(targets.sum())
+        if positives == 0 or positives == len(targets):
+            raise DataError(
+                f"expected positives and negatives, got {positives} positives "
+                f"({', '.join(task.positive)}) among {len(targets)} examples"
+            )
+        return targets
+
+    def has_split(self, split: str) -> bool:
+        """Whether any example is declared to belong to this split."""
+        return self.splits is not None and bool((self.splits == SPLITS.index(split)).any())
+
+    def in_split(self, split: str | None) -> NDArray[np.int64]:
+        """Indices of the examples of one split; of all examples for None."""
+        if split is None:
+            return np.arange(len(self), dtype=np.int64)
+        if not self.has_split(split):
+            raise ConfigError(
+                f"expected a data set with a {split} split; this one declares "
+                + (self._declared_splits() or "no splits")
+            )
+        assert self.splits is not None
+        return np.flatnonzero(self.splits == SPLITS.index(split)).astype(np.int64)
+
+    def subset(self, index: NDArray[np.int64]) -> "ImageSet":
+        """The examples at these indices, in this order."""
+        return ImageSet(
+            images=self.images[index],
+            labels=self.labels[index],
+            classes=self.classes,
+            example_ids=[self.example_ids[i] for i in index],
+            splits=None if self.splits is None else self.splits[index],
+        )
+
+    def _declared_splits(self) -> str:
+        return ", ".join(split for split in SPLITS if self.has_split(split))
+
+    def save(self, path: Path) -> None:
+        """Write the stored form."""
+        arrays: dict[str, NDArray[Any]] = {
+            "images": np.ascontiguousarray(self.images),
+            "labels": np.ascontiguousarray(self.labels),
+            "classes": _pack(self.classes),
+            "example_ids": _pack(self.example_ids),
+        }
+        if self.splits is not None:
+            arrays["splits"] = np.ascontiguousarray(self.splits)
+        save_file(arrays, path)
+
+    @classmethod
+    def load(cls, path: Path) -> "ImageSet":
+        """Read the stored form whole."""
+        with safe_open(path, framework="np") as file:
+            return cls(
+                images=file.get_tensor("images"),
+                labels=file.get_tensor("labels"),
+                classes=_unpack(file.get_tensor("classes")),
+                example_ids=_unpack(file.get_tensor("example_ids")),
+                splits=file.get_tensor("splits") if "splits" in file.keys() else None,  # noqa: SIM118
+            )
+
+
+def _pack(names: Sequence[str]) -> NDArray[np.uint8]:
+    """Names as bytes, each closed by NUL: a name never holds one."""
+    return np.frombuffer(b"".join(name.encode() + b"\0" for name in names), np.uint8)
+
+
+def _unpack(packed: NDArray[np.uint8]) -> list[str]:
+    return packed.tobytes().decode().split("\0")[:-1]

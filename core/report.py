@@ -1,0 +1,111 @@
+"""The report of an audit: every figure, and the hashes and seeds that reproduce it.
+
+This module holds values only and imports no torch; `core.audit` fills them in and
+`core.report_page` draws them.
+"""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+REPORT_VERSION = 1
+
+
+class ReportValue(BaseModel):
+    """A frozen part of a report."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Interval(ReportValue):
+    """A confidence interval around a figure."""
+
+    low: float
+    high: float
+    level: float = Field(description="nominal coverage, for example 0.95")
+
+
+class APFigure(ReportValue):
+    """One average precision."""
+
+    ap: float = Field(description="ties ranked negatives first, so that it is a lower bound")
+    interval: Interval | None = None
+    tied: int = Field(0, description="positives whose score equals that of some negative")
+
+
+class AttackFigure(APFigure):
+    """Average precision on the images that one attack produced."""
+
+    attack: dict[str, Any] = Field(description="the attack's whole configuration")
+    mean_margin_drop: float = Field(
+        description="mean over images of clean minus attacked margin, margin = (2y - 1) * logit"
+    )
+
+
+class WorstCase(APFigure):
+    """Per image the lowest margin over all attacks, the clean image included."""
+
+    won: dict[str, int] = Field(
+        description="for each attack (and 'clean') the number of images on which it was strongest; "
+        "the counts add up to the number of examples"
+    )
+
+
+class TaskReport(ReportValue):
+    """The figures of one task: some classes against the rest."""
+
+    positive: list[str]
+    examples: int
+    positives: int
+    prevalence: float
+    chance: float = Field(description="expected AP of a random ranking: the prevalence")
+    floor: float = Field(description="AP of the fully inverted ranking: no attack can do worse")
+    clean: APFigure
+    attacks: dict[str, AttackFigure]
+    worst_case: WorstCase
+    certified_floor: APFigure | None = None
+
+
+class ModelProvenance(ReportValue):
+    """Which network was audited, or used by the attacker."""
+
+    id: str
+    name: str
+    sha256: str
+    architecture: str
+
+
+class DatasetProvenance(ReportValue):
+    """Which examples were attacked."""
+
+    id: str
+    name: str
+    sha256: str
+    split: str | None
+
+
+class Provenance(ReportValue):
+    """All that is needed to get the same figures again."""
+
+    model: ModelProvenance
+    dataset: DatasetProvenance
+    surrogate: ModelProvenance | None
+    config: dict[str, Any] = Field(description="the audit's configuration, defaults included")
+    config_sha256: str
+    scores_sha256: str = Field(description="hash of the stored scores that the figures come from")
+    seed: int
+    versions: dict[str, str] = Field(description="of adap, torch and numpy")
+    device: str
+    created_at: str = Field(description="RFC 3339, UTC")
+
+
+class Report(ReportValue):
+    """The result of an audit."""
+
+    version: int = REPORT_VERSION
+    tasks: list[TaskReport]
+    mean: dict[str, float] = Field(
+        description="means over the tasks: clean, worst_case and each attack"
+    )
+    warnings: list[str] = Field(description="what a reader must know before trusting the figures")
+    provenance: Provenance

@@ -1,0 +1,1 @@
+"""Networks, and the only place where somebody else's weights are opened."""
