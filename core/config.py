@@ -73,21 +73,27 @@ def _name_only(value: Any) -> Any:
 
 # --- training methods -----------------------------------------------------------------------------
 
-FirstVisit = Literal["published", "batch"]
-
-_LAMBDA = Field(1.0, ge=0, le=1000, alias="lambda", description="weight of the regulariser")
-_MARGIN = Field(0.6, gt=0, le=100, description="margin of the squared hinge in the AP surrogate")
-_GAMMA1 = Field(
-    0.1, gt=0, le=1, description="moving-average weight of the newest batch in u_pos and u_all"
-)
-_GAMMA2 = Field(
-    0.1, gt=0, le=1, description="moving-average weight of the newest batch in the listwise term"
-)
-_FIRST_VISIT = Field(
-    "published",
-    description="'published': estimators start at 0 as in the released code; "
-    "'batch': they start at the first batch value",
-)
+Lambda = Annotated[
+    float, Field(ge=0, le=1000, alias="lambda", description="weight of the regulariser")
+]
+Margin = Annotated[
+    float, Field(gt=0, le=100, description="margin of the squared hinge in the AP surrogate")
+]
+Gamma1 = Annotated[
+    float,
+    Field(gt=0, le=1, description="moving-average weight of the newest batch in u_pos and u_all"),
+]
+Gamma2 = Annotated[
+    float,
+    Field(gt=0, le=1, description="moving-average weight of the newest batch, listwise term"),
+]
+FirstVisit = Annotated[
+    Literal["published", "batch"],
+    Field(
+        description="'published': estimators start at 0 as in the released code; "
+        "'batch': they start at the first batch value"
+    ),
+]
 
 
 class CEMethod(Config):
@@ -100,9 +106,9 @@ class APMethod(Config):
     """Maximise the AP surrogate on clean images (SOAP)."""
 
     name: Literal["ap"] = "ap"
-    margin: float = _MARGIN
-    gamma1: float = _GAMMA1
-    first_visit: FirstVisit = _FIRST_VISIT
+    margin: Margin = 0.6
+    gamma1: Gamma1 = 0.1
+    first_visit: FirstVisit = "published"
 
 
 class PGDMethod(Config):
@@ -115,66 +121,66 @@ class TRADESMethod(Config):
     """Cross-entropy on clean images plus a pointwise KL term to the attacked ones."""
 
     name: Literal["trades"] = "trades"
-    lambda_: float = _LAMBDA
+    lambda_: Lambda = 1.0
 
 
 class MARTMethod(Config):
     """Cross-entropy on attacked images plus a KL term weighted by how wrong the clean score is."""
 
     name: Literal["mart"] = "mart"
-    lambda_: float = _LAMBDA
+    lambda_: Lambda = 1.0
 
 
 class AdapMMMethod(Config):
     """Minimax AP surrogate on attacked images, eq. (6)."""
 
     name: Literal["adap_mm"] = "adap_mm"
-    margin: float = _MARGIN
-    gamma1: float = _GAMMA1
-    first_visit: FirstVisit = _FIRST_VISIT
+    margin: Margin = 0.6
+    gamma1: Gamma1 = 0.1
+    first_visit: FirstVisit = "published"
 
 
 class AdapPZMethod(Config):
     """AP surrogate plus a pointwise term, as a zero-sum game, eq. (7)."""
 
     name: Literal["adap_pz"] = "adap_pz"
-    margin: float = _MARGIN
-    gamma1: float = _GAMMA1
-    lambda_: float = _LAMBDA
-    first_visit: FirstVisit = _FIRST_VISIT
+    margin: Margin = 0.6
+    gamma1: Gamma1 = 0.1
+    lambda_: Lambda = 1.0
+    first_visit: FirstVisit = "published"
 
 
 class AdapLZMethod(Config):
     """AP surrogate plus the listwise term, as a zero-sum game, eq. (18)."""
 
     name: Literal["adap_lz"] = "adap_lz"
-    margin: float = _MARGIN
-    gamma1: float = _GAMMA1
-    gamma2: float = _GAMMA2
-    lambda_: float = _LAMBDA
-    first_visit: FirstVisit = _FIRST_VISIT
+    margin: Margin = 0.6
+    gamma1: Gamma1 = 0.1
+    gamma2: Gamma2 = 0.1
+    lambda_: Lambda = 1.0
+    first_visit: FirstVisit = "published"
 
 
 class AdapLNMethod(Config):
     """AP surrogate plus the listwise term, with a pointwise attacker, eq. (9)."""
 
     name: Literal["adap_ln"] = "adap_ln"
-    margin: float = _MARGIN
-    gamma1: float = _GAMMA1
-    gamma2: float = _GAMMA2
-    lambda_: float = _LAMBDA
-    first_visit: FirstVisit = _FIRST_VISIT
+    margin: Margin = 0.6
+    gamma1: Gamma1 = 0.1
+    gamma2: Gamma2 = 0.1
+    lambda_: Lambda = 1.0
+    first_visit: FirstVisit = "published"
 
 
 class AdapLPNMethod(Config):
     """AP surrogate plus listwise and pointwise terms, with a pointwise attacker, eq. (10)."""
 
     name: Literal["adap_lpn"] = "adap_lpn"
-    margin: float = _MARGIN
-    gamma1: float = _GAMMA1
-    gamma2: float = _GAMMA2
-    lambda_: float = _LAMBDA
-    first_visit: FirstVisit = _FIRST_VISIT
+    margin: Margin = 0.6
+    gamma1: Gamma1 = 0.1
+    gamma2: Gamma2 = 0.1
+    lambda_: Lambda = 1.0
+    first_visit: FirstVisit = "published"
 
 
 Method = Annotated[
@@ -304,7 +310,7 @@ class PGDAttack(Config):
 
 
 class APGDAttack(Config):
-    """Auto-PGD: momentum, and a step size that is halved when progress stalls (Croce & Hein 2020)."""
+    """Auto-PGD: momentum, and a step size halved when progress stalls (Croce & Hein 2020)."""
 
     name: Literal["apgd"] = "apgd"
     steps: int = Field(20, ge=2, le=1000)
@@ -390,7 +396,7 @@ class AuditConfig(Config):
         return self
 
     def resolved_attacks(self) -> list[PGDAttack | APGDAttack | TransferAttack]:
-        """The attacks to run. A preset leaves its transfer attack out where no surrogate is named."""
+        """The attacks to run; a preset leaves transfer out where no surrogate is named."""
         if self.attacks is not None:
             return self.attacks
         return [
