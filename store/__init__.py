@@ -1,0 +1,1 @@
+"""What must last: settings, tables, the job state machine, blobs and migrations. No torch here."""

@@ -1,0 +1,91 @@
+"""The database: one engine, short transactions, and the database's own clock.
+
+`reading()` and `writing()` are the only ways to a session; each is one transaction. On SQLite a
+writing transaction takes the write lock at its start, so it waits for another writer instead of
+failing in the middle.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import Connection, Double, Engine, create_engine, event
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.orm import Session
+from sqlalchemy.sql.expression import FunctionElement
+
+from store.settings import Settings
+
+
+class now(FunctionElement[float]):  # noqa: N801 - reads as a SQL function
+    """Seconds since the epoch on the database's clock, the only clock that leases are held by."""
+
+    type = Double()
+    inherit_cache = True
+
+
+@compiles(now, "sqlite")
+def _now_sqlite(*_: Any, **__: Any) -> str:
+    return "((julianday('now') - 2440587.5) * 86400.0)"
+
+
+@compiles(now, "postgresql")
+def _now_postgresql(*_: Any, **__: Any) -> str:
+    # clock_timestamp moves on inside a transaction, as SQLite's clock does
+    return "extract(epoch from clock_timestamp())::double precision"
+
+
+class Database:
+    """Sessions on the database of the settings."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.engine = _engine(settings.database)
+
+    @contextmanager
+    def reading(self) -> Iterator[Session]:
+        """One transaction that sees a consistent state and writes nothing."""
+        with self._session("BEGIN") as session:
+            yield session
+
+    @contextmanager
+    def writing(self) -> Iterator[Session]:
+        """One transaction, committed at the end, rolled back on any error."""
+        with self._session("BEGIN IMMEDIATE") as session:
+            yield session
+
+    @contextmanager
+    def _session(self, sqlite_begin: str) -> Iterator[Session]:
+        with (
+            self.engine.connect().execution_options(sqlite_begin=sqlite_begin) as connection,
+            Session(connection, expire_on_commit=False) as session,
+            session.begin(),
+        ):
+            yield session
+
+    def dispose(self) -> None:
+        """Close all connections."""
+        self.engine.dispose()
+
+
+def _engine(url: str) -> Engine:
+    if not url.startswith("sqlite"):
+        return create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": 5})
+    engine = create_engine(url, connect_args={"timeout": 30, "check_same_thread": False})
+
+    @event.listens_for(engine, "connect")
+    def _configure(connection: Any, _: Any) -> None:
+        connection.isolation_level = None  # we say BEGIN ourselves, below
+        for pragma in (
+            "journal_mode=WAL",
+            "synchronous=FULL",
+            "foreign_keys=ON",
+            "busy_timeout=30000",
+        ):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        begin = connection.get_execution_options().get("sqlite_begin", "BEGIN IMMEDIATE")
+        connection.exec_driver_sql(begin)
+
+    return engine

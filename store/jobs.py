@@ -1,0 +1,429 @@
+"""The job state machine: every move is one guarded update and one event, in one transaction.
+
+    queued -> running | cancelled
+    running -> succeeded | failed | cancelling | queued      (queued: lease lost, or released)
+    cancelling -> cancelled | succeeded | failed
+
+Whoever works on a job holds a `Claim`. Its attempt number is a fencing token: a worker that was
+taken for dead and comes back finds that its updates match no row.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import exists, func, insert, or_, select, update
+from sqlalchemy.orm import Session, aliased
+
+from store.database import now
+from store.ids import new_id
+from store.tables import (
+    LIVE,
+    AssetStatus,
+    DatasetRow,
+    JobEventRow,
+    JobKind,
+    JobRow,
+    JobStatus,
+    ModelRow,
+)
+
+TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
+    JobStatus.QUEUED: frozenset({JobStatus.RUNNING, JobStatus.CANCELLED}),
+    JobStatus.RUNNING: frozenset(
+        {JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLING, JobStatus.QUEUED}
+    ),
+    JobStatus.CANCELLING: frozenset({JobStatus.CANCELLED, JobStatus.SUCCEEDED, JobStatus.FAILED}),
+    JobStatus.SUCCEEDED: frozenset(),
+    JobStatus.FAILED: frozenset(),
+    JobStatus.CANCELLED: frozenset(),
+}
+
+_NOBODY: dict[str, Any] = {"worker": None, "lease_expires_at": None}
+
+BACKOFF_S = (1.0, 5.0, 15.0)  # after the first, second, … lost attempt
+
+
+class ClaimLostError(Exception):
+    """Somebody else has the job now, or it is finished: stop, and write nothing."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The right to work on a job, as long as the lease is renewed."""
+
+    job_id: str
+    attempt: int
+
+
+@dataclass(frozen=True)
+class JobError:
+    """Why a job failed: `code` for programs, `message` for people."""
+
+    code: str
+    message: str
+    retryable: bool = False
+
+    def as_json(self) -> dict[str, Any]:
+        """The value of the job's `error` column."""
+        return {"code": self.code, "message": self.message, "retryable": self.retryable}
+
+
+def enqueue(session: Session, kind: JobKind, *, tenant: str, **columns: Any) -> JobRow:
+    """Insert a queued job and its first event; ring for it after the commit."""
+    job = JobRow(
+        id=new_id("job"),
+        kind=kind,
+        queue=kind.queue,
+        status=JobStatus.QUEUED,
+        tenant=tenant,
+        last_event=1,
+        **columns,
+    )
+    session.add(job)
+    session.flush()
+    session.add(JobEventRow(job_id=job.id, seq=1, type="queued", data={}))
+    session.flush()
+    return job
+
+
+def claim(session: Session, job_id: str, *, worker: str, lease_s: float) -> Claim | None:
+    """Take a queued job whose data set and models are no longer being checked.
+
+    None if the job is not to be had: somebody else took it, it ended, or its time has not come.
+    """
+    attempt = _move(
+        session,
+        job_id,
+        JobStatus.RUNNING,
+        sources={JobStatus.QUEUED},
+        where=(JobRow.not_before <= now(), _inputs_settled()),
+        values={
+            "attempt": JobRow.attempt + 1,
+            "worker": worker,
+            "lease_expires_at": now() + lease_s,
+            "started_at": func.coalesce(JobRow.started_at, now()),
+        },
+        event=lambda row: {"attempt": row.attempt, "worker": worker},
+    )
+    return None if attempt is None else Claim(job_id, attempt)
+
+
+def claim_shard(session: Session, parent: Claim, *, worker: str, lease_s: float) -> Claim | None:
+    """Take any queued shard of an audit."""
+    for shard in session.scalars(
+        select(JobRow.id)
+        .where(JobRow.parent_id == parent.job_id, JobRow.status == JobStatus.QUEUED)
+        .order_by(JobRow.shard)
+    ):
+        taken = claim(session, shard, worker=worker, lease_s=lease_s)
+        if taken is not None:
+            return taken
+    return None
+
+
+def renew(
+    session: Session, claim: Claim, *, lease_s: float, progress: dict[str, Any] | None = None
+) -> JobStatus:
+    """Prolong the lease, optionally with progress; returns whether the job is being cancelled."""
+    values: dict[str, Any] = {"lease_expires_at": now() + lease_s}
+    if progress is not None:
+        values["progress"] = progress
+    row = session.execute(
+        update(JobRow).where(*_held(claim)).values(values).returning(JobRow.status)
+    ).first()
+    if row is None:
+        raise ClaimLostError(claim)
+    return JobStatus(row.status)
+
+
+def record(session: Session, claim: Claim, type: str, data: dict[str, Any]) -> None:  # noqa: A002
+    """Append an event to a job that this claim still holds."""
+    row = session.execute(
+        update(JobRow)
+        .where(*_held(claim))
+        .values(last_event=JobRow.last_event + 1)
+        .returning(JobRow.last_event)
+    ).first()
+    if row is None:
+        raise ClaimLostError(claim)
+    session.add(JobEventRow(job_id=claim.job_id, seq=row.last_event, type=type, data=data))
+
+
+def save_checkpoint(session: Session, claim: Claim, sha256: str) -> str | None:
+    """Point the job at its newest checkpoint; returns the one it replaces."""
+    previous = session.scalar(select(JobRow.checkpoint_sha256).where(JobRow.id == claim.job_id))
+    changed = session.execute(
+        update(JobRow).where(*_held(claim)).values(checkpoint_sha256=sha256).returning(JobRow.id)
+    ).first()
+    if changed is None:
+        raise ClaimLostError(claim)
+    return previous
+
+
+def succeed(session: Session, claim: Claim, result: dict[str, Any]) -> None:
+    """Publish the one result of the job; what it made is written in the same transaction."""
+    _finish(session, claim, JobStatus.SUCCEEDED, {"result": result})
+
+
+def fail(session: Session, claim: Claim, error: JobError) -> None:
+    """End the job with a reason."""
+    _finish(session, claim, JobStatus.FAILED, {"error": error.as_json()}, error.as_json())
+
+
+def finish_cancelled(session: Session, claim: Claim) -> None:
+    """End a job that was asked to stop, once its work has stopped."""
+    _finish(session, claim, JobStatus.CANCELLED, {})
+
+
+def release(session: Session, claim: Claim) -> None:
+    """Give a running job back unharmed, because this worker is shutting down."""
+    moved = _move(
+        session,
+        claim.job_id,
+        JobStatus.QUEUED,
+        sources={JobStatus.RUNNING},
+        where=(JobRow.attempt == claim.attempt,),
+        values=_NOBODY,
+        event=lambda _: {"reason": "worker_shutdown"},
+    )
+    if moved is None:
+        raise ClaimLostError(claim)
+
+
+def lose(session: Session, claim: Claim, *, max_lost: int) -> None:
+    """The process that did the work died: queue the job again, or give up after several times."""
+    if not _take_back(session, claim.job_id, claim.attempt, max_lost=max_lost):
+        raise ClaimLostError(claim)
+
+
+def request_cancel(session: Session, job_id: str) -> JobStatus | None:
+    """Cancel a queued job at once, ask a running one to stop; None if it had already ended.
+
+    The shards of an audit are cancelled with it.
+    """
+    for shard in session.scalars(
+        select(JobRow.id).where(JobRow.parent_id == job_id, JobRow.status.in_(LIVE))
+    ).all():
+        request_cancel(session, shard)
+    if _move(
+        session,
+        job_id,
+        JobStatus.CANCELLED,
+        sources={JobStatus.QUEUED},
+        values={"finished_at": now()},
+    ):
+        return JobStatus.CANCELLED
+    if _move(
+        session,
+        job_id,
+        JobStatus.CANCELLING,
+        sources={JobStatus.RUNNING},
+    ):
+        return JobStatus.CANCELLING
+    status = session.scalar(select(JobRow.status).where(JobRow.id == job_id))
+    return status if status == JobStatus.CANCELLING else None
+
+
+def take_back_expired(session: Session, *, max_lost: int) -> list[str]:
+    """Queue again, end or cancel the jobs whose worker is silent; returns the queued ones."""
+    expired = session.execute(
+        select(JobRow.id, JobRow.attempt).where(
+            JobRow.status.in_((JobStatus.RUNNING, JobStatus.CANCELLING)),
+            JobRow.lease_expires_at < now(),
+        )
+    ).all()
+    return [
+        row.id
+        for row in expired
+        if _take_back(session, row.id, row.attempt, max_lost=max_lost, expired_only=True)
+        is JobStatus.QUEUED
+    ]
+
+
+def claimable(session: Session, queue: str, *, limit: int) -> Sequence[str]:
+    """The oldest queued jobs that a worker could claim now."""
+    return session.scalars(
+        select(JobRow.id)
+        .where(
+            JobRow.status == JobStatus.QUEUED,
+            JobRow.queue == queue,
+            JobRow.not_before <= now(),
+            _inputs_settled(),
+        )
+        .order_by(JobRow.id)
+        .limit(limit)
+    ).all()
+
+
+def add_shards(session: Session, parent: JobRow, requests: Sequence[dict[str, Any]]) -> None:
+    """Create the shards of an audit, unless an earlier attempt already has."""
+    present = session.scalar(select(exists().where(JobRow.parent_id == parent.id)))
+    if present:
+        return
+    for number, request in enumerate(requests):
+        enqueue(
+            session,
+            JobKind.AUDIT_SHARD,
+            tenant=parent.tenant,
+            parent_id=parent.id,
+            shard=number,
+            request=request,
+            dataset_id=parent.dataset_id,
+            model_id=parent.model_id,
+            surrogate_id=parent.surrogate_id,
+        )
+
+
+def queue_position(session: Session, job: JobRow) -> int | None:
+    """How many jobs of the same queue are ahead of a queued one; shards count with their audit."""
+    if job.status != JobStatus.QUEUED:
+        return None
+    return session.scalar(
+        select(func.count()).where(
+            JobRow.status == JobStatus.QUEUED,
+            JobRow.queue == job.queue,
+            JobRow.parent_id.is_(None),
+            JobRow.id < job.id,
+        )
+    )
+
+
+def uses(session: Session, asset_id: str) -> bool:
+    """Whether a job that has not ended refers to this data set or model."""
+    return bool(
+        session.scalar(
+            select(
+                exists().where(
+                    JobRow.status.in_(LIVE),
+                    or_(
+                        JobRow.dataset_id == asset_id,
+                        JobRow.model_id == asset_id,
+                        JobRow.surrogate_id == asset_id,
+                    ),
+                )
+            )
+        )
+    )
+
+
+def _held(claim: Claim) -> tuple[Any, ...]:
+    return (
+        JobRow.id == claim.job_id,
+        JobRow.attempt == claim.attempt,
+        JobRow.status.in_((JobStatus.RUNNING, JobStatus.CANCELLING)),
+    )
+
+
+def _inputs_settled() -> Any:
+    """No data set or model that the job needs is still being checked.
+
+    The checks themselves work on an asset in exactly that state, so they are exempt.
+    """
+    surrogate = aliased(ModelRow)
+    checking = or_(
+        exists().where(
+            DatasetRow.id == JobRow.dataset_id, DatasetRow.status == AssetStatus.VALIDATING
+        ),
+        exists().where(ModelRow.id == JobRow.model_id, ModelRow.status == AssetStatus.VALIDATING),
+        exists().where(
+            surrogate.id == JobRow.surrogate_id, surrogate.status == AssetStatus.VALIDATING
+        ),
+    )
+    return or_(JobRow.queue == "intake", ~checking)
+
+
+def _finish(
+    session: Session,
+    claim: Claim,
+    to: JobStatus,
+    values: dict[str, Any],
+    event: dict[str, Any] | None = None,
+) -> None:
+    held = {JobStatus.RUNNING, JobStatus.CANCELLING}
+    moved = _move(
+        session,
+        claim.job_id,
+        to,
+        sources={status for status in held if to in TRANSITIONS[status]},
+        where=(JobRow.attempt == claim.attempt,),
+        values={**_NOBODY, "finished_at": now(), **values},
+        event=lambda _: event or {},
+    )
+    if moved is None:
+        raise ClaimLostError(claim)
+
+
+def _take_back(
+    session: Session, job_id: str, attempt: int, *, max_lost: int, expired_only: bool = False
+) -> JobStatus | None:
+    """Move a job whose worker died to queued, failed or cancelled; None if it has moved on."""
+    mine: tuple[Any, ...] = (JobRow.attempt == attempt,)
+    if expired_only:
+        mine += (JobRow.lease_expires_at < now(),)
+    if _move(
+        session,
+        job_id,
+        JobStatus.CANCELLED,
+        sources={JobStatus.CANCELLING},
+        where=mine,
+        values={**_NOBODY, "finished_at": now()},
+    ):
+        return JobStatus.CANCELLED
+    lost = session.scalar(select(JobRow.lost).where(JobRow.id == job_id)) or 0
+    if lost + 1 >= max_lost:
+        error = JobError(
+            "worker_lost",
+            f"The process that ran this job died {lost + 1} times, so it was given up. "
+            "It may need more memory than there is, or crash on its input.",
+            retryable=True,
+        ).as_json()
+        failed = _move(
+            session,
+            job_id,
+            JobStatus.FAILED,
+            sources={JobStatus.RUNNING},
+            where=mine,
+            values={**_NOBODY, "finished_at": now(), "lost": JobRow.lost + 1, "error": error},
+            event=lambda _: error,
+        )
+        return JobStatus.FAILED if failed else None
+    wait_s = BACKOFF_S[min(lost, len(BACKOFF_S) - 1)]
+    queued = _move(
+        session,
+        job_id,
+        JobStatus.QUEUED,
+        sources={JobStatus.RUNNING},
+        where=mine,
+        values={**_NOBODY, "lost": JobRow.lost + 1, "not_before": now() + wait_s},
+        event=lambda _: {"reason": "worker_lost"},
+    )
+    return JobStatus.QUEUED if queued else None
+
+
+def _move(
+    session: Session,
+    job_id: str,
+    to: JobStatus,
+    *,
+    sources: Collection[JobStatus],
+    where: tuple[Any, ...] = (),
+    values: dict[str, Any] | None = None,
+    event: Callable[[Any], dict[str, Any]] = lambda _: {},
+) -> int | None:
+    """Change the status of one row that still matches, with its event; returns the attempt."""
+    assert all(to in TRANSITIONS[source] for source in sources), f"{sources} -> {to}"
+    row = session.execute(
+        update(JobRow)
+        .where(JobRow.id == job_id, JobRow.status.in_(sources), *where)
+        .values(status=to, last_event=JobRow.last_event + 1, **(values or {}))
+        .returning(JobRow.attempt, JobRow.last_event)
+        .execution_options(synchronize_session=False)
+    ).first()
+    if row is None:
+        return None
+    session.execute(
+        insert(JobEventRow).values(job_id=job_id, seq=row.last_event, type=str(to), data=event(row))
+    )
+    session.expire_all()
+    return int(row.attempt)

@@ -1,0 +1,23 @@
+"""Bring the database's tables to the newest version."""
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+
+from store.database import Database
+
+
+def migrate(database: Database, revision: str = "head") -> None:
+    """Upgrade (or, to an older revision, downgrade is `alembic`'s own job) the tables."""
+    with database.engine.begin() as connection:
+        command.upgrade(config(connection), revision)
+
+
+def config(connection: object) -> Config:
+    """Alembic's configuration for our migrations on this connection."""
+    made = Config()
+    made.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    made.set_main_option("path_separator", "os")
+    made.attributes["connection"] = connection
+    return made

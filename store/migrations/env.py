@@ -1,0 +1,14 @@
+"""Alembic's entry: run the migrations on the connection that `store.migrate` hands over."""
+
+from alembic import context
+
+from store.tables import Table
+
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=Table.metadata,
+    render_as_batch=True,
+    transaction_per_migration=True,
+)
+with context.begin_transaction():
+    context.run_migrations()

@@ -1,0 +1,78 @@
+"""Blobs in an S3 bucket; needs the extra `s3`.
+
+An object becomes visible when its upload has finished, so no temporary name is needed. Files that
+jobs read are copied to `home/cache` first, under their hash.
+"""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import obstore
+from obstore.store import S3Store
+
+from store.artifacts import CHUNK_BYTES, sha256_of
+from store.settings import Settings
+
+
+class S3Blobs:
+    """Blobs as objects `prefix/<sha256>`."""
+
+    def __init__(self, settings: Settings) -> None:
+        url = urlsplit(settings.blobs)
+        options: dict[str, Any] = {"region": settings.s3_region}
+        if settings.s3_endpoint is not None:
+            options["endpoint"] = settings.s3_endpoint
+            options["virtual_hosted_style_request"] = False
+        if settings.s3_access_key_id is not None:
+            options["access_key_id"] = settings.s3_access_key_id
+        if settings.s3_secret_access_key is not None:
+            options["secret_access_key"] = settings.s3_secret_access_key.get_secret_value()
+        if (settings.s3_endpoint or "").startswith("http://"):
+            options["client_options"] = {"allow_http": True}
+        self.store = S3Store(url.netloc, prefix=url.path.strip("/") or None, **options)
+        self.cache = settings.home / "cache"
+        self.cache.mkdir(parents=True, exist_ok=True)
+
+    def put(self, path: Path) -> str:
+        """Store a copy of a file; returns its SHA-256."""
+        sha256 = sha256_of(path)
+        obstore.put(self.store, sha256, path)
+        return sha256
+
+    def open(self, sha256: str) -> IO[bytes]:
+        """Read a blob as a seekable file. FileNotFoundError if there is none."""
+        return self.local_path(sha256).open("rb")
+
+    def local_path(self, sha256: str) -> Path:
+        """A cached copy, fetched on first use and checked against its name."""
+        target = self.cache / sha256
+        if target.exists():
+            return target
+        part = self.cache / f"{uuid4().hex}.part"
+        try:
+            with part.open("wb") as file:
+                for chunk in obstore.get(self.store, sha256).stream(min_chunk_size=CHUNK_BYTES):
+                    file.write(chunk)
+            if sha256_of(part) != sha256:
+                raise OSError(f"expected blob {sha256}, got other content from the bucket")
+            part.rename(target)
+        finally:
+            part.unlink(missing_ok=True)
+        return target
+
+    def delete(self, sha256: str) -> None:
+        """Remove a blob; no error if it is gone already."""
+        obstore.delete(self.store, sha256)
+        (self.cache / sha256).unlink(missing_ok=True)
+
+    def older_than(self, age_s: float) -> Iterator[str]:
+        """All blobs that were last written more than this long ago."""
+        oldest = datetime.now(UTC) - timedelta(seconds=age_s)
+        for batch in obstore.list(self.store):
+            for item in batch:
+                if item["last_modified"] < oldest:
+                    yield item["path"]

@@ -1,0 +1,91 @@
+"""Everything an operator can tune, in one place: the only module that reads the environment.
+
+Each field is an environment variable with the prefix `ADAP_`, for example `ADAP_DATABASE_URL`.
+"""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+GIB = 2**30
+MIB = 2**20
+
+
+def _default_home() -> Path:
+    return Path.home() / ".local" / "share" / "adap"
+
+
+class Settings(BaseSettings):
+    """The service's settings; every default works on one machine."""
+
+    model_config = SettingsConfigDict(env_prefix="ADAP_", frozen=True, extra="ignore")
+
+    home: Path = Field(
+        default_factory=_default_home, description="database, blobs and work folders live here"
+    )
+    database_url: str | None = Field(
+        None,
+        description="SQLite in `home` by default, else postgresql+psycopg://user:password@host/db",
+    )
+    broker_url: str | None = Field(
+        None, description="redis://…; `adap up` starts its own Valkey and fills this in"
+    )
+    blobs_url: str | None = Field(
+        None, description="a folder in `home` by default, else s3://bucket/prefix"
+    )
+    s3_endpoint: str | None = Field(None, description="for S3 stores other than AWS")
+    s3_region: str = "us-east-1"
+    s3_access_key_id: str | None = None
+    s3_secret_access_key: SecretStr | None = None
+
+    host: str = Field("127.0.0.1", description="address of the API; others need an API key first")
+    port: int = Field(8000, ge=0, le=65535, description="0 picks a free port")
+    bootstrap_admin_key: SecretStr | None = Field(
+        None, description="`python -m store` makes sure that this admin key exists"
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+    max_upload_bytes: int = Field(2 * GIB, gt=0, description="largest request body of an upload")
+    max_json_bytes: int = Field(1 * MIB, gt=0, description="largest JSON request body")
+    max_wait_s: float = Field(60, gt=0, description="longest wait that `Prefer: wait=N` is granted")
+
+    lease_s: float = Field(
+        30, gt=0, description="a worker that is silent this long has lost its job"
+    )
+    heartbeat_s: float = Field(2, gt=0, description="how often a worker renews its lease")
+    sweep_s: float = Field(
+        5, gt=0, description="how often each worker looks for lost jobs and bells"
+    )
+    max_lost_attempts: int = Field(
+        3, ge=1, description="a job whose worker died this often fails instead of being run again"
+    )
+    job_limit_s: float = Field(24 * 3600, gt=0, description="wall-clock limit of one attempt")
+    stall_limit_s: float = Field(1800, gt=0, description="limit without any sign of progress")
+    intake_limit_s: float = Field(900, gt=0, description="wall-clock limit of checking one upload")
+    blob_grace_s: float = Field(
+        24 * 3600, gt=0, description="age at which a blob that no row refers to is deleted"
+    )
+
+    sandbox: Literal["auto", "bubblewrap", "process"] = Field(
+        "auto",
+        description="how files from outside are opened: in a bubblewrap container without network, "
+        "or in a child process with resource limits only; auto takes bubblewrap where it works",
+    )
+    child_memory_bytes: int = Field(
+        16 * GIB, gt=0, description="address space of a process that opens uploads"
+    )
+    threads: int | None = Field(None, ge=1, description="CPU threads of a job; by default all")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    @cached_property
+    def database(self) -> str:
+        """The database's URL, default filled in."""
+        return self.database_url or f"sqlite:///{self.home / 'adap.db'}"
+
+    @cached_property
+    def blobs(self) -> str:
+        """Where blobs live, default filled in: a path, or an s3:// URL."""
+        return self.blobs_url or str(self.home / "blobs")

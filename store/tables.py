@@ -1,0 +1,202 @@
+"""The tables. Times are seconds since the epoch on the database's clock (`store.database.now`)."""
+
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Double,
+    Enum,
+    ForeignKey,
+    Index,
+    MetaData,
+    String,
+    UniqueConstraint,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from store.database import now
+
+LOCAL_TENANT = "local"
+
+
+class JobStatus(StrEnum):
+    """Where a job is. Terminal rows never change again."""
+
+    QUEUED = "queued"  # waiting for a worker
+    RUNNING = "running"  # a worker holds its lease
+    CANCELLING = "cancelling"  # its worker was asked to stop
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+TERMINAL = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED})
+LIVE = frozenset(JobStatus) - TERMINAL
+
+
+class JobKind(StrEnum):
+    """What a job does."""
+
+    VALIDATE_DATASET = "validate_dataset"
+    VALIDATE_MODEL = "validate_model"
+    TRAIN = "train"
+    AUDIT = "audit"
+    AUDIT_SHARD = "audit_shard"
+    RANK = "rank"
+
+    @property
+    def queue(self) -> str:
+        """Uploads are checked on a queue of their own, so that no training delays them."""
+        return "intake" if self in (JobKind.VALIDATE_DATASET, JobKind.VALIDATE_MODEL) else "compute"
+
+
+QUEUES = ("compute", "intake")
+
+
+class AssetStatus(StrEnum):
+    """Where a data set or a model is."""
+
+    VALIDATING = "validating"
+    READY = "ready"
+    REJECTED = "rejected"
+
+
+def _by_value(enum: type[StrEnum]) -> Enum:
+    """Store the value as text: adding a state is then no migration."""
+    return Enum(enum, native_enum=False, length=32, values_callable=lambda e: [m.value for m in e])
+
+
+class Table(DeclarativeBase):
+    """Base of the tables, with names for every constraint."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {  # noqa: RUF012 - read by SQLAlchemy
+        dict[str, Any]: JSON(none_as_null=True),
+        list[str]: JSON(none_as_null=True),
+        float: Double,
+        int: BigInteger,
+        str: String,
+        JobStatus: _by_value(JobStatus),
+        JobKind: _by_value(JobKind),
+        AssetStatus: _by_value(AssetStatus),
+    }
+
+
+class Asset:
+    """What data sets and models have in common: an upload that is checked, then content."""
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    tenant: Mapped[str] = mapped_column(index=True)
+    name: Mapped[str]
+    status: Mapped[AssetStatus]
+    created_at: Mapped[float] = mapped_column(default=now())
+    reasons: Mapped[list[str] | None]  # why it was rejected
+    upload_sha256: Mapped[str | None]  # what came; dropped once it was converted
+    content_sha256: Mapped[str | None]  # the stored form, once ready
+    job_id: Mapped[str | None]  # the job that checks or makes it
+
+
+class DatasetRow(Asset, Table):
+    """A data set."""
+
+    __tablename__ = "datasets"
+
+    summary: Mapped[dict[str, Any] | None]  # counts, classes, size
+
+
+class ModelRow(Asset, Table):
+    """A model."""
+
+    __tablename__ = "models"
+
+    manifest: Mapped[dict[str, Any] | None]
+    findings: Mapped[dict[str, Any] | None]  # of the probe at intake
+
+
+class JobRow(Table):
+    """A job: the row is the job, a broker message is only a doorbell."""
+
+    __tablename__ = "jobs"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    tenant: Mapped[str]
+    kind: Mapped[JobKind]
+    queue: Mapped[str]
+    status: Mapped[JobStatus] = mapped_column(default=JobStatus.QUEUED)
+    request: Mapped[dict[str, Any]]
+    result: Mapped[dict[str, Any] | None]
+    error: Mapped[dict[str, Any] | None]
+    progress: Mapped[dict[str, Any] | None]
+    created_at: Mapped[float] = mapped_column(default=now())
+    started_at: Mapped[float | None]
+    finished_at: Mapped[float | None]
+
+    attempt: Mapped[int] = mapped_column(default=0)  # grows with every claim: the fencing token
+    lost: Mapped[int] = mapped_column(default=0)  # attempts whose worker died
+    not_before: Mapped[float] = mapped_column(default=0.0)  # back-off after a lost attempt
+    worker: Mapped[str | None]
+    lease_expires_at: Mapped[float | None]
+    last_event: Mapped[int] = mapped_column(default=0)
+    checkpoint_sha256: Mapped[str | None]
+
+    dataset_id: Mapped[str | None] = mapped_column(ForeignKey("datasets.id"))
+    model_id: Mapped[str | None] = mapped_column(ForeignKey("models.id"))
+    surrogate_id: Mapped[str | None] = mapped_column(ForeignKey("models.id"))
+    parent_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))  # of a shard
+    shard: Mapped[int | None]
+    retry_of: Mapped[str | None]
+
+    __table_args__ = (
+        UniqueConstraint("parent_id", "shard"),
+        Index(None, "status", "queue", "id"),
+        Index(None, "tenant", "id"),
+        Index(None, "dataset_id"),
+        Index(None, "model_id"),
+    )
+
+
+class JobEventRow(Table):
+    """One thing that happened to a job; `seq` has no gaps."""
+
+    __tablename__ = "job_events"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    seq: Mapped[int] = mapped_column(primary_key=True)
+    at: Mapped[float] = mapped_column(default=now())
+    type: Mapped[str]
+    data: Mapped[dict[str, Any]]
+
+
+class WorkerRow(Table):
+    """A worker that was alive at `seen_at`."""
+
+    __tablename__ = "workers"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    queue: Mapped[str]
+    sandbox: Mapped[str]
+    seen_at: Mapped[float] = mapped_column(default=now())
+
+
+class ApiKeyRow(Table):
+    """An API key; only the hash of its 256 random bits is kept."""
+
+    __tablename__ = "api_keys"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    tenant: Mapped[str]
+    name: Mapped[str]
+    scopes: Mapped[list[str]]
+    sha256: Mapped[str] = mapped_column(unique=True)
+    created_at: Mapped[float] = mapped_column(default=now())
+    expires_at: Mapped[float | None]
+    revoked_at: Mapped[float | None]
