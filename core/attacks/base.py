@@ -1,0 +1,84 @@
+"""The seam between attacks and everything else, and what all gradient attacks need.
+
+An attack knows no model, label or objective: it is handed a function of the images and ascends it.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from core.attacks.threat_model import ThreatModel
+
+LossFn = Callable[[Tensor], Tensor]
+"""(B, C, H, W) images to (B,) losses, each of its own image alone; attacks ascend it."""
+
+
+class Attack(Protocol):
+    """A search for the image of highest loss within a threat model."""
+
+    def perturb(
+        self, loss_fn: LossFn, x: Tensor, *, threat_model: ThreatModel, generator: torch.Generator
+    ) -> Tensor:
+        """(B, C, H, W) images of the threat model around `x`, in [0, 1], detached.
+
+        The generator decides every random choice and may live on another device than `x`.
+        """
+        ...
+
+
+@contextmanager
+def attacking(network: nn.Module) -> Iterator[None]:
+    """Eval mode and frozen parameters inside; both exactly as before outside.
+
+    Frozen, because a step then costs one forward and one backward to the input; eval, because
+    BatchNorm in train mode would let images of a batch influence each other and would learn
+    from attacked images.
+    """
+    modes = [(module, module.training) for module in network.modules()]
+    flags = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
+    network.eval()
+    for parameter, _ in flags:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter, requires_grad in flags:
+            parameter.requires_grad_(requires_grad)
+
+
+def loss_and_gradient(loss_fn: LossFn, x_adv: Tensor) -> tuple[Tensor, Tensor]:
+    """(B,) losses and (B, C, H, W) their gradients: one forward, one backward to the input.
+
+    A network that lets no gradient through (rounding, for example) has gradient zero: the attack
+    stays at its start, and the audit shows it.
+    """
+    with torch.enable_grad():
+        x_adv = x_adv.detach().requires_grad_()
+        loss = loss_fn(x_adv)
+        if not loss.requires_grad:
+            return loss, torch.zeros_like(x_adv)
+        # Each loss depends on its own image only, so the gradient of the sum is all gradients.
+        (gradient,) = torch.autograd.grad(
+            loss.sum(), x_adv, allow_unused=True, materialize_grads=True
+        )
+    return loss.detach(), gradient
+
+
+class BestIterate:
+    """For each image the iterate of highest loss so far; a NaN loss is never the highest."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+        self.loss = torch.full((len(x),), -torch.inf, dtype=x.dtype, device=x.device)
+
+    def keep(self, x_adv: Tensor, loss: Tensor) -> Tensor:
+        """Take over the iterates that are better; returns (B,) which ones were."""
+        better = loss > self.loss
+        self.x = torch.where(better.view(-1, 1, 1, 1), x_adv, self.x)
+        self.loss = torch.where(better, loss, self.loss)
+        return better

@@ -1,0 +1,64 @@
+"""Projected gradient ascent with a fixed step size (Madry et al. 2018)."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from core.attacks.base import BestIterate, LossFn, loss_and_gradient
+from core.attacks.threat_model import ThreatModel, normal
+from core.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class PGD:
+    """x <- project(x + step_size * steepest_ascent(gradient)), `steps` times.
+
+    steps: gradient evaluations of one restart.  step_size: in pixels, or in L2 length.
+    restarts: independent starts; each image keeps the best of them.
+    iterate: 'best' returns each image's iterate of highest loss, 'last' the last one, which a
+    step that overshoots can leave worse than an earlier one.
+    start: 'uniform' in the ball, or 'normal', 0.001 * N(0, 1), as in the paper's training and
+    evaluation (there the start may leave [0, 1] by its noise; here it is projected as well).
+
+    Costs `steps` forward and backward passes, and one more forward pass where losses are compared
+    (best iterate, or several restarts): no pass is spent on the clean image, so only the
+    iterates compete.
+    """
+
+    steps: int
+    step_size: float
+    restarts: int = 1
+    iterate: Literal["best", "last"] = "best"
+    start: Literal["uniform", "normal"] = "uniform"
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.restarts < 1:
+            raise ConfigError(
+                f"expected at least 1 step and 1 restart, got {self.steps} and {self.restarts}"
+            )
+        if not self.step_size >= 0:
+            raise ConfigError(f"expected a step_size of at least 0, got {self.step_size}")
+
+    def perturb(
+        self, loss_fn: LossFn, x: Tensor, *, threat_model: ThreatModel, generator: torch.Generator
+    ) -> Tensor:
+        """See `core.attacks.base.Attack`."""
+        best = BestIterate(x)
+        for _ in range(self.restarts):
+            if self.start == "uniform":
+                x_adv = threat_model.random_start(x, generator=generator)
+            else:
+                x_adv = threat_model.project(x + 0.001 * normal(x, generator=generator), x)
+            for _ in range(self.steps):
+                loss, gradient = loss_and_gradient(loss_fn, x_adv)
+                if self.iterate == "best":
+                    best.keep(x_adv, loss)
+                direction = threat_model.steepest_ascent(gradient)
+                x_adv = threat_model.project(x_adv + self.step_size * direction, x)
+            if self.iterate == "last" and self.restarts == 1:
+                return x_adv
+            with torch.no_grad():
+                best.keep(x_adv, loss_fn(x_adv))
+        return best.x

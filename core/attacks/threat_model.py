@@ -1,0 +1,89 @@
+"""What the attacker may do to one image: the geometry that every attack shares.
+
+Images are (B, C, H, W) floats with pixels in [0, 1]; the perturbation of each image is bounded in
+L-inf or L2 norm, and the perturbed image stays an image.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from core.config import Norm
+from core.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ThreatModel:
+    """The set {x' in [0, 1]: |x' - x| <= epsilon}, image by image, in the given norm."""
+
+    norm: Norm
+    epsilon: float
+
+    def __post_init__(self) -> None:
+        if self.norm not in ("linf", "l2"):
+            raise ConfigError(f"expected norm 'linf' or 'l2', got {self.norm!r}")
+        if not (math.isfinite(self.epsilon) and self.epsilon >= 0):
+            raise ConfigError(f"expected a finite epsilon of at least 0, got {self.epsilon}")
+
+    def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """Move `x_adv` back into the ball around `x`, then into [0, 1].
+
+        As `x` is an image, the second move brings every pixel closer to `x`, so the result is in
+        both sets. Inside both, nothing moves.
+        """
+        if self.norm == "linf":
+            return x_adv.clamp(x - self.epsilon, x + self.epsilon).clamp_(0, 1)
+        delta = x_adv - x
+        length = delta.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+        outside = length > self.epsilon
+        # where: a point inside keeps its bits instead of being taken apart and added up again
+        return torch.where(outside, x + delta * (self.epsilon / length), x_adv).clamp_(0, 1)
+
+    def random_start(self, x: Tensor, *, generator: torch.Generator) -> Tensor:
+        """A point drawn uniformly from the ball around each image, projected into [0, 1]."""
+        if self.norm == "linf":
+            delta = self.epsilon * (2 * uniform(x, generator=generator) - 1)
+        else:
+            # A Gaussian direction, and a radius with density r^(d-1) as the volume of a shell.
+            direction = unit(normal(x, generator=generator))
+            radius = uniform(x[:, :1, :1, :1], generator=generator) ** (1 / x[0].numel())
+            delta = self.epsilon * radius * direction
+        return self.project(x + delta, x)
+
+    def steepest_ascent(self, gradient: Tensor) -> Tensor:
+        """The direction of length 1 along which a linear function with this gradient rises most.
+
+        L-inf: the sign of the gradient. L2: the gradient over its norm. A pixel whose gradient is
+        NaN, and an image whose gradient is zero, do not move.
+        """
+        gradient = gradient.nan_to_num(nan=0.0)
+        return gradient.sign() if self.norm == "linf" else unit(gradient)
+
+
+def unit(v: Tensor) -> Tensor:
+    """(B, C, H, W) scaled to L2 length 1, image by image; zero stays zero.
+
+    Divided by the largest entry first: the squares of a saturated network's gradient (1e-30)
+    vanish in float32, and those of a huge one overflow.
+    """
+    tiny = torch.finfo(v.dtype).tiny
+    v = v / v.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(tiny)
+    length: Tensor = v.flatten(1).norm(dim=1).clamp_min(tiny)
+    return v / length.view(-1, 1, 1, 1)
+
+
+def uniform(like: Tensor, *, generator: torch.Generator) -> Tensor:
+    """U(0, 1) in the shape of `like`; drawn where the generator lives, so a CPU generator gives
+    the same numbers whatever device the images are on."""
+    return torch.rand(
+        like.shape, dtype=like.dtype, device=generator.device, generator=generator
+    ).to(like.device)
+
+
+def normal(like: Tensor, *, generator: torch.Generator) -> Tensor:
+    """N(0, 1) in the shape of `like`, drawn where the generator lives."""
+    return torch.randn(
+        like.shape, dtype=like.dtype, device=generator.device, generator=generator
+    ).to(like.device)
