@@ -4,6 +4,7 @@ The stored form is one safetensors file, read without copying; it holds numbers 
 Opening what users upload is not done here but in `worker.intake`, inside a sandbox.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,15 +101,24 @@ class ImageSet:
 
     @classmethod
     def load(cls, path: Path) -> "ImageSet":
-        """Read the stored form whole."""
+        """Read the stored form; the images stay on disk until they are looked at."""
         with safe_open(path, framework="np") as file:
             return cls(
-                images=file.get_tensor("images"),
+                images=_map(path, "images"),
                 labels=file.get_tensor("labels"),
                 classes=_unpack(file.get_tensor("classes")),
                 example_ids=_unpack(file.get_tensor("example_ids")),
                 splits=file.get_tensor("splits") if "splits" in file.keys() else None,  # noqa: SIM118
             )
+
+
+def _map(path: Path, name: str) -> NDArray[np.uint8]:
+    """One uint8 tensor of a safetensors file, mapped into memory page by page."""
+    with path.open("rb") as file:
+        header_bytes = int.from_bytes(file.read(8), "little")
+        entry = json.loads(file.read(header_bytes))[name]
+    offset = 8 + header_bytes + entry["data_offsets"][0]
+    return np.memmap(path, np.uint8, mode="r", offset=offset, shape=tuple(entry["shape"]))
 
 
 def _pack(names: Sequence[str]) -> NDArray[np.uint8]:

@@ -1,0 +1,222 @@
+"""The process that does the work of jobs, and how its parent talks to it.
+
+A worker never computes: it hands each job to a child, which has no database, no broker and no
+credentials. The child gets a request, the paths of its input files and an empty work folder; it
+answers with progress, events, checkpoints and at last a result, whose files the worker publishes.
+So a child may be killed at any moment, and nothing half-written is left behind.
+
+Two kinds of child run the same loop. Work on what the service made itself starts from a fork
+server that has torch loaded already (milliseconds). Files from outside are opened in a sandbox
+(`worker.sandbox`), started from nothing (seconds).
+"""
+
+import contextlib
+import json
+import logging
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, Pipe
+from multiprocessing.process import BaseProcess
+from threading import Thread
+from typing import Any
+
+from worker.sandbox import Sandbox, limit_resources
+from worker.work import Message, Reporter, Work
+
+log = logging.getLogger(__name__)
+
+_context = get_context("forkserver")
+_context.set_forkserver_preload(["worker.pipelines"])
+
+
+_NO_MEMORY = (
+    "The work needs more memory than the service grants it; "
+    "a smaller batch_size or a smaller data set may help."
+)
+
+
+class ChildFailedError(Exception):
+    """The work failed for a reason that the child could name."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+class ChildDiedError(Exception):
+    """The child ended without an answer: a crash, the out-of-memory killer, or `kill -9`."""
+
+
+class Child:
+    """A child process that runs one piece of work after another."""
+
+    def __init__(self, *, sandbox: Sandbox | None = None, threads: int | None = None) -> None:
+        self._sandbox = sandbox
+        self._threads = threads
+        self._connection: Connection | None = None
+        self._process: BaseProcess | subprocess.Popen[bytes] | None = None
+
+    def run(
+        self,
+        work: Work,
+        *,
+        on_message: Callable[[Message], None],
+        check: Callable[[], None],
+        poll_s: float = 0.1,
+    ) -> Message:
+        """Do a piece of work; returns its result.
+
+        `on_message` gets progress, events and checkpoints as they come; `check` is called a few
+        times a second and stops the work by raising. Whatever ends this call with an exception
+        other than ChildFailedError has killed the child.
+
+        Raises ChildFailedError with the pipeline's own reason, ChildDiedError if the child ended.
+        """
+        try:
+            if self._process is None:
+                self._start(work)
+            assert self._connection is not None
+            self._connection.send_bytes(work.encode())
+            while True:
+                check()
+                if not self._connection.poll(poll_s):
+                    continue
+                message: Message = json.loads(self._connection.recv_bytes())
+                match message["type"]:
+                    case "result":
+                        return dict(message["result"])
+                    case "failure":
+                        raise ChildFailedError(message["code"], message["message"])
+                    case _:
+                        on_message(message)
+        except ChildFailedError:
+            raise
+        except (EOFError, ConnectionError) as error:
+            code = self._exit_code()
+            self.kill()
+            raise ChildDiedError(f"the process ended with exit code {code}") from error
+        except BaseException:
+            self.kill()
+            raise
+
+    def kill(self) -> None:
+        """End the child and everything it started, at once. Nothing of it needs a clean end."""
+        process, self._process = self._process, None
+        if process is not None and process.pid is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            if isinstance(process, subprocess.Popen):
+                process.wait()
+            else:
+                process.join()
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def __enter__(self) -> "Child":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    def _start(self, work: Work) -> None:
+        ours, theirs = Pipe(duplex=True)
+        if self._sandbox is None:
+            process = _context.Process(target=_forked, args=(theirs, self._threads), daemon=True)
+            process.start()
+            self._process = process
+        else:
+            fd = theirs.fileno()
+            self._process = self._sandbox.start(
+                [sys.executable, "-m", "worker.child", str(fd), str(self._sandbox.memory_bytes)],
+                pass_fd=fd,
+                folder=work.folder,
+                inputs=work.inputs.values(),
+            )
+        theirs.close()
+        self._connection = ours
+
+    def _exit_code(self) -> int | None:
+        deadline = time.monotonic() + 2
+        while time.monotonic() < deadline:
+            process = self._process
+            assert process is not None
+            code = process.poll() if isinstance(process, subprocess.Popen) else process.exitcode
+            if code is not None:
+                return int(code)
+            time.sleep(0.02)
+        return None
+
+
+def serve(connection: Connection) -> None:
+    """The child's loop: work, answer, until the worker is gone."""
+    from core.errors import AdapError
+    from models.errors import ModelFileError
+    from worker.pipelines import PIPELINES
+
+    reporter = Reporter(connection)
+    while True:
+        try:
+            work = Work.decode(connection.recv_bytes())
+        except EOFError:
+            return
+        try:
+            result = PIPELINES[work.pipeline](work, reporter)
+        except (AdapError, ModelFileError) as error:
+            reporter.send({"type": "failure", "code": error.code, "message": str(error)})
+        except MemoryError:
+            reporter.send({"type": "failure", "code": "out_of_memory", "message": _NO_MEMORY})
+        except Exception as error:
+            log.exception("pipeline.failed", extra={"pipeline": work.pipeline})
+            message = f"The service met an error that it did not expect: {error!r}"
+            reporter.send({"type": "failure", "code": "internal_error", "message": message})
+        else:
+            reporter.send({"type": "result", "result": result})
+
+
+def _forked(connection: Connection, threads: int | None) -> None:
+    """Entry of a child that came from the fork server."""
+    os.setsid()
+    _die_with_the_worker(connection)
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    serve(connection)
+
+
+def _die_with_the_worker(connection: Connection) -> None:
+    """End this process group when the worker does, also while it computes.
+
+    The worker's end of the pipe closes with it, even after `kill -9`; waiting for that takes no
+    byte that `serve` will read.
+    """
+
+    def watch() -> None:
+        poll = select.poll()
+        poll.register(connection.fileno(), select.POLLRDHUP)
+        poll.poll()
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+
+    Thread(target=watch, daemon=True).start()
+
+
+def _main() -> None:
+    """Entry of a child that was started inside a sandbox: the pipe is an inherited descriptor."""
+    limit_resources(memory_bytes=int(sys.argv[2]))
+    connection: Connection = Connection(int(sys.argv[1]))
+    _die_with_the_worker(connection)
+    serve(connection)
+
+
+if __name__ == "__main__":
+    _main()
