@@ -62,21 +62,22 @@ class Scores:
             for item in self.evidence
         ]
         contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-        save_file(contiguous, path, metadata={"evidence": json.dumps(header)})
+        # The file keeps tensors in an order of its own; the attacks' order decides ties.
+        metadata = {"evidence": json.dumps(header), "attacks": json.dumps(list(self.attacked))}
+        save_file(contiguous, path, metadata=metadata)
 
     @classmethod
     def load(cls, path: Path) -> "Scores":
         """Read what `save` wrote."""
         with safe_open(path, framework="np") as file:
-            names = list(file.keys())
+            metadata = file.metadata()
             return cls(
                 example_ids=json.loads(file.get_tensor("example_ids").tobytes()),
                 targets=file.get_tensor("targets"),
                 clean=file.get_tensor("clean"),
                 attacked={
-                    name.removeprefix("attacked."): file.get_tensor(name)
-                    for name in names
-                    if name.startswith("attacked.")
+                    name: file.get_tensor(f"attacked.{name}")
+                    for name in json.loads(metadata["attacks"])
                 },
                 evidence=[
                     Evidence(
@@ -88,7 +89,7 @@ class Scores:
                         attacked=file.get_tensor(f"evidence.{i}.attacked"),
                     )
                     for i, (example_id, attack, clean_logit, attacked_logit) in enumerate(
-                        json.loads(file.metadata()["evidence"])
+                        json.loads(metadata["evidence"])
                     )
                 ],
             )

@@ -79,6 +79,14 @@ class BestIterate:
     def keep(self, x_adv: Tensor, loss: Tensor) -> Tensor:
         """Take over the iterates that are better; returns (B,) which ones were."""
         better = loss > self.loss
-        self.x = torch.where(better.view(-1, 1, 1, 1), x_adv, self.x)
+        self.x = choose(better, x_adv, self.x)
         self.loss = torch.where(better, loss, self.loss)
         return better
+
+
+def choose(where: Tensor, x: Tensor, otherwise: Tensor) -> Tensor:
+    """`x` for the images where the (B,) mask is true, `otherwise` for the others.
+
+    Never an index: that would make a GPU wait for the host inside a step.
+    """
+    return torch.where(where.view(-1, 1, 1, 1), x, otherwise)

@@ -1,0 +1,47 @@
+"""Every attack that can be asked for: from its configuration to the search itself."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from core import config
+from core.attacks.apgd import APGD
+from core.attacks.base import Attack
+from core.attacks.pgd import PGD
+
+
+def build_attack(attack: config.Attack, threat: config.Threat) -> Attack:
+    """The attack that a configuration describes, with its defaults for this threat filled in."""
+    return ATTACKS[attack.name](attack, threat)
+
+
+def _pgd(attack: config.PGDAttack, threat: config.Threat) -> Attack:
+    return PGD(
+        attack.steps,
+        _step_size(attack, threat),
+        restarts=attack.restarts,
+        iterate=attack.iterate,
+    )
+
+
+def _apgd(attack: config.APGDAttack, threat: config.Threat) -> Attack:  # noqa: ARG001
+    return APGD(attack.steps, restarts=attack.restarts)
+
+
+def _transfer(attack: config.TransferAttack, threat: config.Threat) -> Attack:
+    # The caller hands it the surrogate's loss. Last iterate, as in the paper: which iterate is
+    # best for the audited model, an attacker with a black box cannot tell.
+    return PGD(attack.steps, _step_size(attack, threat), iterate="last")
+
+
+def _step_size(attack: config.PGDAttack | config.TransferAttack, threat: config.Threat) -> float:
+    # 2.5: the steps reach anywhere in the ball, with some left to move along its border
+    # (Madry et al. 2018).
+    return 2.5 * threat.epsilon / attack.steps if attack.step_size is None else attack.step_size
+
+
+# Any: each builder takes its own configuration, and the name guarantees which one it gets.
+ATTACKS: Mapping[str, Callable[[Any, config.Threat], Attack]] = {
+    "pgd": _pgd,
+    "apgd": _apgd,
+    "transfer": _transfer,
+}
