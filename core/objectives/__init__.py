@@ -1,0 +1,1 @@
+"""The ten training objectives, each an `Objective`; `registry` lists them by name."""

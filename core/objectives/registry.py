@@ -1,0 +1,25 @@
+"""The objectives by the names of `core.config.Method`."""
+
+from core.config import Method
+from core.objectives.adap import AdapLN, AdapLPN, AdapLZ, AdapMM, AdapPZ
+from core.objectives.ap import AP
+from core.objectives.base import Objective
+from core.objectives.baselines import CE, MART, TRADES, PGDTraining
+
+OBJECTIVES: dict[str, type[Objective]] = {
+    "ce": CE,
+    "ap": AP,
+    "pgd": PGDTraining,
+    "trades": TRADES,
+    "mart": MART,
+    "adap_mm": AdapMM,
+    "adap_pz": AdapPZ,
+    "adap_lz": AdapLZ,
+    "adap_ln": AdapLN,
+    "adap_lpn": AdapLPN,
+}
+
+
+def build_objective(method: Method, *, examples: int) -> Objective:
+    """The objective of this method for a training set of so many examples."""
+    return OBJECTIVES[method.name](method, examples=examples)

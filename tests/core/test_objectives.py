@@ -1,0 +1,450 @@
+"""The judges: reference gradients, autograd through the paper's formulas, finite differences.
+
+Everything is float64 unless a test is about float32.
+"""
+
+import json
+from typing import get_args
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from core import config
+from core.attacks.pgd import PGD
+from core.attacks.threat_model import ThreatModel
+from core.objectives.estimators import APEstimator, ListwiseEstimator
+from core.objectives.registry import OBJECTIVES, build_objective
+from core.objectives.surrogates import (
+    bernoulli_kl,
+    cross_entropy,
+    half_squared_shift,
+    negative_margin,
+    squared_hinge,
+    wrongness,
+)
+
+METHODS = {cls.model_fields["name"].default: cls for cls in get_args(get_args(config.Method)[0])}
+ADVERSARIAL = [name for name, cls in OBJECTIVES.items() if cls.needs_adversarial]
+WITH_AP = [name for name, cls in OBJECTIVES.items() if cls.needs_positives]
+
+EXAMPLES = 16
+MARGIN = 0.6
+
+
+def objective_for(name, *, examples=EXAMPLES, **parameters):
+    """An objective with those of the parameters that its method has."""
+    fields = METHODS[name].model_fields
+    known = {field.alias or key for key, field in fields.items()}
+    method = METHODS[name](**{k: v for k, v in parameters.items() if k in known})
+    return build_objective(method, examples=examples).double()
+
+
+def batch(seed, *, size=8):
+    """Clean and adversarial logits, targets (three positives) and distinct indices."""
+    generator = torch.Generator().manual_seed(seed)
+    clean = torch.randn(size, generator=generator, dtype=torch.float64)
+    adv = clean + torch.randn(size, generator=generator, dtype=torch.float64)
+    targets = (torch.arange(EXAMPLES) % 3 == 0).double()
+    index = torch.randperm(EXAMPLES, generator=generator)[:size]
+    return clean, adv, targets[index], index
+
+
+def update(objective, clean, adv, targets, index):
+    """One update; the gradients in the clean and the adversarial logits, None where unused."""
+    clean = clean.clone().requires_grad_() if objective.needs_clean else None
+    adv = adv.clone().requires_grad_() if objective.needs_adversarial else None
+    loss = objective(clean, adv, targets, index)
+    assert loss.shape == ()
+    loss.backward()
+    return tuple(None if logits is None else logits.grad for logits in (clean, adv))
+
+
+def inner_gradient(objective, clean, adv, targets, index):
+    adv = adv.clone().requires_grad_()
+    loss = objective.inner_loss(clean if objective.inner_needs_clean else None, adv, targets, index)
+    assert loss.shape == adv.shape
+    (gradient,) = torch.autograd.grad(loss.sum(), adv)
+    return gradient
+
+
+def assert_equal_gradients(actual, expected):
+    for a, b in zip(actual, expected, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            assert torch.equal(a, b)
+
+
+# --- against the reference ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_three_consecutive_updates_give_the_reference_gradients(name, shared):
+    entries = json.loads((shared / "golden" / "objectives.json").read_text())
+    (entry,) = [entry for entry in entries if entry["objective"] == name]
+    parameters = {key: entry[key] for key in ("margin", "gamma1", "gamma2", "lambda")}
+    objective = objective_for(name, examples=entry["dataset_size"], **parameters)
+    for step in entry["steps"]:
+        tensors = [
+            torch.tensor(step[key], dtype=torch.float64)
+            for key in ("clean_logits", "adversarial_logits", "labels")
+        ]
+        gradients = update(objective, *tensors, torch.tensor(step["index"]))
+        expected = step["grad_clean_logits"], step["grad_adversarial_logits"]
+        for actual, reference in zip(gradients, expected, strict=True):
+            if reference is None:
+                assert actual is None
+            else:
+                torch.testing.assert_close(
+                    actual, torch.tensor(reference, dtype=torch.float64), rtol=1e-9, atol=0
+                )
+
+
+def test_every_method_has_an_objective_and_no_other_has():
+    assert set(OBJECTIVES) == set(METHODS)
+
+
+def exact_surrogate_ap(logits, targets):
+    """-P(w) of eq. (1), written as in the paper with loops over the examples."""
+    h = torch.sigmoid(logits)
+    precisions = []
+    for i in range(len(h)):
+        if targets[i]:
+            losses = torch.stack(
+                [(MARGIN - (h[i] - h[s])).clamp_min(0) ** 2 for s in range(len(h))]
+            )
+            precisions.append((targets * losses).sum() / losses.sum())
+    return torch.stack(precisions).mean()
+
+
+def exact_listwise(clean, adv):
+    """R of eq. (8): KL between the top-one probabilities, on tanh."""
+    p, q = (torch.log_softmax(torch.tanh(logits), dim=0) for logits in (clean, adv))
+    return (p.exp() * (p - q)).sum()
+
+
+def full_batch(seed):
+    clean, adv, targets, index = batch(seed, size=EXAMPLES)
+    return clean.requires_grad_(), adv.requires_grad_(), targets, index
+
+
+def exact_loss(name, clean, adv, targets, *, weight):
+    """What each method minimises, over the whole training set."""
+    p, q = (torch.distributions.Bernoulli(logits=logits) for logits in (clean, adv))
+    kl = torch.distributions.kl_divergence(p, q)
+    ap = -exact_surrogate_ap(adv if name == "adap_mm" else clean, targets)
+    return {
+        "ce": lambda: -p.log_prob(targets).mean(),
+        "pgd": lambda: -q.log_prob(targets).mean(),
+        "trades": lambda: (weight * kl - p.log_prob(targets)).mean(),
+        "mart": lambda: (weight * kl * (targets - p.probs).abs() - q.log_prob(targets)).mean(),
+        "ap": lambda: ap,
+        "adap_mm": lambda: ap,
+        "adap_pz": lambda: ap + weight * kl.mean(),
+        "adap_lz": lambda: ap + weight * exact_listwise(clean, adv),
+        "adap_ln": lambda: ap + weight * exact_listwise(clean, adv),
+        "adap_lpn": lambda: ap + weight * (exact_listwise(clean, adv) + kl.mean()),
+    }[name]()
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_with_gamma_1_and_the_full_batch_the_gradient_is_that_of_the_exact_objective(name):
+    objective = objective_for(name, margin=MARGIN, gamma1=1.0, gamma2=1.0, **{"lambda": 0.7})
+    for seed in (1, 2):  # the second update shows that nothing of the first is left
+        clean, adv, targets, index = full_batch(seed)
+        loss = exact_loss(name, clean, adv, targets, weight=0.7)
+        expected = torch.autograd.grad(loss, (clean, adv), allow_unused=True)
+        gradients = update(objective, clean.detach(), adv.detach(), targets, index)
+        for actual, reference in zip(gradients, expected, strict=True):
+            if reference is None:
+                assert actual is None
+            else:
+                torch.testing.assert_close(actual, reference, rtol=1e-11, atol=1e-15)
+
+
+@pytest.mark.parametrize("name", ["ap", "adap_lz"])
+def test_with_gamma_1_and_the_full_batch_finite_differences_agree(name):
+    objective = objective_for(name, margin=MARGIN, gamma1=1.0, gamma2=1.0)
+    clean, adv, targets, index = (tensor.detach() for tensor in full_batch(3))
+
+    def exact(clean):
+        listwise = exact_listwise(clean, adv) if name == "adap_lz" else 0.0
+        return listwise - exact_surrogate_ap(clean, targets)
+
+    step = 1e-6
+    differences = torch.stack(
+        [(exact(clean + step * e) - exact(clean - step * e)) / (2 * step) for e in torch.eye(16)]
+    )
+    gradient, _ = update(objective, clean, adv, targets, index)
+    torch.testing.assert_close(gradient, differences, rtol=1e-6, atol=1e-9)  # O(step^2)
+
+
+def test_the_surrogate_ap_is_that_of_eq_1():
+    objective = objective_for("ap", margin=MARGIN, gamma1=1.0)
+    clean, _, targets, index = full_batch(4)
+    objective(clean, None, targets, index)
+    expected = exact_surrogate_ap(clean, targets).item()
+    assert objective.metrics() == {"surrogate_ap": pytest.approx(expected, rel=1e-12)}
+
+
+# --- what every objective keeps -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_state_survives_a_state_dict_round_trip(name):
+    objective, resumed = objective_for(name), objective_for(name)
+    for seed in (1, 2):
+        update(objective, *batch(seed))
+    resumed.load_state_dict(objective.state_dict())
+    assert_equal_gradients(update(resumed, *batch(3)), update(objective, *batch(3)))
+    assert resumed.metrics() == objective.metrics()
+
+
+@pytest.mark.parametrize("name", WITH_AP)
+def test_an_update_depends_on_the_updates_before_it(name):
+    used, fresh = objective_for(name), objective_for(name)
+    update(used, *batch(1))
+    pairs = zip(update(used, *batch(2)), update(fresh, *batch(2)), strict=True)
+    assert any(a is not None and not torch.allclose(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("name", ADVERSARIAL)
+def test_the_inner_loss_reads_estimators_and_writes_none(name):
+    objective = objective_for(name)
+    update(objective, *batch(1))
+    before = {key: value.clone() for key, value in objective.state_dict().items()}
+    first = inner_gradient(objective, *batch(2))
+    assert torch.equal(first, inner_gradient(objective, *batch(2)))
+    after = objective.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name not in ADVERSARIAL])
+def test_an_objective_on_clean_images_has_no_attack_to_give(name):
+    with pytest.raises(NotImplementedError, match="clean images only"):
+        inner_gradient(objective_for(name), *batch(1))
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_gradients_stay_finite_in_float32_at_extreme_logits(name):
+    objective = objective_for(name).float()
+    signs = torch.tensor([[1, 1], [1, -1], [-1, 1], [-1, -1]]).repeat(2, 1)
+    clean, adv = (40.0 * signs).unbind(dim=1)
+    targets = torch.tensor([1.0, 0, 1, 0, 0, 1, 0, 1])
+    index = torch.arange(8)
+    for _ in range(2):
+        for gradient in update(objective, clean, adv, targets, index):
+            assert gradient is None or gradient.isfinite().all()
+        if objective.needs_adversarial:
+            assert inner_gradient(objective, clean, adv, targets, index).isfinite().all()
+
+
+# --- estimators -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first_visit", ["published", "batch"])
+def test_estimators_follow_the_closed_form_of_their_moving_average(first_visit):
+    # With g the same at every visit, u = (1 - (1 - gamma)^t) g from 0, and g from the first batch.
+    gamma = 0.1
+    ap = APEstimator(EXAMPLES, margin=MARGIN, gamma=gamma, first_visit=first_visit).double()
+    listwise = ListwiseEstimator(gamma=gamma, first_visit=first_visit).double()
+    clean, adv, targets, index = batch(5)
+    losses = squared_hinge(clean, margin=MARGIN)
+    h, h_adv = clean.tanh(), adv.tanh()
+    g = torch.stack([(h.exp() * (h - h_adv)).mean(), h.exp().mean(), h_adv.exp().mean()])
+    positive = targets == 1
+    for visit in range(1, 4):
+        ap.shares(clean, targets, index, commit=True)
+        listwise.shares(clean, adv, commit=True)
+        factor = 1 - (1 - gamma) ** visit if first_visit == "published" else 1.0
+        torch.testing.assert_close(listwise.u, factor * g)
+        torch.testing.assert_close(ap.u_all[index[positive]], factor * losses[positive].mean(dim=1))
+        torch.testing.assert_close(
+            ap.u_pos[index[positive]], factor * (losses[positive] * targets).mean(dim=1)
+        )
+
+
+def test_the_published_first_visit_weighs_1_over_gamma_too_much():
+    gradients = {}
+    for first_visit in ("published", "batch"):
+        objective = objective_for("ap", gamma1=0.1, first_visit=first_visit)
+        gradients[first_visit], _ = update(objective, *batch(6))
+    torch.testing.assert_close(gradients["published"], 10 * gradients["batch"])
+
+
+def test_a_listwise_estimate_of_exactly_zero_is_not_a_first_visit():
+    # adv = clean gives g1 = 0; the next batch must still be averaged with it.
+    estimator = ListwiseEstimator(gamma=0.1, first_visit="batch").double()
+    clean, adv, _, _ = batch(7)
+    estimator.shares(clean, clean, commit=True)
+    estimator.shares(clean, adv, commit=True)
+    h, h_adv = clean.tanh(), adv.tanh()
+    torch.testing.assert_close(estimator.u[0], 0.1 * (h.exp() * (h - h_adv)).mean())
+
+
+def test_only_the_positives_of_the_batch_are_written():
+    objective = objective_for("ap")
+    update(objective, *batch(8))
+    before = objective.ap.u_all.clone()
+    clean, adv, targets, index = batch(9)
+    update(objective, clean, adv, targets, index)
+    written = (objective.ap.u_all != before).nonzero().flatten().tolist()
+    assert written == sorted(index[targets == 1].tolist())
+
+
+def test_a_positive_that_occurs_twice_in_a_batch_gets_the_mean_of_both():
+    estimator = APEstimator(4, margin=MARGIN, gamma=1.0, first_visit="published").double()
+    logits = torch.tensor([0.3, -1.0, 0.5], dtype=torch.float64)
+    targets = torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64)
+    estimator.shares(logits, targets, torch.tensor([2, 2, 0]), commit=True)
+    losses = squared_hinge(logits, margin=MARGIN)
+    expected = torch.zeros(4, dtype=torch.float64)
+    expected[2] = losses[:2].mean()
+    torch.testing.assert_close(estimator.u_all, expected)
+
+
+@pytest.mark.parametrize("name", WITH_AP)
+def test_a_batch_without_positives_moves_nothing_of_ap(name):
+    objective = objective_for(name, **{"lambda": 0.0})
+    clean, adv, _, index = batch(10)
+    for gradient in update(objective, clean, adv, torch.zeros(8, dtype=torch.float64), index):
+        assert gradient is None or not gradient.any()
+    assert not objective.ap.u_all.any()
+
+
+# --- what the attacks ascend ----------------------------------------------------------------------
+
+LOGITS = st.floats(-15, 15)
+
+
+@given(LOGITS, st.sampled_from([0.0, 1.0]))
+def test_the_margin_attack_has_the_sign_of_cross_entropys_gradient(logit, target):
+    logit = torch.tensor([logit], dtype=torch.float64, requires_grad=True)
+    target = torch.tensor([target], dtype=torch.float64)
+    (published,) = torch.autograd.grad(cross_entropy(logit, target).sum(), logit)
+    (ours,) = torch.autograd.grad(negative_margin(logit, target).sum(), logit)
+    assert ours.sign() == published.sign() != 0
+
+
+@given(LOGITS, LOGITS)
+def test_the_shift_attack_has_the_sign_of_the_kls_gradient(clean, adv):
+    assume(clean == adv or abs(clean - adv) > 1e-6)  # closer, the published gradient is noise
+    clean = torch.tensor([clean], dtype=torch.float64)
+    adv = torch.tensor([adv], dtype=torch.float64, requires_grad=True)
+    kl = torch.distributions.kl_divergence(
+        torch.distributions.Bernoulli(logits=clean), torch.distributions.Bernoulli(logits=adv)
+    )
+    (published,) = torch.autograd.grad(kl.sum(), adv)
+    (ours,) = torch.autograd.grad(half_squared_shift(clean, adv).sum(), adv)
+    if clean != adv:
+        assert ours.sign() == published.sign() != 0
+    else:
+        assert ours == 0
+
+
+def test_neither_attack_saturates_where_the_published_losses_do():
+    clean = torch.tensor([40.0, -40.0, 40.0])
+    targets = torch.tensor([1.0, 0.0, 1.0])
+    adv = torch.tensor([30.0, -30.0, 50.0], requires_grad=True)
+    (cross,) = torch.autograd.grad(cross_entropy(adv, targets).sum(), adv)
+    assert (cross[[0, 2]] == 0).all()
+    (margin,) = torch.autograd.grad(negative_margin(adv, targets).sum(), adv)
+    (shift,) = torch.autograd.grad(half_squared_shift(clean, adv).sum(), adv)
+    assert margin.tolist() == [-1, 1, -1]
+    assert shift.tolist() == [-10, 10, 10]
+
+
+@pytest.mark.parametrize("name", ["pgd", "trades"])
+def test_the_stand_in_losses_find_the_same_images_as_the_published_ones(name):
+    torch_seed = torch.Generator().manual_seed(0)
+    weights = torch.randn(12, 16, generator=torch_seed, dtype=torch.float64) / 4
+    last = torch.randn(12, generator=torch_seed, dtype=torch.float64)
+    x = torch.rand(6, 1, 4, 4, generator=torch_seed, dtype=torch.float64)
+    targets = torch.tensor([1.0, 0, 1, 0, 0, 1], dtype=torch.float64)
+
+    def network(x):
+        return torch.tanh(x.flatten(1) @ weights.T) @ last
+
+    clean = network(x)
+
+    def published(x):
+        if name == "pgd":
+            return F.binary_cross_entropy(network(x).sigmoid(), targets, reduction="none")
+        return bernoulli_kl(clean, network(x))
+
+    objective = objective_for(name)
+    attack = PGD(steps=6, step_size=0.01, iterate="last", start="normal")
+    found = [
+        attack.perturb(
+            loss,
+            x,
+            threat_model=ThreatModel("linf", 8 / 255),
+            generator=torch.Generator().manual_seed(1),
+        )
+        for loss in (published, lambda x: objective.inner_loss(clean, network(x), targets, None))
+    ]
+    assert torch.equal(*found)
+    assert (found[0] - x).abs().amax(dim=(1, 2, 3)).min() > 0.03
+
+
+def test_adap_mm_ascends_the_ap_surrogate_as_in_eqs_15_and_16():
+    gamma = 0.3
+    objective = objective_for("adap_mm", margin=MARGIN, gamma1=gamma)
+    update(objective, *batch(11))
+    clean, adv, targets, index = batch(12)
+    adv = adv.requires_grad_()
+    h = torch.sigmoid(adv)
+    expected = torch.zeros(8, dtype=torch.float64)
+    positives = targets.nonzero().flatten().tolist()
+    for i in positives:
+        losses = torch.stack([(MARGIN - (h[i] - h[j])).clamp_min(0) ** 2 for j in range(8)])
+        u1 = (1 - gamma) * objective.ap.u_pos[index[i]] + gamma * (targets * losses).mean().item()
+        u2 = (1 - gamma) * objective.ap.u_all[index[i]] + gamma * losses.mean().item()
+        for j in range(8):
+            (slope,) = torch.autograd.grad(losses[j], adv, retain_graph=True)
+            expected += (u1 - u2 * targets[j]) * slope / (len(positives) * 8 * u2**2)
+    actual = inner_gradient(objective, clean, adv.detach(), targets, index)
+    torch.testing.assert_close(actual, expected, rtol=1e-11, atol=1e-15)
+
+
+def test_adap_lz_ascends_the_listwise_regulariser_as_in_eqs_11_and_19():
+    gamma = 0.3
+    objective = objective_for("adap_lz", gamma2=gamma)
+    update(objective, *batch(11))
+    clean, adv, targets, index = batch(12)
+    adv = adv.requires_grad_()
+    h, h_adv = clean.tanh(), adv.tanh()
+    g = [(h.exp() * (h - h_adv)).mean(), h.exp().mean(), h_adv.exp().mean()]
+    u1, u2, u3 = (
+        (1 - gamma) * u + gamma * value.item()
+        for u, value in zip(objective.listwise.u, g, strict=True)
+    )
+    first, third = (torch.autograd.grad(g[k], adv, retain_graph=True)[0] for k in (0, 2))
+    actual = inner_gradient(objective, clean, adv.detach(), targets, index)
+    torch.testing.assert_close(actual, first / u2 + third / u3, rtol=1e-11, atol=1e-15)
+    assert u1 != 0  # its coefficient meets only g2, which does not depend on the attack
+
+
+# --- the pieces -----------------------------------------------------------------------------------
+
+
+def test_finite_differences_agree_with_the_gradients_of_the_pieces():
+    clean, adv, targets, _ = full_batch(13)
+    assert torch.autograd.gradcheck(lambda z: squared_hinge(z, margin=MARGIN), clean)
+    assert torch.autograd.gradcheck(bernoulli_kl, (clean, adv))
+    assert torch.autograd.gradcheck(lambda z: wrongness(z, targets), clean)
+    assert torch.autograd.gradcheck(lambda z: cross_entropy(z, targets), clean)
+
+
+@given(LOGITS, LOGITS, st.sampled_from([0.0, 1.0]))
+def test_the_pieces_are_their_textbook_formulas(clean, adv, target):
+    clean, adv, target = (torch.tensor([v], dtype=torch.float64) for v in (clean, adv, target))
+    p, q = (torch.distributions.Bernoulli(logits=logits) for logits in (clean, adv))
+    torch.testing.assert_close(
+        bernoulli_kl(clean, adv), torch.distributions.kl_divergence(p, q), rtol=1e-9, atol=1e-12
+    )
+    torch.testing.assert_close(wrongness(clean, target), (target - p.probs).abs())
+    torch.testing.assert_close(cross_entropy(clean, target), -p.log_prob(target))
