@@ -2,13 +2,48 @@
 
 A model is a safetensors file and a manifest: the architecture that the tensors belong to, and how
 images become its input. The manifest may travel inside the file, under the metadata key `adap`.
+
+The header is parsed here, by the published layout (8 bytes of length, a JSON object, the data), so
+that a stranger's file meets our limits before any library opens it. What this does NOT check: that
+the tensors fit the architecture, and their values; `models.loading` does.
 """
 
-from typing import Any
+import json
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from models.errors import ModelFileError
+from models.formats import EDGE_BYTES, refusal
 
 MANIFEST_KEY = "adap"
+
+MAX_HEADER_BYTES = 1024 * 1024  # the format itself allows 100 MB
+MAX_TENSORS = 10_000
+MAX_DIMENSIONS = 8
+MAX_DIMENSION = 2**40
+MAX_NAME_CHARACTERS = 200
+
+DTYPE_BYTES = {
+    "BOOL": 1,
+    "U8": 1,
+    "I8": 1,
+    "U16": 2,
+    "I16": 2,
+    "F16": 2,
+    "BF16": 2,
+    "U32": 4,
+    "I32": 4,
+    "F32": 4,
+    "U64": 8,
+    "I64": 8,
+    "F64": 8,
+}
 
 
 class InputSpec(BaseModel):
@@ -47,3 +82,180 @@ class Manifest(BaseModel):
     training: dict[str, Any] | None = Field(
         None, description="how the service trained it: configuration and figures"
     )
+
+    @field_validator("training")
+    @classmethod
+    def _survives_json(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        # an uploaded file may hold 1e999 or half a surrogate pair here, which no answer could carry
+        try:
+            json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"expected plain JSON values in training: {error}") from error
+        return value
+
+    def as_json(self) -> str:
+        """The text that travels in a model file: equal manifests, equal text."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+
+
+class ProbeResult(BaseModel):
+    """What `models.loading.probe` saw when it ran a model on a few images."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    images: int = Field(description="probe images shown to the model")
+    lowest: float | None = Field(None, description="lowest logit, where all were finite")
+    highest: float | None = Field(None, description="highest logit, where all were finite")
+    batch_difference: float | None = Field(
+        None, description="largest change of a logit when its image is scored alone"
+    )
+    blind_images: int | None = Field(
+        None, description="images at which no pixel moves the logit: gradient attacks see nothing"
+    )
+    problems: list[str] = Field(description="reasons why the model cannot be used")
+    warnings: list[str] = Field(description="what to know before trusting its figures")
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One line of the header: dtype by its safetensors name, and where the bytes lie."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int  # bytes, counted from the end of the header
+    end: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """The header of a sound safetensors file."""
+
+    tensors: dict[str, TensorInfo]
+    metadata: dict[str, str]
+
+
+def read_header(path: Path) -> Header:
+    """The header of a model file, once it is known to be a sound safetensors file.
+
+    At most `MAX_HEADER_BYTES` are read, and the weights are not. Raises ModelFileError for
+    everything else; the message says what the file is and what to send instead.
+    """
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        head = file.read(EDGE_BYTES)
+        # a header begins with its length in 8 little-endian bytes, then a JSON object
+        if len(head) < 9 or head[8:9] != b"{" or head[4:8] != bytes(4):
+            raise ModelFileError(refusal(head, _tail(file, size)))
+        length = int.from_bytes(head[:8], "little")
+        if length > MAX_HEADER_BYTES:
+            raise _unsound(f"a header of at most {MAX_HEADER_BYTES} bytes, got {length}")
+        if 8 + length > size:
+            raise _unsound(f"a header of {length} bytes, got a file of {size}: it is cut short")
+        file.seek(8)
+        text = file.read(length)
+    entries = _parse_object(text)
+    metadata = _metadata(entries.pop("__metadata__", {}))
+    if len(entries) > MAX_TENSORS:
+        raise _unsound(f"at most {MAX_TENSORS} tensors, got {len(entries)}")
+    tensors = {name: _tensor(name, entry) for name, entry in entries.items()}
+    _check_layout(tensors.values(), data_bytes=size - 8 - length)
+    return Header(tensors=tensors, metadata=metadata)
+
+
+def embedded_manifest(header: Header) -> Manifest | None:
+    """The manifest that travels inside the file, or None where there is none.
+
+    Raises ModelFileError for one that is not valid.
+    """
+    text = header.metadata.get(MANIFEST_KEY)
+    if text is None:
+        return None
+    try:
+        return Manifest.model_validate_json(text)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(str(part) for part in item['loc']) or 'manifest'}: {item['msg']}"
+            for item in error.errors(include_url=False, include_input=False)[:5]
+        )
+        raise ModelFileError(
+            f"expected a valid manifest in the metadata {MANIFEST_KEY!r}, got {problems}"
+        ) from error
+
+
+def shown(name: str) -> str:
+    """A stranger's name as it may stand in a message: quoted, escaped, not too long."""
+    return ascii(name if len(name) <= 80 else name[:77] + "...")
+
+
+def _tail(file: BinaryIO, size: int) -> bytes:
+    file.seek(max(0, size - EDGE_BYTES))
+    return file.read(EDGE_BYTES)
+
+
+def _unsound(expected_and_got: str) -> ModelFileError:
+    return ModelFileError(f"damaged safetensors file: expected {expected_and_got}")
+
+
+def _parse_object(text: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(text.decode(), object_pairs_hook=_without_repeats)
+    except (ValueError, RecursionError) as error:
+        raise _unsound(f"a header in JSON, got text that is not: {str(error)[:200]}") from error
+    assert isinstance(value, dict)  # the first byte is a brace
+    return value
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Two readers may choose differently between repeated names, so there must be none."""
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        raise ValueError("a name occurs twice")
+    return result
+
+
+def _metadata(value: Any) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+        raise _unsound("metadata made of names and texts, got something else")
+    return value
+
+
+def _tensor(name: str, entry: Any) -> TensorInfo:
+    if not name or len(name) > MAX_NAME_CHARACTERS or not name.isprintable():
+        raise _unsound(
+            f"printable tensor names of at most {MAX_NAME_CHARACTERS} characters, got {shown(name)}"
+        )
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise _unsound(f"dtype, shape and data_offsets for {shown(name)}, got something else")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
+        raise _unsound(f"a dtype among {', '.join(DTYPE_BYTES)} for {shown(name)}, got another")
+    if not _are_counts(shape, most=MAX_DIMENSION) or len(shape) > MAX_DIMENSIONS:
+        raise _unsound(
+            f"a shape of at most {MAX_DIMENSIONS} dimensions from 0 to {MAX_DIMENSION} for "
+            f"{shown(name)}, got something else"
+        )
+    if not _are_counts(offsets, most=2**63) or len(offsets) != 2:
+        raise _unsound(f"two data_offsets for {shown(name)}, got something else")
+    start, end = offsets
+    wanted = math.prod(shape) * DTYPE_BYTES[dtype]
+    if end - start != wanted:
+        raise _unsound(f"{wanted} bytes for {shown(name)}, got {end - start}")
+    return TensorInfo(dtype=dtype, shape=tuple(shape), start=start, end=end)
+
+
+def _are_counts(value: Any, *, most: int) -> bool:
+    """Whether this is a list of whole numbers from 0 to `most`; True and False are not numbers."""
+    return isinstance(value, list) and all(type(n) is int and 0 <= n <= most for n in value)
+
+
+def _check_layout(tensors: Iterable[TensorInfo], *, data_bytes: int) -> None:
+    """The tensors must cover the data once: a gap or a tail could hide a second file."""
+    position = 0
+    for tensor in sorted(tensors, key=lambda tensor: (tensor.start, tensor.end)):
+        if tensor.start != position:
+            raise _unsound(
+                f"the next tensor at byte {position} of the data, got one at {tensor.start}"
+            )
+        position = tensor.end
+    if position != data_bytes:
+        raise _unsound(f"{position} bytes of data, got {data_bytes}")

@@ -1,0 +1,82 @@
+"""The networks: (B, C, H, W) normalised images to (B, 1) logits.
+
+`models.catalogue` describes the same names without torch; a test holds the two equal.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torchvision.models import resnet18
+
+
+def _small_cnn(channels: int) -> nn.Module:
+    """Three 3x3 convolutions, halving the image twice, then the mean over what is left.
+
+    Strides instead of pooling: fewer operations for the attack to run through, and nothing that a
+    bound propagated through the network would have to approximate except ReLU.
+    """
+    return nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(channels, 32, 3, padding=1, bias=False),
+            norm1=nn.BatchNorm2d(32),
+            relu1=nn.ReLU(),
+            conv2=nn.Conv2d(32, 64, 3, stride=2, padding=1, bias=False),
+            norm2=nn.BatchNorm2d(64),
+            relu2=nn.ReLU(),
+            conv3=nn.Conv2d(64, 128, 3, stride=2, padding=1, bias=False),
+            norm3=nn.BatchNorm2d(128),
+            relu3=nn.ReLU(),
+            pool=nn.AdaptiveAvgPool2d(1),
+            flatten=nn.Flatten(),
+            fc=nn.Linear(128, 1),
+        )
+    )
+
+
+def _resnet18(channels: int) -> nn.Module:
+    """torchvision's, trained from scratch; only the first layer depends on the channels."""
+    network: nn.Module = resnet18(weights=None, num_classes=1)
+    if channels != 3:
+        network.conv1 = _stem(nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False))
+    return network
+
+
+def _resnet18_3x3(channels: int) -> nn.Module:
+    """As in He et al. (2016) for CIFAR: the first layer keeps the size of the image."""
+    network: nn.Module = resnet18(weights=None, num_classes=1)
+    network.conv1 = _stem(nn.Conv2d(channels, 64, 3, padding=1, bias=False))
+    network.maxpool = nn.Identity()
+    return network
+
+
+def _stem(convolution: nn.Conv2d) -> nn.Conv2d:
+    """A first layer with the initialisation that torchvision gives to all its convolutions."""
+    nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+    return convolution
+
+
+BUILDERS: dict[str, Callable[[int], nn.Module]] = {
+    "small_cnn": _small_cnn,
+    "resnet18": _resnet18,
+    "resnet18_3x3": _resnet18_3x3,
+}
+
+
+def build(name: str, *, channels: int, generator: torch.Generator) -> nn.Module:
+    """A new network on the CPU, in training mode; its weights depend on `generator` alone.
+
+    name: a key of `BUILDERS`.  channels: of the images, 1 or 3.
+    """
+    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+    # torch's layers draw from the process-wide generator: lend it to them, and put it back
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return BUILDERS[name](channels)
+
+
+def build_empty(name: str, *, channels: int) -> nn.Module:
+    """The same network without memory behind its tensors, for their names, shapes and dtypes."""
+    with torch.device("meta"):
+        return BUILDERS[name](channels)

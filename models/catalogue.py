@@ -1,0 +1,67 @@
+"""The architectures that can be asked for, described without torch for the web process.
+
+`models.architectures` builds them; a test holds the two lists equal, and the figures true.
+"""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from models.errors import ModelFileError
+from models.header import Manifest
+
+
+class ArchitectureInfo(BaseModel):
+    """What a client needs to know to choose an architecture."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    description: str
+    minimum_size: int = Field(description="smallest height and width of an image, in pixels")
+    parameters: int = Field(description="trainable parameters for images of 3 channels")
+
+
+ARCHITECTURES: dict[str, ArchitectureInfo] = {
+    info.name: info
+    for info in (
+        ArchitectureInfo(
+            name="small_cnn",
+            description="Three 3x3 convolutions and a mean over the image. Trains in seconds on a "
+            "CPU; for small images and for trying things out.",
+            minimum_size=8,
+            parameters=93_601,
+        ),
+        ArchitectureInfo(
+            name="resnet18",
+            description="torchvision's ResNet-18 with its ImageNet stem and one logit, as in the "
+            "paper. For images of 64 pixels and more; the paper uses it at 32.",
+            minimum_size=32,
+            parameters=11_177_025,
+        ),
+        ArchitectureInfo(
+            name="resnet18_3x3",
+            description="ResNet-18 with a 3x3 stem of stride 1 and no max pooling, which keeps "
+            "the detail of small images such as CIFAR's 32x32.",
+            minimum_size=8,
+            parameters=11_169_345,
+        ),
+    )
+}
+
+
+def check(manifest: Manifest) -> ArchitectureInfo:
+    """The architecture that a manifest names, once it is known to take such images.
+
+    Raises ModelFileError for an unknown architecture, or images that are too small for it.
+    """
+    info = ARCHITECTURES.get(manifest.architecture)
+    if info is None:
+        raise ModelFileError(
+            f"expected an architecture among {', '.join(ARCHITECTURES)}, "
+            f"got {manifest.architecture!r}"
+        )
+    if min(manifest.input.height, manifest.input.width) < info.minimum_size:
+        raise ModelFileError(
+            f"expected images of at least {info.minimum_size}x{info.minimum_size} pixels for "
+            f"{info.name}, got {manifest.input.height}x{manifest.input.width}"
+        )
+    return info

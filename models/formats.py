@@ -1,0 +1,100 @@
+"""What a file is that somebody sent as a model and that is not safetensors, told from its bytes.
+
+Nothing is opened or unpacked: the first and the last bytes are looked at, and the sender is told
+what to send instead. The suffix of the name is never asked, as it proves nothing.
+"""
+
+EDGE_BYTES = 64 * 1024
+"""How much of either end of the file `refusal` wants to see: enough for the names in a zip."""
+
+SEND_INSTEAD = (
+    "Send the weights alone: safetensors.torch.save_file(model.state_dict(), 'model.safetensors'), "
+    "and name their architecture"
+)
+
+_PROGRAM = ", which can run code when it is opened, so it is never opened here"
+
+_BEGINNINGS = (
+    (b"\x89HDF\r\n\x1a\n", "an HDF5 file, for example a Keras model"),
+    (b"\x93NUMPY", "a NumPy array"),
+    (b"GGUF", "a GGUF file"),
+    (b"version https://git-lfs", "a Git LFS pointer, so the file itself was never downloaded"),
+    (b"\x1f\x8b", "a gzip archive"),
+    (b"BZh", "a bzip2 archive"),
+    (b"\xfd7zXZ\x00", "an xz archive"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
+    (b"Rar!", "a RAR archive"),
+    (b"\x04\x22\x4d\x18", "an LZ4 stream, for example a joblib dump" + _PROGRAM),
+    (b"\x78\x01", "a zlib stream, for example a joblib dump" + _PROGRAM),
+    (b"\x78\x5e", "a zlib stream, for example a joblib dump" + _PROGRAM),
+    (b"\x78\x9c", "a zlib stream, for example a joblib dump" + _PROGRAM),
+    (b"\x78\xda", "a zlib stream, for example a joblib dump" + _PROGRAM),
+    (b"\x89PNG", "a PNG image"),
+    (b"\xff\xd8\xff", "a JPEG image"),
+    (b"\x7fELF", "an ELF program"),
+)
+
+# Names that only this kind of archive holds. The order matters: the ones above the plain
+# checkpoint hold a data.pkl too.
+_ZIP_MEMBERS = (
+    ((b"/constants.pkl", b"/code/"), "a TorchScript archive" + _PROGRAM),
+    ((b".data/extern_modules",), "a torch.package archive" + _PROGRAM),
+    ((b"archive_format", b"/models/"), "a torch.export (.pt2) archive" + _PROGRAM),
+    ((b"serialized_exported_program",), "a torch.export (.pt2) archive" + _PROGRAM),
+    ((b"data.pkl",), "a PyTorch checkpoint, a zip around a pickle" + _PROGRAM),
+    ((b"model.weights.h5",), "a Keras archive" + _PROGRAM),
+    ((b".npy",), "an NPZ archive of NumPy arrays"),
+)
+
+
+def refusal(head: bytes, tail: bytes) -> str:
+    """One sentence that says what the file is, and one that says what to send instead.
+
+    head, tail: the first and the last `EDGE_BYTES` of the file, which may overlap.
+    """
+    return f"expected a safetensors file, got {_describe(head, tail)}. {SEND_INSTEAD}"
+
+
+def _describe(head: bytes, tail: bytes) -> str:
+    if not head:
+        return "an empty file"
+    if head.startswith(b"PK"):
+        return _describe_zip(head + tail)
+    for beginning, description in _BEGINNINGS:
+        if head.startswith(beginning):
+            return description
+    if _is_pickle(head, tail):
+        return "a Python pickle, for example a PyTorch checkpoint or a joblib dump" + _PROGRAM
+    if _is_onnx(head):
+        return "an ONNX model, which is not supported yet"
+    if head[4:8] == b"TFL3":
+        return "a TensorFlow Lite model"
+    if head[257:262] == b"ustar":
+        return "a tar archive"
+    text = head[:256].lstrip().lower()
+    if text.startswith((b"<!doctype html", b"<html")):
+        return "a web page"
+    if text.startswith(b"{"):
+        return "JSON text"
+    return "a file of a kind that is not known here"
+
+
+def _describe_zip(edges: bytes) -> str:
+    for members, description in _ZIP_MEMBERS:
+        if all(member in edges for member in members):
+            return description
+    return "a zip archive"
+
+
+def _is_pickle(head: bytes, tail: bytes) -> bool:
+    """Protocols 2 to 5 announce themselves; 0 and 1 begin with an opcode and end with STOP."""
+    if head[0] == 0x80:
+        return len(head) > 1 and 1 <= head[1] <= 5
+    return head[:1] in (b"(", b"]", b"}", b"c") and tail.rstrip(b"\n").endswith(b".")
+
+
+def _is_onnx(head: bytes) -> bool:
+    """A protobuf whose first field is ir_version (a small number), then another ModelProto one."""
+    return (
+        len(head) > 2 and head[0] == 0x08 and 0 < head[1] < 0x20 and head[2] in b"\x12\x1a\x3a\x42"
+    )

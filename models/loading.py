@@ -1,0 +1,214 @@
+"""Models to files and back: safetensors with the manifest in the metadata, nothing executable.
+
+A file is opened only if its tensors are exactly those of the architecture that the manifest names:
+a stranger chooses numbers, never code, shapes or amounts of memory.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as read_tensors
+from safetensors.torch import save as write_tensors
+from torch import Tensor, nn
+
+from models import catalogue
+from models.architectures import build_empty
+from models.errors import ModelFileError
+from models.header import (
+    MANIFEST_KEY,
+    Manifest,
+    ProbeResult,
+    embedded_manifest,
+    read_header,
+    shown,
+)
+from models.wrappers import Scorer
+
+_DTYPE_NAMES = {torch.float32: "F32", torch.int64: "I64"}
+
+# BatchNorm counts its batches but does not use the count; some exporters leave it out
+_OPTIONAL = ".num_batches_tracked"
+
+_Kind = tuple[str, tuple[int, ...]]  # dtype by its safetensors name, shape
+
+
+def save(model: nn.Module, path: Path, manifest: Manifest) -> None:
+    """Write a network, or the network of a scorer, with its manifest; equal input, equal bytes.
+
+    The tensors keep the names of the architecture, so that PyTorch alone can load them. Raises
+    ModelFileError for what `load` would refuse.
+    """
+    if isinstance(model, Scorer):
+        if model.input_spec != manifest.input:
+            raise ModelFileError(
+                f"expected a manifest with the scorer's input {model.input_spec!r}, "
+                f"got {manifest.input!r}"
+            )
+        model = model.network
+    catalogue.check(manifest)
+    tensors = {
+        name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()
+    }
+    _check_names(
+        {
+            name: (_DTYPE_NAMES.get(value.dtype, str(value.dtype)), tuple(value.shape))
+            for name, value in tensors.items()
+        },
+        manifest=manifest,
+    )
+    _check_finite(tensors)
+    # one metadata key only: the library writes several in an order of its own choosing
+    path.write_bytes(write_tensors(tensors, metadata={MANIFEST_KEY: manifest.as_json()}))
+
+
+def load(path: Path, manifest: Manifest | None = None, *, device: torch.device | str) -> Scorer:
+    """The scorer in a file, in eval mode on `device`.
+
+    manifest: by default the one inside the file. Raises ModelFileError where the file is not sound
+    safetensors, its tensors are not those of the architecture, or a value is not finite.
+    """
+    header = read_header(path)
+    manifest = manifest or embedded_manifest(header)
+    if manifest is None:
+        raise ModelFileError(
+            "expected an architecture and an input declaration with the model: "
+            f"its file carries no manifest (metadata {MANIFEST_KEY!r})"
+        )
+    catalogue.check(manifest)
+    _check_names(
+        {name: (tensor.dtype, tensor.shape) for name, tensor in header.tensors.items()},
+        manifest=manifest,
+    )
+    try:
+        # read, not mapped: a mapped file that shrinks later would kill the process
+        tensors = read_tensors(path.read_bytes())
+    except SafetensorError as error:
+        raise ModelFileError(f"expected a sound safetensors file, got {error}") from error
+    _check_finite(tensors)
+    network = build_empty(manifest.architecture, channels=manifest.input.channels)
+    counts = {name: torch.zeros((), dtype=torch.int64) for name in _missing(network, tensors)}
+    network.load_state_dict({**tensors, **counts}, strict=True, assign=True)
+    return Scorer(network, manifest.input).to(device).eval()
+
+
+def probe(scorer: Scorer) -> ProbeResult:
+    """Run the scorer on a few images and say whether its scores can be ranked and attacked.
+
+    It must be in eval mode. Checked: it runs, one finite logit an image, not the same for every
+    image, independent of the rest of the batch, and with a gradient to the pixels.
+    """
+    images = _probe_images(scorer)
+    try:
+        with torch.no_grad():
+            together = scorer(images)
+            alone = torch.cat([scorer(image[None]) for image in images])
+        blind = _blind_images(scorer, images)
+    except (RuntimeError, ValueError) as error:
+        problem = f"the model does not run on images of the declared size: {str(error)[:300]}"
+        return ProbeResult(images=len(images), problems=[problem], warnings=[])
+    if not torch.isfinite(together).all() or not torch.isfinite(alone).all():
+        bad = int((~torch.isfinite(together)).sum())
+        problem = f"expected finite logits, got {bad} of {len(images)} that are NaN or infinite"
+        return ProbeResult(images=len(images), problems=[problem], warnings=[])
+
+    problems, warnings = [], []
+    lowest, highest = float(together.min()), float(together.max())
+    difference = float((together - alone).abs().max())
+    if lowest == highest:
+        problems.append(f"expected logits that depend on the image, got {lowest:g} for each")
+    # float32 sums in another order for another batch size; a real dependence is far larger
+    if difference > 1e-3 * max(1.0, abs(lowest), abs(highest)):
+        problems.append(
+            "expected scores that do not depend on the rest of the batch, got a logit that moves "
+            f"by {difference:.3g} when its image is scored alone"
+        )
+    if blind:
+        warnings.append(
+            f"{blind} of {len(images)} probe images have no finite, non-zero gradient: attacks "
+            "that follow gradients may see nothing, and a high robust AP would mean little"
+        )
+    return ProbeResult(
+        images=len(images),
+        lowest=lowest,
+        highest=highest,
+        batch_difference=difference,
+        blind_images=blind,
+        problems=problems,
+        warnings=warnings,
+    )
+
+
+def _check_names(got: Mapping[str, _Kind], *, manifest: Manifest) -> None:
+    """Names, dtypes and shapes must be the architecture's, apart from optional counts."""
+    channels = manifest.input.channels
+    network = build_empty(manifest.architecture, channels=channels)
+    expected: dict[str, _Kind] = {
+        name: (_DTYPE_NAMES[value.dtype], tuple(value.shape))
+        for name, value in network.state_dict().items()
+    }
+    findings = {
+        "missing": [name for name in expected if name not in got and not name.endswith(_OPTIONAL)],
+        "unexpected": [shown(name) for name in got if name not in expected],
+        "of another shape or dtype": [
+            f"{name} (expected {_text(expected[name])}, got {_text(kind)})"
+            for name, kind in got.items()
+            if name in expected and kind != expected[name]
+        ],
+    }
+    told = [f"{len(names)} {what}: {_first(names)}" for what, names in findings.items() if names]
+    if told:
+        raise ModelFileError(
+            f"expected exactly the tensors of {manifest.architecture} for {channels} channels "
+            f"and one logit, got {'; '.join(told)}"
+        )
+
+
+def _missing(network: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
+    return [name for name in network.state_dict() if name not in tensors]
+
+
+def _check_finite(tensors: Mapping[str, Tensor]) -> None:
+    bad = [name for name, value in tensors.items() if not torch.isfinite(value).all()]
+    if bad:
+        raise ModelFileError(
+            f"expected finite weights, got NaN or infinity in {len(bad)} tensors: {_first(bad)}"
+        )
+
+
+def _text(kind: _Kind) -> str:
+    return f"{kind[0]} {list(kind[1])}"
+
+
+def _first(names: Iterable[str], *, count: int = 5) -> str:
+    names = list(names)
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more
+
+
+def _probe_images(scorer: Scorer) -> Tensor:
+    """(4, C, H, W) in [0, 1]: noise, coarse blocks of noise, a ramp, and plain white."""
+    spec = scorer.input_spec
+    generator = torch.Generator().manual_seed(0)
+    shape = (spec.channels, spec.height, spec.width)
+    noise = torch.rand(shape, generator=generator)
+    coarse = torch.rand((1, spec.channels, 4, 4), generator=generator)
+    blocks = nn.functional.interpolate(coarse, shape[1:])[0]
+    ramp = torch.linspace(0, 1, spec.width).expand(shape)
+    images = torch.stack([noise, blocks, ramp, torch.ones(shape)])  # (4, C, H, W)
+    return images.to(scorer.mean.device)
+
+
+def _blind_images(scorer: Scorer, images: Tensor) -> int:
+    """How many images have a gradient that is zero everywhere, or not finite somewhere."""
+    images = images.clone().requires_grad_()
+    with torch.enable_grad():
+        logits = scorer(images)
+    if not logits.requires_grad:
+        return len(images)
+    gradient, *_ = torch.autograd.grad(
+        logits.sum(), images, allow_unused=True, materialize_grads=True
+    )
+    magnitude = gradient.flatten(1).abs().sum(dim=1)  # (B,)
+    return int((~torch.isfinite(magnitude) | (magnitude == 0)).sum())
