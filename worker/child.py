@@ -24,7 +24,6 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection, Pipe
 from multiprocessing.process import BaseProcess
 from threading import Thread
-from typing import Any
 
 from worker.sandbox import Sandbox, limit_resources
 from worker.work import Message, Reporter, Work

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from worker.intake import IntakeLimits, Rejected, read_dataset, summarise
 
 from core import audit, report_page, training
 from core.config import AuditConfig, RankingRequest, Task, TrainingConfig
@@ -30,7 +31,6 @@ from models import architectures, loading
 from models.errors import ModelFileError
 from models.header import InputSpec, Manifest
 from models.wrappers import Scorer
-from worker.intake import IntakeLimits, Rejected, read_dataset, summarise
 from worker.work import Reporter, Work
 
 log = logging.getLogger(__name__)
@@ -106,7 +106,9 @@ def train(work: Work, reporter: Reporter) -> Result:
     if "checkpoint" in work.inputs:
         checkpoint = torch.load(work.inputs["checkpoint"], weights_only=True)
         reporter.event("resumed", {"epoch": int(checkpoint["epoch"])})
-    reporter.progress("training", 0 if checkpoint is None else checkpoint["epoch"], config.epochs, "epochs")
+    reporter.progress(
+        "training", 0 if checkpoint is None else checkpoint["epoch"], config.epochs, "epochs"
+    )
     result = training.fit(
         scorer,
         objective,
@@ -114,7 +116,7 @@ def train(work: Work, reporter: Reporter) -> Result:
         targets=targets,
         validation=validation,
         config=config,
-        device=torch.device(work.device),
+        device=torch.device(_device(work)),
         on_epoch=on_epoch,
         checkpoint=checkpoint,
         save=save,
@@ -144,18 +146,16 @@ def audit_shard(work: Work, reporter: Reporter) -> Result:
     start, stop = work.request["start"], work.request["stop"]
     image_set = ImageSet.load(work.inputs["dataset"])
     index = image_set.in_split(work.request["split"])
-    # the task must hold on the whole split; a shard may well have no positives
-    targets = image_set.subset(index).targets(task) if start == 0 else None
+    targets = image_set.targets(task, index)  # of the whole split: a shard may lack positives
     part = image_set.subset(index[start:stop])
-    if targets is None:
-        targets = image_set.targets(task)[index]
     attacks = config.resolved_attacks()
-    scorer = _load_scorer(work.inputs["model"], work.device)
-    _check_fits(scorer, image_set)
+    scorer = _load_scorer(work.inputs["model"], _device(work))
     surrogate = (
-        _load_scorer(work.inputs["surrogate"], work.device) if "surrogate" in work.inputs else None
+        _load_scorer(work.inputs["surrogate"], _device(work))
+        if "surrogate" in work.inputs
+        else None
     )
-    total = (stop - start) * (len(attacks) + 1)
+    total = work.request["images"]
     scores = audit.attack_shard(
         scorer,
         part.images,
@@ -167,14 +167,14 @@ def audit_shard(work: Work, reporter: Reporter) -> Result:
         seed=config.seed,
         shard=work.request["shard"],
         batch_size=config.batch_size,
-        device=torch.device(work.device),
+        device=torch.device(_device(work)),
         on_progress=lambda done: reporter.progress("attacking", done, total, "images"),
     )
     scores.save(work.folder / "scores.safetensors")
     return {"files": {"scores": "scores.safetensors"}}
 
 
-def audit_report(work: Work, reporter: Reporter) -> Result:
+def audit_report(work: Work, _reporter: Reporter) -> Result:
     """Join the shards of an audit: figures, report, page and the table of scores."""
     config = AuditConfig.model_validate(work.request["config"])
     task = Task.model_validate(work.request["task"])
@@ -198,7 +198,7 @@ def audit_report(work: Work, reporter: Reporter) -> Result:
             "numpy": np.__version__,
             "python": platform.python_version(),
         },
-        device=work.device,
+        device=_device(work),
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     report = audit.build_report(
@@ -236,13 +236,12 @@ def rank(work: Work, reporter: Reporter) -> Result:
     request = RankingRequest.model_validate(work.request["config"])
     image_set = ImageSet.load(work.inputs["dataset"])
     index = image_set.in_split(work.request["split"])
-    scorer = _load_scorer(work.inputs["model"], work.device)
-    _check_fits(scorer, image_set)
+    scorer = _load_scorer(work.inputs["model"], _device(work))
     logits = np.empty(len(index))
     with torch.inference_mode():
         for start in range(0, len(index), request.batch_size):
             batch = index[start : start + request.batch_size]
-            x = torch.from_numpy(image_set.images[batch]).to(work.device).float() / 255
+            x = torch.from_numpy(image_set.images[batch]).to(_device(work)).float() / 255
             logits[start : start + len(batch)] = scorer(x).double().cpu().numpy()
             reporter.progress("scoring", start + len(batch), len(index), "images")
     if not np.isfinite(logits).all():
@@ -273,21 +272,17 @@ PIPELINES: dict[str, Callable[[Work, Reporter], Result]] = {
 }
 
 
+def _device(work: Work) -> str:
+    if work.device != "auto":
+        return work.device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 @lru_cache(maxsize=4)
 def _load_scorer(path: Path, device: str) -> Scorer:
     """A stored model; kept between the shards of an audit, as blobs never change."""
     scorer, _ = loading.load(path, None, device=device)
     return scorer
-
-
-def _check_fits(scorer: Scorer, image_set: ImageSet) -> None:
-    spec = scorer.spec
-    expected = (spec.channels, spec.height, spec.width)
-    if tuple(image_set.images.shape[1:]) != expected:
-        raise ModelError(
-            "expected images of the model's input size {}x{}x{} (channels, height, width), "
-            "got {}x{}x{}".format(*expected, *image_set.images.shape[1:])
-        )
 
 
 def _training_split(
@@ -304,7 +299,7 @@ def _training_split(
             raise DataError("expected a train split beside the other splits, got none")
         train_index = image_set.in_split(None)
     generator = np.random.default_rng(config.seed)
-    targets = image_set.subset(train_index).targets(task)
+    targets = image_set.targets(task, train_index)
     held_out = []
     for value in (0, 1):
         members = generator.permutation(train_index[targets == value])
@@ -323,7 +318,9 @@ def _tensors(part: ImageSet, task: Task) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(part.images), torch.from_numpy(part.targets(task))
 
 
-def _channel_statistics(images: np.ndarray[Any, np.dtype[np.uint8]]) -> tuple[list[float], list[float]]:
+def _channel_statistics(
+    images: np.ndarray[Any, np.dtype[np.uint8]],
+) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each channel, pixels in [0, 1], from the counts of values."""
     means, stds = [], []
     values = np.arange(256) / 255

@@ -15,6 +15,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -63,7 +64,8 @@ class Sandbox:
     def _bubblewrap(self, folder: Path, inputs: Iterable[Path]) -> list[str]:
         arguments = [
             *(str(_bwrap()), "--unshare-all", "--die-with-parent", "--new-session"),
-            *("--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--tmpfs", "/tmp"),
+            *("--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc"),
+            *("--tmpfs", tempfile.gettempdir()),
             *("--tmpfs", str(self.hidden)),
         ]
         for path in _code_folders():  # they may lie below one of the hidden folders

@@ -1,0 +1,38 @@
+"""Structured logs: one line an event, JSON where no person is watching."""
+
+import logging
+import sys
+
+import structlog
+
+from store.settings import Settings
+
+
+def configure_logging(settings: Settings) -> None:
+    """Send every library's records through one format, with what was passed as `extra`."""
+    shared: list[structlog.typing.Processor] = [
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.ExtraAdder(),
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    renderer: structlog.typing.Processor = (
+        structlog.dev.ConsoleRenderer()
+        if sys.stderr.isatty()
+        else structlog.processors.JSONRenderer()
+    )
+    formatter = structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=shared,
+        processors=[
+            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(formatter)
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(settings.log_level)
+    for chatty in ("alembic", "httpx", "kombu", "amqp"):
+        logging.getLogger(chatty).setLevel(max(logging.WARNING, root.level))

@@ -1,0 +1,51 @@
+"""`python -m worker --queue compute`: one worker, until it is told to stop."""
+
+import argparse
+import logging
+import sys
+
+from celery.signals import worker_ready, worker_shutting_down
+
+from store.logs import configure_logging
+from store.settings import Settings
+from store.tables import QUEUES
+from worker.app import TASK, make_app
+from worker.runner import Worker
+
+
+def main() -> None:
+    """Run a worker of one queue in the foreground."""
+    parser = argparse.ArgumentParser(prog="python -m worker", description=__doc__)
+    parser.add_argument("--queue", choices=QUEUES, required=True)
+    queue = parser.parse_args().queue
+    settings = Settings()
+    configure_logging(settings)
+    if settings.broker_url is None:
+        sys.exit("ADAP_BROKER_URL is not set: expected redis://host:port/0")
+    app = make_app(settings)
+    try:
+        worker = Worker(settings, app, queue=queue)
+    except RuntimeError as error:
+        sys.exit(str(error))
+
+    app.task(name=TASK)(worker.run_job)
+    # a signal handler of Celery's only starts its own shutdown; ours gives the job back
+    worker_shutting_down.connect(lambda **_: worker.stop(), weak=False)
+    worker_ready.connect(
+        lambda **_: logging.getLogger(__name__).info("worker.ready", extra={"queue": queue}),
+        weak=False,
+    )
+    worker.start()
+    app.worker_main(
+        [
+            *("worker", "--pool", "threads", "--concurrency", "1", "--queues", queue),
+            *("--hostname", f"{queue}@%h", "--without-gossip", "--without-mingle"),
+            *("--without-heartbeat", "--loglevel", settings.log_level),
+        ]
+    )
+    worker.stop()
+    worker.join()
+
+
+if __name__ == "__main__":
+    main()

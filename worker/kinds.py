@@ -1,0 +1,329 @@
+"""What each kind of job needs before its pipeline can run, and what it publishes afterwards.
+
+`prepare` turns the rows that a job refers to into a request and input files; `publish` turns a
+pipeline's result into rows, inside the transaction that ends the job.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from core.config import (
+    AuditConfig,
+    AuditRequest,
+    RankingRequest,
+    Task,
+    TrainingConfig,
+    TrainingRequest,
+)
+from core.errors import AdapError
+from core.resolve import (
+    DatasetSummary,
+    check_black_box,
+    check_both_sides,
+    check_fits,
+    resolve_split,
+    resolve_task,
+)
+from models.header import Manifest
+from store.ids import new_id
+from store.jobs import JobError
+from store.tables import AssetStatus, DatasetRow, JobKind, JobRow, ModelRow
+
+
+class InputError(AdapError):
+    """Something that the job refers to cannot be used."""
+
+    code = "input_not_ready"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A pipeline's name, its request, and its inputs as blobs."""
+
+    pipeline: str
+    request: dict[str, Any]
+    blobs: dict[str, str]
+
+
+def prepare(session: Session, job: JobRow) -> Prepared:
+    """Gather what the job's pipeline needs. Raises AdapError where that cannot be had."""
+    return _PREPARE[job.kind](session, job)
+
+
+def publish(
+    session: Session, job: JobRow, result: dict[str, Any], blobs: dict[str, str]
+) -> dict[str, Any] | JobError:
+    """Write what the job made; returns the job's result, or why it failed after all."""
+    return _PUBLISH[job.kind](session, job, result, blobs)
+
+
+def reject(session: Session, job: JobRow, reasons: list[str]) -> None:
+    """Mark the upload that a failed job was checking."""
+    asset: DatasetRow | ModelRow | None = None
+    if job.kind == JobKind.VALIDATE_DATASET:
+        asset = session.get(DatasetRow, job.dataset_id)
+    elif job.kind == JobKind.VALIDATE_MODEL:
+        asset = session.get(ModelRow, job.model_id)
+    if asset is not None:
+        asset.status = AssetStatus.REJECTED
+        asset.reasons = reasons
+        asset.upload_sha256 = None
+
+
+def audit_plan(session: Session, job: JobRow) -> list[dict[str, Any]]:
+    """The requests of an audit's shards, in order; each is attacked by whichever worker is free."""
+    config = AuditConfig.model_validate(_without_ids(job.request))
+    dataset, model = _dataset(session, job), _model(session, job.model_id)
+    summary = _summary(dataset)
+    task = resolve_task(config.task, summary, trained_for=_positive(model))
+    split = resolve_split(config.split, summary)
+    check_both_sides(task, summary, split)
+    check_fits(summary, **_size(model))
+    if job.surrogate_id is not None:
+        surrogate = _model(session, job.surrogate_id)
+        check_black_box(model.content_sha256, surrogate.content_sha256)
+        check_fits(summary, **_size(surrogate))
+    examples = sum(summary.counts(split).values())
+    passes = len(config.resolved_attacks()) + 1  # each attack, and the clean images
+    common = {"config": config.as_json(), "task": task.as_json(), "split": split}
+    return [
+        {
+            **common,
+            "shard": number,
+            "start": start,
+            "stop": (stop := min(start + config.shard_size, examples)),
+            "images": (stop - start) * passes,
+        }
+        for number, start in enumerate(range(0, examples, config.shard_size))
+    ]
+
+
+def audit_report(session: Session, job: JobRow, shards: list[JobRow]) -> Prepared:
+    """The last step of an audit: join its shards."""
+    model, dataset = _model(session, job.model_id), _dataset(session, job)
+    surrogate = None if job.surrogate_id is None else _model(session, job.surrogate_id)
+    first = shards[0].request
+    trained_on = ((model.manifest or {}).get("training") or {}).get("dataset", {})
+    return Prepared(
+        "audit_report",
+        {
+            "config": first["config"],
+            "task": first["task"],
+            "model": _provenance(model),
+            "surrogate": None if surrogate is None else _provenance(surrogate),
+            "dataset": {
+                "id": dataset.id,
+                "name": dataset.name,
+                "sha256": dataset.content_sha256,
+                "split": first["split"],
+            },
+            # a split that is not the test split has been seen by the model that was trained on it
+            "trained_on_these": trained_on.get("sha256") == dataset.content_sha256
+            and first["split"] != "test",
+        },
+        {f"shard{shard.shard:06d}": (shard.result or {})["blobs"]["scores"] for shard in shards},
+    )
+
+
+# --- what each kind needs -------------------------------------------------------------------------
+
+
+def _prepare_dataset(session: Session, job: JobRow) -> Prepared:
+    dataset = session.get_one(DatasetRow, job.dataset_id)
+    return Prepared("validate_dataset", {}, {"upload": _blob(dataset.upload_sha256, dataset)})
+
+
+def _prepare_model(session: Session, job: JobRow) -> Prepared:
+    model = session.get_one(ModelRow, job.model_id)
+    return Prepared("validate_model", job.request, {"upload": _blob(model.upload_sha256, model)})
+
+
+def _prepare_training(session: Session, job: JobRow) -> Prepared:
+    request = TrainingRequest.model_validate(job.request)
+    dataset = _dataset(session, job)
+    config = TrainingConfig.model_validate(
+        {key: value for key, value in job.request.items() if key in TrainingConfig.model_fields}
+    )
+    blobs = {"dataset": _blob(dataset.content_sha256, dataset)}
+    if job.checkpoint_sha256 is not None:
+        blobs["checkpoint"] = job.checkpoint_sha256
+    return Prepared(
+        "train",
+        {
+            "config": config.as_json(),
+            "task": resolve_task(request.task, _summary(dataset)).as_json(),
+            "dataset": {
+                "id": dataset.id,
+                "name": dataset.name,
+                "sha256": dataset.content_sha256,
+            },
+            "job_id": job.id,
+        },
+        blobs,
+    )
+
+
+def _prepare_shard(session: Session, job: JobRow) -> Prepared:
+    dataset, model = _dataset(session, job), _model(session, job.model_id)
+    blobs = {
+        "dataset": _blob(dataset.content_sha256, dataset),
+        "model": _blob(model.content_sha256, model),
+    }
+    if job.surrogate_id is not None:
+        surrogate = _model(session, job.surrogate_id)
+        blobs["surrogate"] = _blob(surrogate.content_sha256, surrogate)
+    return Prepared("audit_shard", job.request, blobs)
+
+
+def _prepare_ranking(session: Session, job: JobRow) -> Prepared:
+    request = RankingRequest.model_validate(job.request)
+    dataset, model = _dataset(session, job), _model(session, job.model_id)
+    if request.task is None and (positive := _positive(model)):
+        request = request.model_copy(update={"task": Task(positive=positive)})
+    split = resolve_split(request.split, _summary(dataset))
+    return Prepared(
+        "rank",
+        {"config": request.as_json(), "split": split},
+        {
+            "dataset": _blob(dataset.content_sha256, dataset),
+            "model": _blob(model.content_sha256, model),
+        },
+    )
+
+
+_PREPARE: dict[JobKind, Callable[[Session, JobRow], Prepared]] = {
+    JobKind.VALIDATE_DATASET: _prepare_dataset,
+    JobKind.VALIDATE_MODEL: _prepare_model,
+    JobKind.TRAIN: _prepare_training,
+    JobKind.AUDIT_SHARD: _prepare_shard,
+    JobKind.RANK: _prepare_ranking,
+}
+
+
+# --- what each kind publishes ---------------------------------------------------------------------
+
+
+def _publish_dataset(
+    session: Session, job: JobRow, result: dict[str, Any], blobs: dict[str, str]
+) -> dict[str, Any] | JobError:
+    if "rejected" in result:
+        reject(session, job, result["rejected"])
+        return JobError("dataset_rejected", "; ".join(result["rejected"][:3]))
+    dataset = session.get_one(DatasetRow, job.dataset_id)
+    dataset.status = AssetStatus.READY
+    dataset.content_sha256 = blobs["content"]
+    dataset.upload_sha256 = None  # the stored form replaces it
+    dataset.summary = result["summary"]
+    return {"dataset_id": dataset.id, "summary": result["summary"]}
+
+
+def _publish_model(
+    session: Session, job: JobRow, result: dict[str, Any], blobs: dict[str, str]
+) -> dict[str, Any] | JobError:
+    if "rejected" in result:
+        reject(session, job, result["rejected"])
+        return JobError("model_rejected", "; ".join(result["rejected"][:3]))
+    model = session.get_one(ModelRow, job.model_id)
+    model.status = AssetStatus.READY
+    model.content_sha256 = blobs["content"]
+    model.upload_sha256 = None
+    model.manifest = result["manifest"]
+    model.findings = result["findings"]
+    return {"model_id": model.id, "findings": result["findings"]}
+
+
+def _publish_training(
+    session: Session, job: JobRow, result: dict[str, Any], blobs: dict[str, str]
+) -> dict[str, Any]:
+    method = result["summary"]["method"]["name"]
+    model = ModelRow(
+        id=new_id("mdl"),
+        tenant=job.tenant,
+        name=job.request.get("name") or f"{method} on {result['summary']['dataset']['name']}",
+        status=AssetStatus.READY,
+        content_sha256=blobs["content"],
+        manifest=result["manifest"],
+        job_id=job.id,
+    )
+    session.add(model)
+    return {"model_id": model.id, "summary": result["summary"]}
+
+
+def _publish_files(
+    _session: Session, _job: JobRow, result: dict[str, Any], blobs: dict[str, str]
+) -> dict[str, Any]:
+    return {**({"summary": result["summary"]} if "summary" in result else {}), "blobs": blobs}
+
+
+_PUBLISH: dict[
+    JobKind,
+    Callable[[Session, JobRow, dict[str, Any], dict[str, str]], dict[str, Any] | JobError],
+] = {
+    JobKind.VALIDATE_DATASET: _publish_dataset,
+    JobKind.VALIDATE_MODEL: _publish_model,
+    JobKind.TRAIN: _publish_training,
+    JobKind.AUDIT: _publish_files,
+    JobKind.AUDIT_SHARD: _publish_files,
+    JobKind.RANK: _publish_files,
+}
+
+
+# --- the rows a job refers to ---------------------------------------------------------------------
+
+
+def _dataset(session: Session, job: JobRow) -> DatasetRow:
+    dataset = session.get_one(DatasetRow, job.dataset_id)
+    _require_ready(dataset, f"data set {dataset.id}")
+    return dataset
+
+
+def _model(session: Session, model_id: str | None) -> ModelRow:
+    model = session.get_one(ModelRow, model_id)
+    _require_ready(model, f"model {model.id}")
+    return model
+
+
+def _require_ready(asset: DatasetRow | ModelRow, what: str) -> None:
+    if asset.status != AssetStatus.READY:
+        reasons = "; ".join((asset.reasons or [])[:3])
+        raise InputError(
+            f"expected {what} to be ready, got {asset.status.value}"
+            + (f": {reasons}" if reasons else "")
+        )
+
+
+def _summary(dataset: DatasetRow) -> DatasetSummary:
+    return DatasetSummary.model_validate(dataset.summary)
+
+
+def _positive(model: ModelRow) -> list[str] | None:
+    return Manifest.model_validate(model.manifest).positive
+
+
+def _blob(sha256: str | None, asset: DatasetRow | ModelRow) -> str:
+    if sha256 is None:
+        raise InputError(f"expected {asset.id} to have content, got none")
+    return sha256
+
+
+def _size(model: ModelRow) -> dict[str, int]:
+    spec = Manifest.model_validate(model.manifest).input
+    return {"channels": spec.channels, "height": spec.height, "width": spec.width}
+
+
+def _provenance(model: ModelRow) -> dict[str, Any]:
+    return {
+        "id": model.id,
+        "name": model.name,
+        "sha256": model.content_sha256,
+        "architecture": (model.manifest or {})["architecture"],
+    }
+
+
+def _without_ids(request: dict[str, Any]) -> dict[str, Any]:
+    """An audit's configuration without what only the HTTP request carries."""
+    own = AuditRequest.model_fields.keys() - AuditConfig.model_fields.keys()
+    return {key: value for key, value in request.items() if key not in own}

@@ -1,0 +1,463 @@
+"""One worker: claims jobs, has children do the work, publishes what they made.
+
+A worker works on one job at a time (`slot`). It hears of a job by a doorbell, or finds it itself:
+`sweep` runs every few seconds in a thread of its own, takes back jobs whose worker is silent, and,
+where this worker is idle, looks for a queued job that nobody rang for.
+"""
+
+import logging
+import os
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from threading import Event, Lock, Thread
+from typing import Any
+
+from celery import Celery
+from sqlalchemy import delete, select
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from core.errors import AdapError
+from store import jobs
+from store.artifacts import Blobs, collect_garbage, open_blobs
+from store.database import Database, now
+from store.ids import new_id
+from store.jobs import Claim, ClaimLostError, JobError
+from store.settings import Settings
+from store.tables import TERMINAL, JobKind, JobRow, JobStatus, WorkerRow
+from worker import kinds
+from worker.app import ring
+from worker.child import Child, ChildDiedError, ChildFailedError
+from worker.sandbox import make_sandbox
+from worker.work import Message, Work
+
+log = logging.getLogger(__name__)
+
+GARBAGE_EVERY_S = 3600.0
+PROGRESS_EVERY_S = 0.5
+
+
+class CancelledError(Exception):
+    """The job was asked to stop."""
+
+
+class StoppingError(Exception):
+    """This worker is shutting down."""
+
+
+class TimeLimitError(Exception):
+    """The job takes too long, or has not moved for too long."""
+
+
+class Worker:
+    """A worker of one queue."""
+
+    def __init__(self, settings: Settings, app: Celery, *, queue: str) -> None:
+        self.settings = settings
+        self.app = app
+        self.queue = queue
+        self.id = f"{queue}@{socket.gethostname()}:{os.getpid()}:{new_id('wrk')[-8:]}"
+        self.database = Database(settings)
+        self.blobs: Blobs = open_blobs(settings)
+        self.sandbox = make_sandbox(settings)
+        self.stopping = Event()
+        self.slot = Lock()
+        self.folder = settings.home / "work" / str(os.getpid())
+        self._sweeper = Thread(target=self._sweep_forever, name="sweeper", daemon=True)
+        self._garbage_at = time.monotonic() + GARBAGE_EVERY_S
+
+    def start(self) -> None:
+        """Announce this worker and start to sweep."""
+        _remove_folders_of_the_dead(self.folder.parent)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._sweeper.start()
+
+    def stop(self) -> None:
+        """Give the running job back, at once; safe to call again, and from a signal handler."""
+        self.stopping.set()
+
+    def join(self) -> None:
+        """Wait until the job is given back and nothing runs any more."""
+        self._sweeper.join()
+        with self.slot, suppress(SQLAlchemyError), self.database.writing() as session:
+            session.execute(delete(WorkerRow).where(WorkerRow.id == self.id))
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    # --- one job ----------------------------------------------------------------------------------
+
+    def run_job(self, job_id: str) -> None:
+        """Work on a job if it can be claimed; nothing happens if it cannot."""
+        with self.slot:
+            self._run_job(job_id)
+
+    def _run_job(self, job_id: str) -> None:
+        if self.stopping.is_set():
+            return
+        with self.database.writing() as session:
+            claim = jobs.claim(session, job_id, worker=self.id, lease_s=self.settings.lease_s)
+            if claim is None:
+                return
+            job = session.get_one(JobRow, job_id)
+        log.info("job.claimed", extra={"job_id": job.id, "attempt": claim.attempt})
+        sandbox = self.sandbox if job.queue == "intake" else None
+        with Child(sandbox=sandbox, threads=self.settings.threads) as child:
+            if job.kind == JobKind.AUDIT:
+                self._attempt(job, claim, lambda attempt: self._audit(job, attempt, child))
+            else:
+                self._attempt(job, claim, lambda attempt: self._pipeline(job, attempt, child))
+
+    def _attempt(self, job: JobRow, claim: Claim, work: Callable[["Attempt"], None]) -> None:
+        """Run `work`, and turn whatever ends it into the job's next state."""
+        attempt = Attempt(self, job, claim)
+        ended: Callable[[Session], None] | None
+        try:
+            with attempt.heartbeat():
+                work(attempt)
+            return
+        except ClaimLostError:
+            log.warning("job.claim_lost", extra={"job_id": job.id, "attempt": claim.attempt})
+            return
+        except CancelledError:
+            ended = lambda session: jobs.finish_cancelled(session, claim)  # noqa: E731
+        except StoppingError:
+            ended = lambda session: jobs.release(session, claim)  # noqa: E731
+        except ChildDiedError as error:
+            log.warning("job.child_died", extra={"job_id": job.id, "reason": str(error)})
+            ended = lambda session: jobs.lose(  # noqa: E731
+                session, claim, max_lost=self.settings.max_lost_attempts
+            )
+        except TimeLimitError as error:
+            ended = _failure(job, claim, JobError("timeout", str(error), retryable=True))
+        except (ChildFailedError, AdapError) as error:
+            ended = _failure(job, claim, JobError(error.code, str(error)))
+        except SQLAlchemyError:
+            log.exception("job.abandoned", extra={"job_id": job.id})  # its lease will run out
+            return
+        except Exception:
+            log.exception("job.failed", extra={"job_id": job.id})
+            unexpected = "The service met an error that it did not expect."
+            ended = _failure(job, claim, JobError("internal_error", unexpected))
+        try:
+            with self.database.writing() as session:
+                ended(session)
+        except ClaimLostError:
+            log.warning("job.claim_lost", extra={"job_id": job.id, "attempt": claim.attempt})
+
+    def _pipeline(self, job: JobRow, attempt: "Attempt", child: Child) -> None:
+        with self.database.reading() as session:
+            prepared = kinds.prepare(session, job)
+        result, blobs = attempt.run(prepared, child)
+        with self.database.writing() as session:
+            published = kinds.publish(session, job, result, blobs)
+            if isinstance(published, JobError):
+                jobs.fail(session, attempt.claim, published)
+            else:
+                jobs.succeed(session, attempt.claim, published)
+        if job.checkpoint_sha256 or attempt.checkpoint:
+            self._drop_checkpoint(job.id)
+        self._ring_waiting(job)
+
+    def _audit(self, job: JobRow, attempt: "Attempt", child: Child) -> None:
+        """Attack shard by shard, together with every idle worker, then join the shards.
+
+        The audit holds its own lease and takes shards itself, so it goes on if it is alone; shards
+        that are done stay done, whoever dies.
+        """
+        with self.database.writing() as session:
+            jobs.add_shards(
+                session, session.get_one(JobRow, job.id), kinds.audit_plan(session, job)
+            )
+        for shard in self.shards(job.id, JobStatus.QUEUED)[1:]:
+            ring(self.app, shard)
+        while True:
+            attempt.check()
+            with self.database.writing() as session:
+                claim = jobs.claim_shard(
+                    session, attempt.claim, worker=self.id, lease_s=self.settings.lease_s
+                )
+                shard_row = None if claim is None else session.get_one(JobRow, claim.job_id)
+            if claim is not None and shard_row is not None:
+                self._attempt(
+                    shard_row,
+                    claim,
+                    lambda inner, row=shard_row: self._pipeline(  # type: ignore[misc]
+                        row, inner.inside(attempt), child
+                    ),
+                )
+                continue
+            shards = self.shards(job.id)
+            failed = [shard for shard in shards if shard.status == JobStatus.FAILED]
+            if failed:
+                error = failed[0].error or {}
+                self._cancel_shards(job.id)
+                raise ChildFailedError(error["code"], error["message"])
+            if all(shard.status == JobStatus.SUCCEEDED for shard in shards):
+                break
+            if all(shard.status in TERMINAL for shard in shards):
+                raise CancelledError
+            time.sleep(0.2)  # another worker has the last shards
+        attempt.report_shards()
+        with self.database.reading() as session:
+            prepared = kinds.audit_report(session, job, self.shards(job.id))
+        result, blobs = attempt.run(prepared, child)
+        with self.database.writing() as session:
+            published = kinds.publish(session, job, result, blobs)
+            assert not isinstance(published, JobError)
+            jobs.succeed(session, attempt.claim, published)
+
+    def shards(self, audit_id: str, status: JobStatus | None = None) -> list[JobRow]:
+        """The shards of an audit, in order."""
+        with self.database.reading() as session:
+            query = select(JobRow).where(JobRow.parent_id == audit_id).order_by(JobRow.shard)
+            if status is not None:
+                query = query.where(JobRow.status == status)
+            return list(session.scalars(query))
+
+    def _cancel_shards(self, audit_id: str) -> None:
+        with self.database.writing() as session:
+            for shard in session.scalars(select(JobRow.id).where(JobRow.parent_id == audit_id)):
+                jobs.request_cancel(session, shard)
+
+    def _drop_checkpoint(self, job_id: str) -> None:
+        with self.database.writing() as session:
+            row = session.get_one(JobRow, job_id)
+            sha256, row.checkpoint_sha256 = row.checkpoint_sha256, None
+        if sha256 is not None:
+            self.blobs.delete(sha256)  # it carries the job's id, so no other row refers to it
+
+    def _ring_waiting(self, job: JobRow) -> None:
+        """An upload was checked: jobs that came with it in one request can start."""
+        if job.queue != "intake":
+            return
+        with self.database.reading() as session:
+            waiting = list(
+                session.scalars(
+                    select(JobRow).where(
+                        JobRow.status == JobStatus.QUEUED,
+                        JobRow.queue == "compute",
+                        (JobRow.dataset_id == job.dataset_id) | (JobRow.model_id == job.model_id),
+                    )
+                )
+            )
+        for row in waiting:
+            ring(self.app, row)
+
+    # --- every few seconds ------------------------------------------------------------------------
+
+    def _sweep_forever(self) -> None:
+        while not self.stopping.is_set():
+            try:
+                self.sweep()
+            except SQLAlchemyError as error:
+                log.warning("sweep.failed", extra={"reason": str(error)})
+            self.stopping.wait(self.settings.sweep_s)
+
+    def sweep(self) -> None:
+        """Say that this worker lives, take back lost jobs, look for one that nobody rang for."""
+        with self.database.writing() as session:
+            session.merge(
+                WorkerRow(id=self.id, queue=self.queue, sandbox=self.sandbox.kind, seen_at=now())
+            )
+            session.execute(
+                delete(WorkerRow).where(WorkerRow.seen_at < now() - 10 * self.settings.lease_s)
+            )
+            for job_id in jobs.take_back_expired(session, max_lost=self.settings.max_lost_attempts):
+                log.warning("job.taken_back", extra={"job_id": job_id})
+        if time.monotonic() > self._garbage_at:
+            self._garbage_at = time.monotonic() + GARBAGE_EVERY_S
+            with self.database.reading() as session:
+                removed = collect_garbage(session, self.blobs, grace_s=self.settings.blob_grace_s)
+            log.info("blobs.collected", extra={"removed": removed})
+        while not self.stopping.is_set() and self.slot.acquire(blocking=False):
+            try:
+                with self.database.reading() as session:
+                    queued = jobs.claimable(session, self.queue, limit=1)
+                if not queued:
+                    return
+                self._run_job(queued[0])
+            finally:
+                self.slot.release()
+
+
+class Attempt:
+    """One attempt at a job: its lease, its progress, its limits."""
+
+    def __init__(self, worker: Worker, job: JobRow, claim: Claim) -> None:
+        self.worker = worker
+        self.job = job
+        self.claim = claim
+        self.checkpoint: str | None = None
+        self._settings = worker.settings
+        self._outer: Attempt | None = None
+        self._status = JobStatus.RUNNING
+        self._lost = False
+        self._started = self._renewed = self._moved = time.monotonic()
+        self._reported = 0.0
+        self._phase: tuple[str, float, int] = ("", self._started, 0)  # name, start, completed then
+
+    def inside(self, outer: "Attempt") -> "Attempt":
+        """This is a shard that the audit's own worker attacks: whatever stops the audit stops it."""
+        self._outer = outer
+        return self
+
+    @contextmanager
+    def heartbeat(self) -> Iterator[None]:
+        """Renew the lease until the end of the block, from a thread of its own."""
+        done = Event()
+
+        def beat() -> None:
+            while not done.wait(self._settings.heartbeat_s):
+                self._renew(None)
+
+        thread = Thread(target=beat, name=f"heartbeat-{self.job.id}", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+    def check(self) -> None:
+        """Raise whatever stops this attempt: lost, cancelled, shutting down, or too slow."""
+        elapsed = time.monotonic()
+        # silent for most of the lease: stop before somebody else may start
+        if self._lost or elapsed - self._renewed > 0.8 * self._settings.lease_s:
+            raise ClaimLostError(self.claim)
+        if self._status == JobStatus.CANCELLING:
+            raise CancelledError
+        if self.worker.stopping.is_set():
+            raise StoppingError
+        if self._outer is not None:
+            self._outer.check()
+        intake = self.job.queue == "intake"
+        limit_s = self._settings.intake_limit_s if intake else self._settings.job_limit_s
+        if elapsed - self._started > limit_s:
+            raise TimeLimitError(f"The job did not end within its limit of {limit_s:g} s.")
+        if elapsed - self._moved > self._settings.stall_limit_s:
+            raise TimeLimitError(
+                f"The job made no progress for {self._settings.stall_limit_s:g} s and was stopped."
+            )
+
+    def run(self, prepared: kinds.Prepared, child: Child) -> tuple[dict[str, Any], dict[str, str]]:
+        """Have a child run a pipeline; returns its result and the blobs of its files."""
+        folder = self.worker.folder / f"{self.job.id}-{self.claim.attempt}-{prepared.pipeline}"
+        folder.mkdir()
+        self._moved = time.monotonic()
+        try:
+            inputs = {
+                name: self.worker.blobs.local_path(sha256)
+                for name, sha256 in prepared.blobs.items()
+            }
+            work = Work(prepared.pipeline, prepared.request, inputs, folder, self._settings.device)
+            result = child.run(
+                work, on_message=lambda message: self._on_message(message, folder), check=self.check
+            )
+            files = result.pop("files", {})
+            return result, {
+                name: self.worker.blobs.put(_inside(folder, file)) for name, file in files.items()
+            }
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def report_shards(self) -> None:
+        """Show how far all shards of this audit are together."""
+        total = completed = 0
+        for shard in self.worker.shards(self.job.id):
+            total += shard.request["images"]
+            completed += (shard.progress or {}).get("completed", 0)
+        self._progress("attacking", completed, total, "images")
+
+    def _on_message(self, message: Message, folder: Path) -> None:
+        self._moved = time.monotonic()
+        match message["type"]:
+            case "progress":
+                self._progress(
+                    message["phase"], message["completed"], message["total"], message["unit"]
+                )
+                if self._outer is not None:
+                    self._outer.shard_moved()
+            case "event":
+                with self.worker.database.writing() as session:
+                    jobs.record(session, self.claim, message["name"], message["data"])
+            case "checkpoint":
+                self._keep_checkpoint(_inside(folder, message["file"]))
+
+    def shard_moved(self) -> None:
+        """One of this audit's shards has moved: so has the audit."""
+        self._moved = time.monotonic()
+        if self._moved - self._reported > PROGRESS_EVERY_S:
+            self.report_shards()
+
+    def _progress(self, phase: str, completed: int, total: int, unit: str) -> None:
+        name, started, first = self._phase
+        if name != phase:
+            self._phase = name, started, first = phase, time.monotonic(), completed
+        if completed < total and time.monotonic() - self._reported < PROGRESS_EVERY_S:
+            return
+        self._reported = time.monotonic()
+        done = completed - first
+        eta_s = None
+        if done > 0:
+            eta_s = round((time.monotonic() - started) / done * (total - completed), 1)
+        self._renew(
+            {
+                "phase": phase,
+                "completed": completed,
+                "total": total,
+                "unit": unit,
+                "eta_s": eta_s,
+            }
+        )
+
+    def _keep_checkpoint(self, path: Path) -> None:
+        sha256 = self.worker.blobs.put(path)
+        with self.worker.database.writing() as session:
+            previous = jobs.save_checkpoint(session, self.claim, sha256)
+        self.checkpoint = sha256
+        if previous is not None and previous != sha256:
+            self.worker.blobs.delete(previous)
+
+    def _renew(self, progress: dict[str, Any] | None) -> None:
+        try:
+            with self.worker.database.writing() as session:
+                self._status = jobs.renew(
+                    session, self.claim, lease_s=self._settings.lease_s, progress=progress
+                )
+            self._renewed = time.monotonic()
+        except ClaimLostError:
+            self._lost = True
+        except SQLAlchemyError as error:
+            log.warning("lease.not_renewed", extra={"job_id": self.job.id, "reason": str(error)})
+
+
+def _failure(job: JobRow, claim: Claim, error: JobError) -> Callable[[Session], None]:
+    """End a job as failed, and with it the upload that it was checking."""
+
+    def end(session: Session) -> None:
+        kinds.reject(session, job, [error.message])
+        jobs.fail(session, claim, error)
+
+    return end
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """A regular file of the work folder; a sandboxed child may have been hijacked."""
+    path = folder / name
+    if Path(name).name != name or path.is_symlink() or not path.is_file():
+        raise ChildFailedError("internal_error", "The process that opened the upload misbehaved.")
+    return path
+
+
+def _remove_folders_of_the_dead(root: Path) -> None:
+    """Work folders are named by process id; remove those whose process is gone."""
+    for folder in root.glob("[0-9]*"):
+        try:
+            os.kill(int(folder.name), 0)
+        except ProcessLookupError:
+            shutil.rmtree(folder, ignore_errors=True)
+        except PermissionError:
+            continue
