@@ -12,7 +12,7 @@ an example depend on the seed, the shard and the place in it, never on who compu
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -45,8 +45,8 @@ def refuse_surrogate_equal_to_model(*, model_sha256: str, surrogate_sha256: str)
 def refuse_unrankable(
     scorer: nn.Module,
     images: NDArray[np.uint8],
-    *,
     targets: NDArray[np.int64],
+    *,
     batch_size: int,
     device: torch.device,
 ) -> None:
@@ -73,9 +73,9 @@ def refuse_unrankable(
 def attack_shard(
     scorer: nn.Module,
     images: NDArray[np.uint8],
-    *,
     targets: NDArray[np.int64],
     example_ids: Sequence[str],
+    *,
     attacks: Sequence[Attack],
     threat: Threat,
     surrogate: nn.Module | None,
@@ -90,8 +90,8 @@ def attack_shard(
 
     images: (n, C, H, W) uint8.  targets: (n,) in {0, 1}.  attacks: one of each name at most.
     surrogate: the attacker's own scorer, needed by the transfer attack.
-    on_progress: told the number of images just attacked, after each batch of each attack; the
-    total is n * len(attacks). What it raises ends the work.
+    on_progress: told after each batch how many images are done, the clean pass and every attack
+    counted: n * (1 + len(attacks)) in the end. What it raises ends the work.
     evidence: how many of the most damaged positives are kept, by the fall of their logit.
 
     Attacks ascend -(2y - 1) * logit, which unlike cross-entropy never saturates. What an attack
@@ -107,11 +107,13 @@ def attack_shard(
         attack.name: np.empty(len(images)) for attack in attacks
     }
     kept: list[Evidence] = []
+    done = 0
 
     with attacking(scorer), attacking(surrogate if surrogate is not None else nn.Identity()):
         # All clean scores first: a model that gives NaN is refused before any attack.
         for rows in _batches(len(images), batch_size):
             clean[rows] = _score(scorer, _as_input(images[rows], device))
+            on_progress(done := rows.stop)
         for batch, rows in enumerate(_batches(len(images), batch_size)):
             x = _as_input(images[rows], device)
             positives = np.flatnonzero(targets[rows])
@@ -128,7 +130,7 @@ def attack_shard(
                 x_adv = threat_model.project(x_adv, x)
                 attacked[attack.name][rows] = _score(scorer, x_adv)
                 pictures[attack.name] = x_adv[positives]
-                on_progress(len(x))
+                on_progress(done := done + len(x))
             here = np.arange(rows.start, rows.stop)[positives]
             logits = {name: scored[here] for name, scored in attacked.items()}
             ids = [example_ids[i] for i in here]
@@ -225,78 +227,78 @@ def figures(scores: Scores, *, positive: Sequence[str], attacks: Sequence[Attack
 
 
 def build_report(
-    tasks: Sequence[TaskReport],
+    scores: Scores,
     *,
-    provenance: Provenance,
+    positive: Sequence[str],
+    attacks: Sequence[Attack],
     threat: Threat,
-    trained_on_this_data: bool,
+    provenance: Provenance,
+    trained_on_these: bool,
 ) -> Report:
-    """The report of an audit: the tasks, their means, and what a reader must know to trust them.
+    """The report of an audit of one task: its figures, and what a reader must know to trust them.
 
-    trained_on_this_data: whether the model has seen these very examples while it was trained.
+    trained_on_these: whether the model has seen these very examples while it was trained.
     """
-    warnings = [warning for task in tasks for warning in _task_warnings(task, threat)]
-    if trained_on_this_data:
-        warnings.insert(
-            0,
-            "The model was trained on these very examples: the figures say how well it remembers "
-            "them, not how well it ranks new ones.",
-        )
+    task = figures(scores, positive=positive, attacks=attacks)
     return Report(
-        tasks=list(tasks),
+        tasks=[task],
         mean={
-            "clean": _mean(task.clean.ap for task in tasks),
-            "worst_case": _mean(task.worst_case.ap for task in tasks),
-            **{name: _mean(task.attacks[name].ap for task in tasks) for name in tasks[0].attacks},
+            "clean": task.clean.ap,
+            "worst_case": task.worst_case.ap,
+            **{name: figure.ap for name, figure in task.attacks.items()},
         },
-        warnings=list(dict.fromkeys(warnings)),
+        warnings=_warnings(task, threat, trained_on_these=trained_on_these),
         provenance=provenance,
     )
 
 
-def _task_warnings(task: TaskReport, threat: Threat) -> list[str]:
-    who = ", ".join(task.positive)
+def _warnings(task: TaskReport, threat: Threat, *, trained_on_these: bool) -> list[str]:
     white_box = [f.ap for f in task.attacks.values() if f.attack["name"] != "transfer"]
     black_box = [f.ap for f in task.attacks.values() if f.attack["name"] == "transfer"]
     warnings = []
+    if trained_on_these:
+        warnings.append(
+            "The model was trained on these very examples: the figures say how well it remembers "
+            "them, not how well it ranks new ones."
+        )
     if threat.epsilon == 0:
         warnings.append("Epsilon is 0: no pixel may change, so every figure equals the clean one.")
     elif all(figure.mean_margin_drop <= 0 for figure in task.attacks.values()):
         warnings.append(
-            f"{who}: no attack lowered the margins at all. That is a sign of blocked gradients, "
+            "No attack lowered the margins at all. That is a sign of blocked gradients, "
             "not of a robust model."
         )
     if task.positives < FEW_POSITIVES:
         # A mean of P precisions, each in [0, 1]: the standard error is at most 0.5 / sqrt(P).
         half_width = 1.96 * 0.5 / math.sqrt(task.positives)
         warnings.append(
-            f"{who}: only {task.positives} positives, so each AP is uncertain by up to "
+            f"Only {task.positives} positives, so each AP is uncertain by roughly "
             f"±{half_width:.2f} (95 %)."
         )
     if task.clean.tied:
         warnings.append(
-            f"{who}: {task.clean.tied} of {task.positives} positives have exactly the score of "
+            f"{task.clean.tied} of {task.positives} positives have exactly the score of "
             "some negative before any attack, and are ranked below it. Saturated or rounded "
             "outputs tie what raw logits keep apart."
         )
     if task.clean.ap <= task.chance:
         warnings.append(
-            f"{who}: the model ranks clean images no better than chance (AP {task.clean.ap:.3f}, "
+            f"The model ranks clean images no better than chance (AP {task.clean.ap:.3f}, "
             f"chance {task.chance:.3f})."
         )
     if task.prevalence > BALANCED:
         warnings.append(
-            f"{who}: {task.prevalence:.0%} of the examples are positive. AP falls with the share "
+            f"{task.prevalence:.0%} of the examples are positive. AP falls with the share "
             "of positives: expect less where they are rarer."
         )
     if threat.epsilon > 0 and task.worst_case.ap - task.floor < 0.01 * (1 - task.floor):
         warnings.append(
-            f"{who}: the attacks inverted the ranking, worst-case AP {task.worst_case.ap:.3f} is "
+            f"The attacks inverted the ranking, worst-case AP {task.worst_case.ap:.3f} is "
             f"at its floor {task.floor:.3f}. A smaller epsilon tells models apart."
         )
     if white_box and black_box and min(black_box) < min(white_box) - 0.01:
         warnings.append(
-            f"{who}: the black-box attack (AP {min(black_box):.3f}) did more damage than every "
+            f"The black-box attack (AP {min(black_box):.3f}) did more damage than every "
             f"attack on the model itself ({min(white_box):.3f}). Its gradients mislead the "
             "attacks, so the robust figures are too high."
         )
@@ -394,8 +396,3 @@ def _refuse_constant(logits: NDArray[np.float64]) -> None:
         raise ModelError(
             f"expected logits that rank, got {logits[0]:g} for every one of {len(logits)} images"
         )
-
-
-def _mean(values: Iterable[float]) -> float:
-    found = list(values)
-    return math.fsum(found) / len(found)
