@@ -64,13 +64,12 @@ BUILDERS: dict[str, Callable[[int], nn.Module]] = {
 }
 
 
-def build(name: str, *, channels: int, generator: torch.Generator) -> nn.Module:
-    """A new network on the CPU, in training mode; its weights depend on `generator` alone.
+def build(name: str, *, channels: int, seed: int) -> nn.Module:
+    """A new network on the CPU, in training mode; its weights depend on `seed` alone.
 
     name: a key of `BUILDERS`.  channels: of the images, 1 or 3.
     """
-    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-    # torch's layers draw from the process-wide generator: lend it to them, and put it back
+    # torch's layers draw from the process-wide generator: seed it for them, and put it back
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return BUILDERS[name](channels)

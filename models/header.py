@@ -184,7 +184,7 @@ def embedded_manifest(header: Header) -> Manifest | None:
 
 def shown(name: str) -> str:
     """A stranger's name as it may stand in a message: quoted, escaped, not too long."""
-    return ascii(name if len(name) <= 80 else name[:77] + "...")
+    return repr(name if len(name) <= 80 else name[:77] + "...")
 
 
 def _tail(file: BinaryIO, size: int) -> bytes:

@@ -63,10 +63,12 @@ def save(model: nn.Module, path: Path, manifest: Manifest) -> None:
     path.write_bytes(write_tensors(tensors, metadata={MANIFEST_KEY: manifest.as_json()}))
 
 
-def load(path: Path, manifest: Manifest | None = None, *, device: torch.device | str) -> Scorer:
-    """The scorer in a file, in eval mode on `device`.
+def load(
+    path: Path, manifest: Manifest | None = None, *, device: torch.device | str
+) -> tuple[Scorer, Manifest]:
+    """The scorer in a file, in eval mode on `device`, and the manifest it was loaded by.
 
-    manifest: by default the one inside the file. Raises ModelFileError where the file is not sound
+    manifest: what the caller declares; by default the one inside the file. Raises ModelFileError where the file is not sound
     safetensors, its tensors are not those of the architecture, or a value is not finite.
     """
     header = read_header(path)
@@ -90,7 +92,7 @@ def load(path: Path, manifest: Manifest | None = None, *, device: torch.device |
     network = build_empty(manifest.architecture, channels=manifest.input.channels)
     counts = {name: torch.zeros((), dtype=torch.int64) for name in _missing(network, tensors)}
     network.load_state_dict({**tensors, **counts}, strict=True, assign=True)
-    return Scorer(network, manifest.input).to(device).eval()
+    return Scorer(network, manifest.input).to(device).eval(), manifest
 
 
 def probe(scorer: Scorer) -> ProbeResult:

@@ -58,12 +58,12 @@ def test_images_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
 
 
 def test_train_and_eval_reach_the_network() -> None:
-    scorer = Scorer(build("small_cnn", channels=3, generator=torch.Generator()), SPEC)
+    scorer = Scorer(build("small_cnn", channels=3, seed=0), SPEC)
     assert scorer.train().network.training
     assert not scorer.eval().network.training
 
 
 def test_the_normalisation_moves_with_the_scorer_but_is_not_saved() -> None:
-    scorer = Scorer(build("small_cnn", channels=3, generator=torch.Generator()), SPEC)
+    scorer = Scorer(build("small_cnn", channels=3, seed=0), SPEC)
     assert all(name.startswith("network.") for name in scorer.state_dict())
     assert scorer.to(torch.float64).mean.dtype == torch.float64
