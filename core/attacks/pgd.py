@@ -50,7 +50,8 @@ class PGD:
             if self.start == "uniform":
                 x_adv = threat_model.random_start(x, generator=generator)
             else:
-                x_adv = threat_model.project(x + 0.001 * normal(x, generator=generator), x)
+                noise = normal(x.shape, like=x, generator=generator)
+                x_adv = threat_model.project(x + 0.001 * noise, x)
             for _ in range(self.steps):
                 loss, gradient = loss_and_gradient(loss_fn, x_adv)
                 if self.iterate == "best":

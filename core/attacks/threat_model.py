@@ -5,6 +5,7 @@ L-inf or L2 norm, and the perturbed image stays an image.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,12 +45,18 @@ class ThreatModel:
     def random_start(self, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """A point drawn uniformly from the ball around each image, projected into [0, 1]."""
         if self.norm == "linf":
-            delta = self.epsilon * (2 * uniform(x, generator=generator) - 1)
+            noise = torch.rand(
+                x.shape, dtype=x.dtype, device=generator.device, generator=generator
+            ).to(x.device)
+            delta = self.epsilon * (2 * noise - 1)
         else:
-            # A Gaussian direction, and a radius with density r^(d-1) as the volume of a shell.
-            direction = unit(normal(x, generator=generator))
-            radius = uniform(x[:, :1, :1, :1], generator=generator) ** (1 / x[0].numel())
-            delta = self.epsilon * radius * direction
+            # The first d coordinates of a uniform point on the sphere in d + 2 dimensions are
+            # uniform in the d-dimensional ball. One draw, so that the numbers an image gets
+            # do not depend on how many images follow it.
+            count, pixels = len(x), x[0].numel()
+            point = normal((count, pixels + 2), like=x, generator=generator)
+            point = point / point.norm(dim=1, keepdim=True)
+            delta = self.epsilon * point[:, :pixels].reshape(x.shape)
         return self.project(x + delta, x)
 
     def steepest_ascent(self, gradient: Tensor) -> Tensor:
@@ -74,16 +81,9 @@ def unit(v: Tensor) -> Tensor:
     return v / length.view(-1, 1, 1, 1)
 
 
-def uniform(like: Tensor, *, generator: torch.Generator) -> Tensor:
-    """U(0, 1) in the shape of `like`; drawn where the generator lives, so a CPU generator gives
-    the same numbers whatever device the images are on."""
-    return torch.rand(
-        like.shape, dtype=like.dtype, device=generator.device, generator=generator
-    ).to(like.device)
-
-
-def normal(like: Tensor, *, generator: torch.Generator) -> Tensor:
-    """N(0, 1) in the shape of `like`, drawn where the generator lives."""
-    return torch.randn(
-        like.shape, dtype=like.dtype, device=generator.device, generator=generator
-    ).to(like.device)
+def normal(shape: Sequence[int], *, like: Tensor, generator: torch.Generator) -> Tensor:
+    """N(0, 1) with the dtype and on the device of `like`, drawn where the generator lives: so a
+    CPU generator gives the same numbers whatever device the images are on."""
+    return torch.randn(shape, dtype=like.dtype, device=generator.device, generator=generator).to(
+        like.device
+    )

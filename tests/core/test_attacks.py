@@ -1,0 +1,339 @@
+"""The judges: linear models, whose worst case has a closed form; counted passes; fractions."""
+
+import doctest
+import math
+from fractions import Fraction
+from typing import get_args
+
+import pytest
+import torch
+from torch import nn
+
+import core.attacks.apgd
+from core import config
+from core.attacks.apgd import APGD, checkpoints_of
+from core.attacks.base import attacking
+from core.attacks.pgd import PGD
+from core.attacks.registry import ATTACKS, build_attack
+from core.attacks.threat_model import ThreatModel
+from core.config import APGDAttack, PGDAttack, Threat, TransferAttack
+from core.errors import ConfigError
+
+NORMS = ("linf", "l2")
+ENTRIES = get_args(get_args(config.Attack)[0])  # the classes of the discriminated union
+CATALOGUE = [entry() for entry in ENTRIES]
+BEST_ITERATE = [entry for entry in CATALOGUE if not isinstance(entry, TransferAttack)]
+
+every_attack = pytest.mark.parametrize("attack", CATALOGUE, ids=lambda entry: entry.name)
+every_norm = pytest.mark.parametrize("norm", NORMS)
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def images(*, low=0.0, high=1.0, count=6, seed=0):
+    """(count, 3, 4, 4) float64 pixels in [low, high]."""
+    pixels = torch.rand(count, 3, 4, 4, dtype=torch.float64, generator=generator(seed))
+    return low + (high - low) * pixels
+
+
+class Linear(nn.Module):
+    """logit = w . x + bias"""
+
+    def __init__(self, *, seed=1, bias=0.0):
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(3, 4, 4, dtype=torch.float64, generator=generator(seed)))
+        self.bias = bias
+
+    def forward(self, x):
+        return (x * self.w).sum(dim=(1, 2, 3)) + self.bias
+
+
+def small_network(seed=0):
+    """BatchNorm and dropout, which train mode would make depend on the batch and on chance."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        network = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.BatchNorm2d(8),
+            nn.Tanh(),
+            nn.Dropout(0.5),
+            nn.Flatten(),
+            nn.Linear(128, 1),
+            nn.Flatten(0),
+        )
+    return network.double()
+
+
+def run(attack, loss_fn, x, *, norm="linf", epsilon=0.1, seed=0):
+    threat = Threat(norm=norm, epsilon=epsilon)
+    return build_attack(attack, threat).perturb(
+        loss_fn, x, threat_model=ThreatModel(norm, epsilon), generator=generator(seed)
+    )
+
+
+# --- closed forms ---------------------------------------------------------------------------------
+
+
+@every_norm
+@pytest.mark.parametrize(
+    "attack", [PGDAttack(steps=20, step_size=0.1), APGDAttack()], ids=lambda entry: entry.name
+)
+def test_the_worst_case_of_a_linear_model_is_reached(attack, norm):
+    model, x = Linear(), images(low=0.3, high=0.7)
+    gain = model(run(attack, model, x, norm=norm, epsilon=0.1)) - model(x)
+    exact = 0.1 * model.w.flatten().norm(p={"linf": 1, "l2": 2}[norm])
+    torch.testing.assert_close(gain, exact.expand(len(x)), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("attack", [PGDAttack(), APGDAttack(steps=10)], ids=lambda e: e.name)
+def test_the_linf_worst_case_of_a_linear_model_is_reached_where_the_box_binds(attack):
+    model, x = Linear(), images()
+    # Each pixel goes epsilon its own way, or as far as the box lets it.
+    room = torch.where(model.w > 0, 1 - x, x).clamp(max=0.3)
+    exact = (model.w.abs() * room).sum(dim=(1, 2, 3))
+    gain = model(run(attack, model, x, epsilon=0.3)) - model(x)
+    torch.testing.assert_close(gain, exact, rtol=0, atol=1e-6)
+
+
+@every_attack
+def test_a_logit_far_beyond_where_a_sigmoid_saturates_is_moved_as_far_as_any(attack):
+    model, x = Linear(bias=50.0), images(low=0.3, high=0.7).float()
+    model.float()
+    with torch.enable_grad():
+        probe = x.clone().requires_grad_()
+        saturated = -torch.log(torch.sigmoid(model(probe))).sum()
+        (gradient,) = torch.autograd.grad(saturated, probe)
+    assert gradient.count_nonzero() == 0  # cross-entropy after a sigmoid would leave them alone
+    drop = model(x) - model(run(attack, lambda x: -model(x), x))
+    # The transfer attack returns its last iterate, at most one step from the worst case.
+    torch.testing.assert_close(drop, (0.1 * model.w.abs().sum()).expand(len(x)), rtol=1e-5, atol=0)
+
+
+# --- contracts of every attack --------------------------------------------------------------------
+
+
+def test_the_registry_is_the_list_of_attacks_that_can_be_asked_for():
+    assert set(ATTACKS) == {entry.model_fields["name"].default for entry in ENTRIES}
+
+
+@every_attack
+@every_norm
+def test_what_comes_back_is_an_image_within_epsilon(attack, norm):
+    x = images()
+    x_adv = run(attack, small_network().eval(), x, norm=norm, epsilon=0.3)
+    assert x_adv.min() >= 0
+    assert x_adv.max() <= 1
+    distance = (x_adv - x).flatten(1).norm(dim=1, p={"linf": math.inf, "l2": 2}[norm])
+    assert (distance <= 0.3 + 1e-12).all()
+    assert (distance > 0.1).all()
+    assert not x_adv.requires_grad
+
+
+@every_attack
+@every_norm
+def test_epsilon_zero_is_the_clean_image(attack, norm):
+    x = images()
+    assert torch.equal(run(attack, small_network().eval(), x, norm=norm, epsilon=0.0), x)
+
+
+@pytest.mark.parametrize("attack", BEST_ITERATE, ids=lambda entry: entry.name)
+@every_norm
+def test_the_loss_rises(attack, norm):
+    network, x = small_network().eval(), images()
+    assert (network(run(attack, network, x, norm=norm)) > network(x)).all()
+
+
+@every_attack
+def test_the_same_generator_gives_the_same_bits_and_another_one_does_not(attack):
+    network, x = small_network().eval(), images()
+    first = run(attack, network, x, norm="l2", seed=0)
+    assert torch.equal(run(attack, network, x, norm="l2", seed=0), first)
+    assert not torch.equal(run(attack, network, x, norm="l2", seed=1), first)
+
+
+@every_attack
+@every_norm
+def test_an_image_is_attacked_alike_whatever_else_is_in_the_batch(attack, norm):
+    network, x = small_network().eval(), images()
+    strangers = torch.cat([x[:1], images(seed=9)[:2]])
+    together = run(attack, network, x, norm=norm)[:1]
+    apart = run(attack, network, strangers, norm=norm)[:1]
+    torch.testing.assert_close(together, apart, rtol=0, atol=1e-9)
+
+
+@every_attack
+@every_norm
+def test_nan_on_one_image_leaves_it_an_image_and_the_others_attacked(attack, norm):
+    model, x = Linear(), images(low=0.3, high=0.7)
+    broken = torch.tensor([math.nan, 1, 1, 1, 1, 1], dtype=torch.float64)
+    x_adv = run(attack, lambda x: broken * model(x), x, norm=norm)
+    assert x_adv.isfinite().all()
+    torch.testing.assert_close(x_adv[1:], run(attack, model, x, norm=norm)[1:])
+
+
+@every_attack
+def test_a_model_that_lets_no_gradient_through_is_not_an_error(attack):
+    x = images()
+    x_adv = run(attack, lambda x: x.detach().round().sum(dim=(1, 2, 3)), x)
+    assert (x_adv - x).abs().max() <= 0.1 + 1e-12
+
+
+@every_attack
+def test_attacks_work_where_gradients_are_switched_off(attack):
+    network, x = small_network().eval(), images()
+    with torch.no_grad():
+        x_adv = run(attack, network, x)
+    assert torch.equal(x_adv, run(attack, network, x))
+
+
+@pytest.mark.parametrize(
+    ("attack", "forwards", "backwards"),
+    [
+        (PGDAttack(steps=4, iterate="last"), 4, 4),
+        (PGDAttack(steps=4, iterate="best"), 5, 4),
+        (PGDAttack(steps=4, iterate="last", restarts=3), 15, 12),
+        (PGDAttack(steps=4, iterate="best", restarts=3), 15, 12),
+        (APGDAttack(steps=4), 5, 4),
+        (APGDAttack(steps=10, restarts=2), 22, 20),
+        (TransferAttack(steps=4), 4, 4),
+    ],
+)
+def test_an_attack_costs_as_many_passes_as_it_says(attack, forwards, backwards):
+    counted = {"forward": 0, "backward": 0}
+    network = small_network()
+
+    def count(which):
+        def hook(*_):
+            counted[which] += 1
+
+        return hook
+
+    network.register_forward_hook(count("forward"))
+    network[0].register_full_backward_hook(count("backward"))
+    with attacking(network):
+        run(attack, network, images())
+    assert counted == {"forward": forwards, "backward": backwards}
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+# --- freezing -------------------------------------------------------------------------------------
+
+
+def test_attacking_freezes_a_network_and_gives_it_back_as_it_was():
+    network = small_network().train()
+    network[1].eval()
+    network[0].weight.requires_grad_(False)
+    modes = [module.training for module in network.modules()]
+    flags = [parameter.requires_grad for parameter in network.parameters()]
+    state = {name: value.clone() for name, value in network.state_dict().items()}
+
+    def interrupted():
+        with attacking(network):
+            assert not any(module.training for module in network.modules())
+            assert not any(parameter.requires_grad for parameter in network.parameters())
+            run(PGDAttack(), network, images())
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert [module.training for module in network.modules()] == modes
+    assert [parameter.requires_grad for parameter in network.parameters()] == flags
+    assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
+
+
+# --- PGD ------------------------------------------------------------------------------------------
+
+
+def hill(top):
+    """A loss with its maximum 0 at `top`, pointed so that a step of fixed size keeps missing it."""
+    return lambda x: -(x - top).abs().sum(dim=(1, 2, 3))
+
+
+def test_the_default_step_size_is_two_and_a_half_epsilon_over_the_steps():
+    threat = Threat(epsilon=0.1)
+    assert build_attack(PGDAttack(steps=10), threat) == PGD(10, 0.025)
+    assert build_attack(PGDAttack(step_size=0.007), threat) == PGD(10, 0.007)
+
+
+def test_the_best_iterate_beats_a_last_one_that_overshot():
+    x = images(low=0.3, high=0.7)
+    loss_fn = hill(x + 0.013)
+    last = loss_fn(run(PGDAttack(step_size=0.1, iterate="last"), loss_fn, x))
+    best = loss_fn(run(PGDAttack(step_size=0.1, iterate="best"), loss_fn, x))
+    assert (best >= last).all()
+    assert (best > last).any()
+
+
+@pytest.mark.parametrize("kind", [PGDAttack, APGDAttack])
+def test_more_restarts_only_help(kind):
+    x = images(low=0.3, high=0.7, count=40)
+
+    def ripples(x):  # full of local maxima, so that the start decides
+        return torch.sin(60 * x).sum(dim=(1, 2, 3))
+
+    one, five = (ripples(run(kind(restarts=n), ripples, x, norm="l2")) for n in (1, 5))
+    assert (five >= one).all()  # the first restart draws the same start
+    assert (five > one).any()
+
+
+def test_the_normal_start_is_a_thousandth_of_a_standard_normal():
+    x = images(low=0.4, high=0.6, count=500)
+    start = PGD(1, 0.0, iterate="last", start="normal").perturb(
+        Linear(), x, threat_model=ThreatModel("linf", 0.1), generator=generator()
+    )
+    assert (start - x).std().item() == pytest.approx(0.001, rel=0.02)
+    assert (start - x).mean().item() == pytest.approx(0, abs=2e-5)
+
+
+# --- Auto-PGD -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [2, 5, 10, 20, 50, 100, 333, 1000])
+def test_checkpoints_follow_the_papers_recurrence(steps):
+    p = [Fraction(0), Fraction(22, 100)]
+    while p[-1] <= 1:
+        p.append(p[-1] + max(p[-1] - p[-2] - Fraction(3, 100), Fraction(6, 100)))
+    expected = {math.ceil(share * steps) for share in p[1:] if share <= 1}
+    assert set(checkpoints_of(steps)) == expected
+
+
+@every_norm
+def test_halving_the_step_size_comes_closer_to_a_top_than_any_fixed_step(norm):
+    x = images(low=0.3, high=0.7)
+    loss_fn = hill(x + 0.013)
+    apgd = loss_fn(run(APGDAttack(steps=100), loss_fn, x, norm=norm, epsilon=0.2))
+    for step_size in (0.4, 0.1, 0.05):
+        attack = PGDAttack(steps=100, step_size=step_size)
+        pgd = loss_fn(run(attack, loss_fn, x, norm=norm, epsilon=0.2))
+        assert (apgd > pgd).all()
+
+
+def test_each_image_has_a_step_size_of_its_own():
+    x = images(low=0.3, high=0.7)
+    # The first image's top is at a corner of the ball, the others' are inside it.
+    tops = x + 0.013
+    tops[0] = x[0] + 0.2
+    loss_fn = hill(tops)
+    x_adv = run(APGDAttack(steps=100), loss_fn, x, epsilon=0.2)
+    torch.testing.assert_close(x_adv[0], tops[0])
+    torch.testing.assert_close(x_adv[1:], tops[1:], rtol=0, atol=0.01)
+
+
+def test_the_examples_in_the_documentation_are_true():
+    assert doctest.testmod(core.attacks.apgd) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: PGD(0, 0.1), "at least 1 step"),
+        (lambda: PGD(1, 0.1, restarts=0), "1 restart"),
+        (lambda: PGD(1, math.nan), "step_size"),
+        (lambda: APGD(1), "at least 2 steps"),
+    ],
+)
+def test_settings_that_cannot_run_are_refused(build, message):
+    with pytest.raises(ConfigError, match=message):
+        build()
