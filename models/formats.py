@@ -1,11 +1,11 @@
-"""What a file is that somebody sent as a model and that is not safetensors, told from its bytes.
+"""What a file is that should have been something else, told from its bytes.
 
-Nothing is opened or unpacked: the first and the last bytes are looked at, and the sender is told
-what to send instead. The suffix of the name is never asked, as it proves nothing.
+Nothing is opened or unpacked: the first and the last bytes are looked at. The suffix of the name
+is never asked, as it proves nothing.
 """
 
 EDGE_BYTES = 64 * 1024
-"""How much of either end of the file `refusal` wants to see: enough for the names in a zip."""
+"""How much of either end of the file is worth showing: enough for the names in a zip."""
 
 SEND_INSTEAD = (
     "Send the weights alone: safetensors.torch.save_file(model.state_dict(), 'model.safetensors'), "
@@ -31,6 +31,14 @@ _BEGINNINGS = (
     (b"\x78\xda", "a zlib stream, for example a joblib dump" + _PROGRAM),
     (b"\x89PNG", "a PNG image"),
     (b"\xff\xd8\xff", "a JPEG image"),
+    (b"GIF8", "a GIF image"),
+    (b"BM", "a BMP image"),
+    (b"II*\x00", "a TIFF image"),
+    (b"MM\x00*", "a TIFF image"),
+    (b"SIMPLE  =", "a FITS image"),
+    (b"%!PS", "a PostScript file"),
+    (b"%PDF", "a PDF file"),
+    (b"PAR1", "a Parquet file"),
     (b"\x7fELF", "an ELF program"),
 )
 
@@ -48,14 +56,15 @@ _ZIP_MEMBERS = (
 
 
 def refusal(head: bytes, tail: bytes) -> str:
-    """One sentence that says what the file is, and one that says what to send instead.
+    """Why a file is no model: what it is, and what to send instead. Arguments as in `describe`."""
+    return f"expected a safetensors file, got {describe(head, tail)}. {SEND_INSTEAD}"
+
+
+def describe(head: bytes, tail: bytes) -> str:
+    """What a file is, with its article, as it may end a sentence.
 
     head, tail: the first and the last `EDGE_BYTES` of the file, which may overlap.
     """
-    return f"expected a safetensors file, got {_describe(head, tail)}. {SEND_INSTEAD}"
-
-
-def _describe(head: bytes, tail: bytes) -> str:
     if not head:
         return "an empty file"
     if head.startswith(b"PK"):

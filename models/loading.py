@@ -68,8 +68,9 @@ def load(
 ) -> tuple[Scorer, Manifest]:
     """The scorer in a file, in eval mode on `device`, and the manifest it was loaded by.
 
-    manifest: what the caller declares; by default the one inside the file. Raises ModelFileError where the file is not sound
-    safetensors, its tensors are not those of the architecture, or a value is not finite.
+    manifest: what the caller declares; by default the one inside the file. Raises ModelFileError
+    where the file is not sound safetensors, its tensors are not those of the architecture, or a
+    value is not finite.
     """
     header = read_header(path)
     manifest = manifest or embedded_manifest(header)
