@@ -107,7 +107,6 @@ def test_a_logit_far_beyond_where_a_sigmoid_saturates_is_moved_as_far_as_any(att
         (gradient,) = torch.autograd.grad(saturated, probe)
     assert gradient.count_nonzero() == 0  # cross-entropy after a sigmoid would leave them alone
     drop = model(x) - model(run(attack, lambda x: -model(x), x))
-    # The transfer attack returns its last iterate, at most one step from the worst case.
     torch.testing.assert_close(drop, (0.1 * model.w.abs().sum()).expand(len(x)), rtol=1e-5, atol=0)
 
 

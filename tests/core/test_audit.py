@@ -1,0 +1,455 @@
+"""The judges: a linear scorer, whose worst case is known, and AP counted out by brute force."""
+
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from core import audit
+from core.attacks.worst_case import worst_case
+from core.config import APGDAttack, PGDAttack, Threat, TransferAttack
+from core.errors import ConfigError, DataError, ModelError
+from core.report import DatasetProvenance, ModelProvenance, Provenance
+from core.scores import Evidence, Scores
+
+SHAPE = (3, 4, 4)
+EPSILON = 0.05
+CPU = torch.device("cpu")
+THREAT = Threat(epsilon=EPSILON)
+ATTACKS = [PGDAttack(), APGDAttack(steps=10)]
+
+
+class Linear(nn.Module):
+    def __init__(self, seed=0):
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.w = nn.Parameter(torch.randn(SHAPE, generator=generator))
+
+    def forward(self, x):
+        return (x * self.w).sum(dim=(1, 2, 3))
+
+
+def network(seed=0):
+    """Not linear, so that starts and steps matter."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1), nn.SiLU(), nn.Flatten(), nn.Linear(128, 1), nn.Flatten(0)
+        )
+
+
+def examples(count=12, *, every=3):
+    """Images far enough from black and white that the box never binds; every third is positive."""
+    images = np.random.default_rng(0).integers(60, 200, size=(count, *SHAPE), dtype=np.uint8)
+    targets = (np.arange(count) % every == 0).astype(np.int64)
+    return images, targets, [f"image-{i:02}.png" for i in range(count)]
+
+
+def attack(scorer, data=None, **changes):
+    images, targets, example_ids = examples() if data is None else data
+    settings = {
+        "attacks": ATTACKS,
+        "threat": THREAT,
+        "surrogate": None,
+        "seed": 0,
+        "shard": 0,
+        "batch_size": 5,
+        "device": CPU,
+        "on_progress": lambda done: None,
+    } | changes
+    return audit.attack_shard(scorer, images, targets, example_ids, **settings)
+
+
+def brute_force_ap(logits, targets):
+    """Sorted by Python, negatives first in ties, and the precision counted at each positive."""
+    ranked = [y for _, y in sorted(zip(-np.asarray(logits), targets, strict=True))]
+    return np.mean([sum(ranked[:k]) / k for k, y in enumerate(ranked, start=1) if y])
+
+
+def scores(clean, targets, **attacked):
+    return Scores(
+        example_ids=[f"image-{i}" for i in range(len(targets))],
+        targets=np.array(targets),
+        clean=np.array(clean, dtype=float),
+        attacked={name: np.array(logits, dtype=float) for name, logits in attacked.items()},
+    )
+
+
+PROVENANCE = Provenance(
+    model=ModelProvenance(id="mdl_1", name="m", sha256="0" * 64, architecture="small_cnn"),
+    dataset=DatasetProvenance(id="ds_1", name="d", sha256="1" * 64, split=None),
+    surrogate=None,
+    config={},
+    config_sha256="2" * 64,
+    scores_sha256="3" * 64,
+    seed=0,
+    versions={},
+    device="cpu",
+    created_at="2026-11-01T00:00:00+00:00",
+)
+
+
+def report(found, *, attacks, threat=THREAT, trained_on_these=False):
+    return audit.build_report(
+        found,
+        positive=["truck"],
+        attacks=attacks,
+        threat=threat,
+        provenance=PROVENANCE,
+        trained_on_these=trained_on_these,
+    )
+
+
+# --- one shard ------------------------------------------------------------------------------------
+
+
+def test_every_image_of_a_linear_scorer_is_driven_to_its_worst_case():
+    scorer = Linear()
+    images, targets, example_ids = examples()
+    w = scorer.w.detach().numpy().astype(np.float64)
+    clean = (images / 255.0 * w).sum(axis=(1, 2, 3))
+    # Each logit moves by epsilon * ||w||_1: down for positives, up for negatives.
+    exact = clean - (2 * targets - 1) * EPSILON * np.abs(w).sum()
+
+    found = attack(scorer)
+    assert found.example_ids == example_ids
+    np.testing.assert_array_equal(found.targets, targets)
+    np.testing.assert_allclose(found.clean, clean, atol=1e-5)  # float32 sums of 48 pixels
+    for logits in found.attacked.values():
+        np.testing.assert_allclose(logits, exact, atol=1e-5)
+    figures = audit.figures(found, positive=["truck"], attacks=ATTACKS)
+    assert figures.clean.ap == pytest.approx(brute_force_ap(clean, targets))
+    assert figures.worst_case.ap == pytest.approx(brute_force_ap(exact, targets))
+    assert figures.attacks["pgd"].mean_margin_drop == pytest.approx(EPSILON * np.abs(w).sum())
+
+
+def test_transfer_follows_the_surrogate_and_is_judged_by_the_audited_model():
+    scorer, surrogate = Linear(0), Linear(1)
+    found = attack(scorer, attacks=[TransferAttack()], surrogate=surrogate)
+    # The surrogate's worst image is x -+ epsilon * sign(w_s); the audited model sees w of it.
+    shift = EPSILON * (scorer.w * surrogate.w.sign()).sum().item()
+    expected = found.clean - (2 * found.targets - 1) * shift
+    np.testing.assert_allclose(found.attacked["transfer"], expected, atol=1e-5)
+
+
+def test_a_transfer_attack_without_surrogate_is_refused():
+    with pytest.raises(ConfigError, match="needs a surrogate"):
+        attack(Linear(), attacks=[TransferAttack()])
+
+
+def test_the_networks_are_left_as_they_were():
+    scorer, surrogate = network(0).train(), network(1).train()
+    attack(scorer, attacks=[PGDAttack(), TransferAttack()], surrogate=surrogate)
+    for model in (scorer, surrogate):
+        assert all(module.training for module in model.modules())
+        assert all(parameter.requires_grad for parameter in model.parameters())
+        assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_progress_counts_the_clean_pass_and_every_attack_and_may_stop_the_work():
+    told = []
+    attack(Linear(), on_progress=told.append)
+    assert told == sorted(set(told))
+    assert told[-1] == 12 * (1 + len(ATTACKS))
+
+    scorer = network().train()
+
+    def cancel(done):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        attack(scorer, on_progress=cancel)
+    assert scorer.training
+
+
+def test_the_evidence_is_the_positives_whose_logit_fell_most():
+    scorer = network()
+    found = attack(scorer, data=examples(30), evidence=4)
+    lowest = np.minimum(found.attacked["pgd"], found.attacked["apgd"])
+    drop = np.where(found.targets == 1, found.clean - lowest, -math.inf)
+    worst_first = np.argsort(-drop)[:4]
+    assert [item.example_id for item in found.evidence] == [
+        found.example_ids[i] for i in worst_first
+    ]
+    images = examples(30)[0]
+    for i, item in zip(worst_first, found.evidence, strict=True):
+        np.testing.assert_array_equal(item.clean, images[i].astype(np.float32) / 255)
+        assert np.abs(item.attacked - item.clean).max() == pytest.approx(EPSILON, rel=1e-5)
+        assert item.attacked_logit == lowest[i] == found.attacked[item.attack][i]
+        with torch.no_grad():
+            logit = scorer(torch.from_numpy(item.attacked)[None]).item()
+        assert logit == pytest.approx(item.attacked_logit, abs=1e-5)
+
+
+# --- shards ---------------------------------------------------------------------------------------
+
+
+def cut(data, start, stop):
+    return tuple(part[start:stop] for part in data)
+
+
+def test_shards_give_the_same_scores_whoever_computes_them_and_in_whatever_order():
+    data = examples()
+    one_worker = [
+        attack(network(), data=cut(data, 0, 5), shard=0),
+        attack(network(), data=cut(data, 5, 12), shard=1),
+    ]
+    torch.rand(100)  # another worker's process has another past
+    late = attack(network(), data=cut(data, 5, 12), shard=1)
+    early = attack(network(), data=cut(data, 0, 5), shard=0)
+    first, second = audit.join(one_worker), audit.join([early, late])
+    assert first.example_ids == second.example_ids == data[2]
+    np.testing.assert_array_equal(first.targets, data[1])
+    np.testing.assert_array_equal(first.clean, second.clean)
+    for name in first.attacked:
+        np.testing.assert_array_equal(first.attacked[name], second.attacked[name])
+    assert [item.example_id for item in first.evidence] == [
+        item.example_id for item in second.evidence
+    ]
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"shard": 1}])
+def test_another_seed_or_shard_draws_other_starts(change):
+    attacks = [PGDAttack(steps=1)]
+    first = attack(network(), attacks=attacks)
+    other = attack(network(), attacks=attacks, **change)
+    assert (first.attacked["pgd"] != other.attacked["pgd"]).any()
+
+
+def test_an_attack_is_not_changed_by_the_attacks_beside_it():
+    alone = attack(network(), attacks=[APGDAttack(steps=10)])
+    together = attack(network(), attacks=ATTACKS)
+    np.testing.assert_array_equal(alone.attacked["apgd"], together.attacked["apgd"])
+
+
+def test_the_joined_evidence_is_the_positives_that_lost_most_ranks():
+    picture = np.zeros(SHAPE, np.float32)
+
+    def shard(example_ids, targets, clean, attacked):
+        return Scores(
+            example_ids=example_ids,
+            targets=np.array(targets),
+            clean=np.array(clean),
+            attacked={"pgd": np.array(attacked)},
+            evidence=[
+                Evidence(name, "pgd", c, a, picture, picture)
+                for name, y, c, a in zip(example_ids, targets, clean, attacked, strict=True)
+                if y
+            ],
+        )
+
+    # far falls by 90, but was and stays last; near falls by 2, past three negatives.
+    joined = audit.join(
+        [
+            shard(["far", "n1"], [1, 0], [-10.0, 1.0], [-100.0, 1.0]),
+            shard(["near", "n2", "n3"], [1, 0, 0], [2.0, 0.5, 0.4], [0.0, 0.5, 0.4]),
+        ],
+        evidence=1,
+    )
+    assert [item.example_id for item in joined.evidence] == ["near"]
+
+
+def test_shards_that_do_not_belong_together_are_refused():
+    first = attack(network(), attacks=[PGDAttack()])
+    with pytest.raises(DataError, match="every example once"):
+        audit.join([first, first])
+    with pytest.raises(DataError, match="expected shards with scores under"):
+        audit.join([first, attack(network(), attacks=[APGDAttack(steps=2)])])
+
+
+def test_saved_scores_come_back_as_they_were(tmp_path):
+    # transfer before apgd: not the order of the alphabet, and the order decides ties
+    attacks = [PGDAttack(steps=2), TransferAttack(steps=2), APGDAttack(steps=2)]
+    kept = attack(network(), attacks=attacks, surrogate=network(1))
+    kept.save(tmp_path / "scores.safetensors")
+    loaded = Scores.load(tmp_path / "scores.safetensors")
+    assert loaded.example_ids == kept.example_ids
+    assert list(loaded.attacked) == list(kept.attacked)
+    pairs = [(loaded.targets, kept.targets), (loaded.clean, kept.clean)]
+    pairs += [(loaded.attacked[name], kept.attacked[name]) for name in kept.attacked]
+    assert len(loaded.evidence) == len(kept.evidence) == 4
+    for ours, theirs in zip(loaded.evidence, kept.evidence, strict=True):
+        pairs += [(ours.clean, theirs.clean), (ours.attacked, theirs.attacked)]
+        assert (ours.example_id, ours.attack) == (theirs.example_id, theirs.attack)
+        assert (ours.clean_logit, ours.attacked_logit) == (
+            theirs.clean_logit,
+            theirs.attacked_logit,
+        )
+    for ours, theirs in pairs:
+        assert ours.dtype == theirs.dtype
+        np.testing.assert_array_equal(ours, theirs)
+
+
+# --- figures --------------------------------------------------------------------------------------
+
+
+def test_the_worst_case_takes_each_image_where_it_is_hurt_most():
+    found = scores(
+        clean=[3, 2, 1, 0],
+        targets=[1, 1, 0, 0],
+        pgd=[1, 2, 1, 4],  # hurts the first positive and the last negative
+        apgd=[1, 0, 1, 3],  # and the second positive; the first no more than pgd did
+    )
+    logits, won = worst_case(found)
+    np.testing.assert_array_equal(logits, [1, 0, 1, 4])
+    assert won == {"clean": 1, "pgd": 2, "apgd": 1}
+
+
+def test_the_worst_case_is_never_above_any_attack():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        targets = rng.permutation([1, 1, 1, 0, 0, 0, 0, 0])
+        drawn = rng.integers(-3, 4, size=(3, 8))  # whole numbers: many ties
+        found = scores(drawn[0], targets, pgd=drawn[1], apgd=drawn[2])
+        figures = audit.figures(found, positive=["truck"], attacks=ATTACKS)
+        assert sum(figures.worst_case.won.values()) == 8
+        for logits, figure in (
+            (found.clean, figures.clean),
+            (found.attacked["pgd"], figures.attacks["pgd"]),
+            (found.attacked["apgd"], figures.attacks["apgd"]),
+        ):
+            assert figure.ap == pytest.approx(brute_force_ap(logits, targets))
+            assert figures.worst_case.ap <= figure.ap
+        assert figures.worst_case.ap >= figures.floor
+
+
+def test_a_report_holds_the_figures_counts_and_settings():
+    found = scores([3, 1, 2, 0], [1, 1, 0, 0], pgd=[1, 1, 2, 0.5])
+    made = report(found, attacks=[PGDAttack(steps=7)])
+    (task,) = made.tasks
+    assert (task.examples, task.positives, task.prevalence, task.chance) == (4, 2, 0.5, 0.5)
+    assert task.clean.ap == pytest.approx((1 + 2 / 3) / 2)
+    # Under PGD both positives have 1: the second place is shared, ranks 2 and 3.
+    assert task.attacks["pgd"].ap == pytest.approx((1 / 2 + 2 / 3) / 2)
+    assert task.attacks["pgd"].mean_margin_drop == pytest.approx((2 + 0 + 0 + 0.5) / 4)
+    assert task.attacks["pgd"].attack["steps"] == 7
+    assert task.floor == pytest.approx((1 / 3 + 2 / 4) / 2)
+    assert made.mean == {
+        "clean": task.clean.ap,
+        "worst_case": task.worst_case.ap,
+        "pgd": task.attacks["pgd"].ap,
+    }
+    assert made.provenance == PROVENANCE
+    assert type(made).model_validate_json(made.model_dump_json()) == made
+
+
+def test_figures_refuse_scores_of_other_attacks():
+    with pytest.raises(DataError, match="expected scores under"):
+        audit.figures(scores([1, 0], [1, 0], pgd=[1, 0]), positive=["truck"], attacks=ATTACKS)
+
+
+def test_a_careful_audit_of_a_good_model_warns_of_nothing():
+    rng = np.random.default_rng(0)
+    targets = (np.arange(1000) % 10 == 0).astype(np.int64)
+    clean = 3 * targets + rng.normal(size=1000)
+    hurt = clean - 0.5 * (2 * targets - 1)
+    found = scores(clean, targets, pgd=hurt, transfer=hurt + 0.1 * (2 * targets - 1))
+    assert report(found, attacks=[PGDAttack(), TransferAttack()]).warnings == []
+
+
+@pytest.mark.parametrize(
+    ("warning", "found", "settings"),
+    [
+        ("trained on these very", scores([1, 0], [1, 0], pgd=[1, 0]), {"trained_on_these": True}),
+        ("equals the clean one", scores([1, 0], [1, 0], pgd=[1, 0]), {"threat": Threat(epsilon=0)}),
+        ("No attack lowered", scores([1, 0], [1, 0], pgd=[1, 0]), {}),
+        # 1.96 * 0.5 / sqrt(4)
+        (r"Only 4 positives.*±0\.49", scores(range(8), [0, 1] * 4, pgd=range(8)), {}),
+        ("1 of 2 positives have", scores([2, 1, 1], [1, 1, 0], pgd=[0, 0, 2]), {}),
+        ("no better than chance", scores([0, 1], [1, 0], pgd=[0, 1]), {}),
+        ("50% of the examples", scores([1, 0], [1, 0], pgd=[1, 0]), {}),
+        ("inverted the ranking", scores([2, 1, 0], [1, 0, 0], pgd=[-1, 1, 0]), {}),
+        (
+            "black-box attack",
+            scores([2, 1, 0], [1, 0, 0], pgd=[2, 1, 0], transfer=[-1, 1, 0]),
+            {"attacks": [PGDAttack(), TransferAttack()]},
+        ),
+    ],
+)
+def test_what_a_reader_must_know_is_said(warning, found, settings):
+    made = report(found, **({"attacks": [PGDAttack()]} | settings))
+    assert [text for text in made.warnings if re.search(warning, text)]
+
+
+# --- bad input ------------------------------------------------------------------------------------
+
+
+class Answers(nn.Module):
+    """A scorer that gives what a function makes of the images."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+BROKEN = [
+    (Answers(lambda x: x.mean(dim=(1, 2, 3))[:, None]), "expected one logit an image"),
+    (Answers(lambda x: x.mean()), "expected one logit an image"),
+    (Answers(lambda x: x.mean(dim=(1, 2, 3)) * math.nan), "expected finite logits"),
+    (Answers(lambda x: x.mean(dim=(1, 2, 3)) / 0), "expected finite logits"),
+]
+
+
+@pytest.mark.parametrize(("scorer", "message"), BROKEN)
+def test_outputs_that_cannot_be_ranked_are_refused_before_any_attack(scorer, message):
+    images, targets, _ = examples()
+    told = []
+    with pytest.raises(ModelError, match=message):
+        audit.refuse_unrankable(scorer, images, targets, batch_size=5, device=CPU)
+    with pytest.raises(ModelError, match=message):
+        attack(scorer, on_progress=told.append)
+    assert max(told, default=0) <= 12  # the clean pass alone
+
+
+def test_a_constant_model_is_refused():
+    images, targets, _ = examples()
+    constant = Answers(lambda x: 0 * x.mean(dim=(1, 2, 3)) + 7)
+    with pytest.raises(ModelError, match="got 7 for every one of 5"):
+        audit.refuse_unrankable(constant, images, targets, batch_size=5, device=CPU)
+    with pytest.raises(ModelError, match="got 7 for every one of 12"):
+        audit.join([attack(constant)])
+
+
+def test_nan_that_only_an_attack_finds_is_refused_too():
+    images = np.full((12, *SHAPE), 128, np.uint8)
+    images[:, 0, 0, 0] = np.arange(12)
+    brittle = Answers(lambda x: torch.sqrt(0.51 - x[:, 1, 1, 1]) + x.mean(dim=(1, 2, 3)))
+    with pytest.raises(ModelError, match="got NaN or infinity on"):
+        attack(
+            brittle,
+            data=(images, *examples()[1:]),
+            attacks=[PGDAttack(steps=1, step_size=1.0, iterate="last")],
+        )
+
+
+@pytest.mark.parametrize("positives", [0, 1, 11, 12])
+def test_fewer_than_two_positives_or_negatives_are_refused(positives):
+    images, _, _ = examples()
+    targets = (np.arange(12) < positives).astype(np.int64)
+    with pytest.raises(DataError, match=f"got {positives} positives"):
+        audit.refuse_unrankable(Linear(), images, targets, batch_size=5, device=CPU)
+
+
+def test_a_sound_model_is_accepted_even_on_identical_images():
+    images, targets, _ = examples()
+    audit.refuse_unrankable(Linear(), images, targets, batch_size=5, device=CPU)
+    audit.refuse_unrankable(Linear(), images * 0, targets, batch_size=50, device=CPU)
+
+
+def test_a_surrogate_equal_to_the_audited_model_is_no_black_box():
+    audit.refuse_surrogate_equal_to_model(model_sha256="a" * 64, surrogate_sha256="b" * 64)
+    with pytest.raises(ConfigError, match="other than the audited model"):
+        audit.refuse_surrogate_equal_to_model(model_sha256="a" * 64, surrogate_sha256="a" * 64)
+
+
+def test_epsilon_zero_gives_the_clean_logits_bit_by_bit():
+    found = attack(network(), threat=Threat(epsilon=0))
+    for logits in found.attacked.values():
+        np.testing.assert_array_equal(logits, found.clean)
+    assert list(found.evidence) == []
