@@ -463,8 +463,8 @@ def _note(text: str, *, size: int = 12, **own: Any) -> Figure:
 
 
 def _plain(name: str) -> str:
-    """A name that Plotly shows letter by letter: it reads text as a small HTML."""
-    return html.escape(name, quote=False)
+    """A name that Plotly shows letter by letter: it would read tags, and between $ signs TeX."""
+    return html.escape(name, quote=False).replace("$", "&#36;")
 
 
 # --- the template ---------------------------------------------------------------------------------
