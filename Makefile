@@ -6,10 +6,11 @@ BIN := $(VENV)/bin
 PYTHON ?= $(or $(firstword $(foreach name,python3.11 python3.12 python3,$(shell $(name) -c 'print("$(name)")' 2>/dev/null))),python3)
 
 .DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
 .PHONY: help demo up test test-fast check lint fmt browser clean
 
 help: ## list the tasks
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[.a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed ## train, attack and report on real images, on this machine, in a few minutes
 	@$(BIN)/adap demo
@@ -45,6 +46,13 @@ browser: # page tests need Chromium: installed where that is possible, otherwise
 	else \
 		echo "Chromium is not installed, so the page tests will be skipped."; \
 	fi
+
+.env: ## write random secrets for docker-compose.yml, unless there are some
+	@umask 077; while IFS= read -r line; do \
+		case "$$line" in [A-Z]*=) line="$$line$$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')" ;; esac; \
+		printf '%s\n' "$$line"; \
+	done < .env.example > $@
+	@echo "Wrote .env. ADAP_BOOTSTRAP_ADMIN_KEY in it is the first API key."
 
 clean: ## remove all that these tasks made here, the environment included
 	rm -rf $(VENV) build dist *.egg-info .*_cache .hypothesis

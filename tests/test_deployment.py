@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import re
 import shutil
+import stat
 import subprocess
 import sys
 import tomllib
@@ -15,9 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
+from store.database import Database
+from store.migrate import migrate
 from store.settings import Settings
+from store.tables import WorkerRow
 from tests.conftest import REPOSITORY
+from worker.app import make_app
+from worker.runner import Worker
 
 COMPOSE = REPOSITORY / "docker-compose.yml"
 SECRETS = dict.fromkeys(
@@ -98,6 +105,33 @@ def test_the_example_of_the_secrets_names_them_all_and_gives_none_away() -> None
     }
 
 
+def test_make_writes_secrets_that_compose_accepts_and_never_writes_over_them(
+    tmp_path: Path,
+) -> None:
+    for name in ("Makefile", ".env.example", "docker-compose.yml"):
+        shutil.copy(REPOSITORY / name, tmp_path)
+    written = tmp_path / ".env"
+    subprocess.run(["make", ".env"], cwd=tmp_path, check=True, capture_output=True)
+    assert stat.filemode(written.stat().st_mode) == "-rw-------"
+    secrets = re.findall(r"^[A-Z0-9_]+=([0-9a-f]{64})$", written.read_text(), re.MULTILINE)
+    assert len(set(secrets)) == len(SECRETS)
+    run = compose("config", "--quiet", file=tmp_path / "docker-compose.yml", env={})
+    assert (run.returncode, run.stderr) == (0, "")
+
+    (tmp_path / ".env.example").touch()
+    before = written.read_bytes()
+    subprocess.run(["make", ".env"], cwd=tmp_path, check=True, capture_output=True)
+    assert written.read_bytes() == before
+
+
+def test_git_ignores_the_secrets() -> None:
+    command = ["git", "check-ignore", "--quiet", ".env"]
+    run = subprocess.run(command, cwd=REPOSITORY, capture_output=True, check=False)
+    if run.returncode == 128:
+        pytest.skip("needs git and a checkout")
+    assert run.returncode == 0
+
+
 @pytest.mark.parametrize("name", ["docker-compose.yml", "Dockerfile", ".env.example"])
 def test_every_variable_of_ours_is_a_setting(name: str) -> None:
     named = set(re.findall(r"\bADAP_[A-Z0-9_]+", (REPOSITORY / name).read_text()))
@@ -173,6 +207,28 @@ def test_every_container_is_confined(services: dict[str, dict[str, Any]]) -> Non
         assert service["read_only"] is True, name
         assert int(service["mem_limit"]) > 0, name
         assert name in OURS or service["user"] not in ("root", "0"), name
+
+
+def test_a_workers_health_check_tells_a_live_worker_from_a_silent_one(
+    services: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    kind, program, *arguments = services["worker-compute"]["healthcheck"]["test"]
+    assert (kind, program) == ("CMD", "python")
+    settings = Settings(home=tmp_path, broker_url="redis://127.0.0.1:1/0", sandbox="process")
+
+    def healthy() -> bool:
+        env = {"ADAP_HOME": str(tmp_path), "ADAP_BROKER_URL": settings.broker_url or ""}
+        run = subprocess.run([sys.executable, *arguments], env=env, cwd=REPOSITORY, check=False)
+        return run.returncode == 0
+
+    database = Database(settings)
+    migrate(database)
+    assert not healthy()
+    Worker(settings, make_app(settings), queue="compute").sweep()
+    assert healthy()
+    with database.writing() as session:
+        session.execute(update(WorkerRow).values(seen_at=WorkerRow.seen_at - 10 * settings.lease_s))
+    assert not healthy()
 
 
 def test_the_key_of_the_administrator_reaches_only_the_service_that_stores_it(
