@@ -37,8 +37,8 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def targets(self, task: Task) -> NDArray[np.int64]:
-        """(N,) 1 for the positive classes of the task, 0 for the rest.
+    def targets(self, task: Task, index: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
+        """1 for the positive classes of the task, 0 for the rest; of all examples or those given.
 
         Raises ConfigError for a class that the data set does not have, DataError where there are
         no positives or no negatives among these examples.
@@ -49,7 +49,8 @@ class ImageSet:
                 f"expected positive classes among {list(self.classes)[:20]}, got {unknown}"
             )
         wanted = [self.classes.index(name) for name in task.positive]
-        targets = np.isin(self.labels, wanted).astype(np.int64)
+        labels = self.labels if index is None else self.labels[index]
+        targets = np.isin(labels, wanted).astype(np.int64)
         positives = int(targets.sum())
         if positives == 0 or positives == len(targets):
             raise DataError(

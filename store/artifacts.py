@@ -126,6 +126,7 @@ def _referenced(session: Session) -> set[str]:
         ModelRow.upload_sha256,
         ModelRow.content_sha256,
         JobRow.checkpoint_sha256,
+        JobRow.upload_sha256,
     )
     referenced = {sha for column in columns for sha in session.scalars(select(column)) if sha}
     for result in session.scalars(select(JobRow.result).where(JobRow.result.is_not(None))):

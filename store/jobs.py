@@ -425,5 +425,19 @@ def _move(
     session.execute(
         insert(JobEventRow).values(job_id=job_id, seq=row.last_event, type=str(to), data=event(row))
     )
+    if to in (JobStatus.FAILED, JobStatus.CANCELLED):
+        error = (values or {}).get("error")
+        _reject_upload(session, job_id, error["message"] if error else "its check was cancelled")
     session.expire_all()
     return int(row.attempt)
+
+
+def _reject_upload(session: Session, job_id: str, reason: str) -> None:
+    """An upload whose check ended without a verdict will never be ready."""
+    for table in (DatasetRow, ModelRow):
+        session.execute(
+            update(table)
+            .where(table.job_id == job_id, table.status == AssetStatus.VALIDATING)
+            .values(status=AssetStatus.REJECTED, reasons=[reason], upload_sha256=None)
+            .execution_options(synchronize_session=False)
+        )

@@ -45,13 +45,15 @@ class JobKind(StrEnum):
     AUDIT = "audit"
     AUDIT_SHARD = "audit_shard"
     RANK = "rank"
+    SCORE = "score"
 
     @property
     def queue(self) -> str:
-        """Uploads are checked on a queue of their own, so that no training delays them."""
-        return "intake" if self in (JobKind.VALIDATE_DATASET, JobKind.VALIDATE_MODEL) else "compute"
+        """What opens files from outside has a queue of its own, so that no training delays it."""
+        return "intake" if self in OPENS_UPLOADS else "compute"
 
 
+OPENS_UPLOADS = frozenset({JobKind.VALIDATE_DATASET, JobKind.VALIDATE_MODEL, JobKind.SCORE})
 QUEUES = ("compute", "intake")
 
 
@@ -103,6 +105,7 @@ class Asset:
     upload_sha256: Mapped[str | None]  # what came; dropped once it was converted
     content_sha256: Mapped[str | None]  # the stored form, once ready
     job_id: Mapped[str | None]  # the job that checks or makes it
+    deleted_at: Mapped[float | None]  # the row stays, as reports of old jobs refer to it
 
 
 class DatasetRow(Asset, Table):
@@ -147,6 +150,7 @@ class JobRow(Table):
     lease_expires_at: Mapped[float | None]
     last_event: Mapped[int] = mapped_column(default=0)
     checkpoint_sha256: Mapped[str | None]
+    upload_sha256: Mapped[str | None]  # images that came with the request itself
 
     dataset_id: Mapped[str | None] = mapped_column(ForeignKey("datasets.id"))
     model_id: Mapped[str | None] = mapped_column(ForeignKey("models.id"))

@@ -60,19 +60,6 @@ def publish(
     return _PUBLISH[job.kind](session, job, result, blobs)
 
 
-def reject(session: Session, job: JobRow, reasons: list[str]) -> None:
-    """Mark the upload that a failed job was checking."""
-    asset: DatasetRow | ModelRow | None = None
-    if job.kind == JobKind.VALIDATE_DATASET:
-        asset = session.get(DatasetRow, job.dataset_id)
-    elif job.kind == JobKind.VALIDATE_MODEL:
-        asset = session.get(ModelRow, job.model_id)
-    if asset is not None:
-        asset.status = AssetStatus.REJECTED
-        asset.reasons = reasons
-        asset.upload_sha256 = None
-
-
 def audit_plan(session: Session, job: JobRow) -> list[dict[str, Any]]:
     """The requests of an audit's shards, in order; each is attacked by whichever worker is free."""
     config = AuditConfig.model_validate(_without_ids(job.request))
@@ -178,6 +165,16 @@ def _prepare_shard(session: Session, job: JobRow) -> Prepared:
     return Prepared("audit_shard", job.request, blobs)
 
 
+def _prepare_scoring(session: Session, job: JobRow) -> Prepared:
+    model = _model(session, job.model_id)
+    assert job.upload_sha256 is not None
+    return Prepared(
+        "score",
+        {"file_names": job.request["file_names"]},
+        {"upload": job.upload_sha256, "model": _blob(model.content_sha256, model)},
+    )
+
+
 def _prepare_ranking(session: Session, job: JobRow) -> Prepared:
     request = RankingRequest.model_validate(job.request)
     dataset, model = _dataset(session, job), _model(session, job.model_id)
@@ -200,6 +197,7 @@ _PREPARE: dict[JobKind, Callable[[Session, JobRow], Prepared]] = {
     JobKind.TRAIN: _prepare_training,
     JobKind.AUDIT_SHARD: _prepare_shard,
     JobKind.RANK: _prepare_ranking,
+    JobKind.SCORE: _prepare_scoring,
 }
 
 
@@ -209,10 +207,9 @@ _PREPARE: dict[JobKind, Callable[[Session, JobRow], Prepared]] = {
 def _publish_dataset(
     session: Session, job: JobRow, result: dict[str, Any], blobs: dict[str, str]
 ) -> dict[str, Any] | JobError:
-    if "rejected" in result:
-        reject(session, job, result["rejected"])
-        return JobError("dataset_rejected", "; ".join(result["rejected"][:3]))
     dataset = session.get_one(DatasetRow, job.dataset_id)
+    if "rejected" in result:
+        return _reject(dataset, "dataset_rejected", result["rejected"])
     dataset.status = AssetStatus.READY
     dataset.content_sha256 = blobs["content"]
     dataset.upload_sha256 = None  # the stored form replaces it
@@ -223,16 +220,22 @@ def _publish_dataset(
 def _publish_model(
     session: Session, job: JobRow, result: dict[str, Any], blobs: dict[str, str]
 ) -> dict[str, Any] | JobError:
-    if "rejected" in result:
-        reject(session, job, result["rejected"])
-        return JobError("model_rejected", "; ".join(result["rejected"][:3]))
     model = session.get_one(ModelRow, job.model_id)
+    if "rejected" in result:
+        return _reject(model, "model_rejected", result["rejected"])
     model.status = AssetStatus.READY
     model.content_sha256 = blobs["content"]
     model.upload_sha256 = None
     model.manifest = result["manifest"]
     model.findings = result["findings"]
     return {"model_id": model.id, "findings": result["findings"]}
+
+
+def _reject(asset: DatasetRow | ModelRow, code: str, reasons: list[str]) -> JobError:
+    asset.status = AssetStatus.REJECTED
+    asset.reasons = reasons
+    asset.upload_sha256 = None
+    return JobError(code, "; ".join(reasons[:3]))
 
 
 def _publish_training(
@@ -258,6 +261,15 @@ def _publish_files(
     return {**({"summary": result["summary"]} if "summary" in result else {}), "blobs": blobs}
 
 
+def _publish_scores(
+    _session: Session, job: JobRow, result: dict[str, Any], _blobs: dict[str, str]
+) -> dict[str, Any] | JobError:
+    job.upload_sha256 = None
+    if "rejected" in result:
+        return JobError("invalid_data", "; ".join(result["rejected"][:3]))
+    return result
+
+
 _PUBLISH: dict[
     JobKind,
     Callable[[Session, JobRow, dict[str, Any], dict[str, str]], dict[str, Any] | JobError],
@@ -268,6 +280,7 @@ _PUBLISH: dict[
     JobKind.AUDIT: _publish_files,
     JobKind.AUDIT_SHARD: _publish_files,
     JobKind.RANK: _publish_files,
+    JobKind.SCORE: _publish_scores,
 }
 
 

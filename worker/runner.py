@@ -131,16 +131,16 @@ class Worker:
                 session, claim, max_lost=self.settings.max_lost_attempts
             )
         except TimeLimitError as error:
-            ended = _failure(job, claim, JobError("timeout", str(error), retryable=True))
+            ended = _failure(claim, JobError("timeout", str(error), retryable=True))
         except (ChildFailedError, AdapError) as error:
-            ended = _failure(job, claim, JobError(error.code, str(error)))
+            ended = _failure(claim, JobError(error.code, str(error)))
         except SQLAlchemyError:
             log.exception("job.abandoned", extra={"job_id": job.id})  # its lease will run out
             return
         except Exception:
             log.exception("job.failed", extra={"job_id": job.id})
             unexpected = "The service met an error that it did not expect."
-            ended = _failure(job, claim, JobError("internal_error", unexpected))
+            ended = _failure(claim, JobError("internal_error", unexpected))
         try:
             with self.database.writing() as session:
                 ended(session)
@@ -300,7 +300,7 @@ class Attempt:
         self._phase: tuple[str, float, int] = ("", self._started, 0)  # name, start, completed then
 
     def inside(self, outer: "Attempt") -> "Attempt":
-        """This is a shard that the audit's own worker attacks: whatever stops the audit stops it."""
+        """This is a shard that the audit's own worker attacks: what stops the audit stops it."""
         self._outer = outer
         return self
 
@@ -434,14 +434,8 @@ class Attempt:
             log.warning("lease.not_renewed", extra={"job_id": self.job.id, "reason": str(error)})
 
 
-def _failure(job: JobRow, claim: Claim, error: JobError) -> Callable[[Session], None]:
-    """End a job as failed, and with it the upload that it was checking."""
-
-    def end(session: Session) -> None:
-        kinds.reject(session, job, [error.message])
-        jobs.fail(session, claim, error)
-
-    return end
+def _failure(claim: Claim, error: JobError) -> Callable[[Session], None]:
+    return lambda session: jobs.fail(session, claim, error)
 
 
 def _inside(folder: Path, name: str) -> Path:

@@ -41,6 +41,7 @@ def upgrade() -> None:
         sa.Column("upload_sha256", sa.String(), nullable=True),
         sa.Column("content_sha256", sa.String(), nullable=True),
         sa.Column("job_id", sa.String(), nullable=True),
+        sa.Column("deleted_at", sa.Double(), nullable=True),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_datasets")),
     )
     with op.batch_alter_table("datasets", schema=None) as batch_op:
@@ -65,6 +66,7 @@ def upgrade() -> None:
         sa.Column("upload_sha256", sa.String(), nullable=True),
         sa.Column("content_sha256", sa.String(), nullable=True),
         sa.Column("job_id", sa.String(), nullable=True),
+        sa.Column("deleted_at", sa.Double(), nullable=True),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_models")),
     )
     with op.batch_alter_table("models", schema=None) as batch_op:
@@ -91,6 +93,7 @@ def upgrade() -> None:
                 "audit",
                 "audit_shard",
                 "rank",
+                "score",
                 name="jobkind",
                 native_enum=False,
                 length=32,
@@ -127,6 +130,7 @@ def upgrade() -> None:
         sa.Column("lease_expires_at", sa.Double(), nullable=True),
         sa.Column("last_event", sa.BigInteger(), nullable=False),
         sa.Column("checkpoint_sha256", sa.String(), nullable=True),
+        sa.Column("upload_sha256", sa.String(), nullable=True),
         sa.Column("dataset_id", sa.String(), nullable=True),
         sa.Column("model_id", sa.String(), nullable=True),
         sa.Column("surrogate_id", sa.String(), nullable=True),

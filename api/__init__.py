@@ -1,0 +1,1 @@
+"""The HTTP service: validates, writes rows, rings. Imports no torch."""

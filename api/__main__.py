@@ -1,0 +1,42 @@
+"""`python -m api`: serve until told to stop."""
+
+import sys
+
+import uvicorn
+
+from api.deps import is_loopback
+from api.main import create_app
+from store import keys
+from store.database import Database
+from store.logs import configure_logging
+from store.settings import Settings
+
+
+def main() -> None:
+    """Serve on the address of the settings; refuse to serve strangers without keys."""
+    settings = Settings()
+    configure_logging(settings)
+    if not is_loopback(settings.host):
+        database = Database(settings)
+        with database.reading() as session:
+            protected = keys.any_valid(session)
+        database.dispose()
+        if not protected:
+            sys.exit(
+                f"Refusing to listen on {settings.host} without API keys: anybody who can reach "
+                "it could use it. Start on 127.0.0.1, run `adap key create --name me --scope "
+                "admin`, then start again."
+            )
+    uvicorn.run(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=5,
+        h11_max_incomplete_event_size=64 * 1024,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""What data sets and models share: receiving a file, serving it, finding and removing a row."""
+
+import re
+import shutil
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Annotated, TypeVar
+
+from fastapi import Path as PathParameter
+from fastapi import Request, Response
+from fastapi.responses import FileResponse
+from sqlalchemy.orm import Session
+from starlette.datastructures import UploadFile
+
+from api.deps import Caller, House
+from api.errors import ApiError, not_found
+from models.header import Manifest
+from store import jobs
+from store.database import now
+from store.ids import new_id
+from store.tables import AssetStatus, DatasetRow, JobKind, JobRow, ModelRow
+
+AssetId = Annotated[str, PathParameter(pattern=r"^[a-z]+_[0-9a-z]{26}$", max_length=40)]
+AssetRow = TypeVar("AssetRow", DatasetRow, ModelRow)
+
+_WORD = {DatasetRow: "data set", ModelRow: "model"}
+
+
+def receive(upload: UploadFile, house: House) -> str:
+    """Store an uploaded file as a blob; returns its SHA-256. Nothing stays behind on an error."""
+    folder = house.settings.home / "incoming"
+    folder.mkdir(parents=True, exist_ok=True)
+    with NamedTemporaryFile(dir=folder) as file:
+        shutil.copyfileobj(upload.file, file, 1 << 20)
+        file.flush()
+        if file.tell() == 0:
+            raise ApiError("invalid_request", "/body/file: expected a file, got an empty one.")
+        return house.blobs.put(Path(file.name))
+
+
+def display_name(name: str | None, upload: UploadFile) -> str:
+    """The name asked for, else what the file was called; only ever shown, never a path."""
+    if name is not None:
+        return name
+    stem = Path((upload.filename or "").replace("\\", "/")).name
+    return re.sub(r"[\x00-\x1f\x7f]", "", stem)[:200] or "unnamed"
+
+
+def add_dataset(
+    session: Session, caller: Caller, *, name: str, sha256: str
+) -> tuple[DatasetRow, JobRow]:
+    """A data set that came as this blob, and the job that checks it."""
+    row = DatasetRow(
+        id=new_id("ds"),
+        tenant=caller.tenant,
+        name=name,
+        status=AssetStatus.VALIDATING,
+        upload_sha256=sha256,
+    )
+    session.add(row)
+    session.flush()
+    job = jobs.enqueue(
+        session,
+        JobKind.VALIDATE_DATASET,
+        tenant=caller.tenant,
+        request={"dataset_id": row.id},
+        dataset_id=row.id,
+    )
+    row.job_id = job.id
+    session.flush()
+    return row, job
+
+
+def add_model(
+    session: Session, caller: Caller, *, name: str, sha256: str, manifest: Manifest | None
+) -> tuple[ModelRow, JobRow]:
+    """A model that came as this blob, and the job that checks it."""
+    row = ModelRow(
+        id=new_id("mdl"),
+        tenant=caller.tenant,
+        name=name,
+        status=AssetStatus.VALIDATING,
+        upload_sha256=sha256,
+    )
+    session.add(row)
+    session.flush()
+    job = jobs.enqueue(
+        session,
+        JobKind.VALIDATE_MODEL,
+        tenant=caller.tenant,
+        request={
+            "model_id": row.id,
+            "manifest": None if manifest is None else manifest.model_dump(mode="json"),
+        },
+        model_id=row.id,
+    )
+    row.job_id = job.id
+    session.flush()
+    return row, job
+
+
+def find(session: Session, table: type[AssetRow], asset_id: str, caller: Caller) -> AssetRow:
+    """A row of the caller's. 404 for one that is removed, somebody else's, or nobody's."""
+    row = session.get(table, asset_id)
+    if row is None or row.tenant != caller.tenant or row.deleted_at is not None:
+        raise not_found(_WORD[table], asset_id)
+    return row
+
+
+def require_ready(row: DatasetRow | ModelRow) -> None:
+    """409 unless the upload has been checked and found good."""
+    if row.status == AssetStatus.READY:
+        return
+    what = _WORD[type(row)]
+    if row.status == AssetStatus.REJECTED:
+        reasons = "; ".join((row.reasons or [])[:3])
+        raise ApiError("not_ready", f"The {what} {row.id} was rejected: {reasons}")
+    raise ApiError(
+        "not_ready",
+        f"The {what} {row.id} is still being checked; wait for the job {row.job_id}.",
+    )
+
+
+def remove(session: Session, table: type[AssetRow], asset_id: str, caller: Caller) -> Response:
+    """Forget a data set or model; its file goes when no other row refers to it."""
+    row = find(session, table, asset_id, caller)
+    if row.status == AssetStatus.VALIDATING or jobs.uses(session, asset_id):
+        raise ApiError(
+            "in_use",
+            f"A job that has not ended uses the {_WORD[table]} {asset_id}; cancel it or wait.",
+        )
+    row.deleted_at = session.scalar(now().select())
+    row.content_sha256 = row.upload_sha256 = None
+    return Response(status_code=204)
+
+
+def content(request: Request, house: House, sha256: str, *, filename: str) -> Response:
+    """A blob as a download: ranges, and 304 where the client has it."""
+    return blob_response(
+        request, house, sha256, media_type="application/octet-stream", filename=filename
+    )
+
+
+def blob_response(
+    request: Request, house: House, sha256: str, *, media_type: str, filename: str | None = None
+) -> Response:
+    """A blob by its media type; the hash is its ETag, as content never changes."""
+    etag = f'"{sha256}"'
+    headers = {"ETag": etag, "X-Content-Type-Options": "nosniff", "Cache-Control": "private"}
+    wanted = {
+        tag.strip().removeprefix("W/")
+        for tag in request.headers.get("if-none-match", "").split(",")
+    }
+    if etag in wanted or "*" in wanted:
+        return Response(status_code=304, headers=headers)
+    path = house.blobs.local_path(sha256)
+    return FileResponse(path, media_type=media_type, filename=filename, headers=headers)

@@ -1,0 +1,189 @@
+"""Every error of the API as RFC 9457 `application/problem+json`, FastAPI's own included.
+
+`code` is stable and is what programs branch on; `detail` is a sentence for people that says what
+was expected and what came; `errors` points into the request where the error can be located.
+"""
+
+import logging
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+from sqlalchemy.exc import InterfaceError, OperationalError
+from starlette.exceptions import HTTPException
+
+from core.errors import AdapError
+from models.errors import ModelFileError
+
+log = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+
+CODES: dict[str, tuple[int, str]] = {
+    "bad_request": (400, "The request cannot be read"),
+    "unauthorized": (401, "An API key is needed"),
+    "forbidden": (403, "This API key may not do that"),
+    "not_found": (404, "There is no such thing"),
+    "method_not_allowed": (405, "This path does not take that method"),
+    "not_acceptable": (406, "Not available in that form"),
+    "conflict": (409, "The state of things does not allow this"),
+    "not_ready": (409, "Not ready yet, or rejected"),
+    "in_use": (409, "A job that has not ended uses it"),
+    "already_finished": (409, "The job has already ended"),
+    "too_large": (413, "The request body is too large"),
+    "unsupported_media_type": (415, "The request has a content type that this path does not take"),
+    "invalid_request": (422, "The request is not valid"),
+    "invalid_config": (422, "No run could honour this configuration"),
+    "invalid_data": (422, "The data cannot be used for this"),
+    "invalid_model": (422, "The model cannot be used for this"),
+    "internal_error": (500, "The service met an error that it did not expect"),
+    "storage_unavailable": (503, "The database does not answer"),
+}
+
+
+class ErrorItem(BaseModel):
+    """One fault in a request."""
+
+    pointer: str = Field(description="JSON pointer into the request, for example /body/threat")
+    detail: str
+
+
+class Problem(BaseModel):
+    """RFC 9457 problem details."""
+
+    type: str = Field("about:blank", description="always about:blank; branch on `code`")
+    title: str
+    status: int
+    detail: str
+    code: str
+    request_id: str | None = None
+    errors: list[ErrorItem] = Field(default_factory=list)
+
+
+class ApiError(Exception):
+    """An error that a route raises: a code of `CODES` and a sentence."""
+
+    def __init__(
+        self,
+        code: str,
+        detail: str,
+        *,
+        errors: list[ErrorItem] | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.code = code
+        self.detail = detail
+        self.errors = errors or []
+        self.headers = headers
+
+
+def not_found(what: str, identifier: str) -> ApiError:
+    """404, also for what belongs to somebody else."""
+    return ApiError("not_found", f"There is no {what} {identifier}.")
+
+
+def problems(*codes: str) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI `responses=` for the errors that a route declares."""
+    documented: dict[int | str, dict[str, Any]] = {}
+    for code in (*codes, "unauthorized", "forbidden", "invalid_request", "storage_unavailable"):
+        status, title = CODES[code]
+        entry = documented.setdefault(
+            status, {"description": title, "content": {MEDIA_TYPE: {"schema": _SCHEMA}}}
+        )
+        if title not in entry["description"]:
+            entry["description"] += f"; {title[0].lower()}{title[1:]}"
+    return documented
+
+
+_SCHEMA = {"$ref": "#/components/schemas/Problem"}
+
+
+def install(app: FastAPI) -> None:
+    """Register a handler for everything that can go wrong."""
+
+    @app.exception_handler(ApiError)
+    def _api_error(request: Request, error: ApiError) -> JSONResponse:
+        return _response(
+            request, error.code, error.detail, errors=error.errors, headers=error.headers
+        )
+
+    @app.exception_handler(AdapError)
+    @app.exception_handler(ModelFileError)
+    def _domain_error(request: Request, error: AdapError | ModelFileError) -> JSONResponse:
+        return _response(request, error.code, str(error))
+
+    @app.exception_handler(RequestValidationError)
+    def _validation(request: Request, error: RequestValidationError) -> JSONResponse:
+        return _response(request, "invalid_request", *_explain(error.errors()))
+
+    @app.exception_handler(HTTPException)
+    def _http(request: Request, error: HTTPException) -> JSONResponse:
+        by_status = {CODES[code][0]: code for code in reversed(CODES)}
+        code = by_status.get(error.status_code, "bad_request")
+        detail = str(error.detail)
+        if code == "not_found":
+            detail = f"There is nothing at {request.url.path}; see /docs for what there is."
+        elif code == "bad_request":
+            detail = f"Expected a request that can be read: {detail}"
+        return _response(request, code, detail, headers=dict(error.headers or {}))
+
+    @app.exception_handler(OperationalError)
+    @app.exception_handler(InterfaceError)
+    def _database(request: Request, error: Exception) -> JSONResponse:
+        log.error("database.unavailable", extra={"reason": str(error)})
+        detail = "The database does not answer at the moment; nothing was changed. Try again."
+        return _response(request, "storage_unavailable", detail, headers={"Retry-After": "5"})
+
+    @app.exception_handler(Exception)
+    def _unexpected(request: Request, _error: Exception) -> JSONResponse:
+        detail = "The service met an error that it did not expect; the log has the details."
+        return _response(request, "internal_error", detail)
+
+
+def explain_validation(errors: Any, *, prefix: str = "body") -> ApiError:
+    """A pydantic error of a body that a route read by itself."""
+    located = [{**error, "loc": (prefix, *error["loc"])} for error in errors]
+    detail, items = _explain(located)
+    return ApiError("invalid_request", detail, errors=items)
+
+
+def _explain(errors: Any) -> tuple[str, list[ErrorItem]]:
+    items = []
+    for error in errors:
+        parts = [str(part).replace("~", "~0").replace("/", "~1") for part in error["loc"]]
+        message = error["msg"].removeprefix("Value error, ")
+        got = error.get("input")
+        if isinstance(got, str | int | float | bool) and error["type"] != "value_error":
+            message += f", got {got!r:.80}"
+        items.append(ErrorItem(pointer="/" + "/".join(parts), detail=message))
+    first = items[0]
+    more = f" ({len(items) - 1} more in `errors`)" if len(items) > 1 else ""
+    return f"{first.pointer}: {first.detail}{more}", items
+
+
+def _response(
+    request: Request,
+    code: str,
+    detail: str,
+    errors: list[ErrorItem] | None = None,
+    *,
+    headers: dict[str, str] | None = None,
+) -> JSONResponse:
+    status, title = CODES.get(code, (422, HTTPStatus(422).phrase))
+    if code == "unauthorized":
+        headers = {"WWW-Authenticate": "Bearer", **(headers or {})}
+    problem = Problem(
+        title=title,
+        status=status,
+        detail=detail,
+        code=code,
+        request_id=request.scope.get("request_id"),
+        errors=errors or [],
+    )
+    return JSONResponse(
+        problem.model_dump(mode="json"), status, headers=headers, media_type=MEDIA_TYPE
+    )

@@ -1,0 +1,120 @@
+"""The application: routes, errors, limits and request ids. Imports no torch."""
+
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api import errors
+from api.deps import House
+from api.routes import audits, catalogue, datasets, health, jobs, keys, models, rankings, training
+from store.artifacts import open_blobs
+from store.database import Database
+from store.ids import new_id
+from store.settings import Settings
+from worker.app import make_app
+
+log = logging.getLogger(__name__)
+
+DESCRIPTION = """
+How much Average Precision an image ranker keeps when it is attacked, rankers that keep it, and
+their scores.
+
+1. `POST /v1/datasets` and `POST /v1/models` take files; a job checks each of them.
+2. `POST /v1/training-jobs`, `/v1/audits` and `/v1/rankings` answer 201 with a job at once.
+3. `GET /v1/jobs/{id}` says how far it is; `/v1/jobs/{id}/events` streams it.
+
+Every error is `application/problem+json` (RFC 9457) with a stable `code`.
+"""
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The API on the database, blobs and broker of the settings."""
+    house = House(settings, Database(settings), open_blobs(settings), make_app(settings))
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        yield
+        house.database.dispose()
+
+    app = FastAPI(
+        title="AdAP",
+        version=version("adap"),
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        max_body_size=settings.max_upload_bytes,
+        form_limits={"max_files": 1001, "max_fields": 20, "max_part_size": 64 * 1024},
+        redirect_slashes=False,
+        separate_input_output_schemas=False,
+    )
+    app.state.house = house
+    errors.install(app)
+    for module in (datasets, models, audits):  # these take files
+        app.include_router(module.router)
+    for module in (training, rankings, jobs, catalogue, keys, health):
+        app.include_router(module.router, max_body_size=settings.max_json_bytes)
+    app.add_middleware(RequestLog)
+    _document_problem(app)
+    return app
+
+
+class RequestLog:
+    """Give every request an id, say it in the answer, and log one line when it ends."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI entry."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request_id = scope["request_id"] = new_id("req")
+        started = time.perf_counter()
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [
+                    *message["headers"],
+                    (b"x-request-id", request_id.encode()),
+                ]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_with_id)
+        finally:
+            log.info(
+                "request.done",
+                extra={
+                    "request_id": request_id,
+                    "method": scope["method"],
+                    "path": scope["path"],
+                    "status": status,
+                    "ms": round(1000 * (time.perf_counter() - started), 1),
+                },
+            )
+
+
+def _document_problem(app: FastAPI) -> None:
+    """Add the Problem schema, which the error responses refer to, to the OpenAPI."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, object]:
+        schema = generate()
+        schemas = schema.setdefault("components", {}).setdefault("schemas", {})
+        schemas["ErrorItem"] = errors.ErrorItem.model_json_schema()
+        problem = errors.Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+        problem.pop("$defs", None)
+        schemas["Problem"] = problem
+        for unused in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(unused, None)
+        return schema
+
+    app.openapi = openapi  # type: ignore[method-assign]

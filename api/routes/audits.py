@@ -1,0 +1,263 @@
+"""Audits: by ids, or a model and a data set in the request itself; reports and scores."""
+
+import json
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.datastructures import FormData, UploadFile
+
+from api import assets
+from api.assets import AssetId
+from api.deps import Caller, House, HouseDep, Reader, Writer
+from api.errors import ApiError, explain_validation, problems
+from api.listing import After, Limit, make_cursor, read_offset
+from api.routes.jobs import answer_job, finished_blob
+from api.routes.models import declared_manifest
+from api.schemas import ExampleScores, Job, Page
+from core.config import AuditConfig, AuditRequest
+from core.report import Report
+from core.resolve import (
+    DatasetSummary,
+    check_black_box,
+    check_both_sides,
+    check_fits,
+    resolve_split,
+    resolve_task,
+)
+from models.header import Manifest
+from store import jobs
+from store.tables import DatasetRow, JobKind, JobRow, ModelRow
+
+router = APIRouter(prefix="/v1/audits", tags=["audits"])
+
+
+class AuditForm(BaseModel):
+    """`POST /v1/audits`, multipart/form-data: everything in one request."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str = Field(json_schema_extra={"format": "binary"}, description="see POST /v1/models")
+    dataset: str = Field(
+        json_schema_extra={"format": "binary"}, description="see POST /v1/datasets"
+    )
+    config: str = Field("{}", description="an AuditConfig as JSON")
+    architecture: str | None = None
+    input: str | None = None
+
+
+@router.post(
+    "",
+    status_code=201,
+    responses=problems(
+        "not_found",
+        "not_ready",
+        "invalid_config",
+        "invalid_data",
+        "too_large",
+        "unsupported_media_type",
+    ),
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {"schema": AuditRequest.model_json_schema()},
+                "multipart/form-data": {"schema": AuditForm.model_json_schema()},
+            },
+        }
+    },
+)
+async def audit(request: Request, house: HouseDep, caller: Writer, response: Response) -> Job:
+    """Audit a model on a data set: clean AP, AP under each attack, and the worst case.
+
+    `{model_id, dataset_id}` alone is a good audit. As multipart, `model` and `dataset` are files,
+    both are checked first, and the audit starts by itself when they are ready.
+    """
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type == "application/json":
+        job = await run_in_threadpool(_audit_by_ids, await _json(request), house, caller)
+    elif content_type == "multipart/form-data":
+        async with request.form(max_files=2, max_fields=10) as form:
+            job = await run_in_threadpool(_audit_files, form, house, caller)
+    else:
+        raise ApiError(
+            "unsupported_media_type",
+            f"Expected application/json or multipart/form-data, got {content_type or 'nothing'}.",
+        )
+    response.headers["Location"] = f"/v1/jobs/{job.id}"
+    return await run_in_threadpool(answer_job, house, job)
+
+
+@router.get(
+    "/{job_id}/report",
+    response_model=Report,
+    responses=problems("not_found", "not_ready", "not_acceptable")
+    | {
+        200: {
+            "description": "The report",
+            "content": {"text/html": {"schema": {"type": "string"}}},
+        },
+        304: {"description": "Not modified"},
+    },
+)
+def audit_report(
+    job_id: AssetId,
+    request: Request,
+    house: HouseDep,
+    caller: Reader,
+    accept: Annotated[str, Header()] = "application/json",
+) -> Response:
+    """The report as JSON, or as one self-contained page with `Accept: text/html`."""
+    if "text/html" in accept:
+        name, media_type = "page", "text/html"
+    elif any(kind in accept for kind in ("application/json", "application/*", "*/*")):
+        name, media_type = "report", "application/json"
+    else:
+        raise ApiError(
+            "not_acceptable", f"Expected Accept: application/json or text/html, got {accept:.80}"
+        )
+    sha256 = finished_blob(house, job_id, caller, JobKind.AUDIT, name)
+    answer = assets.blob_response(request, house, sha256, media_type=media_type)
+    answer.headers["Vary"] = "Accept"
+    return answer
+
+
+@router.get("/{job_id}/scores", responses=problems("not_found", "not_ready"))
+def audit_scores(
+    job_id: AssetId,
+    house: HouseDep,
+    caller: Reader,
+    limit: Limit = 100,
+    after: After = None,
+    attack: str | None = None,
+) -> Page[ExampleScores]:
+    """The logit of every image, clean and under each attack (or one), in the order of the data."""
+    sha256 = finished_blob(house, job_id, caller, JobKind.AUDIT, "table")
+    rows, cursor = read_rows(house, sha256, limit=limit, after=after)
+    if attack is not None:
+        unknown = [row for row in rows if attack not in row["attacks"]]
+        if unknown:
+            names = ", ".join(unknown[0]["attacks"])
+            raise ApiError(
+                "invalid_request", f"/query/attack: expected one of {names}; got {attack!r}"
+            )
+        rows = [{**row, "attacks": {attack: row["attacks"][attack]}} for row in rows]
+    return Page(
+        data=[ExampleScores.model_validate(row) for row in rows],
+        has_more=cursor is not None,
+        next_cursor=cursor,
+    )
+
+
+def read_rows(
+    house: House, sha256: str, *, limit: int, after: str | None
+) -> tuple[list[dict[str, Any]], str | None]:
+    """Some lines of a stored NDJSON file, and the cursor of the next ones: a byte offset."""
+    with house.blobs.open(sha256) as file:
+        file.seek(read_offset(after))
+        lines = [line for _, line in zip(range(limit), file, strict=False)]
+        position = file.tell()
+        more = bool(file.readline())
+    try:
+        rows = [json.loads(line) for line in lines]
+    except json.JSONDecodeError as error:  # an offset into the middle of a line
+        raise ApiError(
+            "invalid_request", "/query/after: expected a `next_cursor` that this list has given"
+        ) from error
+    return rows, make_cursor(str(position)) if more else None
+
+
+async def _json(request: Request) -> AuditRequest:
+    try:
+        return AuditRequest.model_validate(await request.json())
+    except ValidationError as error:
+        raise explain_validation(error.errors()) from error
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ApiError("invalid_request", f"/body: expected JSON, got {error}") from error
+
+
+def _audit_by_ids(request: AuditRequest, house: House, caller: Caller) -> JobRow:
+    with house.database.writing() as session:
+        model = assets.find(session, ModelRow, request.model_id, caller)
+        dataset = assets.find(session, DatasetRow, request.dataset_id, caller)
+        used: list[ModelRow | DatasetRow] = [model, dataset]
+        surrogate = None
+        if request.surrogate is not None:
+            surrogate = assets.find(session, ModelRow, request.surrogate.model_id, caller)
+            check_black_box(model.content_sha256, surrogate.content_sha256)
+            used.append(surrogate)
+        for row in used:
+            assets.require_ready(row)
+        summary = DatasetSummary.model_validate(dataset.summary)
+        manifest = Manifest.model_validate(model.manifest)
+        task = resolve_task(request.task, summary, trained_for=manifest.positive)
+        check_both_sides(task, summary, resolve_split(request.split, summary))
+        for network in filter(None, (model, surrogate)):
+            spec = Manifest.model_validate(network.manifest).input
+            check_fits(summary, channels=spec.channels, height=spec.height, width=spec.width)
+        job = jobs.enqueue(
+            session,
+            JobKind.AUDIT,
+            tenant=caller.tenant,
+            request=request.model_copy(update={"task": task}).as_json(),
+            dataset_id=dataset.id,
+            model_id=model.id,
+            surrogate_id=None if surrogate is None else surrogate.id,
+        )
+    house.ring(job)
+    return job
+
+
+def _audit_files(form: FormData, house: House, caller: Caller) -> JobRow:
+    """The model and the data set become assets of their own; the audit waits for their checks."""
+    unknown = sorted(set(form) - set(AuditForm.model_fields))
+    if unknown:
+        raise ApiError("invalid_request", f"/body/{unknown[0]}: expected no such field")
+    files = {name: form.get(name) for name in ("model", "dataset")}
+    for name, value in files.items():
+        if not isinstance(value, UploadFile):
+            raise ApiError("invalid_request", f"/body/{name}: expected a file, got {value!r:.40}")
+    text = {name: form.get(name) for name in ("config", "architecture", "input") if name in form}
+    if not all(isinstance(value, str) for value in text.values()):
+        raise ApiError("invalid_request", "/body: expected text in config, architecture and input")
+    try:
+        config = AuditConfig.model_validate_json(str(text.get("config", "{}")))
+    except ValidationError as error:
+        raise explain_validation(error.errors(), prefix="body/config") from error
+    manifest = declared_manifest(text.get("architecture"), text.get("input"))  # type: ignore[arg-type]
+    model_file, dataset_file = files["model"], files["dataset"]
+    assert isinstance(model_file, UploadFile)
+    assert isinstance(dataset_file, UploadFile)
+    model_sha256 = assets.receive(model_file, house)
+    dataset_sha256 = assets.receive(dataset_file, house)
+    with house.database.writing() as session:
+        surrogate = None
+        if config.surrogate is not None:
+            surrogate = assets.find(session, ModelRow, config.surrogate.model_id, caller)
+            assets.require_ready(surrogate)
+        model, model_job = assets.add_model(
+            session,
+            caller,
+            name=assets.display_name(None, model_file),
+            sha256=model_sha256,
+            manifest=manifest,
+        )
+        dataset, dataset_job = assets.add_dataset(
+            session,
+            caller,
+            name=assets.display_name(None, dataset_file),
+            sha256=dataset_sha256,
+        )
+        job = jobs.enqueue(
+            session,
+            JobKind.AUDIT,
+            tenant=caller.tenant,
+            request={**config.as_json(), "model_id": model.id, "dataset_id": dataset.id},
+            dataset_id=dataset.id,
+            model_id=model.id,
+            surrogate_id=None if surrogate is None else surrogate.id,
+        )
+    house.ring(model_job)
+    house.ring(dataset_job)
+    return job

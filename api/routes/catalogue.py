@@ -1,0 +1,44 @@
+"""What can be asked for: methods, attacks, architectures, with JSON schemas of their parameters."""
+
+from typing import Any, get_args
+
+from fastapi import APIRouter
+
+from api.deps import Reader
+from api.errors import problems
+from api.schemas import CatalogueEntry
+from core.config import Attack, Config, Method
+from models import catalogue
+
+router = APIRouter(prefix="/v1", tags=["catalogue"])
+
+
+@router.get("/methods", responses=problems())
+def list_methods(_caller: Reader) -> list[CatalogueEntry]:
+    """The training methods."""
+    return _entries(Method)
+
+
+@router.get("/attacks", responses=problems())
+def list_attacks(_caller: Reader) -> list[CatalogueEntry]:
+    """The attacks."""
+    return _entries(Attack)
+
+
+@router.get("/architectures", responses=problems())
+def list_architectures(_caller: Reader) -> list[catalogue.ArchitectureInfo]:
+    """The networks that can be trained, or that uploaded weights can belong to."""
+    return list(catalogue.ARCHITECTURES.values())
+
+
+def _entries(union: Any) -> list[CatalogueEntry]:
+    """One entry a member of an annotated union of configurations."""
+    members: tuple[type[Config], ...] = get_args(get_args(union)[0])
+    return [
+        CatalogueEntry(
+            name=str(member.model_fields["name"].default),
+            description=(member.__doc__ or "").strip(),
+            parameters=member.model_json_schema(),
+        )
+        for member in members
+    ]

@@ -1,0 +1,57 @@
+"""Health: whether the process answers, and whether jobs will be worked on."""
+
+import redis
+from fastapi import APIRouter
+from sqlalchemy import select
+
+from api.deps import HouseDep
+from api.errors import problems
+from api.schemas import Liveness, Readiness, WorkerInfo
+from store.database import now
+from store.tables import QUEUES, WorkerRow
+
+router = APIRouter(tags=["health"])
+
+
+@router.get("/livez")
+async def live() -> Liveness:
+    """The process answers; looks at nothing else."""
+    return Liveness()
+
+
+@router.get("/readyz", responses={503: problems()[503]})
+def ready(house: HouseDep) -> Readiness:
+    """Whether jobs will be worked on. 503 without a database; `degraded` where work would wait."""
+    with house.database.reading() as session:
+        rows = session.execute(
+            select(WorkerRow, (now() - WorkerRow.seen_at).label("age"))
+            .where(WorkerRow.seen_at > now() - house.settings.lease_s)
+            .order_by(WorkerRow.id)
+        ).all()
+    workers = [
+        WorkerInfo(id=row.id, queue=row.queue, sandbox=row.sandbox, seen_s_ago=round(age, 1))
+        for row, age in rows
+    ]
+    problems_found = [
+        f"no worker of the queue {queue!r} is alive"
+        for queue in QUEUES
+        if all(worker.queue != queue for worker in workers)
+    ]
+    broker = _broker_answers(house)
+    if not broker:
+        problems_found.append("the broker does not answer: jobs start some seconds later")
+    return Readiness(
+        status="degraded" if problems_found else "ok",
+        broker="ok" if broker else "unreachable",
+        workers=workers,
+        problems=problems_found,
+    )
+
+
+def _broker_answers(house: HouseDep) -> bool:
+    url = (house.settings.broker_url or "").replace("redis+socket://", "unix://")
+    try:
+        with redis.Redis.from_url(url, socket_timeout=2, socket_connect_timeout=2) as client:
+            return bool(client.ping())
+    except (redis.RedisError, OSError, ValueError):
+        return False

@@ -1,0 +1,293 @@
+"""Jobs of every kind: look, wait, follow, cancel, retry."""
+
+import json
+import time
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from anyio import sleep
+from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import StreamingResponse
+from fastapi.sse import format_sse_event
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from api.assets import AssetId
+from api.deps import Caller, House, HouseDep, Reader, Writer
+from api.errors import ApiError, not_found, problems
+from api.listing import After, Limit, make_cursor, page, read_offset
+from api.schemas import Job, JobEvent, Page, job_answer, timestamp
+from store import jobs
+from store.database import now
+from store.tables import (
+    TERMINAL,
+    AssetStatus,
+    DatasetRow,
+    JobEventRow,
+    JobKind,
+    JobRow,
+    JobStatus,
+    ModelRow,
+    WorkerRow,
+)
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+
+POLL_S = 0.1
+STREAM_POLL_S = 0.3
+PING_S = 15.0
+
+
+@router.get("", responses=problems())
+def list_jobs(
+    house: HouseDep,
+    caller: Reader,
+    limit: Limit = 20,
+    after: After = None,
+    kind: JobKind | None = None,
+    status: JobStatus | None = None,
+) -> Page[Job]:
+    """The jobs, newest first; the shards of an audit are shown by the audit."""
+    query = select(JobRow).where(JobRow.tenant == caller.tenant, JobRow.parent_id.is_(None))
+    if kind is not None:
+        query = query.where(JobRow.kind == kind)
+    if status is not None:
+        query = query.where(JobRow.status == status)
+    with house.database.reading() as session:
+        return page(
+            session,
+            query,
+            JobRow.id,
+            limit=limit,
+            after=after,
+            answer=lambda row: _answer(session, house, row),
+        )
+
+
+@router.get("/{job_id}", responses=problems("not_found"))
+def show_job(
+    job_id: AssetId,
+    house: HouseDep,
+    caller: Reader,
+    prefer: Annotated[
+        str | None, Header(description="`wait=N` waits up to N seconds for the end of the job")
+    ] = None,
+) -> Job:
+    """One job: status, progress, result or error."""
+    with house.database.reading() as session:
+        row = find_job(session, job_id, caller)
+    wait_s = _wait_s(prefer)
+    if wait_s and row.status not in TERMINAL:
+        row = wait_until_done(house, job_id, wait_s=min(wait_s, house.settings.max_wait_s))
+    return answer_job(house, row)
+
+
+@router.post("/{job_id}/cancel", responses=problems("not_found", "already_finished"))
+def cancel_job(job_id: AssetId, house: HouseDep, caller: Writer) -> Job:
+    """Cancel a job: a queued one never starts, a running one stops within seconds."""
+    with house.database.writing() as session:
+        row = find_job(session, job_id, caller)
+        if row.parent_id is not None:
+            raise not_found("job", job_id)
+        if jobs.request_cancel(session, job_id) is None:
+            raise ApiError("already_finished", f"The job {job_id} has {row.status.value} already.")
+        session.expire_all()
+        row = session.get_one(JobRow, job_id)
+    return answer_job(house, row)
+
+
+@router.post(
+    "/{job_id}/retry", status_code=201, responses=problems("not_found", "conflict", "not_ready")
+)
+def retry_job(job_id: AssetId, house: HouseDep, caller: Writer, response: Response) -> Job:
+    """Run the request of a failed or cancelled job again, as a new job."""
+    with house.database.writing() as session:
+        row = find_job(session, job_id, caller)
+        if row.status not in (JobStatus.FAILED, JobStatus.CANCELLED) or row.parent_id is not None:
+            raise ApiError(
+                "conflict",
+                f"Expected a job that failed or was cancelled, got {row.status.value}.",
+            )
+        if row.queue == "intake":
+            raise ApiError(
+                "conflict", "Checks of uploads are not retried: send the corrected file instead."
+            )
+        job = jobs.enqueue(
+            session,
+            row.kind,
+            tenant=row.tenant,
+            request=row.request,
+            dataset_id=row.dataset_id,
+            model_id=row.model_id,
+            surrogate_id=row.surrogate_id,
+            retry_of=row.id,
+        )
+    house.ring(job)
+    response.headers["Location"] = f"/v1/jobs/{job.id}"
+    return answer_job(house, job)
+
+
+@router.get(
+    "/{job_id}/events",
+    response_model=Page[JobEvent],
+    responses=problems("not_found")
+    | {
+        200: {
+            "description": "A list, or with `Accept: text/event-stream` a stream that ends with "
+            "the job and resumes after `Last-Event-ID`",
+            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        }
+    },
+)
+def job_events(
+    job_id: AssetId,
+    request: Request,
+    house: HouseDep,
+    caller: Reader,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    after: After = None,
+    last_event_id: Annotated[str | None, Header(max_length=20)] = None,
+) -> Page[JobEvent] | StreamingResponse:
+    """What happened to a job, oldest first."""
+    with house.database.reading() as session:
+        find_job(session, job_id, caller)
+    if "text/event-stream" in request.headers.get("accept", ""):
+        seen = int(last_event_id) if last_event_id and last_event_id.isdecimal() else 0
+        return StreamingResponse(
+            _stream(house, job_id, seen),
+            media_type="text/event-stream",
+            headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+        )
+    events = _events(house, job_id, after=read_offset(after), limit=limit + 1)
+    more = len(events) > limit
+    shown = events[:limit]
+    return Page(
+        data=shown,
+        has_more=more,
+        next_cursor=make_cursor(str(shown[-1].seq)) if more else None,
+    )
+
+
+def find_job(session: Session, job_id: str, caller: Caller, kind: JobKind | None = None) -> JobRow:
+    """A job of the caller's, of this kind if one is named; else 404."""
+    row = session.get(JobRow, job_id)
+    if row is None or row.tenant != caller.tenant or kind not in (None, row.kind):
+        raise not_found(kind.value if kind else "job", job_id)
+    return row
+
+
+def finished_blob(house: House, job_id: str, caller: Caller, kind: JobKind, name: str) -> str:
+    """The hash of a file that a finished job made; 404 or 409 with the reason if there is none."""
+    with house.database.reading() as session:
+        row = find_job(session, job_id, caller, kind)
+    if row.status != JobStatus.SUCCEEDED:
+        reason = (row.error or {}).get("message")
+        raise ApiError(
+            "not_ready",
+            f"The {kind.value} {job_id} is {row.status.value}" + (f": {reason}" if reason else "."),
+        )
+    return str((row.result or {})["blobs"][name])
+
+
+def answer_job(house: House, row: JobRow) -> Job:
+    """A job as the API shows it, with its place in the queue."""
+    with house.database.reading() as session:
+        return _answer(session, house, row)
+
+
+def wait_until_done(house: House, job_id: str, *, wait_s: float) -> JobRow:
+    """The job once it has ended, or as it is after this long."""
+    deadline = time.monotonic() + wait_s
+    while True:
+        with house.database.reading() as session:
+            row = session.get_one(JobRow, job_id)
+        if row.status in TERMINAL or time.monotonic() > deadline:
+            return row
+        time.sleep(POLL_S)
+
+
+def _answer(session: Session, house: House, row: JobRow) -> Job:
+    return job_answer(
+        row,
+        queue_position=jobs.queue_position(session, row),
+        waiting_for=_waiting_for(session, house, row),
+    )
+
+
+def _waiting_for(session: Session, house: House, row: JobRow) -> str | None:
+    """Why a queued job does not start, where it is not only the queue."""
+    if row.status != JobStatus.QUEUED:
+        return None
+    alive = session.scalar(
+        select(func.count()).where(
+            WorkerRow.queue == row.queue,
+            WorkerRow.seen_at > now() - house.settings.lease_s,
+        )
+    )
+    if not alive:
+        return f"no worker of the queue {row.queue!r} is alive"
+    if row.queue == "compute":
+        for table, asset_id, what in (
+            (DatasetRow, row.dataset_id, "data set"),
+            (ModelRow, row.model_id, "model"),
+            (ModelRow, row.surrogate_id, "surrogate model"),
+        ):
+            asset: Any = session.get(table, asset_id) if asset_id is not None else None
+            if asset is not None and asset.status == AssetStatus.VALIDATING:
+                return f"its {what} is being checked"
+    return None
+
+
+def _wait_s(prefer: str | None) -> float:
+    """The N of `Prefer: wait=N`; anything else is ignored, as RFC 7240 asks."""
+    for preference in (prefer or "").split(","):
+        name, _, value = preference.strip().partition("=")
+        if name == "wait" and value.isdecimal():
+            return float(value[:6])
+    return 0.0
+
+
+def _events(house: House, job_id: str, *, after: int, limit: int) -> list[JobEvent]:
+    query = (
+        select(JobEventRow)
+        .where(JobEventRow.job_id == job_id, JobEventRow.seq > after)
+        .order_by(JobEventRow.seq)
+        .limit(limit)
+    )
+    with house.database.reading() as session:
+        return [
+            JobEvent(seq=row.seq, at=timestamp(row.at), type=row.type, data=row.data)
+            for row in session.scalars(query)
+        ]
+
+
+def _status(house: House, job_id: str) -> Job:
+    with house.database.reading() as session:
+        return _answer(session, house, session.get_one(JobRow, job_id))
+
+
+async def _stream(house: House, job_id: str, seen: int) -> AsyncIterator[bytes]:
+    """Events as they happen and progress as it changes; ends when the job has ended."""
+    shown: Any = None
+    quiet_s = 0.0
+    while True:
+        job = await run_in_threadpool(_status, house, job_id)
+        events = await run_in_threadpool(_events, house, job_id, after=seen, limit=1000)
+        for event in events:
+            seen = event.seq
+            yield format_sse_event(
+                data_str=event.model_dump_json(), event=event.type, id=str(event.seq)
+            )
+        state = job.model_dump(mode="json", include={"status", "progress", "queue_position"})
+        if state != shown:  # without id: only events are resumed
+            shown = state
+            yield format_sse_event(data_str=json.dumps(state), event="progress")
+            quiet_s = 0.0
+        if job.done and not events:
+            return
+        await sleep(STREAM_POLL_S)
+        quiet_s += STREAM_POLL_S
+        if quiet_s > PING_S:
+            quiet_s = 0.0
+            yield format_sse_event(comment="ping")

@@ -1,0 +1,82 @@
+"""API keys: create (shown once), list, revoke."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Response
+from pydantic import Field
+from sqlalchemy import select
+
+from api.assets import AssetId
+from api.deps import Admin, HouseDep
+from api.errors import ApiError, not_found, problems
+from api.listing import After, Limit, page
+from api.schemas import ApiKey, NewApiKey, Page, timestamp
+from core.config import Config, Name
+from store import keys
+from store.keys import Scope
+from store.tables import ApiKeyRow
+
+router = APIRouter(prefix="/v1/api-keys", tags=["API keys"])
+
+
+class ApiKeyRequest(Config):
+    """`POST /v1/api-keys`."""
+
+    name: Name
+    scopes: list[Scope] = Field(["read", "write"], min_length=1, max_length=3)
+    tenant: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")] | None = Field(
+        None, description="by default the caller's; tenants cannot see each other's things"
+    )
+    expires_in_s: float | None = Field(None, gt=0, le=10 * 366 * 86400)
+
+
+@router.post("", status_code=201, responses=problems("conflict"))
+def create_key(request: ApiKeyRequest, house: HouseDep, caller: Admin) -> NewApiKey:
+    """Create a key. It is shown in this answer only; the service keeps its hash."""
+    with house.database.writing() as session:
+        if "admin" not in request.scopes and not keys.any_valid(session):
+            raise ApiError(
+                "conflict",
+                "The first key must have the scope 'admin', or nobody could create another.",
+            )
+        row, key = keys.create(
+            session,
+            name=request.name,
+            scopes=request.scopes,
+            tenant=request.tenant or caller.tenant,
+            expires_in_s=request.expires_in_s,
+        )
+        session.refresh(row)
+        return NewApiKey(**_answer(row).model_dump(), key=key)
+
+
+@router.get("", responses=problems())
+def list_keys(
+    house: HouseDep, _caller: Admin, limit: Limit = 20, after: After = None
+) -> Page[ApiKey]:
+    """All keys, without the keys themselves."""
+    with house.database.reading() as session:
+        return page(
+            session, select(ApiKeyRow), ApiKeyRow.id, limit=limit, after=after, answer=_answer
+        )
+
+
+@router.delete("/{key_id}", status_code=204, responses=problems("not_found"))
+def revoke_key(key_id: AssetId, house: HouseDep, _caller: Admin) -> Response:
+    """Revoke a key; it stops working at once."""
+    with house.database.writing() as session:
+        if not keys.revoke(session, key_id):
+            raise not_found("valid API key", key_id)
+    return Response(status_code=204)
+
+
+def _answer(row: ApiKeyRow) -> ApiKey:
+    return ApiKey(
+        id=row.id,
+        name=row.name,
+        tenant=row.tenant,
+        scopes=row.scopes,
+        created_at=timestamp(row.created_at),
+        expires_at=timestamp(row.expires_at),
+        revoked_at=timestamp(row.revoked_at),
+    )

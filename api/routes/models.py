@@ -1,0 +1,208 @@
+"""Models: upload, look at, download, remove, score a few images."""
+
+import time
+import zipfile
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Annotated
+
+from fastapi import APIRouter, Form, Request, Response, UploadFile
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from sqlalchemy import select
+
+from api import assets
+from api.assets import AssetId
+from api.deps import House, HouseDep, Reader, Writer
+from api.errors import ApiError, explain_validation, problems
+from api.listing import After, Limit, page
+from api.routes.jobs import answer_job, wait_until_done
+from api.schemas import ImageScore, ImageScores, Job, Model, Page, model_answer
+from core.config import Name
+from models.catalogue import ARCHITECTURES
+from models.header import InputSpec, Manifest
+from store import jobs
+from store.tables import JobKind, JobStatus, ModelRow
+
+router = APIRouter(prefix="/v1/models", tags=["models"])
+
+
+class ModelForm(BaseModel):
+    """`POST /v1/models`, multipart/form-data."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    file: UploadFile = Field(description="weights as a safetensors file")
+    name: Name | None = Field(None, description="by default the file's name")
+    architecture: str | None = Field(
+        None,
+        max_length=64,
+        description="what the tensors belong to, see GET /v1/architectures; may be left out "
+        "for a file that this service has written",
+    )
+    input: str | None = Field(
+        None,
+        max_length=4096,
+        description="how images become the network's input, as JSON; goes with `architecture`",
+        examples=[
+            '{"channels": 3, "height": 32, "width": 32, "mean": [0, 0, 0], "std": [1, 1, 1]}'
+        ],
+    )
+
+
+def declared_manifest(architecture: str | None, spec: str | None) -> Manifest | None:
+    """What the request says about the file; None leaves it to the file itself."""
+    if architecture is None and spec is None:
+        return None
+    if architecture is None or spec is None:
+        raise ApiError(
+            "invalid_request",
+            "/body: expected `architecture` and `input` together, or neither for a file that "
+            "carries its own manifest.",
+        )
+    if architecture not in ARCHITECTURES:
+        raise ApiError(
+            "invalid_request",
+            f"/body/architecture: expected one of {', '.join(ARCHITECTURES)}; got {architecture!r}",
+        )
+    try:
+        parsed = InputSpec.model_validate_json(spec)
+    except ValidationError as error:
+        raise explain_validation(error.errors(), prefix="body/input") from error
+    return Manifest(architecture=architecture, input=parsed)
+
+
+@router.post("", status_code=201, responses=problems("too_large", "bad_request"))
+def add_model(
+    form: Annotated[ModelForm, Form(media_type="multipart/form-data")],
+    house: HouseDep,
+    caller: Writer,
+    response: Response,
+) -> Model:
+    """Upload a model; a job loads it in a sandbox and tries it on probe images.
+
+    Its status is `validating`, then `ready` or `rejected` with every reason.
+    """
+    manifest = declared_manifest(form.architecture, form.input)
+    sha256 = assets.receive(form.file, house)
+    with house.database.writing() as session:
+        row, job = assets.add_model(
+            session,
+            caller,
+            name=assets.display_name(form.name, form.file),
+            sha256=sha256,
+            manifest=manifest,
+        )
+        answer = model_answer(row)
+    house.ring(job)
+    response.headers["Location"] = f"/v1/models/{row.id}"
+    return answer
+
+
+@router.get("", responses=problems())
+def list_models(
+    house: HouseDep, caller: Reader, limit: Limit = 20, after: After = None
+) -> Page[Model]:
+    """The models, newest first."""
+    query = select(ModelRow).where(ModelRow.tenant == caller.tenant, ModelRow.deleted_at.is_(None))
+    with house.database.reading() as session:
+        return page(session, query, ModelRow.id, limit=limit, after=after, answer=model_answer)
+
+
+@router.get("/{model_id}", responses=problems("not_found"))
+def show_model(model_id: AssetId, house: HouseDep, caller: Reader) -> Model:
+    """One model: its status, its manifest, how it was trained."""
+    with house.database.reading() as session:
+        return model_answer(assets.find(session, ModelRow, model_id, caller))
+
+
+@router.get(
+    "/{model_id}/content",
+    response_class=Response,
+    responses=problems("not_found", "not_ready") | {304: {"description": "Not modified"}},
+)
+def download_model(
+    model_id: AssetId, request: Request, house: HouseDep, caller: Reader
+) -> Response:
+    """The weights as safetensors, with the manifest inside: upload it elsewhere as it is."""
+    with house.database.reading() as session:
+        row = assets.find(session, ModelRow, model_id, caller)
+        assets.require_ready(row)
+    assert row.content_sha256 is not None
+    return assets.content(request, house, row.content_sha256, filename=f"{row.id}.safetensors")
+
+
+@router.delete("/{model_id}", status_code=204, responses=problems("not_found", "in_use"))
+def remove_model(model_id: AssetId, house: HouseDep, caller: Writer) -> Response:
+    """Remove a model; 409 while a job uses it."""
+    with house.database.writing() as session:
+        return assets.remove(session, ModelRow, model_id, caller)
+
+
+MAX_SCORED_IMAGES = 1000
+
+
+class ScoreForm(BaseModel):
+    """`POST /v1/models/{model_id}/scores`, multipart/form-data."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    images: list[UploadFile] = Field(
+        min_length=1,
+        max_length=MAX_SCORED_IMAGES,
+        description="PNG, JPEG or WebP files of the model's input size",
+    )
+
+
+@router.post(
+    "/{model_id}/scores",
+    responses=problems("not_found", "not_ready", "too_large", "invalid_data")
+    | {202: {"model": Job, "description": "Still being scored: watch this job"}},
+)
+def score_images(
+    model_id: AssetId,
+    form: Annotated[ScoreForm, Form(media_type="multipart/form-data")],
+    house: HouseDep,
+    caller: Writer,
+) -> ImageScores:
+    """Score a few images, in the order in which they came; for data sets, `POST /v1/rankings`."""
+    with house.database.reading() as session:
+        assets.require_ready(assets.find(session, ModelRow, model_id, caller))
+    sha256 = _bundle(form.images, house)
+    names = [assets.display_name(None, image) for image in form.images]
+    with house.database.writing() as session:
+        job = jobs.enqueue(
+            session,
+            JobKind.SCORE,
+            tenant=caller.tenant,
+            request={"model_id": model_id, "file_names": names},
+            model_id=model_id,
+            upload_sha256=sha256,
+        )
+    house.ring(job)
+    row = wait_until_done(house, job.id, wait_s=house.settings.max_wait_s)
+    if row.status == JobStatus.FAILED:
+        error = row.error or {}
+        raise ApiError(error["code"], error["message"])
+    if row.status != JobStatus.SUCCEEDED:
+        answer = answer_job(house, row)
+        return JSONResponse(  # type: ignore[return-value]
+            answer.model_dump(mode="json"), 202, headers={"Location": f"/v1/jobs/{row.id}"}
+        )
+    scores = [ImageScore.model_validate(item) for item in (row.result or {})["scores"]]
+    return ImageScores(model_id=model_id, scores=scores)
+
+
+def _bundle(images: list[UploadFile], house: House) -> str:
+    """The images of one request as one blob: a zip without compression, entries by number."""
+    folder = house.settings.home / "incoming"
+    folder.mkdir(parents=True, exist_ok=True)
+    with NamedTemporaryFile(dir=folder) as file:
+        with zipfile.ZipFile(file, "w") as bundle:
+            for number, image in enumerate(images):
+                entry = zipfile.ZipInfo(f"{number:06d}", time.gmtime()[:6])
+                with bundle.open(entry, "w") as target:
+                    while chunk := image.file.read(1 << 20):
+                        target.write(chunk)
+        file.flush()
+        return house.blobs.put(Path(file.name))

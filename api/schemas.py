@@ -1,0 +1,269 @@
+"""What the API answers. What it takes is `core.config`."""
+
+from datetime import UTC, datetime
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
+
+from core.resolve import DatasetSummary
+from models.header import Manifest
+from store.tables import DatasetRow, JobKind, JobRow, JobStatus, ModelRow
+
+Timestamp = Annotated[
+    datetime,
+    PlainSerializer(lambda value: value.isoformat(timespec="milliseconds").replace("+00:00", "Z")),
+]
+Status = Literal["validating", "ready", "rejected"]
+Item = TypeVar("Item")
+
+
+def timestamp(seconds: float | None) -> datetime | None:
+    """A time of the database, in UTC."""
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+
+
+class Answer(BaseModel):
+    """Base of what the API answers."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Page(Answer, Generic[Item]):
+    """One page of a list, newest first."""
+
+    data: list[Item]
+    has_more: bool
+    next_cursor: str | None = Field(description="pass it as `after` to get the next page")
+
+
+class Dataset(Answer):
+    """A data set."""
+
+    id: str = Field(examples=["ds_01k9x2v7m3c5r8t1w4z6y0b2d4"])
+    name: str
+    status: Status = Field(description="validating, then ready or rejected")
+    created_at: Timestamp
+    job_id: str | None = Field(description="the job that checks it: watch it, or wait for it")
+    reasons: list[str] = Field(description="why it was rejected")
+    sha256: str | None = Field(description="hash of the stored form, once ready")
+    summary: DatasetSummary | None = Field(description="counts and sizes, once ready")
+
+
+class Model(Answer):
+    """A model."""
+
+    id: str
+    name: str
+    status: Status
+    created_at: Timestamp
+    job_id: str | None = Field(description="the job that checks it, or that trained it")
+    reasons: list[str]
+    sha256: str | None
+    manifest: Manifest | None = Field(description="architecture, input and how it was trained")
+    findings: dict[str, Any] | None = Field(description="what trying it on probe images showed")
+
+
+class Progress(Answer):
+    """How far a job is."""
+
+    phase: str
+    completed: int
+    total: int
+    unit: str
+    eta_s: float | None = Field(description="estimated seconds until the end of this phase")
+
+
+class JobFailure(Answer):
+    """Why a job failed."""
+
+    code: str
+    message: str
+    retryable: bool = Field(description="whether the same request might succeed another time")
+
+
+class Job(Answer):
+    """A job of any kind."""
+
+    id: str
+    kind: JobKind
+    status: JobStatus
+    done: bool = Field(description="whether the status is final")
+    created_at: Timestamp
+    started_at: Timestamp | None
+    finished_at: Timestamp | None
+    attempt: int = Field(description="how often a worker has taken it up")
+    progress: Progress | None
+    queue_position: int | None = Field(description="jobs ahead of it, while it is queued")
+    waiting_for: str | None = Field(description="why a queued job cannot start yet")
+    request: dict[str, Any]
+    result: dict[str, Any] | None
+    error: JobFailure | None
+    retry_of: str | None
+    links: dict[str, str]
+
+
+class JobEvent(Answer):
+    """Something that happened to a job."""
+
+    seq: int
+    at: Timestamp
+    type: str
+    data: dict[str, Any]
+
+
+class RankedExample(Answer):
+    """One image of a ranking."""
+
+    rank: int
+    example_id: str
+    score: float = Field(description="logit of the positive class")
+    label: str
+    positive: bool | None = None
+
+
+class ExampleScores(Answer):
+    """One image of an audit."""
+
+    example_id: str
+    target: int = Field(description="1 for a positive, 0 for a negative")
+    clean: float = Field(description="logit without attack")
+    attacks: dict[str, float] = Field(description="logit under each attack")
+
+
+class ImageScore(Answer):
+    """One image that was sent for scoring."""
+
+    file_name: str
+    score: float = Field(description="logit of the positive class")
+    rank: int = Field(description="1 for the highest score of the request")
+
+
+class ImageScores(Answer):
+    """Scores in the order in which the images came."""
+
+    model_id: str
+    scores: list[ImageScore]
+
+
+class ApiKey(Answer):
+    """An API key, without the key."""
+
+    id: str
+    name: str
+    tenant: str
+    scopes: list[str]
+    created_at: Timestamp
+    expires_at: Timestamp | None
+    revoked_at: Timestamp | None
+
+
+class NewApiKey(ApiKey):
+    """An API key, shown this one time."""
+
+    key: str
+
+
+class CatalogueEntry(Answer):
+    """Something that can be asked for by name."""
+
+    name: str
+    description: str
+    parameters: dict[str, Any] = Field(description="JSON schema, or figures")
+
+
+class Liveness(Answer):
+    """The process answers."""
+
+    status: Literal["ok"] = "ok"
+
+
+class WorkerInfo(Answer):
+    """A worker that has been seen in the last seconds."""
+
+    id: str
+    queue: str
+    sandbox: str
+    seen_s_ago: float
+
+
+class Readiness(Answer):
+    """Whether jobs will be worked on."""
+
+    status: Literal["ok", "degraded"] = Field(
+        description="degraded: requests are taken and kept, but something is missing"
+    )
+    database: Literal["ok"] = "ok"
+    broker: Literal["ok", "unreachable"]
+    workers: list[WorkerInfo]
+    problems: list[str]
+
+
+def dataset_answer(row: DatasetRow) -> Dataset:
+    """A data set as the API shows it."""
+    return Dataset(
+        id=row.id,
+        name=row.name,
+        status=row.status.value,
+        created_at=timestamp(row.created_at),
+        job_id=row.job_id,
+        reasons=row.reasons or [],
+        sha256=row.content_sha256,
+        summary=None if row.summary is None else DatasetSummary.model_validate(row.summary),
+    )
+
+
+def model_answer(row: ModelRow) -> Model:
+    """A model as the API shows it."""
+    ready = row.content_sha256 is not None
+    return Model(
+        id=row.id,
+        name=row.name,
+        status=row.status.value,
+        created_at=timestamp(row.created_at),
+        job_id=row.job_id,
+        reasons=row.reasons or [],
+        sha256=row.content_sha256,
+        manifest=Manifest.model_validate(row.manifest) if ready else None,
+        findings=row.findings,
+    )
+
+
+def job_answer(row: JobRow, *, queue_position: int | None, waiting_for: str | None) -> Job:
+    """A job as the API shows it."""
+    result = None
+    if row.result is not None:
+        result = {key: value for key, value in row.result.items() if key != "blobs"}
+    return Job(
+        id=row.id,
+        kind=row.kind,
+        status=row.status,
+        done=row.finished_at is not None,
+        created_at=timestamp(row.created_at),
+        started_at=timestamp(row.started_at),
+        finished_at=timestamp(row.finished_at),
+        attempt=row.attempt,
+        progress=None if row.progress is None else Progress.model_validate(row.progress),
+        queue_position=queue_position,
+        waiting_for=waiting_for,
+        request=row.request,
+        result=result,
+        error=None if row.error is None else JobFailure.model_validate(row.error),
+        retry_of=row.retry_of,
+        links=_links(row),
+    )
+
+
+def _links(row: JobRow) -> dict[str, str]:
+    links = {"self": f"/v1/jobs/{row.id}", "events": f"/v1/jobs/{row.id}/events"}
+    if row.dataset_id is not None:
+        links["dataset"] = f"/v1/datasets/{row.dataset_id}"
+    model_id = row.model_id or (row.result or {}).get("model_id")
+    if model_id is not None:
+        links["model"] = f"/v1/models/{model_id}"
+    if row.status == JobStatus.SUCCEEDED:
+        if row.kind == JobKind.AUDIT:
+            links["report"] = f"/v1/audits/{row.id}/report"
+            links["scores"] = f"/v1/audits/{row.id}/scores"
+        if row.kind == JobKind.RANK:
+            links["ranking"] = f"/v1/rankings/{row.id}"
+    return links

@@ -1,0 +1,109 @@
+"""What a request means on the data and models that it names: defaults filled in, misfits refused.
+
+The API asks this when a request comes, so that a request that cannot work never becomes a job; the
+worker asks it again when the job starts, as an upload may have been checked only in between.
+Plain values in, plain values out; no torch.
+"""
+
+from collections.abc import Sequence
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from core.config import Split, Task
+from core.errors import ConfigError, DataError
+
+POSITIVE_NAMES = ("positive", "pos", "1", "true", "yes")
+MIN_PER_SIDE = 2  # an average precision over fewer positives or negatives says nothing
+
+
+class DatasetSummary(BaseModel):
+    """What a data set holds, as counted when it was checked."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    examples: int
+    classes: dict[str, int] = Field(description="examples of each class")
+    splits: dict[Split, dict[str, int]] = Field(
+        description="examples of each class in each declared split; empty where none is declared"
+    )
+    channels: int
+    height: int
+    width: int
+    duplicates: int = Field(description="examples whose pixels equal those of an earlier one")
+
+    def counts(self, split: Split | None) -> dict[str, int]:
+        """Examples of each class in a split, or in the whole data set."""
+        return self.classes if split is None else self.splits[split]
+
+
+def resolve_task(
+    asked: Task | None, summary: DatasetSummary, *, trained_for: Sequence[str] | None = None
+) -> Task:
+    """The task asked for, else the one the model was trained for, else the obvious one.
+
+    Obvious: two classes, of which exactly one is named positive, pos, 1, true or yes.
+    Raises ConfigError where nothing is obvious, or for a class that the data set does not have.
+    """
+    classes = list(summary.classes)
+    if asked is not None:
+        task = asked
+    elif trained_for is not None:
+        task = Task(positive=list(trained_for))
+    else:
+        named = [name for name in classes if name.lower() in POSITIVE_NAMES]
+        if len(classes) != 2 or len(named) != 1:
+            raise ConfigError(
+                f'expected a task, for example {{"positive": ["{classes[-1]}"]}}: the data set has '
+                f"the classes {', '.join(classes[:20])}, and it is not plain which are positive"
+            )
+        task = Task(positive=named)
+    unknown = [name for name in task.positive if name not in summary.classes]
+    if unknown:
+        raise ConfigError(
+            f"expected positive classes among {', '.join(classes[:20])}; got {', '.join(unknown)}"
+        )
+    return task
+
+
+def resolve_split(asked: Split | None, summary: DatasetSummary) -> Split | None:
+    """The split asked for, else the test split where there is one, else None for every example."""
+    if asked is None:
+        return "test" if "test" in summary.splits else None
+    if asked not in summary.splits:
+        raise ConfigError(
+            f"expected a data set with a {asked} split; this one declares "
+            + (", ".join(summary.splits) or "no splits")
+        )
+    return asked
+
+
+def check_both_sides(task: Task, summary: DatasetSummary, split: Split | None) -> None:
+    """Raise DataError unless there are at least two positives and two negatives to rank."""
+    counts = summary.counts(split)
+    positives = sum(counts.get(name, 0) for name in task.positive)
+    negatives = sum(counts.values()) - positives
+    if min(positives, negatives) < MIN_PER_SIDE:
+        where = "the data set" if split is None else f"the {split} split"
+        raise DataError(
+            f"expected at least {MIN_PER_SIDE} positives and {MIN_PER_SIDE} negatives in {where}, "
+            f"got {positives} positives ({', '.join(task.positive)}) and {negatives} negatives"
+        )
+
+
+def check_fits(summary: DatasetSummary, *, channels: int, height: int, width: int) -> None:
+    """Raise ConfigError unless the images have the size that a model declares as its input."""
+    got = (summary.channels, summary.height, summary.width)
+    if got != (channels, height, width):
+        raise ConfigError(
+            f"expected images of the model's input size {channels}x{height}x{width} "
+            "(channels, height, width); this data set has {}x{}x{}".format(*got)
+        )
+
+
+def check_black_box(model_sha256: str | None, surrogate_sha256: str | None) -> None:
+    """Raise ConfigError for a surrogate that is the audited model itself."""
+    if model_sha256 == surrogate_sha256:
+        raise ConfigError(
+            "expected a surrogate other than the audited model: an attack computed on the model "
+            "itself is not black box"
+        )
