@@ -270,15 +270,25 @@ def test_long_curves_keep_their_shape_with_few_points():
         assert area == pytest.approx(average_precision_score(scores.targets, logits), abs=0.005)
 
 
-def test_thinning_keeps_the_highest_and_lowest_precision():
-    scores = scores_of(20_000)
-    _, precision = page_of(scores).curve("Clean")
-    targets, clean = scores.targets, scores.clean
-    at_positives = np.cumsum(targets[np.argsort(-clean)])[targets[np.argsort(-clean)] == 1] / (
-        1 + np.flatnonzero(targets[np.argsort(-clean)])
-    )
-    assert max(precision) == pytest.approx(at_positives.max(), abs=1e-6)
-    assert min(precision) == pytest.approx(at_positives.min(), abs=1e-6)
+def test_thinning_keeps_both_ends_and_the_extremes_of_every_slice():
+    # A random ranking whose last eight positives come after 500 negatives: the precision falls
+    # there and climbs again, so that the last point is neither highest nor lowest near the end.
+    ranked = np.random.default_rng(0).integers(0, 2, 9000)
+    ranked = np.concatenate([ranked, np.zeros(500, np.int64), np.ones(8, np.int64)])
+    clean = -np.arange(len(ranked), dtype=np.float64)
+    scores = Scores([str(i) for i in range(len(ranked))], ranked, clean, {"pgd": clean - 1})
+    recall, precision = page_of(scores).curve("Clean")
+    expected = (np.cumsum(ranked) / np.arange(1, 1 + len(ranked)))[ranked == 1].round(6)
+    assert len(recall) <= 401
+    assert (recall[1], precision[1]) == (round(1 / len(expected), 6), expected[0])
+    assert (recall[-1], precision[-1]) == (1, expected[-1])
+    drawn = np.array(precision[1:])
+    at = (np.array(recall[1:]) * len(expected)).round().astype(int) - 1
+    for part in range(199):
+        inside = np.arange(len(expected)) * 199 // len(expected) == part
+        shown = drawn[inside[at]]
+        assert shown.max() == expected[inside].max()
+        assert shown.min() == expected[inside].min()
 
 
 def test_the_ap_figure_shows_the_figures_of_the_report():
