@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import platform
+import zipfile
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -17,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from worker.intake import IntakeLimits, Rejected, read_dataset, summarise
 
 from core import audit, report_page, training
 from core.config import AuditConfig, RankingRequest, Task, TrainingConfig
@@ -26,11 +26,14 @@ from core.errors import DataError, ModelError
 from core.objectives.registry import build_objective
 from core.ranking import rank_order
 from core.report import DatasetProvenance, ModelProvenance, Provenance
+from core.resolve import DatasetSummary
 from core.scores import Scores
 from models import architectures, loading
 from models.errors import ModelFileError
 from models.header import InputSpec, Manifest
 from models.wrappers import Scorer
+from worker.intake import IntakeLimits, Rejected, read_dataset, summarise
+from worker.intake.images import UnusableImageError, decode, strict_decoding
 from worker.work import Reporter, Work
 
 log = logging.getLogger(__name__)
@@ -49,7 +52,12 @@ def validate_dataset(work: Work, reporter: Reporter) -> Result:
     except Rejected as rejected:
         return {"rejected": rejected.reasons}
     image_set.save(work.folder / "content.safetensors")
-    return {"summary": summarise(image_set), "files": {"content": "content.safetensors"}}
+    summary = summarise(image_set)
+    summary["splits"] = summary["splits"] or {}
+    return {
+        "summary": DatasetSummary.model_validate(summary).model_dump(mode="json"),
+        "files": {"content": "content.safetensors"},
+    }
 
 
 def validate_model(work: Work, reporter: Reporter) -> Result:
@@ -262,6 +270,37 @@ def rank(work: Work, reporter: Reporter) -> Result:
     return {"summary": {"examples": len(index)}, "files": {"ranking": "ranking.ndjson"}}
 
 
+def score(work: Work, reporter: Reporter) -> Result:
+    """Score the images of one request, in the order in which they came."""
+    scorer = _load_scorer(work.inputs["model"], "cpu")
+    spec = scorer.input_spec
+    names = work.request["file_names"]
+    images = np.empty((len(names), spec.channels, spec.height, spec.width), np.uint8)
+    reasons = []
+    with zipfile.ZipFile(work.inputs["upload"]) as bundle, strict_decoding():
+        for i, name in enumerate(names):
+            try:
+                data = bundle.read(f"{i:06d}")
+                images[i] = _fitted(decode(data, max_pixels=IntakeLimits().pixels), spec)
+            except UnusableImageError as error:
+                reasons.append(f"{name}: {error}")
+    if reasons:
+        return {"rejected": reasons}
+    with torch.inference_mode():
+        logits = scorer(torch.from_numpy(images).float() / 255).double().numpy()
+    if not np.isfinite(logits).all():
+        raise ModelError("expected finite scores, got NaN or infinity from the model")
+    ranks = np.empty(len(names), np.int64)
+    ranks[rank_order(logits, [f"{i:06d}" for i in range(len(names))])] = np.arange(len(names)) + 1
+    reporter.progress("scoring", len(names), len(names), "images")
+    return {
+        "scores": [
+            {"file_name": name, "score": float(logits[i]), "rank": int(ranks[i])}
+            for i, name in enumerate(names)
+        ]
+    }
+
+
 PIPELINES: dict[str, Callable[[Work, Reporter], Result]] = {
     "validate_dataset": validate_dataset,
     "validate_model": validate_model,
@@ -269,7 +308,22 @@ PIPELINES: dict[str, Callable[[Work, Reporter], Result]] = {
     "audit_shard": audit_shard,
     "audit_report": audit_report,
     "rank": rank,
+    "score": score,
 }
+
+
+def _fitted(pixels: np.ndarray[Any, np.dtype[np.uint8]], spec: InputSpec) -> Any:
+    """Decoded pixels as the (C, H, W) that a model takes: grey for all channels, else RGB."""
+    if pixels.shape[:2] != (spec.height, spec.width):
+        raise UnusableImageError(
+            f"expected {spec.height}x{spec.width} pixels (height x width), "
+            f"got {pixels.shape[0]}x{pixels.shape[1]}"
+        )
+    if pixels.ndim == 2:
+        return pixels[None].repeat(spec.channels, axis=0)
+    if spec.channels == 1:
+        raise UnusableImageError("expected a grey image, as the model has one channel, got colours")
+    return pixels.transpose(2, 0, 1)
 
 
 def _device(work: Work) -> str:
