@@ -16,11 +16,14 @@ class PGD:
     """x <- project(x + step_size * steepest_ascent(gradient)), `steps` times.
 
     steps: gradient evaluations of one restart.  step_size: in pixels, or in L2 length.
-    restarts: independent starts; each image keeps the best of them.
+    restarts: each image keeps the best of them.
     iterate: 'best' returns each image's iterate of highest loss, 'last' the last one, which a
     step that overshoots can leave worse than an earlier one.
-    start: 'uniform' in the ball, or 'normal', 0.001 * N(0, 1), as in the paper's training and
-    evaluation (there the start may leave [0, 1] by its noise; here it is projected as well).
+    start: of the first restart. 'normal' adds 0.001 * N(0, 1), as the paper's training and
+    evaluation do (there the start may leave [0, 1] by its noise; here it is projected as well).
+    'uniform' draws from the ball; in L2 that is nearly always its border, in a direction which
+    the steps then take long to leave. Further restarts are uniform: starts that lie next to one
+    another lead to the same place.
 
     Costs `steps` forward and backward passes, and one more forward pass where losses are compared
     (best iterate, or several restarts): no pass is spent on the clean image, so only the
@@ -31,7 +34,7 @@ class PGD:
     step_size: float
     restarts: int = 1
     iterate: Literal["best", "last"] = "best"
-    start: Literal["uniform", "normal"] = "uniform"
+    start: Literal["normal", "uniform"] = "normal"
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.restarts < 1:
@@ -46,12 +49,12 @@ class PGD:
     ) -> Tensor:
         """See `core.attacks.base.Attack`."""
         best = BestIterate(x)
-        for _ in range(self.restarts):
-            if self.start == "uniform":
-                x_adv = threat_model.random_start(x, generator=generator)
-            else:
+        for restart in range(self.restarts):
+            if restart == 0 and self.start == "normal":
                 noise = normal(x.shape, like=x, generator=generator)
                 x_adv = threat_model.project(x + 0.001 * noise, x)
+            else:
+                x_adv = threat_model.random_start(x, generator=generator)
             for _ in range(self.steps):
                 loss, gradient = loss_and_gradient(loss_fn, x_adv)
                 if self.iterate == "best":

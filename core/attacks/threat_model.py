@@ -14,6 +14,10 @@ from torch import Tensor
 from core.config import Norm
 from core.errors import ConfigError
 
+# Rounds of the L2 projection. Each all but squares the error; it was exact in float32 after four,
+# for dark and for bright images, steps from a tenth of epsilon to 25 of it.
+L2_ROUNDS = 5
+
 
 @dataclass(frozen=True)
 class ThreatModel:
@@ -29,18 +33,28 @@ class ThreatModel:
             raise ConfigError(f"expected a finite epsilon of at least 0, got {self.epsilon}")
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
-        """Move `x_adv` back into the ball around `x`, then into [0, 1].
+        """The nearest point to `x_adv` that is both in the ball around `x` and in [0, 1].
 
-        As `x` is an image, the second move brings every pixel closer to `x`, so the result is in
-        both sets. Inside both, nothing moves.
+        L-inf: pixel by pixel. L2: clip(x + scale * (x_adv - x)) with the largest scale up to 1
+        that stays in the ball (the KKT conditions of the nearest point). Shrinking into the ball
+        and clipping afterwards, as is common, stops short of that wherever a pixel meets black or
+        white, and gives a weaker attack.
         """
         if self.norm == "linf":
             return x_adv.clamp(x - self.epsilon, x + self.epsilon).clamp_(0, 1)
         delta = x_adv - x
-        length = delta.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
-        outside = length > self.epsilon
+        way, room = delta.abs(), torch.where(delta > 0, 1 - x, x)  # room: to the pixel's wall
+        scale = torch.zeros_like(x[:, :1, :1, :1])
+        for _ in range(L2_ROUNDS):
+            # The scale that is right if no pixel meets its wall but those known to: it grows
+            # round by round from below, so that the point is in the ball whenever we stop.
+            at_wall = scale * way >= room
+            used = torch.where(at_wall, room, 0).square().sum(dim=(1, 2, 3), keepdim=True)
+            free = torch.where(at_wall, 0, way).square().sum(dim=(1, 2, 3), keepdim=True)
+            left = (self.epsilon**2 - used).clamp_min(0)
+            scale = (left / free.clamp_min(torch.finfo(x.dtype).tiny)).sqrt().clamp_max(1)
         # where: a point inside keeps its bits instead of being taken apart and added up again
-        return torch.where(outside, x + delta * (self.epsilon / length), x_adv).clamp_(0, 1)
+        return torch.where(scale < 1, x + scale * delta, x_adv).clamp_(0, 1)
 
     def random_start(self, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """A point drawn uniformly from the ball around each image, projected into [0, 1]."""

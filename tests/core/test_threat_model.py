@@ -68,6 +68,21 @@ def test_the_linf_projection_is_the_nearest_point_pixel_by_pixel():
     np.testing.assert_array_equal(projected, np.clip(far.numpy(), low, high))
 
 
+@cases
+def test_the_projection_is_the_nearest_point_of_the_ball_and_the_box(norm, epsilon, reach, seed):
+    # Dark and bright pixels, so that the walls are met.
+    x = (2 * images(seed, low=-0.3, high=0.8)).clamp(0, 1)
+    far = x + reach * images(seed + 1, low=-1)
+    threat_model = ThreatModel(norm, epsilon)
+    nearest = threat_model.project(far, x)
+    # A point p of a convex set is the nearest to z exactly if (z - p) . (q - p) <= 0 for every
+    # q of the set; the q here are random, and the two that go furthest along z - p.
+    others = [threat_model.project(images(seed + k, low=-1, high=2), x) for k in range(2, 12)]
+    others += [threat_model.project(nearest + k * (far - nearest), x) for k in (0.1, 100)]
+    for q in others:
+        assert ((far - nearest) * (q - nearest)).sum(dim=(1, 2, 3)).max() <= 1e-9
+
+
 @pytest.mark.parametrize("norm", NORMS)
 def test_epsilon_zero_leaves_the_bits_of_the_image(norm):
     x = images(0).float()
