@@ -1,0 +1,231 @@
+"""A zip that a stranger made, read without ever writing a file or trusting a size.
+
+Before anything is unpacked every member is checked: its name, its kind, its place in the file and
+the sizes that it declares. While it is unpacked, no more than the declared size is ever produced,
+and the checksum must fit in the end; so a member that lies about its size is found out cheaply.
+
+Names are normalised to Unicode NFC: archives made on a Mac hold NFD, and would otherwise not match
+the metadata.csv beside them or the class names in a request.
+"""
+
+import io
+import struct
+import unicodedata
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from stat import S_IFDIR, S_IFMT, S_IFREG
+from types import TracebackType
+from typing import IO
+
+from models.header import shown
+from worker.intake.limits import IntakeLimits, Reasons, Rejected
+
+RATIO_FREE_BYTES = 1024**2  # a smaller member may shrink as well as it likes
+MAX_NAME_CHARACTERS = 500
+
+_ENCRYPTED = 0x01 | 0x40
+_IGNORED = {"thumbs.db", "desktop.ini"}
+
+# all that zipfile and zlib raise for bytes that are no sound zip
+_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, struct.error)
+
+
+class Archive:
+    """The members of a zip that matter: no folders, no files that operating systems leave behind.
+
+    Raises Rejected at once for a file that is not a zip, and for members that are not plain files
+    within the limits.
+    """
+
+    def __init__(self, path: Path, *, limits: IntakeLimits) -> None:
+        self._limits = limits
+        self._file = _ShortReads(path)
+        try:
+            # a directory line takes 46 bytes and the name; zipfile makes an object of each
+            self._file.longest_read = 128 * limits.entries
+            # metadata_encoding: names without the UTF-8 flag are UTF-8 (macOS) or refused
+            self._zip = zipfile.ZipFile(self._file, metadata_encoding="utf-8")
+            self._file.longest_read = None
+            self._members = self._checked_members(size=path.stat().st_size)
+        except Rejected:
+            self.close()
+            raise
+        except UnicodeDecodeError as error:
+            self.close()
+            raise Rejected(
+                f"expected names of files in UTF-8, got {error.object!r:.100}"
+            ) from error
+        except (*_DAMAGED, OSError) as error:
+            self.close()
+            raise Rejected(f"expected a sound zip archive, got a damaged one: {error}") from error
+        # sorted, so that the order of examples does not depend on who packed them
+        self.names = tuple(sorted(self._members))
+
+    def size(self, name: str) -> int:
+        """The unpacked bytes of a member, as declared: reading gives exactly these or fails."""
+        return self._members[name].file_size
+
+    def read(self, name: str) -> bytes:
+        """A whole member in memory; raises Rejected where it is too large or damaged."""
+        if self.size(name) > self._limits.entry_bytes:
+            raise Rejected(
+                f"{shown(name)}: expected at most {self._limits.entry_bytes} bytes unpacked, "
+                f"got {self.size(name)}"
+            )
+        with self.open(name) as member:
+            return member.read()
+
+    def open(self, name: str) -> "Member":
+        """A member to be read piece by piece."""
+        try:
+            return Member(name, self._zip.open(self._members[name]), self.size(name))
+        except _DAMAGED as error:
+            raise _damaged(name, error) from error
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> "Archive":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _checked_members(self, *, size: int) -> dict[str, zipfile.ZipInfo]:
+        limits, reasons = self._limits, Reasons()
+        infos = self._zip.infolist()
+        if len(infos) > limits.entries:
+            raise Rejected(f"expected at most {limits.entries} files, got {len(infos)}")
+        unpacked = sum(info.file_size for info in infos)
+        if unpacked > limits.unpacked_bytes:
+            raise Rejected(
+                f"expected at most {limits.unpacked_bytes} bytes unpacked, got {unpacked}"
+            )
+        members: dict[str, zipfile.ZipInfo] = {}
+        for info in infos:
+            problem = _problem(info, limits)
+            if problem:
+                reasons.add(f"{shown(info.orig_filename)}: {problem}")
+                continue
+            name = unicodedata.normalize("NFC", info.filename)
+            if name in members:
+                reasons.add(f"{shown(name)}: expected each name once, got it again")
+            elif not info.is_dir() and not _is_left_behind(name):
+                members[name] = info
+        _check_overlap(infos, size=size, reasons=reasons)
+        reasons.settle()
+        return members
+
+
+class Member:
+    """One member while it is unpacked. Its checksum is compared when its last byte is read."""
+
+    def __init__(self, name: str, stream: IO[bytes], size: int) -> None:
+        self._name = name
+        self._stream = stream
+        self.left = size
+
+    def read(self, count: int = -1, /) -> bytes:
+        """The next `count` bytes and no fewer, or all that are left.
+
+        Raises Rejected where the member is damaged or does not hold them.
+        """
+        count = self.left if count < 0 else count
+        try:
+            data = self._stream.read(count)
+        except _DAMAGED as error:
+            raise _damaged(self._name, error) from error
+        if len(data) != count:
+            raise _damaged(self._name, EOFError(f"{len(data)} bytes where {count} should be"))
+        self.left -= count
+        return data
+
+    def __enter__(self) -> "Member":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stream.close()
+
+
+class _ShortReads(io.FileIO):
+    """A file that refuses a huge read: zipfile reads the whole directory at once, of any size."""
+
+    longest_read: int | None = None
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if self.longest_read is not None and size is not None and size > self.longest_read:
+            raise Rejected(
+                f"expected a zip whose list of files has at most {self.longest_read} bytes, "
+                f"got {size}"
+            )
+        return super().read(size)
+
+
+def _problem(info: zipfile.ZipInfo, limits: IntakeLimits) -> str | None:
+    """Why this member is refused, if it is."""
+    name_problem = _name_problem(info.orig_filename)
+    if name_problem:
+        return name_problem
+    if info.flag_bits & _ENCRYPTED:
+        return "expected a file that is not encrypted"
+    if S_IFMT(info.external_attr >> 16) not in (0, S_IFREG, S_IFDIR):
+        return "expected a plain file, got a link or a device"
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        return "expected a file that is stored or deflated, got another compression"
+    if info.file_size > max(RATIO_FREE_BYTES, limits.ratio * info.compress_size):
+        return (
+            f"expected at most {limits.ratio} times its packed size, got {info.file_size} bytes "
+            f"from {info.compress_size}"
+        )
+    return None
+
+
+def _name_problem(name: str) -> str | None:
+    """Why a name could not be a plain relative path. It is never used as one all the same."""
+    if len(name) > MAX_NAME_CHARACTERS:
+        return f"expected a name of at most {MAX_NAME_CHARACTERS} characters, got {len(name)}"
+    if not name.isprintable():
+        return "expected a name of printable characters"
+    parts = name.removesuffix("/").split("/")
+    if "\\" in name or ":" in parts[0] or any(part in ("", ".", "..") for part in parts):
+        return "expected a relative name without empty, '.' or '..' parts, backslashes or drives"
+    return None
+
+
+def _is_left_behind(name: str) -> bool:
+    """Whether an operating system put this file there, not the sender."""
+    parts = name.split("/")
+    return (
+        parts[-1].lower() in _IGNORED
+        or "__MACOSX" in parts
+        or any(part.startswith(".") for part in parts)
+    )
+
+
+def _check_overlap(infos: Sequence[zipfile.ZipInfo], *, size: int, reasons: Reasons) -> None:
+    """Members that share bytes of the file could unpack to far more than it holds."""
+    end, before = 0, ""
+    for info in sorted(infos, key=lambda info: info.header_offset):
+        if info.header_offset < end:
+            reasons.add(f"{shown(info.orig_filename)}: overlaps {shown(before)} in the archive")
+        # the local header repeats the name, after 30 bytes of its own
+        end = info.header_offset + 30 + len(info.orig_filename) + info.compress_size
+        before = info.orig_filename
+        if info.header_offset < 0 or end > size:
+            reasons.add(f"{shown(info.orig_filename)}: lies outside the archive")
+
+
+def _damaged(name: str, error: Exception) -> Rejected:
+    return Rejected(f"{shown(name)}: expected a sound member of the zip, got {error}")

@@ -1,0 +1,245 @@
+"""NPZ data sets: `images`, `labels`, and optionally `classes` and `split`.
+
+images: (N, H, W, C), (N, C, H, W) or (N, H, W), C of 1 or 3; uint8, or float in [0, 1], which is
+rounded to 256 levels.  labels: (N,) whole numbers or text.  classes: names of the classes; labels
+are then indices into them, or some of them.  split: (N,) text.
+
+Each array's header is read first and checked against the size of its member, so that memory is
+taken only for numbers that are there. Arrays of objects are pickles: refused, never opened.
+"""
+
+import math
+import unicodedata
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from core.config import SPLITS
+from core.datasets import ImageSet
+from models.header import shown
+from worker.intake.archive import Archive, Member
+from worker.intake.counts import check_counts
+from worker.intake.folders import MAX_LABEL_CHARACTERS, SPLIT_NAMES, label_problem, split_problem
+from worker.intake.limits import IntakeLimits, Reasons, Rejected
+
+_BLOCK_BYTES = 8 * 1024**2  # images are converted this much at a time
+_CHANNELS = (1, 3)
+_SLACK = 1e-4  # float images that were resized overshoot [0, 1] by rounding; a level is 4e-3
+
+
+def is_arrays(archive: Archive) -> bool:
+    """Whether a zip is an NPZ: arrays at its top, whatever else it holds."""
+    return any(name.endswith(".npy") and "/" not in name for name in archive.names)
+
+
+def read_arrays(
+    archive: Archive, *, limits: IntakeLimits, on_progress: Callable[[int, int], None]
+) -> ImageSet:
+    """The data set in an NPZ; raises Rejected for all that is not as described above."""
+    _check_names(archive)
+    raw = _read_values(archive, "labels", kinds="biuU", limits=limits)
+    names = _read_texts(archive, "classes", limits=limits)
+    classes, labels = _name_classes(raw, names)
+    splits = _splits(_read_texts(archive, "split", limits=limits), count=len(labels))
+    check_counts(classes, labels, splits)
+    digits = len(str(len(labels) - 1))
+    return ImageSet(
+        images=_read_images(archive, len(labels), limits=limits, on_progress=on_progress),
+        labels=labels,
+        classes=classes,
+        example_ids=[f"{i:0{digits}d}" for i in range(len(labels))],
+        splits=splits,
+    )
+
+
+def _check_names(archive: Archive) -> None:
+    reasons = Reasons()
+    for name in ("images", "labels"):
+        if f"{name}.npy" not in archive.names:
+            reasons.add(f"expected an array {name!r} in the NPZ, got none of that name")
+    known = {f"{name}.npy" for name in ("images", "labels", "classes", "split")}
+    for name in archive.names:
+        if name not in known:
+            reasons.add(f"expected only images, labels, classes and split, got {shown(name)}")
+    reasons.settle()
+
+
+def _read_images(
+    archive: Archive,
+    count: int,
+    *,
+    limits: IntakeLimits,
+    on_progress: Callable[[int, int], None],
+) -> NDArray[np.uint8]:
+    """(N, C, H, W) uint8, allocated once and filled block by block."""
+    with archive.open("images.npy") as member:
+        shape, dtype = _read_header(member, "images")
+        if dtype != np.uint8 and dtype.kind != "f":
+            raise Rejected(f"images: expected uint8, or float in [0, 1], got {dtype}")
+        shape, channels_last = _layout(shape)
+        channels, height, width = (shape[3], *shape[1:3]) if channels_last else shape[1:]
+        if shape[0] != count:
+            raise Rejected(f"images: expected one for each of {count} labels, got {shape[0]}")
+        if height * width > limits.pixels:
+            raise Rejected(
+                f"images: expected at most {limits.pixels} pixels each, got {width}x{height}"
+            )
+        decoded = math.prod(shape)
+        if decoded > limits.decoded_bytes:
+            raise Rejected(
+                f"images: expected at most {limits.decoded_bytes} bytes as uint8, got {decoded}"
+            )
+        images = np.empty((count, channels, height, width), np.uint8)
+        example_bytes = decoded // count * dtype.itemsize
+        step = max(1, _BLOCK_BYTES // example_bytes)
+        for start in range(0, count, step):
+            stop = min(start + step, count)
+            block = np.frombuffer(member.read((stop - start) * example_bytes), dtype)
+            pixels = _as_uint8(block.reshape(stop - start, *shape[1:]))
+            images[start:stop] = pixels.transpose(0, 3, 1, 2) if channels_last else pixels
+            on_progress(stop, count)
+    return images
+
+
+def _layout(shape: tuple[int, ...]) -> tuple[tuple[int, ...], bool]:
+    """The shape in four dimensions, and whether the channels come last."""
+    expected = "images: expected (N, H, W, C) or (N, C, H, W) with C of 1 or 3, or (N, H, W)"
+    if len(shape) not in (3, 4) or 0 in shape:
+        raise Rejected(f"{expected}, none of them 0, got {shape}")
+    if len(shape) == 3:
+        return (shape[0], 1, *shape[1:]), False
+    first, last = shape[1] in _CHANNELS, shape[3] in _CHANNELS
+    if first and last:
+        raise Rejected(f"{expected}; {shape} could be either: send larger images, or (N, H, W)")
+    if not (first or last):
+        raise Rejected(f"{expected}, got {shape}")
+    return shape, last
+
+
+def _as_uint8(block: NDArray[Any]) -> NDArray[np.uint8]:
+    if block.dtype == np.uint8:
+        return block
+    low, high = block.min(), block.max()
+    if not (low >= -_SLACK and high <= 1 + _SLACK):  # NaN fails both
+        raise Rejected(
+            f"images: expected floats in [0, 1], got values from {low:g} to {high:g}; "
+            "undo the normalisation, or send uint8"
+        )
+    levels: NDArray[np.uint8] = np.rint(block.astype(np.float32).clip(0, 1) * 255).astype(np.uint8)
+    return levels
+
+
+def _read_texts(archive: Archive, name: str, *, limits: IntakeLimits) -> list[str] | None:
+    """An array of text, None where the NPZ has none of that name."""
+    if f"{name}.npy" not in archive.names:
+        return None
+    return _texts(name, _read_values(archive, name, kinds="U", limits=limits))
+
+
+def _read_values(archive: Archive, name: str, *, kinds: str, limits: IntakeLimits) -> NDArray[Any]:
+    """An array of one dimension, of these kinds of dtype."""
+    with archive.open(f"{name}.npy") as member:
+        shape, dtype = _read_header(member, name)
+        if dtype.kind not in kinds:
+            wanted = "text" if kinds == "U" else "whole numbers or text"
+            raise Rejected(f"{name}: expected {wanted}, got {dtype}")
+        if len(shape) != 1 or not 0 < shape[0] <= limits.entries:
+            raise Rejected(f"{name}: expected one dimension of 1 to {limits.entries}, got {shape}")
+        if dtype.kind == "U" and dtype.itemsize > 4 * MAX_LABEL_CHARACTERS:
+            raise Rejected(
+                f"{name}: expected at most {MAX_LABEL_CHARACTERS} characters, got {dtype}"
+            )
+        return np.frombuffer(member.read(), dtype)
+
+
+def _read_header(member: Member, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and dtype of an .npy, known to fit the bytes that follow."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            version = npy.read_magic(member)
+            if version != (1, 0):  # 2.0 allows headers of 4 GB, and only structured types need it
+                raise Rejected(f"{name}: expected the .npy format 1.0, got {version}")
+            shape, fortran_order, dtype = npy.read_array_header_1_0(member)
+    except (ValueError, TypeError, SyntaxError, RecursionError, Warning) as error:
+        raise Rejected(f"{name}: expected a NumPy array, got {str(error)[:200]!r}") from error
+    if dtype.hasobject:
+        raise Rejected(
+            f"{name}: expected numbers or text, got Python objects, which are a pickle and are "
+            "never opened here"
+        )
+    if fortran_order:
+        raise Rejected(f"{name}: expected rows first; save np.ascontiguousarray({name})")
+    if len(shape) > 4 or any(type(n) is not int or n < 0 for n in shape):
+        raise Rejected(f"{name}: expected at most 4 dimensions, got {str(shape)[:100]}")
+    wanted = math.prod(shape) * dtype.itemsize
+    if wanted != member.left:
+        raise Rejected(f"{name}: expected {wanted} bytes for {shape} {dtype}, got {member.left}")
+    return shape, dtype
+
+
+def _texts(name: str, array: NDArray[Any]) -> list[str]:
+    try:
+        return [unicodedata.normalize("NFC", text) for text in array.tolist()]
+    except ValueError as error:  # four bytes a character can hold what is no character
+        raise Rejected(f"{name}: expected text, got {error}") from error
+
+
+def _name_classes(
+    raw: NDArray[Any], names: Sequence[str] | None
+) -> tuple[list[str], NDArray[np.int64]]:
+    """Names of the classes, and each example's index into them."""
+    if raw.dtype.kind == "U":
+        classes, labels = _index_texts(_texts("labels", raw), names)
+    elif names is None:
+        numbers, labels = np.unique(
+            raw.astype(int) if raw.dtype == bool else raw, return_inverse=True
+        )
+        classes = [str(number) for number in numbers.tolist()]
+    else:
+        classes, labels = list(names), raw
+        low, high = int(raw.min()), int(raw.max())
+        if low < 0 or high >= len(classes):
+            raise Rejected(
+                f"labels: expected indices from 0 to {len(classes) - 1} into classes, "
+                f"got {low} to {high}"
+            )
+    reasons = Reasons()
+    if len(set(classes)) < len(classes):
+        reasons.add("classes: expected each name once, got some again")
+    for name in classes:
+        problem = label_problem(name)
+        if problem:
+            reasons.add(f"classes: {problem}")
+    reasons.settle()
+    return classes, labels.astype(np.int64)
+
+
+def _index_texts(
+    texts: Sequence[str], names: Sequence[str] | None
+) -> tuple[list[str], NDArray[np.int64]]:
+    classes = sorted(set(texts)) if names is None else list(names)
+    position = {name: i for i, name in enumerate(classes)}
+    reasons = Reasons()
+    for text in sorted(set(texts) - set(classes)):
+        reasons.add(f"labels: expected names among classes, got {shown(text)}")
+    reasons.settle()
+    return classes, np.array([position[text] for text in texts], np.int64)
+
+
+def _splits(names: Sequence[str] | None, *, count: int) -> NDArray[np.int8] | None:
+    if names is None:
+        return None
+    if len(names) != count:
+        raise Rejected(f"split: expected one for each of {count} labels, got {len(names)}")
+    reasons = Reasons()
+    for name in dict.fromkeys(names):
+        problem = split_problem(name)
+        if problem:
+            reasons.add(f"split: {problem}")
+    reasons.settle()
+    return np.array([SPLITS.index(SPLIT_NAMES[name.lower()]) for name in names], np.int8)

@@ -1,0 +1,186 @@
+"""Which class and split each image of a zip belongs to: by its folders, or by metadata.csv.
+
+    cat/0001.png                  class folders, as torchvision's ImageFolder
+    train/cat/0001.png            class folders inside split folders
+    metadata.csv                  file_name,label[,split], as Hugging Face's imagefolder;
+    images/0001.png               where it is there, it alone decides
+
+All of it may lie in one more folder. A class folder may have folders of its own.
+"""
+
+import csv
+import io
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from core.config import SPLITS
+from models.header import shown
+from worker.intake.archive import Archive
+from worker.intake.limits import Reasons, Rejected
+
+METADATA = "metadata.csv"
+MAX_LABEL_CHARACTERS = 200
+
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "val": "validation",
+    "valid": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+}
+
+_NOTES = (".txt", ".md")  # what people write beside a data set
+_COLUMNS = (["file_name", "label"], ["file_name", "label", "split"])
+
+
+@dataclass(frozen=True)
+class Example:
+    """One image of the archive and what is known of it."""
+
+    name: str  # in the archive
+    example_id: str  # the same without the folder that wraps everything
+    label: str
+    split: str | None
+
+
+def arrange(archive: Archive) -> list[Example]:
+    """The examples of a zip of images, sorted by name; raises Rejected where that is not clear."""
+    names = [name for name in archive.names if not _is_note(name)]
+    tables = [name for name in names if name.split("/")[-1] == METADATA]
+    if not tables:
+        if not names:
+            raise Rejected("expected images in class folders, got an archive without any")
+        return _by_folders(names)
+    if len(tables) > 1 or tables[0].count("/") > 1:
+        listed = ", ".join(shown(name) for name in tables[:5])
+        raise Rejected(f"expected one {METADATA} beside the folders of images, got {listed}")
+    names.remove(tables[0])
+    return _by_metadata(names, tables[0], archive.read(tables[0]))
+
+
+def label_problem(label: str) -> str | None:
+    """Why this cannot be the name of a class, if it cannot."""
+    if not label or not label.isprintable() or len(label) > MAX_LABEL_CHARACTERS:
+        return (
+            f"expected a label of 1 to {MAX_LABEL_CHARACTERS} printable characters, "
+            f"got {shown(label)}"
+        )
+    return None
+
+
+def split_problem(split: str) -> str | None:
+    """Why this cannot be the name of a split, if it cannot."""
+    if split.lower() in SPLIT_NAMES:
+        return None
+    return f"expected a split among {', '.join(SPLITS)}, got {shown(split)}"
+
+
+def _is_note(name: str) -> bool:
+    base = name.split("/")[-1]
+    return base.lower().endswith(_NOTES) or base.upper() in ("README", "LICENSE")
+
+
+def _by_folders(names: Sequence[str]) -> list[Example]:
+    paths = [name.split("/") for name in names]
+    while _is_wrapped(paths):
+        paths = [path[1:] for path in paths]
+    tops = {path[0] for path in paths if len(path) > 1}
+    splits = {top for top in tops if top.lower() in SPLIT_NAMES}
+    has_splits = bool(splits) and any(len(path) > 2 for path in paths if path[0] in splits)
+    reasons = Reasons()
+    if has_splits:
+        for other in sorted(tops - splits):
+            reasons.add(
+                f"expected only split folders beside {shown(min(splits))}, got {shown(other)}"
+            )
+    elif splits and splits == tops:
+        raise Rejected(
+            f"expected class folders inside {shown(min(splits))}, got images directly in it"
+        )
+    depth = 3 if has_splits else 2
+    examples = []
+    for name, path in zip(names, paths, strict=True):
+        if len(path) < depth:
+            where = "class folders inside the split folders" if has_splits else "class folders"
+            reasons.add(f"{shown(name)}: expected images in {where}, got one outside")
+            continue
+        label = path[depth - 2]
+        problem = label_problem(label)
+        if problem:
+            reasons.add(f"{shown(name)}: {problem}")
+        split = SPLIT_NAMES.get(path[0].lower()) if has_splits else None
+        examples.append(Example(name, "/".join(path), label, split))
+    reasons.settle()
+    return examples
+
+
+def _is_wrapped(paths: Sequence[Sequence[str]]) -> bool:
+    """Whether all lies in one folder that is neither a split nor, without more inside, a class."""
+    first = paths[0][0]
+    return first.lower() not in SPLIT_NAMES and all(
+        len(path) > 2 and path[0] == first for path in paths
+    )
+
+
+def _by_metadata(names: Sequence[str], table: str, content: bytes) -> list[Example]:
+    root = table.removesuffix(METADATA)
+    missing = {name.removeprefix(root): name for name in names}  # images without a line so far
+    reasons = Reasons()
+    examples = []
+    for line, row in _rows(content, reasons):
+        file_name = unicodedata.normalize("NFC", row["file_name"])
+        label = unicodedata.normalize("NFC", row["label"].strip())
+        split = row["split"].strip() if "split" in row else None
+        name = missing.pop(file_name, None)
+        problem = (
+            f"expected the name of an image, once, got {shown(file_name)}"
+            if name is None
+            else label_problem(label) or (split_problem(split) if split is not None else None)
+        )
+        if problem or name is None:
+            reasons.add(f"{METADATA}, line {line}: {problem}")
+            continue
+        examples.append(
+            Example(name, file_name, label, None if split is None else SPLIT_NAMES[split.lower()])
+        )
+    for name in missing.values():
+        reasons.add(f"{shown(name)}: expected a line with its label in {METADATA}, got none")
+    reasons.settle()
+    return sorted(examples, key=lambda example: example.name)
+
+
+def _rows(content: bytes, reasons: Reasons) -> Iterator[tuple[int, dict[str, str]]]:
+    """The rows of the table by column, each with the number of its (last) line."""
+    reader = csv.reader(io.StringIO(_text(content), newline=""), strict=True)
+    header: list[str] | None = None
+    try:
+        for row in reader:
+            if header is None:
+                header = row
+                if header not in _COLUMNS:
+                    break
+            elif row and len(row) != len(header):
+                reasons.add(
+                    f"{METADATA}, line {reader.line_num}: expected {len(header)} values, "
+                    f"got {len(row)}"
+                )
+            elif row:
+                yield reader.line_num, dict(zip(header, row, strict=True))
+    except csv.Error as error:
+        raise Rejected(f"{METADATA}, line {reader.line_num}: expected CSV, got {error}") from error
+    if header not in _COLUMNS:
+        raise Rejected(
+            f"{METADATA}: expected the columns file_name,label or file_name,label,split, "
+            f"got {shown(','.join(header or []))}"
+        )
+
+
+def _text(content: bytes) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise Rejected(f"{METADATA}: expected UTF-8, got {error}") from error

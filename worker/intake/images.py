@@ -1,0 +1,132 @@
+"""One image file to pixels: PNG, JPEG or WebP, still, opaque, grey or RGB, 8 bits a channel.
+
+What could be read in more than one way is refused, with a sentence, instead of being guessed:
+transparency, CMYK, animations. Colour profiles are ignored, as torchvision and most training code
+ignore them. The EXIF orientation is applied, so the pixels are as a viewer shows them.
+"""
+
+import contextlib
+import io
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import (
+    Image,
+    ImageOps,
+    JpegImagePlugin,
+    PngImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
+
+from models.formats import describe
+
+# importing a plugin makes it known; the others (EPS, FITS, TIFF, …) are never loaded
+FORMATS = tuple(
+    plugin.format
+    for plugin in (
+        PngImagePlugin.PngImageFile,
+        JpegImagePlugin.JpegImageFile,
+        WebPImagePlugin.WebPImageFile,
+    )
+)
+
+_ORIENTATION = 0x0112  # EXIF tag; 1 is upright
+
+# all that Pillow's three decoders raise for damaged files, its warnings included
+_UNDECODABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    Warning,
+)
+
+
+class UnusableImageError(ValueError):
+    """An image that is refused; the message follows the name of its file."""
+
+
+@contextlib.contextmanager
+def strict_decoding() -> Iterator[None]:
+    """Within this, a decoder's warning is an error. Not for use by several threads at once."""
+    pillows_limit = Image.MAX_IMAGE_PIXELS
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Image.MAX_IMAGE_PIXELS = None  # `decode` has a lower one, and says what it got
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = pillows_limit
+
+
+def decode(data: bytes, *, max_pixels: int) -> NDArray[np.uint8]:
+    """(H, W) for a grey image, (H, W, 3) for a coloured one.
+
+    Raises UnusableImageError for everything else, before memory for the pixels is taken.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            _check_size(image, max_pixels)
+            image.load()
+            return _pixels(image)
+    except UnusableImageError:
+        raise
+    except UnidentifiedImageError as error:
+        raise UnusableImageError(
+            f"expected a sound PNG, JPEG or WebP image, got {describe(data, data[-64:])}"
+        ) from error
+    except _UNDECODABLE as error:
+        raise UnusableImageError(f"does not decode: {str(error)[:200]!r}") from error
+
+
+def _check_size(image: Image.Image, max_pixels: int) -> None:
+    width, height = image.size
+    if width * height > max_pixels:
+        raise UnusableImageError(
+            f"expected at most {max_pixels} pixels, got {width * height} ({width}x{height})"
+        )
+    frames = getattr(image, "n_frames", 1)
+    if frames != 1:
+        raise UnusableImageError(f"expected a still image, got {frames} frames")
+
+
+def _pixels(image: Image.Image) -> NDArray[np.uint8]:
+    if "exif" in image.info and image.getexif().get(_ORIENTATION, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    if "transparency" in image.info:  # a transparent colour, or an alpha for each palette entry
+        image = image.convert("LA" if image.mode in ("1", "L") else "RGBA")
+    if image.mode in ("LA", "RGBA", "PA"):
+        return _without_alpha(image)
+    match image.mode:
+        case "L" | "RGB":
+            return np.asarray(image)
+        case "1":
+            return np.asarray(image.convert("L"))
+        case "P":
+            return np.asarray(image.convert("RGB"))
+        case "I;16" | "I;16B":
+            # the high byte, which is what Pillow itself keeps of 16-bit colour
+            return (np.asarray(image) >> 8).astype(np.uint8)
+    raise UnusableImageError(f"expected a grey or RGB image, got mode {image.mode}: convert it")
+
+
+def _without_alpha(image: Image.Image) -> NDArray[np.uint8]:
+    """An alpha channel may be there, but may not matter: which background would be meant?"""
+    pixels = np.asarray(image.convert("RGBA") if image.mode == "PA" else image)  # (H, W, 2 or 4)
+    alpha = pixels[..., -1]
+    if (alpha != 255).any():
+        raise UnusableImageError(
+            f"expected an opaque image, got {int((alpha != 255).sum())} transparent pixels: "
+            "flatten it on a background"
+        )
+    return pixels[..., 0] if image.mode == "LA" else pixels[..., :3]
