@@ -5,6 +5,7 @@ import math
 from fractions import Fraction
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -296,6 +297,52 @@ def test_checkpoints_follow_the_papers_recurrence(steps):
         p.append(p[-1] + max(p[-1] - p[-2] - Fraction(3, 100), Fraction(6, 100)))
     expected = {math.ceil(share * steps) for share in p[1:] if share <= 1}
     assert set(checkpoints_of(steps)) == expected
+
+
+def algorithm_1(f, gradient_of, x, start, *, epsilon, steps):
+    """Croce & Hein's Algorithm 1 for one image and L-inf, line by line, in numpy."""
+
+    def project(z):
+        return np.clip(z, np.maximum(x - epsilon, 0), np.minimum(x + epsilon, 1))
+
+    eta, etas = 2 * epsilon, [2 * epsilon]
+    previous, current = start, project(start + eta * np.sign(gradient_of(start)))
+    best = current if f(current) > f(start) else start
+    best_at, rises = [f(start)], [f(current) > f(start)]
+    checkpoints = [0, *checkpoints_of(steps)]
+    for k in range(1, steps):
+        if k in checkpoints:
+            span = k - checkpoints[checkpoints.index(k) - 1]
+            condition_1 = sum(rises[-span:]) < 0.75 * span
+            condition_2 = eta == etas[-1] and f(best) == best_at[-1]
+            etas, best_at = [*etas, eta], [*best_at, f(best)]
+            if condition_1 or condition_2:
+                eta, current = eta / 2, best
+        z = project(current + eta * np.sign(gradient_of(current)))
+        move = 0.75 * (z - current) + 0.25 * (current - previous)
+        previous, current = current, project(current + move)
+        rises.append(f(current) > f(previous))
+        best = current if f(current) > f(best) else best
+    return best
+
+
+@pytest.mark.parametrize("steps", [2, 10, 37, 100])
+def test_auto_pgd_is_the_published_algorithm(steps):
+    x = images(low=0.3, high=0.7, count=20)
+    w = Linear().w.detach()
+    x_adv = run(APGDAttack(steps=steps), lambda x: (w * torch.sin(25 * x)).sum(dim=(1, 2, 3)), x)
+    starts = ThreatModel("linf", 0.1).random_start(x, generator=generator())
+    w = w.numpy()
+    for ours, image, start in zip(x_adv.numpy(), x.numpy(), starts.numpy(), strict=True):
+        exact = algorithm_1(
+            lambda x: (w * np.sin(25 * x)).sum(),
+            lambda x: 25 * w * np.cos(25 * x),
+            image,
+            start,
+            epsilon=0.1,
+            steps=steps,
+        )
+        np.testing.assert_allclose(ours, exact, rtol=0, atol=1e-9)
 
 
 @every_norm
