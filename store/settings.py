@@ -3,6 +3,7 @@
 Each field is an environment variable with the prefix `ADAP_`, for example `ADAP_DATABASE_URL`.
 """
 
+import os
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -89,3 +90,15 @@ class Settings(BaseSettings):
     def blobs(self) -> str:
         """Where blobs live, default filled in: a path, or an s3:// URL."""
         return self.blobs_url or str(self.home / "blobs")
+
+
+def child_environment(settings: Settings) -> dict[str, str]:
+    """This process's environment, changed so that a child reads these very settings from it."""
+    environment = dict(os.environ)
+    for name in settings.model_fields_set:
+        value = getattr(settings, name)
+        if isinstance(value, SecretStr):
+            value = value.get_secret_value()
+        if value is not None:
+            environment[f"ADAP_{name.upper()}"] = str(value)
+    return environment

