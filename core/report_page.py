@@ -201,7 +201,7 @@ def _signed(value: float, decimals: int) -> str:
 
 
 def _amplification(evidence: Sequence[Evidence]) -> int:
-    """The whole factor, one for all cards, by which the largest change comes near black or white."""
+    """The whole factor, one for all cards, that takes the largest change to black or white."""
     peak = max((float(np.abs(item.attacked - item.clean).max()) for item in evidence), default=0.0)
     return max(1, int(0.5 / max(peak, 1 / 255) + 0.01))  # 0.01: float32 of 0.1 is above 0.1
 
