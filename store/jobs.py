@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import exists, func, insert, or_, select, update
+from sqlalchemy import Row, exists, func, insert, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from store.database import now
@@ -92,7 +92,7 @@ def claim(session: Session, job_id: str, *, worker: str, lease_s: float) -> Clai
 
     None if the job is not to be had: somebody else took it, it ended, or its time has not come.
     """
-    attempt = _move(
+    moved = _move(
         session,
         job_id,
         JobStatus.RUNNING,
@@ -106,7 +106,7 @@ def claim(session: Session, job_id: str, *, worker: str, lease_s: float) -> Clai
         },
         event=lambda row: {"attempt": row.attempt, "worker": worker},
     )
-    return None if attempt is None else Claim(job_id, attempt)
+    return None if moved is None else Claim(job_id, moved.attempt)
 
 
 def claim_shard(session: Session, parent: Claim, *, worker: str, lease_s: float) -> Claim | None:
@@ -410,8 +410,11 @@ def _move(
     where: tuple[Any, ...] = (),
     values: dict[str, Any] | None = None,
     event: Callable[[Any], dict[str, Any]] = lambda _: {},
-) -> int | None:
-    """Change the status of one row that still matches, with its event; returns the attempt."""
+) -> Row[int, int] | None:
+    """Change the status of one row that still matches, with its event; returns its attempt.
+
+    The answer is a row and not a number, as an attempt may be 0.
+    """
     assert all(to in TRANSITIONS[source] for source in sources), f"{sources} -> {to}"
     row = session.execute(
         update(JobRow)
@@ -429,7 +432,7 @@ def _move(
         error = (values or {}).get("error")
         _reject_upload(session, job_id, error["message"] if error else "its check was cancelled")
     session.expire_all()
-    return int(row.attempt)
+    return row
 
 
 def _reject_upload(session: Session, job_id: str, reason: str) -> None:

@@ -1,0 +1,160 @@
+"""Blobs in a folder and in an S3 bucket (a real S3 server)."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import obstore
+import pytest
+from obstore.store import S3Store
+
+from store import jobs
+from store.artifacts import Blobs, FolderBlobs, collect_garbage, open_blobs
+from store.database import Database
+from store.ids import new_id
+from store.settings import Settings
+from store.tables import AssetStatus, DatasetRow, JobKind
+
+
+@pytest.fixture(scope="module")
+def s3_endpoint() -> Iterator[str]:
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture(params=["folder", "s3"])
+def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> Blobs:
+    if request.param == "folder":
+        return open_blobs(Settings(home=tmp_path))
+    endpoint = request.getfixturevalue("s3_endpoint")
+    bucket = f"b{time.time_ns()}"
+    import httpx
+
+    httpx.put(f"{endpoint}/{bucket}").raise_for_status()
+    return open_blobs(
+        Settings(
+            home=tmp_path,
+            blobs_url=f"s3://{bucket}/prefix",
+            s3_endpoint=endpoint,
+            s3_access_key_id="test",
+            s3_secret_access_key="test",  # type: ignore[arg-type]
+        )
+    )
+
+
+def write(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path
+
+
+def test_a_blob_comes_back_under_its_hash(blobs: Blobs, tmp_path: Path) -> None:
+    data = os.urandom(3_000_000)
+    sha256 = blobs.put(write(tmp_path / "in", data))
+    assert sha256 == hashlib.sha256(data).hexdigest()
+    assert blobs.put(tmp_path / "in") == sha256
+    with blobs.open(sha256) as file:
+        file.seek(1000)
+        assert file.read() == data[1000:]
+    assert blobs.local_path(sha256).read_bytes() == data
+
+
+def test_a_missing_blob_is_not_found(blobs: Blobs) -> None:
+    with pytest.raises(FileNotFoundError):
+        blobs.open("0" * 64)
+
+
+def test_a_deleted_blob_is_gone_and_deleting_again_is_no_error(
+    blobs: Blobs, tmp_path: Path
+) -> None:
+    sha256 = blobs.put(write(tmp_path / "in", b"x"))
+    blobs.delete(sha256)
+    blobs.delete(sha256)
+    with pytest.raises(FileNotFoundError):
+        blobs.open(sha256)
+
+
+def test_garbage_is_what_is_old_and_not_referred_to(
+    blobs: Blobs, database: Database, tmp_path: Path
+) -> None:
+    kept, result, lost = (
+        blobs.put(write(tmp_path / name, name.encode())) for name in ("kept", "result", "lost")
+    )
+    with database.writing() as session:
+        session.add(
+            DatasetRow(
+                id=new_id("ds"),
+                tenant="t",
+                name="n",
+                status=AssetStatus.READY,
+                content_sha256=kept,
+            )
+        )
+        jobs.enqueue(
+            session, JobKind.AUDIT, tenant="t", request={}, result={"blobs": {"report": result}}
+        )
+    time.sleep(1.1)  # S3 keeps whole seconds
+    with database.reading() as session:
+        assert collect_garbage(session, blobs, grace_s=3600) == 0, "young blobs are spared"
+        assert collect_garbage(session, blobs, grace_s=0) == 1
+    assert blobs.local_path(kept).read_bytes() == b"kept"
+    with blobs.open(result) as file:
+        assert file.read() == b"result"
+    with pytest.raises(FileNotFoundError):
+        blobs.open(lost)
+
+
+def test_a_kill_while_writing_leaves_no_partial_blob(tmp_path: Path) -> None:
+    source = write(tmp_path / "big", os.urandom(200_000_000))
+    root = tmp_path / "blobs"
+    script = (
+        "from pathlib import Path; from store.artifacts import FolderBlobs; "
+        f"FolderBlobs(Path({str(root)!r})).put(Path({str(source)!r}))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script])
+    while not list(root.glob("??/*.part")):
+        assert process.poll() is None, "finished before it could be killed"
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    visible = [path for path in root.glob("??/*") if path.suffix != ".part"]
+    assert all(hashlib.sha256(path.read_bytes()).hexdigest() == path.name for path in visible)
+    assert list(FolderBlobs(root).older_than(-1)) == [path.name for path in visible]
+    assert not list(root.glob("??/*.part")), "remains of the killed write are swept"
+
+
+def test_a_cached_copy_is_checked_against_its_name(
+    s3_endpoint: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    import httpx
+
+    httpx.put(f"{s3_endpoint}/tampered").raise_for_status()
+    settings = Settings(
+        home=tmp_path,
+        blobs_url="s3://tampered",
+        s3_endpoint=s3_endpoint,
+        s3_access_key_id="test",
+        s3_secret_access_key="test",  # type: ignore[arg-type]
+    )
+    store = S3Store(
+        "tampered",
+        endpoint=s3_endpoint,
+        access_key_id="test",
+        secret_access_key="test",
+        region="us-east-1",
+        virtual_hosted_style_request=False,
+        client_options={"allow_http": True},
+    )
+    obstore.put(store, "0" * 64, b"something else")
+    with pytest.raises(OSError, match="other content"):
+        open_blobs(settings).open("0" * 64)
+    assert list((tmp_path / "cache").iterdir()) == []

@@ -1,0 +1,87 @@
+"""Migrations and transactions."""
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import func, select
+
+from store import keys
+from store.database import Database
+from store.ids import new_id
+from store.migrate import migrate
+from store.settings import Settings
+from store.tables import ApiKeyRow, AssetStatus, DatasetRow, Table
+
+
+def test_the_migrations_make_the_tables_that_the_code_uses(database: Database) -> None:
+    with database.engine.connect() as connection:
+        context = MigrationContext.configure(connection)
+        assert compare_metadata(context, Table.metadata) == []
+
+
+def test_migrating_twice_changes_nothing(database: Database) -> None:
+    migrate(database)
+
+
+def test_an_error_undoes_the_whole_transaction(database: Database) -> None:
+    def write_half() -> None:
+        with database.writing() as session:
+            session.add(
+                DatasetRow(id=new_id("ds"), tenant="t", name="n", status=AssetStatus.VALIDATING)
+            )
+            session.flush()
+            raise RuntimeError("in the middle")
+
+    with pytest.raises(RuntimeError):
+        write_half()
+    with database.reading() as session:
+        assert session.scalar(select(func.count()).select_from(DatasetRow)) == 0
+
+
+def test_many_writers_wait_for_each_other(database: Database) -> None:
+    with database.writing() as session:
+        row, _ = keys.create(session, name="counter", scopes=["read"])
+
+    def add_one(_: int) -> None:
+        with database.writing() as session:
+            key = session.get_one(ApiKeyRow, row.id, with_for_update=True)
+            key.expires_at = (key.expires_at or 0) + 1
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(add_one, range(100)))
+    with database.reading() as session:
+        assert session.get_one(ApiKeyRow, row.id).expires_at == 100
+
+
+def test_a_kill_in_the_middle_of_commits_leaves_a_sound_database(tmp_path: Path) -> None:
+    script = f"""
+import os, threading, time
+from pathlib import Path
+from store.database import Database
+from store.settings import Settings
+from store.migrate import migrate
+from store import keys
+database = Database(Settings(home=Path({str(tmp_path)!r})))
+migrate(database)
+threading.Timer(1.0, lambda: os.kill(os.getpid(), 9)).start()
+while True:
+    with database.writing() as session:
+        keys.create(session, name="k", scopes=["read"])
+    print("committed", flush=True)
+"""
+    killed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    committed = killed.stdout.count("committed")
+    assert killed.returncode == -9
+    assert committed > 0, killed.stderr
+    database = Database(Settings(home=tmp_path))
+    with database.reading() as session:
+        assert session.connection().exec_driver_sql("PRAGMA integrity_check").scalar() == "ok"
+        kept = session.scalar(select(func.count()).select_from(ApiKeyRow))
+    database.dispose()
+    assert kept is not None
+    assert kept >= committed
