@@ -1,0 +1,806 @@
+"""The command `adap`: each subcommand is the HTTP call of the same name.
+
+Results go to standard output, as tables or with `--json` as the service's own answer; progress and
+problems go to standard error. Exit codes: 0 done, 1 a problem, 2 a wrong command line,
+130 interrupted.
+"""
+
+import json as json_
+import os
+import sys
+import tempfile
+import webbrowser
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console, RenderableType
+
+from client import demo as demo_
+from client import show, watch
+from client.client import DEFAULT_URL, AdapError, Client, JobFailedError, Json, ProblemError
+
+PIPE_COLUMNS = 1000  # a table that no terminal shows is not cut
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="How much average precision an image ranker keeps when it is attacked, and rankers "
+    "that keep it.",
+    epilog="--url, --api-key and --json may stand anywhere on the line.",
+)
+dataset_app = typer.Typer(no_args_is_help=True, help="Data sets: labelled images.")
+model_app = typer.Typer(no_args_is_help=True, help="Models: networks, uploaded or trained here.")
+jobs_app = typer.Typer(no_args_is_help=True, help="Jobs: trainings, audits, rankings, checks.")
+report_app = typer.Typer(no_args_is_help=True, help="Reports: what audits have found.")
+key_app = typer.Typer(no_args_is_help=True, help="API keys: who may use the service.")
+app.add_typer(dataset_app, name="dataset")
+app.add_typer(model_app, name="model")
+app.add_typer(jobs_app, name="jobs")
+app.add_typer(report_app, name="report")
+app.add_typer(key_app, name="key")
+
+
+@dataclass(frozen=True)
+class Session:
+    """What every subcommand works with."""
+
+    client: Client
+    json: bool
+    out: Console
+    err: Console
+
+    def answer(self, value: Any, *shown: RenderableType) -> None:
+        """Print a result: the JSON, or what people read instead of it."""
+        if self.json:
+            self.out.print(
+                json_.dumps(value, indent=2, ensure_ascii=False),
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
+        else:
+            self.out.print(*shown, sep="\n", highlight=False)
+
+    def page(self, page: Json, shown: RenderableType) -> None:
+        """Print a page of a list, and how to get the next."""
+        self.answer(page, shown)
+        if page["has_more"]:
+            self.err.print(f"There is more: --after {page['next_cursor']}", highlight=False)
+
+    def follow(self, *jobs: Json) -> list[Json]:
+        """Show jobs until they end. Raises JobFailedError if one has no result."""
+        try:
+            with watch.open_board(self.err) as board:
+                lines = [board.line(_label(job)) for job in jobs]
+                return watch.follow_all(self.client, jobs, lines)
+        except KeyboardInterrupt:
+            for job in jobs:
+                self.err.print(
+                    f"{job['id']} goes on without you. "
+                    f"Watch it again: adap jobs watch {job['id']}\n"
+                    f"Stop it: adap jobs cancel {job['id']}",
+                    highlight=False,
+                    soft_wrap=True,
+                )
+            sys.exit(130)
+
+
+def session(context: typer.Context) -> Session:
+    """The session that the command line asked for."""
+    made = context.obj
+    assert isinstance(made, Session)
+    return made
+
+
+Limit = Annotated[int, typer.Option(min=1, max=100, help="How many to show.")]
+After = Annotated[str | None, typer.Option(help="Where the page before this one ended.")]
+Watch = Annotated[
+    bool, typer.Option("--watch", "-w", help="Show progress until the end; fail if it fails.")
+]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", exists=True, dir_okay=False, help="A JSON file with the request, or part of it."
+    ),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="PATH=VALUE",
+        help="Any field of the request, for example method.lambda=2 or optimizer.lr=1e-4. "
+        "May be given several times.",
+    ),
+]
+Positive = Annotated[
+    list[str] | None,
+    typer.Option(help="A class to rank first; several options are one positive side."),
+]
+Seed = Annotated[int | None, typer.Option(help="Of every random choice.")]
+Split = Annotated[
+    str | None, typer.Option(help="train, validation or test; by default test where there is one.")
+]
+
+
+@app.callback()
+def _globals(
+    context: typer.Context,
+    url: Annotated[str, typer.Option(envvar="ADAP_URL", help="The service.")] = DEFAULT_URL,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            envvar="ADAP_API_KEY", help="Needed once the service has keys.", show_default=False
+        ),
+    ] = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print the service's answer as JSON.")
+    ] = False,
+) -> None:
+    context.obj = Session(
+        client=context.with_resource(Client(url, api_key=api_key)),
+        json=json,
+        out=_console(stderr=False),
+        err=_console(stderr=True),
+    )
+
+
+# --- the service ----------------------------------------------------------------------------------
+
+
+@app.command()
+def up(
+    context: typer.Context,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="By default 8000; 0 takes a free one.")
+    ] = None,
+    home: Annotated[Path | None, typer.Option(help="Where everything is kept.")] = None,
+) -> NoReturn:
+    """Run the service on this machine until Ctrl-C."""
+    options = {"--host": host, "--port": port, "--home": home}
+    arguments = [
+        text for name, value in options.items() if value is not None for text in (name, str(value))
+    ]
+    if session(context).json:
+        arguments.append("--json")
+    service = [sys.executable, "-P", "-m", "worker.embedded", *arguments]
+    os.execv(sys.executable, service)  # noqa: S606 - a fixed program; it takes over this process
+
+
+@app.command()
+def demo(
+    context: typer.Context,
+    output: Annotated[Path, typer.Option(help="Where reports and ranking are put.")] = Path(
+        "adap-demo"
+    ),
+    home: Annotated[
+        Path | None, typer.Option(help="Keep the service's data here; by default it is deleted.")
+    ] = None,
+) -> None:
+    """Train, attack and report on real images: the point of it all, in a few minutes."""
+    here = session(context)
+    outcome = demo_.run(here.err, output=output, home=home)
+    here.answer(outcome.as_json(), outcome.shown())
+    if outcome.faults:
+        raise DemoFailedError("; ".join(outcome.faults))
+
+
+# --- data sets ------------------------------------------------------------------------------------
+
+
+@dataset_app.command("add")
+def add_dataset(
+    context: typer.Context,
+    path: Annotated[
+        Path,
+        typer.Argument(
+            exists=True,
+            readable=True,
+            help="A zip of class folders, such a folder itself, or an .npz.",
+        ),
+    ],
+    name: Annotated[str | None, typer.Option(help="By default the file's name.")] = None,
+    watch_: Watch = False,
+) -> None:
+    """Upload a data set; a job checks it."""
+    here = session(context)
+    with _zipped(path) as file, _uploading(here, file) as on_bytes:
+        dataset = here.client.datasets.add(
+            file, name=name or path.resolve().name, on_bytes=on_bytes
+        )
+    if not watch_:
+        here.answer(dataset, _being_checked("data set", dataset))
+        return
+    try:
+        here.follow(here.client.jobs.show(dataset["job_id"]))
+    except JobFailedError as error:
+        raise _Rejected("data set", here.client.datasets.show(dataset["id"])) from error
+    dataset = here.client.datasets.show(dataset["id"])
+    here.answer(dataset, show.dataset(dataset))
+
+
+@dataset_app.command("list")
+def list_datasets(context: typer.Context, limit: Limit = 20, after: After = None) -> None:
+    """The data sets, newest first."""
+    here = session(context)
+    page = here.client.datasets.list(limit=limit, after=after)
+    here.page(page, show.datasets(page["data"]))
+
+
+@dataset_app.command("show")
+def show_dataset(context: typer.Context, dataset_id: str) -> None:
+    """One data set: its status, its classes and splits."""
+    here = session(context)
+    dataset = here.client.datasets.show(dataset_id)
+    here.answer(dataset, show.dataset(dataset))
+
+
+@dataset_app.command("remove")
+def remove_dataset(context: typer.Context, dataset_id: str) -> None:
+    """Remove a data set that no job uses."""
+    here = session(context)
+    here.client.datasets.remove(dataset_id)
+    here.answer({"removed": dataset_id}, f"Removed {dataset_id}.")
+
+
+# --- models ---------------------------------------------------------------------------------------
+
+
+@model_app.command("add")
+def add_model(
+    context: typer.Context,
+    path: Annotated[
+        Path, typer.Argument(exists=True, dir_okay=False, help="Weights as safetensors.")
+    ],
+    name: Annotated[str | None, typer.Option(help="By default the file's name.")] = None,
+    architecture: Annotated[
+        str | None, typer.Option(help="What the weights belong to, unless the file says it.")
+    ] = None,
+    input_: Annotated[
+        str | None,
+        typer.Option(
+            "--input",
+            metavar="JSON",
+            help='How images become its input, unless the file says it: {"channels": 3, '
+            '"height": 32, "width": 32, "mean": [0, 0, 0], "std": [1, 1, 1]}',
+        ),
+    ] = None,
+    watch_: Watch = False,
+) -> None:
+    """Upload a model; a job loads and tries it."""
+    here = session(context)
+    spec = None if input_ is None else _parse_json(input_, option="--input")
+    with _uploading(here, path) as on_bytes:
+        model = here.client.models.add(
+            path, name=name, architecture=architecture, input_spec=spec, on_bytes=on_bytes
+        )
+    if not watch_:
+        here.answer(model, _being_checked("model", model))
+        return
+    try:
+        here.follow(here.client.jobs.show(model["job_id"]))
+    except JobFailedError as error:
+        raise _Rejected("model", here.client.models.show(model["id"])) from error
+    model = here.client.models.show(model["id"])
+    here.answer(model, show.model(model))
+
+
+@model_app.command("list")
+def list_models(context: typer.Context, limit: Limit = 20, after: After = None) -> None:
+    """The models, newest first."""
+    here = session(context)
+    page = here.client.models.list(limit=limit, after=after)
+    here.page(page, show.models(page["data"]))
+
+
+@model_app.command("show")
+def show_model(context: typer.Context, model_id: str) -> None:
+    """One model: what it is, and how it was trained."""
+    here = session(context)
+    model = here.client.models.show(model_id)
+    here.answer(model, show.model(model))
+
+
+@model_app.command("export")
+def export_model(
+    context: typer.Context,
+    model_id: str,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="By default ID.safetensors.")
+    ] = None,
+) -> None:
+    """Save the weights, with all that loading them needs, as safetensors."""
+    here = session(context)
+    target = output or Path(f"{model_id}.safetensors")
+    here.client.models.export(model_id, target)
+    here.answer({"path": str(target)}, f"Saved {target}.")
+
+
+@model_app.command("remove")
+def remove_model(context: typer.Context, model_id: str) -> None:
+    """Remove a model that no job uses."""
+    here = session(context)
+    here.client.models.remove(model_id)
+    here.answer({"removed": model_id}, f"Removed {model_id}.")
+
+
+# --- work -----------------------------------------------------------------------------------------
+
+
+@app.command()
+def train(
+    context: typer.Context,
+    dataset: Annotated[str | None, typer.Option(help="Id of the data set.")] = None,
+    positive: Positive = None,
+    method: Annotated[
+        str | None, typer.Option(help="ce, ap, pgd, trades, mart, adap_lpn, …")
+    ] = None,
+    architecture: Annotated[str | None, typer.Option(help="small_cnn, resnet18, …")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1)] = None,
+    name: Annotated[str | None, typer.Option(help="Of the resulting model.")] = None,
+    seed: Seed = None,
+    config: ConfigFile = None,
+    set_: Set = None,
+    watch_: Watch = False,
+) -> None:
+    """Train a model that ranks some classes first."""
+    here = session(context)
+    request = _request(
+        config,
+        {
+            "dataset_id": dataset,
+            "task": _task(positive),
+            "method": method,
+            "architecture": architecture,
+            "epochs": epochs,
+            "name": name,
+            "seed": seed,
+        },
+        set_,
+    )
+    job = here.client.train(request)
+    if not watch_:
+        here.answer(job, _queued(job))
+        return
+    (job,) = here.follow(job)
+    model_id = job["result"]["model_id"]
+    here.answer(
+        job,
+        show.model(here.client.models.show(model_id)),
+        f"\nAttack it: adap audit --model {model_id} --dataset {request['dataset_id']} --watch",
+    )
+
+
+@app.command()
+def audit(
+    context: typer.Context,
+    model: Annotated[str | None, typer.Option(help="Id of the model.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Id of the data set.")] = None,
+    positive: Positive = None,
+    split: Split = None,
+    norm: Annotated[str | None, typer.Option(help="linf or l2.")] = None,
+    epsilon: Annotated[
+        str | None, typer.Option(help="Largest change of a pixel in [0, 1]; 8/255 may be written.")
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help="quick, standard or paper.")] = None,
+    attack: Annotated[
+        list[str] | None, typer.Option(help="pgd, apgd or transfer, instead of a preset.")
+    ] = None,
+    surrogate: Annotated[
+        str | None, typer.Option(help="Id of the attacker's own model, for transfer.")
+    ] = None,
+    seed: Seed = None,
+    config: ConfigFile = None,
+    set_: Set = None,
+    watch_: Watch = False,
+) -> None:
+    """Attack a model and measure what average precision is left."""
+    here = session(context)
+    request = _request(
+        config,
+        {
+            "model_id": model,
+            "dataset_id": dataset,
+            "task": _task(positive),
+            "split": split,
+            "preset": preset,
+            "attacks": attack or None,
+            "surrogate": None if surrogate is None else {"model_id": surrogate},
+            "seed": seed,
+        },
+        [
+            *([] if norm is None else [f"threat.norm={norm}"]),
+            *([] if epsilon is None else [f"threat.epsilon={_number(epsilon)}"]),
+            *(set_ or []),
+        ],
+    )
+    job = here.client.audit(request)
+    if not watch_:
+        here.answer(job, _queued(job))
+        return
+    (job,) = here.follow(job)
+    here.answer(
+        job,
+        show.report(here.client.report(job["id"])),
+        f"\nSee the images and curves: adap report open {job['id']}",
+    )
+
+
+@app.command()
+def rank(
+    context: typer.Context,
+    model: Annotated[str | None, typer.Option(help="Id of the model.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Id of the data set.")] = None,
+    positive: Positive = None,
+    split: Split = None,
+    job_id: Annotated[
+        str | None, typer.Option("--job", help="Show the ranking that this job has made.")
+    ] = None,
+    limit: Limit = 20,
+    after: After = None,
+    config: ConfigFile = None,
+    set_: Set = None,
+    watch_: Watch = False,
+) -> None:
+    """Rank the images of a data set by a model, best first."""
+    here = session(context)
+    if job_id is None:
+        request = _request(
+            config,
+            {"model_id": model, "dataset_id": dataset, "task": _task(positive), "split": split},
+            set_,
+        )
+        job = here.client.rank(request)
+        if not watch_:
+            here.answer(job, f"{_queued(job)}\nShow its ranking: adap rank --job {job['id']}")
+            return
+        here.follow(job)
+        job_id = job["id"]
+    page = here.client.ranking(job_id, limit=limit, after=after)
+    here.page(page, show.ranking(page["data"]))
+
+
+@app.command()
+def score(
+    context: typer.Context,
+    model_id: str,
+    images: Annotated[
+        list[Path], typer.Argument(exists=True, dir_okay=False, help="PNG, JPEG or WebP files.")
+    ],
+) -> None:
+    """Score a few images with a model."""
+    here = session(context)
+    answer = here.client.score(model_id, images)
+    if "scores" not in answer:  # it takes longer than the service lets a request wait
+        (answer,) = here.follow(answer)
+        answer = {"model_id": model_id, **answer["result"]}
+    here.answer(answer, show.scores(answer["scores"]))
+
+
+# --- jobs -----------------------------------------------------------------------------------------
+
+
+@jobs_app.command("list")
+def list_jobs(
+    context: typer.Context,
+    kind: Annotated[str | None, typer.Option(help="train, audit, rank, …")] = None,
+    status: Annotated[str | None, typer.Option(help="queued, running, failed, …")] = None,
+    limit: Limit = 20,
+    after: After = None,
+) -> None:
+    """The jobs, newest first."""
+    here = session(context)
+    page = here.client.jobs.list(limit=limit, after=after, kind=kind, status=status)
+    here.page(page, show.jobs(page["data"]))
+
+
+@jobs_app.command("show")
+def show_job(context: typer.Context, job_id: str) -> None:
+    """One job: how far it is, what it made, or why it failed."""
+    here = session(context)
+    job = here.client.jobs.show(job_id)
+    here.answer(job, show.job(job))
+
+
+@jobs_app.command("watch")
+def watch_jobs(context: typer.Context, job_ids: Annotated[list[str], typer.Argument()]) -> None:
+    """Show progress until the end; fails if a job fails."""
+    here = session(context)
+    ended = here.follow(*(here.client.jobs.show(job_id) for job_id in job_ids))
+    here.answer(ended if len(ended) > 1 else ended[0], *map(show.job, ended))
+
+
+@jobs_app.command("cancel")
+def cancel_job(context: typer.Context, job_id: str) -> None:
+    """Cancel a job that has not ended."""
+    here = session(context)
+    job = here.client.jobs.cancel(job_id)
+    here.answer(job, f"{job_id} is {job['status']}.")
+
+
+@jobs_app.command("retry")
+def retry_job(context: typer.Context, job_id: str) -> None:
+    """Run the request of a failed or cancelled job again, as a new job."""
+    here = session(context)
+    job = here.client.jobs.retry(job_id)
+    here.answer(job, _queued(job))
+
+
+# --- reports --------------------------------------------------------------------------------------
+
+
+@report_app.command("show")
+def show_report(context: typer.Context, job_id: str) -> None:
+    """The figures of a finished audit."""
+    here = session(context)
+    report = here.client.report(job_id)
+    here.answer(report, show.report(report))
+
+
+@report_app.command("open")
+def open_report(context: typer.Context, job_id: str) -> None:
+    """The report as a page in the browser."""
+    here = session(context)
+    page = here.client.report_page(job_id)
+    path = Path(tempfile.mkdtemp(prefix="adap-report-")) / f"{job_id}.html"
+    path.write_bytes(page)
+    opened = webbrowser.open(path.as_uri())
+    here.answer(
+        {"path": str(path), "opened": opened},
+        f"The report is {path}." + ("" if opened else " No browser could be started here."),
+    )
+
+
+@report_app.command("save")
+def save_report(
+    context: typer.Context,
+    job_id: str,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="A name ending in .json saves the figures."),
+    ] = None,
+) -> None:
+    """Save the report as one self-contained page, or as JSON."""
+    here = session(context)
+    path = output or Path(f"{job_id}.html")
+    if path.suffix == ".json":
+        path.write_text(json_.dumps(here.client.report(job_id), indent=2, ensure_ascii=False))
+    else:
+        path.write_bytes(here.client.report_page(job_id))
+    here.answer({"path": str(path)}, f"Saved {path}.")
+
+
+# --- keys -----------------------------------------------------------------------------------------
+
+
+@key_app.command("create")
+def create_key(
+    context: typer.Context,
+    name: Annotated[str, typer.Option(help="Whose, or what for.")],
+    scope: Annotated[
+        list[str] | None,
+        typer.Option(help="read, write or admin, which includes both; by default read and write."),
+    ] = None,
+    tenant: Annotated[
+        str | None, typer.Option(help="Tenants cannot see each other's things.")
+    ] = None,
+    expires_days: Annotated[float | None, typer.Option(help="By default never.")] = None,
+) -> None:
+    """Create a key and show it, this one time."""
+    here = session(context)
+    scopes = ["read", "write", "admin"] if "admin" in (scope or []) else scope
+    request = {
+        "name": name,
+        "scopes": scopes or None,
+        "tenant": tenant,
+        "expires_in_s": None if expires_days is None else expires_days * 86400,
+    }
+    key = here.client.keys.create(_without_none(request))
+    here.answer(
+        key,
+        f"{key['key']}\n\nThis is the only time that it is shown. Every call needs a key now:\n"
+        f"  export ADAP_API_KEY={key['key']}",
+    )
+
+
+@key_app.command("list")
+def list_keys(context: typer.Context, limit: Limit = 20, after: After = None) -> None:
+    """All keys, without the keys themselves."""
+    here = session(context)
+    page = here.client.keys.list(limit=limit, after=after)
+    here.page(page, show.keys(page["data"]))
+
+
+@key_app.command("revoke")
+def revoke_key(context: typer.Context, key_id: str) -> None:
+    """End a key at once."""
+    here = session(context)
+    here.client.keys.revoke(key_id)
+    here.answer({"revoked": key_id}, f"Revoked {key_id}.")
+
+
+# --- requests -------------------------------------------------------------------------------------
+
+
+class DemoFailedError(AdapError):
+    """The demonstration did not show what it is there to show."""
+
+
+class _Rejected(AdapError):  # noqa: N818
+    """An upload that was checked and cannot be used."""
+
+    def __init__(self, what: str, asset: Json) -> None:
+        super().__init__(f"The {what} {asset['id']} was rejected.")
+        self.reasons: list[str] = asset["reasons"]
+
+
+def _request(file: Path | None, options: Json, assignments: Sequence[str] | None) -> Json:
+    """A request: what the file says, changed by options, changed by `--set`."""
+    request: Any = {} if file is None else _parse_json(file.read_text(), option="--config")
+    if not isinstance(request, dict):
+        raise typer.BadParameter("expected a JSON object", param_hint="--config")
+    request |= _without_none(options)
+    for assignment in assignments or []:
+        path, equals, text = assignment.partition("=")
+        if not equals or not all(path.split(".")):
+            raise typer.BadParameter(f"expected PATH=VALUE, got {assignment!r}", param_hint="--set")
+        try:
+            value = json_.loads(text)
+        except ValueError:
+            value = text
+        _assign(request, path.split("."), value, path)
+    return dict(request)
+
+
+def _assign(target: Any, path: list[str], value: Any, whole: str) -> None:
+    """Set one field deep inside; a bare name on the way becomes the entry of that name."""
+    key: Any = path[0]
+    if isinstance(target, list):
+        if not key.isdecimal() or int(key) >= len(target):
+            raise typer.BadParameter(
+                f"expected an index below {len(target)} in {whole}, got {key!r}",
+                param_hint="--set",
+            )
+        key = int(key)
+    if len(path) == 1:
+        target[key] = value
+        return
+    inner = target[key] if isinstance(target, list) else target.setdefault(key, {})
+    if isinstance(inner, str):  # {"method": "ce"} and {"method": {"name": "ce"}} mean the same
+        inner = target[key] = {"name": inner}
+    if not isinstance(inner, dict | list):
+        raise typer.BadParameter(
+            f"{whole} leads through {key!r}, which is {inner!r}", param_hint="--set"
+        )
+    _assign(inner, path[1:], value, whole)
+
+
+def _task(positive: list[str] | None) -> Json | None:
+    return {"positive": positive} if positive else None
+
+
+def _number(text: str) -> float:
+    """A number, also written as a fraction."""
+    try:
+        return float(Fraction(text))
+    except (ValueError, ZeroDivisionError) as error:
+        raise typer.BadParameter(
+            f"expected a number such as 0.03 or 8/255, got {text!r}", param_hint="--epsilon"
+        ) from error
+
+
+def _parse_json(text: str, *, option: str) -> Any:
+    try:
+        return json_.loads(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"expected JSON: {error}", param_hint=option) from error
+
+
+def _without_none(values: Json) -> Json:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+@contextmanager
+def _zipped(path: Path) -> Iterator[Path]:
+    """The file itself, or a folder as a zip that is gone afterwards."""
+    if not path.is_dir():
+        yield path
+        return
+    with NamedTemporaryFile(suffix=".zip") as file:
+        with zipfile.ZipFile(file, "w") as archive:  # images are compressed already
+            for inside in sorted(path.rglob("*")):
+                name = inside.relative_to(path)
+                if inside.is_file() and not any(part.startswith(".") for part in name.parts):
+                    archive.write(inside, name)
+        file.flush()
+        yield Path(file.name)
+
+
+@contextmanager
+def _uploading(here: Session, file: Path) -> Iterator[Any]:
+    """Show how much of a file was sent."""
+    total, sent = file.stat().st_size, 0
+    with watch.open_board(here.err) as board:
+        line = board.line("upload")
+
+        def on_bytes(count: int) -> None:
+            nonlocal sent
+            sent += count
+            text = f"{sent / 1e6:,.1f} of {total / 1e6:,.1f} MB"
+            line.show("sending", completed=sent, total=total, text=text)
+
+        yield on_bytes
+        line.end(f"{total / 1e6:,.1f} MB sent", well=True)
+
+
+# --- words ----------------------------------------------------------------------------------------
+
+
+def _label(job: Json) -> str:
+    """What a job is called beside its bar."""
+    if job["kind"] == "train":
+        return f"train {job['request']['method']['name']}"
+    return str(job["kind"]).replace("_", " ")
+
+
+def _queued(job: Json) -> str:
+    return f"{job['id']} is {job['status']}. Watch it: adap jobs watch {job['id']}"
+
+
+def _being_checked(what: str, asset: Json) -> str:
+    return (
+        f"{asset['id']} is being checked. Watch it: adap jobs watch {asset['job_id']}\n"
+        f"Then see what it holds: adap {what.replace('data set', 'dataset')} show {asset['id']}"
+    )
+
+
+def _console(*, stderr: bool) -> Console:
+    console = Console(stderr=stderr)
+    return console if console.is_terminal else Console(stderr=stderr, width=PIPE_COLUMNS)
+
+
+def _globals_first(arguments: Sequence[str]) -> list[str]:
+    """Options that hold for every subcommand may stand behind it too."""
+    first: list[str] = []
+    rest = list(arguments)
+    end = rest.index("--") if "--" in rest else len(rest)
+    position = 0
+    while position < end:
+        argument = rest[position]
+        count = 1 if argument == "--json" or argument.startswith(("--url=", "--api-key=")) else 0
+        count = 2 if argument in ("--url", "--api-key") else count
+        first += rest[position : position + count]
+        del rest[position : position + count]
+        end -= count
+        position += count == 0
+    return first + rest
+
+
+def main() -> None:
+    """Run the command line of this process."""
+    arguments = _globals_first(sys.argv[1:])
+    try:
+        app(arguments, prog_name="adap")
+    except AdapError as error:
+        err = _console(stderr=True)
+        details: list[str] = []
+        if isinstance(error, ProblemError):
+            # the first fault is in the sentence already
+            details = [f"{item['pointer']}: {item['detail']}" for item in error.errors[1:]]
+            if "--json" in arguments:
+                sys.stdout.write(f"{json_.dumps(error.problem, indent=2)}\n")
+        elif isinstance(error, _Rejected):
+            details = error.reasons
+        err.print(show.problem(str(error), details), highlight=False, soft_wrap=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,347 @@
+"""What the service answers, as tables for people."""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from client.client import Json
+
+STYLES = {
+    "ready": "green",
+    "succeeded": "green",
+    "rejected": "red",
+    "failed": "red",
+    "cancelled": "yellow",
+    "cancelling": "yellow",
+    "running": "cyan",
+    "validating": "cyan",
+}
+
+
+def table(*columns: str, rows: Iterable[Sequence[Any]], right: Sequence[str] = ()) -> Table:
+    """A plain table: no lines, values as they are. `right` names the columns of numbers."""
+    made = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
+    for column in columns:
+        made.add_column(
+            column,
+            justify="right" if column in right else "left",
+            no_wrap=column.lower() in ("id", "model", "data set", "job"),
+        )
+    for row in rows:
+        made.add_row(*(cell if isinstance(cell, Text) else Text(_plain(cell)) for cell in row))
+    return made
+
+
+def facts(pairs: Iterable[tuple[str, Any]]) -> Table:
+    """Names and values, one a line; without a value no line."""
+    made = Table.grid(padding=(0, 3, 0, 0))
+    made.add_column(style="bold", no_wrap=True)
+    made.add_column()
+    for name, value in pairs:
+        if value not in (None, "", [], {}):
+            made.add_row(name, value if isinstance(value, Text) else Text(_plain(value)))
+    return made
+
+
+def status(value: str) -> Text:
+    """A status in its colour."""
+    return Text(value, style=STYLES.get(value, ""))
+
+
+def when(timestamp: str | None) -> str:
+    """A time of the service in this machine's time zone."""
+    if timestamp is None:
+        return ""
+    return datetime.fromisoformat(timestamp).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def figure(value: float | None) -> str:
+    """A figure with the digits that mean something."""
+    return "" if value is None else f"{value:.4f}"
+
+
+# --- data sets and models -------------------------------------------------------------------------
+
+
+def datasets(items: Sequence[Json]) -> RenderableType:
+    """A list of data sets."""
+    return table(
+        *("id", "name", "status", "examples", "classes", "image", "added"),
+        rows=(
+            (
+                item["id"],
+                item["name"],
+                status(item["status"]),
+                *_dataset_counts(item["summary"]),
+                when(item["created_at"]),
+            )
+            for item in items
+        ),
+        right=("examples", "classes"),
+    )
+
+
+def dataset(item: Json) -> RenderableType:
+    """One data set."""
+    summary = item["summary"]
+    parts: list[RenderableType] = [
+        facts(
+            (
+                ("id", item["id"]),
+                ("name", item["name"]),
+                ("status", status(item["status"])),
+                ("reasons", "\n".join(item["reasons"])),
+                ("added", when(item["created_at"])),
+                ("checked by", item["job_id"]),
+                ("sha256", item["sha256"]),
+                ("images", None if summary is None else _dataset_counts(summary)[2]),
+                ("duplicates", summary and summary["duplicates"]),
+            )
+        )
+    ]
+    if summary is not None:
+        splits = summary["splits"]
+        parts += [
+            Text(),
+            table(
+                *("class", "examples", *splits),
+                rows=[
+                    (name, count, *(split.get(name, 0) for split in splits.values()))
+                    for name, count in summary["classes"].items()
+                ]
+                + [("all", summary["examples"], *(sum(s.values()) for s in splits.values()))],
+                right=("examples", *splits),
+            ),
+        ]
+    return Group(*parts)
+
+
+def models(items: Sequence[Json]) -> RenderableType:
+    """A list of models."""
+    return table(
+        *("id", "name", "status", "architecture", "positive", "added"),
+        rows=(
+            (
+                item["id"],
+                item["name"],
+                status(item["status"]),
+                (item["manifest"] or {}).get("architecture", ""),
+                _names((item["manifest"] or {}).get("positive")),
+                when(item["created_at"]),
+            )
+            for item in items
+        ),
+    )
+
+
+def model(item: Json) -> RenderableType:
+    """One model."""
+    manifest, findings = item["manifest"] or {}, item["findings"] or {}
+    training = manifest.get("training") or {}
+    best = training.get("best") or {}
+    return facts(
+        (
+            ("id", item["id"]),
+            ("name", item["name"]),
+            ("status", status(item["status"])),
+            ("reasons", "\n".join(item["reasons"])),
+            ("added", when(item["created_at"])),
+            ("made by", item["job_id"]),
+            ("sha256", item["sha256"]),
+            ("architecture", manifest.get("architecture")),
+            ("input", _input(manifest.get("input"))),
+            ("positive", _names(manifest.get("positive"))),
+            ("method", _values(training.get("method"))),
+            ("trained on", (training.get("dataset") or {}).get("name")),
+            ("best epoch", best and f"{best['epoch']} of {best['epochs']}"),
+            ("clean AP", figure(best.get("clean_ap"))),
+            ("robust AP", figure(best.get("robust_ap"))),
+            ("warnings", "\n".join(findings.get("warnings", []))),
+        )
+    )
+
+
+# --- jobs -----------------------------------------------------------------------------------------
+
+
+def jobs(items: Sequence[Json]) -> RenderableType:
+    """A list of jobs."""
+    return table(
+        *("id", "kind", "status", "progress", "created", "finished"),
+        rows=(
+            (
+                item["id"],
+                item["kind"],
+                status(item["status"]),
+                job_progress(item),
+                when(item["created_at"]),
+                when(item["finished_at"]),
+            )
+            for item in items
+        ),
+    )
+
+
+def job(item: Json) -> RenderableType:
+    """One job."""
+    result = item["result"] or {}
+    summary = result.get("summary") or {}
+    best = summary.get("best") or {}
+    return facts(
+        (
+            ("id", item["id"]),
+            ("kind", item["kind"]),
+            ("status", status(item["status"])),
+            ("progress", job_progress(item)),
+            ("waiting for", item["waiting_for"]),
+            ("error", item["error"] and item["error"]["message"]),
+            ("created", when(item["created_at"])),
+            ("started", when(item["started_at"])),
+            ("finished", when(item["finished_at"])),
+            ("attempt", item["attempt"]),
+            ("retry of", item["retry_of"]),
+            ("model", item["links"].get("model", "").rpartition("/")[2]),
+            ("data set", item["links"].get("dataset", "").rpartition("/")[2]),
+            ("clean AP", figure(best.get("clean_ap", summary.get("clean_ap")))),
+            ("robust AP", figure(best.get("robust_ap"))),
+            ("worst-case AP", figure(summary.get("worst_case_ap"))),
+            ("request", _values(item["request"])),
+        )
+    )
+
+
+def job_progress(item: Json) -> str:
+    """How far a job is, in a few words."""
+    if item["status"] == "queued":
+        return f"{item['queue_position']} ahead" if item["queue_position"] else "next"
+    if item["done"] or item["progress"] is None:
+        return ""
+    return "{phase} {completed:,}/{total:,} {unit}".format(**item["progress"])
+
+
+# --- results --------------------------------------------------------------------------------------
+
+
+def report(item: Json) -> RenderableType:
+    """The figures of an audit."""
+    parts: list[RenderableType] = []
+    provenance = item["provenance"]
+    for task in item["tasks"]:
+        threat = provenance["config"]["threat"]
+        split = provenance["dataset"]["split"]
+        title = (
+            f"{provenance['model']['name']}: {_names(task['positive'])} against the rest, "
+            f"{task['examples']:,} images{f' of the {split} split' if split else ''}, "
+            f"{task['positives']:,} positive; {threat['norm']} epsilon {threat['epsilon']:.4g}"
+        )
+        clean = task["clean"]
+        rows = [("clean", clean), *task["attacks"].items(), ("worst case", task["worst_case"])]
+        parts += [
+            Text(title, style="bold"),
+            Text(),
+            table(
+                *("", "AP", "95 % interval", "lost"),
+                rows=[
+                    *(
+                        (
+                            name,
+                            figure(value["ap"]),
+                            _interval(value["interval"]),
+                            "" if value is clean else figure(clean["ap"] - value["ap"]),
+                        )
+                        for name, value in rows
+                    ),
+                    ("chance", figure(task["chance"]), "", ""),
+                    ("floor", figure(task["floor"]), "", ""),
+                ],
+                right=("AP", "lost"),
+            ),
+        ]
+    parts += [Text(f"Note: {warning}", style="yellow") for warning in item["warnings"]]
+    return Group(*parts)
+
+
+def ranking(rows: Sequence[Json]) -> RenderableType:
+    """The images of a ranking, best first."""
+    return table(
+        *("rank", "score", "label", "positive", "example"),
+        rows=(
+            (
+                row["rank"],
+                figure(row["score"]),
+                row["label"],
+                {True: "yes", False: "", None: ""}[row["positive"]],
+                row["example_id"],
+            )
+            for row in rows
+        ),
+        right=("rank", "score"),
+    )
+
+
+def scores(rows: Sequence[Json]) -> RenderableType:
+    """Scored images, in the order in which they were sent."""
+    return table(
+        *("file", "score", "rank"),
+        rows=((row["file_name"], figure(row["score"]), row["rank"]) for row in rows),
+        right=("score", "rank"),
+    )
+
+
+def keys(items: Sequence[Json]) -> RenderableType:
+    """API keys, without the keys themselves."""
+    return table(
+        *("id", "name", "tenant", "scopes", "created", "expires", "revoked"),
+        rows=(
+            (
+                item["id"],
+                item["name"],
+                item["tenant"],
+                ", ".join(item["scopes"]),
+                when(item["created_at"]),
+                when(item["expires_at"]),
+                when(item["revoked_at"]),
+            )
+            for item in items
+        ),
+    )
+
+
+def problem(title: str, details: Iterable[str]) -> str:
+    """A problem and its single faults, as console markup."""
+    return "\n".join((f"[red]{escape(title)}[/]", *(f"  - {escape(text)}" for text in details)))
+
+
+def _plain(value: Any) -> str:
+    return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _names(values: Sequence[str] | None) -> str:
+    return ", ".join(values or [])
+
+
+def _values(values: Json | None) -> str:
+    return ", ".join(f"{key} {value}" for key, value in (values or {}).items() if value is not None)
+
+
+def _interval(value: Json | None) -> str:
+    return "" if value is None else f"{value['low']:.3f} to {value['high']:.3f}"
+
+
+def _input(spec: Json | None) -> str:
+    return "" if spec is None else "{height}x{width}, {channels} channels".format(**spec)
+
+
+def _dataset_counts(summary: Json | None) -> tuple[str, str, str]:
+    if summary is None:
+        return "", "", ""
+    return (
+        f"{summary['examples']:,}",
+        f"{len(summary['classes']):,}",
+        "{height}x{width}, {channels} channels".format(**summary),
+    )

@@ -1,0 +1,205 @@
+"""Progress for people: a bar a job where a terminal is watching, plain lines elsewhere."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from threading import Thread
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Column
+
+from client.client import AdapError, Client, Event, Json
+
+LINE_EVERY_S = 5.0  # without a terminal, between two lines that say the same with other numbers
+
+
+class Line(Protocol):
+    """Where one job, or one upload, shows how far it is."""
+
+    def show(self, phase: str, *, completed: float, total: float | None, text: str) -> None:
+        """How far it is; without a total nobody knows."""
+
+    def note(self, text: str) -> None:
+        """Something to remember: it stays in view."""
+
+    def end(self, text: str, *, well: bool) -> None:
+        """It has ended."""
+
+
+class Board(Protocol):
+    """Several lines, all in view at once."""
+
+    def line(self, label: str) -> Line:
+        """A new line."""
+
+
+@contextmanager
+def open_board(console: Console) -> Iterator[Board]:
+    """A board on a console, as good as the console can show it."""
+    if not console.is_terminal:
+        yield _PlainBoard(console)
+        return
+    progress = Progress(
+        TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+        BarColumn(bar_width=24, complete_style="cyan", finished_style="green"),
+        TextColumn("{task.fields[text]}", table_column=Column(ratio=1, no_wrap=True)),
+        console=console,
+        expand=True,
+    )
+    with progress:
+        yield _LiveBoard(progress)
+
+
+def follow(client: Client, job: Json, line: Line, *, epochs: bool = True) -> Json:
+    """Show a job until it ends; the job. Raises JobFailedError if it ends without a result."""
+    started = time.monotonic()
+
+    def on_event(event: Event) -> None:
+        match event.type:
+            case "progress":
+                _show_progress(line, event.data)
+            case "epoch" if epochs:
+                line.note(epoch_text(event.data))
+            case "resumed":
+                line.note(f"goes on after epoch {event.data['epoch']}")
+            case "queued" if event.data.get("reason") == "worker_lost":
+                line.note("its worker died; queued again")
+            case "queued" if event.data.get("reason") == "worker_shutdown":
+                line.note("its worker was stopped; queued again")
+
+    try:
+        ended = client.jobs.wait(job["id"], on_event=on_event)
+    except BaseException as error:
+        line.end("failed" if isinstance(error, Exception) else "still at work", well=False)
+        raise
+    line.end(f"done in {duration(time.monotonic() - started)}", well=True)
+    return ended
+
+
+def follow_all(
+    client: Client, jobs: Sequence[Json], lines: Sequence[Line], *, epochs: bool = True
+) -> list[Json]:
+    """Show jobs until all have ended. Raises the error of the first that has no result."""
+    ended: dict[str, Json | AdapError] = {}
+
+    def one(job: Json, line: Line) -> None:
+        try:
+            ended[job["id"]] = follow(client, job, line, epochs=epochs)
+        except AdapError as error:
+            ended[job["id"]] = error
+
+    # daemons, so that Ctrl-C ends the watching and not the jobs
+    threads = [Thread(target=one, args=pair, daemon=True) for pair in zip(jobs, lines, strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    results = []
+    for job in jobs:
+        result = ended[job["id"]]
+        if isinstance(result, AdapError):
+            raise result
+        results.append(result)
+    return results
+
+
+def epoch_text(record: Json) -> str:
+    """What an epoch brought. A method with an AP surrogate has a loss that says nothing."""
+    figures = (
+        {"surrogate AP": record["metrics"]["surrogate_ap"]}
+        if ("surrogate_ap" in record["metrics"])
+        else {"loss": record["loss"]}
+    )
+    figures |= {"clean AP": record["clean_ap"], "robust AP": record["robust_ap"]}
+    shown = "  ".join(f"{name} {value:.4f}" for name, value in figures.items() if value is not None)
+    return f"epoch {record['epoch']}/{record['epochs']}  {shown}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def _show_progress(line: Line, state: dict[str, Any]) -> None:
+    progress, position = state["progress"], state["queue_position"]
+    if state["status"] == "queued":
+        ahead = f", {position} ahead" if position else ""
+        line.show("queued", completed=0, total=None, text=f"queued{ahead}")
+    elif progress is None or state["status"] != "running":
+        line.show(state["status"], completed=0, total=None, text=state["status"])
+    else:
+        text = "{phase} {completed:,}/{total:,} {unit}".format(**progress)
+        if progress["eta_s"]:
+            text += f", {duration(progress['eta_s'])} left"
+        line.show(
+            progress["phase"],
+            completed=progress["completed"],
+            total=progress["total"],
+            text=text,
+        )
+
+
+class _LiveBoard:
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def line(self, label: str) -> Line:
+        return _LiveLine(self._progress, label)
+
+
+class _LiveLine:
+    def __init__(self, progress: Progress, label: str) -> None:
+        self._progress = progress
+        self._label = label
+        self._task = progress.add_task(escape(label), total=None, start=False, text="waiting")
+
+    def show(self, phase: str, *, completed: float, total: float | None, text: str) -> None:
+        del phase
+        self._progress.update(self._task, completed=completed, total=total, text=escape(text))
+
+    def note(self, text: str) -> None:
+        self._progress.console.print(f"[dim]{escape(self._label)}[/]  {escape(text)}")
+
+    def end(self, text: str, *, well: bool) -> None:
+        if well:
+            self._progress.update(self._task, completed=1, total=1, text=f"[green]{escape(text)}")
+        else:
+            self._progress.update(self._task, text=f"[red]{escape(text)}")
+
+
+class _PlainBoard:
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def line(self, label: str) -> Line:
+        return _PlainLine(self._console, label)
+
+
+class _PlainLine:
+    def __init__(self, console: Console, label: str) -> None:
+        self._console = console
+        self._label = label
+        self._phase = ""
+        self._said = 0.0
+
+    def show(self, phase: str, *, completed: float, total: float | None, text: str) -> None:
+        del completed, total
+        if phase == self._phase and time.monotonic() - self._said < LINE_EVERY_S:
+            return
+        self._phase = phase
+        self.note(text)
+
+    def note(self, text: str) -> None:
+        self._said = time.monotonic()
+        self._console.print(f"{self._label}: {text}", markup=False, highlight=False, soft_wrap=True)
+
+    def end(self, text: str, *, well: bool) -> None:
+        del well
+        self.note(text)
