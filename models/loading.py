@@ -4,7 +4,7 @@ A file is opened only if its tensors are exactly those of the architecture that 
 a stranger chooses numbers, never code, shapes or amounts of memory.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -91,7 +91,8 @@ def load(
         raise ModelFileError(f"expected a sound safetensors file, got {error}") from error
     _check_finite(tensors)
     network = build_empty(manifest.architecture, channels=manifest.input.channels)
-    counts = {name: torch.zeros((), dtype=torch.int64) for name in _missing(network, tensors)}
+    absent = network.state_dict().keys() - tensors.keys()  # optional counts, if any
+    counts = {name: torch.zeros((), dtype=torch.int64) for name in absent}
     network.load_state_dict({**tensors, **counts}, strict=True, assign=True)
     return Scorer(network, manifest.input).to(device).eval(), manifest
 
@@ -168,10 +169,6 @@ def _check_names(got: Mapping[str, _Kind], *, manifest: Manifest) -> None:
         )
 
 
-def _missing(network: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
-    return [name for name in network.state_dict() if name not in tensors]
-
-
 def _check_finite(tensors: Mapping[str, Tensor]) -> None:
     bad = [name for name, value in tensors.items() if not torch.isfinite(value).all()]
     if bad:
@@ -184,8 +181,7 @@ def _text(kind: _Kind) -> str:
     return f"{kind[0]} {list(kind[1])}"
 
 
-def _first(names: Iterable[str], *, count: int = 5) -> str:
-    names = list(names)
+def _first(names: Sequence[str], *, count: int = 5) -> str:
     more = f" and {len(names) - count} more" if len(names) > count else ""
     return ", ".join(names[:count]) + more
 

@@ -394,6 +394,13 @@ def test_a_pickle_in_place_of_an_array_or_an_image_is_refused(tmp_path: Path) ->
     assert not canary.exists()
 
 
+def test_an_array_whose_header_may_be_gigabytes_is_refused(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, np.array([0, 1, 0, 1]), version=(2, 0))
+    members = {"images.npy": buffer.getvalue(), "labels.npy": buffer.getvalue()}
+    assert reasons(pack(members), tmp_path) == ["labels: expected the .npy format 1.0, got (2, 0)"]
+
+
 # --- fuzz -----------------------------------------------------------------------------------------
 
 IMAGES = [
