@@ -146,7 +146,7 @@ def install(app: FastAPI) -> None:
 
 def explain_validation(errors: Any, *, prefix: str = "body") -> ApiError:
     """A pydantic error of a body that a route read by itself."""
-    located = [{**error, "loc": (prefix, *error["loc"])} for error in errors]
+    located = [{**error, "loc": (*prefix.split("/"), *error["loc"])} for error in errors]
     detail, items = _explain(located)
     return ApiError("invalid_request", detail, errors=items)
 
@@ -163,6 +163,19 @@ def _explain(errors: Any) -> tuple[str, list[ErrorItem]]:
     first = items[0]
     more = f" ({len(items) - 1} more in `errors`)" if len(items) > 1 else ""
     return f"{first.pointer}: {first.detail}{more}", items
+
+
+def too_large(request_id: str) -> bytes:
+    """The answer's body for a request body over the limit, which no handler gets to see."""
+    status, title = CODES["too_large"]
+    problem = Problem(
+        title=title,
+        status=status,
+        detail="The request body is larger than this path takes; nothing of it was kept.",
+        code="too_large",
+        request_id=request_id,
+    )
+    return problem.model_dump_json().encode()
 
 
 def _response(

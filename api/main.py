@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 from fastapi import FastAPI
+from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import errors
@@ -32,8 +33,12 @@ Every error is `application/problem+json` (RFC 9457) with a stable `code`.
 """
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """The API on the database, blobs and broker of the settings."""
+def create_app(settings: Settings) -> "RequestLog":
+    """The API on the database, blobs and broker of the settings.
+
+    The FastAPI application is the `app` of the answer: the log stands outside of everything, as
+    FastAPI refuses bodies that are too large before any middleware of its own runs.
+    """
     house = House(settings, Database(settings), open_blobs(settings), make_app(settings))
 
     @asynccontextmanager
@@ -57,9 +62,8 @@ def create_app(settings: Settings) -> FastAPI:
         app.include_router(module.router)
     for module in (training, rankings, jobs, catalogue, keys, health):
         app.include_router(module.router, max_body_size=settings.max_json_bytes)
-    app.add_middleware(RequestLog)
     _document_problem(app)
-    return app
+    return RequestLog(app)
 
 
 class RequestLog:
@@ -79,12 +83,16 @@ class RequestLog:
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
+            replaced = status == 413 and message["type"] == "http.response.body"
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [
-                    *message["headers"],
-                    (b"x-request-id", request_id.encode()),
-                ]
+                headers = MutableHeaders(raw=message["headers"])
+                headers["x-request-id"] = request_id
+                if status == 413:
+                    headers["content-type"] = errors.MEDIA_TYPE
+                    headers["content-length"] = str(len(errors.too_large(request_id)))
+            elif replaced:
+                message = {**message, "body": errors.too_large(request_id), "more_body": False}
             await send(message)
 
         try:

@@ -1,0 +1,247 @@
+"""Every error is a problem that says what was expected and what came."""
+
+import http.client
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from api.errors import CODES
+from core.errors import AdapError
+from models.errors import ModelFileError
+from store.ids import new_id
+from store.tables import AssetStatus
+from tests.api.conftest import Api
+
+Check = Callable[..., dict[str, Any]]
+
+UNKNOWN = "0" * 26
+
+
+def subclasses(cls: type[Exception]) -> set[type[Exception]]:
+    return {cls}.union(*(subclasses(sub) for sub in cls.__subclasses__()))
+
+
+def test_every_domain_error_that_a_route_can_meet_has_a_status() -> None:
+    from core import config, resolve  # noqa: F401 - defines what routes raise
+
+    for error in subclasses(AdapError) | {ModelFileError}:
+        if error.__module__ in ("core.errors", "models.errors") and error is not AdapError:
+            assert error.code in CODES or error.code == "training_failed"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/nothing", 404, "not_found"),
+        ("GET", f"/v1/datasets/ds_{UNKNOWN}", 404, "not_found"),
+        ("GET", f"/v1/models/mdl_{UNKNOWN}", 404, "not_found"),
+        ("GET", f"/v1/jobs/job_{UNKNOWN}", 404, "not_found"),
+        ("GET", f"/v1/jobs/job_{UNKNOWN}/events", 404, "not_found"),
+        ("POST", f"/v1/jobs/job_{UNKNOWN}/cancel", 404, "not_found"),
+        ("GET", f"/v1/audits/job_{UNKNOWN}/report", 404, "not_found"),
+        ("GET", f"/v1/rankings/job_{UNKNOWN}", 404, "not_found"),
+        ("DELETE", f"/v1/api-keys/key_{UNKNOWN}", 404, "not_found"),
+        ("GET", "/v1/jobs/nonsense", 422, "invalid_request"),
+        ("GET", "/v1/jobs?limit=0", 422, "invalid_request"),
+        ("GET", "/v1/jobs?after=%00%ff", 422, "invalid_request"),
+        ("GET", "/v1/jobs?status=sleeping", 422, "invalid_request"),
+        ("PUT", "/v1/jobs", 405, "method_not_allowed"),
+        ("POST", "/v1/training-jobs", 422, "invalid_request"),
+        ("POST", "/v1/audits", 415, "unsupported_media_type"),
+    ],
+)
+def test_what_is_not_there_or_not_valid_is_a_problem(
+    api: Api, problem: Check, method: str, path: str, status: int, code: str
+) -> None:
+    problem(api.http.request(method, path), status, code)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"method": "sgd"}, "does not match any of the expected tags"),
+        ({"epochs": 0}, "/body/epochs: Input should be greater than or equal to 1, got 0"),
+        ({"epochs": "3"}, "/body/epochs: Input should be a valid integer, got '3'"),
+        ({"attack": {"epsilon": -0.1}}, "greater than or equal to 0, got -0.1"),
+        ({"attack": {"epsilon": 1e400}}, "finite"),
+        ({"method": {"name": "adap_lpn", "gamma1": 2}}, "less than or equal to 1, got 2"),
+        ({"colour": "red"}, "/body/colour: Extra inputs are not permitted, got 'red'"),
+        ({"architecture": "resnet9000"}, "expected one of small_cnn, resnet18, resnet18_3x3"),
+        ({"architecture": "resnet18"}, "at least 32 pixels a side, this data set has 8x8"),
+        ({"task": {"positive": ["horse"]}}, "among cat, dog; got horse"),
+        ({"task": None}, "expected a task"),
+        ({"batch_size": 8, "positives_per_batch": 8}, "below batch_size 8, got 8"),
+    ],
+)
+def test_a_training_request_that_cannot_work_is_refused_with_its_reason(
+    api: Api, problem: Check, change: dict[str, Any], sentence: str
+) -> None:
+    import json
+
+    request = {"dataset_id": api.dataset(), "task": {"positive": ["cat"]}, **change}
+    response = api.http.post(
+        "/v1/training-jobs",
+        content=json.dumps(request),
+        headers={"content-type": "application/json"},
+    )
+    body = response.json()
+    problem(response, 422, body["code"])
+    assert sentence in body["detail"]
+    assert api.http.get("/v1/jobs").json()["data"] == [], "nothing half-made stays"
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "sentence"),
+    [
+        ({"threat": {"epsilon": -1}}, "invalid_request", "greater than or equal to 0, got -1"),
+        ({"attacks": ["deepfool"]}, "invalid_request", "expected tags"),
+        ({"attacks": ["pgd", "pgd"]}, "invalid_request", "expected each attack once"),
+        ({"attacks": ["transfer"]}, "invalid_request", "needs `surrogate`"),
+        ({"split": "validation"}, "invalid_config", "this one declares train, test"),
+        ({"task": {"positive": ["cat", "dog"]}}, "invalid_data", "got 20 positives"),
+        ({"attacks": []}, "invalid_request", "at least 1 item"),
+    ],
+)
+def test_an_audit_request_that_cannot_work_is_refused_with_its_reason(
+    api: Api, problem: Check, change: dict[str, Any], code: str, sentence: str
+) -> None:
+    request = {"dataset_id": api.dataset(), "model_id": api.model(), **change}
+    body = problem(api.http.post("/v1/audits", json=request), 422, code)
+    assert sentence in body["detail"]
+
+
+def test_a_model_of_another_input_size_is_refused(api: Api, problem: Check) -> None:
+    from tests.api.conftest import SUMMARY
+
+    wide = api.dataset(summary={**SUMMARY, "width": 9})
+    request = {"dataset_id": wide, "model_id": api.model()}
+    for path in ("/v1/audits", "/v1/rankings"):
+        body = problem(api.http.post(path, json=request), 422, "invalid_config")
+        assert "input size 1x8x8" in body["detail"]
+        assert "has 1x8x9" in body["detail"]
+
+
+def test_a_surrogate_equal_to_the_model_is_no_black_box(api: Api, problem: Check) -> None:
+    model = api.model()
+    request = {"dataset_id": api.dataset(), "model_id": model, "surrogate": {"model_id": model}}
+    body = problem(api.http.post("/v1/audits", json=request), 422, "invalid_config")
+    assert "not black box" in body["detail"]
+
+
+@pytest.mark.parametrize("path", ["/v1/training-jobs", "/v1/audits", "/v1/rankings"])
+def test_a_job_on_what_is_not_ready_is_refused_with_the_reason(
+    api: Api, problem: Check, path: str
+) -> None:
+    checking = api.dataset(status=AssetStatus.VALIDATING, job_id="job_x", summary=None)
+    rejected = api.dataset(status=AssetStatus.REJECTED, reasons=["one class only"], summary=None)
+    for dataset_id, sentence in (
+        (checking, "wait for the job job_x"),
+        (rejected, "one class only"),
+    ):
+        request = {"dataset_id": dataset_id}
+        if path != "/v1/training-jobs":
+            request["model_id"] = api.model()
+        body = problem(api.http.post(path, json=request), 409, "not_ready")
+        assert sentence in body["detail"]
+
+
+def test_every_fault_of_a_request_is_pointed_at(api: Api, problem: Check) -> None:
+    request = {"dataset_id": "x", "epochs": 0, "attack": {"epsilon": -1}}
+    body = problem(api.http.post("/v1/training-jobs", json=request), 422, "invalid_request")
+    pointers = {item["pointer"] for item in body["errors"]}
+    assert pointers == {"/body/dataset_id", "/body/epochs", "/body/attack/epsilon"}
+
+
+def test_a_body_that_is_too_large_is_refused_while_it_comes(api: Api, problem: Check) -> None:
+    def chunks() -> Any:
+        for _ in range(100):
+            yield b" " * 100_000
+
+    response = api.http.post(
+        "/v1/training-jobs", content=chunks(), headers={"content-type": "application/json"}
+    )
+    problem(response, 413, "too_large")
+    response = api.http.post("/v1/datasets", files={"file": ("big.zip", b"x" * 3_000_000)})
+    problem(response, 413, "too_large")
+    assert api.http.get("/v1/datasets").json()["data"] == []
+
+
+@pytest.mark.parametrize("body", [b"{", b"[" * 5000, b"\xff\xfe", b"null", b"[]", b'"text"'])
+@pytest.mark.parametrize("path", ["/v1/training-jobs", "/v1/audits", "/v1/rankings"])
+def test_json_that_is_none_is_a_problem(api: Api, problem: Check, path: str, body: bytes) -> None:
+    headers = {"content-type": "application/json"}
+    response = api.http.post(path, content=body, headers=headers)
+    assert response.status_code in (400, 422)  # 400: too deep, or not UTF-8
+    problem(response, response.status_code, response.json()["code"])
+
+
+def test_unknown_form_fields_are_refused(api: Api, problem: Check) -> None:
+    files = {"file": ("a.zip", b"zip")}
+    response = api.http.post("/v1/datasets", files=files, data={"tenant": "other"})
+    problem(response, 422, "invalid_request")
+    assert api.http.get("/v1/datasets").json()["data"] == []
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        ({"architecture": "small_cnn"}, "`architecture` and `input` together"),
+        ({"architecture": "vgg", "input": "{}"}, "expected one of small_cnn"),
+        ({"architecture": "small_cnn", "input": "{"}, "/body/input"),
+        (
+            {
+                "architecture": "small_cnn",
+                "input": '{"channels": 3, "height": 8, "width": 8, "mean": [0], "std": [1]}',
+            },
+            "expected 3 values in mean, one a channel, got 1",
+        ),
+    ],
+)
+def test_a_model_declaration_that_cannot_be_is_refused(
+    api: Api, problem: Check, data: dict[str, str], sentence: str
+) -> None:
+    response = api.http.post("/v1/models", files={"file": ("m.safetensors", b"x")}, data=data)
+    assert sentence in problem(response, 422, "invalid_request")["detail"]
+
+
+def test_an_empty_file_is_refused(api: Api, problem: Check) -> None:
+    response = api.http.post("/v1/datasets", files={"file": ("a.zip", b"")})
+    assert "empty" in problem(response, 422, "invalid_request")["detail"]
+
+
+def test_a_multipart_audit_needs_its_two_files(api: Api, problem: Check) -> None:
+    response = api.http.post("/v1/audits", files={"model": ("m", b"x")})
+    assert "/body/dataset" in problem(response, 422, "invalid_request")["detail"]
+    response = api.http.post(
+        "/v1/audits",
+        files={"model": ("m", b"x"), "dataset": ("d", b"x")},
+        data={"config": '{"threat": {"epsilon": -1}}'},
+    )
+    body = problem(response, 422, "invalid_request")
+    assert body["errors"][0]["pointer"] == "/body/config/threat/epsilon"
+    assert api.http.get("/v1/models").json()["data"] == []
+
+
+def test_a_broken_database_is_a_503_that_says_so(api: Api, problem: Check) -> None:
+    with api.database.engine.connect() as connection:
+        connection.exec_driver_sql("ALTER TABLE jobs RENAME TO hidden")
+        connection.commit()
+    response = api.http.get("/v1/jobs")
+    problem(response, 503, "storage_unavailable")
+    assert response.headers["retry-after"]
+
+
+def test_a_request_that_is_no_http_leaves_the_server_up(api: Api) -> None:
+    address = api.http.base_url
+    connection = http.client.HTTPConnection(address.host, address.port or 0)
+    connection.putrequest("GET", "/v1/jobs", skip_host=True)
+    connection.putheader("Host", "a\x00b")
+    connection.endheaders()
+    assert connection.getresponse().status == 400
+    assert api.http.get("/livez").json() == {"status": "ok"}
+
+
+def test_ids_are_never_paths(api: Api) -> None:
+    for name in ("..%2f..%2fetc%2fpasswd", "%00", "ds_" + "A" * 26, new_id("ds") + "x", "%2e%2e"):
+        assert api.http.get(f"/v1/datasets/{name}/content").status_code in (404, 422)

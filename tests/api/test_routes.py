@@ -1,0 +1,385 @@
+"""The contract of the routes, short of what workers do."""
+
+import json
+import threading
+import zipfile
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from store import jobs, keys
+from store.artifacts import open_blobs
+from store.tables import JobKind, JobRow, JobStatus
+from tests.api.conftest import Api
+
+Check = Callable[..., dict[str, Any]]
+
+
+def train(api: Api, **fields: Any) -> dict[str, Any]:
+    request = {"task": {"positive": ["cat"]}, **fields}
+    if "dataset_id" not in request:
+        request["dataset_id"] = api.dataset()
+    response = api.http.post("/v1/training-jobs", json=request)
+    assert response.status_code == 201, response.text
+    assert response.headers["location"] == f"/v1/jobs/{response.json()['id']}"
+    job: dict[str, Any] = response.json()
+    return job
+
+
+def finish(api: Api, job_id: str, result: dict[str, Any] | None = None) -> None:
+    with api.database.writing() as session:
+        claim = jobs.claim(session, job_id, worker="w", lease_s=30)
+        assert claim is not None
+        jobs.record(session, claim, "epoch", {"epoch": 1})
+        if result is None:
+            jobs.fail(session, claim, jobs.JobError("boom", "It went wrong."))
+        else:
+            jobs.succeed(session, claim, result)
+
+
+def test_an_uploaded_data_set_is_being_checked(api: Api) -> None:
+    response = api.http.post("/v1/datasets", files={"file": ("../my photos.zip", b"zip")})
+    assert response.status_code == 201
+    dataset = response.json()
+    assert dataset["status"] == "validating"
+    assert dataset["name"] == "my photos.zip"
+    assert response.headers["location"] == f"/v1/datasets/{dataset['id']}"
+    job = api.http.get(f"/v1/jobs/{dataset['job_id']}").json()
+    assert (job["kind"], job["status"]) == ("validate_dataset", "queued")
+    assert job["waiting_for"] == "no worker of the queue 'intake' is alive"
+
+
+def test_a_job_is_kept_when_nobody_hears_the_doorbell(api: Api) -> None:
+    job = train(api)
+    assert job["status"] == "queued"
+    assert job["request"]["method"]["name"] == "adap_lpn", "defaults are filled in and shown"
+    assert job["queue_position"] == 0
+    assert train(api)["queue_position"] == 1
+
+
+def test_the_task_of_the_model_is_the_default(api: Api) -> None:
+    request = {"dataset_id": api.dataset(), "model_id": api.model()}
+    job = api.http.post("/v1/audits", json=request).json()
+    assert job["request"]["task"] == {"positive": ["cat"]}
+
+
+def test_a_multipart_audit_waits_for_the_checks_of_its_files(api: Api) -> None:
+    response = api.http.post(
+        "/v1/audits",
+        files={"model": ("m.safetensors", b"m"), "dataset": ("d.zip", b"d")},
+        data={"config": json.dumps({"threat": {"epsilon": 0.1}, "attacks": ["pgd"]})},
+    )
+    assert response.status_code == 201, response.text
+    job = response.json()
+    assert job["request"]["threat"]["epsilon"] == 0.1
+    assert api.http.get(job["links"]["model"]).json()["status"] == "validating"
+    assert api.http.get(job["links"]["dataset"]).json()["status"] == "validating"
+    kinds = [item["kind"] for item in api.http.get("/v1/jobs").json()["data"]]
+    assert sorted(kinds) == ["audit", "validate_dataset", "validate_model"]
+
+
+def test_lists_come_in_pages_newest_first(api: Api) -> None:
+    made = [train(api)["id"] for _ in range(5)]
+    seen, cursor = [], None
+    while True:
+        query = {"limit": 2} | ({"after": cursor} if cursor else {})
+        body = api.http.get("/v1/jobs", params=query).json()
+        seen += [job["id"] for job in body["data"]]
+        cursor = body["next_cursor"]
+        if not body["has_more"]:
+            break
+    assert cursor is None
+    assert seen == made[::-1]
+
+
+def test_cancelling_a_queued_job_ends_it_and_again_is_a_conflict(api: Api, problem: Check) -> None:
+    job = train(api)
+    cancelled = api.http.post(f"/v1/jobs/{job['id']}/cancel").json()
+    assert (cancelled["status"], cancelled["done"]) == ("cancelled", True)
+    problem(api.http.post(f"/v1/jobs/{job['id']}/cancel"), 409, "already_finished")
+
+
+def test_a_retry_is_a_new_job_with_the_same_request(api: Api, problem: Check) -> None:
+    job = train(api, epochs=3)
+    problem(api.http.post(f"/v1/jobs/{job['id']}/retry"), 409, "conflict")
+    finish(api, job["id"])
+    response = api.http.post(f"/v1/jobs/{job['id']}/retry")
+    assert response.status_code == 201
+    assert response.json()["retry_of"] == job["id"]
+    assert response.json()["request"] == job["request"]
+
+
+def test_prefer_wait_answers_when_the_job_ends(api: Api) -> None:
+    job = train(api)
+    timer = threading.Timer(0.3, finish, (api, job["id"], {"model_id": "mdl_x"}))
+    timer.start()
+    answer = api.http.get(f"/v1/jobs/{job['id']}", headers={"Prefer": "wait=20"}).json()
+    timer.join()
+    assert answer["status"] == "succeeded"
+
+
+def test_prefer_wait_is_bounded_by_the_setting(api: Api) -> None:
+    job = train(api)
+    answer = api.http.get(f"/v1/jobs/{job['id']}", headers={"Prefer": "wait=3600"}).json()
+    assert answer["status"] == "queued"
+
+
+def stream(api: Api, job_id: str, last: str | None = None) -> list[dict[str, str]]:
+    headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": last} if last else {})
+    with api.http.stream("GET", f"/v1/jobs/{job_id}/events", headers=headers) as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        text = response.read().decode()
+    blocks = [block.splitlines() for block in text.strip().split("\n\n")]
+    return [dict(line.split(": ", 1) for line in block) for block in blocks]
+
+
+def test_events_are_streamed_until_the_end_and_resume_after_the_last_id(api: Api) -> None:
+    job = train(api)
+    timer = threading.Timer(0.5, finish, (api, job["id"], {}))
+    timer.start()
+    events = [item for item in stream(api, job["id"]) if "id" in item]
+    timer.join()
+    assert [item["event"] for item in events] == ["queued", "running", "epoch", "succeeded"]
+    rest = [item for item in stream(api, job["id"], last="2") if "id" in item]
+    assert rest == events[2:]
+    listed = api.http.get(f"/v1/jobs/{job['id']}/events").json()["data"]
+    assert [json.loads(item["data"]) for item in events] == listed
+
+
+def test_content_is_served_by_range_and_not_again_if_it_is_known(api: Api) -> None:
+    dataset_id = api.dataset()
+    path = f"/v1/datasets/{dataset_id}/content"
+    whole = api.http.get(path)
+    assert whole.text == dataset_id
+    assert "attachment" in whole.headers["content-disposition"]
+    part = api.http.get(path, headers={"Range": "bytes=3-6"})
+    assert (part.status_code, part.text) == (206, dataset_id[3:7])
+    known = api.http.get(path, headers={"If-None-Match": whole.headers["etag"]})
+    assert (known.status_code, known.content) == (304, b"")
+
+
+def test_what_a_job_uses_cannot_be_removed(api: Api, problem: Check) -> None:
+    dataset_id = api.dataset()
+    job = train(api, dataset_id=dataset_id)
+    problem(api.http.delete(f"/v1/datasets/{dataset_id}"), 409, "in_use")
+    api.http.post(f"/v1/jobs/{job['id']}/cancel")
+    assert api.http.delete(f"/v1/datasets/{dataset_id}").status_code == 204
+    problem(api.http.get(f"/v1/datasets/{dataset_id}"), 404, "not_found")
+    assert api.http.get("/v1/datasets").json()["data"] == []
+
+
+@pytest.mark.parametrize("end", ["queued", "failed"])
+def test_a_report_that_is_not_there_says_why(api: Api, problem: Check, end: str) -> None:
+    request = {"dataset_id": api.dataset(), "model_id": api.model()}
+    job_id = api.http.post("/v1/audits", json=request).json()["id"]
+    if end == "failed":
+        finish(api, job_id)
+    body = problem(api.http.get(f"/v1/audits/{job_id}/report"), 409, "not_ready")
+    assert ("It went wrong." if end == "failed" else "queued") in body["detail"]
+
+
+def test_reports_and_scores_are_what_was_stored(api: Api, problem: Check) -> None:
+    rows = [
+        {"example_id": str(i), "target": i % 2, "clean": i / 2, "attacks": {"pgd": -i, "apgd": i}}
+        for i in range(7)
+    ]
+    blobs = {}
+    for name, text in {
+        "report": '{"report": 1}',
+        "page": "<html>page</html>",
+        "table": "".join(json.dumps(row) + "\n" for row in rows),
+    }.items():
+        path = api.folder / name
+        path.write_text(text)
+        blobs[name] = open_blobs(api.settings).put(path)
+    request = {"dataset_id": api.dataset(), "model_id": api.model()}
+    job_id = api.http.post("/v1/audits", json=request).json()["id"]
+    finish(api, job_id, {"summary": {}, "blobs": blobs})
+    report = f"/v1/audits/{job_id}/report"
+    assert api.http.get(report).json() == {"report": 1}
+    page = api.http.get(report, headers={"Accept": "text/html,*/*"})
+    assert page.text == "<html>page</html>"
+    assert page.headers["content-type"].startswith("text/html")
+    problem(api.http.get(report, headers={"Accept": "image/png"}), 406, "not_acceptable")
+    seen, cursor = [], None
+    for _ in range(4):
+        query = {"limit": 2} | ({"after": cursor} if cursor else {})
+        body = api.http.get(f"/v1/audits/{job_id}/scores", params=query).json()
+        seen += body["data"]
+        cursor = body["next_cursor"]
+    assert seen == rows
+    assert cursor is None
+    one = api.http.get(f"/v1/audits/{job_id}/scores", params={"attack": "pgd"}).json()
+    assert one["data"][3]["attacks"] == {"pgd": -3}
+    unknown = api.http.get(f"/v1/audits/{job_id}/scores", params={"attack": "x"})
+    problem(unknown, 422, "invalid_request")
+    assert "blobs" not in api.http.get(f"/v1/jobs/{job_id}").json()["result"]
+
+
+def test_scoring_answers_with_the_job_when_it_takes_too_long(api: Api) -> None:
+    response = api.http.post(
+        f"/v1/models/{api.model()}/scores", files=[("images", ("a.png", b"png"))]
+    )
+    assert response.status_code == 202
+    assert response.json()["kind"] == "score"
+    assert response.headers["location"] == f"/v1/jobs/{response.json()['id']}"
+    with api.database.reading() as session:
+        row = session.get_one(JobRow, response.json()["id"])
+    bundle = open_blobs(api.settings).local_path(row.upload_sha256 or "")
+    with zipfile.ZipFile(bundle) as images:
+        assert images.read("000000") == b"png"
+
+
+def test_the_catalogue_lists_what_can_be_asked_for(api: Api) -> None:
+    methods = [entry["name"] for entry in api.http.get("/v1/methods").json()]
+    assert methods == [
+        *("ce", "ap", "pgd", "trades", "mart"),
+        *("adap_mm", "adap_pz", "adap_lz", "adap_ln", "adap_lpn"),
+    ]
+    assert "pgd" in [entry["name"] for entry in api.http.get("/v1/attacks").json()]
+    assert "resnet18" in [entry["name"] for entry in api.http.get("/v1/architectures").json()]
+
+
+def test_readiness_says_what_is_missing(api: Api) -> None:
+    answer = api.http.get("/readyz").json()
+    assert answer["status"] == "degraded"
+    assert len(answer["problems"]) == 3
+    assert answer["broker"] == "unreachable"
+
+
+class TestKeys:
+    """Who may do what."""
+
+    def key(self, api: Api, **fields: Any) -> str:
+        with api.database.writing() as session:
+            return keys.create(session, **{"name": "k", "scopes": ["read"], **fields})[1]
+
+    def test_the_first_key_must_be_an_admins(self, api: Api, problem: Check) -> None:
+        response = api.http.post("/v1/api-keys", json={"name": "ci", "scopes": ["read"]})
+        problem(response, 409, "conflict")
+        response = api.http.post("/v1/api-keys", json={"name": "me", "scopes": ["admin", "read"]})
+        assert response.status_code == 201
+        key = response.json()["key"]
+        problem(api.http.get("/v1/jobs"), 401, "unauthorized")
+        headers = {"Authorization": f"Bearer {key}"}
+        assert api.http.get("/v1/jobs", headers=headers).status_code == 200
+        listed = api.http.get("/v1/api-keys", headers=headers).json()["data"]
+        assert "key" not in listed[0]
+
+    def test_a_key_is_nowhere_but_in_its_answer(self, api: Api) -> None:
+        response = api.http.post("/v1/api-keys", json={"name": "me", "scopes": ["admin"]})
+        key = response.json()["key"]
+        stored = b"".join(path.read_bytes() for path in api.settings.home.glob("adap.db*"))
+        assert b"me" in stored
+        assert key.encode() not in stored
+
+    def test_scopes_are_needed(self, api: Api, problem: Check) -> None:
+        headers = {"Authorization": f"Bearer {self.key(api)}"}
+        assert api.http.get("/v1/datasets", headers=headers).status_code == 200
+        files = {"file": ("a.zip", b"x")}
+        problem(api.http.post("/v1/datasets", files=files, headers=headers), 403, "forbidden")
+        problem(api.http.get("/v1/api-keys", headers=headers), 403, "forbidden")
+
+    def test_a_revoked_or_expired_key_is_refused_at_once(self, api: Api, problem: Check) -> None:
+        admin = {"Authorization": f"Bearer {self.key(api, scopes=['admin', 'read'])}"}
+        ids = {
+            row["name"]: row["id"]
+            for row in api.http.get("/v1/api-keys", headers=admin).json()["data"]
+        }
+        made = api.http.post("/v1/api-keys", json={"name": "ci"}, headers=admin).json()
+        ci = {"Authorization": f"Bearer {made['key']}"}
+        assert api.http.get("/v1/jobs", headers=ci).status_code == 200
+        assert made["id"] not in ids.values()
+        assert api.http.delete(f"/v1/api-keys/{made['id']}", headers=admin).status_code == 204
+        problem(api.http.get("/v1/jobs", headers=ci), 401, "unauthorized")
+        brief = {"Authorization": f"Bearer {self.key(api, expires_in_s=-1.0)}"}
+        problem(api.http.get("/v1/jobs", headers=brief), 401, "unauthorized")
+        problem(
+            api.http.get("/v1/jobs", headers={"Authorization": "Bearer no"}), 401, "unauthorized"
+        )
+
+    def test_another_tenants_things_are_not_found(self, api: Api, problem: Check) -> None:
+        dataset_id, model_id = api.dataset(), api.model()
+        job = train(api, dataset_id=dataset_id)
+        other = {
+            "Authorization": f"Bearer {self.key(api, tenant='other', scopes=['read', 'write'])}"
+        }
+        for method, path in (
+            ("GET", f"/v1/datasets/{dataset_id}"),
+            ("GET", f"/v1/datasets/{dataset_id}/content"),
+            ("DELETE", f"/v1/datasets/{dataset_id}"),
+            ("GET", f"/v1/models/{model_id}"),
+            ("GET", f"/v1/models/{model_id}/content"),
+            ("DELETE", f"/v1/models/{model_id}"),
+            ("GET", f"/v1/jobs/{job['id']}"),
+            ("GET", f"/v1/jobs/{job['id']}/events"),
+            ("POST", f"/v1/jobs/{job['id']}/cancel"),
+            ("POST", f"/v1/jobs/{job['id']}/retry"),
+        ):
+            problem(api.http.request(method, path, headers=other), 404, "not_found")
+        for path in ("/v1/datasets", "/v1/models", "/v1/jobs"):
+            assert api.http.get(path, headers=other).json()["data"] == []
+        request = {"dataset_id": dataset_id, "model_id": model_id}
+        for path in ("/v1/audits", "/v1/rankings"):
+            problem(api.http.post(path, json=request, headers=other), 404, "not_found")
+
+
+@pytest.mark.parametrize(
+    "headers", [{"Host": "evil.example"}, {"Origin": "http://evil.example"}, {"Origin": "null"}]
+)
+def test_without_keys_no_web_page_elsewhere_is_served(
+    api: Api, problem: Check, headers: dict[str, str]
+) -> None:
+    problem(api.http.get("/v1/jobs", headers=headers), 403, "forbidden")
+    response = api.http.post("/v1/datasets", files={"file": ("a.zip", b"x")}, headers=headers)
+    problem(response, 403, "forbidden")
+
+
+def test_the_openapi_has_a_problem_for_every_documented_error(api: Api) -> None:
+    schema = api.http.get("/openapi.json").json()
+    for path, operations in schema["paths"].items():
+        for method, operation in operations.items():
+            for status, response in operation["responses"].items():
+                if status.startswith(("4", "5")):
+                    assert list(response["content"]) == ["application/problem+json"], (
+                        f"{method} {path} {status}"
+                    )
+    text = json.dumps(schema)
+    references = {part.split('"')[0] for part in text.split("#/components/schemas/")[1:]}
+    assert references <= set(schema["components"]["schemas"])
+
+
+def test_two_requests_have_two_ids(api: Api) -> None:
+    first, second = api.http.get("/livez"), api.http.get("/livez")
+    assert first.headers["x-request-id"] != second.headers["x-request-id"]
+
+
+def test_jobs_of_one_kind_or_status_can_be_asked_for(api: Api) -> None:
+    job = train(api)
+    for query, found in (
+        ({"kind": "train"}, [job["id"]]),
+        ({"kind": "audit"}, []),
+        ({"status": JobStatus.QUEUED.value}, [job["id"]]),
+        ({"status": "failed"}, []),
+    ):
+        data = api.http.get("/v1/jobs", params=query).json()["data"]
+        assert [item["id"] for item in data] == found
+    assert JobKind.TRAIN.value == "train"
+
+
+def test_a_client_that_goes_away_ends_its_stream(api: Api) -> None:
+    job = train(api)
+    with (
+        pytest.raises(httpx.ReadTimeout),
+        api.http.stream(
+            "GET",
+            f"/v1/jobs/{job['id']}/events",
+            headers={"Accept": "text/event-stream"},
+            timeout=1,
+        ) as response,
+    ):
+        for _ in response.iter_raw():
+            pass
+    assert api.http.get("/livez").status_code == 200
