@@ -95,9 +95,10 @@ def attack_shard(
     evidence: how many of the most damaged positives are kept, by the fall of their logit.
 
     Attacks ascend -(2y - 1) * logit, which unlike cross-entropy never saturates. What an attack
-    returns is scored anew, without gradients, and held to the threat model. Memory is bounded by
-    the batch. Raises ConfigError for a transfer attack without surrogate, ModelError for logits
-    of the wrong shape or not finite.
+    returns is scored anew, without gradients. Memory is bounded by the batch.
+
+    Raises ConfigError for a transfer attack without surrogate, ModelError for logits of the wrong
+    shape or not finite.
     """
     if surrogate is None and any(isinstance(attack, TransferAttack) for attack in attacks):
         raise ConfigError("the transfer attack needs a surrogate model, got none")
@@ -127,7 +128,6 @@ def attack_shard(
                     threat_model=threat_model,
                     generator=_generator(seed, shard, batch, attack.name),
                 )
-                x_adv = threat_model.project(x_adv, x)
                 attacked[attack.name][rows] = _score(scorer, x_adv)
                 pictures[attack.name] = x_adv[positives]
                 on_progress(done := done + len(x))

@@ -287,6 +287,20 @@ def test_the_normal_start_is_a_thousandth_of_a_standard_normal():
     assert (start - x).mean().item() == pytest.approx(0, abs=2e-5)
 
 
+def test_only_the_first_restart_is_beside_the_image():
+    x = images(low=0.4, high=0.6, count=50)
+
+    def distance(x_adv):
+        return (x_adv - x).abs().amax(dim=(1, 2, 3))
+
+    for restarts, low, high in ((1, 0.0, 0.01), (2, 0.05, 0.1)):
+        x_adv = PGD(1, 0.0, restarts=restarts).perturb(
+            distance, x, threat_model=ThreatModel("linf", 0.1), generator=generator()
+        )
+        assert (distance(x_adv) > low).all()
+        assert (distance(x_adv) <= high + 1e-12).all()
+
+
 # --- Auto-PGD -------------------------------------------------------------------------------------
 
 

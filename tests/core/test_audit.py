@@ -219,6 +219,14 @@ def test_another_seed_or_shard_draws_other_starts(change):
     assert (first.attacked["pgd"] != other.attacked["pgd"]).any()
 
 
+def test_each_attack_draws_starts_of_its_own():
+    # Two attacks that are little more than their starts.
+    still = {"steps": 1, "step_size": 1e-9}
+    attacks = [PGDAttack(iterate="last", **still), TransferAttack(**still)]
+    found = attack(network(), attacks=attacks, surrogate=network())
+    assert (found.attacked["pgd"] != found.attacked["transfer"]).all()
+
+
 def test_an_attack_is_not_changed_by_the_attacks_beside_it():
     alone = attack(network(), attacks=[APGDAttack(steps=10)])
     together = attack(network(), attacks=ATTACKS)
