@@ -1,0 +1,477 @@
+"""The judges: a training that ran through, a loop written out by hand, counting, closed forms.
+
+Networks have a few hundred weights and images 4x4 pixels; whether trained rankers resist attacks
+at all is asked on real digits.
+"""
+
+import io
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from sklearn.metrics import average_precision_score
+from torch import nn
+
+from core.attacks.pgd import PGD
+from core.attacks.threat_model import ThreatModel
+from core.config import (
+    AdapLPNMethod,
+    Augment,
+    CEMethod,
+    Optimizer,
+    TrainingAttack,
+    TrainingConfig,
+    Validation,
+)
+from core.errors import ConfigError, DataError, TrainingError
+from core.objectives.registry import OBJECTIVES, build_objective
+from core.objectives.surrogates import negative_margin
+from core.ranking import floor_ap
+from core.training import EpochRecord, fit, learning_rate
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Sums are split among threads, so bits depend on how many there are."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+class SmallNet(nn.Module):
+    """Has a BatchNorm, whose statistics must come back too, and notes every pass it makes."""
+
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.conv = nn.Conv2d(1, 4, 3)
+            self.norm = nn.BatchNorm2d(4)
+            self.last = nn.Linear(16, 1)
+        self.passes = []
+
+    def forward(self, x):
+        assert x.dtype == torch.float32
+        assert 0 <= x.min() <= x.max() <= 1
+        frozen = not any(parameter.requires_grad for parameter in self.parameters())
+        self.passes.append((self.training, frozen, torch.is_grad_enabled()))
+        return self.last(self.norm(self.conv(x)).relu().flatten(1)).squeeze(1)
+
+
+def pictures(count, *, seed):
+    """Noise in which the positives, a quarter, are brighter in one corner."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 200, (count, 1, 4, 4), generator=generator, dtype=torch.uint8)
+    targets = (torch.arange(count) % 4 == 0).long()
+    images[targets == 1, :, :2, :2] += 40
+    return images, targets
+
+
+def config_for(method="adap_lpn", **changes):
+    defaults = {
+        "epochs": 4,
+        "batch_size": 8,
+        "optimizer": Optimizer(lr=0.01),
+        "attack": TrainingAttack(steps=2, step_size=0.02, epsilon=0.05),
+        "augment": Augment(crop_padding=1, flip=True),
+        "seed": 3,
+    }
+    return TrainingConfig.model_validate({"method": method, **defaults, **changes})
+
+
+def train(config, *, network=None, on_epoch=lambda record: None, **changes):
+    network = SmallNet() if network is None else network
+    arguments = {
+        "images": pictures(30, seed=1)[0],
+        "targets": pictures(30, seed=1)[1],
+        "validation": pictures(20, seed=2),
+        "device": CPU,
+        **changes,
+    }
+    objective = build_objective(config.method, examples=len(arguments["targets"]))
+    result = fit(network, objective, config=config, on_epoch=on_epoch, **arguments)
+    return network, objective, result
+
+
+def through_a_file(checkpoint):
+    file = io.BytesIO()
+    torch.save(checkpoint, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def without_speed(result):
+    records = result.as_json()["history"]
+    return [{k: v for k, v in record.items() if k != "images_per_s"} for record in records]
+
+
+# --- resuming -------------------------------------------------------------------------------------
+
+
+class KilledError(Exception):
+    """Stands for whatever ends the process after an epoch."""
+
+
+@pytest.mark.parametrize(
+    ("method", "optimizer"), [*((method, "adam") for method in OBJECTIVES), ("adap_lpn", "sgd")]
+)
+def test_a_training_killed_after_any_epoch_and_resumed_ends_in_the_same_bits(method, optimizer):
+    config = config_for(method, optimizer=Optimizer(name=optimizer, lr=0.01))
+    checkpoints = []
+    expected = train(config, save=lambda checkpoint: checkpoints.append(through_a_file(checkpoint)))
+    assert [checkpoint["epoch"] for checkpoint in checkpoints] == [1, 2, 3, 4]
+    for checkpoint in checkpoints:
+        resumed = train(config, checkpoint=checkpoint)
+        for actual, wanted in zip(resumed[:2], expected[:2], strict=True):
+            actual, wanted = actual.state_dict(), wanted.state_dict()
+            assert actual.keys() == wanted.keys()
+            assert all(torch.equal(actual[key], wanted[key]) for key in wanted)
+        assert without_speed(resumed[2]) == without_speed(expected[2])
+
+
+def test_a_training_may_be_killed_after_every_epoch():
+    config = config_for()
+    saved = [None]
+
+    def killed_after_save(checkpoint):
+        saved.append(through_a_file(checkpoint))
+        raise KilledError
+
+    for epoch in range(1, 5):
+        with pytest.raises(KilledError):
+            train(config, checkpoint=saved[-1], save=killed_after_save)
+        assert saved[-1]["epoch"] == epoch
+    network, _, result = train(config, checkpoint=saved[-1])
+    expected, _, expected_result = train(config)
+    assert without_speed(result) == without_speed(expected_result)
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(network.state_dict().values(), expected.state_dict().values(), strict=True)
+    )
+
+
+def test_an_epoch_is_saved_before_it_is_announced():
+    order = []
+    train(
+        config_for(epochs=2),
+        save=lambda checkpoint: order.append(("saved", checkpoint["epoch"])),
+        on_epoch=lambda record: order.append(("announced", record.epoch)),
+    )
+    assert order == [("saved", 1), ("announced", 1), ("saved", 2), ("announced", 2)]
+
+
+def test_a_checkpoint_of_another_configuration_is_refused():
+    checkpoints = []
+    train(config_for(epochs=1), save=lambda checkpoint: checkpoints.append(checkpoint))
+    with pytest.raises(ConfigError, match="expected a checkpoint of configuration"):
+        train(config_for(epochs=1, seed=4), checkpoint=checkpoints[0])
+
+
+@pytest.mark.parametrize("method", ["ce", "adap_lpn"])
+def test_the_seed_decides_and_the_global_generator_is_left_alone(method):
+    before = torch.get_rng_state()
+    first, again, other = (train(config_for(method, seed=seed))[0] for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(first.conv.weight, again.conv.weight)
+    assert not torch.equal(first.conv.weight, other.conv.weight)
+
+
+# --- what a step does -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", OBJECTIVES)
+def test_a_step_runs_the_passes_that_the_method_needs_and_no_other(method):
+    config = config_for(method, epochs=1, validation=Validation(select_by="clean_ap"))
+    network, objective, _ = train(config, network=SmallNet().eval())
+    steps = math.ceil(30 / 8)
+    training, validation = network.passes[:-3], network.passes[-3:]  # 20 images in batches of 8
+    step = []
+    if objective.needs_adversarial:
+        step += [(False, True, False)] * objective.inner_needs_clean
+        step += [(False, True, True)] * config.attack.steps
+    step += [(True, False, True)] * (objective.needs_clean + objective.needs_adversarial)
+    assert training == step * steps
+    assert validation == [(False, True, False)] * 3
+
+
+def test_the_loop_does_what_a_loop_written_out_by_hand_does():
+    # CE on one batch that is the whole set: no order, no attack and no augmentation to differ in.
+    images, targets = pictures(30, seed=1)
+    config = config_for("ce", batch_size=64, augment=Augment(), optimizer=Optimizer(lr=0.01))
+    checkpoints = []
+    train(config, save=lambda checkpoint: checkpoints.append(through_a_file(checkpoint)))
+
+    network = SmallNet()
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.01, weight_decay=2e-4)
+    for epoch in range(4):
+        for group in optimizer.param_groups:
+            group["lr"] = [0.01, 0.01, 0.001, 0.0001][epoch]
+        optimizer.zero_grad()
+        loss = nn.functional.binary_cross_entropy(network(images / 255).sigmoid(), targets.float())
+        loss.backward()
+        optimizer.step()
+        assert checkpoints[-1]["history"][epoch]["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    for name, weights in network.state_dict().items():
+        torch.testing.assert_close(checkpoints[-1]["network"][name], weights)
+
+
+def test_the_training_attack_moves_images_within_the_ball_and_raises_their_loss():
+    class Watching(nn.Module):
+        """A linear network, so that the worst image is known: x - epsilon * (2y - 1) * sign(w)."""
+
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.linspace(-1, 1, 16))
+            self.seen = []
+
+        def forward(self, x):
+            if self.training:
+                self.seen.append(x.detach().clone())
+            return x.flatten(1) @ self.weight
+
+    images, targets = pictures(8, seed=1)
+    images = images.clamp(50, 200)  # away from 0 and 1, where the ball would be cut off
+    network = Watching()
+    attack = TrainingAttack(steps=5, step_size=0.02, epsilon=0.05)
+    config = config_for("mart", epochs=1, batch_size=8, attack=attack, augment=Augment())
+    train(config, network=network, images=images, targets=targets)
+    clean, adv = network.seen  # one step: the clean pass, then the attacked one
+    order = [(clean == image).flatten(1).all(dim=1).nonzero().item() for image in images / 255]
+    signs = (2 * targets - 1).view(-1, 1, 1, 1) * torch.linspace(-1, 1, 16).sign().view(1, 1, 4, 4)
+    torch.testing.assert_close(adv[order], images / 255 - 0.05 * signs)
+
+
+def test_every_epoch_augments_anew():
+    class Watching(SmallNet):
+        def forward(self, x):
+            if self.training:
+                self.seen.append(x.clone())
+            return super().forward(x)
+
+    network = Watching()
+    network.seen = []
+    images, _ = pictures(30, seed=1)
+    alike = images[:1].expand_as(images)  # so that the order of the images does not show
+    train(config_for("ce", epochs=2, batch_size=30), network=network, images=alike)
+    first, second = network.seen
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize(
+    ("milestones", "epochs", "expected"),
+    [
+        ([0.5, 0.75], 4, [1, 1, 0.1, 0.01]),
+        ([0.5, 0.75], 60, [1] * 30 + [0.1] * 15 + [0.01] * 15),
+        ([0.5, 0.75], 1, [1]),
+        ([0.7], 30, [1] * 21 + [0.1] * 9),  # 0.7 * 30 is above 21 in floating point
+        ([], 3, [1, 1, 1]),
+    ],
+)
+def test_the_learning_rate_falls_at_its_milestones(milestones, epochs, expected):
+    optimizer = Optimizer(lr=1.0, milestones=milestones)
+    rates = [learning_rate(optimizer, done=done, epochs=epochs) for done in range(epochs)]
+    assert rates == pytest.approx(expected)
+
+
+def test_every_epoch_is_recorded_with_its_learning_rate():
+    _, _, result = train(config_for(optimizer=Optimizer(lr=0.01)))
+    assert [record.epoch for record in result.history] == [1, 2, 3, 4]
+    assert [record.lr for record in result.history] == pytest.approx([0.01, 0.01, 1e-3, 1e-4])
+    for record in result.history:
+        assert record.epochs == 4
+        assert record.images_per_s > 0
+        assert 0 < record.metrics["surrogate_ap"] < 1
+        assert floor_ap(5, 20) <= record.robust_ap <= 1
+
+
+# --- choosing the epoch ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "select_by", "expected"),
+    [
+        ("ce", None, "clean_ap"),
+        ("ap", None, "clean_ap"),
+        ("pgd", None, "robust_ap"),
+        ("adap_mm", None, "robust_ap"),
+        ("adap_lpn", "clean_ap", "clean_ap"),
+        ("ce", "robust_ap", "robust_ap"),
+    ],
+)
+def test_the_best_epoch_is_kept_by_the_figure_asked_for(method, select_by, expected):
+    config = config_for(method, epochs=6, validation=Validation(select_by=select_by))
+    weights = []
+    network, _, result = train(
+        config,
+        save=lambda checkpoint: weights.append(through_a_file(checkpoint)["network"]),
+    )
+    assert result.select_by == expected
+    figures = [getattr(record, expected) for record in result.history]
+    assert result.best.epoch == 1 + int(np.argmax(figures))
+    assert all((record.robust_ap is None) == (expected == "clean_ap") for record in result.history)
+    best = weights[result.best.epoch - 1]
+    assert all(torch.equal(best[name], value) for name, value in network.state_dict().items())
+    assert not network.training
+
+
+def test_validation_figures_are_those_of_an_attack_run_from_outside():
+    network, _, result = train(config_for())
+    images, targets = pictures(20, seed=2)
+    with torch.no_grad():
+        clean = network(images / 255)
+    assert result.best.clean_ap == pytest.approx(average_precision_score(targets, clean))
+    # A start so close to the image (0.001 of noise) hardly matters on so smooth a network.
+    attack = PGD(steps=10, step_size=0.007 / (8 / 255) * 0.05, iterate="last", start="normal")
+    adv = attack.perturb(
+        lambda x: negative_margin(network(x), targets),
+        images / 255,
+        threat_model=ThreatModel("linf", 0.05),
+        generator=torch.Generator().manual_seed(0),
+    )
+    with torch.no_grad():
+        expected = average_precision_score(targets, network(adv))
+    assert result.best.robust_ap == pytest.approx(expected, abs=0.02)
+    assert expected < result.best.clean_ap
+
+
+# --- what goes wrong ------------------------------------------------------------------------------
+
+
+class Breaking(SmallNet):
+    """Gives NaN from some pass in training mode on, or in eval mode only."""
+
+    def __init__(self, *, after, training):
+        super().__init__()
+        self.remaining, self.breaks_in_training = after, training
+
+    def forward(self, x):
+        logits = super().forward(x)
+        if self.training == self.breaks_in_training:
+            self.remaining -= 1
+            if self.remaining < 0:
+                return logits * torch.nan
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("after", "training", "message"),
+    [
+        # four steps an epoch; the third epoch breaks
+        (9, True, "expected a finite loss, got nan in epoch 3 of 4"),
+        # three validation batches an epoch; the second epoch's validation breaks
+        (4, False, "on the validation images, got NaN or infinity after epoch 2 of 4"),
+    ],
+)
+def test_a_value_that_is_not_finite_ends_training_and_leaves_the_last_good_checkpoint(
+    after, training, message
+):
+    epochs = []
+    with pytest.raises(TrainingError, match=message):
+        train(
+            config_for("ce"),
+            network=Breaking(after=after, training=training),
+            save=lambda checkpoint: epochs.append(through_a_file(checkpoint)),
+        )
+    assert [checkpoint["epoch"] for checkpoint in epochs] == list(range(1, len(epochs) + 1))
+    assert f"epoch {len(epochs) + 1} of" in message
+    assert all(value.isfinite().all() for value in epochs[-1]["network"].values())
+
+
+def test_what_a_listener_raises_ends_training_with_the_epoch_saved():
+    epochs = []
+
+    def stop(record: EpochRecord):
+        if record.epoch == 2:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        train(
+            config_for(), on_epoch=stop, save=lambda checkpoint: epochs.append(checkpoint["epoch"])
+        )
+    assert epochs == [1, 2]
+
+
+IMAGES, TARGETS = pictures(8, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("images", "targets", "message"),
+    [
+        (IMAGES.float(), TARGETS, r"of uint8, got \(8, 1, 4, 4\) of torch.float32"),
+        (IMAGES[:, 0], TARGETS, r"\(N, C, H, W\) of uint8, got \(8, 4, 4\)"),
+        (IMAGES, TARGETS[:7], r"expected 8 \w+ targets, one an image, got \(7,\)"),
+        (IMAGES, TARGETS * 0, "got 0 positives and 8 negatives"),
+        (IMAGES, TARGETS * 0 + 1, "got 8 positives and 0 negatives"),
+        (IMAGES, TARGETS * 2, r"targets in \{0, 1\}, got 2 other values"),
+    ],
+)
+@pytest.mark.parametrize("part", ["training", "validation"])
+def test_data_that_cannot_be_trained_on_is_refused_before_any_step(part, images, targets, message):
+    network = SmallNet()
+    changes = (
+        {"images": images, "targets": targets}
+        if part == "training"
+        else {"validation": (images, targets)}
+    )
+    with pytest.raises(DataError, match=message):
+        train(config_for(), network=network, **changes)
+    assert network.passes == []
+
+
+def test_one_positive_is_enough_to_train_on():
+    images, targets = pictures(20, seed=1)
+    targets = (torch.arange(20) == 7).long()
+    _, _, result = train(config_for(), images=images, targets=targets)
+    assert len(result.history) == 4
+
+
+# --- does it work? --------------------------------------------------------------------------------
+
+
+def test_on_real_digits_a_defended_ranker_keeps_the_ap_that_an_undefended_one_loses():
+    digits = load_digits()
+    images = torch.from_numpy((digits.images / 16 * 255).astype(np.uint8))[:, None]
+    targets = torch.from_numpy((digits.target == 8).astype(np.int64))
+    order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(1))
+    rows, held_out = order[:900], order[900:1400]
+
+    def robust_ap(method):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)
+            network = nn.Sequential(
+                nn.Conv2d(1, 16, 3, padding=1),
+                nn.BatchNorm2d(16),
+                nn.ReLU(),
+                nn.Conv2d(16, 32, 3, stride=2, padding=1),
+                nn.BatchNorm2d(32),
+                nn.ReLU(),
+                nn.Flatten(),
+                nn.Linear(512, 1),
+                nn.Flatten(0),
+            )
+        config = TrainingConfig(
+            method=method,
+            epochs=6,
+            batch_size=64,
+            optimizer=Optimizer(lr=0.01),
+            attack=TrainingAttack(steps=3, step_size=0.05, epsilon=0.1),
+            validation=Validation(select_by="robust_ap"),
+        )
+        _, _, result = train(
+            config,
+            network=network,
+            images=images[rows],
+            targets=targets[rows],
+            validation=(images[held_out], targets[held_out]),
+        )
+        return result.history[-1].robust_ap
+
+    undefended, defended = robust_ap(CEMethod()), robust_ap(AdapLPNMethod(gamma1=0.9, gamma2=0.9))
+    # Over three seeds, network and split included: 0.11 to 0.20, and 0.45 to 0.79.
+    assert undefended < 0.3
+    assert defended > undefended + 0.2
