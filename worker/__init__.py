@@ -1,1 +1,1 @@
-"""The worker: takes jobs, hands each to a child process, and opens what strangers send in a sandbox."""
+"""The worker: takes jobs, hands each to a child process, opens uploads in a sandbox."""
