@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
+from sqlalchemy import update
 
 from api.main import create_app
 from store.artifacts import open_blobs
@@ -17,7 +18,7 @@ from store.database import Database
 from store.ids import new_id
 from store.migrate import migrate
 from store.settings import Settings
-from store.tables import AssetStatus, DatasetRow, ModelRow
+from store.tables import AssetStatus, DatasetRow, JobRow, ModelRow, Table
 
 SUMMARY = {
     "examples": 40,
@@ -68,10 +69,11 @@ class Api:
         return identifier
 
 
-@pytest.fixture
-def api(tmp_path: Path) -> Iterator[Api]:
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    folder = tmp_path_factory.mktemp("api")
     settings = Settings(
-        home=tmp_path / "home",
+        home=folder / "home",
         broker_url="redis://127.0.0.1:1/0",  # nobody there: a doorbell that nobody hears
         max_upload_bytes=2_000_000,
         max_json_bytes=100_000,
@@ -89,10 +91,20 @@ def api(tmp_path: Path) -> Iterator[Api]:
         time.sleep(0.01)
     port = server.servers[0].sockets[0].getsockname()[1]
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as http:
-        yield Api(http, database, settings, tmp_path)
+        yield Api(http, database, settings, folder)
     server.should_exit = True
     thread.join()
     database.dispose()
+
+
+@pytest.fixture
+def api(server: Api) -> Api:
+    """The server with an empty database."""
+    with server.database.writing() as session:
+        session.execute(update(JobRow).values(parent_id=None))
+        for table in reversed(Table.metadata.sorted_tables):
+            session.execute(table.delete())
+    return server
 
 
 @pytest.fixture

@@ -228,6 +228,9 @@ def test_a_broken_database_is_a_503_that_says_so(api: Api, problem: Check) -> No
         connection.exec_driver_sql("ALTER TABLE jobs RENAME TO hidden")
         connection.commit()
     response = api.http.get("/v1/jobs")
+    with api.database.engine.connect() as connection:
+        connection.exec_driver_sql("ALTER TABLE hidden RENAME TO jobs")
+        connection.commit()
     problem(response, 503, "storage_unavailable")
     assert response.headers["retry-after"]
 
