@@ -9,6 +9,7 @@ from api.main import create_app
 from store import keys
 from store.database import Database
 from store.logs import configure_logging
+from store.migrate import is_migrated
 from store.settings import Settings
 
 
@@ -16,17 +17,18 @@ def main() -> None:
     """Serve on the address of the settings; refuse to serve strangers without keys."""
     settings = Settings()
     configure_logging(settings)
-    if not is_loopback(settings.host):
-        database = Database(settings)
-        with database.reading() as session:
-            protected = keys.any_valid(session)
-        database.dispose()
-        if not protected:
-            sys.exit(
-                f"Refusing to listen on {settings.host} without API keys: anybody who can reach "
-                "it could use it. Start on 127.0.0.1, run `adap key create --name me --scope "
-                "admin`, then start again."
-            )
+    database = Database(settings)
+    if not is_migrated(database):
+        sys.exit("The database has no tables of this version yet: run `python -m store` first.")
+    with database.reading() as session:
+        protected = keys.any_valid(session)
+    database.dispose()
+    if not protected and not is_loopback(settings.host):
+        sys.exit(
+            f"Refusing to listen on {settings.host} without API keys: anybody who can reach it "
+            "could use it. Start on 127.0.0.1, run `adap key create me --scope admin`, then start "
+            "again."
+        )
     uvicorn.run(
         create_app(settings),
         host=settings.host,

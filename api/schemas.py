@@ -6,7 +6,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
 
 from core.resolve import DatasetSummary
-from models.header import Manifest
+from models.header import Manifest, ProbeResult
 from store.tables import DatasetRow, JobKind, JobRow, JobStatus, ModelRow
 
 Timestamp = Annotated[
@@ -60,7 +60,7 @@ class Model(Answer):
     reasons: list[str]
     sha256: str | None
     manifest: Manifest | None = Field(description="architecture, input and how it was trained")
-    findings: dict[str, Any] | None = Field(description="what trying it on probe images showed")
+    findings: ProbeResult | None = Field(description="what trying it on probe images showed")
 
 
 class Progress(Answer):
@@ -224,7 +224,7 @@ def model_answer(row: ModelRow) -> Model:
         reasons=row.reasons or [],
         sha256=row.content_sha256,
         manifest=Manifest.model_validate(row.manifest) if ready else None,
-        findings=row.findings,
+        findings=None if row.findings is None else ProbeResult.model_validate(row.findings),
     )
 
 

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import safe_open
-from safetensors.numpy import save_file
 
 from core.config import SPLITS, Task
 from core.errors import ConfigError, DataError
@@ -90,15 +89,15 @@ class ImageSet:
 
     def save(self, path: Path) -> None:
         """Write the stored form."""
-        arrays: dict[str, NDArray[Any]] = {
-            "images": np.ascontiguousarray(self.images),
+        arrays: dict[str, NDArray[Any]] = {  # 64-bit ones first, so that all lie aligned
             "labels": np.ascontiguousarray(self.labels),
+            "images": np.ascontiguousarray(self.images),
             "classes": _pack(self.classes),
             "example_ids": _pack(self.example_ids),
         }
         if self.splits is not None:
             arrays["splits"] = np.ascontiguousarray(self.splits)
-        save_file(arrays, path)
+        _write(arrays, path)
 
     @classmethod
     def load(cls, path: Path) -> "ImageSet":
@@ -111,6 +110,26 @@ class ImageSet:
                 example_ids=_unpack(file.get_tensor("example_ids")),
                 splits=file.get_tensor("splits") if "splits" in file.keys() else None,  # noqa: SIM118
             )
+
+
+def _write(arrays: dict[str, NDArray[Any]], path: Path) -> None:
+    """A safetensors file, array after array: the library would hold a second copy of them all."""
+    names = {"uint8": "U8", "int8": "I8", "int64": "I64"}
+    header, offset = {}, 0
+    for name, array in arrays.items():
+        end = offset + array.nbytes
+        header[name] = {
+            "dtype": names[array.dtype.name],
+            "shape": array.shape,
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # the format asks for aligned arrays
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for array in arrays.values():
+            array.tofile(file)
 
 
 def _map(path: Path, name: str) -> NDArray[np.uint8]:

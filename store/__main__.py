@@ -1,8 +1,11 @@
-"""`python -m store`: migrate the database and make sure that the bootstrap key exists."""
+"""`python -m store`: migrate the database, try the blobs, make sure the bootstrap key exists."""
 
 import sys
+from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 from store import keys
+from store.artifacts import open_blobs
 from store.database import Database
 from store.migrate import migrate
 from store.settings import Settings
@@ -14,6 +17,8 @@ def main() -> None:
     settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
     database = Database(settings)
     migrate(database)
+    with NamedTemporaryFile() as file:  # a wrong bucket or credential shows here, not in a job
+        open_blobs(settings).put(Path(file.name))
     if settings.bootstrap_admin_key is not None:
         with database.writing() as session:
             try:

@@ -5,6 +5,7 @@ jobs read are copied to `home/cache` first, under their hash.
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import IO, Any
@@ -66,7 +67,8 @@ class S3Blobs:
 
     def delete(self, sha256: str) -> None:
         """Remove a blob; no error if it is gone already."""
-        obstore.delete(self.store, sha256)
+        with suppress(FileNotFoundError):
+            obstore.delete(self.store, sha256)
         (self.cache / sha256).unlink(missing_ok=True)
 
     def older_than(self, age_s: float) -> Iterator[str]:

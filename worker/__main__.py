@@ -10,15 +10,21 @@ from store.logs import configure_logging
 from store.settings import Settings
 from store.tables import QUEUES
 from worker.app import TASK, make_app
-from worker.runner import Worker
+from worker.runner import Worker, is_alive
 
 
 def main() -> None:
     """Run a worker of one queue in the foreground."""
     parser = argparse.ArgumentParser(prog="python -m worker", description=__doc__)
-    parser.add_argument("--queue", choices=QUEUES, required=True)
-    queue = parser.parse_args().queue
+    parser.add_argument("--queue", choices=QUEUES, default="compute")
+    parser.add_argument(
+        "--check", action="store_true", help="exit 0 if a worker of this host is alive"
+    )
+    arguments = parser.parse_args()
+    queue = arguments.queue
     settings = Settings()
+    if arguments.check:
+        sys.exit(not is_alive(settings))
     configure_logging(settings)
     if settings.broker_url is None:
         sys.exit("ADAP_BROKER_URL is not set: expected redis://host:port/0")

@@ -136,7 +136,14 @@ class Child:
         else:
             fd = theirs.fileno()
             self._process = self._sandbox.start(
-                [sys.executable, "-m", "worker.child", str(fd), str(self._sandbox.memory_bytes)],
+                [
+                    sys.executable,
+                    "-P",
+                    "-m",
+                    "worker.child",
+                    str(fd),
+                    str(self._sandbox.memory_bytes),
+                ],
                 pass_fd=fd,
                 folder=work.folder,
                 inputs=work.inputs.values(),

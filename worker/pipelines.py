@@ -71,6 +71,8 @@ def validate_model(work: Work, reporter: Reporter) -> Result:
         findings = loading.probe(scorer)
     except ModelFileError as error:
         return {"rejected": [str(error)]}
+    if findings.problems:
+        return {"rejected": findings.problems}
     loading.save(scorer, work.folder / "content.safetensors", manifest)
     reporter.progress("probing", 2, 2, "steps")
     return {

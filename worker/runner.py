@@ -1,8 +1,8 @@
 """One worker: claims jobs, has children do the work, publishes what they made.
 
-A worker works on one job at a time (`slot`). It hears of a job by a doorbell, or finds it itself:
-`sweep` runs every few seconds in a thread of its own, takes back jobs whose worker is silent, and,
-where this worker is idle, looks for a queued job that nobody rang for.
+A worker works on one job at a time (`slot`). It hears of a job by a doorbell, or, when it is idle,
+finds it itself: every few seconds it looks for a queued job that nobody rang for. As often it says
+that it lives, and takes back the jobs of workers that are silent.
 """
 
 import logging
@@ -17,7 +17,7 @@ from threading import Event, Lock, Thread
 from typing import Any
 
 from celery import Celery
-from sqlalchemy import delete, select
+from sqlalchemy import delete, exists, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
@@ -67,14 +67,18 @@ class Worker:
         self.stopping = Event()
         self.slot = Lock()
         self.folder = settings.home / "work" / str(os.getpid())
-        self._sweeper = Thread(target=self._sweep_forever, name="sweeper", daemon=True)
+        self._threads = [
+            Thread(target=self._regularly, args=(work,), name=work.__name__, daemon=True)
+            for work in (self.sweep, self.find_jobs)
+        ]
         self._garbage_at = time.monotonic() + GARBAGE_EVERY_S
 
     def start(self) -> None:
-        """Announce this worker and start to sweep."""
+        """Announce this worker, and begin to look for jobs."""
         _remove_folders_of_the_dead(self.folder.parent)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._sweeper.start()
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
         """Give the running job back, at once; safe to call again, and from a signal handler."""
@@ -82,7 +86,8 @@ class Worker:
 
     def join(self) -> None:
         """Wait until the job is given back and nothing runs any more."""
-        self._sweeper.join()
+        for thread in self._threads:
+            thread.join()
         with self.slot, suppress(SQLAlchemyError), self.database.writing() as session:
             session.execute(delete(WorkerRow).where(WorkerRow.id == self.id))
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -248,16 +253,16 @@ class Worker:
 
     # --- every few seconds ------------------------------------------------------------------------
 
-    def _sweep_forever(self) -> None:
+    def _regularly(self, work: Callable[[], None]) -> None:
         while not self.stopping.is_set():
             try:
-                self.sweep()
-            except SQLAlchemyError as error:
-                log.warning("sweep.failed", extra={"reason": str(error)})
+                work()
+            except Exception:  # a database or a bucket that is away comes back
+                log.exception("worker.%s_failed", work.__name__)
             self.stopping.wait(self.settings.sweep_s)
 
     def sweep(self) -> None:
-        """Say that this worker lives, take back lost jobs, look for one that nobody rang for."""
+        """Say that this worker lives, take back the jobs of those that do not, collect garbage."""
         with self.database.writing() as session:
             session.merge(
                 WorkerRow(id=self.id, queue=self.queue, sandbox=self.sandbox.kind, seen_at=now())
@@ -272,6 +277,9 @@ class Worker:
             with self.database.reading() as session:
                 removed = collect_garbage(session, self.blobs, grace_s=self.settings.blob_grace_s)
             log.info("blobs.collected", extra={"removed": removed})
+
+    def find_jobs(self) -> None:
+        """While this worker is idle, work on queued jobs that nobody rang for."""
         while not self.stopping.is_set() and self.slot.acquire(blocking=False):
             try:
                 with self.database.reading() as session:
@@ -281,6 +289,22 @@ class Worker:
                 self._run_job(queued[0])
             finally:
                 self.slot.release()
+
+
+def is_alive(settings: Settings) -> bool:
+    """Whether a worker of this host has said so lately; what a container's health check asks."""
+    database = Database(settings)
+    with database.reading() as session:
+        seen = session.scalar(
+            select(
+                exists().where(
+                    WorkerRow.id.contains(f"@{socket.gethostname()}:", autoescape=True),
+                    WorkerRow.seen_at > now() - settings.lease_s,
+                )
+            )
+        )
+    database.dispose()
+    return bool(seen)
 
 
 class Attempt:
