@@ -35,6 +35,7 @@ OnBytes = Callable[[int], None]
 
 RETRY_AFTER_S = (0.1, 0.5)  # before the second and the third try of a GET
 PING_LIMIT_S = 45.0  # the service sends something every 15 s
+RECONNECT_AFTER_S = 0.5
 RECONNECT_FOR_S = 60.0  # as long as a restart of the service may take
 UPLOAD_READ_LIMIT_S = 600.0  # from the last byte sent to the answer: the file is hashed and synced
 SCORE_READ_LIMIT_S = 120.0  # the service waits for scores up to its max_wait_s
@@ -72,8 +73,11 @@ class JobFailedError(AdapError):
 
     def __init__(self, job: Json) -> None:
         error = job["error"]
-        reason = error["message"] if error else f"it was {job['status']}"
-        super().__init__(f"The job {job['id']} has no result: {reason}")
+        super().__init__(
+            f"The job {job['id']} failed: {error['message']}"
+            if error
+            else f"The job {job['id']} was {job['status']}."
+        )
         self.job = job
 
 
@@ -341,22 +345,22 @@ class Jobs(_Resource):
 
         A broken connection is taken up again where it broke, for as long as a restart may take.
         """
-        seen, ended = after, False
-        give_up_at: float | None = None
-        while not ended:
+        seen = after
+        give_up_at = 0.0  # at first nothing is tried again
+        while True:
             try:
                 with self._stream(job_id, seen) as events:
                     for event in events:
-                        give_up_at = None
-                        seen = seen if event.seq is None else event.seq
-                        ended = event.type == "progress" and event.data["status"] in ENDED
+                        give_up_at = time.monotonic() + RECONNECT_FOR_S
+                        if event.seq is not None:
+                            seen = event.seq
                         yield event
+                        if event.type == "progress" and event.data["status"] in ENDED:
+                            return
             except httpx.TransportError as error:
-                give_up_at = give_up_at or time.monotonic() + RECONNECT_FOR_S
-                refused = isinstance(error, httpx.ConnectError) and seen == after
-                if refused or time.monotonic() > give_up_at:  # refused at once: nobody is there
+                if time.monotonic() > give_up_at:
                     raise self._client.unreachable(error) from error
-                time.sleep(0.5)
+            time.sleep(RECONNECT_AFTER_S)
 
     def wait(self, job_id: str, *, on_event: OnEvent = lambda _: None) -> Json:
         """The job once it has succeeded. Raises JobFailedError if it ends otherwise."""

@@ -27,25 +27,25 @@ from client.client import AdapError, Client, Json
 
 POSITIVE = "8"
 EPSILON = 0.1
-EPOCHS = 30
 SEED = 0
 ATTACKS = ("pgd", "apgd", "transfer")
 TOP = 10
 
 TRAININGS: dict[str, Json] = {
     "CE": {"method": "ce", "seed": SEED},
-    "AdAP_LPN": {"method": "adap_lpn", "seed": SEED},
+    "AdAP_LPN": {
+        "method": {"name": "adap_lpn", "gamma1": 0.9, "gamma2": 0.9, "lambda": 4.0},
+        "positives_per_batch": 16,  # of 128: a little above their share of the images
+        "attack": {"epsilon": EPSILON, "steps": 4, "step_size": 0.04},
+        "seed": SEED,
+    },
     "attacker's CE": {"method": "ce", "seed": SEED + 1},
 }
-TRAINING: Json = {
-    "epochs": EPOCHS,
-    "batch_size": 128,
-    "optimizer": {"lr": 1e-3},
-    "attack": {"epsilon": EPSILON, "steps": 6, "step_size": 0.03},
-}
+TRAINING: Json = {"epochs": 20, "batch_size": 128, "optimizer": {"lr": 3e-3}}
 AUDITED = ("CE", "AdAP_LPN")
 
-# What the demonstration is there to show. Worst-case AP over the attacks.
+# What the demonstration is there to show: AP on clean images, and worst-case AP over the attacks.
+CLEAN_AT_LEAST = 0.95
 CE_AT_MOST = 0.25
 ADAP_AT_LEAST = 0.7
 
@@ -168,26 +168,31 @@ def sentence(tasks: dict[str, Json]) -> str:
     """What the table shows, in its own figures."""
     (plain, ce), (robust, adap) = tasks.items()
     return (
-        f"Unattacked both rank well ({ce['clean']['ap']:.2f} and {adap['clean']['ap']:.2f}); "
-        f"attacked, {plain} falls to {ce['worst_case']['ap']:.2f}, where "
-        f"{ce['floor']:.2f} is the worst that there is, and {robust} keeps "
-        f"{adap['worst_case']['ap']:.2f}."
+        f"Unattacked, both rank well: {plain} {ce['clean']['ap']:.3f}, "
+        f"{robust} {adap['clean']['ap']:.3f}. Attacked, {plain} falls to "
+        f"{ce['worst_case']['ap']:.3f}, where a random ranking has {ce['chance']:.3f}, "
+        f"and {robust} keeps {adap['worst_case']['ap']:.3f}."
     )
 
 
 def faults(tasks: dict[str, Json]) -> list[str]:
     """Why these figures do not show what they are there to show; empty if they do."""
+    found = [
+        f"expected {name} to reach a clean AP of {CLEAN_AT_LEAST}, got {task['clean']['ap']:.3f}: "
+        "its training does not work"
+        for name, task in tasks.items()
+        if task["clean"]["ap"] < CLEAN_AT_LEAST
+    ]
     ce, adap = (task["worst_case"]["ap"] for task in tasks.values())
-    found = []
     if ce > CE_AT_MOST:
         found.append(
-            f"expected attacks to leave CE at most {CE_AT_MOST} of worst-case AP, got {ce:.3f}: "
+            f"expected attacks to leave CE a worst-case AP of at most {CE_AT_MOST}, got {ce:.3f}: "
             "the attacks are too weak"
         )
     if adap < ADAP_AT_LEAST:
         found.append(
-            f"expected AdAP_LPN to keep at least {ADAP_AT_LEAST} of worst-case AP, got "
-            f"{adap:.3f}: its training does not work"
+            f"expected AdAP_LPN to keep a worst-case AP of {ADAP_AT_LEAST}, got {adap:.3f}: "
+            "its training does not work"
         )
     return found
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from threading import Thread
 from typing import Any, Protocol
 
@@ -11,7 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
 
-from client.client import AdapError, Client, Event, Json
+from client.client import ENDED, AdapError, Client, Event, Json
 
 LINE_EVERY_S = 5.0  # without a terminal, between two lines that say the same with other numbers
 
@@ -55,7 +56,6 @@ def open_board(console: Console) -> Iterator[Board]:
 
 def follow(client: Client, job: Json, line: Line, *, epochs: bool = True) -> Json:
     """Show a job until it ends; the job. Raises JobFailedError if it ends without a result."""
-    started = time.monotonic()
 
     def on_event(event: Event) -> None:
         match event.type:
@@ -75,7 +75,10 @@ def follow(client: Client, job: Json, line: Line, *, epochs: bool = True) -> Jso
     except BaseException as error:
         line.end("failed" if isinstance(error, Exception) else "still at work", well=False)
         raise
-    line.end(f"done in {duration(time.monotonic() - started)}", well=True)
+    started, finished = (
+        datetime.fromisoformat(ended[key]) for key in ("started_at", "finished_at")
+    )
+    line.end(f"done in {duration((finished - started).total_seconds())}", well=True)
     return ended
 
 
@@ -129,11 +132,14 @@ def duration(seconds: float) -> str:
 
 def _show_progress(line: Line, state: dict[str, Any]) -> None:
     progress, position = state["progress"], state["queue_position"]
+    if state["status"] in ENDED:
+        return  # said when the job is at hand
     if state["status"] == "queued":
         ahead = f", {position} ahead" if position else ""
         line.show("queued", completed=0, total=None, text=f"queued{ahead}")
     elif progress is None or state["status"] != "running":
-        line.show(state["status"], completed=0, total=None, text=state["status"])
+        text = {"running": "starting"}.get(state["status"], state["status"])
+        line.show(state["status"], completed=0, total=None, text=text)
     else:
         text = "{phase} {completed:,}/{total:,} {unit}".format(**progress)
         if progress["eta_s"]:
