@@ -11,7 +11,6 @@ an example depend on the seed, the shard and the place in it, never on who compu
 """
 
 import hashlib
-import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -25,21 +24,22 @@ from core.attacks.threat_model import ThreatModel
 from core.attacks.worst_case import worst_case
 from core.config import Attack, Threat, TransferAttack
 from core.errors import ConfigError, DataError, ModelError
+from core.figures import operating_figures
+from core.intervals import RESAMPLES, percentile_interval, resampled_ap
 from core.ranking import average_precision, count_ties, floor_ap
-from core.report import APFigure, AttackFigure, Provenance, Report, TaskReport, WorstCase
+from core.report import (
+    APFigure,
+    AttackFigure,
+    Difference,
+    Provenance,
+    Report,
+    TaskReport,
+    WorstCase,
+)
 from core.scores import Evidence, Scores
 
 FEW_POSITIVES = 50
 BALANCED = 0.3  # prevalence above which the data set is more balanced than most that are ranked
-
-
-def refuse_surrogate_equal_to_model(*, model_sha256: str, surrogate_sha256: str) -> None:
-    """Raises ConfigError where the attacker's own model is the audited one: no black box at all."""
-    if model_sha256 == surrogate_sha256:
-        raise ConfigError(
-            "expected a surrogate other than the audited model for the black-box attack, "
-            f"got the same network (sha256 {model_sha256[:12]})"
-        )
 
 
 def refuse_unrankable(
@@ -185,11 +185,19 @@ def join(shards: Sequence[Scores], *, evidence: int = 12) -> Scores:
 # --- figures --------------------------------------------------------------------------------------
 
 
-def figures(scores: Scores, *, positive: Sequence[str], attacks: Sequence[Attack]) -> TaskReport:
+def figures(
+    scores: Scores,
+    *,
+    positive: Sequence[str],
+    attacks: Sequence[Attack],
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> TaskReport:
     """The figures of one task. AP ranks negatives first in ties, so it is a lower bound.
 
     positive: the names of the positive classes.  attacks: the configurations behind the scores,
-    in the order in which the report shall show them.
+    in the order in which the report shall show them.  seed, resamples: of the bootstrap behind the
+    intervals.
     """
     if {attack.name for attack in attacks} != set(scores.attacked):
         raise DataError(
@@ -199,6 +207,19 @@ def figures(scores: Scores, *, positive: Sequence[str], attacks: Sequence[Attack
     targets, signs = scores.targets, 2 * scores.targets - 1
     positives = int(targets.sum())
     worst, won = worst_case(scores)
+    logits = {"clean": scores.clean, **scores.attacked, "worst_case": worst}
+    resampled = resampled_ap(
+        logits, targets, resamples=resamples, generator=np.random.default_rng(seed)
+    )
+
+    def figure(name: str) -> APFigure:
+        return APFigure(
+            ap=average_precision(logits[name], targets),
+            interval=percentile_interval(resampled[name]),
+            tied=count_ties(logits[name], targets),
+        )
+
+    clean, worst_figure = figure("clean"), figure("worst_case")
     return TaskReport(
         positive=list(positive),
         examples=len(scores),
@@ -206,13 +227,10 @@ def figures(scores: Scores, *, positive: Sequence[str], attacks: Sequence[Attack
         prevalence=positives / len(scores),
         chance=positives / len(scores),
         floor=floor_ap(positives, len(scores)),
-        clean=APFigure(
-            ap=average_precision(scores.clean, targets), tied=count_ties(scores.clean, targets)
-        ),
+        clean=clean,
         attacks={
             attack.name: AttackFigure(
-                ap=average_precision(scores.attacked[attack.name], targets),
-                tied=count_ties(scores.attacked[attack.name], targets),
+                **dict(figure(attack.name)),
                 attack=attack.as_json(),
                 mean_margin_drop=float(
                     (signs * (scores.clean - scores.attacked[attack.name])).mean()
@@ -221,8 +239,15 @@ def figures(scores: Scores, *, positive: Sequence[str], attacks: Sequence[Attack
             for attack in attacks
         },
         worst_case=WorstCase(
-            ap=average_precision(worst, targets), tied=count_ties(worst, targets), won=won
+            **dict(worst_figure),
+            won=won,
+            drop=Difference(
+                value=clean.ap - worst_figure.ap,
+                interval=percentile_interval(resampled["clean"] - resampled["worst_case"]),
+            ),
         ),
+        resamples=resamples,
+        operating=operating_figures(scores.clean, worst, targets),
     )
 
 
@@ -239,7 +264,7 @@ def build_report(
 
     trained_on_these: whether the model has seen these very examples while it was trained.
     """
-    task = figures(scores, positive=positive, attacks=attacks)
+    task = figures(scores, positive=positive, attacks=attacks, seed=provenance.seed)
     return Report(
         tasks=[task],
         mean={
@@ -269,11 +294,13 @@ def _warnings(task: TaskReport, threat: Threat, *, trained_on_these: bool) -> li
             "not of a robust model."
         )
     if task.positives < FEW_POSITIVES:
-        # A mean of P precisions, each in [0, 1]: the standard error is at most 0.5 / sqrt(P).
-        half_width = 1.96 * 0.5 / math.sqrt(task.positives)
+        clean, worst = task.clean.interval, task.worst_case.interval
+        assert clean is not None
+        assert worst is not None
         warnings.append(
-            f"Only {task.positives} positives, so each AP is uncertain by roughly "
-            f"±{half_width:.2f} (95 %)."
+            f"Only {task.positives} positives, so the figures are uncertain: {clean.level:.0%} "
+            f"intervals {clean.low:.2f} to {clean.high:.2f} (clean) and {worst.low:.2f} to "
+            f"{worst.high:.2f} (worst case), and from so few even these are too narrow."
         )
     if task.clean.tied:
         warnings.append(

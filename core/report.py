@@ -33,6 +33,13 @@ class APFigure(ReportValue):
     tied: int = Field(0, description="positives whose score equals that of some negative")
 
 
+class Difference(ReportValue):
+    """One figure minus another of the same examples."""
+
+    value: float
+    interval: Interval | None = Field(None, description="paired: both on the same resamples")
+
+
 class AttackFigure(APFigure):
     """Average precision on the images that one attack produced."""
 
@@ -49,6 +56,36 @@ class WorstCase(APFigure):
         description="for each attack (and 'clean') the number of images on which it was strongest; "
         "the counts add up to the number of examples"
     )
+    drop: Difference | None = Field(None, description="clean minus worst-case AP")
+
+
+class Alarms(ReportValue):
+    """How many examples score strictly above a threshold."""
+
+    positives: int
+    negatives: int = Field(description="false alarms")
+
+
+class OperatingFigures(ReportValue):
+    """A ranking in operation, at the levels that `Operating` names."""
+
+    precision_at_k: float
+    recall_at_precision: float = Field(description="highest recall with at least this precision")
+    tpr_at_fpr: float = Field(description="threshold chosen anew on these very scores")
+    ap_at_prevalence: float = Field(description="AP with the negatives weighted to this prevalence")
+    alarms: Alarms = Field(description="at the threshold that was frozen on clean images")
+
+
+class Operating(ReportValue):
+    """What the ranking is worth to somebody who acts on it, clean and in the worst case."""
+
+    k: int
+    precision: float
+    fpr: float = Field(description="share of the negatives that may raise an alarm")
+    prevalence: float
+    threshold: float = Field(description="logit; lowest that keeps to `fpr` on clean images")
+    clean: OperatingFigures
+    worst_case: OperatingFigures
 
 
 class TaskReport(ReportValue):
@@ -64,6 +101,8 @@ class TaskReport(ReportValue):
     attacks: dict[str, AttackFigure]
     worst_case: WorstCase
     certified_floor: APFigure | None = None
+    resamples: int | None = Field(None, description="of the bootstrap behind the intervals")
+    operating: Operating | None = None
 
 
 class ModelProvenance(ReportValue):

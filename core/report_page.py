@@ -30,7 +30,7 @@ from core.attacks.worst_case import worst_case
 from core.config import Threat
 from core.errors import DataError
 from core.ranking import precision_recall_curve
-from core.report import APFigure, Report, TaskReport
+from core.report import APFigure, Difference, Report, TaskReport
 from core.scores import Evidence, Scores
 
 CURVE_POINTS = 400  # on screen a curve of 100,000 points looks the same
@@ -54,7 +54,7 @@ class Row:
     dash: str
     figure: APFigure
     logits: NDArray[np.float64]
-    lost: float | None = None
+    lost: Difference | None = None
     margin_drop: float | None = None
     settings: str = ""
     strongest: int | None = None
@@ -152,7 +152,7 @@ def _rows(task: TaskReport, scores: Scores, worst: NDArray[np.float64]) -> list[
             dash=ATTACK_DASHES[i % len(ATTACK_DASHES)],
             figure=figure,
             logits=scores.attacked[name],
-            lost=clean_ap - figure.ap,
+            lost=Difference(value=clean_ap - figure.ap),
             margin_drop=figure.mean_margin_drop,
             settings=", ".join(
                 f"{key} {'default' if value is None else value}"
@@ -179,7 +179,7 @@ def _rows(task: TaskReport, scores: Scores, worst: NDArray[np.float64]) -> list[
             dash="solid",
             figure=task.worst_case,
             logits=worst,
-            lost=clean_ap - task.worst_case.ap,
+            lost=task.worst_case.drop or Difference(value=clean_ap - task.worst_case.ap),
         ),
     ]
 
@@ -191,6 +191,10 @@ def _ap(value: float) -> str:
         if value >= 1 or (value >= 10 ** (1 - decimals) and float(text) < 1):
             return text
     return text
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.3g} %"
 
 
 def _signed(value: float, decimals: int) -> str:
@@ -477,6 +481,7 @@ _environment = Environment(
     lstrip_blocks=True,
 )
 _environment.filters["ap"] = _ap
+_environment.filters["share"] = _share
 _environment.filters["signed"] = _signed
 
 
