@@ -481,7 +481,7 @@ def score(
     if "scores" not in answer:  # it takes longer than the service lets a request wait
         (answer,) = here.follow(answer)
         answer = {"model_id": model_id, **answer["result"]}
-    here.answer(answer, show.scores(answer["scores"]))
+    here.answer(answer, show.scores(answer["scores"], images))
 
 
 # --- jobs -----------------------------------------------------------------------------------------
@@ -733,11 +733,11 @@ def _uploading(here: Session, file: Path) -> Iterator[Any]:
         def on_bytes(count: int) -> None:
             nonlocal sent
             sent += count
-            text = f"{sent / 1e6:,.1f} of {total / 1e6:,.1f} MB"
+            text = f"{show.size(sent)} of {show.size(total)}"
             line.show("sending", completed=sent, total=total, text=text)
 
         yield on_bytes
-        line.end(f"{total / 1e6:,.1f} MB sent", well=True)
+        line.end(f"{show.size(total)} sent", well=True)
 
 
 # --- words ----------------------------------------------------------------------------------------

@@ -1,7 +1,9 @@
 """What the service answers, as tables for people."""
 
+import json
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -58,6 +60,14 @@ def when(timestamp: str | None) -> str:
     if timestamp is None:
         return ""
     return datetime.fromisoformat(timestamp).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def size(count: int) -> str:
+    """A number of bytes."""
+    for unit, word in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= unit:
+            return f"{count / unit:.1f} {word}"
+    return f"{count} B"
 
 
 def figure(value: float | None) -> str:
@@ -156,7 +166,7 @@ def model(item: Json) -> RenderableType:
             ("architecture", manifest.get("architecture")),
             ("input", _input(manifest.get("input"))),
             ("positive", _names(manifest.get("positive"))),
-            ("method", _values(training.get("method"))),
+            ("method", _method(training.get("method"))),
             ("trained on", (training.get("dataset") or {}).get("name")),
             ("best epoch", best and f"{best['epoch']} of {best['epochs']}"),
             ("clean AP", figure(best.get("clean_ap"))),
@@ -284,11 +294,13 @@ def ranking(rows: Sequence[Json]) -> RenderableType:
     )
 
 
-def scores(rows: Sequence[Json]) -> RenderableType:
+def scores(rows: Sequence[Json], files: Sequence[Path]) -> RenderableType:
     """Scored images, in the order in which they were sent."""
     return table(
         *("file", "score", "rank"),
-        rows=((row["file_name"], figure(row["score"]), row["rank"]) for row in rows),
+        rows=(
+            (file, figure(row["score"]), row["rank"]) for file, row in zip(files, rows, strict=True)
+        ),
         right=("score", "rank"),
     )
 
@@ -326,7 +338,18 @@ def _names(values: Sequence[str] | None) -> str:
 
 
 def _values(values: Json | None) -> str:
-    return ", ".join(f"{key} {value}" for key, value in (values or {}).items() if value is not None)
+    return ", ".join(
+        f"{key} {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
+        for key, value in (values or {}).items()
+        if value is not None
+    )
+
+
+def _method(value: Json | None) -> str:
+    if value is None:
+        return ""
+    parameters = {key: value[key] for key in value if key != "name"}
+    return f"{value['name']} ({_values(parameters)})" if parameters else str(value["name"])
 
 
 def _interval(value: Json | None) -> str:
@@ -334,7 +357,10 @@ def _interval(value: Json | None) -> str:
 
 
 def _input(spec: Json | None) -> str:
-    return "" if spec is None else "{height}x{width}, {channels} channels".format(**spec)
+    if spec is None:
+        return ""
+    channels = "1 channel" if spec["channels"] == 1 else f"{spec['channels']} channels"
+    return f"{spec['height']}x{spec['width']}, {channels}"
 
 
 def _dataset_counts(summary: Json | None) -> tuple[str, str, str]:
@@ -343,5 +369,5 @@ def _dataset_counts(summary: Json | None) -> tuple[str, str, str]:
     return (
         f"{summary['examples']:,}",
         f"{len(summary['classes']):,}",
-        "{height}x{width}, {channels} channels".format(**summary),
+        _input(summary),
     )

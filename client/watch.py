@@ -41,7 +41,11 @@ class Board(Protocol):
 def open_board(console: Console) -> Iterator[Board]:
     """A board on a console, as good as the console can show it."""
     if not console.is_terminal:
-        yield _PlainBoard(console)
+        plain = _PlainBoard(console)
+        try:
+            yield plain
+        finally:
+            plain.closed = True
         return
     progress = Progress(
         TextColumn("{task.description}", table_column=Column(no_wrap=True)),
@@ -182,15 +186,16 @@ class _LiveLine:
 
 class _PlainBoard:
     def __init__(self, console: Console) -> None:
-        self._console = console
+        self.console = console
+        self.closed = False  # nothing is said any more, whoever still follows a job
 
     def line(self, label: str) -> Line:
-        return _PlainLine(self._console, label)
+        return _PlainLine(self, label)
 
 
 class _PlainLine:
-    def __init__(self, console: Console, label: str) -> None:
-        self._console = console
+    def __init__(self, board: _PlainBoard, label: str) -> None:
+        self._board = board
         self._label = label
         self._phase = ""
         self._said = 0.0
@@ -204,7 +209,10 @@ class _PlainLine:
 
     def note(self, text: str) -> None:
         self._said = time.monotonic()
-        self._console.print(f"{self._label}: {text}", markup=False, highlight=False, soft_wrap=True)
+        if not self._board.closed:
+            self._board.console.print(
+                f"{self._label}: {text}", markup=False, highlight=False, soft_wrap=True
+            )
 
     def end(self, text: str, *, well: bool) -> None:
         del well

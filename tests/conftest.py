@@ -1,10 +1,51 @@
-"""Fixtures that every room uses."""
+"""Fixtures that every room uses.
 
+The service that tests talk to is real and started once: tests that use it say
+`pytestmark = pytest.mark.xdist_group("service")`, and `--dist loadgroup` (in `pyproject.toml`) then
+runs all of them in one process, however many there are.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@contextmanager
+def embedded_service(home: Path, *arguments: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """A service of its own on a home, ready: its address and its process."""
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-P", "-m", "worker.embedded", "--with-parent", "--json"),
+            *("--port", "0", "--home", str(home), *arguments),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    with process.stdout, process.stderr:
+        try:
+            ready = process.stdout.readline()
+            assert ready, process.stderr.read()
+            yield json.loads(ready)["url"], process
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a service with default settings."""
+    with embedded_service(tmp_path_factory.mktemp("home")) as (url, _):
+        yield url
 
 
 @pytest.fixture(scope="session")

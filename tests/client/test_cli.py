@@ -1,0 +1,546 @@
+"""The command `adap`, as a process of its own, against a real service.
+
+The judges: the service's own HTTP answers, read without our client; the files that were sent or
+saved, read by the libraries that own the formats; sentences written out here.
+"""
+
+import json
+import os
+import re
+import select
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from safetensors import safe_open
+
+from tests.client.conftest import ADAP, TINY, Adap
+
+pytestmark = pytest.mark.xdist_group("service")
+
+NO_DATASET = f"ds_{'0' * 26}"
+NO_MODEL = f"mdl_{'0' * 26}"
+NO_JOB = f"job_{'0' * 26}"
+NO_KEY = f"key_{'0' * 26}"
+COMMANDS = """
+    up  demo  dataset add|list|show|remove  model add|list|show|export|remove  train  audit  rank
+    score  jobs list|show|watch|cancel|retry  report show|open|save  key create|list|revoke
+"""
+
+
+def get(service: str, path: str) -> Any:
+    """What the service answers, without our client."""
+    return httpx.get(f"{service}{path}", trust_env=False).raise_for_status().json()
+
+
+def training(dataset: str, **changes: Any) -> list[str]:
+    """Options of a training that takes no time."""
+    request = {**TINY, **changes}
+    options = [f"--set={name}={json.dumps(value)}" for name, value in request.items()]
+    return ["--dataset", dataset, "--positive", "cat", *options]
+
+
+def one_id(text: str, kind: str) -> str:
+    """The only id of its kind in a text."""
+    (found,) = set(re.findall(rf"{kind}_[0-9a-z]{{26}}", text))
+    return str(found)
+
+
+# --- every command --------------------------------------------------------------------------------
+
+
+def test_help_names_every_command() -> None:
+    named = [entry.partition(" ") for entry in re.split(r"\s{2,}", COMMANDS.strip())]
+    assert {name for name, _, _ in named} == listed_by_help()
+    for name, _, subcommands in named:
+        if subcommands:
+            assert set(subcommands.split("|")) == listed_by_help(name)
+
+
+def listed_by_help(*group: str) -> set[str]:
+    """The commands that a help page lists in its last box."""
+    shown = subprocess.run([ADAP, *group, "--help"], capture_output=True, text=True, check=True)
+    _, _, commands = shown.stdout.partition("Commands")
+    return set(re.findall(r"^│ (\w+) ", commands, re.M))
+
+
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        (f"dataset show {NO_DATASET}", f"There is no data set {NO_DATASET}."),
+        (f"dataset remove {NO_DATASET}", f"There is no data set {NO_DATASET}."),
+        (f"model show {NO_MODEL}", f"There is no model {NO_MODEL}."),
+        (f"model remove {NO_MODEL}", f"There is no model {NO_MODEL}."),
+        (f"model export {NO_MODEL}", f"There is no model {NO_MODEL}."),
+        (f"train --dataset {NO_DATASET} --positive cat", f"There is no data set {NO_DATASET}."),
+        (f"rank --model {NO_MODEL} --dataset {NO_DATASET}", f"There is no model {NO_MODEL}."),
+        (f"jobs show {NO_JOB}", f"There is no job {NO_JOB}."),
+        (f"jobs watch {NO_JOB}", f"There is no job {NO_JOB}."),
+        (f"jobs cancel {NO_JOB}", f"There is no job {NO_JOB}."),
+        (f"jobs retry {NO_JOB}", f"There is no job {NO_JOB}."),
+        (f"report show {NO_JOB}", f"There is no audit {NO_JOB}."),
+        (f"report open {NO_JOB}", f"There is no audit {NO_JOB}."),
+        (f"report save {NO_JOB}", f"There is no audit {NO_JOB}."),
+        (f"key revoke {NO_KEY}", f"There is no valid API key {NO_KEY}."),
+        (
+            f"audit --model {NO_MODEL} --dataset {NO_DATASET} --epsilon -1",
+            "/body/threat/epsilon: Input should be greater than or equal to 0, got -1.0",
+        ),
+        (
+            "dataset list --after nonsense!",
+            "/query/after: expected a `next_cursor` that this list has given",
+        ),
+        (
+            "model list --after nonsense!",
+            "/query/after: expected a `next_cursor` that this list has given",
+        ),
+        (
+            "jobs list --status sad",
+            "/query/status: Input should be 'queued', 'running', 'cancelling', 'succeeded', "
+            "'failed' or 'cancelled', got 'sad'",
+        ),
+    ],
+)
+def test_a_problem_is_said_in_its_own_sentence(adap: Adap, command: str, sentence: str) -> None:
+    run = adap(*command.split())
+    assert (run.code, run.out, run.err) == (1, "", f"{sentence}\n")
+
+
+def test_further_faults_of_a_request_are_listed(adap: Adap, dataset: str) -> None:
+    run = adap("train", *training(dataset, epochs=2000, batch_size=0))
+    assert run.code == 1
+    assert run.err.splitlines() == [
+        "/body/epochs: Input should be less than or equal to 1000, got 2000 (1 more in `errors`)",
+        "  - /body/batch_size: Input should be greater than or equal to 2, got 0",
+    ]
+
+
+def test_with_json_a_problem_is_also_printed_as_it_came(adap: Adap) -> None:
+    run = adap("jobs", "show", NO_JOB, "--json")
+    assert run.code == 1
+    assert run.json["code"] == "not_found"
+    assert run.json["status"] == 404
+    assert run.json["request_id"].startswith("req_")
+    assert run.err == f"There is no job {NO_JOB}.\n"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "dataset add nowhere.zip",
+        "model add nowhere.safetensors",
+        "jobs list --limit 0",
+        "train --set epochs",
+        "train --set epochs=1 --set epochs.more=2",
+        "audit --epsilon a/b",
+        "nonsense",
+        "score",
+        "up --port many",
+    ],
+)
+def test_a_wrong_command_line_exits_with_2(adap: Adap, command: str) -> None:
+    run = adap(*command.split())
+    assert (run.code, run.out) == (2, "")
+    assert "Error" in run.err
+
+
+def test_without_a_service_the_sentence_says_how_to_start_one(adap: Adap) -> None:
+    with socket.socket() as taken:  # bound and not listening: nobody else gets this port
+        taken.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        run = adap("jobs", "list", "--url", url)
+    assert run.code == 1
+    assert run.err == (
+        f"No service answers at {url} ([Errno 111] Connection refused). Start one with `adap up`, "
+        "or name another with --url or ADAP_URL.\n"
+    )
+
+
+# --- data sets and models -------------------------------------------------------------------------
+
+
+def test_a_folder_becomes_a_data_set_and_goes_again(adap: Adap, service: str, images: Path) -> None:
+    (images / ".DS_Store").write_text("not an image")
+    added = adap("dataset", "add", images, "--watch")
+    assert added.code == 0
+    assert "upload: " in added.err
+    assert "validate dataset: done in " in added.err
+    dataset_id = one_id(added.out, "ds")
+    counts = dict(re.findall(r"^(cat|dog|all) +(\d+)", added.out, re.M))
+    files = {name: len(list(images.glob(f"*/{name}/*.png"))) for name in ("cat", "dog")}
+    assert counts == {name: str(count) for name, count in files.items()} | {
+        "all": str(sum(files.values()))
+    }
+
+    shown = adap("dataset", "show", dataset_id, "--json")
+    assert shown.json == get(service, f"/v1/datasets/{dataset_id}")
+    assert shown.json["name"] == "pets"
+    assert f"{dataset_id}   pets   ready" in adap("dataset", "list").out
+
+    removed = adap("dataset", "remove", dataset_id)
+    assert (removed.code, removed.out) == (0, f"Removed {dataset_id}.\n")
+    assert adap("dataset", "show", dataset_id).code == 1
+
+
+def test_a_data_set_that_cannot_be_read_is_refused_with_the_reason(
+    adap: Adap, tmp_path: Path
+) -> None:
+    (tmp_path / "pets.zip").write_text("not a zip")
+    run = adap("dataset", "add", "pets.zip", "--watch")
+    dataset_id = one_id(run.err, "ds")
+    assert run.code == 1
+    assert run.err.endswith(
+        f"The data set {dataset_id} was rejected.\n"
+        "  - expected a zip of class folders or an NPZ, "
+        "got a file of a kind that is not known here\n"
+    )
+
+
+def test_without_watch_an_upload_says_how_to_watch_it(
+    adap: Adap, service: str, tmp_path: Path
+) -> None:
+    (tmp_path / "weights.safetensors").write_text("no weights")
+    run = adap("model", "add", "weights.safetensors", "--name", "mine")
+    model_id, job_id = one_id(run.out, "mdl"), one_id(run.out, "job")
+    assert (run.code, run.out) == (
+        0,
+        f"{model_id} is being checked. Watch it: adap jobs watch {job_id}\n"
+        f"Then see what it holds: adap model show {model_id}\n",
+    )
+    watched = adap("jobs", "watch", job_id)
+    assert watched.code == 1
+    assert watched.err.splitlines()[-1].startswith(
+        f"The job {job_id} failed: expected a safetensors file, got a file of a kind"
+    )
+
+
+def test_a_model_is_exported_and_added_again(
+    adap: Adap, service: str, model: str, tmp_path: Path
+) -> None:
+    exported = adap("model", "export", model, "--output", "copy.safetensors")
+    assert (exported.code, exported.out) == (0, "Saved copy.safetensors.\n")
+    assert not list(tmp_path.glob("*.part"))
+    with safe_open(tmp_path / "copy.safetensors", "numpy") as file:
+        manifest = json.loads(file.metadata()["adap"])
+    assert manifest["architecture"] == "small_cnn"
+
+    added = adap("model", "add", "copy.safetensors", "--watch", "--json")
+    assert added.code == 0
+    assert added.json == get(service, f"/v1/models/{added.json['id']}")
+    assert added.json["status"] == "ready"
+    assert added.json["manifest"]["positive"] == ["cat"]
+    shown = adap("model", "show", added.json["id"])
+    assert re.search(r"^positive +cat *$", shown.out, re.M)
+    assert added.json["id"] in adap("model", "list").out
+    assert adap("model", "remove", added.json["id"]).out == f"Removed {added.json['id']}.\n"
+
+
+def test_weights_without_architecture_are_described_on_the_command_line(
+    adap: Adap, model: str, tmp_path: Path
+) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    adap("model", "export", model, "-o", "copy.safetensors")
+    save_file(load_file(tmp_path / "copy.safetensors"), tmp_path / "bare.safetensors")
+    spec = {"channels": 1, "height": 8, "width": 8, "mean": [0.4], "std": [0.2]}
+    described = ("--architecture", "small_cnn", "--input", json.dumps(spec))
+    run = adap("model", "add", "bare.safetensors", *described, "--watch", "--json")
+    assert run.json["manifest"]["input"] == spec
+
+    wrong = adap("model", "add", "bare.safetensors", "--architecture", "nope", "--input", "{}")
+    assert wrong.err.splitlines()[-1] == (
+        "/body/architecture: expected one of small_cnn, resnet18, resnet18_3x3; got 'nope'"
+    )
+
+
+# --- work -----------------------------------------------------------------------------------------
+
+
+def test_training_is_watched_epoch_by_epoch(adap: Adap, service: str, dataset: str) -> None:
+    options = training(dataset, epochs=2)
+    run = adap("train", *options, "--method", "adap_lpn", "--set", "method.lambda=2", "--watch")
+    assert run.code == 0
+    epochs = re.findall(r"^train adap_lpn: epoch (\d)/2  surrogate AP .*  robust AP", run.err, re.M)
+    assert epochs == ["1", "2"]
+    model_id = one_id(run.out.split("Attack it:")[1], "mdl")
+    trained = get(service, f"/v1/models/{model_id}")["manifest"]["training"]
+    assert trained["method"]["lambda"] == 2
+    assert "lambda 2" in run.out
+    best = trained["best"]
+    assert re.search(rf"^clean AP +{best['clean_ap']:.4f} *$", run.out, re.M)
+
+
+def test_a_request_is_a_file_changed_by_options_changed_by_set(
+    adap: Adap, dataset: str, tmp_path: Path
+) -> None:
+    (tmp_path / "request.json").write_text(
+        json.dumps({**TINY, "dataset_id": dataset, "method": "ce", "epochs": 9, "seed": 3})
+    )
+    run = adap(
+        *("train", "--config", "request.json", "--positive", "cow", "--epochs", "2"),
+        *("--set", "task.positive.0=cat", "--set", "optimizer.lr=1e-4", "--json"),
+    )
+    asked = run.json["request"]
+    assert asked["task"] == {"positive": ["cat"]}
+    assert (asked["epochs"], asked["seed"], asked["method"]["name"]) == (2, 3, "ce")
+    assert (asked["optimizer"]["lr"], asked["batch_size"]) == (1e-4, TINY["batch_size"])
+
+
+def test_an_unknown_method_is_refused_with_the_known_ones(adap: Adap, dataset: str) -> None:
+    run = adap("train", "--dataset", dataset, "--positive", "cat", "--method", "nope")
+    assert run.code == 1
+    assert "got 'nope'" in run.err or "Input tag 'nope'" in run.err
+    assert "'adap_lpn'" in run.err
+
+
+def test_an_audit_is_watched_and_shown(adap: Adap, service: str, dataset: str, model: str) -> None:
+    run = adap(
+        *("audit", "--model", model, "--dataset", dataset, "--attack", "pgd", "--attack", "apgd"),
+        *("--epsilon", "8/255", "--set", "attacks.0.steps=3", "--watch"),
+    )
+    assert run.code == 0
+    job_id = one_id(run.out, "job")
+    report = get(service, f"/v1/audits/{job_id}/report")
+    assert report["provenance"]["config"]["threat"]["epsilon"] == pytest.approx(8 / 255)
+    task = report["tasks"][0]
+    assert task["attacks"]["pgd"]["attack"]["steps"] == 3
+    shown = dict(
+        re.findall(r"^(clean|pgd|apgd|worst case|chance|floor) +(\d\.\d{4})", run.out, re.M)
+    )
+    assert shown == {
+        "clean": f"{task['clean']['ap']:.4f}",
+        "pgd": f"{task['attacks']['pgd']['ap']:.4f}",
+        "apgd": f"{task['attacks']['apgd']['ap']:.4f}",
+        "worst case": f"{task['worst_case']['ap']:.4f}",
+        "chance": f"{task['chance']:.4f}",
+        "floor": f"{task['floor']:.4f}",
+    }
+
+
+def test_a_watched_job_that_fails_makes_the_command_fail(
+    adap: Adap, service: str, images: Path
+) -> None:
+    unsplit = adap("dataset", "add", images / "train", "--watch", "--json").json["id"]
+    options = training(unsplit, validation={"fraction": 0.01})  # of 12: nothing to choose by
+    run = adap("train", *options, "--watch")
+    assert (run.code, run.out) == (1, "")
+    job = get(service, "/v1/jobs?kind=train&limit=1")["data"][0]
+    assert job["error"]["code"] == "invalid_data"
+    assert run.err.endswith(f"The job {job['id']} failed: {job['error']['message']}\n")
+
+
+def test_a_ranking_is_shown_best_first(adap: Adap, service: str, dataset: str, model: str) -> None:
+    run = adap("rank", "--model", model, "--dataset", dataset, "--watch", "--limit", "5")
+    assert run.code == 0
+    job = get(service, "/v1/jobs?kind=rank&limit=1")["data"][0]
+    best = get(service, f"/v1/rankings/{job['id']}?limit=5")["data"]
+    lines = [line.split() for line in run.out.splitlines()[1:]]
+    assert [line[-1] for line in lines] == [row["example_id"] for row in best]
+    assert [line[1] for line in lines] == [f"{row['score']:.4f}" for row in best]
+
+    later = adap("rank", "--job", job["id"], "--limit", "5", "--json")
+    assert later.json["data"] == best
+    assert "There is more: --after " in later.err
+
+
+def test_images_are_scored_in_the_order_given(adap: Adap, model: str, images: Path) -> None:
+    files = [images / "test/dog/00.png", images / "test/cat/00.png"]
+    run = adap("score", model, *files)
+    assert run.code == 0
+    rows = [line.split() for line in run.out.splitlines()[1:]]
+    assert [row[0] for row in rows] == [str(file) for file in files]
+    answer = adap("score", model, *files, "--json").json
+    assert [row[1] for row in rows] == [f"{item['score']:.4f}" for item in answer["scores"]]
+    assert sorted(item["rank"] for item in answer["scores"]) == [1, 2]
+
+
+def test_an_image_that_cannot_be_scored_is_named(adap: Adap, model: str, tmp_path: Path) -> None:
+    (tmp_path / "words.png").write_text("no image")
+    run = adap("score", model, "words.png")
+    assert (run.code, run.out) == (1, "")
+    assert run.err == (
+        "words.png: expected a sound PNG, JPEG or WebP image, got a file of a kind that is not "
+        "known here\n"
+    )
+
+
+# --- jobs -----------------------------------------------------------------------------------------
+
+
+def test_jobs_are_listed_shown_and_watched(
+    adap: Adap, service: str, trained: dict[str, Any], audited: str
+) -> None:
+    listed = adap("jobs", "list", "--kind", "audit", "--status", "succeeded", "--json").json
+    assert listed == get(service, "/v1/jobs?kind=audit&status=succeeded")
+    assert re.search(rf"^{audited} +audit +succeeded", adap("jobs", "list").out, re.M)
+    shown = adap("jobs", "show", trained["id"])
+    assert re.search(rf"^model +{trained['result']['model_id']} *$", shown.out, re.M)
+    watched = adap("jobs", "watch", trained["id"], audited, "--json")
+    assert [job["id"] for job in watched.json] == [trained["id"], audited]
+    assert "train adap_lpn: epoch 1/1" in watched.err
+
+
+def test_ctrl_c_leaves_the_job_at_work_and_cancel_ends_it(
+    adap: Adap, service: str, dataset: str, tmp_path: Path
+) -> None:
+    queued = adap("train", *training(dataset, epochs=1000), "--json").json
+    job_id = queued["id"]
+    watching = subprocess.Popen(
+        [ADAP, "--url", service, "jobs", "watch", job_id], stderr=subprocess.PIPE, text=True
+    )
+    assert watching.stderr is not None
+    with watching.stderr as lines:
+        while "epoch 1/1000" not in lines.readline():
+            pass
+        watching.send_signal(signal.SIGINT)
+        rest = lines.read()
+    assert watching.wait(10) == 130
+    assert rest.splitlines()[-2:] == [
+        f"{job_id} goes on without you. Watch it again: adap jobs watch {job_id}",
+        f"Stop it: adap jobs cancel {job_id}",
+    ]
+    assert get(service, f"/v1/jobs/{job_id}")["status"] == "running"
+
+    cancelled = adap("jobs", "cancel", job_id)
+    assert (cancelled.code, cancelled.out) == (0, f"{job_id} is cancelling.\n")
+    ended = adap("jobs", "watch", job_id)
+    assert (ended.code, ended.err.splitlines()[-1]) == (1, f"The job {job_id} was cancelled.")
+    assert adap("jobs", "cancel", job_id).err == f"The job {job_id} has cancelled already.\n"
+
+    retried = adap("jobs", "retry", job_id)
+    again = re.findall(r"job_[0-9a-z]{26}", retried.out)[0]
+    assert retried.out == f"{again} is queued. Watch it: adap jobs watch {again}\n"
+    assert get(service, f"/v1/jobs/{again}")["retry_of"] == job_id
+    assert adap("jobs", "cancel", again).code == 0
+
+
+def test_a_job_that_has_not_failed_is_not_retried(adap: Adap, trained: dict[str, Any]) -> None:
+    run = adap("jobs", "retry", trained["id"])
+    assert (run.code, run.err) == (
+        1,
+        "Expected a job that failed or was cancelled, got succeeded.\n",
+    )
+
+
+# --- reports and keys -----------------------------------------------------------------------------
+
+
+def test_a_report_is_shown_saved_and_opened(
+    adap: Adap, service: str, audited: str, tmp_path: Path
+) -> None:
+    url = f"{service}/v1/audits/{audited}/report"
+    page = httpx.get(url, headers={"Accept": "text/html"}, trust_env=False).content
+    figures = get(service, f"/v1/audits/{audited}/report")
+
+    assert (
+        f"clean        {figures['tasks'][0]['clean']['ap']:.4f}"
+        in adap("report", "show", audited).out
+    )
+    assert adap("report", "show", audited, "--json").json == figures
+    assert adap("report", "save", audited).out == f"Saved {audited}.html.\n"
+    assert (tmp_path / f"{audited}.html").read_bytes() == page
+    assert adap("report", "save", audited, "-o", "figures.json").code == 0
+    assert json.loads((tmp_path / "figures.json").read_text()) == figures
+
+    browser = tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\necho "$1" > {tmp_path}/opened\n')
+    browser.chmod(0o755)
+    opened = adap("report", "open", audited, "--json", BROWSER=str(browser), TMPDIR=str(tmp_path))
+    assert opened.json["opened"] is True
+    assert Path(opened.json["path"]).read_bytes() == page
+    assert (tmp_path / "opened").read_text() == f"file://{opened.json['path']}\n"
+
+
+def test_keys_are_made_used_and_revoked(adap: Adap, service: str) -> None:
+    refused = adap("key", "create", "--name", "me")
+    assert (refused.code, refused.err) == (
+        1,
+        "The first key must have the scope 'admin', or nobody could create another.\n",
+    )
+    made = adap("key", "create", "--name", "me", "--scope", "admin", "--json").json
+    try:
+        assert made["scopes"] == ["read", "write", "admin"]
+        locked = adap("key", "list")
+        assert (locked.code, locked.err) == (
+            1,
+            "Expected an API key in the header `Authorization: Bearer …`, got none.\n",
+        )
+        listed = adap("key", "list", ADAP_API_KEY=made["key"])
+        assert re.search(rf"^{made['id']} +me +local +read, write, admin", listed.out, re.M)
+        assert made["key"] not in listed.out
+        reader = adap(
+            *("key", "create", "--name", "guest", "--scope", "read", "--expires-days", "1"),
+            *("--api-key", made["key"]),
+        )
+        guest = reader.out.split()[0]
+        assert reader.out.endswith(f"export ADAP_API_KEY={guest}\n")
+        denied = adap("key", "list", "--api-key", guest)
+        assert denied.err == "This needs an API key with the scope 'admin'.\n"
+        guest_id = adap("key", "list", "--json", "--api-key", made["key"]).json["data"][0]["id"]
+        adap("key", "revoke", guest_id, "--api-key", made["key"])
+        ended = adap("jobs", "list", "--api-key", guest)
+        assert ended.err == "This API key is unknown, revoked or expired.\n"
+    finally:
+        revoked = adap("key", "revoke", made["id"], "--api-key", made["key"])
+    assert revoked.out == f"Revoked {made['id']}.\n"
+    assert adap("key", "list").code == 0
+
+
+# --- the service itself ---------------------------------------------------------------------------
+
+
+def read_until(stream: Any, wanted: str, *, limit_s: float = 60) -> str:
+    """What comes on a pipe, up to a text."""
+    text, deadline = "", time.monotonic() + limit_s
+    while wanted not in text:
+        assert time.monotonic() < deadline, text
+        if select.select([stream], [], [], 0.5)[0]:
+            chunk = os.read(stream.fileno(), 4096).decode()
+            assert chunk, text
+            text += chunk
+    return text
+
+
+def test_up_says_where_it_is_and_what_to_try_and_ends_on_ctrl_c(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [ADAP, "up", "--port", "0", "--home", tmp_path / "home"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert process.stdout is not None
+        with process.stdout as out:
+            text = read_until(out, "adap audit")
+        url = re.findall(r"http://127\.0\.0\.1:\d+", text)[0]
+        assert get(url, "/readyz")["status"] == "ok"
+        assert [line.split()[:2] for line in text.splitlines() if line.startswith("  adap")] == [
+            ["adap", "dataset"],
+            ["adap", "train"],
+            ["adap", "audit"],
+        ]
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_up_says_when_its_port_is_taken(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        run = subprocess.run(
+            [ADAP, "up", "--port", str(port), "--home", tmp_path],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    assert run.returncode == 1
+    assert run.stderr == (
+        f"Cannot listen on 127.0.0.1:{port}: Address already in use. Choose another with --port; "
+        "--port 0 takes any free one.\n"
+    )
