@@ -78,8 +78,8 @@ def stratified_counts(
 ) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int32]]]:
     """How often each resample holds each positive, (R, P), and each negative, (R, N - P).
 
-    Yields some rows R at a time, `resamples` in all; columns are in the order of the examples.
-    The rows depend on the generator and the number of examples alone.
+    Yields some rows R at a time, `resamples` in all, so that memory is bounded by the number of
+    examples; columns are in the order of the examples.
     """
     positives = int(targets.sum())
     rows = max(1, DRAWS_AT_ONCE // len(targets))
