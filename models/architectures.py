@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
-from torchvision.models import resnet18
 
 
 def _small_cnn(channels: int) -> nn.Module:
@@ -35,9 +34,16 @@ def _small_cnn(channels: int) -> nn.Module:
     )
 
 
+def _torchvision_resnet18() -> nn.Module:
+    from torchvision.models import resnet18  # takes more than a second: only where it is used
+
+    network: nn.Module = resnet18(weights=None, num_classes=1)
+    return network
+
+
 def _resnet18(channels: int) -> nn.Module:
     """torchvision's, trained from scratch; only the first layer depends on the channels."""
-    network: nn.Module = resnet18(weights=None, num_classes=1)
+    network = _torchvision_resnet18()
     if channels != 3:
         network.conv1 = _stem(nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False))
     return network
@@ -45,7 +51,7 @@ def _resnet18(channels: int) -> nn.Module:
 
 def _resnet18_3x3(channels: int) -> nn.Module:
     """As in He et al. (2016) for CIFAR: the first layer keeps the size of the image."""
-    network: nn.Module = resnet18(weights=None, num_classes=1)
+    network = _torchvision_resnet18()
     network.conv1 = _stem(nn.Conv2d(channels, 64, 3, padding=1, bias=False))
     network.maxpool = nn.Identity()
     return network

@@ -20,10 +20,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from multiprocessing import get_context
+from multiprocessing import forkserver, get_context
 from multiprocessing.connection import Connection, Pipe
 from multiprocessing.process import BaseProcess
 from threading import Thread
+from typing import Any
 
 from worker.sandbox import Sandbox, limit_resources
 from worker.work import Message, Reporter, Work
@@ -31,7 +32,7 @@ from worker.work import Message, Reporter, Work
 log = logging.getLogger(__name__)
 
 _context = get_context("forkserver")
-_context.set_forkserver_preload(["worker.pipelines"])
+_context.set_forkserver_preload(["worker.pipelines", "torchvision"])
 
 
 _NO_MEMORY = (
@@ -167,7 +168,6 @@ def serve(connection: Connection) -> None:
     """The child's loop: work, answer, until the worker is gone."""
     from core.errors import AdapError
     from models.errors import ModelFileError
-    from worker.pipelines import PIPELINES
 
     reporter = Reporter(connection)
     while True:
@@ -176,7 +176,7 @@ def serve(connection: Connection) -> None:
         except EOFError:
             return
         try:
-            result = PIPELINES[work.pipeline](work, reporter)
+            result = _pipeline(work.pipeline)(work, reporter)
         except (AdapError, ModelFileError) as error:
             reporter.send({"type": "failure", "code": error.code, "message": str(error)})
         except MemoryError:
@@ -187,6 +187,22 @@ def serve(connection: Connection) -> None:
             reporter.send({"type": "failure", "code": "internal_error", "message": message})
         else:
             reporter.send({"type": "result", "result": result})
+
+
+def _pipeline(name: str) -> Callable[[Work, Reporter], dict[str, Any]]:
+    """The function of a pipeline; torch is imported only where it is needed."""
+    if name == "validate_dataset":
+        from worker.intake.pipeline import validate_dataset
+
+        return validate_dataset
+    from worker.pipelines import PIPELINES
+
+    return PIPELINES[name]
+
+
+def warm_up() -> None:
+    """Start the fork server and let it load torch, before the first job needs it."""
+    forkserver.ensure_running()
 
 
 def _forked(connection: Connection, threads: int | None) -> None:

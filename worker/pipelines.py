@@ -1,7 +1,8 @@
 """The work of every kind of job, as plain functions of its input files: here core and models meet.
 
 A pipeline reads the files it is given, writes files into its folder, and returns a result whose
-`files` names those that the worker shall keep. It knows no database and no broker.
+`files` names those that the worker shall keep. It knows no database and no broker. Opening a data
+set needs no torch and stands in `worker.intake.pipeline`.
 """
 
 import hashlib
@@ -26,38 +27,18 @@ from core.errors import DataError, ModelError
 from core.objectives.registry import build_objective
 from core.ranking import rank_order
 from core.report import DatasetProvenance, ModelProvenance, Provenance
-from core.resolve import DatasetSummary
 from core.scores import Scores
 from models import architectures, loading
 from models.errors import ModelFileError
 from models.header import InputSpec, Manifest
 from models.wrappers import Scorer
-from worker.intake import IntakeLimits, Rejected, read_dataset, summarise
+from worker.intake import IntakeLimits
 from worker.intake.images import UnusableImageError, decode, strict_decoding
 from worker.work import Reporter, Work
 
 log = logging.getLogger(__name__)
 
 Result = dict[str, Any]
-
-
-def validate_dataset(work: Work, reporter: Reporter) -> Result:
-    """Open an uploaded data set and convert it to the stored form, or say all that is wrong."""
-    try:
-        image_set = read_dataset(
-            work.inputs["upload"],
-            limits=IntakeLimits(),
-            on_progress=lambda done, total: reporter.progress("reading", done, total, "images"),
-        )
-    except Rejected as rejected:
-        return {"rejected": rejected.reasons}
-    image_set.save(work.folder / "content.safetensors")
-    summary = summarise(image_set)
-    summary["splits"] = summary["splits"] or {}
-    return {
-        "summary": DatasetSummary.model_validate(summary).model_dump(mode="json"),
-        "files": {"content": "content.safetensors"},
-    }
 
 
 def validate_model(work: Work, reporter: Reporter) -> Result:
@@ -160,6 +141,15 @@ def audit_shard(work: Work, reporter: Reporter) -> Result:
     part = image_set.subset(index[start:stop])
     attacks = config.resolved_attacks()
     scorer = _load_scorer(work.inputs["model"], _device(work))
+    if work.request["shard"] == 0:  # costs one batch; the others need not ask again
+        spread = np.unique(np.linspace(0, len(index) - 1, config.batch_size, dtype=np.int64))
+        audit.refuse_unrankable(
+            scorer,
+            image_set.images[index[spread]],
+            targets,
+            batch_size=config.batch_size,
+            device=torch.device(_device(work)),
+        )
     surrogate = (
         _load_scorer(work.inputs["surrogate"], _device(work))
         if "surrogate" in work.inputs
@@ -304,7 +294,6 @@ def score(work: Work, reporter: Reporter) -> Result:
 
 
 PIPELINES: dict[str, Callable[[Work, Reporter], Result]] = {
-    "validate_dataset": validate_dataset,
     "validate_model": validate_model,
     "train": train,
     "audit_shard": audit_shard,

@@ -31,7 +31,7 @@ from store.settings import Settings
 from store.tables import TERMINAL, JobKind, JobRow, JobStatus, WorkerRow
 from worker import kinds
 from worker.app import ring
-from worker.child import Child, ChildDiedError, ChildFailedError
+from worker.child import Child, ChildDiedError, ChildFailedError, warm_up
 from worker.sandbox import make_sandbox
 from worker.work import Message, Work
 
@@ -77,8 +77,11 @@ class Worker:
         """Announce this worker, and begin to look for jobs."""
         _remove_folders_of_the_dead(self.folder.parent)
         self.folder.mkdir(parents=True, exist_ok=True)
+        if self.queue == "compute":
+            warm_up()
         for thread in self._threads:
             thread.start()
+        log.info("worker.started", extra={"worker": self.id, "sandbox": self.sandbox.kind})
 
     def stop(self) -> None:
         """Give the running job back, at once; safe to call again, and from a signal handler."""

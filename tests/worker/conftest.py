@@ -1,0 +1,187 @@
+"""A store with a small data set in it, and real worker processes that share it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from sqlalchemy import select
+
+from core.config import TrainingRequest
+from core.datasets import ImageSet
+from store import jobs
+from store.artifacts import open_blobs
+from store.database import Database
+from store.ids import new_id
+from store.migrate import migrate
+from store.settings import Settings
+from store.tables import (
+    TERMINAL,
+    AssetStatus,
+    DatasetRow,
+    JobEventRow,
+    JobKind,
+    JobRow,
+    ModelRow,
+)
+from worker.intake import summarise
+
+LEASE_S = 4.0
+
+
+@dataclass
+class Plant:
+    """A home, its database, and the workers started on it."""
+
+    settings: Settings
+    database: Database
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def start_worker(self, queue: str = "compute", **environment: str) -> subprocess.Popen[bytes]:
+        """A worker process as the service starts it."""
+        log = (self.settings.home / f"worker-{len(self.processes)}.log").open("wb")
+        process = subprocess.Popen(
+            [sys.executable, "-m", "worker", "--queue", queue],
+            env={
+                **os.environ,
+                "ADAP_HOME": str(self.settings.home),
+                "ADAP_BROKER_URL": self.settings.broker_url or "",
+                "ADAP_LEASE_S": str(LEASE_S),
+                "ADAP_HEARTBEAT_S": "0.5",
+                "ADAP_SWEEP_S": "0.3",
+                "ADAP_THREADS": "1",
+                **environment,
+            },
+            stderr=log,
+        )
+        log.close()
+        self.processes.append(process)
+        return process
+
+    def log_of(self, number: int) -> str:
+        """What a worker has logged."""
+        return (self.settings.home / f"worker-{number}.log").read_text()
+
+    def dataset(self, examples: int = 96) -> str:
+        """A ready data set of 8x8 images in which the bright ones are positive."""
+        rng = np.random.default_rng(0)
+        labels = (np.arange(examples) % 4 == 0).astype(np.int64)
+        images = rng.integers(0, 120, (examples, 1, 8, 8))
+        images[labels == 1, :, 2:6, 2:6] += 90
+        image_set = ImageSet(
+            images=images.astype(np.uint8),
+            labels=labels,
+            classes=["negative", "positive"],
+            example_ids=[f"{i:04d}" for i in range(examples)],
+        )
+        path = self.settings.home / "set"
+        image_set.save(path)
+        dataset_id = new_id("ds")
+        with self.database.writing() as session:
+            session.add(
+                DatasetRow(
+                    id=dataset_id,
+                    tenant="local",
+                    name="bright",
+                    status=AssetStatus.READY,
+                    content_sha256=open_blobs(self.settings).put(path),
+                    summary={**summarise(image_set), "splits": {}},
+                )
+            )
+        return dataset_id
+
+    def train(self, dataset_id: str, **fields: Any) -> str:
+        """Enqueue a training job."""
+        request = TrainingRequest.model_validate(
+            {
+                "dataset_id": dataset_id,
+                "task": {"positive": ["positive"]},
+                "epochs": 2,
+                "batch_size": 32,
+                "attack": {"steps": 1},
+                **fields,
+            }
+        )
+        return self.enqueue(JobKind.TRAIN, request.as_json(), dataset_id=dataset_id)
+
+    def enqueue(self, kind: JobKind, request: dict[str, Any], **columns: Any) -> str:
+        """Enqueue any job."""
+        with self.database.writing() as session:
+            return jobs.enqueue(session, kind, tenant="local", request=request, **columns).id
+
+    def read(self, job_id: str) -> JobRow:
+        """A job as it is now."""
+        with self.database.reading() as session:
+            return session.get_one(JobRow, job_id)
+
+    def events(self, job_id: str) -> list[tuple[str, dict[str, Any]]]:
+        """What happened to a job; fails on a gap."""
+        with self.database.reading() as session:
+            rows = session.scalars(
+                select(JobEventRow).where(JobEventRow.job_id == job_id).order_by(JobEventRow.seq)
+            ).all()
+        assert [row.seq for row in rows] == list(range(1, len(rows) + 1))
+        return [(row.type, row.data) for row in rows]
+
+    def wait(self, what: Callable[[], object], *, timeout_s: float = 60, because: str = "") -> None:
+        """Until something holds."""
+        deadline = time.monotonic() + timeout_s
+        while not what():
+            assert time.monotonic() < deadline, (
+                f"timed out: {because} {self.log_of(-1 % max(1, len(self.processes)))[-2000:]}"
+            )
+            time.sleep(0.05)
+
+    def wait_done(self, job_id: str, *, timeout_s: float = 90) -> JobRow:
+        """A job that has ended."""
+        self.wait(lambda: self.read(job_id).status in TERMINAL, timeout_s=timeout_s)
+        return self.read(job_id)
+
+    def wait_epoch(self, job_id: str, epoch: int) -> None:
+        """Until a training job has done this many epochs."""
+        self.wait(
+            lambda: sum(name == "epoch" for name, _ in self.events(job_id)) >= epoch,
+            because=f"epoch {epoch}",
+        )
+
+    def model_path(self, job: JobRow) -> Path:
+        """The weights that a training job made."""
+        assert job.result is not None, job.error
+        with self.database.reading() as session:
+            model = session.get_one(ModelRow, job.result["model_id"])
+        assert model.content_sha256 is not None
+        return open_blobs(self.settings).local_path(model.content_sha256)
+
+
+def descendants(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """A process and all that it has started."""
+    root = psutil.Process(process.pid)
+    return [root, *root.children(recursive=True)]
+
+
+@pytest.fixture
+def plant(tmp_path: Path) -> Iterator[Plant]:
+    """A home without workers; whatever a test starts is killed, and must leave nothing behind."""
+    settings = Settings(home=tmp_path, broker_url="redis://127.0.0.1:1/0")
+    database = Database(settings)
+    migrate(database)
+    made = Plant(settings, database)
+    yield made
+    families = []
+    for process in made.processes:
+        if process.poll() is None:
+            families += descendants(process)
+            process.send_signal(signal.SIGCONT)
+            process.kill()
+        process.wait()
+    database.dispose()
+    _, alive = psutil.wait_procs(families, timeout=10)
+    assert alive == [], "orphans after the worker was killed"

