@@ -54,7 +54,9 @@ def make_app(settings: Settings) -> Celery:
 def ring(app: Celery, job: JobRow | Any) -> bool:
     """Tell the workers of the job's queue that it is there; False if the broker is away."""
     try:
-        app.send_task(TASK, args=[job.id], queue=job.queue, retry=False, ignore_result=True)
+        with app.connection_for_write() as connection:
+            connection.ensure_connection(max_retries=0)  # else it waits for a broker that is away
+            app.send_task(TASK, args=[job.id], queue=job.queue, connection=connection, retry=False)
     except (kombu.exceptions.OperationalError, redis.exceptions.RedisError, OSError) as error:
         log.warning("doorbell.failed", extra={"job_id": job.id, "reason": str(error)})
         return False

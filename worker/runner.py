@@ -180,7 +180,8 @@ class Worker:
                 session, session.get_one(JobRow, job.id), kinds.audit_plan(session, job)
             )
         for shard in self.shards(job.id, JobStatus.QUEUED)[1:]:
-            ring(self.app, shard)
+            if not ring(self.app, shard):
+                break  # idle workers will find the shards by themselves
         while True:
             attempt.check()
             with self.database.writing() as session:

@@ -1,7 +1,7 @@
 """A store with a small data set in it, and real worker processes that share it."""
 
+import contextlib
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -179,9 +179,11 @@ def plant(tmp_path: Path) -> Iterator[Plant]:
     for process in made.processes:
         if process.poll() is None:
             families += descendants(process)
-            process.send_signal(signal.SIGCONT)
+            for member in families:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    member.resume()
             process.kill()
         process.wait()
     database.dispose()
-    _, alive = psutil.wait_procs(families, timeout=10)
+    _, alive = psutil.wait_procs(families, timeout=30)
     assert alive == [], "orphans after the worker was killed"

