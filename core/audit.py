@@ -300,7 +300,7 @@ def _warnings(task: TaskReport, threat: Threat, *, trained_on_these: bool) -> li
         warnings.append(
             f"Only {task.positives} positives, so the figures are uncertain: {clean.level:.0%} "
             f"intervals {clean.low:.2f} to {clean.high:.2f} (clean) and {worst.low:.2f} to "
-            f"{worst.high:.2f} (worst case), and from so few even these are too narrow."
+            f"{worst.high:.2f} (worst case). Intervals from few positives tend to be too narrow."
         )
     if task.clean.tied:
         warnings.append(
