@@ -386,22 +386,23 @@ ENDED = ("succeeded", "failed", "cancelled")
 
 def read_events(lines: Iterator[str]) -> Iterator[Event]:
     """Parse a stream of server-sent events: `event:` and `data:` lines, an empty line ends one."""
-    kind, data = "message", ""
+    kind: str = "message"
+    data: list[str] = []
     for line in lines:
         field, _, value = line.partition(":")
         value = value.removeprefix(" ")
         if field == "event":
             kind = value
         elif field == "data":
-            data += value
+            data.append(value)
         elif not line:
             if data:
-                content = json.loads(data)
+                content = json.loads("\n".join(data))
                 if kind == "progress":
                     yield Event("progress", content, None)
                 else:
                     yield Event(content["type"], content["data"], content["seq"])
-            kind, data = "message", ""
+            kind, data = "message", []
 
 
 class _Counted(io.BufferedReader):

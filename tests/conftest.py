@@ -6,6 +6,7 @@ runs all of them in one process, however many there are.
 """
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,13 +19,14 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 @contextmanager
-def embedded_service(home: Path, *arguments: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+def embedded_service(home: Path, **environment: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """A service of its own on a home, ready: its address and its process."""
     process = subprocess.Popen(
         [
             *(sys.executable, "-P", "-m", "worker.embedded", "--with-parent", "--json"),
-            *("--port", "0", "--home", str(home), *arguments),
+            *("--port", "0", "--home", str(home)),
         ],
+        env={**os.environ, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -122,15 +122,14 @@ class Part:
             self._process.terminate()
 
     def wait(self, deadline: float, *, give_up: Callable[[], bool]) -> None:
-        """Wait for its end until the deadline, then kill it and its process group."""
+        """Wait for its end until the deadline, then kill it; and whatever else is in its group."""
         if self._process is None:
             return
-        while self._process.poll() is None:
-            if give_up() or time.monotonic() > deadline:
-                with suppress(ProcessLookupError):
-                    os.killpg(self._process.pid, signal.SIGKILL)
-                self._process.wait()
+        while self._process.poll() is None and not give_up() and time.monotonic() < deadline:
             time.sleep(0.02)
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
 
 
 class Service:
@@ -160,15 +159,17 @@ class Service:
         """Start, serve until a signal comes, stop. StartError if it never becomes ready."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._on_signal)
+        serving = False
         try:
-            if self._start():
+            serving = self._start()
+            if serving:
                 on_ready()
             while not self.signals:
                 for part in self.parts:
                     part.keep_alive()
                 time.sleep(LOOK_EVERY_S)
         finally:
-            self._stop()
+            self._stop(at_once=not serving)
 
     def _on_signal(self, *_: object) -> None:
         self.signals += 1
@@ -214,15 +215,15 @@ class Service:
         seen = {worker["id"].split(":")[-2] for worker in answer.get("workers", [])}
         return answer.get("status") == "ok" and all(str(part.pid) in seen for part in self._workers)
 
-    def _stop(self) -> None:
-        """End every part, the broker last."""
+    def _stop(self, *, at_once: bool) -> None:
+        """End every part, the broker last; at once where there is no work to save."""
         before = self.signals
         for parts in ([self._api, *self._workers, self._migration], [self._valkey]):
             for part in parts:
                 part.terminate()  # once: a second signal makes a worker drop its job
             deadline = time.monotonic() + STOP_LIMIT_S
             for part in parts:
-                part.wait(deadline, give_up=lambda: self.signals > before)
+                part.wait(deadline, give_up=lambda: at_once or self.signals > before)
 
     def _python(self, module: str, *arguments: str) -> Part:
         # -P: a folder called `store` where the service is started from is not ours
