@@ -107,7 +107,7 @@ class APMethod(Config):
 
     name: Literal["ap"] = "ap"
     margin: Margin = 0.6
-    gamma1: Gamma1 = 0.1
+    gamma1: Gamma1 = 0.9
     first_visit: FirstVisit = "published"
 
 
@@ -136,7 +136,7 @@ class AdapMMMethod(Config):
 
     name: Literal["adap_mm"] = "adap_mm"
     margin: Margin = 0.6
-    gamma1: Gamma1 = 0.1
+    gamma1: Gamma1 = 0.9
     first_visit: FirstVisit = "published"
 
 
@@ -145,7 +145,7 @@ class AdapPZMethod(Config):
 
     name: Literal["adap_pz"] = "adap_pz"
     margin: Margin = 0.6
-    gamma1: Gamma1 = 0.1
+    gamma1: Gamma1 = 0.9
     lambda_: Lambda = 1.0
     first_visit: FirstVisit = "published"
 
@@ -155,8 +155,8 @@ class AdapLZMethod(Config):
 
     name: Literal["adap_lz"] = "adap_lz"
     margin: Margin = 0.6
-    gamma1: Gamma1 = 0.1
-    gamma2: Gamma2 = 0.1
+    gamma1: Gamma1 = 0.9
+    gamma2: Gamma2 = 0.9
     lambda_: Lambda = 1.0
     first_visit: FirstVisit = "published"
 
@@ -166,8 +166,8 @@ class AdapLNMethod(Config):
 
     name: Literal["adap_ln"] = "adap_ln"
     margin: Margin = 0.6
-    gamma1: Gamma1 = 0.1
-    gamma2: Gamma2 = 0.1
+    gamma1: Gamma1 = 0.9
+    gamma2: Gamma2 = 0.9
     lambda_: Lambda = 1.0
     first_visit: FirstVisit = "published"
 
@@ -177,8 +177,8 @@ class AdapLPNMethod(Config):
 
     name: Literal["adap_lpn"] = "adap_lpn"
     margin: Margin = 0.6
-    gamma1: Gamma1 = 0.1
-    gamma2: Gamma2 = 0.1
+    gamma1: Gamma1 = 0.9
+    gamma2: Gamma2 = 0.9
     lambda_: Lambda = 1.0
     first_visit: FirstVisit = "published"
 
@@ -295,6 +295,12 @@ class TrainingRequest(TrainingConfig):
 # --- audits ---------------------------------------------------------------------------------------
 
 
+class FGSMAttack(Config):
+    """One step of epsilon along the gradient at the clean image (Goodfellow et al. 2015)."""
+
+    name: Literal["fgsm"] = "fgsm"
+
+
 class PGDAttack(Config):
     """Projected gradient ascent with a fixed step size (Madry et al. 2018)."""
 
@@ -317,6 +323,21 @@ class APGDAttack(Config):
     restarts: int = Field(1, ge=1, le=20)
 
 
+class SquareAttack(Config):
+    """Random search without gradients, one square at a time (Andriushchenko et al. 2020)."""
+
+    name: Literal["square"] = "square"
+    queries: int = Field(
+        500, ge=1, le=10_000, description="forward passes; each is a candidate for every image"
+    )
+
+
+class NoiseAttack(Config):
+    """A control, no attack: one draw of uniform noise of the same size."""
+
+    name: Literal["noise"] = "noise"
+
+
 class TransferAttack(Config):
     """Black box: PGD on a surrogate model, its images shown to the audited model."""
 
@@ -325,28 +346,32 @@ class TransferAttack(Config):
     step_size: float | None = Field(
         None, gt=0, le=1000, description="by default 2.5 * epsilon / steps"
     )
+    iterate: Literal["best", "last"] = Field(
+        "best", description="the iterate that is worst for the surrogate, or the last one"
+    )
 
 
 Attack = Annotated[
-    PGDAttack | APGDAttack | TransferAttack,
+    FGSMAttack | PGDAttack | APGDAttack | SquareAttack | NoiseAttack | TransferAttack,
     Field(discriminator="name"),
     BeforeValidator(_name_only, json_schema_input_type=Any),
 ]
 
 Preset = Literal["quick", "standard", "paper"]
 
-PRESETS: dict[Preset, list[PGDAttack | APGDAttack | TransferAttack]] = {
+PRESETS: dict[Preset, list[Attack]] = {
     "quick": [PGDAttack(), APGDAttack(steps=10)],
     "standard": [
         PGDAttack(steps=20),
         APGDAttack(steps=50, restarts=2),
+        SquareAttack(),
         TransferAttack(),
     ],
     # Tables 2-4 of the paper: last iterate, one restart, fixed step sizes at epsilon 8/255.
     "paper": [
         PGDAttack(steps=10, step_size=0.007, iterate="last"),
         APGDAttack(steps=10),
-        TransferAttack(steps=20, step_size=0.003),
+        TransferAttack(steps=20, step_size=0.003, iterate="last"),
     ],
 }
 
@@ -395,7 +420,7 @@ class AuditConfig(Config):
             )
         return self
 
-    def resolved_attacks(self) -> list[PGDAttack | APGDAttack | TransferAttack]:
+    def resolved_attacks(self) -> list[Attack]:
         """The attacks to run; a preset leaves transfer out where no surrogate is named."""
         if self.attacks is not None:
             return self.attacks

@@ -6,12 +6,19 @@ from typing import Any
 from core import config
 from core.attacks.apgd import APGD
 from core.attacks.base import Attack
+from core.attacks.fgsm import FGSM
+from core.attacks.noise import Noise
 from core.attacks.pgd import PGD
+from core.attacks.square import Square
 
 
 def build_attack(attack: config.Attack, threat: config.Threat) -> Attack:
     """The attack that a configuration describes, with its defaults for this threat filled in."""
     return ATTACKS[attack.name](attack, threat)
+
+
+def _fgsm(attack: config.FGSMAttack, threat: config.Threat) -> Attack:  # noqa: ARG001
+    return FGSM()
 
 
 def _pgd(attack: config.PGDAttack, threat: config.Threat) -> Attack:
@@ -27,10 +34,18 @@ def _apgd(attack: config.APGDAttack, threat: config.Threat) -> Attack:  # noqa: 
     return APGD(attack.steps, restarts=attack.restarts)
 
 
+def _square(attack: config.SquareAttack, threat: config.Threat) -> Attack:  # noqa: ARG001
+    return Square(attack.queries)
+
+
+def _noise(attack: config.NoiseAttack, threat: config.Threat) -> Attack:  # noqa: ARG001
+    return Noise()
+
+
 def _transfer(attack: config.TransferAttack, threat: config.Threat) -> Attack:
-    # The caller hands it the surrogate's loss. Last iterate, as in the paper: which iterate is
-    # best for the audited model, an attacker with a black box cannot tell.
-    return PGD(attack.steps, _step_size(attack, threat), iterate="last")
+    # The caller hands it the surrogate's loss, so the best iterate is the surrogate's: which one
+    # is best for the audited model, an attacker with a black box cannot tell.
+    return PGD(attack.steps, _step_size(attack, threat), iterate=attack.iterate)
 
 
 def _step_size(attack: config.PGDAttack | config.TransferAttack, threat: config.Threat) -> float:
@@ -41,7 +56,10 @@ def _step_size(attack: config.PGDAttack | config.TransferAttack, threat: config.
 
 # Any: each builder takes its own configuration, and the name guarantees which one it gets.
 ATTACKS: Mapping[str, Callable[[Any, config.Threat], Attack]] = {
+    "fgsm": _fgsm,
     "pgd": _pgd,
     "apgd": _apgd,
+    "square": _square,
+    "noise": _noise,
     "transfer": _transfer,
 }

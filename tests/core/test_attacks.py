@@ -16,16 +16,31 @@ from core.attacks.apgd import APGD, checkpoints_of
 from core.attacks.base import attacking
 from core.attacks.pgd import PGD
 from core.attacks.registry import ATTACKS, build_attack
+from core.attacks.square import Square
 from core.attacks.threat_model import ThreatModel
-from core.config import APGDAttack, PGDAttack, Threat, TransferAttack
+from core.config import (
+    APGDAttack,
+    FGSMAttack,
+    NoiseAttack,
+    PGDAttack,
+    SquareAttack,
+    Threat,
+    TransferAttack,
+)
 from core.errors import ConfigError
 
 NORMS = ("linf", "l2")
 ENTRIES = get_args(get_args(config.Attack)[0])  # the classes of the discriminated union
 CATALOGUE = [entry() for entry in ENTRIES]
-BEST_ITERATE = [entry for entry in CATALOGUE if not isinstance(entry, TransferAttack)]
 
-every_attack = pytest.mark.parametrize("attack", CATALOGUE, ids=lambda entry: entry.name)
+
+def every_attack_but(*kinds):
+    entries = [entry for entry in CATALOGUE if not isinstance(entry, kinds)]
+    return pytest.mark.parametrize("attack", entries, ids=lambda entry: entry.name)
+
+
+every_attack = every_attack_but()
+every_search = every_attack_but(NoiseAttack)
 every_norm = pytest.mark.parametrize("norm", NORMS)
 
 
@@ -79,7 +94,9 @@ def run(attack, loss_fn, x, *, norm="linf", epsilon=0.1, seed=0):
 
 @every_norm
 @pytest.mark.parametrize(
-    "attack", [PGDAttack(steps=20, step_size=0.1), APGDAttack()], ids=lambda entry: entry.name
+    "attack",
+    [FGSMAttack(), PGDAttack(steps=20, step_size=0.1), APGDAttack()],
+    ids=lambda entry: entry.name,
 )
 def test_the_worst_case_of_a_linear_model_is_reached(attack, norm):
     model, x = Linear(), images(low=0.3, high=0.7)
@@ -88,7 +105,11 @@ def test_the_worst_case_of_a_linear_model_is_reached(attack, norm):
     torch.testing.assert_close(gain, exact.expand(len(x)), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("attack", [PGDAttack(), APGDAttack(steps=10)], ids=lambda e: e.name)
+@pytest.mark.parametrize(
+    "attack",
+    [FGSMAttack(), PGDAttack(), APGDAttack(steps=10), SquareAttack(queries=2000)],
+    ids=lambda entry: entry.name,
+)
 def test_the_linf_worst_case_of_a_linear_model_is_reached_where_the_box_binds(attack):
     model, x = Linear(), images()
     # Each pixel goes epsilon its own way, or as far as the box lets it.
@@ -98,7 +119,20 @@ def test_the_linf_worst_case_of_a_linear_model_is_reached_where_the_box_binds(at
     torch.testing.assert_close(gain, exact, rtol=0, atol=1e-6)
 
 
-@every_attack
+@every_norm
+def test_noise_of_the_same_size_is_weaker_than_every_attack_on_a_linear_model(norm):
+    model, x = Linear(), images(low=0.3, high=0.7, count=200)
+    exact = 0.1 * model.w.flatten().norm(p={"linf": 1, "l2": 2}[norm]).item()
+    gain = (model(run(NoiseAttack(), model, x, norm=norm)) - model(x)) / exact
+    assert gain.max() < 0.7
+    # It rises and falls alike. Uniform in L-inf, its standard deviation is known.
+    assert abs(gain.mean()) < 3 * gain.std() / math.sqrt(200)
+    if norm == "linf":
+        deviation = 0.1 * model.w.flatten().norm().item() / math.sqrt(3) / exact
+        assert gain.std().item() == pytest.approx(deviation, rel=0.15)  # three standard errors
+
+
+@every_search
 def test_a_logit_far_beyond_where_a_sigmoid_saturates_is_moved_as_far_as_any(attack):
     model, x = Linear(bias=50.0), images(low=0.3, high=0.7).float()
     model.float()
@@ -138,14 +172,14 @@ def test_epsilon_zero_is_the_clean_image(attack, norm):
     assert torch.equal(run(attack, small_network().eval(), x, norm=norm, epsilon=0.0), x)
 
 
-@pytest.mark.parametrize("attack", BEST_ITERATE, ids=lambda entry: entry.name)
+@every_search
 @every_norm
 def test_the_loss_rises(attack, norm):
     network, x = small_network().eval(), images()
     assert (network(run(attack, network, x, norm=norm)) > network(x)).all()
 
 
-@every_attack
+@every_attack_but(FGSMAttack)
 def test_the_same_generator_gives_the_same_bits_and_another_one_does_not(attack):
     network, x = small_network().eval(), images()
     first = run(attack, network, x, norm="l2", seed=0)
@@ -197,7 +231,12 @@ def test_attacks_work_where_gradients_are_switched_off(attack):
         (PGDAttack(steps=4, iterate="best", restarts=3), 15, 12),
         (APGDAttack(steps=4), 5, 4),
         (APGDAttack(steps=10, restarts=2), 22, 20),
-        (TransferAttack(steps=4), 4, 4),
+        (TransferAttack(steps=4), 5, 4),
+        (TransferAttack(steps=4, iterate="last"), 4, 4),
+        (FGSMAttack(), 1, 1),
+        (SquareAttack(queries=1), 1, 0),
+        (SquareAttack(queries=37), 37, 0),
+        (NoiseAttack(), 0, 0),
     ],
 )
 def test_an_attack_costs_as_many_passes_as_it_says(attack, forwards, backwards):
@@ -216,6 +255,21 @@ def test_an_attack_costs_as_many_passes_as_it_says(attack, forwards, backwards):
         run(attack, network, images())
     assert counted == {"forward": forwards, "backward": backwards}
     assert all(parameter.grad is None for parameter in network.parameters())
+
+
+# --- FGSM -----------------------------------------------------------------------------------------
+
+
+def test_fgsm_draws_nothing_and_is_one_step_of_pgd_from_the_clean_image():
+    network, x = small_network().eval(), images()
+    source = generator()
+    x_adv = build_attack(FGSMAttack(), Threat()).perturb(
+        network, x, threat_model=ThreatModel("linf", 0.1), generator=source
+    )
+    assert torch.equal(source.get_state(), generator().get_state())
+    probe = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(network(probe).sum(), probe)
+    assert torch.equal(x_adv, (x + 0.1 * gradient.sign()).clamp(0, 1))
 
 
 # --- freezing -------------------------------------------------------------------------------------
@@ -392,6 +446,7 @@ def test_the_examples_in_the_documentation_are_true():
         (lambda: PGD(1, 0.1, restarts=0), "1 restart"),
         (lambda: PGD(1, math.nan), "step_size"),
         (lambda: APGD(1), "at least 2 steps"),
+        (lambda: Square(0), "at least 1 query"),
     ],
 )
 def test_settings_that_cannot_run_are_refused(build, message):

@@ -1,0 +1,29 @@
+"""Noise of the size of an attack: the control that every attack must beat."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from core.attacks.base import LossFn
+from core.attacks.threat_model import ThreatModel
+
+
+@dataclass(frozen=True)
+class Noise:
+    """One draw from the ball, uniform: each pixel in L-inf, the whole image in L2.
+
+    One draw and not the best of several, which would be a search, and a poorer one than Square's.
+    It never looks at the loss, so it costs no pass.
+    """
+
+    def perturb(
+        self,
+        loss_fn: LossFn,  # noqa: ARG002
+        x: Tensor,
+        *,
+        threat_model: ThreatModel,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """See `core.attacks.base.Attack`."""
+        return threat_model.random_start(x, generator=generator)
