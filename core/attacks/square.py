@@ -144,7 +144,7 @@ class L2Search:
 
         delta = x_adv - x
         unused = (self.threat_model.epsilon**2 - _squares(delta, (1, 2, 3))).clamp_min(0)
-        freed = _squares(delta.where(square | emptied, 0), (2, 3))  # (B, C, 1, 1)
+        freed = _squares(delta.where(square | emptied, 0), (-2, -1))  # (B, C, 1, 1)
         direction = _normed(delta.where(square, 0)) + signs * bump.where(square, 0)
         new = (freed + unused / channels).sqrt() * _normed(direction)
         return self._at_border(torch.where(square, new, delta.where(~emptied, 0)), x)
@@ -157,21 +157,22 @@ def bump_and_dip(side: int, *, like: Tensor) -> Tensor:
     """(side, side) of L2 length 1: a pyramid above, and the negative of one below; eq. (2).
 
     A pyramid over n rows or columns, k pixels from its centre in the larger of both directions, is
-    as high as the sum of 1 / (i + 1)^2 for i from k to n // 2.
+    as high as the sum of 1 / (i + 1)^2 for i from k to n // 2. Both are scaled to the same length,
+    as in the authors' code.
     """
     half = side // 2
     both = torch.cat([_pyramid(half, side, like=like), -_pyramid(side - half, side, like=like)])
-    return both / both.square().sum().sqrt()
+    return _normed(both)
 
 
 def _pyramid(height: int, width: int, *, like: Tensor) -> Tensor:
-    """(height, width)"""
+    """(height, width) of length 1"""
     levels = max(height // 2, width // 2) + 1
     steps = torch.arange(1, levels + 1, dtype=like.dtype, device=like.device).square().reciprocal()
     heights = steps.flip(0).cumsum(0).flip(0)
     row = (torch.arange(height, device=like.device) - height // 2).abs()
     column = (torch.arange(width, device=like.device) - width // 2).abs()
-    return heights[torch.maximum(row[:, None], column)]
+    return _normed(heights[torch.maximum(row[:, None], column)])
 
 
 def _tiles(height: int, width: int) -> tuple[int, int, int]:
@@ -205,5 +206,5 @@ def _squares(v: Tensor, dim: tuple[int, ...]) -> Tensor:
 
 
 def _normed(v: Tensor) -> Tensor:
-    """Each channel of each image at L2 length 1; zero stays zero."""
-    return v / _squares(v, (2, 3)).sqrt().clamp_min(torch.finfo(v.dtype).tiny)
+    """(..., H, W) with each (H, W) scaled to L2 length 1; zero stays zero."""
+    return v / _squares(v, (-2, -1)).sqrt().clamp_min(torch.finfo(v.dtype).tiny)
