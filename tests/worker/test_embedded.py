@@ -147,7 +147,7 @@ def test_a_killed_service_leaves_no_process_and_its_training_goes_on_after_a_res
 
     with embedded_service(tmp_path, **IMPATIENT) as (url, process):
         job = wait_for(lambda: (job := get(url, f"/v1/jobs/{job_id}"))["done"] and job)
-        assert (job["status"], job["attempt"]) == ("succeeded", 2)
+        assert (job["status"], job["attempt"]) == ("succeeded", 2), job["error"]
         events = get(url, f"/v1/jobs/{job_id}/events?limit=1000")["data"]
         (resumed,) = [event["data"]["epoch"] for event in events if event["type"] == "resumed"]
         assert resumed >= 1
