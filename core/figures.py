@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from core.errors import ConfigError
-from core.ranking import _checked
+from core.ranking import checked
 from core.report import Alarms, Operating, OperatingFigures
 
 TOP = 100
@@ -32,7 +32,7 @@ def precision_at_k(scores: ArrayLike, targets: ArrayLike, *, k: int) -> float:
     >>> precision_at_k([3.0, 2.0, 1.0], [1, 0, 1], k=2)
     0.5
     """
-    scores, targets = _checked(scores, targets)
+    scores, targets = checked(scores, targets)
     if not 1 <= k <= len(scores):
         raise ConfigError(f"expected k between 1 and {len(scores)}, got {k}")
     return float(targets[np.lexsort((targets, -scores))[:k]].mean())
@@ -92,7 +92,7 @@ def threshold_at_fpr(scores: ArrayLike, targets: ArrayLike, *, fpr: float) -> fl
     """
     if not 0 < fpr < 1:
         raise ConfigError(f"expected a false positive rate between 0 and 1, got {fpr}")
-    scores, targets = _checked(scores, targets)
+    scores, targets = checked(scores, targets)
     negatives = -np.sort(-scores[targets == 0])  # best first
     # The same quotients as in a ROC curve: fpr * N rounds 0.29 * 100 to less than 29.
     allowed = np.flatnonzero(np.arange(len(negatives)) / len(negatives) <= fpr)[-1]
@@ -139,7 +139,7 @@ def _found_and_false_alarms(
     scores: ArrayLike, targets: ArrayLike
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(P,) positives down to each positive, itself included, and (P,) negatives at or above it."""
-    scores, targets = _checked(scores, targets)
+    scores, targets = checked(scores, targets)
     ranks = np.flatnonzero(targets[np.lexsort((targets, -scores))]) + 1
     found = np.arange(1, len(ranks) + 1)
     return found, ranks - found

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from core.errors import ConfigError
-from core.ranking import _checked
+from core.ranking import checked
 from core.report import Interval
 
 RESAMPLES = 1000
@@ -46,7 +46,7 @@ def resampled_ap(
     """
     if resamples < 1:
         raise ConfigError(f"expected at least 1 resample, got {resamples}")
-    ranked = {name: _ranked(*_checked(logits, targets)) for name, logits in scores.items()}
+    ranked = {name: _ranked(*checked(logits, targets)) for name, logits in scores.items()}
     ap: dict[str, list[NDArray[np.float64]]] = {name: [] for name in scores}
     for positives, negatives in stratified_counts(
         np.asarray(targets), resamples=resamples, generator=generator

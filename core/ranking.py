@@ -36,7 +36,7 @@ def average_precision(
     >>> average_precision([3.0, 2.0, 1.0], [1, 0, 1])  # (1/1 + 2/3) / 2
     0.8333333333333333
     """
-    scores, targets = _checked(scores, targets)
+    scores, targets = checked(scores, targets)
     if ties == "pessimistic":
         return float(_precision_at_positives(scores, targets).mean())
     order = np.argsort(-scores, kind="stable")
@@ -54,7 +54,7 @@ def precision_recall_curve(
     Negatives come first in a tie. Drawn as steps, each precision reaching back to the recall
     before it, the area under the curve is `average_precision`. Raises DataError as that does.
     """
-    scores, targets = _checked(scores, targets)
+    scores, targets = checked(scores, targets)
     precision = _precision_at_positives(scores, targets)
     return np.arange(1, len(precision) + 1) / len(precision), precision
 
@@ -75,7 +75,7 @@ def floor_ap(positives: int, examples: int) -> float:
 
 def count_ties(scores: ArrayLike, targets: ArrayLike) -> int:
     """How many positives have exactly the score of some negative. Raises DataError as above."""
-    scores, targets = _checked(scores, targets)
+    scores, targets = checked(scores, targets)
     return int(np.isin(scores[targets == 1], scores[targets == 0]).sum())
 
 
@@ -101,9 +101,7 @@ def _precision_at_positives(
     return np.arange(1, len(ranks) + 1) / ranks
 
 
-def _checked(
-    scores: ArrayLike, targets: ArrayLike
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def checked(scores: ArrayLike, targets: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     scores, targets = _checked_scores(scores), np.asarray(targets)
     if targets.shape != scores.shape:
         raise DataError(f"expected {scores.shape} targets, one a score, got {targets.shape}")
