@@ -5,7 +5,7 @@
 - 'crown': the intervals before each ReLU are themselves tightened by backward passes, two for each
   element whose sign is open (Zhang et al. 2018). The tightest and by far the dearest.
 
-Each method's bounds lie within those of the one before: they are intersected, at every layer.
+Each method's bounds lie within those of the one before, with which they are intersected.
 
 The claim is about the network as a function of real numbers, its parameters being what they are in
 the file. Everything is computed in float64 and widened for rounding (`core.certify.operations`),
@@ -29,9 +29,10 @@ from core.ranking import average_precision
 
 Method = Literal["ibp", "crown_ibp", "crown"]
 
-# Numbers that a chunk of images or of rows may hold at once: 2^24 are 128 MiB, beside temporaries.
+# Numbers that a chunk of images, or of rows, may hold at once, beside temporaries. Rows are passed
+# over many times: on a CPU they should stay in the cache, on a GPU a call must be worth its while.
 CHUNK_NUMBERS = 2**24
-ROW_COPIES = 8  # arrays of the largest layer that are alive in a backward pass
+ROW_NUMBERS = {"cpu": 2**18, "cuda": 2**24}
 
 # float32 rounds x - epsilon by at most half a unit (2^-25) and epsilon itself by 2^-24 of it; in L2
 # the projection is good to some 1e-6 of epsilon.
@@ -47,8 +48,8 @@ def certified_bounds(
     scorer: (B, C, H, W) in [0, 1] -> (B,) logits, judged in eval mode, on the device of the images.
     images: (B, C, H, W) float in [0, 1].  threat: intersected with [0, 1].
 
-    With epsilon 0 both are the logit itself. Where a bound cannot be told (the network overflows float64) it is infinite. Memory depends on
-    the size of one image's layers, not on B.
+    With epsilon 0 both are the logit itself. Where a bound cannot be told (the network overflows
+    float64) it is infinite. Memory depends on the size of one image's layers, not on B.
 
     Raises ModelError for a network with an operation that cannot be bounded, naming it; DataError
     for images that are none; ConfigError for a method that does not exist.
@@ -72,7 +73,7 @@ def certified_bounds(
         return logits, logits.clone()
     with torch.no_grad(), torch.backends.cudnn.flags(enabled=False):
         parts = [
-            _Pass(program, part.double(), threat).logits(method)
+            _logits(program, part.double(), threat=threat, method=method)
             for part in torch.split(images, chunk)
         ]
     return torch.cat([part.lo for part in parts]), torch.cat([part.hi for part in parts])
@@ -97,6 +98,16 @@ def certified_floor_ap(lo: Tensor, hi: Tensor, targets: Tensor) -> float:
             f"{tuple(hi.shape)} and {tuple(targets.shape)}"
         )
     return average_precision(torch.where(targets == 1, lo, hi).cpu(), targets.cpu())
+
+
+def _logits(program: Program, images: Tensor, *, threat: ThreatModel, method: Method) -> Interval:
+    """(B,) bounds of one chunk of images."""
+    bounds = _Pass(program, images, threat).logits(method)
+    if method != "crown":
+        return bounds
+    # On tighter intervals a ReLU may get another lower line, which is now and then the worse one.
+    cheap = _Pass(program, images, threat).logits("crown_ibp")
+    return Interval(torch.maximum(bounds.lo, cheap.lo), torch.minimum(bounds.hi, cheap.hi))
 
 
 class _Pass:
@@ -143,7 +154,7 @@ class _Pass:
         lo, hi = value.lo.flatten(), value.hi.flatten()
         size = math.prod(shape)
         largest = max(math.prod(operation.shape) for operation in self._operations[: place + 1])
-        rows = max(1, CHUNK_NUMBERS // (2 * ROW_COPIES * largest))
+        rows = max(1, ROW_NUMBERS[lo.device.type] // (2 * largest))
         places = chosen.flatten().nonzero().flatten()
         if len(places) == 0:
             return  # split would give one empty part
