@@ -1,5 +1,6 @@
 """The judges: closed forms, linear programs over all patterns of active units, grids, attacks."""
 
+import doctest
 import itertools
 
 import numpy as np
@@ -11,6 +12,7 @@ from sklearn.datasets import load_digits
 from sklearn.metrics import average_precision_score
 from torch import nn
 
+import core.certify.bounds
 from core.attacks.apgd import APGD
 from core.attacks.pgd import PGD
 from core.attacks.threat_model import ThreatModel
@@ -442,6 +444,10 @@ def test_the_floor_refuses_shapes_that_do_not_match():
         certified_floor_ap(torch.zeros(3), torch.zeros(3), torch.tensor([1, 0]))
 
 
+def test_the_examples_in_the_docstrings_are_true():
+    assert doctest.testmod(core.certify.bounds) == (0, 2)
+
+
 def interval_logits(network, x, epsilon):
     """IBP written for Linear and ReLU alone, with gradients: what the network is trained on."""
     lo, hi = (x - epsilon).clamp(0, 1).flatten(1), (x + epsilon).clamp(0, 1).flatten(1)
@@ -505,7 +511,6 @@ def test_a_network_trained_on_bounds_has_a_floor_far_above_chance():
         clean = average_precision_score(targets, scorer(x))
         robust = average_precision_score(targets, scorer(attacked))
     chance = targets.float().mean().item()
-    print(f"{chance=:.3f} {clean=:.3f} {robust=:.3f} {floors=}")  # noqa: T201
     assert chance < 0.11
     assert floors["ibp"] <= floors["crown_ibp"] <= floors["crown"] <= robust <= clean
     assert floors["crown"] > 0.7
