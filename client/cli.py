@@ -177,9 +177,7 @@ def up(
 @app.command()
 def demo(
     context: typer.Context,
-    output: Annotated[Path, typer.Option(help="Where reports and ranking are put.")] = Path(
-        "adap-demo"
-    ),
+    output: Annotated[Path, typer.Option(help="Where the reports are put.")] = Path("adap-demo"),
     home: Annotated[
         Path | None, typer.Option(help="Keep the service's data here; by default it is deleted.")
     ] = None,

@@ -80,8 +80,8 @@ class Outcome:
         return Group(
             Text(),
             Text(
-                f"Average precision of ranking the digit {POSITIVE} first: {any_task['examples']} "
-                f"test images, {any_task['positives']} positive, attacked within L-inf {EPSILON}",
+                f"Average precision: the {any_task['positives']} eights among "
+                f"{any_task['examples']} test images, attacked within L-inf {EPSILON}",
                 style="bold",
             ),
             Text(),

@@ -140,7 +140,7 @@ def _show_progress(line: Line, state: dict[str, Any]) -> None:
         return  # said when the job is at hand
     if state["status"] == "queued":
         ahead = f", {position} ahead" if position else ""
-        line.show("queued", completed=0, total=None, text=f"queued{ahead}")
+        line.show("queued", completed=0, total=1, text=f"queued{ahead}")
     elif progress is None or state["status"] != "running":
         text = {"running": "starting"}.get(state["status"], state["status"])
         line.show(state["status"], completed=0, total=None, text=text)
@@ -168,7 +168,7 @@ class _LiveLine:
     def __init__(self, progress: Progress, label: str) -> None:
         self._progress = progress
         self._label = label
-        self._task = progress.add_task(escape(label), total=None, start=False, text="waiting")
+        self._task = progress.add_task(escape(label), total=1, text="waiting")
 
     def show(self, phase: str, *, completed: float, total: float | None, text: str) -> None:
         del phase
