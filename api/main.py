@@ -5,14 +5,17 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
+from typing import Any
 
 from fastapi import FastAPI
+from pydantic.json_schema import models_json_schema
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import errors
 from api.deps import House
 from api.routes import audits, catalogue, datasets, health, jobs, keys, models, rankings, training
+from core.config import AuditRequest
 from store.artifacts import open_blobs
 from store.database import Database
 from store.ids import new_id
@@ -62,7 +65,7 @@ def create_app(settings: Settings) -> "RequestLog":
         app.include_router(module.router)
     for module in (training, rankings, jobs, catalogue, keys, health):
         app.include_router(module.router, max_body_size=settings.max_json_bytes)
-    _document_problem(app)
+    _complete_openapi(app)
     return RequestLog(app)
 
 
@@ -110,17 +113,21 @@ class RequestLog:
             )
 
 
-def _document_problem(app: FastAPI) -> None:
-    """Add the Problem schema, which the error responses refer to, to the OpenAPI."""
+def _complete_openapi(app: FastAPI) -> None:
+    """Add the schemas that FastAPI does not find by itself to the OpenAPI.
+
+    Error answers refer to Problem; the route for audits reads its two kinds of body itself.
+    """
     generate = app.openapi
 
-    def openapi() -> dict[str, object]:
+    def openapi() -> dict[str, Any]:
         schema = generate()
-        schemas = schema.setdefault("components", {}).setdefault("schemas", {})
-        schemas["ErrorItem"] = errors.ErrorItem.model_json_schema()
-        problem = errors.Problem.model_json_schema(ref_template="#/components/schemas/{model}")
-        problem.pop("$defs", None)
-        schemas["Problem"] = problem
+        _, ours = models_json_schema(
+            [(cls, "validation") for cls in (errors.Problem, AuditRequest, audits.AuditForm)],
+            ref_template="#/components/schemas/{model}",
+        )
+        schemas = schema["components"]["schemas"]
+        schemas |= ours["$defs"]
         for unused in ("HTTPValidationError", "ValidationError"):
             schemas.pop(unused, None)
         return schema

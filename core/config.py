@@ -285,6 +285,19 @@ Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f
 class TrainingRequest(TrainingConfig):
     """`POST /v1/training-jobs`."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "dataset_id": "ds_01k9x2v7m3c5r8t1w4z6y0b2d4",
+                    "task": {"positive": ["truck"]},
+                    "method": {"name": "adap_lpn", "lambda": 1.0},
+                    "epochs": 30,
+                }
+            ]
+        }
+    )
+
     dataset_id: Identifier
     task: Task | None = Field(
         None, description="may be left out when the data set has two classes, one named as positive"
@@ -434,12 +447,36 @@ class AuditConfig(Config):
 class AuditRequest(AuditConfig):
     """`POST /v1/audits` by ids."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "model_id": "mdl_01k9x2v7m3c5r8t1w4z6y0b2d4",
+                    "dataset_id": "ds_01k9x2v7m3c5r8t1w4z6y0b2d4",
+                    "threat": {"norm": "linf", "epsilon": 0.0314},
+                    "attacks": ["pgd", {"name": "apgd", "steps": 50}],
+                }
+            ]
+        }
+    )
+
     model_id: Identifier
     dataset_id: Identifier
 
 
 class RankingRequest(Config):
     """`POST /v1/rankings`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "model_id": "mdl_01k9x2v7m3c5r8t1w4z6y0b2d4",
+                    "dataset_id": "ds_01k9x2v7m3c5r8t1w4z6y0b2d4",
+                }
+            ]
+        }
+    )
 
     model_id: Identifier
     dataset_id: Identifier

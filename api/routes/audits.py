@@ -62,8 +62,8 @@ class AuditForm(BaseModel):
         "requestBody": {
             "required": True,
             "content": {
-                "application/json": {"schema": AuditRequest.model_json_schema()},
-                "multipart/form-data": {"schema": AuditForm.model_json_schema()},
+                "application/json": {"schema": {"$ref": "#/components/schemas/AuditRequest"}},
+                "multipart/form-data": {"schema": {"$ref": "#/components/schemas/AuditForm"}},
             },
         }
     },

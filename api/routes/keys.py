@@ -3,7 +3,7 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Response
-from pydantic import Field
+from pydantic import ConfigDict, Field
 from sqlalchemy import select
 
 from api.assets import AssetId
@@ -21,6 +21,10 @@ router = APIRouter(prefix="/v1/api-keys", tags=["API keys"])
 
 class ApiKeyRequest(Config):
     """`POST /v1/api-keys`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"name": "nightly audit", "scopes": ["read", "write"]}]}
+    )
 
     name: Name
     scopes: list[Scope] = Field(["read", "write"], min_length=1, max_length=3)
