@@ -389,7 +389,8 @@ def audit(
     ] = None,
     preset: Annotated[str | None, typer.Option(help="quick, standard or paper.")] = None,
     attack: Annotated[
-        list[str] | None, typer.Option(help="pgd, apgd or transfer, instead of a preset.")
+        list[str] | None,
+        typer.Option(help="pgd, apgd, fgsm, square, transfer or noise, instead of a preset."),
     ] = None,
     surrogate: Annotated[
         str | None, typer.Option(help="Id of the attacker's own model, for transfer.")

@@ -38,6 +38,7 @@ from core.report import (
 )
 from core.scores import Evidence, Scores
 
+USES_GRADIENTS = frozenset({"fgsm", "pgd", "apgd"})  # of the audited model itself
 FEW_POSITIVES = 50
 BALANCED = 0.3  # prevalence above which the data set is more balanced than most that are ranked
 
@@ -278,8 +279,8 @@ def build_report(
 
 
 def _warnings(task: TaskReport, threat: Threat, *, trained_on_these: bool) -> list[str]:
-    white_box = [f.ap for f in task.attacks.values() if f.attack["name"] != "transfer"]
-    black_box = [f.ap for f in task.attacks.values() if f.attack["name"] == "transfer"]
+    white_box = {n: f.ap for n, f in task.attacks.items() if f.attack["name"] in USES_GRADIENTS}
+    others = {n: f.ap for n, f in task.attacks.items() if n not in white_box}
     warnings = []
     if trained_on_these:
         warnings.append(
@@ -323,12 +324,15 @@ def _warnings(task: TaskReport, threat: Threat, *, trained_on_these: bool) -> li
             f"The attacks inverted the ranking, worst-case AP {task.worst_case.ap:.3f} is "
             f"at its floor {task.floor:.3f}. A smaller epsilon tells models apart."
         )
-    if white_box and black_box and min(black_box) < min(white_box) - 0.01:
-        warnings.append(
-            f"The black-box attack (AP {min(black_box):.3f}) did more damage than every "
-            f"attack on the model itself ({min(white_box):.3f}). Its gradients mislead the "
-            "attacks, so the robust figures are too high."
-        )
+    if white_box and others:
+        strongest = min(others, key=others.__getitem__)
+        if others[strongest] < min(white_box.values()) - 0.01:
+            warnings.append(
+                f"{strongest}, which does not see the model's gradients, did more damage (AP "
+                f"{others[strongest]:.3f}) than every attack that does "
+                f"({min(white_box.values()):.3f}). The gradients mislead those attacks, so the "
+                "robust figures may be too high."
+            )
     return warnings
 
 

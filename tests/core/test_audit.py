@@ -375,7 +375,7 @@ def test_a_careful_audit_of_a_good_model_warns_of_nothing():
         ("50% of the examples", scores([1, 0], [1, 0], pgd=[1, 0]), {}),
         ("inverted the ranking", scores([2, 1, 0], [1, 0, 0], pgd=[-1, 1, 0]), {}),
         (
-            "black-box attack",
+            "does not see the model.s gradients",
             scores([2, 1, 0], [1, 0, 0], pgd=[2, 1, 0], transfer=[-1, 1, 0]),
             {"attacks": [PGDAttack(), TransferAttack()]},
         ),
