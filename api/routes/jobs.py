@@ -34,6 +34,8 @@ from store.tables import (
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
+_NOUNS = {JobKind.AUDIT: "audit", JobKind.RANK: "ranking"}  # kinds that have pages of their own
+
 POLL_S = 0.1
 STREAM_POLL_S = 0.3
 PING_S = 15.0
@@ -91,7 +93,9 @@ def cancel_job(job_id: AssetId, house: HouseDep, caller: Writer) -> Job:
         if row.parent_id is not None:
             raise not_found("job", job_id)
         if jobs.request_cancel(session, job_id) is None:
-            raise ApiError("already_finished", f"The job {job_id} has {row.status.value} already.")
+            raise ApiError(
+                "already_finished", f"The job {job_id} has ended already: it is {row.status.value}."
+            )
         session.expire_all()
         row = session.get_one(JobRow, job_id)
     return answer_job(house, row)
@@ -173,7 +177,7 @@ def find_job(session: Session, job_id: str, caller: Caller, kind: JobKind | None
     """A job of the caller's, of this kind if one is named; else 404."""
     row = session.get(JobRow, job_id)
     if row is None or row.tenant != caller.tenant or kind not in (None, row.kind):
-        raise not_found(kind.value if kind else "job", job_id)
+        raise not_found("job" if kind is None else _NOUNS[kind], job_id)
     return row
 
 
@@ -185,7 +189,8 @@ def finished_blob(house: House, job_id: str, caller: Caller, kind: JobKind, name
         reason = (row.error or {}).get("message")
         raise ApiError(
             "not_ready",
-            f"The {kind.value} {job_id} is {row.status.value}" + (f": {reason}" if reason else "."),
+            f"The {_NOUNS[kind]} {job_id} is {row.status.value}"
+            + (f": {reason}" if reason else "."),
         )
     return str((row.result or {})["blobs"][name])
 
