@@ -6,7 +6,6 @@ renamed. Rows refer to blobs by hash; a blob that no row refers to is deleted af
 
 import hashlib
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,23 +69,25 @@ class FolderBlobs:
 
     def put(self, path: Path) -> str:
         """Store a copy of a file; returns its SHA-256."""
-        sha256 = sha256_of(path)
-        target = self.local_path(sha256)
-        if target.exists():
-            os.utime(target)  # young again, so that the garbage collector spares it
-            return sha256
-        target.parent.mkdir(exist_ok=True)
-        part = target.with_name(f"{uuid4().hex}.part")
+        part = self.root / f"{uuid4().hex}.part"
         try:
             with path.open("rb") as source, part.open("wb") as copy:
-                shutil.copyfileobj(source, copy, CHUNK_BYTES)
+                digest = hashlib.sha256()
+                while chunk := source.read(CHUNK_BYTES):  # one pass: named by what was written
+                    digest.update(chunk)
+                    copy.write(chunk)
                 copy.flush()
                 os.fsync(copy.fileno())
+            target = self.local_path(digest.hexdigest())
+            if target.exists():
+                os.utime(target)  # young again, so that the garbage collector spares it
+                return target.name
+            target.parent.mkdir(exist_ok=True)
             part.rename(target)
         finally:
             part.unlink(missing_ok=True)
         _fsync_folder(target.parent)
-        return sha256
+        return target.name
 
     def open(self, sha256: str) -> IO[bytes]:
         """Read a blob as a seekable file. FileNotFoundError if there is none."""
@@ -103,12 +104,12 @@ class FolderBlobs:
     def older_than(self, age_s: float) -> Iterator[str]:
         """All blobs, and remains of interrupted writes, older than this."""
         oldest = time.time() - age_s
+        for part in self.root.glob("*.part"):
+            if part.stat().st_mtime < oldest:
+                part.unlink(missing_ok=True)
         for path in self.root.glob("??/*"):
             if path.stat().st_mtime < oldest:
-                if path.suffix == ".part":
-                    path.unlink(missing_ok=True)
-                else:
-                    yield path.name
+                yield path.name
 
 
 def collect_garbage(session: Session, blobs: Blobs, *, grace_s: float) -> int:

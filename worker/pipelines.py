@@ -84,14 +84,19 @@ def train(work: Work, reporter: Reporter) -> Result:
     scorer = Scorer(network, manifest.input)
     objective = build_objective(config.method, examples=len(targets))
 
-    def on_epoch(record: training.EpochRecord) -> None:
-        reporter.event("epoch", record.as_json())
-        reporter.progress("training", record.epoch, config.epochs, "epochs")
+    def checkpoint_of(epoch: int) -> Path:
+        # a name of its own: the worker may still read the one before
+        return work.folder / f"checkpoint-{epoch}.pt"
 
     def save(checkpoint: dict[str, Any]) -> None:
-        path = work.folder / "checkpoint.pt"
-        torch.save({**checkpoint, "job": work.request["job_id"]}, path)
-        reporter.checkpoint(path)
+        content = {**checkpoint, "job": work.request["job_id"]}
+        torch.save(content, checkpoint_of(checkpoint["epoch"]))
+
+    def on_epoch(record: training.EpochRecord) -> None:
+        # the event first: if the worker dies in between, it is told twice rather than never
+        reporter.event("epoch", record.as_json())
+        reporter.checkpoint(checkpoint_of(record.epoch))
+        reporter.progress("training", record.epoch, config.epochs, "epochs")
 
     checkpoint = None
     if "checkpoint" in work.inputs:

@@ -443,6 +443,7 @@ class Attempt:
 
     def _keep_checkpoint(self, path: Path) -> None:
         sha256 = self.worker.blobs.put(path)
+        path.unlink()  # the next one has a name of its own
         with self.worker.database.writing() as session:
             previous = jobs.save_checkpoint(session, self.claim, sha256)
         self.checkpoint = sha256

@@ -410,7 +410,10 @@ def test_ctrl_c_leaves_the_job_at_work_and_cancel_ends_it(
     assert (cancelled.code, cancelled.out) == (0, f"{job_id} is cancelling.\n")
     ended = adap("jobs", "watch", job_id)
     assert (ended.code, ended.err.splitlines()[-1]) == (1, f"The job {job_id} was cancelled.")
-    assert adap("jobs", "cancel", job_id).err == f"The job {job_id} has ended already: it is cancelled.\n"
+    assert (
+        adap("jobs", "cancel", job_id).err
+        == f"The job {job_id} has ended already: it is cancelled.\n"
+    )
 
     retried = adap("jobs", "retry", job_id)
     again = re.findall(r"job_[0-9a-z]{26}", retried.out)[0]
