@@ -162,8 +162,11 @@ def save_checkpoint(session: Session, claim: Claim, sha256: str) -> str | None:
 
 
 def succeed(session: Session, claim: Claim, result: dict[str, Any]) -> None:
-    """Publish the one result of the job; what it made is written in the same transaction."""
-    _finish(session, claim, JobStatus.SUCCEEDED, {"result": result})
+    """Publish the one result of the job; what it made is written in the same transaction.
+
+    Nobody will go on from its checkpoint any more, so the row lets go of it.
+    """
+    _finish(session, claim, JobStatus.SUCCEEDED, {"result": result, "checkpoint_sha256": None})
 
 
 def fail(session: Session, claim: Claim, error: JobError) -> None:

@@ -159,14 +159,15 @@ class Worker:
         with self.database.reading() as session:
             prepared = kinds.prepare(session, job)
         result, blobs = attempt.run(prepared, child)
+        checkpoint = attempt.checkpoint or job.checkpoint_sha256
         with self.database.writing() as session:
             published = kinds.publish(session, job, result, blobs)
             if isinstance(published, JobError):
                 jobs.fail(session, attempt.claim, published)
             else:
                 jobs.succeed(session, attempt.claim, published)
-        if job.checkpoint_sha256 or attempt.checkpoint:
-            self._drop_checkpoint(job.id)
+        if checkpoint is not None and not isinstance(published, JobError):
+            self.blobs.delete(checkpoint)  # it carries the job's id, so no other row refers to it
         self._ring_waiting(job)
 
     def _audit(self, job: JobRow, attempt: "Attempt", child: Child) -> None:
@@ -230,13 +231,6 @@ class Worker:
         with self.database.writing() as session:
             for shard in session.scalars(select(JobRow.id).where(JobRow.parent_id == audit_id)):
                 jobs.request_cancel(session, shard)
-
-    def _drop_checkpoint(self, job_id: str) -> None:
-        with self.database.writing() as session:
-            row = session.get_one(JobRow, job_id)
-            sha256, row.checkpoint_sha256 = row.checkpoint_sha256, None
-        if sha256 is not None:
-            self.blobs.delete(sha256)  # it carries the job's id, so no other row refers to it
 
     def _ring_waiting(self, job: JobRow) -> None:
         """An upload was checked: jobs that came with it in one request can start."""
