@@ -262,14 +262,14 @@ class CuttingProxy:
 def test_an_event_stream_that_is_cut_goes_on_where_it_was(
     service: str, client: Client, dataset: str
 ) -> None:
-    request = {**TINY, "epochs": 6, "dataset_id": dataset, "task": {"positive": ["cat"]}}
+    request = {**TINY, "epochs": 10, "dataset_id": dataset, "task": {"positive": ["cat"]}}
     job = client.train(request)
-    proxy = CuttingProxy(service, cut_after=1500)  # about two events
+    proxy = CuttingProxy(service, cut_after=1000)  # a few events, however fast they come
     seen: list[Event] = []
     with server(proxy) as url, Client(url) as cut_off:
         ended = cut_off.jobs.wait(job["id"], on_event=seen.append)
     assert ended["status"] == "succeeded"
-    assert len(proxy.resumed_after) > 1, "it was never cut"  # how often depends on the pace
+    assert len(proxy.resumed_after) > 2
     assert proxy.resumed_after == sorted(proxy.resumed_after)
 
     events = [event for event in seen if event.seq is not None]
@@ -279,7 +279,7 @@ def test_an_event_stream_that_is_cut_goes_on_where_it_was(
     assert [(event.type, event.data) for event in events] == [
         (event["type"], event["data"]) for event in kept
     ]
-    assert [event.type for event in events].count("epoch") == 6
+    assert [event.type for event in events].count("epoch") == 10
     assert seen[-1].data["status"] == "succeeded"
 
 
