@@ -9,9 +9,19 @@ Pixels are in [0, 1] everywhere, and so are `epsilon` and `step_size` (8/255 = 0
 
 import hashlib
 import json
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
 SPLITS = ("train", "validation", "test")
 Split = Literal["train", "validation", "test"]
@@ -52,6 +62,22 @@ class Task(Config):
         description="names of the positive classes, against all the others",
         examples=[["truck"]],
     )
+
+
+class EachClass(Config):
+    """Each class of the data set against the rest: one task a class, and the mean over them."""
+
+    each: Literal[True]
+
+
+AnyTask = Annotated[
+    Annotated[Task, Tag("positive")] | Annotated[EachClass, Tag("each")],
+    Discriminator(lambda value: "each" if "each" in _keys(value) else "positive"),
+]
+
+
+def _keys(value: Any) -> Any:
+    return value if isinstance(value, dict) else type(value).model_fields
 
 
 class Threat(Config):
@@ -308,13 +334,41 @@ class TrainingRequest(TrainingConfig):
 # --- audits ---------------------------------------------------------------------------------------
 
 
-class FGSMAttack(Config):
+class _Attack(Config):
+    """What every attack has: a name of its own in the report."""
+
+    name: str
+    label: str | None = Field(
+        None,
+        pattern=r"^[a-z0-9][a-z0-9_-]*$",
+        max_length=40,
+        description="what the report calls it, by default its name; needed where one occurs twice",
+    )
+
+    @property
+    def key(self) -> str:
+        """What the report and the scores call it."""
+        return self.label or self.name
+
+
+Patience = Annotated[
+    int | None,
+    Field(
+        ge=1,
+        le=10_000,
+        description="an image whose loss has not risen for this many steps (queries for square) "
+        "is dropped from the batch; by default none is",
+    ),
+]
+
+
+class FGSMAttack(_Attack):
     """One step of epsilon along the gradient at the clean image (Goodfellow et al. 2015)."""
 
     name: Literal["fgsm"] = "fgsm"
 
 
-class PGDAttack(Config):
+class PGDAttack(_Attack):
     """Projected gradient ascent with a fixed step size (Madry et al. 2018)."""
 
     name: Literal["pgd"] = "pgd"
@@ -326,32 +380,40 @@ class PGDAttack(Config):
     iterate: Literal["best", "last"] = Field(
         "best", description="keep each image's best iterate, or the last one as the paper does"
     )
+    patience: Patience = None
 
 
-class APGDAttack(Config):
+class APGDAttack(_Attack):
     """Auto-PGD: momentum, and a step size halved when progress stalls (Croce & Hein 2020)."""
 
     name: Literal["apgd"] = "apgd"
     steps: int = Field(20, ge=2, le=1000)
     restarts: int = Field(1, ge=1, le=20)
+    loss: Literal["logit", "bce"] = Field(
+        "logit",
+        description="what is ascended: the negative margin, which never saturates, or "
+        "binary cross-entropy",
+    )
+    patience: Patience = None
 
 
-class SquareAttack(Config):
+class SquareAttack(_Attack):
     """Random search without gradients, one square at a time (Andriushchenko et al. 2020)."""
 
     name: Literal["square"] = "square"
     queries: int = Field(
         500, ge=1, le=10_000, description="forward passes; each is a candidate for every image"
     )
+    patience: Patience = None
 
 
-class NoiseAttack(Config):
+class NoiseAttack(_Attack):
     """A control, no attack: one draw of uniform noise of the same size."""
 
     name: Literal["noise"] = "noise"
 
 
-class TransferAttack(Config):
+class TransferAttack(_Attack):
     """Black box: PGD on a surrogate model, its images shown to the audited model."""
 
     name: Literal["transfer"] = "transfer"
@@ -389,17 +451,61 @@ PRESETS: dict[Preset, list[Attack]] = {
 }
 
 
-class Surrogate(Config):
-    """The attacker's own model, used by the transfer attack."""
+Checks = Literal["off", "quick", "full"]
 
-    model_id: Identifier
+# Multiples of the threat's epsilon at which the epsilon curve is measured.
+PRESET_MULTIPLES: dict[Preset, list[float]] = {
+    "quick": [],
+    "standard": [0.25, 0.5, 1.0, 1.5, 2.0],
+    "paper": [],
+}
+PRESET_CHECKS: dict[Preset, Checks] = {"quick": "quick", "standard": "full", "paper": "quick"}
+CURVE_ATTACK = APGDAttack(steps=10)
+"""The attack behind every point of the epsilon curve."""
+
+
+class Surrogate(Config):
+    """The attacker's own model, used by the transfer attack: one that is here, or a new one."""
+
+    model_id: Identifier | None = Field(None, description="an uploaded or trained model")
+    train_on: Identifier | None = Field(
+        None, description="a data set on which the service trains a surrogate with cross-entropy"
+    )
+    architecture: str | None = Field(
+        None, max_length=64, description="of the model to train; by default the audited model's"
+    )
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> "Surrogate":
+        if (self.model_id is None) == (self.train_on is None):
+            raise ValueError("expected either model_id or train_on")
+        if self.architecture is not None and self.train_on is None:
+            raise ValueError("expected an architecture only beside train_on")
+        return self
+
+
+class OperatingPoint(Config):
+    """Where the figures of operation are read off."""
+
+    k: int | None = Field(
+        None, ge=1, description="for precision@k; by default 100, or all positives if fewer"
+    )
+    precision: float = Field(0.9, gt=0, le=1, description="at which recall is given")
+    fpr: float = Field(
+        0.01, gt=0, lt=1, description="share of the negatives that may raise an alarm"
+    )
+    prevalence: float = Field(
+        0.01, gt=0, lt=1, description="share of positives to which AP is carried over"
+    )
 
 
 class AuditConfig(Config):
     """How a model is attacked and judged, apart from the model and the data."""
 
-    task: Task | None = Field(
-        None, description="may be left out when the model was trained here: its own task is used"
+    task: AnyTask | None = Field(
+        None,
+        description="may be left out when the model was trained here: its own task is used. "
+        '{"each": true} makes one task of each class, for models with an output for each',
     )
     split: Split | None = Field(
         None, description="by default the test split where there is one, else every example"
@@ -410,23 +516,61 @@ class AuditConfig(Config):
         None,
         min_length=1,
         max_length=20,
-        description="attacks, or their bare names; each name may occur once",
+        description="attacks, or their bare names; one that occurs twice needs a label",
     )
     surrogate: Surrogate | None = Field(None, description="needed by the transfer attack")
+    epsilons: list[Annotated[float, Field(ge=0, le=1000)]] | None = Field(
+        None,
+        max_length=20,
+        description="of the epsilon curve; by default five multiples of the threat's for "
+        "`standard`, none for `quick` and `paper`",
+    )
+    budgets: list[Annotated[int, Field(ge=1, le=10_000)]] = Field(
+        [1, 2, 5, 10, 20, 50, 100],
+        max_length=20,
+        description="of the budget curve: how many images the attacker may change",
+    )
+    operating: OperatingPoint = OperatingPoint()
+    certify: Literal["off", "auto", "ibp", "crown_ibp", "crown"] = Field(
+        "auto",
+        description="bounds behind the certified floor; auto takes crown_ibp where a few images "
+        "show that it proves anything, and says so where it does not",
+    )
+    checks: Checks | None = Field(
+        None,
+        description="how thoroughly the audit itself is checked; by default full for `standard`, "
+        "quick for the others",
+    )
+    thresholds: list[str] = Field(
+        [],
+        max_length=50,
+        description="what the model must keep, for example `worst_case_ap >= 0.4`",
+        examples=[["worst_case_ap >= 0.4", "clean_ap >= 0.9"]],
+    )
     batch_size: int = Field(256, ge=1, le=4096)
     shard_size: int = Field(
         1024, ge=1, le=100_000, description="examples a worker attacks between two saves"
     )
     seed: int = Field(0, ge=0, lt=2**31)
 
+    @field_validator("epsilons", "budgets")
+    @classmethod
+    def _rising(cls, value: list[float] | None) -> list[float] | None:
+        if value is not None and any(a >= b for a, b in pairwise(value)):
+            raise ValueError(f"expected rising values, got {value}")
+        return value
+
     @model_validator(mode="after")
     def _attacks_can_run(self) -> "AuditConfig":
         if self.attacks is None:
             return self
-        names = [attack.name for attack in self.attacks]
-        if len(set(names)) < len(names):
-            raise ValueError(f"expected each attack once, got {names}")
-        if "transfer" in names and self.surrogate is None:
+        keys = [attack.key for attack in self.attacks]
+        if len(set(keys)) < len(keys):
+            raise ValueError(f"expected each attack once, or with labels that differ, got {keys}")
+        reserved = sorted({"clean", "worst_case"} & set(keys))
+        if reserved:
+            raise ValueError(f"expected labels other than {', '.join(reserved)}")
+        if "transfer" in [attack.name for attack in self.attacks] and self.surrogate is None:
             raise ValueError(
                 "the transfer attack needs `surrogate`: the model on which the attacker "
                 "computes the perturbations"
@@ -442,6 +586,18 @@ class AuditConfig(Config):
             for attack in PRESETS[self.preset]
             if attack.name != "transfer" or self.surrogate is not None
         ]
+
+    def resolved_epsilons(self) -> list[float]:
+        """Where the epsilon curve is measured, rising; nowhere if no pixel may change."""
+        if self.epsilons is not None:
+            return self.epsilons
+        if self.threat.epsilon == 0:
+            return []
+        return [multiple * self.threat.epsilon for multiple in PRESET_MULTIPLES[self.preset]]
+
+    def resolved_checks(self) -> Checks:
+        """How thoroughly the audit itself is checked."""
+        return PRESET_CHECKS[self.preset] if self.checks is None else self.checks
 
 
 class AuditRequest(AuditConfig):

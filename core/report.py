@@ -4,11 +4,11 @@ This module holds values only and imports no torch; `core.audit` fills them in a
 `core.report_page` draws them.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-REPORT_VERSION = 1
+REPORT_VERSION = 2
 
 
 class ReportValue(BaseModel):
@@ -47,6 +47,7 @@ class AttackFigure(APFigure):
     mean_margin_drop: float = Field(
         description="mean over images of clean minus attacked margin, margin = (2y - 1) * logit"
     )
+    drop: Difference | None = Field(None, description="clean minus robust AP")
 
 
 class WorstCase(APFigure):
@@ -88,6 +89,67 @@ class Operating(ReportValue):
     worst_case: OperatingFigures
 
 
+class CertifiedFloor(APFigure):
+    """An AP that no perturbation of the threat model gets below, whoever searches for it."""
+
+    method: Literal["ibp", "crown_ibp", "crown"]
+    proven_pairs: float = Field(
+        description="share of the pairs of a positive and a negative whose order is proven"
+    )
+
+
+class EpsilonPoint(APFigure):
+    """One point of the epsilon curve."""
+
+    epsilon: float
+
+
+class EpsilonCurve(ReportValue):
+    """Robust AP under one attack at rising epsilons."""
+
+    attack: dict[str, Any] = Field(description="the attack's whole configuration")
+    points: list[EpsilonPoint]
+
+
+class BudgetPoint(ReportValue):
+    """AP that is left when the attacker may change this many images, chosen greedily."""
+
+    images: int
+    hide_positives: float = Field(description="only positives may be changed")
+    push_negatives: float = Field(description="only negatives may be changed")
+    both: float
+
+
+class GroupFigures(ReportValue):
+    """The figures of the examples of one group."""
+
+    group: str
+    examples: int
+    positives: int
+    clean: APFigure | None = Field(description="null with fewer than two positives or negatives")
+    worst_case: APFigure | None
+    clean_at_prevalence: float | None = Field(
+        description="AP carried over to the prevalence of the whole task: comparable across groups"
+    )
+    worst_case_at_prevalence: float | None
+
+
+class GroupGap(ReportValue):
+    """Best minus worst group, by AP at the prevalence of the whole task."""
+
+    best: str
+    worst: str
+    difference: Difference
+
+
+class Groups(ReportValue):
+    """What the ranking is worth in each group of the examples."""
+
+    groups: list[GroupFigures]
+    clean_gap: GroupGap | None = Field(description="null where fewer than two groups have figures")
+    worst_case_gap: GroupGap | None
+
+
 class TaskReport(ReportValue):
     """The figures of one task: some classes against the rest."""
 
@@ -100,9 +162,42 @@ class TaskReport(ReportValue):
     clean: APFigure
     attacks: dict[str, AttackFigure]
     worst_case: WorstCase
-    certified_floor: APFigure | None = None
+    certified_floor: CertifiedFloor | None = None
+    no_certified_floor: str | None = Field(None, description="why there is none")
+    epsilon_curve: EpsilonCurve | None = None
+    budget_curve: list[BudgetPoint] = []
+    groups: Groups | None = Field(None, description="where the data set has a `group` column")
     resamples: int | None = Field(None, description="of the bootstrap behind the intervals")
     operating: Operating | None = None
+
+
+Status = Literal["pass", "caution", "fail", "skipped"]
+Verdict = Literal["trustworthy", "caution", "not trustworthy"]
+
+
+class Check(ReportValue):
+    """One question asked of the audit itself."""
+
+    name: str = Field(description="stable, for example `converged`")
+    status: Status
+    message: str = Field(description="what was found, in one sentence with its figures")
+    figures: dict[str, float] = Field(description="the figures behind the status")
+
+
+class Trust(ReportValue):
+    """Whether the figures of an audit can be relied on."""
+
+    verdict: Verdict
+    checks: list[Check]
+
+
+class ThresholdResult(ReportValue):
+    """Whether one of the thresholds that were asked for is met."""
+
+    threshold: str = Field(description="as it was asked for")
+    figure: str
+    got: float
+    passed: bool
 
 
 class ModelProvenance(ReportValue):
@@ -147,4 +242,6 @@ class Report(ReportValue):
         description="means over the tasks: clean, worst_case and each attack"
     )
     warnings: list[str] = Field(description="what a reader must know before trusting the figures")
+    trust: Trust | None = Field(None, description="null where no check was asked for")
+    thresholds: list[ThresholdResult] = []
     provenance: Provenance

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from core.config import Split, Task
+from core.config import AnyTask, EachClass, Split, Task
 from core.errors import ConfigError, DataError
 
 POSITIVE_NAMES = ("positive", "pos", "1", "true", "yes")
@@ -63,6 +63,42 @@ def resolve_task(
             f"expected positive classes among {', '.join(classes[:20])}; got {', '.join(unknown)}"
         )
     return task
+
+
+def resolve_tasks(
+    asked: AnyTask | None,
+    summary: DatasetSummary,
+    *,
+    trained_for: Sequence[str] | None = None,
+    outputs: Sequence[str] | None = None,
+) -> list[Task]:
+    """The tasks of an audit: one as in `resolve_task`, or one for each class of the data set.
+
+    outputs: the classes that the model has outputs for, None for a model of one logit. With
+    outputs, and nothing else asked for or known, each class is a task.
+    Raises ConfigError as `resolve_task` does, or where the model lacks an output that is needed.
+    """
+    if asked is None and outputs is not None and trained_for is None:
+        asked = EachClass(each=True)
+    if not isinstance(asked, EachClass):
+        tasks = [resolve_task(asked, summary, trained_for=trained_for)]
+    elif outputs is None:
+        raise ConfigError(
+            'expected a model with an output for each class to audit {"each": true}; this one has '
+            'a single output: name its classes, for example {"positive": '
+            f'["{next(iter(summary.classes))}"]}}'
+        )
+    else:
+        tasks = [Task(positive=[name]) for name in summary.classes]
+    if outputs is not None:
+        wanted = [name for task in tasks for name in task.positive]
+        unknown = [name for name in wanted if name not in outputs]
+        if unknown:
+            raise ConfigError(
+                f"expected classes that the model has outputs for ({', '.join(outputs[:20])}); "
+                f"got {', '.join(unknown[:20])}"
+            )
+    return tasks
 
 
 def resolve_split(asked: Split | None, summary: DatasetSummary) -> Split | None:

@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,8 +35,11 @@ class Evidence:
 class Scores:
     """Logits of the positive class for some examples of one task.
 
-    targets: (N,) int64 in {0, 1}.  clean and each of attacked: (N,) float64.
+    targets: (N,) int64 in {0, 1}.  clean, each of attacked and each of curve: (N,) float64.
     evidence: the most damaged positives, worst first.
+    curve: by epsilon, rising; the scores behind the epsilon curve.
+    bounds: (2, N) float64, lowest and highest logit that any perturbation can reach, if certified.
+    groups: N names, where the data set has groups.
     """
 
     example_ids: Sequence[str]
@@ -43,53 +47,83 @@ class Scores:
     clean: NDArray[np.float64]
     attacked: dict[str, NDArray[np.float64]]
     evidence: Sequence[Evidence] = field(default_factory=list)
+    curve: dict[float, NDArray[np.float64]] = field(default_factory=dict)
+    bounds: NDArray[np.float64] | None = None
+    groups: Sequence[str] | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
 
-    def save(self, path: Path) -> None:
-        """Write one safetensors file; the names travel in its text header."""
-        arrays = {
-            "targets": self.targets,
-            "clean": self.clean,
-            **{f"attacked.{name}": logits for name, logits in self.attacked.items()},
-            **{f"evidence.{i}.clean": item.clean for i, item in enumerate(self.evidence)},
-            **{f"evidence.{i}.attacked": item.attacked for i, item in enumerate(self.evidence)},
-            "example_ids": np.frombuffer(json.dumps(list(self.example_ids)).encode(), np.uint8),
-        }
-        header = [
-            [item.example_id, item.attack, item.clean_logit, item.attacked_logit]
-            for item in self.evidence
-        ]
-        contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-        # The file keeps tensors in an order of its own; the attacks' order decides ties.
-        metadata = {"evidence": json.dumps(header), "attacks": json.dumps(list(self.attacked))}
-        save_file(contiguous, path, metadata=metadata)
 
-    @classmethod
-    def load(cls, path: Path) -> "Scores":
-        """Read what `save` wrote."""
-        with safe_open(path, framework="np") as file:
-            metadata = file.metadata()
-            return cls(
-                example_ids=json.loads(file.get_tensor("example_ids").tobytes()),
-                targets=file.get_tensor("targets"),
-                clean=file.get_tensor("clean"),
-                attacked={
-                    name: file.get_tensor(f"attacked.{name}")
-                    for name in json.loads(metadata["attacks"])
-                },
+def save_scores(tasks: Sequence[Scores], path: Path) -> None:
+    """Write the scores of an audit's tasks as one safetensors file, whose arrays are
+    `<task>.<name>`; what is no number travels in the text header as JSON."""
+    arrays: dict[str, NDArray[Any]] = {}
+    header = []
+    for i, scores in enumerate(tasks):
+        named: dict[str, NDArray[Any]] = {
+            "targets": scores.targets,
+            "clean": scores.clean,
+            **{f"attacked.{key}": logits for key, logits in scores.attacked.items()},
+            **{f"curve.{j}": logits for j, logits in enumerate(scores.curve.values())},
+            **{f"evidence.{j}.clean": item.clean for j, item in enumerate(scores.evidence)},
+            **{f"evidence.{j}.attacked": item.attacked for j, item in enumerate(scores.evidence)},
+        }
+        # Long lists are tensors of bytes: the header has a size limit of its own.
+        for name, texts in (("example_ids", scores.example_ids), ("groups", scores.groups)):
+            if texts is not None:
+                named[name] = np.frombuffer(json.dumps(list(texts)).encode(), np.uint8)
+        if scores.bounds is not None:
+            named["bounds"] = scores.bounds
+        arrays |= {f"{i}.{name}": np.ascontiguousarray(array) for name, array in named.items()}
+        header.append(
+            {
+                # The file keeps tensors in an order of its own; the attacks' order decides ties.
+                "attacks": list(scores.attacked),
+                "epsilons": list(scores.curve),
+                "evidence": [
+                    [item.example_id, item.attack, item.clean_logit, item.attacked_logit]
+                    for item in scores.evidence
+                ],
+            }
+        )
+    save_file(arrays, path, metadata={"tasks": json.dumps(header)})
+
+
+def load_scores(path: Path) -> list[Scores]:
+    """Read what `save_scores` wrote."""
+    with safe_open(path, framework="np") as file:
+        names = set(file.keys())
+
+        def read(name: str) -> NDArray[Any]:
+            array: NDArray[Any] = file.get_tensor(name)
+            return array
+
+        def texts(name: str) -> list[str]:
+            return list(json.loads(read(name).tobytes()))
+
+        return [
+            Scores(
+                example_ids=texts(f"{i}.example_ids"),
+                targets=read(f"{i}.targets"),
+                clean=read(f"{i}.clean"),
+                attacked={key: read(f"{i}.attacked.{key}") for key in task["attacks"]},
                 evidence=[
                     Evidence(
                         example_id=example_id,
                         attack=attack,
                         clean_logit=clean_logit,
                         attacked_logit=attacked_logit,
-                        clean=file.get_tensor(f"evidence.{i}.clean"),
-                        attacked=file.get_tensor(f"evidence.{i}.attacked"),
+                        clean=read(f"{i}.evidence.{j}.clean"),
+                        attacked=read(f"{i}.evidence.{j}.attacked"),
                     )
-                    for i, (example_id, attack, clean_logit, attacked_logit) in enumerate(
-                        json.loads(metadata["evidence"])
+                    for j, (example_id, attack, clean_logit, attacked_logit) in enumerate(
+                        task["evidence"]
                     )
                 ],
+                curve={eps: read(f"{i}.curve.{j}") for j, eps in enumerate(task["epsilons"])},
+                bounds=read(f"{i}.bounds") if f"{i}.bounds" in names else None,
+                groups=texts(f"{i}.groups") if f"{i}.groups" in names else None,
             )
+            for i, task in enumerate(json.loads(file.metadata()["tasks"]))
+        ]

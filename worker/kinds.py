@@ -26,6 +26,7 @@ from core.resolve import (
     check_fits,
     resolve_split,
     resolve_task,
+    resolve_tasks,
 )
 from models.header import Manifest
 from store.ids import new_id
@@ -65,7 +66,7 @@ def audit_plan(session: Session, job: JobRow) -> list[dict[str, Any]]:
     config = AuditConfig.model_validate(_without_ids(job.request))
     dataset, model = _dataset(session, job), _model(session, job.model_id)
     summary = _summary(dataset)
-    task = resolve_task(config.task, summary, trained_for=_positive(model))
+    (task,) = resolve_tasks(config.task, summary, trained_for=_positive(model))
     split = resolve_split(config.split, summary)
     check_both_sides(task, summary, split)
     check_fits(summary, **_size(model))

@@ -27,7 +27,7 @@ from core.errors import DataError, ModelError
 from core.objectives.registry import build_objective
 from core.ranking import rank_order
 from core.report import DatasetProvenance, ModelProvenance, Provenance
-from core.scores import Scores
+from core.scores import Scores, load_scores, save_scores
 from models import architectures, loading
 from models.errors import ModelFileError
 from models.header import InputSpec, Manifest
@@ -175,7 +175,7 @@ def audit_shard(work: Work, reporter: Reporter) -> Result:
         device=torch.device(_device(work)),
         on_progress=lambda done: reporter.progress("attacking", done, total, "images"),
     )
-    scores.save(work.folder / "scores.safetensors")
+    save_scores([scores], work.folder / "scores.safetensors")
     return {"files": {"scores": "scores.safetensors"}}
 
 
@@ -184,9 +184,9 @@ def audit_report(work: Work, _reporter: Reporter) -> Result:
     config = AuditConfig.model_validate(work.request["config"])
     task = Task.model_validate(work.request["task"])
     shards = sorted(name for name in work.inputs if name.startswith("shard"))
-    scores = audit.join([Scores.load(work.inputs[name]) for name in shards])
+    scores = audit.join([load_scores(work.inputs[name])[0] for name in shards])
     path = work.folder / "scores.safetensors"
-    scores.save(path)
+    save_scores([scores], path)
     provenance = Provenance(
         model=ModelProvenance(**work.request["model"]),
         dataset=DatasetProvenance(**work.request["dataset"]),

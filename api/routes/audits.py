@@ -24,7 +24,7 @@ from core.resolve import (
     check_both_sides,
     check_fits,
     resolve_split,
-    resolve_task,
+    resolve_tasks,
 )
 from models.header import Manifest
 from store import jobs
@@ -183,7 +183,7 @@ def _audit_by_ids(request: AuditRequest, house: House, caller: Caller) -> JobRow
         dataset = assets.find(session, DatasetRow, request.dataset_id, caller)
         used: list[ModelRow | DatasetRow] = [model, dataset]
         surrogate = None
-        if request.surrogate is not None:
+        if request.surrogate is not None and request.surrogate.model_id is not None:
             surrogate = assets.find(session, ModelRow, request.surrogate.model_id, caller)
             check_black_box(model.content_sha256, surrogate.content_sha256)
             used.append(surrogate)
@@ -191,7 +191,7 @@ def _audit_by_ids(request: AuditRequest, house: House, caller: Caller) -> JobRow
             assets.require_ready(row)
         summary = DatasetSummary.model_validate(dataset.summary)
         manifest = Manifest.model_validate(model.manifest)
-        task = resolve_task(request.task, summary, trained_for=manifest.positive)
+        (task,) = resolve_tasks(request.task, summary, trained_for=manifest.positive)
         check_both_sides(task, summary, resolve_split(request.split, summary))
         for network in filter(None, (model, surrogate)):
             spec = Manifest.model_validate(network.manifest).input
@@ -233,7 +233,7 @@ def _audit_files(form: FormData, house: House, caller: Caller) -> JobRow:
     dataset_sha256 = assets.receive(dataset_file, house)
     with house.database.writing() as session:
         surrogate = None
-        if config.surrogate is not None:
+        if config.surrogate is not None and config.surrogate.model_id is not None:
             surrogate = assets.find(session, ModelRow, config.surrogate.model_id, caller)
             assets.require_ready(surrogate)
         model, model_job = assets.add_model(

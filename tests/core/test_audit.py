@@ -13,7 +13,7 @@ from core.attacks.worst_case import worst_case
 from core.config import APGDAttack, PGDAttack, Threat, TransferAttack
 from core.errors import ConfigError, DataError, ModelError
 from core.report import DatasetProvenance, ModelProvenance, Provenance
-from core.scores import Evidence, Scores
+from core.scores import Evidence, Scores, load_scores, save_scores
 
 SHAPE = (3, 4, 4)
 EPSILON = 0.05
@@ -272,8 +272,8 @@ def test_saved_scores_come_back_as_they_were(tmp_path):
     # transfer before apgd: not the order of the alphabet, and the order decides ties
     attacks = [PGDAttack(steps=2), TransferAttack(steps=2), APGDAttack(steps=2)]
     kept = attack(network(), attacks=attacks, surrogate=network(1))
-    kept.save(tmp_path / "scores.safetensors")
-    loaded = Scores.load(tmp_path / "scores.safetensors")
+    save_scores([kept], tmp_path / "scores.safetensors")
+    (loaded,) = load_scores(tmp_path / "scores.safetensors")
     assert loaded.example_ids == kept.example_ids
     assert list(loaded.attacked) == list(kept.attacked)
     pairs = [(loaded.targets, kept.targets), (loaded.clean, kept.clean)]

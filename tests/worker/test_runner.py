@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from sqlalchemy import select
 
 from core.config import AuditRequest, RankingRequest
-from core.scores import Scores
+from core.scores import Scores, load_scores
 from store import jobs
 from store.artifacts import open_blobs
 from store.tables import JobEventRow, JobKind, JobRow, JobStatus
@@ -204,7 +204,7 @@ def audit(plant: Plant, model: str, dataset: str) -> str:
 
 def scores_of(plant: Plant, row: JobRow) -> Scores:
     assert row.result is not None, row.error
-    return Scores.load(open_blobs(plant.settings).local_path(row.result["blobs"]["scores"]))
+    return load_scores(open_blobs(plant.settings).local_path(row.result["blobs"]["scores"]))[0]
 
 
 def test_an_audit_spreads_over_workers_and_survives_one(plant: Plant) -> None:
