@@ -1,9 +1,11 @@
 """How much average precision is left: attack in shards, join the scores, draw the figures.
 
-    refuse_unrankable      once an audit, before any attack: can these be judged at all?
-    attack_shard           a worker's piece: logits of its examples, clean and under each attack
-    join                   the pieces as one, with the most damaging examples of all
-    figures, build_report  numbers from scores; nothing is attacked again
+    refuse_unrankable        once a task, before any attack: can these be judged at all?
+    attack_shard             a worker's piece: logits of its examples, clean and under attacks
+    certify_shard            the same examples: bounds that no attack can break
+    combine, join            what was measured piece by piece, as the scores of one task
+    resample, figures        numbers from scores; nothing is attacked again
+    build_report             the figures of all tasks, and what a reader must know
 
 A scorer maps (B, C, H, W) floats in [0, 1] to (B,) logits of the positive class. It is handed over
 on its device; this module puts it into eval mode while it works and leaves it as it was. Scores of
@@ -12,35 +14,49 @@ an example depend on the seed, the shard and the place in it, never on who compu
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from core import thresholds
 from core.attacks.base import LossFn, attacking
 from core.attacks.registry import build_attack
 from core.attacks.threat_model import ThreatModel
 from core.attacks.worst_case import worst_case
-from core.config import Attack, Threat, TransferAttack
+from core.budget import budget_curve
+from core.certify.bounds import Method, certified_bounds
+from core.config import CURVE_ATTACK, APGDAttack, Attack, AuditConfig, Threat, TransferAttack
 from core.errors import ConfigError, DataError, ModelError
 from core.figures import operating_figures
+from core.groups import group_figures
 from core.intervals import RESAMPLES, percentile_interval, resampled_ap
 from core.ranking import average_precision, count_ties, floor_ap
 from core.report import (
     APFigure,
     AttackFigure,
+    CertifiedFloor,
     Difference,
+    EpsilonCurve,
+    EpsilonPoint,
     Provenance,
     Report,
     TaskReport,
+    Trust,
     WorstCase,
 )
 from core.scores import Evidence, Scores
 
 USES_GRADIENTS = frozenset({"fgsm", "pgd", "apgd"})  # of the audited model itself
+EVIDENCE = 12  # positives whose pictures are kept
 FEW_POSITIVES = 50
 BALANCED = 0.3  # prevalence above which the data set is more balanced than most that are ranked
+CERTIFIED_SIDE = 64  # pixels; larger images are bounded on request only
+RESAMPLING_SEED = 0
 
 
 def refuse_unrankable(
@@ -85,18 +101,21 @@ def attack_shard(
     batch_size: int,
     device: torch.device,
     on_progress: Callable[[int], None],
-    evidence: int = 12,
+    clean: NDArray[np.float64] | None = None,
+    evidence: int = EVIDENCE,
 ) -> Scores:
     """Attack every example of a shard with every attack.
 
-    images: (n, C, H, W) uint8.  targets: (n,) in {0, 1}.  attacks: one of each name at most.
+    images: (n, C, H, W) uint8.  targets: (n,) in {0, 1}.  attacks: one of each key at most.
     surrogate: the attacker's own scorer, needed by the transfer attack.
+    clean: the clean logits, where they are known; otherwise they are computed first.
     on_progress: told after each batch how many images are done, the clean pass and every attack
     counted: n * (1 + len(attacks)) in the end. What it raises ends the work.
     evidence: how many of the most damaged positives are kept, by the fall of their logit.
 
-    Attacks ascend -(2y - 1) * logit, which unlike cross-entropy never saturates. What an attack
-    returns is scored anew, without gradients. Memory is bounded by the batch.
+    Attacks ascend -(2y - 1) * logit, which unlike cross-entropy never saturates, unless their
+    configuration asks for that. What an attack returns is scored anew, without gradients. Memory
+    is bounded by the batch.
 
     Raises ConfigError for a transfer attack without surrogate, ModelError for logits of the wrong
     shape or not finite.
@@ -104,18 +123,19 @@ def attack_shard(
     if surrogate is None and any(isinstance(attack, TransferAttack) for attack in attacks):
         raise ConfigError("the transfer attack needs a surrogate model, got none")
     threat_model = ThreatModel(threat.norm, threat.epsilon)
-    clean = np.empty(len(images))
     attacked: dict[str, NDArray[np.float64]] = {
-        attack.name: np.empty(len(images)) for attack in attacks
+        attack.key: np.empty(len(images)) for attack in attacks
     }
     kept: list[Evidence] = []
     done = 0
 
     with attacking(scorer), attacking(surrogate if surrogate is not None else nn.Identity()):
-        # All clean scores first: a model that gives NaN is refused before any attack.
-        for rows in _batches(len(images), batch_size):
-            clean[rows] = _score(scorer, _as_input(images[rows], device))
-            on_progress(done := rows.stop)
+        if clean is None:
+            # All clean scores first: a model that gives NaN is refused before any attack.
+            clean = np.empty(len(images))
+            for rows in _batches(len(images), batch_size):
+                clean[rows] = _score(scorer, _as_input(images[rows], device))
+                on_progress(done := rows.stop)
         for batch, rows in enumerate(_batches(len(images), batch_size)):
             x = _as_input(images[rows], device)
             positives = np.flatnonzero(targets[rows])
@@ -124,18 +144,19 @@ def attack_shard(
                 network = surrogate if isinstance(attack, TransferAttack) else scorer
                 assert network is not None
                 x_adv = build_attack(attack, threat).perturb(
-                    _margin_loss(network, targets[rows], device),
+                    _loss(attack, network, targets[rows], device),
                     x,
                     threat_model=threat_model,
                     generator=_generator(seed, shard, batch, attack.name),
                 )
-                attacked[attack.name][rows] = _score(scorer, x_adv)
-                pictures[attack.name] = x_adv[positives]
+                attacked[attack.key][rows] = _score(scorer, x_adv)
+                pictures[attack.key] = x_adv[positives]
                 on_progress(done := done + len(x))
             here = np.arange(rows.start, rows.stop)[positives]
-            logits = {name: scored[here] for name, scored in attacked.items()}
+            logits = {key: scored[here] for key, scored in attacked.items()}
             ids = [example_ids[i] for i in here]
-            kept += _most_damaged(pictures, clean[here], logits, example_ids=ids, count=evidence)
+            if attacks:
+                kept += _most_damaged(pictures, clean[here], logits, example_ids=ids, count=evidence)
             kept.sort(key=_damage, reverse=True)
             del kept[evidence:]
     return Scores(
@@ -147,7 +168,98 @@ def attack_shard(
     )
 
 
-def join(shards: Sequence[Scores], *, evidence: int = 12) -> Scores:
+def certify_shard(
+    scorer: nn.Module,
+    shard: Scores,
+    images: NDArray[np.uint8],
+    *,
+    sample: tuple[NDArray[np.uint8], NDArray[np.int64]],
+    threat: Threat,
+    method: Literal["auto", "ibp", "crown_ibp", "crown"],
+    batch_size: int,
+    device: torch.device,
+    on_progress: Callable[[int], None],
+) -> Scores:
+    """The shard with bounds on every logit, or with the reason why there are none.
+
+    images: the shard's own.  sample: some images of the whole split and their targets: `auto`
+    bounds those first, and the shard only where the order of any two of them is proven. Every
+    shard asks the same sample, so all of an audit decide alike.
+    on_progress: told after each batch how many of the shard's images are done.
+    """
+    if method == "auto" and max(images.shape[2:]) > CERTIFIED_SIDE:
+        return replace(
+            shard,
+            no_bounds=f"Images larger than {CERTIFIED_SIDE}x{CERTIFIED_SIDE} pixels are bounded "
+            "only on request, as it takes seconds an image: ask for certify crown_ibp.",
+        )
+    threat_model = ThreatModel(threat.norm, threat.epsilon)
+    chosen: Method = "crown_ibp" if method == "auto" else method
+
+    def bounds(some: NDArray[np.uint8]) -> NDArray[np.float64]:
+        lo, hi = certified_bounds(
+            scorer, _as_input(some, device), threat=threat_model, method=chosen
+        )
+        return np.stack([lo.cpu().numpy(), hi.cpu().numpy()])
+
+    with attacking(scorer):
+        try:
+            if method == "auto":
+                (lo, hi), positive = bounds(sample[0]), sample[1] == 1
+                if not lo[positive].max(initial=-np.inf) > hi[~positive].min(initial=np.inf):
+                    return replace(
+                        shard,
+                        no_bounds=f"Bounds by {chosen} prove the order of no two of "
+                        f"{len(lo)} sampled images: they say nothing about this network at this "
+                        "epsilon.",
+                    )
+            found = np.empty((2, len(images)))
+            for rows in _batches(len(images), batch_size):
+                found[:, rows] = bounds(images[rows])
+                on_progress(rows.stop)
+        except ModelError as error:
+            return replace(shard, no_bounds=f"This network cannot be bounded: {error}.")
+    return replace(shard, bounds=found)
+
+
+def combine(
+    clean: Scores,
+    *,
+    attacked: Mapping[str, Scores],
+    curve: Mapping[float, Scores],
+    bounds: Scores | None,
+    groups: Sequence[str] | None,
+) -> Scores:
+    """What was measured of the same examples one by one, side by side.
+
+    attacked, curve: each with the scores of a single attack, whose own key does not matter.
+    Evidence is kept where the attack that made it is the strongest on that example.
+    """
+    logits = {key: _only(part) for key, part in attacked.items()}
+    row = {example_id: i for i, example_id in enumerate(clean.example_ids)}
+    evidence = [
+        replace(item, attack=key)
+        for key, part in attacked.items()
+        for item in part.evidence
+        if item.attacked_logit <= min(other[row[item.example_id]] for other in logits.values())
+    ]
+    return replace(
+        clean,
+        attacked=logits,
+        curve={epsilon: _only(part) for epsilon, part in curve.items()},
+        bounds=None if bounds is None else bounds.bounds,
+        no_bounds=None if bounds is None else bounds.no_bounds,
+        groups=groups,
+        evidence=list({item.example_id: item for item in evidence}.values()),
+    )
+
+
+def _only(part: Scores) -> NDArray[np.float64]:
+    (logits,) = part.attacked.values()
+    return logits
+
+
+def join(shards: Sequence[Scores], *, evidence: int = EVIDENCE) -> Scores:
     """The shards' scores as one, in the order given.
 
     A shard knows its own examples only, so it chose evidence by the fall of the logit; here the
@@ -156,17 +268,31 @@ def join(shards: Sequence[Scores], *, evidence: int = 12) -> Scores:
     Raises DataError for shards of different attacks or with an example twice, ModelError for a
     model that gave every clean example the same logit.
     """
-    names = list(shards[0].attacked)
+    names, epsilons = list(shards[0].attacked), list(shards[0].curve)
     for other in shards:
-        if list(other.attacked) != names:
+        if list(other.attacked) != names or list(other.curve) != epsilons:
             raise DataError(
-                f"expected shards with scores under {names}, got {list(other.attacked)}"
+                f"expected shards with scores under {names} and {epsilons}, "
+                f"got {list(other.attacked)} and {list(other.curve)}"
             )
+    unbounded = [shard for shard in shards if shard.bounds is None]
     joined = Scores(
         example_ids=[example_id for shard in shards for example_id in shard.example_ids],
         targets=np.concatenate([shard.targets for shard in shards]),
         clean=np.concatenate([shard.clean for shard in shards]),
         attacked={name: np.concatenate([s.attacked[name] for s in shards]) for name in names},
+        curve={epsilon: np.concatenate([s.curve[epsilon] for s in shards]) for epsilon in epsilons},
+        bounds=(
+            None
+            if unbounded
+            else np.concatenate([s.bounds for s in shards if s.bounds is not None], axis=1)
+        ),
+        no_bounds=unbounded[0].no_bounds if unbounded else None,
+        groups=(
+            None
+            if shards[0].groups is None
+            else [name for shard in shards for name in shard.groups or []]
+        ),
     )
     if len(set(joined.example_ids)) < len(joined):
         raise DataError(
@@ -178,40 +304,63 @@ def join(shards: Sequence[Scores], *, evidence: int = 12) -> Scores:
     lost = _ranks(worst_case(joined)[0], joined.targets) - _ranks(joined.clean, joined.targets)
     found = [item for shard in shards for item in shard.evidence]
     found.sort(key=lambda item: (-lost[row[item.example_id]], item.example_id))
-    return Scores(
-        joined.example_ids, joined.targets, joined.clean, joined.attacked, found[:evidence]
-    )
+    return replace(joined, evidence=found[:evidence])
 
 
 # --- figures --------------------------------------------------------------------------------------
+
+
+def rankings(scores: Scores) -> dict[str, NDArray[np.float64]]:
+    """(N,) logits behind every AP of a task, by name: clean, worst_case, certified_floor, each
+    attack's key, and each epsilon of the curve as text."""
+    named = {"clean": scores.clean, **scores.attacked, "worst_case": worst_case(scores)[0]}
+    named |= {f"epsilon {epsilon:g}": logits for epsilon, logits in scores.curve.items()}
+    if scores.bounds is not None:
+        # in float64, so an attacked float32 logit may lie beyond by its rounding
+        lo, hi = scores.bounds
+        named["certified_floor"] = np.where(scores.targets == 1, lo, hi)
+    return named
+
+
+def resample(
+    scores: Scores, *, resamples: int = RESAMPLES, seed: int = RESAMPLING_SEED
+) -> dict[str, NDArray[np.float64]]:
+    """(resamples,) bootstrapped APs of every ranking of a task.
+
+    The seed is no part of an audit's configuration: two audits of the same examples see the same
+    resamples, so that their difference is paired.
+    """
+    return resampled_ap(
+        rankings(scores),
+        scores.targets,
+        resamples=resamples,
+        generator=np.random.default_rng(seed),
+    )
 
 
 def figures(
     scores: Scores,
     *,
     positive: Sequence[str],
-    attacks: Sequence[Attack],
-    seed: int = 0,
-    resamples: int = RESAMPLES,
+    config: AuditConfig,
+    resampled: Mapping[str, NDArray[np.float64]] | None = None,
 ) -> TaskReport:
     """The figures of one task. AP ranks negatives first in ties, so it is a lower bound.
 
-    positive: the names of the positive classes.  attacks: the configurations behind the scores,
-    in the order in which the report shall show them.  seed, resamples: of the bootstrap behind the
-    intervals.
+    positive: the names of the positive classes.  config: of the audit; its attacks are shown in
+    its order.  resampled: as from `resample`, where it is known already.
     """
-    if {attack.name for attack in attacks} != set(scores.attacked):
+    attacks = config.resolved_attacks()
+    if {attack.key for attack in attacks} != set(scores.attacked):
         raise DataError(
-            f"expected scores under {sorted(attack.name for attack in attacks)}, "
+            f"expected scores under {sorted(attack.key for attack in attacks)}, "
             f"got {sorted(scores.attacked)}"
         )
     targets, signs = scores.targets, 2 * scores.targets - 1
     positives = int(targets.sum())
     worst, won = worst_case(scores)
-    logits = {"clean": scores.clean, **scores.attacked, "worst_case": worst}
-    resampled = resampled_ap(
-        logits, targets, resamples=resamples, generator=np.random.default_rng(seed)
-    )
+    logits = rankings(scores)
+    resampled = resample(scores) if resampled is None else resampled
 
     def figure(name: str) -> APFigure:
         return APFigure(
@@ -221,6 +370,30 @@ def figures(
         )
 
     clean, worst_figure = figure("clean"), figure("worst_case")
+
+    def drop(name: str, ap: float) -> Difference:
+        return Difference(
+            value=clean.ap - ap,
+            interval=percentile_interval(resampled["clean"] - resampled[name]),
+        )
+
+    def attack_figure(attack: Attack) -> AttackFigure:
+        found = figure(attack.key)
+        return AttackFigure(
+            **dict(found),
+            attack=attack.as_json(),
+            mean_margin_drop=float((signs * (scores.clean - scores.attacked[attack.key])).mean()),
+            drop=drop(attack.key, found.ap),
+        )
+
+    certified = None
+    if scores.bounds is not None:
+        lo, hi = scores.bounds
+        certified = CertifiedFloor(
+            **dict(figure("certified_floor")),
+            method="crown_ibp" if config.certify in ("auto", "off") else config.certify,
+            proven_pairs=_proven_pairs(lo[targets == 1], hi[targets == 0]),
+        )
     return TaskReport(
         positive=list(positive),
         examples=len(scores),
@@ -229,67 +402,92 @@ def figures(
         chance=positives / len(scores),
         floor=floor_ap(positives, len(scores)),
         clean=clean,
-        attacks={
-            attack.name: AttackFigure(
-                **dict(figure(attack.name)),
-                attack=attack.as_json(),
-                mean_margin_drop=float(
-                    (signs * (scores.clean - scores.attacked[attack.name])).mean()
-                ),
-            )
-            for attack in attacks
-        },
+        attacks={attack.key: attack_figure(attack) for attack in attacks},
         worst_case=WorstCase(
-            **dict(worst_figure),
-            won=won,
-            drop=Difference(
-                value=clean.ap - worst_figure.ap,
-                interval=percentile_interval(resampled["clean"] - resampled["worst_case"]),
-            ),
+            **dict(worst_figure), won=won, drop=drop("worst_case", worst_figure.ap)
         ),
-        resamples=resamples,
-        operating=operating_figures(scores.clean, worst, targets),
+        certified_floor=certified,
+        no_certified_floor=scores.no_bounds,
+        epsilon_curve=(
+            EpsilonCurve(
+                attack=CURVE_ATTACK.as_json(),
+                points=[
+                    EpsilonPoint(**dict(figure(f"epsilon {epsilon:g}")), epsilon=epsilon)
+                    for epsilon in scores.curve
+                ],
+            )
+            if scores.curve
+            else None
+        ),
+        budget_curve=budget_curve(scores.clean, worst, targets, budgets=config.budgets),
+        groups=(
+            None
+            if scores.groups is None
+            else group_figures(
+                scores.clean,
+                worst,
+                targets,
+                scores.groups,
+                resamples=len(resampled["clean"]),
+                generator=np.random.default_rng(RESAMPLING_SEED),
+            )
+        ),
+        resamples=len(resampled["clean"]),
+        operating=operating_figures(scores.clean, worst, targets, config.operating),
     )
+
+
+def _proven_pairs(lo: NDArray[np.float64], hi: NDArray[np.float64]) -> float:
+    """Share of the pairs in which the positive's lowest logit is above the negative's highest."""
+    return float(np.searchsorted(np.sort(hi), lo, side="left").sum() / (len(lo) * len(hi)))
 
 
 def build_report(
-    scores: Scores,
+    tasks: Sequence[TaskReport],
     *,
-    positive: Sequence[str],
-    attacks: Sequence[Attack],
-    threat: Threat,
+    config: AuditConfig,
     provenance: Provenance,
     trained_on_these: bool,
+    trust: Trust | None = None,
 ) -> Report:
-    """The report of an audit of one task: its figures, and what a reader must know to trust them.
+    """The report of an audit: the figures of its tasks, their means, and what a reader must know.
 
     trained_on_these: whether the model has seen these very examples while it was trained.
     """
-    task = figures(scores, positive=positive, attacks=attacks, seed=provenance.seed)
-    return Report(
-        tasks=[task],
-        mean={
-            "clean": task.clean.ap,
-            "worst_case": task.worst_case.ap,
-            **{name: figure.ap for name, figure in task.attacks.items()},
-        },
-        warnings=_warnings(task, threat, trained_on_these=trained_on_these),
-        provenance=provenance,
-    )
-
-
-def _warnings(task: TaskReport, threat: Threat, *, trained_on_these: bool) -> list[str]:
-    white_box = {n: f.ap for n, f in task.attacks.items() if f.attack["name"] in USES_GRADIENTS}
-    others = {n: f.ap for n, f in task.attacks.items() if n not in white_box}
+    means = {
+        "clean": [task.clean.ap for task in tasks],
+        "worst_case": [task.worst_case.ap for task in tasks],
+        **{key: [task.attacks[key].ap for task in tasks] for key in tasks[0].attacks},
+    }
+    certified = [task.certified_floor.ap for task in tasks if task.certified_floor is not None]
+    if len(certified) == len(tasks):
+        means["certified_floor"] = certified
     warnings = []
     if trained_on_these:
         warnings.append(
             "The model was trained on these very examples: the figures say how well it remembers "
             "them, not how well it ranks new ones."
         )
-    if threat.epsilon == 0:
+    if config.threat.epsilon == 0:
         warnings.append("Epsilon is 0: no pixel may change, so every figure equals the clean one.")
-    elif all(figure.mean_margin_drop <= 0 for figure in task.attacks.values()):
+    for task in tasks:
+        who = f"{', '.join(task.positive)}: " if len(tasks) > 1 else ""
+        warnings += [who + warning for warning in _warnings(task, config.threat)]
+    report = Report(
+        tasks=list(tasks),
+        mean={name: float(np.mean(values)) for name, values in means.items()},
+        warnings=warnings,
+        trust=trust,
+        provenance=provenance,
+    )
+    return report.model_copy(update={"thresholds": thresholds.evaluate(report)})
+
+
+def _warnings(task: TaskReport, threat: Threat) -> list[str]:
+    white_box = {n: f.ap for n, f in task.attacks.items() if f.attack["name"] in USES_GRADIENTS}
+    others = {n: f.ap for n, f in task.attacks.items() if n not in white_box}
+    warnings = []
+    if threat.epsilon > 0 and all(figure.mean_margin_drop <= 0 for figure in task.attacks.values()):
         warnings.append(
             "No attack lowered the margins at all. That is a sign of blocked gradients, "
             "not of a robust model."
@@ -369,9 +567,14 @@ def _score(scorer: nn.Module, x: Tensor) -> NDArray[np.float64]:
     return logits
 
 
-def _margin_loss(network: nn.Module, targets: NDArray[np.int64], device: torch.device) -> LossFn:
-    """-(2y - 1) * logit: positives are pushed down the ranking, negatives up."""
+def _loss(
+    attack: Attack, network: nn.Module, targets: NDArray[np.int64], device: torch.device
+) -> LossFn:
+    """What an attack ascends: -(2y - 1) * logit, which pushes positives down the ranking and
+    negatives up, or, as log(1 + exp) of it, binary cross-entropy."""
     signs = torch.tensor(1 - 2 * targets, dtype=torch.float32, device=device)
+    if isinstance(attack, APGDAttack) and attack.loss == "bce":
+        return lambda x: F.softplus(signs * _logits(network, x))
     return lambda x: signs * _logits(network, x)
 
 

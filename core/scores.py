@@ -39,6 +39,7 @@ class Scores:
     evidence: the most damaged positives, worst first.
     curve: by epsilon, rising; the scores behind the epsilon curve.
     bounds: (2, N) float64, lowest and highest logit that any perturbation can reach, if certified.
+    no_bounds: why there are none.
     groups: N names, where the data set has groups.
     """
 
@@ -49,6 +50,7 @@ class Scores:
     evidence: Sequence[Evidence] = field(default_factory=list)
     curve: dict[float, NDArray[np.float64]] = field(default_factory=dict)
     bounds: NDArray[np.float64] | None = None
+    no_bounds: str | None = None
     groups: Sequence[str] | None = None
 
     def __len__(self) -> int:
@@ -81,6 +83,7 @@ def save_scores(tasks: Sequence[Scores], path: Path) -> None:
                 # The file keeps tensors in an order of its own; the attacks' order decides ties.
                 "attacks": list(scores.attacked),
                 "epsilons": list(scores.curve),
+                "no_bounds": scores.no_bounds,
                 "evidence": [
                     [item.example_id, item.attack, item.clean_logit, item.attacked_logit]
                     for item in scores.evidence
@@ -123,6 +126,7 @@ def load_scores(path: Path) -> list[Scores]:
                 ],
                 curve={eps: read(f"{i}.curve.{j}") for j, eps in enumerate(task["epsilons"])},
                 bounds=read(f"{i}.bounds") if f"{i}.bounds" in names else None,
+                no_bounds=task["no_bounds"],
                 groups=texts(f"{i}.groups") if f"{i}.groups" in names else None,
             )
             for i, task in enumerate(json.loads(file.metadata()["tasks"]))

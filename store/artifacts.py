@@ -16,7 +16,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from store.settings import Settings
-from store.tables import DatasetRow, JobRow, ModelRow
+from store.tables import DatasetRow, JobRow, ModelRow, ScoresRow
 
 CHUNK_BYTES = 1 << 20
 
@@ -128,6 +128,7 @@ def _referenced(session: Session) -> set[str]:
         ModelRow.content_sha256,
         JobRow.checkpoint_sha256,
         JobRow.upload_sha256,
+        ScoresRow.blob_sha256,
     )
     referenced = {sha for column in columns for sha in session.scalars(select(column)) if sha}
     for result in session.scalars(select(JobRow.result).where(JobRow.result.is_not(None))):

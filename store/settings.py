@@ -70,6 +70,12 @@ class Settings(BaseSettings):
         24 * 3600, gt=0, description="age at which a blob that no row refers to is deleted"
     )
 
+    scores_kept_s: float = Field(
+        30 * 24 * 3600,
+        ge=0,
+        description="scores of an attack that no audit has asked for this long are forgotten",
+    )
+
     sandbox: Literal["auto", "bubblewrap", "process"] = Field(
         "auto",
         description="how files from outside are opened: in a bubblewrap container without network, "

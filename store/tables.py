@@ -180,6 +180,16 @@ class JobEventRow(Table):
     data: Mapped[dict[str, Any]]
 
 
+class ScoresRow(Table):
+    """Scores that need not be computed again, by the hash of all that they depend on."""
+
+    __tablename__ = "scores"
+
+    key: Mapped[str] = mapped_column(primary_key=True)
+    blob_sha256: Mapped[str]
+    used_at: Mapped[float] = mapped_column(default=now())
+
+
 class WorkerRow(Table):
     """A worker that was alive at `seen_at`."""
 

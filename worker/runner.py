@@ -22,7 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from core.errors import AdapError
-from store import jobs
+from store import jobs, scores
 from store.artifacts import Blobs, collect_garbage, open_blobs
 from store.database import Database, now
 from store.ids import new_id
@@ -156,7 +156,7 @@ class Worker:
             log.warning("job.claim_lost", extra={"job_id": job.id, "attempt": claim.attempt})
 
     def _pipeline(self, job: JobRow, attempt: "Attempt", child: Child) -> None:
-        with self.database.reading() as session:
+        with self.database.writing() as session:
             prepared = kinds.prepare(session, job)
         result, blobs = attempt.run(prepared, child)
         checkpoint = attempt.checkpoint or job.checkpoint_sha256
@@ -272,6 +272,8 @@ class Worker:
                 log.warning("job.taken_back", extra={"job_id": job_id})
         if time.monotonic() > self._garbage_at:
             self._garbage_at = time.monotonic() + GARBAGE_EVERY_S
+            with self.database.writing() as session:
+                scores.forget(session, unused_s=self.settings.scores_kept_s)
             with self.database.reading() as session:
                 removed = collect_garbage(session, self.blobs, grace_s=self.settings.blob_grace_s)
             log.info("blobs.collected", extra={"removed": removed})

@@ -1,0 +1,33 @@
+"""Scores by what they depend on: what was attacked once is not attacked again.
+
+A key is a hash of model, data, attack, threat and seed, and of the tenant, who thereby learns
+nothing of what others have audited. A row that nobody asks for is forgotten, and its blob goes
+with the next garbage collection.
+"""
+
+from collections.abc import Collection, Mapping
+
+from sqlalchemy import delete, select, update
+from sqlalchemy.orm import Session
+
+from store.database import now
+from store.tables import ScoresRow
+
+
+def find(session: Session, keys: Collection[str]) -> dict[str, str]:
+    """The blobs of the keys that are known; they are young again."""
+    known = select(ScoresRow.key, ScoresRow.blob_sha256).where(ScoresRow.key.in_(keys))
+    found = {row.key: row.blob_sha256 for row in session.execute(known)}
+    session.execute(update(ScoresRow).where(ScoresRow.key.in_(found)).values(used_at=now()))
+    return found
+
+
+def keep(session: Session, blobs: Mapping[str, str]) -> None:
+    """Remember the blob of each key."""
+    for key, sha256 in blobs.items():
+        session.merge(ScoresRow(key=key, blob_sha256=sha256, used_at=now()))
+
+
+def forget(session: Session, *, unused_s: float) -> None:
+    """Drop what nobody has asked for this long."""
+    session.execute(delete(ScoresRow).where(ScoresRow.used_at < now() - unused_s))
