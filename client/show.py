@@ -128,6 +128,9 @@ def dataset(item: Json) -> RenderableType:
                 right=("examples", *splits),
             ),
         ]
+        if summary.get("groups"):
+            rows = summary["groups"].items()
+            parts += [Text(), table("group", "examples", rows=rows, right=("examples",))]
     return Group(*parts)
 
 

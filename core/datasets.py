@@ -25,6 +25,7 @@ class ImageSet:
     images: (N, C, H, W) uint8.  labels: (N,) int64, indices into `classes`.
     splits: (N,) int8, indices into `core.config.SPLITS`, or None where nothing was declared.
     example_ids: N names, unique, in the order of the images.
+    groups: N names in the same order, or None where nothing was declared.
     """
 
     images: NDArray[np.uint8]
@@ -32,6 +33,7 @@ class ImageSet:
     classes: Sequence[str]
     example_ids: Sequence[str]
     splits: NDArray[np.int8] | None = None
+    groups: Sequence[str] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -74,6 +76,10 @@ class ImageSet:
         assert self.splits is not None
         return np.flatnonzero(self.splits == SPLITS.index(split)).astype(np.int64)
 
+    def group_names(self, index: NDArray[np.int64]) -> list[str] | None:
+        """The group of each example at these indices, or None where no groups were declared."""
+        return None if self.groups is None else [self.groups[i] for i in index]
+
     def subset(self, index: NDArray[np.int64]) -> "ImageSet":
         """The examples at these indices, in this order."""
         return ImageSet(
@@ -82,6 +88,7 @@ class ImageSet:
             classes=self.classes,
             example_ids=[self.example_ids[i] for i in index],
             splits=None if self.splits is None else self.splits[index],
+            groups=self.group_names(index),
         )
 
     def _declared_splits(self) -> str:
@@ -97,18 +104,22 @@ class ImageSet:
         }
         if self.splits is not None:
             arrays["splits"] = np.ascontiguousarray(self.splits)
+        if self.groups is not None:
+            arrays["groups"] = _pack(self.groups)
         _write(arrays, path)
 
     @classmethod
     def load(cls, path: Path) -> "ImageSet":
         """Read the stored form; the images stay on disk until they are looked at."""
         with safe_open(path, framework="np") as file:
+            names = file.keys()
             return cls(
                 images=_map(path, "images"),
                 labels=file.get_tensor("labels"),
                 classes=_unpack(file.get_tensor("classes")),
                 example_ids=_unpack(file.get_tensor("example_ids")),
-                splits=file.get_tensor("splits") if "splits" in file.keys() else None,  # noqa: SIM118
+                splits=file.get_tensor("splits") if "splits" in names else None,
+                groups=_unpack(file.get_tensor("groups")) if "groups" in names else None,
             )
 
 

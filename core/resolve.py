@@ -26,6 +26,9 @@ class DatasetSummary(BaseModel):
     splits: dict[Split, dict[str, int]] = Field(
         description="examples of each class in each declared split; empty where none is declared"
     )
+    groups: dict[str, int] | None = Field(
+        None, description="examples of each group; null where none is declared"
+    )
     channels: int
     height: int
     width: int

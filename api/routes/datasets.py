@@ -24,8 +24,9 @@ class DatasetForm(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     file: UploadFile = Field(
-        description="a zip of class folders (optionally below train/, validation/, test/, and with "
-        "metadata.csv), or an .npz with `images` and `labels`"
+        description="a zip of class folders (optionally below train/, validation/, test/), or of "
+        "images and a metadata.csv (file_name,label[,split][,group]); or an .npz with `images`, "
+        "`labels` and optionally `classes`, `split` and `groups`"
     )
     name: Name | None = Field(None, description="by default the file's name")
 

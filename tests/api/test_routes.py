@@ -13,7 +13,7 @@ from openapi_spec_validator import validate as validate_openapi
 from store import jobs, keys
 from store.artifacts import open_blobs
 from store.tables import JobKind, JobRow, JobStatus
-from tests.api.conftest import Api
+from tests.api.conftest import SUMMARY, Api
 
 Check = Callable[..., dict[str, Any]]
 
@@ -50,6 +50,15 @@ def test_an_uploaded_data_set_is_being_checked(api: Api) -> None:
     job = api.http.get(f"/v1/jobs/{dataset['job_id']}").json()
     assert (job["kind"], job["status"]) == ("validate_dataset", "queued")
     assert job["waiting_for"] == "no worker of the queue 'intake' is alive"
+
+
+@pytest.mark.parametrize("groups", [{}, {"groups": {"north": 15, "south": 25}}])
+def test_a_summary_is_told_with_its_groups_or_as_stored_before_there_were_any(
+    api: Api, groups: dict[str, Any]
+) -> None:
+    dataset_id = api.dataset(summary={**SUMMARY, **groups})
+    told = api.http.get(f"/v1/datasets/{dataset_id}").json()["summary"]
+    assert told == {**SUMMARY, "groups": None, **groups}
 
 
 def test_a_job_is_kept_when_nobody_hears_the_doorbell(api: Api) -> None:

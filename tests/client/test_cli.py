@@ -20,6 +20,7 @@ import pytest
 from safetensors import safe_open
 
 from tests.client.conftest import ADAP, TINY, Adap
+from tests.worker.archives import grouped
 
 pytestmark = pytest.mark.xdist_group("service")
 
@@ -185,6 +186,19 @@ def test_a_folder_becomes_a_data_set_and_goes_again(adap: Adap, service: str, im
     removed = adap("dataset", "remove", dataset_id)
     assert (removed.code, removed.out) == (0, f"Removed {dataset_id}.\n")
     assert adap("dataset", "show", dataset_id).code == 1
+
+
+def test_a_folder_with_a_table_is_shown_with_its_groups(adap: Adap, tmp_path: Path) -> None:
+    for name, content in grouped("north", "south", per_class=3).items():
+        (tmp_path / "pets" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "pets" / name).write_bytes(content)
+    added = adap("dataset", "add", "pets", "--watch")
+    assert re.findall(r"^(north|south) +(\d+)$", added.out, re.M) == [
+        ("north", "12"),
+        ("south", "12"),
+    ]
+    shown = adap("dataset", "show", one_id(added.out, "ds"), "--json")
+    assert shown.json["summary"]["groups"] == {"north": 12, "south": 12}
 
 
 def test_a_data_set_that_cannot_be_read_is_refused_with_the_reason(

@@ -10,8 +10,10 @@ from core.config import Task
 from core.datasets import ImageSet
 from core.errors import ConfigError, DataError
 
+GROUPS = ["north", "süd", "north", "a, b", "a, b", "süd", "north"]
 
-def image_set(*, splits: bool = True) -> ImageSet:
+
+def image_set(*, splits: bool = True, groups: bool = True) -> ImageSet:
     rng = np.random.default_rng(0)
     return ImageSet(
         images=rng.integers(0, 256, (7, 3, 5, 4), np.uint8),
@@ -19,12 +21,14 @@ def image_set(*, splits: bool = True) -> ImageSet:
         classes=["cat", "dog", "π, a horse"],
         example_ids=[f"träin/{i}.png" for i in range(7)],
         splits=np.array([0, 0, 0, 2, 2, 2, 2], np.int8) if splits else None,
+        groups=GROUPS if groups else None,
     )
 
 
+@pytest.mark.parametrize("groups", [True, False])
 @pytest.mark.parametrize("splits", [True, False])
-def test_the_stored_form_comes_back_as_it_was(tmp_path: Path, splits: bool) -> None:
-    made = image_set(splits=splits)
+def test_the_stored_form_comes_back_as_it_was(tmp_path: Path, splits: bool, groups: bool) -> None:
+    made = image_set(splits=splits, groups=groups)
     made.save(tmp_path / "set")
     read = ImageSet.load(tmp_path / "set")
     np.testing.assert_array_equal(read.images, made.images)
@@ -32,6 +36,7 @@ def test_the_stored_form_comes_back_as_it_was(tmp_path: Path, splits: bool) -> N
     assert list(read.classes) == list(made.classes)
     assert list(read.example_ids) == list(made.example_ids)
     assert (read.splits is None) == (not splits)
+    assert read.groups == (GROUPS if groups else None)
 
 
 def test_the_stored_form_is_safetensors(tmp_path: Path) -> None:
@@ -41,6 +46,22 @@ def test_the_stored_form_is_safetensors(tmp_path: Path) -> None:
     np.testing.assert_array_equal(judged["images"], made.images)
     np.testing.assert_array_equal(judged["labels"], made.labels)
     np.testing.assert_array_equal(judged["splits"], made.splits)
+    assert judged["groups"].tobytes().decode().split("\0") == [*GROUPS, ""]
+
+
+def test_what_was_stored_before_there_were_groups_is_read(tmp_path: Path) -> None:
+    image_set(groups=False).save(tmp_path / "set")
+    before = {"labels", "images", "classes", "example_ids", "splits"}
+    assert set(load_file(tmp_path / "set")) == before
+    assert ImageSet.load(tmp_path / "set").group_names(np.arange(7)) is None
+
+
+def test_groups_go_with_their_examples() -> None:
+    made = image_set()
+    some = made.subset(np.array([6, 1, 3]))
+    assert made.group_names(np.array([6, 1, 3])) == ["north", "süd", "a, b"]
+    assert some.group_names(np.array([2, 0])) == ["a, b", "north"]
+    assert image_set(groups=False).subset(np.array([0, 1])).groups is None
 
 
 def test_a_task_marks_its_classes_everywhere_or_where_asked() -> None:

@@ -1,10 +1,11 @@
 """Zips made for tests: honest ones by the standard library, hostile ones byte by byte."""
 
+import csv
 import io
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,6 +52,37 @@ def two_classes(**more: bytes) -> dict[str, bytes]:
         "dog/2.png": png(4),
         **more,
     }
+
+
+def metadata(rows: Sequence[Mapping[str, str]]) -> bytes:
+    """A metadata.csv with the columns of the first row."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue().encode()
+
+
+def grouped(
+    *groups: str, splits: Sequence[str] = ("train", "test"), per_class: int = 12
+) -> dict[str, bytes]:
+    """Grey 8x8 cats and dogs in each split of each group, as metadata.csv says.
+
+    Cats are brighter than dogs, by less from group to group: the first is ranked well by
+    brightness, each further one worse.
+    """
+    random = np.random.default_rng(0)
+    members: dict[str, bytes] = {}
+    rows = []
+    for i, group in enumerate(groups):
+        for split in splits:
+            for label, side in (("cat", 1), ("dog", -1)):
+                for level in random.normal(128 + side * 64 / 4**i, 24, per_class):
+                    image = level + random.uniform(-8, 8, (8, 8))
+                    name = f"images/{len(rows):04d}.png"
+                    members[name] = encode(image.clip(0, 255).astype(np.uint8))
+                    rows.append({"file_name": name, "label": label, "split": split, "group": group})
+    return {"metadata.csv": metadata(rows), **members}
 
 
 @dataclass(frozen=True)

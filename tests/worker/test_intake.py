@@ -11,11 +11,21 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from sklearn.metrics import average_precision_score
 from torchvision.datasets import ImageFolder
 
 from core.config import SPLITS
 from core.datasets import ImageSet
-from tests.worker.archives import STORED, encode, pack, pixels, png, two_classes
+from tests.worker.archives import (
+    STORED,
+    encode,
+    grouped,
+    metadata,
+    pack,
+    pixels,
+    png,
+    two_classes,
+)
 from worker.intake import IntakeLimits, Rejected, read_dataset, summarise
 
 
@@ -161,6 +171,57 @@ def test_a_table_may_declare_splits_and_quote_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "columns",
+    [
+        "file_name,label,group",
+        "group,label,split,file_name",
+        "label,file_name",
+        "split,file_name,label",
+    ],
+)
+def test_a_table_has_its_columns_in_any_order(columns: str, tmp_path: Path) -> None:
+    told = {"label": "cat dog dog cat", "split": "train train test test", "group": "é é ø,1 ø,1"}
+    values = {"file_name": list(IMAGES)} | {name: text.split() for name, text in told.items()}
+    rows = [{name: values[name][i] for name in columns.split(",")} for i in range(4)]
+    image_set = read(pack({**IMAGES, "metadata.csv": metadata(rows)}), tmp_path)
+    assert image_set.example_ids == list(IMAGES)
+    assert [image_set.classes[i] for i in image_set.labels] == values["label"]
+    assert (image_set.splits is not None) == ("split" in columns)
+    if image_set.splits is not None:
+        assert [SPLITS[i] for i in image_set.splits] == values["split"]
+    assert image_set.group_names(np.arange(4)) == (values["group"] if "group" in columns else None)
+
+
+def test_groups_follow_their_images_and_not_the_lines(tmp_path: Path) -> None:
+    decomposed = unicodedata.normalize("NFD", "café")
+    table = f"file_name,label,group\nsub/d.png,1,four\nc.png,0, three \nb.png,0,{decomposed}\n"
+    content = pack({**IMAGES, "metadata.csv": (table + "a.png,1,one\n").encode()})
+    image_set = read(content, tmp_path)
+    assert image_set.example_ids == ["a.png", "b.png", "c.png", "sub/d.png"]
+    assert image_set.groups == ["one", unicodedata.normalize("NFC", "café"), "three", "four"]
+
+
+@pytest.mark.parametrize("count", [1_000, 1_001])
+def test_a_column_of_ids_is_not_one_of_groups(count: int, tmp_path: Path) -> None:
+    names = np.array([f"patient {i}" for i in range(count)])
+    images = np.zeros((count, 2, 2), np.uint8)
+    rows = [
+        {"file_name": f"{i}.png", "label": "ab"[i % 2], "group": name}
+        for i, name in enumerate(names.tolist())
+    ]
+    members = {row["file_name"]: png(1) for row in rows}
+    for content in (
+        npz(images=images, labels=np.arange(count) % 2, groups=names),
+        pack({**members, "metadata.csv": metadata(rows)}),
+    ):
+        if count == 1_000:
+            assert read(content, tmp_path).groups is not None
+        else:
+            (reason,) = reasons(content, tmp_path)
+            assert "expected at most 1000 different groups, got 1001" in reason
+
+
+@pytest.mark.parametrize(
     ("table", "expected"),
     [
         (LABELS + "e.png,no\n", ["line 6: expected the name of an image, once, got 'e.png'"]),
@@ -173,9 +234,22 @@ def test_a_table_may_declare_splits_and_quote_names(tmp_path: Path) -> None:
         (LABELS.replace("c.png,no", "c.png"), ["line 4: expected 2 values, got 1", "'c.png'"]),
         (LABELS.replace("c.png,no", "c.png,no,1"), ["line 4: expected 2 values", "'c.png'"]),
         (LABELS.replace("label", "class"), ["got 'file_name,class'"]),
-        (LABELS.replace("label", "label,group"), ["expected the columns file_name,label or"]),
+        (LABELS.replace("label", "label,group"), ["line 2: expected 3 values, got 2"]),
+        (LABELS.replace("label", "label,site"), ["got 'file_name,label,site'"]),
+        (LABELS.replace("label", "label,label"), ["got 'file_name,label,label'"]),
+        (LABELS.replace("label", "split,group"), ["got 'file_name,split,group'"]),
+        (
+            LABELS.replace("\n", ",here\n")
+            .replace("label,here", "label,group", 1)
+            .replace("b.png,no,here", "b.png,no, ")
+            .replace("c.png,no,here", "c.png,no," + "g" * 201),
+            [
+                "line 3: expected a group of 1 to 200 printable characters, got ''",
+                "line 4: expected a group of 1 to 200 printable characters, got 'ggg",
+            ],
+        ),
         (LABELS.replace("c.png,no", 'c.png,"no'), ["expected CSV"]),
-        ("", ["expected the columns file_name,label or"]),
+        ("", ["expected the columns file_name,label[,split][,group] in any order, got ''"]),
         (
             "file_name,label,split\n" + LABELS.split("\n", 1)[1].replace("\n", ",hold-out\n"),
             ["expected a split among train, validation, test, got 'hold-out'"] * 4,
@@ -476,6 +550,21 @@ def test_arrays_may_declare_splits(tmp_path: Path) -> None:
     assert image_set.in_split("validation").tolist() == [2, 3]
 
 
+@pytest.mark.parametrize(
+    ("groups", "names"),
+    [
+        (np.array(["north", "süd", "süd", "north"]), ["north", "süd", "süd", "north"]),
+        (np.array([10, 9, -1, 10]), ["10", "9", "-1", "10"]),
+        (np.array([2**64 - 1, 0, 0, 0], np.uint64), [str(2**64 - 1), "0", "0", "0"]),
+    ],
+)
+def test_arrays_may_have_groups(
+    groups: NDArray[np.generic], names: list[str], tmp_path: Path
+) -> None:
+    image_set = read(npz(images=BATCH, labels=YES_NO, groups=groups), tmp_path)
+    assert image_set.groups == names
+
+
 NOT_A_NUMBER = (BATCH / 255).astype(np.float32)
 NOT_A_NUMBER[3, 0, 0, 0] = np.nan
 
@@ -528,6 +617,22 @@ BAD_ARRAYS: dict[str, tuple[dict[str, NDArray[np.generic]], str]] = {
         {"images": BATCH, "labels": YES_NO, "split": np.array(["train"])},
         "split: expected one for each of 4 labels, got 1",
     ),
+    "groups for fewer": (
+        {"images": BATCH, "labels": YES_NO, "groups": np.array(["north"])},
+        "groups: expected one for each of 4 labels, got 1",
+    ),
+    "groups that are floats": (
+        {"images": BATCH, "labels": YES_NO, "groups": YES_NO / 1},
+        "groups: expected whole numbers or text, got float64",
+    ),
+    "an empty group": (
+        {"images": BATCH, "labels": YES_NO, "groups": np.array(["", "a", "a", ""])},
+        "groups: expected a group of 1 to 200 printable characters, got ''",
+    ),
+    "a group in place of groups": (
+        {"images": BATCH, "labels": YES_NO, "group": YES_NO},
+        "expected only the arrays images, labels, classes, split, groups, got 'group.npy'",
+    ),
     "one class": ({"images": BATCH, "labels": YES_NO * 0}, "at least two classes, got '0' alone"),
 }
 
@@ -561,6 +666,7 @@ def test_the_summary_counts_what_is_there(tmp_path: Path) -> None:
         "examples": 9,
         "classes": {"cat": 4, "dog": 5},
         "splits": {"train": {"cat": 2, "dog": 2}, "test": {"cat": 2, "dog": 3}},
+        "groups": None,
         "channels": 3,
         "height": 8,
         "width": 8,
@@ -573,6 +679,22 @@ def test_duplicates_are_counted_and_not_refused(tmp_path: Path) -> None:
     image_set = read(pack(members), tmp_path)
     assert len(image_set) == 6
     assert summarise(image_set)["duplicates"] == 2
+
+
+def test_the_summary_counts_each_group(tmp_path: Path) -> None:
+    image_set = read(npz(images=BATCH, labels=YES_NO, groups=np.array(list("zaza"))), tmp_path)
+    assert list(summarise(image_set)["groups"].items()) == [("a", 2), ("z", 2)]
+
+
+def test_the_grouped_set_of_these_tests_is_ranked_worse_from_group_to_group(tmp_path: Path) -> None:
+    image_set = read(pack(grouped("north", "south", "west", per_class=40)), tmp_path)
+    brightness = image_set.images.mean((1, 2, 3))
+    aps = []
+    for group in ("north", "south", "west"):
+        of_group = np.array(image_set.groups) == group
+        assert of_group.sum() == 160
+        aps.append(average_precision_score(image_set.labels[of_group] == 0, brightness[of_group]))
+    assert aps[0] > 0.99 > aps[1] + 0.05 > aps[2] + 0.1
 
 
 def test_a_summary_without_splits_says_none(tmp_path: Path) -> None:

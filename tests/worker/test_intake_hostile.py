@@ -361,7 +361,7 @@ class Payload:
         return os.mkdir, (str(self.canary),)
 
 
-@pytest.mark.parametrize("name", ["images", "labels", "classes", "split"])
+@pytest.mark.parametrize("name", ["images", "labels", "classes", "split", "groups"])
 def test_an_array_of_objects_is_refused_and_never_unpickled(name: str, tmp_path: Path) -> None:
     canary = tmp_path / "canary"
     arrays: dict[str, Any] = {
@@ -476,7 +476,7 @@ def test_any_array_is_read_or_refused(
 
 TABLE = st.lists(
     st.lists(
-        st.sampled_from(["file_name", "label", "split", "1.png", "a", "train", '"', ""])
+        st.sampled_from(["file_name", "label", "split", "group", "1.png", "a", "train", '"', ""])
         | st.text(max_size=4),
         max_size=4,
     ).map(",".join),

@@ -1,7 +1,7 @@
 """Data sets that somebody sent: opened, checked and turned into numbers, inside a sandboxed child.
 
     read_dataset -- archive   a zip whose members are checked before anything is unpacked
-                 |- folders   zip of images: which class and split each belongs to
+                 |- folders   zip of images: which class, split and group each belongs to
                  |- images    PNG, JPEG and WebP to pixels
                  `- arrays    NPZ of NumPy arrays, without pickles
 

@@ -1,8 +1,8 @@
-"""NPZ data sets: `images`, `labels`, and optionally `classes` and `split`.
+"""NPZ data sets: `images`, `labels`, and optionally `classes`, `split` and `groups`.
 
 images: (N, H, W, C), (N, C, H, W) or (N, H, W), C of 1 or 3; uint8, or float in [0, 1], which is
 rounded to 256 levels.  labels: (N,) whole numbers or text.  classes: names of the classes; labels
-are then indices into them, or some of them.  split: (N,) text.
+are then indices into them, or some of them.  split: (N,) text.  groups: (N,) whole numbers or text.
 
 Each array's header is read first and checked against the size of its member, so that memory is
 taken only for numbers that are there. Arrays of objects are pickles: refused, never opened.
@@ -23,11 +23,18 @@ from core.datasets import ImageSet
 from models.header import shown
 from worker.intake.archive import Archive, Member
 from worker.intake.counts import check_counts
-from worker.intake.folders import MAX_LABEL_CHARACTERS, SPLIT_NAMES, label_problem, split_problem
+from worker.intake.folders import (
+    MAX_NAME_CHARACTERS,
+    SPLIT_NAMES,
+    group_problem,
+    label_problem,
+    split_problem,
+)
 from worker.intake.limits import IntakeLimits, Reasons, Rejected
 
 _BLOCK_BYTES = 8 * 1024**2  # images are converted this much at a time
 _CHANNELS = (1, 3)
+_ARRAYS = ("images", "labels", "classes", "split", "groups")
 _SLACK = 1e-4  # float images that were resized overshoot [0, 1] by rounding; a level is 4e-3
 
 
@@ -45,7 +52,8 @@ def read_arrays(
     names = _read_texts(archive, "classes", limits=limits)
     classes, labels = _name_classes(raw, names)
     splits = _splits(_read_texts(archive, "split", limits=limits), count=len(labels))
-    check_counts(classes, labels, splits)
+    groups = _groups(archive, count=len(labels), limits=limits)
+    check_counts(classes, labels, splits=splits, groups=groups)
     digits = len(str(len(labels) - 1))
     return ImageSet(
         images=_read_images(archive, len(labels), limits=limits, on_progress=on_progress),
@@ -53,6 +61,7 @@ def read_arrays(
         classes=classes,
         example_ids=[f"{i:0{digits}d}" for i in range(len(labels))],
         splits=splits,
+        groups=groups,
     )
 
 
@@ -61,10 +70,10 @@ def _check_names(archive: Archive) -> None:
     for name in ("images", "labels"):
         if f"{name}.npy" not in archive.names:
             reasons.add(f"expected an array {name!r} in the NPZ, got none of that name")
-    known = {f"{name}.npy" for name in ("images", "labels", "classes", "split")}
+    known = {f"{name}.npy" for name in _ARRAYS}
     for name in archive.names:
         if name not in known:
-            reasons.add(f"expected only images, labels, classes and split, got {shown(name)}")
+            reasons.add(f"expected only the arrays {', '.join(_ARRAYS)}, got {shown(name)}")
     reasons.settle()
 
 
@@ -149,9 +158,9 @@ def _read_values(archive: Archive, name: str, *, kinds: str, limits: IntakeLimit
             raise Rejected(f"{name}: expected {wanted}, got {dtype}")
         if len(shape) != 1 or not 0 < shape[0] <= limits.entries:
             raise Rejected(f"{name}: expected one dimension of 1 to {limits.entries}, got {shape}")
-        if dtype.kind == "U" and dtype.itemsize > 4 * MAX_LABEL_CHARACTERS:
+        if dtype.kind == "U" and dtype.itemsize > 4 * MAX_NAME_CHARACTERS:
             raise Rejected(
-                f"{name}: expected at most {MAX_LABEL_CHARACTERS} characters, got {dtype}"
+                f"{name}: expected at most {MAX_NAME_CHARACTERS} characters, got {dtype}"
             )
         return np.frombuffer(member.read(), dtype)
 
@@ -234,12 +243,29 @@ def _index_texts(
 def _splits(names: Sequence[str] | None, *, count: int) -> NDArray[np.int8] | None:
     if names is None:
         return None
+    _check_each("split", names, count=count, problem_of=split_problem)
+    return np.array([SPLITS.index(SPLIT_NAMES[name.lower()]) for name in names], np.int8)
+
+
+def _groups(archive: Archive, *, count: int, limits: IntakeLimits) -> list[str] | None:
+    """The group of each example by name: a number is named by its digits, as a label is."""
+    if "groups.npy" not in archive.names:
+        return None
+    raw = _read_values(archive, "groups", kinds="iuU", limits=limits)
+    names = _texts("groups", raw) if raw.dtype.kind == "U" else [str(n) for n in raw.tolist()]
+    _check_each("groups", names, count=count, problem_of=group_problem)
+    return names
+
+
+def _check_each(
+    array: str, names: Sequence[str], *, count: int, problem_of: Callable[[str], str | None]
+) -> None:
+    """One name for each example, and nothing wrong with any of them."""
     if len(names) != count:
-        raise Rejected(f"split: expected one for each of {count} labels, got {len(names)}")
+        raise Rejected(f"{array}: expected one for each of {count} labels, got {len(names)}")
     reasons = Reasons()
     for name in dict.fromkeys(names):
-        problem = split_problem(name)
+        problem = problem_of(name)
         if problem:
-            reasons.add(f"split: {problem}")
+            reasons.add(f"{array}: {problem}")
     reasons.settle()
-    return np.array([SPLITS.index(SPLIT_NAMES[name.lower()]) for name in names], np.int8)

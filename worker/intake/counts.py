@@ -10,6 +10,7 @@ from models.header import shown
 from worker.intake.limits import Reasons
 
 MIN_EXAMPLES = 2  # of a class: one to learn from, one to judge by
+MAX_GROUPS = 1_000  # more are a column of ids, and too few examples in each to judge by
 
 
 def class_counts(classes: Sequence[str], labels: NDArray[np.int64]) -> dict[str, int]:
@@ -19,9 +20,16 @@ def class_counts(classes: Sequence[str], labels: NDArray[np.int64]) -> dict[str,
 
 
 def check_counts(
-    classes: Sequence[str], labels: NDArray[np.int64], splits: NDArray[np.int8] | None
+    classes: Sequence[str],
+    labels: NDArray[np.int64],
+    *,
+    splits: NDArray[np.int8] | None,
+    groups: Sequence[str] | None,
 ) -> None:
-    """A ranking needs two classes, everywhere; a class needs more than one example."""
+    """A ranking needs two classes, everywhere; a class needs more than one example.
+
+    splits: (N,), groups: N names, each None where nothing is declared.
+    """
     reasons = Reasons()
     counts = class_counts(classes, labels)
     if len(classes) < 2:
@@ -38,4 +46,10 @@ def check_counts(
             if len(found) == 1:
                 only = shown(classes[found[0]])
                 reasons.add(f"split {split}: expected at least two classes, got {only} alone")
+    different = len(set(groups or ()))
+    if different > MAX_GROUPS:
+        reasons.add(
+            f"expected at most {MAX_GROUPS} different groups, got {different}: a group is what "
+            "many images have in common, such as a site or a camera"
+        )
     reasons.settle()

@@ -1,9 +1,9 @@
-"""Which class and split each image of a zip belongs to: by its folders, or by metadata.csv.
+"""Which class, split and group each image of a zip belongs to: by folders, or by metadata.csv.
 
     cat/0001.png                  class folders, as torchvision's ImageFolder
     train/cat/0001.png            class folders inside split folders
-    metadata.csv                  file_name,label[,split], as Hugging Face's imagefolder;
-    images/0001.png               where it is there, it alone decides
+    metadata.csv                  file_name,label[,split][,group], columns in any order, as Hugging
+    images/0001.png               Face's imagefolder; where it is there, it alone decides
 
 All of it may lie in one more folder. A class folder may have folders of its own.
 """
@@ -20,7 +20,7 @@ from worker.intake.archive import Archive
 from worker.intake.limits import Reasons, Rejected
 
 METADATA = "metadata.csv"
-MAX_LABEL_CHARACTERS = 200
+MAX_NAME_CHARACTERS = 200  # of a class or a group
 
 SPLIT_NAMES = {
     "train": "train",
@@ -34,7 +34,8 @@ SPLIT_NAMES = {
 }
 
 _NOTES = (".txt", ".md")  # what people write beside a data set
-_COLUMNS = (["file_name", "label"], ["file_name", "label", "split"])
+_NEEDED = {"file_name", "label"}
+_COLUMNS = {*_NEEDED, "split", "group"}
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Example:
     example_id: str  # the same without the folder that wraps everything
     label: str
     split: str | None
+    group: str | None = None
 
 
 def arrange(archive: Archive) -> list[Example]:
@@ -64,12 +66,12 @@ def arrange(archive: Archive) -> list[Example]:
 
 def label_problem(label: str) -> str | None:
     """Why this cannot be the name of a class, if it cannot."""
-    if not label or not label.isprintable() or len(label) > MAX_LABEL_CHARACTERS:
-        return (
-            f"expected a label of 1 to {MAX_LABEL_CHARACTERS} printable characters, "
-            f"got {shown(label)}"
-        )
-    return None
+    return _name_problem("label", label)
+
+
+def group_problem(group: str) -> str | None:
+    """Why this cannot be the name of a group, if it cannot."""
+    return _name_problem("group", group)
 
 
 def split_problem(split: str) -> str | None:
@@ -77,6 +79,14 @@ def split_problem(split: str) -> str | None:
     if split.lower() in SPLIT_NAMES:
         return None
     return f"expected a split among {', '.join(SPLITS)}, got {shown(split)}"
+
+
+def _name_problem(kind: str, name: str) -> str | None:
+    if name and name.isprintable() and len(name) <= MAX_NAME_CHARACTERS:
+        return None
+    return (
+        f"expected a {kind} of 1 to {MAX_NAME_CHARACTERS} printable characters, got {shown(name)}"
+    )
 
 
 def _is_note(name: str) -> bool:
@@ -135,18 +145,20 @@ def _by_metadata(names: Sequence[str], table: str, content: bytes) -> list[Examp
         file_name = unicodedata.normalize("NFC", row["file_name"])
         label = unicodedata.normalize("NFC", row["label"].strip())
         split = row["split"].strip() if "split" in row else None
+        group = unicodedata.normalize("NFC", row["group"].strip()) if "group" in row else None
         name = missing.pop(file_name, None)
         problem = (
             f"expected the name of an image, once, got {shown(file_name)}"
             if name is None
-            else label_problem(label) or (split_problem(split) if split is not None else None)
+            else label_problem(label)
+            or (split_problem(split) if split is not None else None)
+            or (group_problem(group) if group is not None else None)
         )
         if problem or name is None:
             reasons.add(f"{METADATA}, line {line}: {problem}")
             continue
-        examples.append(
-            Example(name, file_name, label, None if split is None else SPLIT_NAMES[split.lower()])
-        )
+        split = None if split is None else SPLIT_NAMES[split.lower()]
+        examples.append(Example(name, file_name, label, split, group))
     for name in missing.values():
         reasons.add(f"{shown(name)}: expected a line with its label in {METADATA}, got none")
     reasons.settle()
@@ -161,7 +173,7 @@ def _rows(content: bytes, reasons: Reasons) -> Iterator[tuple[int, dict[str, str
         for row in reader:
             if header is None:
                 header = row
-                if header not in _COLUMNS:
+                if not _is_header(header):
                     break
             elif row and len(row) != len(header):
                 reasons.add(
@@ -172,11 +184,17 @@ def _rows(content: bytes, reasons: Reasons) -> Iterator[tuple[int, dict[str, str
                 yield reader.line_num, dict(zip(header, row, strict=True))
     except csv.Error as error:
         raise Rejected(f"{METADATA}, line {reader.line_num}: expected CSV, got {error}") from error
-    if header not in _COLUMNS:
+    if header is None or not _is_header(header):
         raise Rejected(
-            f"{METADATA}: expected the columns file_name,label or file_name,label,split, "
+            f"{METADATA}: expected the columns file_name,label[,split][,group] in any order, "
             f"got {shown(','.join(header or []))}"
         )
+
+
+def _is_header(columns: Sequence[str]) -> bool:
+    """Whether these are the columns of a table: all that is needed, nothing unknown or twice."""
+    names = set(columns)
+    return _NEEDED <= names <= _COLUMNS and len(names) == len(columns)
 
 
 def _text(content: bytes) -> str:

@@ -47,7 +47,7 @@ def summarise(image_set: ImageSet) -> dict[str, Any]:
     """
     count, channels, height, width = image_set.images.shape
     different = {blake2b(image.tobytes(), digest_size=16).digest() for image in image_set.images}
-    splits = None
+    splits, groups = None, image_set.groups
     if image_set.splits is not None:
         splits = {
             split: class_counts(image_set.classes, image_set.labels[image_set.splits == i])
@@ -58,6 +58,7 @@ def summarise(image_set: ImageSet) -> dict[str, Any]:
         "examples": count,
         "classes": class_counts(image_set.classes, image_set.labels),
         "splits": splits,
+        "groups": None if groups is None else dict(sorted(Counter(groups).items())),
         "channels": channels,
         "height": height,
         "width": width,
@@ -84,13 +85,15 @@ def _read_folders(
     labels = np.array([position[example.label] for example in examples], np.int64)
     declared = [SPLITS.index(example.split) for example in examples if example.split is not None]
     splits = np.array(declared, np.int8) if declared else None
-    check_counts(classes, labels, splits)
+    groups = [example.group for example in examples if example.group is not None] or None
+    check_counts(classes, labels, splits=splits, groups=groups)
     return ImageSet(
         images=_decode_all(archive, examples, limits=limits, on_progress=on_progress),
         labels=labels,
         classes=classes,
         example_ids=[example.example_id for example in examples],
         splits=splits,
+        groups=groups,
     )
 
 
