@@ -95,7 +95,7 @@ async def audit(request: Request, house: HouseDep, caller: Writer, response: Res
 
 REPORT_FORMS = ("application/json", "text/html", "text/markdown", "application/xml")
 SCORE_FORMS = ("application/json", "application/vnd.safetensors", "application/octet-stream")
-Accept = Annotated[str, Header(max_length=1000)]
+Accept = Annotated[str, Header()]
 _DERIVED = {"text/markdown": card, "application/xml": junit}
 
 
