@@ -1,5 +1,6 @@
 """What data sets and models share: receiving a file, serving it, finding and removing a row."""
 
+import hashlib
 import re
 import shutil
 from pathlib import Path
@@ -145,13 +146,27 @@ def blob_response(
     request: Request, house: House, sha256: str, *, media_type: str, filename: str | None = None
 ) -> Response:
     """A blob by its media type; the hash is its ETag, as content never changes."""
+    known, headers = _cached(request, sha256)
+    if known is not None:
+        return known
+    path = house.blobs.local_path(sha256)
+    return FileResponse(path, media_type=media_type, filename=filename, headers=headers)
+
+
+def derived_response(request: Request, text: str, *, media_type: str) -> Response:
+    """A text that is made from a blob when it is asked for; its own hash is its ETag."""
+    content = text.encode()
+    known, headers = _cached(request, hashlib.sha256(content).hexdigest())
+    return known or Response(content, media_type=media_type, headers=headers)
+
+
+def _cached(request: Request, sha256: str) -> tuple[Response | None, dict[str, str]]:
+    """A 304 where the client has this content, and the headers that go with it."""
     etag = f'"{sha256}"'
     headers = {"ETag": etag, "X-Content-Type-Options": "nosniff", "Cache-Control": "private"}
     wanted = {
         tag.strip().removeprefix("W/")
         for tag in request.headers.get("if-none-match", "").split(",")
     }
-    if etag in wanted or "*" in wanted:
-        return Response(status_code=304, headers=headers)
-    path = house.blobs.local_path(sha256)
-    return FileResponse(path, media_type=media_type, filename=filename, headers=headers)
+    fresh = etag in wanted or "*" in wanted
+    return Response(status_code=304, headers=headers) if fresh else None, headers

@@ -1,8 +1,8 @@
 """The command `adap`: each subcommand is the HTTP call of the same name.
 
 Results go to standard output, as tables or with `--json` as the service's own answer; progress and
-problems go to standard error. Exit codes: 0 done, 1 a problem, 2 a wrong command line,
-130 interrupted.
+problems go to standard error. Exit codes: 0 done, 1 a problem (a threshold that is not met and a
+report that its scores do not bear out are problems too), 2 a wrong command line, 130 interrupted.
 """
 
 import json as json_
@@ -13,7 +13,7 @@ import webbrowser
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -26,6 +26,7 @@ from client import demo as demo_
 from client import show, watch
 from client.client import DEFAULT_URL, AdapError, Client, JobFailedError, Json, ProblemError
 
+REPORT_FORMS = {".html": "text/html", ".md": "text/markdown", ".xml": "application/xml"}
 PIPE_COLUMNS = 1000  # a table that no terminal shows is not cut
 
 app = typer.Typer(
@@ -395,6 +396,14 @@ def audit(
     surrogate: Annotated[
         str | None, typer.Option(help="Id of the attacker's own model, for transfer.")
     ] = None,
+    require: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="THRESHOLD",
+            help="What the model must keep, for example 'worst_case_ap >= 0.4'; with --watch the "
+            "exit code is 1 where it does not. May be given several times.",
+        ),
+    ] = None,
     seed: Seed = None,
     config: ConfigFile = None,
     set_: Set = None,
@@ -412,6 +421,7 @@ def audit(
             "preset": preset,
             "attacks": attack or None,
             "surrogate": None if surrogate is None else {"model_id": surrogate},
+            "thresholds": require or None,
             "seed": seed,
         },
         [
@@ -425,11 +435,15 @@ def audit(
         here.answer(job, _queued(job))
         return
     (job,) = here.follow(job)
+    report = here.client.report(job["id"])
     here.answer(
         job,
-        show.report(here.client.report(job["id"])),
+        show.report(report),
         f"\nSee the images and curves: adap report open {job['id']}",
     )
+    unmet = [result["threshold"] for result in report["thresholds"] if not result["passed"]]
+    if unmet:
+        raise ThresholdsNotMetError(f"Not met: {'; '.join(unmet)}")
 
 
 @app.command()
@@ -547,7 +561,7 @@ def show_report(context: typer.Context, job_id: str) -> None:
 def open_report(context: typer.Context, job_id: str) -> None:
     """The report as a page in the browser."""
     here = session(context)
-    page = here.client.report_page(job_id)
+    page = here.client.report_as(job_id, "text/html")
     path = Path(tempfile.mkdtemp(prefix="adap-report-")) / f"{job_id}.html"
     path.write_bytes(page)
     opened = webbrowser.open(path.as_uri())
@@ -563,17 +577,69 @@ def save_report(
     job_id: str,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="A name ending in .json saves the figures."),
+        typer.Option(
+            "--output",
+            "-o",
+            help="A name ending in .html, .json, .md (a model card) or .xml (JUnit, for CI); "
+            "by default JOB_ID.html.",
+        ),
     ] = None,
 ) -> None:
-    """Save the report as one self-contained page, or as JSON."""
+    """Save the report as one self-contained page, as JSON, as a model card or as JUnit XML."""
     here = session(context)
     path = output or Path(f"{job_id}.html")
     if path.suffix == ".json":
-        path.write_text(json_.dumps(here.client.report(job_id), indent=2, ensure_ascii=False))
+        report = here.client.report(job_id)
+        path.write_text(json_.dumps(report, indent=2, ensure_ascii=False), encoding="utf-8")
+    elif path.suffix in REPORT_FORMS:
+        path.write_bytes(here.client.report_as(job_id, REPORT_FORMS[path.suffix]))
     else:
-        path.write_bytes(here.client.report_page(job_id))
+        raise typer.BadParameter(
+            f"expected a name ending in .json, {', '.join(REPORT_FORMS)}; got {path.name!r}",
+            param_hint="--output",
+        )
     here.answer({"path": str(path)}, f"Saved {path}.")
+
+
+@report_app.command("verify")
+def verify_report(
+    context: typer.Context,
+    job_id: Annotated[str | None, typer.Argument(help="The audit; or name both files.")] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="Of `adap report save -o report.json`."),
+    ] = None,
+    scores: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="The audit's scores as safetensors."),
+    ] = None,
+) -> None:
+    """Compute every figure again from the stored scores; fails where one differs."""
+    from client import verify  # scikit-learn takes a second that no other command should wait
+
+    here = session(context)
+    if (job_id is None) == (report is None) or (report is None) != (scores is None):
+        raise typer.BadParameter("expected the id of an audit, or both --report and --scores")
+    if report is not None and scores is not None:
+        stated = _parse_json(report.read_text(encoding="utf-8"), option="--report")
+        if not isinstance(stated, dict):
+            raise typer.BadParameter("expected a JSON object", param_hint="--report")
+        content = scores.read_bytes()
+    else:
+        assert job_id is not None
+        stated = here.client.report(job_id)
+        with tempfile.TemporaryDirectory(prefix="adap-verify-") as folder:
+            file = Path(folder) / "scores.safetensors"
+            here.client.save_scores(job_id, file)
+            content = file.read_bytes()
+    lines = [asdict(line) for line in verify.verify(stated, content)]
+    wrong = [line["figure"] for line in lines if not line["ok"]]
+    here.answer({"ok": not wrong, "figures": lines}, show.verification(lines))
+    if wrong:
+        raise verify.MismatchError(
+            f"{len(wrong)} of {len(lines)} figures do not come from these scores: "
+            + ", ".join(wrong)
+        )
 
 
 # --- keys -----------------------------------------------------------------------------------------
@@ -630,6 +696,10 @@ def revoke_key(context: typer.Context, key_id: str) -> None:
 
 class DemoFailedError(AdapError):
     """The demonstration did not show what it is there to show."""
+
+
+class ThresholdsNotMetError(AdapError):
+    """The audited model does not keep what was asked of it."""
 
 
 class _Rejected(AdapError):  # noqa: N818

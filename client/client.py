@@ -144,14 +144,18 @@ class Client:
         """The report of a finished audit."""
         return self.get(f"/v1/audits/{job_id}/report")
 
-    def report_page(self, job_id: str) -> bytes:
-        """The same as one self-contained HTML page."""
+    def report_as(self, job_id: str, media_type: str) -> bytes:
+        """The same as text/html (a page), text/markdown (a model card) or application/xml (JUnit)."""
         path = f"/v1/audits/{job_id}/report"
-        return self.request("GET", path, headers={"Accept": "text/html"}).content
+        return self.request("GET", path, headers={"Accept": media_type}).content
 
     def audit_scores(self, job_id: str) -> Iterator[Json]:
         """Every image of an audit: its logit, clean and under each attack."""
         return self.pages(f"/v1/audits/{job_id}/scores", limit=100)
+
+    def save_scores(self, job_id: str, target: Path) -> None:
+        """Write all that the figures of an audit come from to a safetensors file."""
+        self.download(f"/v1/audits/{job_id}/scores", target, accept="application/vnd.safetensors")
 
     def ranking(self, job_id: str, *, limit: int = 100, after: str | None = None) -> Json:
         """A page of a finished ranking, best first."""
@@ -225,6 +229,23 @@ class Client:
         """The same error in our words."""
         return ConnectionFailedError(self.base_url, str(error) or type(error).__name__)
 
+    def download(self, path: str, target: Path, *, accept: str = "*/*") -> None:
+        """GET into a file; there is none unless all has come."""
+        partial = target.with_name(f"{target.name}.part")
+        try:
+            with (
+                self.http.stream("GET", path, headers={"Accept": accept}) as answer,
+                partial.open("wb") as file,
+            ):
+                _checked(answer)
+                for chunk in answer.iter_bytes():
+                    file.write(chunk)
+            partial.replace(target)
+        except httpx.TransportError as error:
+            raise self.unreachable(error) from error
+        finally:
+            partial.unlink(missing_ok=True)
+
     def upload(
         self, path: str, file: Path, *, fields: Mapping[str, str | None], on_bytes: OnBytes | None
     ) -> Json:
@@ -292,21 +313,8 @@ class Models(_Resource):
         return self._client.upload(self.path, file, fields=fields, on_bytes=on_bytes)
 
     def export(self, model_id: str, target: Path) -> None:
-        """Write the weights, manifest inside, to a file; there is none unless all has come."""
-        partial = target.with_name(f"{target.name}.part")
-        try:
-            with (
-                self._client.http.stream("GET", f"{self.path}/{model_id}/content") as answer,
-                partial.open("wb") as file,
-            ):
-                _checked(answer)
-                for chunk in answer.iter_bytes():
-                    file.write(chunk)
-            partial.replace(target)
-        except httpx.TransportError as error:
-            raise self._client.unreachable(error) from error
-        finally:
-            partial.unlink(missing_ok=True)
+        """Write the weights, manifest inside, to a file."""
+        self._client.download(f"{self.path}/{model_id}/content", target)
 
     def remove(self, model_id: str) -> None:
         """Remove one that no job uses."""

@@ -235,7 +235,7 @@ def _work(client: Client, digits: Path, lines: dict[str, watch.Line], *, output:
     for name, audit in zip(AUDITED, audits, strict=True):
         reports[name] = client.report(audit["id"])
         pages[name] = output / f"{name.lower()}.html"
-        pages[name].write_bytes(client.report_page(audit["id"]))
+        pages[name].write_bytes(client.report_as(audit["id"], "text/html"))
     ranked = list(client.pages(f"/v1/rankings/{ranking['id']}", limit=100))
     return Outcome(
         reports,

@@ -22,7 +22,12 @@ STYLES = {
     "cancelling": "yellow",
     "running": "cyan",
     "validating": "cyan",
+    "trustworthy": "green",
+    "caution": "yellow",
+    "not trustworthy": "red",
 }
+
+LEVELS = ("not trustworthy", "caution", "trustworthy")  # as thresholds on trust count them
 
 
 def table(*columns: str, rows: Iterable[Sequence[Any]], right: Sequence[str] = ()) -> Table:
@@ -241,7 +246,7 @@ def job_progress(item: Json) -> str:
 
 
 def report(item: Json) -> RenderableType:
-    """The figures of an audit."""
+    """The figures of an audit, and whether to rely on them."""
     parts: list[RenderableType] = []
     provenance = item["provenance"]
     for task in item["tasks"]:
@@ -252,31 +257,87 @@ def report(item: Json) -> RenderableType:
             f"{task['examples']:,} images{f' of the {split} split' if split else ''}, "
             f"{task['positives']:,} positive; {threat['norm']} epsilon {threat['epsilon']:.4g}"
         )
-        clean = task["clean"]
+        clean, floor = task["clean"], task.get("certified_floor")
         rows = [("clean", clean), *task["attacks"].items(), ("worst case", task["worst_case"])]
+        if floor is not None:
+            rows.append(("certified floor", floor))
         parts += [
             Text(title, style="bold"),
             Text(),
             table(
-                *("", "AP", "95 % interval", "lost"),
+                *("", "AP", "95 % interval", "lost", "interval of the loss"),
                 rows=[
-                    *(
-                        (
-                            name,
-                            figure(value["ap"]),
-                            _interval(value["interval"]),
-                            "" if value is clean else figure(clean["ap"] - value["ap"]),
-                        )
-                        for name, value in rows
-                    ),
-                    ("chance", figure(task["chance"]), "", ""),
-                    ("floor", figure(task["floor"]), "", ""),
+                    *((name, *_ap_row(value, clean)) for name, value in rows),
+                    ("chance", figure(task["chance"]), "", "", ""),
+                    ("floor", figure(task["floor"]), "", "", ""),
                 ],
                 right=("AP", "lost"),
             ),
+            Text(),
         ]
+    if len(item["tasks"]) > 1:
+        means = "  ".join(f"{name} {figure(value)}" for name, value in item["mean"].items())
+        parts.append(Text(f"Mean over the tasks: {means}"))
+    if item.get("thresholds"):  # reports of version 1 have none, and no verdict
+        parts += [_thresholds(item["thresholds"]), Text()]
+    if item.get("trust") is not None:
+        parts.append(_trust(item["trust"]))
     parts += [Text(f"Note: {warning}", style="yellow") for warning in item["warnings"]]
     return Group(*parts)
+
+
+def verification(lines: Sequence[Json]) -> RenderableType:
+    """Every figure of a report beside the same computed again."""
+    return table(
+        *("figure", "reported", "recomputed", ""),
+        rows=(
+            (
+                line["figure"],
+                _either(line["reported"]),
+                _either(line["recomputed"]),
+                Text("ok", style="green") if line["ok"] else Text("differs", style="red"),
+            )
+            for line in lines
+        ),
+    )
+
+
+def _ap_row(value: Json, clean: Json) -> tuple[str, str, str, str]:
+    drop = value.get("drop") or {}
+    return (
+        figure(value["ap"]),
+        _interval(value["interval"]),
+        "" if value is clean else figure(drop.get("value", clean["ap"] - value["ap"])),
+        _interval(drop.get("interval")),
+    )
+
+
+def _thresholds(results: Sequence[Json]) -> RenderableType:
+    return table(
+        *("threshold", "got", ""),
+        rows=(
+            (
+                result["threshold"],
+                LEVELS[int(result["got"])]
+                if result["figure"] == "trust"
+                else figure(result["got"]),
+                Text("met", style="green") if result["passed"] else Text("not met", style="red"),
+            )
+            for result in results
+        ),
+        right=("got",),
+    )
+
+
+def _trust(trust: Json) -> RenderableType:
+    """The verdict, and the checks that speak against it."""
+    lines = [Text(f"The audit is {trust['verdict']}.", style=STYLES[trust["verdict"]])]
+    lines += [
+        Text(f"  {check['name']} ({check['status']}): {check['message']}")
+        for check in trust["checks"]
+        if check["status"] != "pass"
+    ]
+    return Group(*lines)
 
 
 def ranking(rows: Sequence[Json]) -> RenderableType:
@@ -353,6 +414,15 @@ def _method(value: Json | None) -> str:
         return ""
     parameters = {key: value[key] for key in value if key != "name"}
     return f"{value['name']} ({_values(parameters)})" if parameters else str(value["name"])
+
+
+def _either(value: Any) -> str:
+    """A figure with all its digits, or whatever stands in its place."""
+    if isinstance(value, dict):
+        return _values(value)
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return "none" if value is None else str(value)
 
 
 def _interval(value: Json | None) -> str:

@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -22,6 +23,9 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+
+from core import thresholds
+from core.errors import ConfigError
 
 SPLITS = ("train", "validation", "test")
 Split = Literal["train", "validation", "test"]
@@ -499,6 +503,17 @@ class OperatingPoint(Config):
     )
 
 
+def _readable(text: str) -> str:
+    try:
+        thresholds.parse(text)
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
+    return text
+
+
+Threshold = Annotated[str, Field(max_length=2000), AfterValidator(_readable)]
+
+
 class AuditConfig(Config):
     """How a model is attacked and judged, apart from the model and the data."""
 
@@ -541,10 +556,11 @@ class AuditConfig(Config):
         description="how thoroughly the audit itself is checked; by default full for `standard`, "
         "quick for the others",
     )
-    thresholds: list[str] = Field(
+    thresholds: list[Threshold] = Field(
         [],
         max_length=50,
-        description="what the model must keep, for example `worst_case_ap >= 0.4`",
+        description="what the model must keep: `<figure> <operator> <number>`, for example "
+        "`worst_case_ap >= 0.4`, or `trust >= caution`",
         examples=[["worst_case_ap >= 0.4", "clean_ap >= 0.9"]],
     )
     batch_size: int = Field(256, ge=1, le=4096)

@@ -10,6 +10,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from core import thresholds
 from core.config import (
     AuditConfig,
     AuditRequest,
@@ -69,6 +70,7 @@ def audit_plan(session: Session, job: JobRow) -> list[dict[str, Any]]:
     (task,) = resolve_tasks(config.task, summary, trained_for=_positive(model))
     split = resolve_split(config.split, summary)
     check_both_sides(task, summary, split)
+    thresholds.refuse_unknown(config, [task])
     check_fits(summary, **_size(model))
     if job.surrogate_id is not None:
         surrogate = _model(session, job.surrogate_id)

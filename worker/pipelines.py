@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from core import audit, report_page, training
+from core import audit, report_page, thresholds, training
 from core.config import AuditConfig, RankingRequest, Task, TrainingConfig
 from core.datasets import ImageSet
 from core.errors import DataError, ModelError
@@ -214,6 +214,7 @@ def audit_report(work: Work, _reporter: Reporter) -> Result:
         provenance=provenance,
         trained_on_these=work.request["trained_on_these"],
     )
+    report = report.model_copy(update={"thresholds": thresholds.evaluate(report)})
     (work.folder / "report.json").write_text(report.model_dump_json())
     (work.folder / "report.html").write_text(report_page.render(report, scores), encoding="utf-8")
     _write_score_table(scores, work.folder / "scores.ndjson")

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import FormData, UploadFile
 
 from api import assets
+from api.accept import choose
 from api.assets import AssetId
 from api.deps import Caller, House, HouseDep, Reader, Writer
 from api.errors import ApiError, explain_validation, problems
@@ -16,8 +17,11 @@ from api.listing import After, Limit, make_cursor, read_offset
 from api.routes.jobs import answer_job, finished_blob
 from api.routes.models import declared_manifest
 from api.schemas import ExampleScores, Job, Page
+from core import thresholds
 from core.config import AuditConfig, AuditRequest
 from core.report import Report
+from core.report_card import card
+from core.report_junit import junit
 from core.resolve import (
     DatasetSummary,
     check_black_box,
@@ -89,6 +93,12 @@ async def audit(request: Request, house: HouseDep, caller: Writer, response: Res
     return await run_in_threadpool(answer_job, house, job)
 
 
+REPORT_FORMS = ("application/json", "text/html", "text/markdown", "application/xml")
+SCORE_FORMS = ("application/json", "application/vnd.safetensors", "application/octet-stream")
+Accept = Annotated[str, Header()]
+_DERIVED = {"text/markdown": card, "application/xml": junit}
+
+
 @router.get(
     "/{job_id}/report",
     response_model=Report,
@@ -96,7 +106,7 @@ async def audit(request: Request, house: HouseDep, caller: Writer, response: Res
     | {
         200: {
             "description": "The report",
-            "content": {"text/html": {"schema": {"type": "string"}}},
+            "content": {form: {"schema": {"type": "string"}} for form in REPORT_FORMS[1:]},
         },
         304: {"description": "Not modified"},
     },
@@ -106,33 +116,64 @@ def audit_report(
     request: Request,
     house: HouseDep,
     caller: Reader,
-    accept: Annotated[str, Header()] = "application/json",
+    accept: Accept = REPORT_FORMS[0],
 ) -> Response:
-    """The report as JSON, or as one self-contained page with `Accept: text/html`."""
-    if "text/html" in accept:
-        name, media_type = "page", "text/html"
-    elif any(kind in accept for kind in ("application/json", "application/*", "*/*")):
-        name, media_type = "report", "application/json"
-    else:
-        raise ApiError(
-            "not_acceptable", f"Expected Accept: application/json or text/html, got {accept:.80}"
-        )
+    """The report in the form that `Accept` names.
+
+    JSON; one self-contained page (`text/html`); a model card (`text/markdown`); or JUnit XML
+    (`application/xml`), with a test case for each threshold and each check of the audit.
+    """
+    form = choose(accept, REPORT_FORMS)
+    name = "page" if form == "text/html" else "report"
     sha256 = finished_blob(house, job_id, caller, JobKind.AUDIT, name)
-    answer = assets.blob_response(request, house, sha256, media_type=media_type)
+    if form in _DERIVED:
+        with house.blobs.open(sha256) as file:
+            text = _DERIVED[form](Report.model_validate_json(file.read()))
+        answer = assets.derived_response(request, text, media_type=form)
+    else:
+        answer = assets.blob_response(request, house, sha256, media_type=form)
     answer.headers["Vary"] = "Accept"
     return answer
 
 
-@router.get("/{job_id}/scores", responses=problems("not_found", "not_ready"))
+@router.get(
+    "/{job_id}/scores",
+    response_model=Page[ExampleScores],
+    responses=problems("not_found", "not_ready", "not_acceptable")
+    | {
+        200: {
+            "description": "A page of the scores, or all that the figures come from as one file",
+            "content": {
+                form: {"schema": {"type": "string", "format": "binary"}} for form in SCORE_FORMS[1:]
+            },
+        },
+        304: {"description": "Not modified"},
+    },
+)
 def audit_scores(
     job_id: AssetId,
+    request: Request,
+    response: Response,
     house: HouseDep,
     caller: Reader,
     limit: Limit = 100,
     after: After = None,
     attack: str | None = None,
-) -> Page[ExampleScores]:
-    """The logit of every image, clean and under each attack (or one), in the order of the data."""
+    accept: Accept = SCORE_FORMS[0],
+) -> Page[ExampleScores] | Response:
+    """The logit of every image, clean and under each attack (or one), in the order of the data.
+
+    With `Accept: application/vnd.safetensors` or `application/octet-stream` the whole file that the
+    report's `scores_sha256` names, from which every figure can be computed again.
+    """
+    form = choose(accept, SCORE_FORMS)
+    if form != SCORE_FORMS[0]:
+        sha256 = finished_blob(house, job_id, caller, JobKind.AUDIT, "scores")
+        filename = f"{job_id}.safetensors"
+        answer = assets.blob_response(request, house, sha256, media_type=form, filename=filename)
+        answer.headers["Vary"] = "Accept"
+        return answer
+    response.headers["Vary"] = "Accept"
     sha256 = finished_blob(house, job_id, caller, JobKind.AUDIT, "table")
     rows, cursor = read_rows(house, sha256, limit=limit, after=after)
     if attack is not None:
@@ -193,6 +234,7 @@ def _audit_by_ids(request: AuditRequest, house: House, caller: Caller) -> JobRow
         manifest = Manifest.model_validate(model.manifest)
         (task,) = resolve_tasks(request.task, summary, trained_for=manifest.positive)
         check_both_sides(task, summary, resolve_split(request.split, summary))
+        thresholds.refuse_unknown(request, [task])
         for network in filter(None, (model, surrogate)):
             spec = Manifest.model_validate(network.manifest).input
             check_fits(summary, channels=spec.channels, height=spec.height, width=spec.width)
