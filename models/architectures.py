@@ -1,4 +1,4 @@
-"""The networks: (B, C, H, W) normalised images to (B, 1) logits.
+"""The networks: (B, C, H, W) normalised images to (B, outputs) logits, by default one.
 
 `models.catalogue` describes the same names without torch; a test holds the two equal.
 """
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 
-def _small_cnn(channels: int) -> nn.Module:
+def _small_cnn(channels: int, outputs: int) -> nn.Module:
     """Three 3x3 convolutions, halving the image twice, then the mean over what is left.
 
     Strides instead of pooling: fewer operations for the attack to run through, and nothing that a
@@ -29,29 +29,29 @@ def _small_cnn(channels: int) -> nn.Module:
             relu3=nn.ReLU(),
             pool=nn.AdaptiveAvgPool2d(1),
             flatten=nn.Flatten(),
-            fc=nn.Linear(128, 1),
+            fc=nn.Linear(128, outputs),
         )
     )
 
 
-def _torchvision_resnet18() -> nn.Module:
+def _torchvision_resnet18(outputs: int) -> nn.Module:
     from torchvision.models import resnet18  # takes more than a second: only where it is used
 
-    network: nn.Module = resnet18(weights=None, num_classes=1)
+    network: nn.Module = resnet18(weights=None, num_classes=outputs)
     return network
 
 
-def _resnet18(channels: int) -> nn.Module:
+def _resnet18(channels: int, outputs: int) -> nn.Module:
     """torchvision's, trained from scratch; only the first layer depends on the channels."""
-    network = _torchvision_resnet18()
+    network = _torchvision_resnet18(outputs)
     if channels != 3:
         network.conv1 = _stem(nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False))
     return network
 
 
-def _resnet18_3x3(channels: int) -> nn.Module:
+def _resnet18_3x3(channels: int, outputs: int) -> nn.Module:
     """As in He et al. (2016) for CIFAR: the first layer keeps the size of the image."""
-    network = _torchvision_resnet18()
+    network = _torchvision_resnet18(outputs)
     network.conv1 = _stem(nn.Conv2d(channels, 64, 3, padding=1, bias=False))
     network.maxpool = nn.Identity()
     return network
@@ -63,25 +63,25 @@ def _stem(convolution: nn.Conv2d) -> nn.Conv2d:
     return convolution
 
 
-BUILDERS: dict[str, Callable[[int], nn.Module]] = {
+BUILDERS: dict[str, Callable[[int, int], nn.Module]] = {
     "small_cnn": _small_cnn,
     "resnet18": _resnet18,
     "resnet18_3x3": _resnet18_3x3,
 }
 
 
-def build(name: str, *, channels: int, seed: int) -> nn.Module:
+def build(name: str, *, channels: int, seed: int, outputs: int = 1) -> nn.Module:
     """A new network on the CPU, in training mode; its weights depend on `seed` alone.
 
-    name: a key of `BUILDERS`.  channels: of the images, 1 or 3.
+    name: a key of `BUILDERS`.  channels: of the images, 1 or 3.  outputs: logits an image.
     """
     # torch's layers draw from the process-wide generator: seed it for them, and put it back
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return BUILDERS[name](channels)
+        return BUILDERS[name](channels, outputs)
 
 
-def build_empty(name: str, *, channels: int) -> nn.Module:
+def build_empty(name: str, *, channels: int, outputs: int = 1) -> nn.Module:
     """The same network without memory behind its tensors, for their names, shapes and dtypes."""
     with torch.device("meta"):
-        return BUILDERS[name](channels)
+        return BUILDERS[name](channels, outputs)

@@ -17,7 +17,7 @@ class ArchitectureInfo(BaseModel):
     name: str
     description: str
     minimum_size: int = Field(description="smallest height and width of an image, in pixels")
-    parameters: int = Field(description="trainable parameters for images of 3 channels")
+    parameters: int = Field(description="trainable parameters for 3 channels and one logit")
 
 
 ARCHITECTURES: dict[str, ArchitectureInfo] = {
@@ -32,8 +32,8 @@ ARCHITECTURES: dict[str, ArchitectureInfo] = {
         ),
         ArchitectureInfo(
             name="resnet18",
-            description="torchvision's ResNet-18 with its ImageNet stem and one logit, as in the "
-            "paper. For images of 64 pixels and more; the paper uses it at 32.",
+            description="torchvision's ResNet-18 with its ImageNet stem, as in the paper. For "
+            "images of 64 pixels and more; the paper uses it at 32.",
             minimum_size=32,
             parameters=11_177_025,
         ),

@@ -11,14 +11,14 @@ the tensors fit the architecture, and their values; `models.loading` does.
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Annotated, Any, BinaryIO, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from models.errors import ModelFileError
+from models.errors import ModelFileError, TaskError
 from models.formats import EDGE_BYTES, refusal
 
 MANIFEST_KEY = "adap"
@@ -69,6 +69,87 @@ class InputSpec(BaseModel):
         return self
 
 
+Class = Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARACTERS)]
+
+
+class OutputSpec(BaseModel):
+    """What the network answers for an image, and what that says about a class.
+
+    logit: one logit, higher for the positive side, whichever classes that is.
+    multiclass: a logit a class, of which one is true (softmax). The score of some positive classes
+    is the log of their odds, logsumexp(theirs) - logsumexp(the others): it orders images as their
+    softmax probability p does, being log(p / (1 - p)), and does not saturate where p rounds to 1.
+    multilabel: a logit a class, each of which may be true (a sigmoid each). The score of a class is
+    its own logit; several have no joint score, as nothing says how they depend on each other.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    kind: Literal["logit", "multiclass", "multilabel"] = Field(
+        "logit",
+        description="one logit; or a logit a class, where one class is true (multiclass) or each "
+        "may be (multilabel)",
+    )
+    classes: list[Class] | None = Field(
+        None,
+        min_length=2,
+        max_length=1000,
+        description="names of the classes in the order of the logits; for multiclass and "
+        "multilabel only",
+        examples=[["cat", "dog", "other"]],
+    )
+
+    @model_validator(mode="after")
+    def _classes_of_many_logits(self) -> "OutputSpec":
+        if (self.kind == "logit") != (self.classes is None):
+            raise ValueError(
+                f"expected {'no classes' if self.kind == 'logit' else 'classes'} for the kind "
+                f"{self.kind}"
+            )
+        for name in self.classes or []:
+            if not name.isprintable():
+                raise ValueError(f"expected classes of printable characters, got {shown(name)}")
+        if len(set(self.classes or [])) < len(self.classes or []):
+            raise ValueError("expected each class once")
+        return self
+
+    @property
+    def count(self) -> int:
+        """How many logits the network answers for an image."""
+        return 1 if self.classes is None else len(self.classes)
+
+    def columns(self, positive: Sequence[str] | None) -> list[int]:
+        """Where the logits of the positive classes are, rising; of one logit, the one there is.
+
+        Raises TaskError where these classes have no score.
+        """
+        if self.classes is None:
+            return [0]
+        known = f"{', '.join(self.classes[:20])}{', …' if len(self.classes) > 20 else ''}"
+        if not positive:
+            raise TaskError(
+                f"expected positive classes, as the model has a logit for each of {known}; got none"
+            )
+        unknown = [shown(name) for name in positive if name not in self.classes]
+        if unknown:
+            raise TaskError(
+                f"expected positive classes that the model has a logit for ({known}), "
+                f"got {', '.join(unknown[:20])}"
+            )
+        found = [i for i, name in enumerate(self.classes) if name in positive]
+        if self.kind == "multiclass" and len(found) == len(self.classes):
+            raise TaskError(f"expected a class against the positive ones, got all of {known}")
+        if self.kind == "multilabel" and len(found) > 1:
+            raise TaskError(
+                "expected one positive class for a multilabel model, whose classes have no joint "
+                f"score, got {', '.join(self.classes[i] for i in found[:20])}"
+            )
+        return found
+
+
+ONE_LOGIT = OutputSpec()
+
+
 class Manifest(BaseModel):
     """Everything that loading a model's tensors needs, and where the model comes from."""
 
@@ -76,6 +157,7 @@ class Manifest(BaseModel):
 
     architecture: str = Field(max_length=64)
     input: InputSpec
+    output: OutputSpec = ONE_LOGIT
     positive: list[str] | None = Field(
         None, description="classes that the model was trained to rank first, where known"
     )
@@ -94,8 +176,14 @@ class Manifest(BaseModel):
         return value
 
     def as_json(self) -> str:
-        """The text that travels in a model file: equal manifests, equal text."""
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        """The text that travels in a model file: equal manifests, equal text.
+
+        One logit goes without saying, as in the files from before there was anything else.
+        """
+        value = self.model_dump(mode="json")
+        if self.output == ONE_LOGIT:
+            del value["output"]
+        return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
 class ProbeResult(BaseModel):

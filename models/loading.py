@@ -5,6 +5,7 @@ a stranger chooses numbers, never code, shapes or amounts of memory.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import compress
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from models.architectures import build_empty
 from models.errors import ModelFileError
 from models.header import (
     MANIFEST_KEY,
+    MAX_HEADER_BYTES,
     Manifest,
     ProbeResult,
     embedded_manifest,
@@ -41,11 +43,12 @@ def save(model: nn.Module, path: Path, manifest: Manifest) -> None:
     ModelFileError for what `load` would refuse.
     """
     if isinstance(model, Scorer):
-        if model.input_spec != manifest.input:
-            raise ModelFileError(
-                f"expected a manifest with the scorer's input {model.input_spec!r}, "
-                f"got {manifest.input!r}"
-            )
+        for name, own in (("input", model.input_spec), ("output", model.output)):
+            declared = getattr(manifest, name)
+            if own != declared:
+                raise ModelFileError(
+                    f"expected a manifest with the scorer's {name} {own!r}, got {declared!r}"
+                )
         model = model.network
     catalogue.check(manifest)
     tensors = {
@@ -60,17 +63,29 @@ def save(model: nn.Module, path: Path, manifest: Manifest) -> None:
     )
     _check_finite(tensors)
     # one metadata key only: the library writes several in an order of its own choosing
-    path.write_bytes(write_tensors(tensors, metadata={MANIFEST_KEY: manifest.as_json()}))
+    content = write_tensors(tensors, metadata={MANIFEST_KEY: manifest.as_json()})
+    header_bytes = int.from_bytes(content[:8], "little")
+    if header_bytes > MAX_HEADER_BYTES:  # a thousand long names, each character escaped
+        raise ModelFileError(
+            f"expected a manifest that fits a header of {MAX_HEADER_BYTES} bytes, "
+            f"got one of {header_bytes}"
+        )
+    path.write_bytes(content)
 
 
 def load(
-    path: Path, manifest: Manifest | None = None, *, device: torch.device | str
+    path: Path,
+    manifest: Manifest | None = None,
+    *,
+    device: torch.device | str,
+    positive: Sequence[str] | None = None,
 ) -> tuple[Scorer, Manifest]:
     """The scorer in a file, in eval mode on `device`, and the manifest it was loaded by.
 
-    manifest: what the caller declares; by default the one inside the file. Raises ModelFileError
-    where the file is not sound safetensors, its tensors are not those of the architecture, or a
-    value is not finite.
+    manifest: what the caller declares; by default the one inside the file.
+    positive: the classes to score, for a model with a logit for each class; see `Scorer`.
+    Raises ModelFileError where the file is not sound safetensors, its tensors are not those of the
+    architecture, or a value is not finite; TaskError for classes that the model cannot score.
     """
     header = read_header(path)
     manifest = manifest or embedded_manifest(header)
@@ -90,38 +105,50 @@ def load(
     except SafetensorError as error:
         raise ModelFileError(f"expected a sound safetensors file, got {error}") from error
     _check_finite(tensors)
-    network = build_empty(manifest.architecture, channels=manifest.input.channels)
+    network = _empty(manifest)
     absent = network.state_dict().keys() - tensors.keys()  # optional counts, if any
     counts = {name: torch.zeros((), dtype=torch.int64) for name in absent}
     network.load_state_dict({**tensors, **counts}, strict=True, assign=True)
-    return Scorer(network, manifest.input).to(device).eval(), manifest
+    scorer = Scorer(network, manifest.input, output=manifest.output, positive=positive)
+    return scorer.to(device).eval(), manifest
 
 
 def probe(scorer: Scorer) -> ProbeResult:
     """Run the scorer on a few images and say whether its scores can be ranked and attacked.
 
-    It must be in eval mode. Checked: it runs, one finite logit an image, not the same for every
-    image, independent of the rest of the batch, and with a gradient to the pixels.
+    It must be in eval mode, and needs no task: every logit of the network is looked at. Checked: it
+    runs, as many finite logits as declared, not the same for every image, independent of the rest
+    of the batch, and with a gradient to the pixels.
     """
     images = _probe_images(scorer)
     try:
         with torch.no_grad():
-            together = scorer(images)
-            alone = torch.cat([scorer(image[None]) for image in images])
+            together = scorer.outputs(images)  # (B, K)
+            alone = torch.cat([scorer.outputs(image[None]) for image in images])
         blind = _blind_images(scorer, images)
     except (RuntimeError, ValueError) as error:
         problem = f"the model does not run on images of the declared size: {str(error)[:300]}"
         return ProbeResult(images=len(images), problems=[problem], warnings=[])
     if not torch.isfinite(together).all() or not torch.isfinite(alone).all():
         bad = int((~torch.isfinite(together)).sum())
-        problem = f"expected finite logits, got {bad} of {len(images)} that are NaN or infinite"
+        problem = (
+            f"expected finite logits, got {bad} of {together.numel()} that are NaN or infinite"
+        )
         return ProbeResult(images=len(images), problems=[problem], warnings=[])
 
     problems, warnings = [], []
     lowest, highest = float(together.min()), float(together.max())
     difference = float((together - alone).abs().max())
-    if lowest == highest:
-        problems.append(f"expected logits that depend on the image, got {lowest:g} for each")
+    same = (together == together[0]).all(dim=0).tolist()  # K times: whether for every image
+    if all(same):
+        got = ", ".join(f"{logit:g}" for logit in together[0, :5].tolist())
+        problems.append(f"expected logits that depend on the image, got {got} for each")
+    elif any(same):
+        names = compress(scorer.output.classes or [], same)
+        warnings.append(
+            f"{sum(same)} of {len(same)} logits are the same for every probe image: "
+            f"{_first(list(names))}"
+        )
     # float32 sums in another order for another batch size; a real dependence is far larger
     if difference > 1e-3 * max(1.0, abs(lowest), abs(highest)):
         problems.append(
@@ -146,8 +173,7 @@ def probe(scorer: Scorer) -> ProbeResult:
 
 def _check_names(got: Mapping[str, _Kind], *, manifest: Manifest) -> None:
     """Names, dtypes and shapes must be the architecture's, apart from optional counts."""
-    channels = manifest.input.channels
-    network = build_empty(manifest.architecture, channels=channels)
+    network = _empty(manifest)
     expected: dict[str, _Kind] = {
         name: (_DTYPE_NAMES[value.dtype], tuple(value.shape))
         for name, value in network.state_dict().items()
@@ -164,9 +190,20 @@ def _check_names(got: Mapping[str, _Kind], *, manifest: Manifest) -> None:
     told = [f"{len(names)} {what}: {_first(names)}" for what, names in findings.items() if names]
     if told:
         raise ModelFileError(
-            f"expected exactly the tensors of {manifest.architecture} for {channels} channels "
-            f"and one logit, got {'; '.join(told)}"
+            f"expected exactly the tensors of {manifest.architecture} for "
+            f"{manifest.input.channels} channels and {_logits(manifest)}, got {'; '.join(told)}"
         )
+
+
+def _empty(manifest: Manifest) -> nn.Module:
+    return build_empty(
+        manifest.architecture, channels=manifest.input.channels, outputs=manifest.output.count
+    )
+
+
+def _logits(manifest: Manifest) -> str:
+    count = manifest.output.count
+    return "one logit (no other `output` is declared)" if count == 1 else f"{count} logits"
 
 
 def _check_finite(tensors: Mapping[str, Tensor]) -> None:
@@ -203,11 +240,13 @@ def _blind_images(scorer: Scorer, images: Tensor) -> int:
     """How many images have a gradient that is zero everywhere, or not finite somewhere."""
     images = images.clone().requires_grad_()
     with torch.enable_grad():
-        logits = scorer(images)
+        logits = scorer.outputs(images)
     if not logits.requires_grad:
         return len(images)
+    # weights that differ: the plain sum of logits that add up to a constant has no gradient
+    weights = torch.linspace(1, 2, logits.shape[1], device=logits.device, dtype=logits.dtype)
     gradient, *_ = torch.autograd.grad(
-        logits.sum(), images, allow_unused=True, materialize_grads=True
+        (logits * weights).sum(), images, allow_unused=True, materialize_grads=True
     )
     magnitude = gradient.flatten(1).abs().sum(dim=1)  # (B,)
     return int((~torch.isfinite(magnitude) | (magnitude == 0)).sum())
