@@ -122,8 +122,9 @@ class RankedExample(Answer):
 
 
 class ExampleScores(Answer):
-    """One image of an audit."""
+    """One image of one task of an audit."""
 
+    task: str | None = Field(None, description="its positive classes, joined by +")
     example_id: str
     target: int = Field(description="1 for a positive, 0 for a negative")
     clean: float = Field(description="logit without attack")

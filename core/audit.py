@@ -156,7 +156,9 @@ def attack_shard(
             logits = {key: scored[here] for key, scored in attacked.items()}
             ids = [example_ids[i] for i in here]
             if attacks:
-                kept += _most_damaged(pictures, clean[here], logits, example_ids=ids, count=evidence)
+                kept += _most_damaged(
+                    pictures, clean[here], logits, example_ids=ids, count=evidence
+                )
             kept.sort(key=_damage, reverse=True)
             del kept[evidence:]
     return Scores(
@@ -433,7 +435,7 @@ def figures(
             )
         ),
         resamples=len(resampled["clean"]),
-        operating=operating_figures(scores.clean, worst, targets, config.operating),
+        operating=operating_figures(scores.clean, worst, targets),
     )
 
 

@@ -4,18 +4,23 @@
 pipeline's result into rows, inside the transaction that ends the job.
 """
 
+import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from core import thresholds
 from core.config import (
+    CURVE_ATTACK,
     AuditConfig,
     AuditRequest,
     RankingRequest,
     Task,
+    Threat,
     TrainingConfig,
     TrainingRequest,
 )
@@ -30,9 +35,13 @@ from core.resolve import (
     resolve_tasks,
 )
 from models.header import Manifest
+from store import scores
 from store.ids import new_id
 from store.jobs import JobError
 from store.tables import AssetStatus, DatasetRow, JobKind, JobRow, ModelRow
+
+SCORES_VERSION = 1  # of the code that attacks: another one makes other scores
+NOMINAL_CHECKS = 1000  # images that the checks of a task count for in the progress of an audit
 
 
 class InputError(AdapError):
@@ -63,32 +72,96 @@ def publish(
 
 
 def audit_plan(session: Session, job: JobRow) -> list[dict[str, Any]]:
-    """The requests of an audit's shards, in order; each is attacked by whichever worker is free."""
+    """The requests of an audit's shards, in order; each is worked on by whichever worker is free.
+
+    For each task some shards of examples, in which every column (clean, an attack, a point of the
+    epsilon curve, the bounds) is kept for itself, under a hash of all that it depends on; and one
+    shard for the checks of the audit itself.
+    """
     config = AuditConfig.model_validate(_without_ids(job.request))
     dataset, model = _dataset(session, job), _model(session, job.model_id)
-    summary = _summary(dataset)
-    (task,) = resolve_tasks(config.task, summary, trained_for=_positive(model))
+    summary, manifest = _summary(dataset), Manifest.model_validate(model.manifest)
+    tasks = resolve_tasks(
+        config.task, summary, trained_for=manifest.positive, outputs=manifest.output.classes
+    )
     split = resolve_split(config.split, summary)
-    check_both_sides(task, summary, split)
-    thresholds.refuse_unknown(config, [task])
+    for task in tasks:
+        check_both_sides(task, summary, split)
     check_fits(summary, **_size(model))
+    thresholds.refuse_unknown(config, tasks, grouped=summary.groups is not None)
+    surrogate = None
     if job.surrogate_id is not None:
         surrogate = _model(session, job.surrogate_id)
         check_black_box(model.content_sha256, surrogate.content_sha256)
         check_fits(summary, **_size(surrogate))
     examples = sum(summary.counts(split).values())
-    passes = len(config.resolved_attacks()) + 1  # each attack, and the clean images
-    common = {"config": config.as_json(), "task": task.as_json(), "split": split}
-    return [
-        {
-            **common,
-            "shard": number,
-            "start": start,
-            "stop": (stop := min(start + config.shard_size, examples)),
-            "images": (stop - start) * passes,
+    columns = _columns(config)
+    shards: list[dict[str, Any]] = []
+    for number, task in enumerate(tasks):
+        common = {
+            "config": config.as_json(),
+            "task": task.as_json(),
+            "task_number": number,
+            "split": split,
         }
-        for number, start in enumerate(range(0, examples, config.shard_size))
-    ]
+        if config.resolved_checks() != "off":
+            shards.append({**common, "part": "checks", "images": NOMINAL_CHECKS})
+        for shard, start in enumerate(range(0, examples, config.shard_size)):
+            stop = min(start + config.shard_size, examples)
+            depends_on = {
+                "version": SCORES_VERSION,
+                "tenant": job.tenant,
+                "model": model.content_sha256,
+                "dataset": dataset.content_sha256,
+                "split": split,
+                "positive": task.positive,
+                "examples": [start, stop],
+                "shard": shard,
+                "batch_size": config.batch_size,
+                "seed": config.seed,
+            }
+            shards.append(
+                {
+                    **common,
+                    "part": "scores",
+                    "shard": shard,
+                    "start": start,
+                    "stop": stop,
+                    "images": (stop - start) * len(columns),
+                    "columns": [
+                        {"name": name, "key": _key(depends_on, recipe, surrogate), **recipe}
+                        for name, recipe in columns.items()
+                    ],
+                }
+            )
+    return shards
+
+
+def _columns(config: AuditConfig) -> dict[str, dict[str, Any]]:
+    """What is measured of every example, by name, and how."""
+    threat = config.threat
+    columns: dict[str, dict[str, Any]] = {"clean": {}}
+    for attack in config.resolved_attacks():
+        columns[f"attack.{attack.key}"] = {"attack": attack.as_json(), "threat": threat.as_json()}
+    for i, epsilon in enumerate(config.resolved_epsilons()):
+        columns[f"curve.{i}"] = {
+            "attack": CURVE_ATTACK.as_json(),
+            "threat": Threat(norm=threat.norm, epsilon=epsilon).as_json(),
+        }
+    if config.certify != "off":
+        columns["bounds"] = {"certify": config.certify, "threat": threat.as_json()}
+    return columns
+
+
+def _key(depends_on: dict[str, Any], recipe: dict[str, Any], surrogate: ModelRow | None) -> str:
+    """What an attack is called changes nothing; the surrogate matters to the transfer attack."""
+    attack = recipe.get("attack")
+    if attack is not None:
+        recipe = {**recipe, "attack": {**attack, "label": None}}
+        if attack["name"] == "transfer" and surrogate is not None:
+            recipe["surrogate"] = surrogate.content_sha256
+    text = json.dumps(depends_on | recipe, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def audit_report(session: Session, job: JobRow, shards: list[JobRow]) -> Prepared:
@@ -101,7 +174,13 @@ def audit_report(session: Session, job: JobRow, shards: list[JobRow]) -> Prepare
         "audit_report",
         {
             "config": first["config"],
-            "task": first["task"],
+            "shards": [
+                {
+                    "number": shard.shard,
+                    **{key: shard.request[key] for key in ("task", "task_number", "part")},
+                }
+                for shard in shards
+            ],
             "model": _provenance(model),
             "surrogate": None if surrogate is None else _provenance(surrogate),
             "dataset": {
@@ -114,7 +193,14 @@ def audit_report(session: Session, job: JobRow, shards: list[JobRow]) -> Prepare
             "trained_on_these": trained_on.get("sha256") == dataset.content_sha256
             and first["split"] != "test",
         },
-        {f"shard{shard.shard:06d}": (shard.result or {})["blobs"]["scores"] for shard in shards},
+        {
+            "dataset": _blob(dataset.content_sha256, dataset),
+            **{
+                f"{shard.shard}/{name}": sha256
+                for shard in shards
+                for name, sha256 in (shard.result or {})["blobs"].items()
+            },
+        },
     )
 
 
@@ -165,7 +251,12 @@ def _prepare_shard(session: Session, job: JobRow) -> Prepared:
     if job.surrogate_id is not None:
         surrogate = _model(session, job.surrogate_id)
         blobs["surrogate"] = _blob(surrogate.content_sha256, surrogate)
-    return Prepared("audit_shard", job.request, blobs)
+    if job.request["part"] == "checks":
+        return Prepared("audit_checks", job.request, blobs)
+    by_key = {column["key"]: column["name"] for column in job.request["columns"]}
+    known = {by_key[key]: sha256 for key, sha256 in scores.find(session, list(by_key)).items()}
+    blobs |= {f"known/{name}": sha256 for name, sha256 in known.items()}
+    return Prepared("audit_shard", {**job.request, "known": known}, blobs)
 
 
 def _prepare_scoring(session: Session, job: JobRow) -> Prepared:
@@ -245,17 +336,31 @@ def _publish_training(
     session: Session, job: JobRow, result: dict[str, Any], blobs: dict[str, str]
 ) -> dict[str, Any]:
     method = result["summary"]["method"]["name"]
-    model = ModelRow(
-        id=new_id("mdl"),
-        tenant=job.tenant,
-        name=job.request.get("name") or f"{method} on {result['summary']['dataset']['name']}",
-        status=AssetStatus.READY,
-        content_sha256=blobs["content"],
-        manifest=result["manifest"],
-        job_id=job.id,
-    )
-    session.add(model)
+    # A surrogate that an audit waits for has its row already.
+    model = session.scalar(select(ModelRow).where(ModelRow.job_id == job.id))
+    if model is None:
+        name = job.request.get("name") or f"{method} on {result['summary']['dataset']['name']}"
+        model = ModelRow(id=new_id("mdl"), tenant=job.tenant, name=name, job_id=job.id)
+        session.add(model)
+    model.status = AssetStatus.READY
+    model.content_sha256 = blobs["content"]
+    model.manifest = result["manifest"]
+    session.flush()
     return {"model_id": model.id, "summary": result["summary"]}
+
+
+def _publish_shard(
+    session: Session, job: JobRow, result: dict[str, Any], blobs: dict[str, str]
+) -> dict[str, Any]:
+    scores.keep(
+        session,
+        {
+            column["key"]: blobs[column["name"]]
+            for column in job.request.get("columns", [])
+            if column["name"] in blobs
+        },
+    )
+    return {"blobs": result.get("known", {}) | blobs}
 
 
 def _publish_files(
@@ -281,7 +386,7 @@ _PUBLISH: dict[
     JobKind.VALIDATE_MODEL: _publish_model,
     JobKind.TRAIN: _publish_training,
     JobKind.AUDIT: _publish_files,
-    JobKind.AUDIT_SHARD: _publish_files,
+    JobKind.AUDIT_SHARD: _publish_shard,
     JobKind.RANK: _publish_files,
     JobKind.SCORE: _publish_scores,
 }

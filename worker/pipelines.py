@@ -10,23 +10,25 @@ import json
 import logging
 import platform
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter
+from safetensors.numpy import save_file
 
-from core import audit, report_page, thresholds, training
-from core.config import AuditConfig, RankingRequest, Task, TrainingConfig
+from core import audit, checks, report_page, training
+from core.config import Attack, AuditConfig, RankingRequest, Task, Threat, TrainingConfig
 from core.datasets import ImageSet
 from core.errors import DataError, ModelError
 from core.objectives.registry import build_objective
 from core.ranking import rank_order
-from core.report import DatasetProvenance, ModelProvenance, Provenance
+from core.report import Check, DatasetProvenance, ModelProvenance, Provenance
 from core.scores import Scores, load_scores, save_scores
 from models import architectures, loading
 from models.errors import ModelFileError
@@ -39,6 +41,9 @@ from worker.work import Reporter, Work
 log = logging.getLogger(__name__)
 
 Result = dict[str, Any]
+
+CERTIFIED_SAMPLE = 8  # of each side
+_ATTACK: TypeAdapter[Attack] = TypeAdapter(Attack)
 
 
 def validate_model(work: Work, reporter: Reporter) -> Result:
@@ -136,57 +141,149 @@ def train(work: Work, reporter: Reporter) -> Result:
 
 
 def audit_shard(work: Work, reporter: Reporter) -> Result:
-    """Attack some examples of an audit and keep their scores."""
-    config = AuditConfig.model_validate(work.request["config"])
-    task = Task.model_validate(work.request["task"])
-    start, stop = work.request["start"], work.request["stop"]
+    """Measure some examples of an audit, column by column, except for what is known already."""
+    request = work.request
+    config, task, device = _audited(work)
+    start, stop = request["start"], request["stop"]
     image_set = ImageSet.load(work.inputs["dataset"])
-    index = image_set.in_split(work.request["split"])
+    index = image_set.in_split(request["split"])
     targets = image_set.targets(task, index)  # of the whole split: a shard may lack positives
     part = image_set.subset(index[start:stop])
-    attacks = config.resolved_attacks()
-    scorer = _load_scorer(work.inputs["model"], _device(work))
-    if work.request["shard"] == 0:  # costs one batch; the others need not ask again
-        spread = np.unique(np.linspace(0, len(index) - 1, config.batch_size, dtype=np.int64))
+    scorer = _load_scorer(work.inputs["model"], str(device), tuple(task.positive))
+    spread = np.unique(np.linspace(0, len(index) - 1, config.batch_size, dtype=np.int64))
+    if request["shard"] == 0:  # costs one batch; the others need not ask again
         audit.refuse_unrankable(
             scorer,
             image_set.images[index[spread]],
             targets,
             batch_size=config.batch_size,
-            device=torch.device(_device(work)),
+            device=device,
         )
-    surrogate = (
-        _load_scorer(work.inputs["surrogate"], _device(work))
-        if "surrogate" in work.inputs
-        else None
+    done = 0
+    files: dict[str, str] = {}
+
+    def on_progress(images: int) -> None:
+        reporter.progress("attacking", done + images, request["images"], "images")
+
+    def attack(
+        attacks: Sequence[Attack], threat: Threat, clean: np.ndarray[Any, Any] | None
+    ) -> Scores:
+        return audit.attack_shard(
+            scorer,
+            part.images,
+            targets[start:stop],
+            part.example_ids,
+            attacks=attacks,
+            threat=threat,
+            surrogate=_load_surrogate(work, task),
+            seed=config.seed,
+            shard=request["shard"],
+            batch_size=config.batch_size,
+            device=device,
+            on_progress=on_progress,
+            clean=clean,
+        )
+
+    def measure(column: dict[str, Any], clean: Scores | None) -> Scores:
+        if clean is None:
+            return attack([], config.threat, None)
+        threat = Threat.model_validate(column["threat"])
+        if "attack" in column:
+            return attack([_ATTACK.validate_python(column["attack"])], threat, clean.clean)
+        return audit.certify_shard(
+            scorer,
+            clean,
+            part.images,
+            sample=_certified_sample(image_set, index, targets),
+            threat=threat,
+            method=column["certify"],
+            batch_size=config.batch_size,
+            device=device,
+            on_progress=on_progress,
+        )
+
+    clean: Scores | None = None
+    for i, column in enumerate(request["columns"]):
+        name = column["name"]
+        if name not in request["known"]:
+            files[name] = f"column-{i}.safetensors"
+            save_scores([measure(column, clean)], work.folder / files[name])
+        if name == "clean":
+            known = work.inputs.get("known/clean", work.folder / files.get(name, ""))
+            (clean,) = load_scores(known)
+        done += stop - start
+        reporter.progress("attacking", done, request["images"], "images")
+    return {"files": files, "known": request["known"]}
+
+
+def audit_checks(work: Work, reporter: Reporter) -> Result:
+    """Ask whether the audit of one task can be trusted."""
+    config, task, device = _audited(work)
+    level = config.resolved_checks()
+    assert level != "off"
+    image_set = ImageSet.load(work.inputs["dataset"])
+    index = image_set.in_split(work.request["split"])
+    targets = image_set.targets(task, index)
+    attacks = config.resolved_attacks()
+    scorer = _load_scorer(work.inputs["model"], str(device), tuple(task.positive))
+    surrogate = _load_surrogate(work, task)
+    audit.refuse_unrankable(
+        scorer,
+        image_set.images[index[: config.batch_size]],
+        targets,
+        batch_size=config.batch_size,
+        device=device,
+    )
+    passes = checks.planned_passes(
+        targets,
+        threat=config.threat,
+        attacks=attacks,
+        level=level,
+        surrogate=surrogate is not None,
     )
     total = work.request["images"]
-    scores = audit.attack_shard(
+    found = checks.check_audit(
         scorer,
-        part.images,
-        targets[start:stop],
-        part.example_ids,
-        attacks=attacks,
+        cast(np.ndarray[Any, np.dtype[np.uint8]], _Picked(image_set.images, index)),
+        targets,
         threat=config.threat,
+        attacks=attacks,
+        level=level,
         surrogate=surrogate,
         seed=config.seed,
-        shard=work.request["shard"],
         batch_size=config.batch_size,
-        device=torch.device(_device(work)),
-        on_progress=lambda done: reporter.progress("attacking", done, total, "images"),
+        device=device,
+        on_progress=lambda done: reporter.progress(
+            "attacking", min(total, done * total // passes), total, "images"
+        ),
     )
-    save_scores([scores], work.folder / "scores.safetensors")
-    return {"files": {"scores": "scores.safetensors"}}
+    reporter.progress("attacking", total, total, "images")
+    text = json.dumps([check.model_dump(mode="json") for check in found])
+    (work.folder / "checks.json").write_text(text)
+    return {"files": {"checks": "checks.json"}}
 
 
-def audit_report(work: Work, _reporter: Reporter) -> Result:
+def audit_report(work: Work, reporter: Reporter) -> Result:
     """Join the shards of an audit: figures, report, page and the table of scores."""
     config = AuditConfig.model_validate(work.request["config"])
-    task = Task.model_validate(work.request["task"])
-    shards = sorted(name for name in work.inputs if name.startswith("shard"))
-    scores = audit.join([load_scores(work.inputs[name])[0] for name in shards])
+    image_set = ImageSet.load(work.inputs["dataset"])
+    by_task: dict[int, list[dict[str, Any]]] = {}
+    for shard in work.request["shards"]:
+        by_task.setdefault(shard["task_number"], []).append(shard)
+    tasks = [Task.model_validate(shards[0]["task"]) for shards in by_task.values()]
+    reporter.progress("reporting", 0, len(tasks), "tasks")
+    scores, found = [], []
+    resampled: dict[str, np.ndarray[Any, Any]] = {}
+    for number, (task, shards) in enumerate(zip(tasks, by_task.values(), strict=True)):
+        joined = _joined_scores(work, config, image_set, shards)
+        aps = audit.resample(joined)
+        resampled |= {f"{number}.{name}": aps[name] for name in ("clean", "worst_case")}
+        scores.append(joined)
+        found.append(audit.figures(joined, positive=task.positive, config=config, resampled=aps))
+        reporter.progress("reporting", number + 1, len(tasks), "tasks")
     path = work.folder / "scores.safetensors"
-    save_scores([scores], path)
+    save_scores(scores, path)
+    save_file(resampled, work.folder / "resampled.safetensors")
     provenance = Provenance(
         model=ModelProvenance(**work.request["model"]),
         dataset=DatasetProvenance(**work.request["dataset"]),
@@ -206,32 +303,51 @@ def audit_report(work: Work, _reporter: Reporter) -> Result:
         device=_device(work),
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+    checked = {
+        "+".join(shard["task"]["positive"]): [
+            Check.model_validate(check)
+            for check in json.loads(work.inputs[f"{shard['number']}/checks"].read_text())
+        ]
+        for shard in work.request["shards"]
+        if shard["part"] == "checks"
+    }
     report = audit.build_report(
-        scores,
-        positive=task.positive,
-        attacks=config.resolved_attacks(),
-        threat=config.threat,
+        found,
+        config=config,
         provenance=provenance,
         trained_on_these=work.request["trained_on_these"],
+        trust=checks.merge(checked) if checked else None,
     )
-    report = report.model_copy(update={"thresholds": thresholds.evaluate(report)})
     (work.folder / "report.json").write_text(report.model_dump_json())
-    (work.folder / "report.html").write_text(report_page.render(report, scores), encoding="utf-8")
-    _write_score_table(scores, work.folder / "scores.ndjson")
-    figures = report.tasks[0]
+    (work.folder / "report.html").write_text(
+        report_page.render(report, scores[0]), encoding="utf-8"
+    )
+    _write_score_table(scores, tasks, work.folder / "scores.ndjson")
     return {
         "summary": {
-            "clean_ap": figures.clean.ap,
-            "worst_case_ap": figures.worst_case.ap,
-            "attacks": {name: figure.ap for name, figure in figures.attacks.items()},
-            "chance": figures.chance,
-            "floor": figures.floor,
+            "clean_ap": report.mean["clean"],
+            "worst_case_ap": report.mean["worst_case"],
+            "attacks": {key: report.mean[key] for key in found[0].attacks},
+            "certified_floor": report.mean.get("certified_floor"),
+            "chance": float(np.mean([task.chance for task in found])),
+            "floor": float(np.mean([task.floor for task in found])),
+            "trust": None if report.trust is None else report.trust.verdict,
+            "thresholds": [result.model_dump(mode="json") for result in report.thresholds],
             "warnings": report.warnings,
+            "tasks": [
+                {
+                    "positive": task.positive,
+                    "clean": task.clean.model_dump(mode="json"),
+                    "worst_case": task.worst_case.model_dump(mode="json"),
+                }
+                for task in found
+            ],
         },
         "files": {
             "report": "report.json",
             "page": "report.html",
             "scores": "scores.safetensors",
+            "resampled": "resampled.safetensors",
             "table": "scores.ndjson",
         },
     }
@@ -303,6 +419,7 @@ PIPELINES: dict[str, Callable[[Work, Reporter], Result]] = {
     "validate_model": validate_model,
     "train": train,
     "audit_shard": audit_shard,
+    "audit_checks": audit_checks,
     "audit_report": audit_report,
     "rank": rank,
     "score": score,
@@ -330,9 +447,9 @@ def _device(work: Work) -> str:
 
 
 @lru_cache(maxsize=4)
-def _load_scorer(path: Path, device: str) -> Scorer:
+def _load_scorer(path: Path, device: str, positive: tuple[str, ...] | None = None) -> Scorer:
     """A stored model; kept between the shards of an audit, as blobs never change."""
-    scorer, _ = loading.load(path, None, device=device)
+    scorer, _ = loading.load(path, None, device=device, positive=positive)
     return scorer
 
 
@@ -384,13 +501,91 @@ def _channel_statistics(
     return means, stds
 
 
-def _write_score_table(scores: Scores, path: Path) -> None:
+def _audited(work: Work) -> tuple[AuditConfig, Task, torch.device]:
+    return (
+        AuditConfig.model_validate(work.request["config"]),
+        Task.model_validate(work.request["task"]),
+        torch.device(_device(work)),
+    )
+
+
+def _load_surrogate(work: Work, task: Task) -> Scorer | None:
+    """The attacker's own model, on the same task; one of a single logit has none to choose."""
+    if "surrogate" not in work.inputs:
+        return None
+    return _load_scorer(work.inputs["surrogate"], _device(work), tuple(task.positive))
+
+
+def _certified_sample(
+    image_set: ImageSet,
+    index: np.ndarray[Any, np.dtype[np.int64]],
+    targets: np.ndarray[Any, np.dtype[np.int64]],
+) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], np.ndarray[Any, np.dtype[np.int64]]]:
+    """Some positives and some negatives, evenly spread: what `auto` tries bounds on."""
+    rows = np.concatenate(
+        [
+            members[np.unique(np.linspace(0, len(members) - 1, CERTIFIED_SAMPLE, dtype=np.int64))]
+            for members in (np.flatnonzero(targets == 1), np.flatnonzero(targets == 0))
+        ]
+    )
+    return image_set.images[index[rows]], targets[rows]
+
+
+def _joined_scores(
+    work: Work, config: AuditConfig, image_set: ImageSet, shards: list[dict[str, Any]]
+) -> Scores:
+    """The scores of one task, from the columns of its shards."""
+
+    def column(shard: dict[str, Any], name: str) -> Scores:
+        return load_scores(work.inputs[f"{shard['number']}/{name}"])[0]
+
+    index = image_set.in_split(work.request["dataset"]["split"])
+    groups, position, parts = image_set.group_names(index), 0, []
+    for shard in shards:
+        if shard["part"] != "scores":
+            continue
+        clean = column(shard, "clean")
+        stop = position + len(clean)
+        parts.append(
+            audit.combine(
+                clean,
+                attacked={
+                    attack.key: column(shard, f"attack.{attack.key}")
+                    for attack in config.resolved_attacks()
+                },
+                curve={
+                    epsilon: column(shard, f"curve.{i}")
+                    for i, epsilon in enumerate(config.resolved_epsilons())
+                },
+                bounds=None if config.certify == "off" else column(shard, "bounds"),
+                groups=None if groups is None else groups[position:stop],
+            )
+        )
+        position = stop
+    return audit.join(parts)
+
+
+class _Picked:
+    """Rows of a memory map by an index, read only when they are looked at."""
+
+    def __init__(
+        self, images: np.ndarray[Any, np.dtype[np.uint8]], index: np.ndarray[Any, Any]
+    ) -> None:
+        self._images, self._index = images, index
+
+    def __getitem__(self, rows: Any) -> Any:
+        return self._images[self._index[rows]]
+
+
+def _write_score_table(scores: Sequence[Scores], tasks: Sequence[Task], path: Path) -> None:
     with path.open("w") as file:
-        for i, example_id in enumerate(scores.example_ids):
-            row = {
-                "example_id": example_id,
-                "target": int(scores.targets[i]),
-                "clean": float(scores.clean[i]),
-                "attacks": {name: float(logits[i]) for name, logits in scores.attacked.items()},
-            }
-            file.write(json.dumps(row) + "\n")
+        for task, found in zip(tasks, scores, strict=True):
+            for i, example_id in enumerate(found.example_ids):
+                row = {
+                    "task": "+".join(task.positive),
+                    "example_id": example_id,
+                    "target": int(found.targets[i]),
+                    "clean": float(found.clean[i]),
+                    "attacks": {key: float(logits[i]) for key, logits in found.attacked.items()},
+                }
+                file.write(json.dumps(row) + "\n")

