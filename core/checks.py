@@ -1,0 +1,832 @@
+"""Can an audit be believed? Questions asked of the audit itself, each answered by figures.
+
+An attack that fails says one of two things: the model is robust, or the attack cannot see. These
+checks tell which, on a small sample of the audited images. They follow Carlini et al., "On
+evaluating adversarial robustness" (2019), Athalye, Carlini & Wagner, "Obfuscated gradients give a
+false sense of security" (ICML 2018), Croce & Hein, "Reliable evaluation of adversarial robustness"
+(ICML 2020) and Tramer et al., "On adaptive attacks to adversarial example defenses" (2020);
+`docs/trust.md` says which check is whose, and what each has caught.
+
+    planned_passes  what the checks of a task will cost, before they run
+    check_audit     one task's checks
+    merge           the checks of all tasks, and the verdict
+
+They find what blinds an attack by accident or by a known trick. They prove nothing: a defence made
+against these very checks may pass them, and the certified floor alone would notice.
+
+Cost, in forward passes of each sampled image: up to 473 (`full`, at most 128 positives and 128
+negatives; 257 of them are followed by a backward pass) or 119 (`quick`, at most 48 and 48; 66), and
+22 or 12 more with a surrogate. A data set's size changes nothing.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from core.attacks.base import LossFn, attacking, loss_and_gradient
+from core.attacks.pgd import PGD
+from core.attacks.registry import build_attack
+from core.attacks.threat_model import ThreatModel
+from core.config import (
+    APGDAttack,
+    Attack,
+    Checks,
+    FGSMAttack,
+    NoiseAttack,
+    PGDAttack,
+    SquareAttack,
+    Threat,
+    TransferAttack,
+)
+from core.ranking import average_precision, floor_ap
+from core.report import Check, Status, Trust, Verdict
+
+Logits = NDArray[np.float64]
+
+# A status falls to caution above the first number and to fail above the second. What honest
+# networks reach, and what fooling ones do, is in docs/trust.md.
+
+# Of an AP that should not change. The sample is half positives, where AP is steadiest, and the runs
+# compared share their images and mostly their starts: on honest networks they differ by 0.008 at
+# most. A single positive weighs 1 / P, so few of them must not decide: see `_ap_limits`.
+AP_CHANGE = (0.01, 0.05)
+# Of the fall of the mean margin: how much further the margin falls on doubled steps. AP at its
+# floor, or still at 1, does not show that an attack was on its way.
+MARGIN_CHANGE = (0.15, 0.5)
+# Of the way from a perfect ranking down to the inverted one: how much is left when every pixel may
+# take any value.
+ABOVE_FLOOR = (0.02, 0.1)
+# Noise's fall of the mean margin as a share of the attack's. Following the gradient must beat
+# walking at random by far; on honest networks the share is below 0.1.
+NOISE_SHARE = (0.5, 0.9)
+# Share of images on which a black box beats the white box by more than REAL_MARGIN.
+BLACK_BOX_WINS = (0.05, 0.15)
+# A difference between logits that matters, as a share of the standard deviation of clean logits.
+REAL_MARGIN = 0.05
+# Share of a class whose gradient is zero or not finite, and of images whose score is some other
+# image's too. ReLU networks have a few dead images; a tenth of a class changes an AP visibly.
+BLOCKED = (0.01, 0.1)
+# Largest change of a logit that should not change at all, as a share of the same deviation. Another
+# batch size chooses another algorithm: float32 then differs by 1e-6, TF32 by up to 1e-3.
+LOGIT_CHANGE = (2e-3, 2e-2)
+# How many times the change from one scoring to the next another batch must change a logit to count.
+APART = 3
+# Share of the attack's fall of the mean margin that is lost when its images are stored as bytes.
+LOST_TO_ROUNDING = (0.1, 0.5)
+
+
+@dataclass(frozen=True)
+class _Depth:
+    """How thorough: images of each class, and the length of each search."""
+
+    images: int
+    steps: int  # of the audit's own attack at most; twice as many when doubled
+    queries: int
+    curve_steps: int
+    floor_steps: int
+    transfer_steps: int
+
+
+DEPTHS: Mapping[Checks, _Depth] = {
+    "quick": _Depth(48, 10, queries=32, curve_steps=5, floor_steps=10, transfer_steps=10),
+    "full": _Depth(128, 50, queries=200, curve_steps=10, floor_steps=20, transfer_steps=20),
+}
+SCORINGS = 6  # clean, again, shuffled, alone, alone again, and the gradient at the clean image
+CURVE = {"half": 0.5, "same": 1.0, "twice": 2.0}
+
+GradientAttack = FGSMAttack | PGDAttack | APGDAttack
+
+
+def planned_passes(
+    targets: NDArray[np.int64],
+    *,
+    threat: Threat,
+    attacks: Sequence[Attack],
+    level: Literal["quick", "full"],
+    surrogate: bool,
+) -> int:
+    """What `on_progress` of `check_audit` will have been told in the end: forward passes of single
+    images, the surrogate's included."""
+    runs = _plan(threat, attacks, DEPTHS[level], surrogate=surrogate, box=1.0)
+    passes = SCORINGS + sum(run.passes for run in runs.values())
+    if runs:
+        passes += 1  # the stored images of the white box
+    return passes * len(_sample(targets, DEPTHS[level].images))
+
+
+def check_audit(
+    scorer: nn.Module,
+    images: NDArray[np.uint8],
+    targets: NDArray[np.int64],
+    *,
+    threat: Threat,
+    attacks: Sequence[Attack],
+    level: Literal["quick", "full"],
+    surrogate: nn.Module | None,
+    seed: int,
+    batch_size: int,
+    device: torch.device,
+    on_progress: Callable[[int], None],
+) -> list[Check]:
+    """Every check of one task, in a fixed order, on a sample spread evenly over each class.
+
+    scorer, surrogate: (B, C, H, W) floats in [0, 1] -> (B,) logits, on the device.
+    images: (N, C, H, W) uint8, may be a memory map: only the sample is read.  targets: (N,) in
+    {0, 1}, both present.  attacks: those of the audit; the strongest that follows gradients is the
+    one examined, cut to one restart and the level's steps (if it has converged by then, it
+    has with more).
+    on_progress: told after each batch how much of `planned_passes` is done. What it raises ends
+    the work.
+
+    A scorer that gives NaN or infinity fails the checks in which it does. One that draws random
+    numbers, or lets images influence each other, makes the other figures fuzzy: they say so.
+    """
+    depth = DEPTHS[level]
+    rows = _sample(targets, depth.images)
+    bench = _Bench(
+        images=np.ascontiguousarray(images[rows]),
+        targets=targets[rows].astype(np.int64),
+        seed=seed,
+        batch_size=batch_size,
+        device=device,
+        on_progress=on_progress,
+    )
+    box = _box(threat, bench.images)
+    runs = _plan(threat, attacks, depth, surrogate=surrogate is not None, box=box)
+    with attacking(scorer), attacking(surrogate if surrogate is not None else nn.Identity()):
+        clean = bench.score(scorer)
+        again, shuffled = bench.score(scorer), bench.score_shuffled(scorer)
+        alone, alone_again = bench.score_alone(scorer), bench.score_alone(scorer)
+        zero, broken = bench.gradients(scorer, _examined(attacks))
+        found: dict[str, Logits] = {}
+        for name, run in runs.items():
+            network = surrogate if run.on_surrogate and surrogate is not None else scorer
+            found[name], stored = bench.attack(scorer, run, network=network)
+            if name == "white_box":
+                found["eight_bit"] = bench.score(scorer, stored)
+
+    repeatable = _repeatable(clean, again, alone, alone_again)
+    independent = _batch_independent(clean, repeatable, shuffled=shuffled, alone=alone)
+    judged = _Judged(bench.targets, clean, found)
+    checks = [
+        _units(threat, bench.images, box=box),
+        _converged(judged, attacks, runs),
+        _restarts(judged, attacks),
+        _reaches_floor(judged),
+        _noise_weaker(judged),
+        _black_box_weaker(judged),
+        _monotone(judged, threat),
+        _gradients(clean, bench, zero, broken),
+        repeatable,
+        independent,
+        _eight_bit(judged),
+    ]
+    moving = any("share_of_spread" in c.figures and c.status != "pass" for c in checks)
+    return [_fuzzy(check) for check in checks] if moving else checks
+
+
+def merge(checks_by_task: Mapping[str, Sequence[Check]]) -> Trust:
+    """The worst result of each check over the tasks, and what follows from all of them.
+
+    Any fail: not trustworthy; else any caution: caution; else trustworthy. A check that was skipped
+    counts for nothing. With several tasks a message begins with the name of its task.
+    """
+    worst: dict[str, Check] = {}
+    for task, checks in checks_by_task.items():
+        for check in checks:
+            known = worst.get(check.name)
+            if known is None or SEVERITY.index(check.status) > SEVERITY.index(known.status):
+                message = f"{task}: {check.message}" if len(checks_by_task) > 1 else check.message
+                worst[check.name] = check.model_copy(update={"message": message})
+    statuses = {check.status for check in worst.values()}
+    verdict: Verdict = (
+        "not trustworthy"
+        if "fail" in statuses
+        else "caution"
+        if "caution" in statuses
+        else "trustworthy"
+    )
+    return Trust(verdict=verdict, checks=list(worst.values()))
+
+
+SEVERITY: Sequence[Status] = ("skipped", "pass", "caution", "fail")
+
+
+# --- what is run ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One attack on every image of the sample."""
+
+    attack: Attack
+    threat: Threat
+    start: str  # runs of the same one draw the same numbers
+    uniform_start: bool = False  # of PGD, whose first start else lies beside the image
+
+    @property
+    def on_surrogate(self) -> bool:
+        return isinstance(self.attack, TransferAttack)
+
+    @property
+    def passes(self) -> int:
+        """Forward passes of each image, the scoring of what was found included."""
+        attack = self.attack
+        if isinstance(attack, PGDAttack | TransferAttack):
+            return attack.steps + (attack.iterate == "best") + 1
+        if isinstance(attack, APGDAttack):
+            return attack.steps + 2
+        if isinstance(attack, SquareAttack):
+            return attack.queries + 1
+        return 2 if isinstance(attack, FGSMAttack) else 1
+
+
+def _plan(
+    threat: Threat, attacks: Sequence[Attack], depth: _Depth, *, surrogate: bool, box: float
+) -> dict[str, _Run]:
+    """The attacks behind the checks, by name; none where no pixel may change.
+
+    box: the epsilon at which every image is within reach of every other.
+    """
+    if threat.epsilon == 0:
+        return {}
+    examined = _examined(attacks)
+    if isinstance(examined, FGSMAttack):
+        white_box: GradientAttack = examined
+        doubled: GradientAttack = PGDAttack(steps=min(10, depth.steps))  # more than one step
+    else:
+        steps = min(examined.steps, depth.steps)
+        white_box = examined.model_copy(update={"steps": steps, "restarts": 1})
+        doubled = white_box.model_copy(update={"steps": 2 * steps})
+    runs = {
+        "white_box": _Run(white_box, threat, start="white_box"),
+        "doubled": _Run(doubled, threat, start="white_box"),
+    }
+    if not isinstance(white_box, FGSMAttack):
+        runs["restart"] = _Run(white_box, threat, start="restart", uniform_start=True)
+    runs["noise"] = _Run(NoiseAttack(), threat, start="noise")
+    runs["square"] = _Run(SquareAttack(queries=depth.queries), threat, start="square")
+    if surrogate:
+        runs["transfer"] = _Run(
+            TransferAttack(steps=depth.transfer_steps), threat, start="transfer"
+        )
+    curve = APGDAttack(steps=depth.curve_steps)
+    for name, multiple in CURVE.items():
+        scaled = threat.model_copy(update={"epsilon": multiple * threat.epsilon})
+        runs[name] = _Run(curve, scaled, start="curve")
+    everything = threat.model_copy(update={"epsilon": box})
+    runs["floor"] = _Run(APGDAttack(steps=depth.floor_steps), everything, start="floor")
+    return runs
+
+
+def _examined(attacks: Sequence[Attack]) -> GradientAttack:
+    """The audit's attack that evaluates most gradients, or the default one where it has none."""
+    following = [attack for attack in attacks if isinstance(attack, GradientAttack)]
+    return max(following, key=_evaluations, default=APGDAttack())
+
+
+def _evaluations(attack: GradientAttack) -> tuple[int, bool]:
+    """Of gradients, for each image; APGD is the stronger one among equals."""
+    if isinstance(attack, FGSMAttack):
+        return 1, False
+    return attack.steps * attack.restarts, isinstance(attack, APGDAttack)
+
+
+def _box(threat: Threat, images: NDArray[np.uint8]) -> float:
+    return 1.0 if threat.norm == "linf" else float(np.sqrt(images[0].size))
+
+
+def _sample(targets: NDArray[np.int64], images: int) -> NDArray[np.int64]:
+    """Rows of at most so many positives and so many negatives, spread evenly, rising."""
+    rows = [np.flatnonzero(targets == y) for y in (0, 1)]
+    spread = [
+        of[np.linspace(0, len(of) - 1, min(images, len(of))).round().astype(int)] for of in rows
+    ]
+    return np.sort(np.concatenate(spread))
+
+
+@dataclass
+class _Bench:
+    """The sampled images on their way through a network, batch by batch."""
+
+    images: NDArray[np.uint8]
+    targets: NDArray[np.int64]
+    seed: int
+    batch_size: int
+    device: torch.device
+    on_progress: Callable[[int], None]
+    done: int = field(default=0, init=False)
+
+    def score(self, network: nn.Module, images: NDArray[np.uint8] | None = None) -> Logits:
+        """(n,) logits, in batches of the audit's size."""
+        images = self.images if images is None else images
+        logits = np.empty(len(images))
+        for rows in self._batches():
+            logits[rows] = _score(network, self._input(images[rows]))
+            self._tell(len(logits[rows]))
+        return logits
+
+    def score_shuffled(self, network: nn.Module) -> Logits:
+        """(n,) logits, each image among others than in `score`, in batches of the same sizes."""
+        order = np.random.default_rng(self.seed).permutation(len(self.images))
+        logits = np.empty(len(order))
+        logits[order] = self.score(network, self.images[order])
+        return logits
+
+    def score_alone(self, network: nn.Module) -> Logits | None:
+        """(n,) logits of batches of one; None for a network that refuses them."""
+        logits = np.empty(len(self.images))
+        for i in range(len(self.images)):
+            try:
+                logits[i] = _score(network, self._input(self.images[i : i + 1]))[0]
+            except (RuntimeError, ValueError):  # as BatchNorm in train mode does, over one value
+                self._tell(len(self.images) - i)
+                return None
+            self._tell(1)
+        return logits
+
+    def gradients(
+        self, network: nn.Module, attack: Attack
+    ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """(n,) whose gradient at the clean image is zero everywhere, and whose is not finite."""
+        zero, broken = np.empty((2, len(self.images)), dtype=bool)
+        for rows in self._batches():
+            loss_fn = _loss_fn(network, self.targets[rows], attack, self.device)
+            _, gradient = loss_and_gradient(loss_fn, self._input(self.images[rows]))
+            gradient = gradient.flatten(1)
+            zero[rows] = (gradient == 0).all(dim=1).cpu().numpy()
+            broken[rows] = (~gradient.isfinite()).any(dim=1).cpu().numpy()
+            self._tell(len(zero[rows]))
+        return zero, broken
+
+    def attack(
+        self, scorer: nn.Module, run: _Run, *, network: nn.Module
+    ) -> tuple[Logits, NDArray[np.uint8]]:
+        """(n,) logits of the images that the run finds on `network`, and those images as bytes."""
+        attack = build_attack(run.attack, run.threat)
+        if run.uniform_start and isinstance(attack, PGD):
+            attack = replace(attack, start="uniform")
+        logits, stored = np.empty(len(self.images)), np.empty_like(self.images)
+        for rows in self._batches():
+            x_adv = attack.perturb(
+                _loss_fn(network, self.targets[rows], run.attack, self.device),
+                self._input(self.images[rows]),
+                threat_model=ThreatModel(run.threat.norm, run.threat.epsilon),
+                generator=_generator(self.seed, rows.start, run.start),
+            )
+            logits[rows] = _score(scorer, x_adv)
+            stored[rows] = (255 * x_adv.nan_to_num()).round().byte().cpu().numpy()
+            self._tell(run.passes * len(x_adv))
+        return logits, stored
+
+    def _batches(self) -> list[slice]:
+        starts = range(0, len(self.images), self.batch_size)
+        return [slice(start, start + self.batch_size) for start in starts]
+
+    def _input(self, images: NDArray[np.uint8]) -> Tensor:
+        return torch.tensor(images, device=self.device).float() / 255
+
+    def _tell(self, passes: int) -> None:
+        self.done += passes
+        self.on_progress(self.done)
+
+
+def _score(network: nn.Module, x: Tensor) -> Logits:
+    """(B,) float64 logits, NaN included: a check says what that means."""
+    with torch.no_grad():
+        logits: Tensor = network(x)
+    return logits.double().cpu().numpy()
+
+
+def _loss_fn(
+    network: nn.Module, targets: NDArray[np.int64], attack: Attack, device: torch.device
+) -> LossFn:
+    """What the attack ascends: the negative margin, or cross-entropy where it asks for that."""
+    signs = torch.tensor(1 - 2 * targets, dtype=torch.float32, device=device)
+    if isinstance(attack, APGDAttack) and attack.loss == "bce":
+        return lambda x: F.softplus(signs * network(x))
+    return lambda x: signs * network(x)
+
+
+def _generator(seed: int, first_row: int, start: str) -> torch.Generator:
+    digest = hashlib.sha256(f"{seed}/checks/{first_row}/{start}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
+
+
+# --- what it says ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """The logits of the sample, clean and under every run, and what the checks read off them."""
+
+    targets: NDArray[np.int64]
+    clean: Logits
+    found: Mapping[str, Logits]  # empty where no pixel may change
+
+    @property
+    def floor(self) -> float:
+        return floor_ap(int(self.targets.sum()), len(self.targets))
+
+    @property
+    def ap_limits(self) -> tuple[float, float]:
+        """AP_CHANGE, or what one and two positives weigh where that is more."""
+        positives = int(self.targets.sum())
+        return max(AP_CHANGE[0], 1 / positives), max(AP_CHANGE[1], 2 / positives)
+
+    @property
+    def real_margin(self) -> float:
+        return REAL_MARGIN * float(self.clean.std())
+
+    def margins(self, name: str) -> Logits:
+        return (2 * self.targets - 1) * (self.clean if name == "clean" else self.found[name])
+
+    def lowest(self, *names: str) -> Logits:
+        """(n,) the lowest margin over these runs."""
+        margins: Logits = np.min([self.margins(name) for name in names], axis=0)
+        return margins
+
+    def ap(self, *names: str) -> float:
+        """AP of the lowest margins over these runs."""
+        return average_precision((2 * self.targets - 1) * self.lowest(*names), self.targets)
+
+    def drop(self, name: str) -> float:
+        """How far the mean margin fell."""
+        return float((self.margins("clean") - self.margins(name)).mean())
+
+    def unjudgeable(self, check: str, *names: str) -> Check | None:
+        """The check's answer where these runs leave nothing to judge: not run, or not finite."""
+        if not self.found:
+            return _skipped(check, "Epsilon is 0, so there is no attack to look at.")
+        return _not_finite(check, *(self.margins(name) for name in ("clean", *names)))
+
+    @property
+    def white_box(self) -> list[str]:
+        """The runs that follow the gradient within the threat model."""
+        return [name for name in ("white_box", "doubled", "restart", "same") if name in self.found]
+
+
+def _units(threat: Threat, images: NDArray[np.uint8], *, box: float) -> Check:
+    epsilon, brightest = threat.epsilon, int(images.max())
+    status: Status = "pass"
+    message = f"Epsilon {epsilon:g} ({threat.norm}) is plausible for pixels in [0, 1]."
+    if epsilon > box:
+        status = "fail"
+        message = (
+            f"Epsilon {epsilon:g} covers every image there is ({box:g} would do): pixels are in "
+            f"[0, 1], so 8 of 255 levels are 8/255 = 0.0314."
+        )
+    elif epsilon > box / 2:
+        status = "caution"
+        message = (
+            f"Epsilon {epsilon:g} ({threat.norm}) can turn every image into plain grey, so that no "
+            "model can rank: choose a smaller one."
+        )
+    elif 0 < epsilon < 0.5 / 255:
+        status = "caution"
+        message = (
+            f"Epsilon {epsilon:g} is less than half a level of an 8-bit pixel ({0.5 / 255:.4f}): "
+            "give it for pixels in [0, 1]."
+        )
+    elif brightest <= 1:
+        status = "caution"
+        message = (
+            f"No sampled pixel is brighter than {brightest} of 255, so the images seem to be in "
+            "[0, 1] already: store them as 0 to 255."
+        )
+    figures = {"epsilon": epsilon, "covers_everything": box, "brightest": float(brightest)}
+    return Check(name="units", status=status, message=message, figures=figures)
+
+
+def _converged(judged: _Judged, attacks: Sequence[Attack], runs: Mapping[str, _Run]) -> Check:
+    name = "converged"
+    if unjudgeable := judged.unjudgeable(name, "white_box", "doubled"):
+        return unjudgeable
+    before, after = judged.ap("white_box"), judged.ap("doubled")
+    drop, further = judged.drop("white_box"), judged.drop("doubled")
+    gain = (further - drop) / further if further > 0 else 0.0
+    status = _worst(_status(before - after, judged.ap_limits), _status(gain, MARGIN_CHANGE))
+    first, second = _described(runs["white_box"].attack), _described(runs["doubled"].attack)
+    found = (
+        f"On the sample {first} leaves AP {before:.3f} and lowers the mean margin by {drop:.3g}, "
+        f"{second} {after:.3f} and by {further:.3g}"
+    )
+    if status == "pass":
+        message = f"{found}."
+    else:
+        message = f"{found}: the search was not at its end, give the attack more steps."
+    if not any(isinstance(attack, GradientAttack) for attack in attacks):
+        blind = not any(isinstance(attack, SquareAttack) for attack in attacks)
+        status = _worst(status, "fail" if blind else "caution")
+        message = (
+            "The audit runs no attack that follows gradients"
+            f"{', and none that searches at all' if blind else ''}: add `apgd` (on the sample "
+            f"it leaves AP {before:.3f} of {judged.ap('clean'):.3f})."
+        )
+    figures = {
+        "ap": before,
+        "ap_doubled": after,
+        "margin_drop": drop,
+        "margin_drop_doubled": further,
+    }
+    return Check(name=name, status=status, message=message, figures=figures)
+
+
+def _restarts(judged: _Judged, attacks: Sequence[Attack]) -> Check:
+    name = "restarts"
+    if judged.found and "restart" not in judged.found:
+        return _skipped(name, "FGSM starts at the image itself, so it has nothing to restart from.")
+    if unjudgeable := judged.unjudgeable(name, "white_box", "restart"):
+        return unjudgeable
+    one, two = judged.ap("white_box"), judged.ap("white_box", "restart")
+    status = _status(one - two, judged.ap_limits)
+    examined = _examined(attacks)
+    restarts = 1 if isinstance(examined, FGSMAttack) else examined.restarts
+    message = (
+        f"One start leaves AP {one:.3f} on the sample, the better of two {two:.3f}"
+        f"{'' if restarts == 1 else f' (the audit has {restarts})'}"
+        f"{'.' if status == 'pass' else ': where the search starts matters, add restarts.'}"
+    )
+    figures = {"ap": one, "ap_two_starts": two}
+    return Check(name=name, status=status, message=message, figures=figures)
+
+
+def _reaches_floor(judged: _Judged) -> Check:
+    name = "reaches_floor"
+    if unjudgeable := judged.unjudgeable(name, "floor"):
+        return unjudgeable
+    ap, floor = judged.ap("floor"), judged.floor
+    above = (ap - floor) / (1 - floor)
+    status = _status(above, ABOVE_FLOOR)
+    message = (
+        f"With every pixel free, the attack leaves AP {ap:.3f} on the sample; floor {floor:.3f}"
+    )
+    if status == "pass":
+        message += "."
+    else:
+        message += (
+            ": an attacker who may do anything must invert the ranking, so the attack does not see "
+            "where to go. Audit the network without what stops or scrambles its gradients."
+        )
+    figures = {"ap": ap, "floor": floor, "share_above_floor": above}
+    return Check(name=name, status=status, message=message, figures=figures)
+
+
+def _noise_weaker(judged: _Judged) -> Check:
+    name = "noise_weaker"
+    if unjudgeable := judged.unjudgeable(name, "noise", "white_box"):
+        return unjudgeable
+    noise, attack = judged.drop("noise"), judged.drop("white_box")
+    share = noise / attack if attack > 0 else 1.0  # an attack that moved nothing is beaten by noise
+    status = _status(share, NOISE_SHARE)
+    message = (
+        f"Noise of the same size lowers the mean margin by {noise:.3g}, the attack by {attack:.3g}"
+    )
+    if status == "pass":
+        message += "."
+    else:
+        message += (
+            ": following the gradient is hardly better than chance, so the gradient says little; "
+            "trust `square` only."
+        )
+    figures = {
+        "margin_drop_noise": noise,
+        "margin_drop": attack,
+        "ap_noise": judged.ap("noise"),
+        "ap": judged.ap("white_box"),
+    }
+    return Check(name=name, status=status, message=message, figures=figures)
+
+
+def _black_box_weaker(judged: _Judged) -> Check:
+    name = "black_box_weaker"
+    boxes = [box for box in ("square", "transfer") if box in judged.found]
+    if unjudgeable := judged.unjudgeable(name, *boxes, *judged.white_box):
+        return unjudgeable
+    white, white_ap = judged.lowest(*judged.white_box), judged.ap(*judged.white_box)
+    wins = {box: float((judged.margins(box) < white - judged.real_margin).mean()) for box in boxes}
+    aps = {box: judged.ap(box) for box in boxes}
+    statuses = {
+        box: _worst(
+            _status(white_ap - aps[box], judged.ap_limits), _status(wins[box], BLACK_BOX_WINS)
+        )
+        for box in boxes
+    }
+    status = _worst(*statuses.values())
+    strongest = max(boxes, key=lambda box: (SEVERITY.index(statuses[box]), wins[box]))
+    message = (
+        f"`{strongest}`, which sees no gradient of the model, leaves AP {aps[strongest]:.3f} on "
+        f"the sample and is clearly stronger on {wins[strongest]:.0%} of the images; the attacks "
+        f"that see it leave {white_ap:.3f}"
+    )
+    if status == "pass":
+        message += "."
+    else:
+        message += ": the gradients mislead, so read the figures of `square`, with more queries."
+    figures = {"ap_white_box": white_ap}
+    for box in boxes:
+        figures |= {f"ap_{box}": aps[box], f"{box}_wins": wins[box]}
+    return Check(name=name, status=status, message=message, figures=figures)
+
+
+def _monotone(judged: _Judged, threat: Threat) -> Check:
+    name = "monotone"
+    if unjudgeable := judged.unjudgeable(name, *CURVE):
+        return unjudgeable
+    aps = {point: judged.ap(point) for point in ("clean", *CURVE)}
+    rise = max(np.diff(list(aps.values())).max(), 0.0)
+    status = _status(rise, judged.ap_limits)
+    epsilons = ", ".join(f"{multiple * threat.epsilon:.3g}" for multiple in (0, *CURVE.values()))
+    message = (
+        f"At epsilon {epsilons} AP on the sample is {', '.join(f'{ap:.3f}' for ap in aps.values())}"
+        f"{'.' if status == 'pass' else ': it must not rise, so the attack loses its way in a '}"
+        f"{'' if status == 'pass' else 'larger ball. Give it more steps, or trust `square` only.'}"
+    )
+    figures = {f"ap_{point}": ap for point, ap in aps.items()} | {"rise": float(rise)}
+    return Check(name=name, status=status, message=message, figures=figures)
+
+
+def _gradients(
+    clean: Logits, bench: _Bench, zero: NDArray[np.bool_], broken: NDArray[np.bool_]
+) -> Check:
+    name = "gradients"
+    if not_finite := _not_finite(name, clean):
+        return not_finite
+    classes = {"positives": bench.targets == 1, "negatives": bench.targets == 0}
+    figures = {f"zero_{of}": float(zero[rows].mean()) for of, rows in classes.items()}
+    figures |= {f"not_finite_{of}": float(broken[rows].mean()) for of, rows in classes.items()}
+    figures["equal_scores"] = _equal_scores(clean, bench.images)
+    status = _worst(*(_status(share, BLOCKED) for share in figures.values()))
+    worst = max(figures, key=figures.__getitem__)
+    kind, _, of = worst.rpartition("_")
+    if status == "pass":
+        message = (
+            f"The gradient is zero for {figures['zero_positives']:.1%} of the positives and "
+            f"{figures['zero_negatives']:.1%} of the negatives, and "
+            f"{figures['equal_scores']:.1%} of the images share their score with another."
+        )
+    elif worst == "equal_scores":
+        message = (
+            f"{figures[worst]:.0%} of the images have exactly the score of another image: the "
+            "output is saturated or rounded. Audit the network before that step."
+        )
+    else:
+        what = "exactly zero" if kind == "zero" else "NaN or infinite"
+        message = (
+            f"The gradients of {figures[worst]:.0%} of the {of} are {what}, so attacks that follow "
+            "them see nothing: audit the network before its sigmoid or its rounding, or trust "
+            "`square` only."
+        )
+    return Check(name=name, status=status, message=message, figures=figures)
+
+
+def _repeatable(
+    clean: Logits, again: Logits, alone: Logits | None, alone_again: Logits | None
+) -> Check:
+    """In batches, and one by one: a network that draws once a batch then draws for each image."""
+    name = "repeatable"
+    if not_finite := _not_finite(name, clean, again):
+        return not_finite
+    change, share = _change(clean, again, spread=clean.std())
+    if alone is not None and alone_again is not None and np.isfinite([alone, alone_again]).all():
+        change_alone, share_alone = _change(alone, alone_again, spread=clean.std())
+        change, share = max(change, change_alone), max(share, share_alone)
+    status = _status(share, LOGIT_CHANGE)
+    message = f"The same images scored twice differ by {change:.2g} at most"
+    if status == "pass":
+        message += "."
+    else:
+        message += (
+            f", {share:.1%} of the spread of the logits: the model draws random numbers, or "
+            "remembers. Audit it without that, or averaged over many draws."
+        )
+    figures = {"largest_change": change, "share_of_spread": share}
+    return Check(name=name, status=status, message=message, figures=figures)
+
+
+def _batch_independent(
+    clean: Logits, repeatable: Check, *, shuffled: Logits, alone: Logits | None
+) -> Check:
+    name = "batch_independent"
+    advice = "put BatchNorm into eval mode, with its running statistics."
+    if alone is None:
+        message = (
+            "The model refuses an image that comes alone, so its scores depend on the rest of the "
+            f"batch: {advice}"
+        )
+        return Check(name=name, status="fail", message=message, figures={"scored_alone": 0.0})
+    if not_finite := _not_finite(name, clean, shuffled, alone):
+        return not_finite
+    other, other_share = _change(clean, shuffled, spread=clean.std())
+    single, single_share = _change(clean, alone, spread=clean.std())
+    share = max(other_share, single_share)
+    status = _status(share, LOGIT_CHANGE)
+    if status != "pass" and share < APART * repeatable.figures["share_of_spread"]:
+        return _skipped(
+            name,
+            "Scores do not repeat, and differ no more than that among other images: what the batch "
+            "does cannot be told.",
+        )
+    message = f"Scores differ by {other:.2g} at most among other images, by {single:.2g} alone"
+    if status == "pass":
+        message += "."
+    else:
+        message += (
+            f", {share:.1%} of the spread of the logits: the rest of the batch changes an image's "
+            f"score, {advice}"
+        )
+    figures = {
+        "largest_change_shuffled": other,
+        "largest_change_alone": single,
+        "share_of_spread": share,
+        "scored_alone": 1.0,
+    }
+    return Check(name=name, status=status, message=message, figures=figures)
+
+
+def _eight_bit(judged: _Judged) -> Check:
+    name = "eight_bit"
+    if unjudgeable := judged.unjudgeable(name, "white_box", "eight_bit"):
+        return unjudgeable
+    drop, kept = judged.drop("white_box"), judged.drop("eight_bit")
+    before, after = judged.ap("white_box"), judged.ap("eight_bit")
+    lost = 1 - kept / drop if drop > 0 else 0.0
+    status = _worst(_status(lost, LOST_TO_ROUNDING), _status(after - before, judged.ap_limits))
+    message = (
+        f"The attacked images leave AP {before:.3f} on the sample, stored with 8 bits {after:.3f}, "
+        f"and keep {1 - lost:.0%} of the fall of the margin"
+    )
+    if status == "pass":
+        message += "."
+    else:
+        message += (
+            ": the attack lives on less than a level of a pixel. Choose a larger epsilon, or audit "
+            "the network without what depends on such small changes."
+        )
+    figures = {"ap": before, "ap_8_bit": after, "margin_drop": drop, "margin_drop_8_bit": kept}
+    return Check(name=name, status=status, message=message, figures=figures)
+
+
+# --- helpers --------------------------------------------------------------------------------------
+
+
+def _status(value: float, limits: tuple[float, float]) -> Status:
+    caution, fail = limits
+    return "fail" if value > fail else "caution" if value > caution else "pass"
+
+
+def _worst(*statuses: Status) -> Status:
+    return max(statuses, key=SEVERITY.index)
+
+
+def _skipped(name: str, why: str) -> Check:
+    return Check(name=name, status="skipped", message=why, figures={})
+
+
+def _not_finite(name: str, *logits: Logits) -> Check | None:
+    """A failed check where some image got no number."""
+    broken = int((~np.isfinite(logits)).any(axis=0).sum())
+    if not broken:
+        return None
+    message = (
+        f"{broken} of {len(logits[0])} images score NaN or infinity here: attacks cannot follow "
+        "such scores and no ranking holds them. Find the overflow or the division by zero."
+    )
+    return Check(name=name, status="fail", message=message, figures={"not_finite": float(broken)})
+
+
+def _fuzzy(check: Check) -> Check:
+    """A figure of a model whose scores are no function of the image says less than it seems to."""
+    if check.status == "skipped" or check.name == "units":
+        return check
+    message = f"{check.message} As scores do not hold still, this figure is fuzzy."
+    return check.model_copy(update={"message": message})
+
+
+def _change(logits: Logits, other: Logits, *, spread: float) -> tuple[float, float]:
+    """Largest change of a logit, absolute and as a share of the clean logits' spread."""
+    change = float(np.abs(other - logits).max())
+    if change == 0:
+        return 0.0, 0.0
+    return change, float(change / spread) if spread > 0 else 1.0
+
+
+def _equal_scores(logits: Logits, images: NDArray[np.uint8]) -> float:
+    """Share of the distinct images whose logit is also that of another one."""
+    distinct = {image.tobytes(): logit for image, logit in zip(images, logits, strict=True)}
+    counts = Counter(distinct.values())
+    return sum(count for count in counts.values() if count > 1) / len(distinct)
+
+
+def _described(attack: Attack) -> str:
+    if isinstance(attack, PGDAttack | APGDAttack):
+        return f"{attack.name} with {attack.steps} steps"
+    return attack.name
