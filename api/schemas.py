@@ -15,6 +15,7 @@ Timestamp = Annotated[
 ]
 Status = Literal["validating", "ready", "rejected"]
 Item = TypeVar("Item")
+SCORE = "logit of the positive side; log-odds of the positive classes for a multiclass model"
 
 
 def timestamp(seconds: float | None) -> datetime | None:
@@ -59,7 +60,7 @@ class Model(Answer):
     job_id: str | None = Field(description="the job that checks it, or that trained it")
     reasons: list[str]
     sha256: str | None
-    manifest: Manifest | None = Field(description="architecture, input and how it was trained")
+    manifest: Manifest | None = Field(description="architecture, input, output, how it was trained")
     findings: ProbeResult | None = Field(description="what trying it on probe images showed")
 
 
@@ -116,7 +117,7 @@ class RankedExample(Answer):
 
     rank: int
     example_id: str
-    score: float = Field(description="logit of the positive class")
+    score: float = Field(description=SCORE)
     label: str
     positive: bool | None = None
 
@@ -135,7 +136,7 @@ class ImageScore(Answer):
     """One image that was sent for scoring."""
 
     file_name: str
-    score: float = Field(description="logit of the positive class")
+    score: float = Field(description=SCORE)
     rank: int = Field(description="1 for the highest score of the request")
 
 

@@ -271,14 +271,31 @@ def add_model(
             '"height": 32, "width": 32, "mean": [0, 0, 0], "std": [1, 1, 1]}',
         ),
     ] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="Of a network with a logit for each class, in that order: cat,dog,other, or a "
+            "JSON list where names contain commas.",
+        ),
+    ] = None,
+    multilabel: Annotated[
+        bool, typer.Option("--multilabel", help="Several of the classes may be true of an image.")
+    ] = False,
     watch_: Watch = False,
 ) -> None:
     """Upload a model; a job loads and tries it."""
     here = session(context)
     spec = None if input_ is None else _parse_json(input_, option="--input")
+    output = _output(classes, multilabel=multilabel)
     with _uploading(here, path) as on_bytes:
         model = here.client.models.add(
-            path, name=name, architecture=architecture, input_spec=spec, on_bytes=on_bytes
+            path,
+            name=name,
+            architecture=architecture,
+            input_spec=spec,
+            output=output,
+            on_bytes=on_bytes,
         )
     if not watch_:
         here.answer(model, _being_checked("model", model))
@@ -487,10 +504,14 @@ def score(
     images: Annotated[
         list[Path], typer.Argument(exists=True, dir_okay=False, help="PNG, JPEG or WebP files.")
     ],
+    positive: Annotated[
+        list[str] | None,
+        typer.Option(help="A class to score, where the model has a logit for each class."),
+    ] = None,
 ) -> None:
     """Score a few images with a model."""
     here = session(context)
-    answer = here.client.score(model_id, images)
+    answer = here.client.score(model_id, images, positive=positive)
     if "scores" not in answer:  # it takes longer than the service lets a request wait
         (answer,) = here.follow(answer)
         answer = {"model_id": model_id, **answer["result"]}
@@ -753,6 +774,19 @@ def _assign(target: Any, path: list[str], value: Any, whole: str) -> None:
 
 def _task(positive: list[str] | None) -> Json | None:
     return {"positive": positive} if positive else None
+
+
+def _output(classes: str | None, *, multilabel: bool) -> Json | None:
+    """What a network with a logit for each class answers; the service checks the names."""
+    if classes is None:
+        if multilabel:
+            raise typer.BadParameter("expected --classes with it", param_hint="--multilabel")
+        return None
+    if classes.lstrip().startswith("["):
+        names = _parse_json(classes, option="--classes")
+    else:
+        names = [name.strip() for name in classes.split(",")]
+    return {"kind": "multilabel" if multilabel else "multiclass", "classes": names}
 
 
 def _number(text: str) -> float:

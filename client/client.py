@@ -161,12 +161,18 @@ class Client:
         """A page of a finished ranking, best first."""
         return self.get(f"/v1/rankings/{job_id}", limit=limit, after=after)
 
-    def score(self, model_id: str, images: Sequence[Path]) -> Json:
-        """Score a few images: scores in the order given, or the job where it takes long."""
+    def score(
+        self, model_id: str, images: Sequence[Path], *, positive: Sequence[str] | None = None
+    ) -> Json:
+        """Score a few images: scores in the order given, or the job where it takes long.
+
+        positive: the classes to score, for a model with a logit for each class.
+        """
         with ExitStack() as stack:
             files = [("images", _part(stack, path, None)) for path in images]
             return self.post(
                 f"/v1/models/{model_id}/scores",
+                data={"positive": list(positive or [])},
                 files=files,
                 timeout=httpx.Timeout(self.timeout_s, read=SCORE_READ_LIMIT_S),
             )
@@ -302,13 +308,19 @@ class Models(_Resource):
         name: str | None = None,
         architecture: str | None = None,
         input_spec: Mapping[str, Any] | None = None,
+        output: Mapping[str, Any] | None = None,
         on_bytes: OnBytes | None = None,
     ) -> Json:
-        """Upload weights as safetensors; architecture and input unless the file carries them."""
+        """Upload weights as safetensors; architecture and input unless the file carries them.
+
+        output: of a network with more than one logit, for example
+        `{"kind": "multiclass", "classes": ["cat", "dog", "other"]}`; goes with the architecture.
+        """
         fields = {
             "name": name,
             "architecture": architecture,
             "input": None if input_spec is None else json.dumps(input_spec),
+            "output": None if output is None else json.dumps(output),
         }
         return self._client.upload(self.path, file, fields=fields, on_bytes=on_bytes)
 

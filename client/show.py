@@ -173,6 +173,7 @@ def model(item: Json) -> RenderableType:
             ("sha256", item["sha256"]),
             ("architecture", manifest.get("architecture")),
             ("input", _input(manifest.get("input"))),
+            ("output", _output(manifest.get("output"))),
             ("positive", _names(manifest.get("positive"))),
             ("method", _method(training.get("method"))),
             ("trained on", (training.get("dataset") or {}).get("name")),
@@ -434,6 +435,16 @@ def _input(spec: Json | None) -> str:
         return ""
     channels = "1 channel" if spec["channels"] == 1 else f"{spec['channels']} channels"
     return f"{spec['height']}x{spec['width']}, {channels}"
+
+
+def _output(spec: Json | None) -> str:
+    if spec is None:
+        return ""
+    classes = spec["classes"]
+    if classes is None:
+        return "one logit"
+    more = f", and {len(classes) - 20:,} more" if len(classes) > 20 else ""
+    return f"{spec['kind']}: {_names(classes[:20])}{more}"
 
 
 def _dataset_counts(summary: Json | None) -> tuple[str, str, str]:

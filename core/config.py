@@ -655,5 +655,9 @@ class RankingRequest(Config):
     split: Split | None = Field(
         None, description="by default the test split where there is one, else every example"
     )
-    task: Task | None = Field(None, description="which examples are shown as positive")
+    task: Task | None = Field(
+        None,
+        description="which examples are shown as positive; needed by a model with a logit for each "
+        "class, which ranks these classes first",
+    )
     batch_size: int = Field(256, ge=1, le=4096)

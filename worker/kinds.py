@@ -264,7 +264,7 @@ def _prepare_scoring(session: Session, job: JobRow) -> Prepared:
     assert job.upload_sha256 is not None
     return Prepared(
         "score",
-        {"file_names": job.request["file_names"]},
+        {"file_names": job.request["file_names"], "positive": job.request.get("positive")},
         {"upload": job.upload_sha256, "model": _blob(model.content_sha256, model)},
     )
 

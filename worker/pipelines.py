@@ -55,11 +55,11 @@ def validate_model(work: Work, reporter: Reporter) -> Result:
         scorer, manifest = loading.load(work.inputs["upload"], manifest, device="cpu")
         reporter.progress("probing", 1, 2, "steps")
         findings = loading.probe(scorer)
+        if findings.problems:
+            return {"rejected": findings.problems}
+        loading.save(scorer, work.folder / "content.safetensors", manifest)
     except ModelFileError as error:
         return {"rejected": [str(error)]}
-    if findings.problems:
-        return {"rejected": findings.problems}
-    loading.save(scorer, work.folder / "content.safetensors", manifest)
     reporter.progress("probing", 2, 2, "steps")
     return {
         "manifest": manifest.model_dump(mode="json"),
@@ -358,7 +358,8 @@ def rank(work: Work, reporter: Reporter) -> Result:
     request = RankingRequest.model_validate(work.request["config"])
     image_set = ImageSet.load(work.inputs["dataset"])
     index = image_set.in_split(work.request["split"])
-    scorer = _load_scorer(work.inputs["model"], _device(work))
+    positive = None if request.task is None else tuple(request.task.positive)
+    scorer = _load_scorer(work.inputs["model"], _device(work), positive)
     logits = np.empty(len(index))
     with torch.inference_mode():
         for start in range(0, len(index), request.batch_size):
@@ -386,7 +387,10 @@ def rank(work: Work, reporter: Reporter) -> Result:
 
 def score(work: Work, reporter: Reporter) -> Result:
     """Score the images of one request, in the order in which they came."""
-    scorer = _load_scorer(work.inputs["model"], "cpu")
+    positive = work.request["positive"]
+    scorer = _load_scorer(
+        work.inputs["model"], "cpu", None if positive is None else tuple(positive)
+    )
     spec = scorer.input_spec
     names = work.request["file_names"]
     images = np.empty((len(names), spec.channels, spec.height, spec.width), np.uint8)
@@ -448,7 +452,7 @@ def _device(work: Work) -> str:
 
 @lru_cache(maxsize=4)
 def _load_scorer(path: Path, device: str, positive: tuple[str, ...] | None = None) -> Scorer:
-    """A stored model; kept between the shards of an audit, as blobs never change."""
+    """A stored model for a task; kept between the shards of an audit, as blobs never change."""
     scorer, _ = loading.load(path, None, device=device, positive=positive)
     return scorer
 

@@ -49,6 +49,7 @@ class AuditForm(BaseModel):
     config: str = Field("{}", description="an AuditConfig as JSON")
     architecture: str | None = None
     input: str | None = None
+    output: str | None = None
 
 
 @router.post(
@@ -260,14 +261,16 @@ def _audit_files(form: FormData, house: House, caller: Caller) -> JobRow:
     for name, value in files.items():
         if not isinstance(value, UploadFile):
             raise ApiError("invalid_request", f"/body/{name}: expected a file, got {value!r:.40}")
-    text = {name: form.get(name) for name in ("config", "architecture", "input") if name in form}
+    fields = ("config", "architecture", "input", "output")
+    text = {name: form.get(name) for name in fields if name in form}
     if not all(isinstance(value, str) for value in text.values()):
-        raise ApiError("invalid_request", "/body: expected text in config, architecture and input")
+        raise ApiError("invalid_request", f"/body: expected text in {', '.join(fields)}")
     try:
         config = AuditConfig.model_validate_json(str(text.get("config", "{}")))
     except ValidationError as error:
         raise explain_validation(error.errors(), prefix="body/config") from error
-    manifest = declared_manifest(text.get("architecture"), text.get("input"))  # type: ignore[arg-type]
+    described = (text.get(name) for name in ("architecture", "input", "output"))
+    manifest = declared_manifest(*described)  # type: ignore[arg-type]
     model_file, dataset_file = files["model"], files["dataset"]
     assert isinstance(model_file, UploadFile)
     assert isinstance(dataset_file, UploadFile)

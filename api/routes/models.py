@@ -4,7 +4,7 @@ import time
 import zipfile
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from fastapi import APIRouter, Form, Request, Response, UploadFile
 from fastapi.responses import JSONResponse
@@ -20,11 +20,14 @@ from api.routes.jobs import answer_job, wait_until_done
 from api.schemas import ImageScore, ImageScores, Job, Model, Page, model_answer
 from core.config import Name
 from models.catalogue import ARCHITECTURES
-from models.header import InputSpec, Manifest
+from models.header import ONE_LOGIT, InputSpec, Manifest, OutputSpec
 from store import jobs
 from store.tables import JobKind, JobStatus, ModelRow
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
+
+MAX_OUTPUT_CHARACTERS = 300_000  # a thousand classes, names of 200 characters
+Spec = TypeVar("Spec", InputSpec, OutputSpec)
 
 
 class ModelForm(BaseModel):
@@ -48,28 +51,45 @@ class ModelForm(BaseModel):
             '{"channels": 3, "height": 32, "width": 32, "mean": [0, 0, 0], "std": [1, 1, 1]}'
         ],
     )
+    output: str | None = Field(
+        None,
+        max_length=MAX_OUTPUT_CHARACTERS,
+        description="what the network answers, as JSON: by default one logit of the positive "
+        "side; else a logit for each class, of which one is true (`multiclass`) or each may be "
+        "(`multilabel`); goes with `architecture`",
+        examples=['{"kind": "multiclass", "classes": ["cat", "dog", "other"]}'],
+    )
 
 
-def declared_manifest(architecture: str | None, spec: str | None) -> Manifest | None:
+def declared_manifest(
+    architecture: str | None, spec: str | None, output: str | None = None
+) -> Manifest | None:
     """What the request says about the file; None leaves it to the file itself."""
-    if architecture is None and spec is None:
+    if architecture is None and spec is None and output is None:
         return None
     if architecture is None or spec is None:
         raise ApiError(
             "invalid_request",
-            "/body: expected `architecture` and `input` together, or neither for a file that "
-            "carries its own manifest.",
+            "/body: expected `architecture` and `input` together, with `output` unless it is one "
+            "logit, or none of them for a file that carries its own manifest.",
         )
     if architecture not in ARCHITECTURES:
         raise ApiError(
             "invalid_request",
             f"/body/architecture: expected one of {', '.join(ARCHITECTURES)}; got {architecture!r}",
         )
+    return Manifest(
+        architecture=architecture,
+        input=_parsed(InputSpec, spec, field="input"),
+        output=ONE_LOGIT if output is None else _parsed(OutputSpec, output, field="output"),
+    )
+
+
+def _parsed(kind: type[Spec], text: str, *, field: str) -> Spec:
     try:
-        parsed = InputSpec.model_validate_json(spec)
+        return kind.model_validate_json(text)
     except ValidationError as error:
-        raise explain_validation(error.errors(), prefix="body/input") from error
-    return Manifest(architecture=architecture, input=parsed)
+        raise explain_validation(error.errors(), prefix=f"body/{field}") from error
 
 
 @router.post("", status_code=201, responses=problems("too_large", "bad_request"))
@@ -83,7 +103,7 @@ def add_model(
 
     Its status is `validating`, then `ready` or `rejected` with every reason.
     """
-    manifest = declared_manifest(form.architecture, form.input)
+    manifest = declared_manifest(form.architecture, form.input, form.output)
     sha256 = assets.receive(form.file, house)
     with house.database.writing() as session:
         row, job = assets.add_model(
@@ -152,11 +172,18 @@ class ScoreForm(BaseModel):
         max_length=MAX_SCORED_IMAGES,
         description="PNG, JPEG or WebP files of the model's input size",
     )
+    positive: list[str] | None = Field(
+        None,
+        max_length=1000,
+        description="the classes to score, repeated for several; needed by a model with a logit "
+        "for each class, refused for a model with one logit",
+        examples=[["cat"]],
+    )
 
 
 @router.post(
     "/{model_id}/scores",
-    responses=problems("not_found", "not_ready", "too_large", "invalid_data")
+    responses=problems("not_found", "not_ready", "too_large", "invalid_config", "invalid_data")
     | {202: {"model": Job, "description": "Still being scored: watch this job"}},
 )
 def score_images(
@@ -167,7 +194,17 @@ def score_images(
 ) -> ImageScores:
     """Score a few images, in the order in which they came; for data sets, `POST /v1/rankings`."""
     with house.database.reading() as session:
-        assets.require_ready(assets.find(session, ModelRow, model_id, caller))
+        row = assets.find(session, ModelRow, model_id, caller)
+        assets.require_ready(row)
+        manifest = Manifest.model_validate(row.manifest)
+    if form.positive and manifest.output == ONE_LOGIT:
+        raise ApiError(
+            "invalid_config",
+            f"/body/positive: expected none, as the model {model_id} has one logit; got "
+            f"{', '.join(form.positive)[:200]}",
+        )
+    positive = form.positive or manifest.positive
+    manifest.output.columns(positive)  # raises where these classes have no score
     sha256 = _bundle(form.images, house)
     names = [assets.display_name(None, image) for image in form.images]
     with house.database.writing() as session:
@@ -175,21 +212,21 @@ def score_images(
             session,
             JobKind.SCORE,
             tenant=caller.tenant,
-            request={"model_id": model_id, "file_names": names},
+            request={"model_id": model_id, "file_names": names, "positive": positive},
             model_id=model_id,
             upload_sha256=sha256,
         )
     house.ring(job)
-    row = wait_until_done(house, job.id, wait_s=house.settings.max_wait_s)
-    if row.status == JobStatus.FAILED:
-        error = row.error or {}
+    ended = wait_until_done(house, job.id, wait_s=house.settings.max_wait_s)
+    if ended.status == JobStatus.FAILED:
+        error = ended.error or {}
         raise ApiError(error["code"], error["message"])
-    if row.status != JobStatus.SUCCEEDED:
-        answer = answer_job(house, row)
+    if ended.status != JobStatus.SUCCEEDED:
+        answer = answer_job(house, ended)
         return JSONResponse(  # type: ignore[return-value]
-            answer.model_dump(mode="json"), 202, headers={"Location": f"/v1/jobs/{row.id}"}
+            answer.model_dump(mode="json"), 202, headers={"Location": f"/v1/jobs/{ended.id}"}
         )
-    scores = [ImageScore.model_validate(item) for item in (row.result or {})["scores"]]
+    scores = [ImageScore.model_validate(item) for item in (ended.result or {})["scores"]]
     return ImageScores(model_id=model_id, scores=scores)
 
 

@@ -21,7 +21,10 @@ router = APIRouter(prefix="/v1/rankings", tags=["rankings"])
 
 @router.post("", status_code=201, responses=problems("not_found", "not_ready", "invalid_config"))
 def rank(request: RankingRequest, house: HouseDep, caller: Writer, response: Response) -> Job:
-    """Score every image of a data set (or of a split) with a model."""
+    """Score every image of a data set (or of a split) with a model.
+
+    A model with a logit for each class needs a `task`: the classes to rank first.
+    """
     with house.database.writing() as session:
         model = assets.find(session, ModelRow, request.model_id, caller)
         dataset = assets.find(session, DatasetRow, request.dataset_id, caller)
@@ -31,7 +34,10 @@ def rank(request: RankingRequest, house: HouseDep, caller: Writer, response: Res
         resolve_split(request.split, summary)
         if request.task is not None:
             resolve_task(request.task, summary)
-        spec = Manifest.model_validate(model.manifest).input
+        manifest = Manifest.model_validate(model.manifest)
+        positive = manifest.positive if request.task is None else request.task.positive
+        manifest.output.columns(positive)  # raises where these classes have no score
+        spec = manifest.input
         check_fits(summary, channels=spec.channels, height=spec.height, width=spec.width)
         job = jobs.enqueue(
             session,

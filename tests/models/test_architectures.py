@@ -39,6 +39,17 @@ class TestEveryArchitecture:
         for height, width in ((size, size), (size + 3, size + 1)):
             assert network(torch.rand(2, channels, height, width)).shape == (2, 1)
 
+    def test_gives_as_many_logits_as_are_asked_for(self, name: str) -> None:
+        network = build(name, channels=1, seed=0, outputs=5).eval()
+        size = ARCHITECTURES[name].minimum_size
+        assert network(torch.rand(2, 1, size, size)).shape == (2, 5)
+        empty = build_empty(name, channels=1, outputs=5).state_dict()
+        assert {k: v.shape for k, v in network.state_dict().items()} == {
+            k: v.shape for k, v in empty.items()
+        }
+        last = {k: v.shape[0] for k, v in empty.items() if k.startswith("fc.")}
+        assert last == {"fc.weight": 5, "fc.bias": 5}
+
     def test_has_the_number_of_parameters_that_is_published(self, name: str) -> None:
         network = build(name, channels=3, seed=0)
         assert sum(p.numel() for p in network.parameters()) == ARCHITECTURES[name].parameters

@@ -14,13 +14,14 @@ from pydantic import ValidationError
 from safetensors import deserialize
 from safetensors.numpy import save, save_file
 
-from models.errors import ModelFileError
+from models.errors import ModelFileError, TaskError
 from models.header import (
     MANIFEST_KEY,
     MAX_HEADER_BYTES,
     MAX_TENSORS,
     InputSpec,
     Manifest,
+    OutputSpec,
     embedded_manifest,
     read_header,
 )
@@ -235,3 +236,108 @@ def test_a_manifest_that_is_not_valid_is_refused(text: str, reason: str, tmp_pat
 def test_a_manifest_never_holds_what_json_cannot_carry() -> None:
     with pytest.raises(ValidationError, match="plain JSON values"):
         Manifest(architecture="small_cnn", input=MANIFEST.input, training={"when": object()})
+
+
+# --- outputs --------------------------------------------------------------------------------------
+
+# as written before a network could have more than one logit
+OLD_TEXT = (
+    '{"architecture":"small_cnn","input":{"channels":1,"height":8,"mean":[0.5],"std":[0.25],'
+    '"width":8},"positive":["8"],"training":{"epochs":30}}'
+)
+PETS = OutputSpec(kind="multiclass", classes=["cat", "dog", "other"])
+
+
+def test_a_manifest_from_before_there_were_outputs_has_one_logit_and_keeps_its_text(
+    tmp_path: Path,
+) -> None:
+    read_back = embedded_manifest(read(save(ARRAYS, metadata={MANIFEST_KEY: OLD_TEXT}), tmp_path))
+    assert read_back == MANIFEST
+    assert read_back.output == OutputSpec(kind="logit")
+    assert read_back.as_json() == OLD_TEXT
+    said = Manifest.model_validate_json(
+        OLD_TEXT.replace('"positive"', '"output":{"kind":"logit","classes":null},"positive"')
+    )
+    assert (said, said.as_json()) == (MANIFEST, OLD_TEXT)
+
+
+def test_classes_travel_in_their_order(tmp_path: Path) -> None:
+    texts = set()
+    for classes in (["cat", "dog", "other"], ["dog", "cat", "other"]):
+        output = OutputSpec(kind="multilabel", classes=classes)
+        manifest = MANIFEST.model_copy(update={"output": output})
+        text = manifest.as_json()
+        texts.add(text)
+        assert json.loads(text)["output"] == {"kind": "multilabel", "classes": classes}
+        header = read(save(ARRAYS, metadata={MANIFEST_KEY: text}), tmp_path)
+        assert embedded_manifest(header) == manifest
+    assert len(texts) == 2
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ({"kind": "softmax", "classes": ["a", "b"]}, "Input should be 'logit', 'multiclass' or"),
+        ({"kind": "logit", "classes": ["a", "b"]}, "expected no classes for the kind logit"),
+        ({"kind": "multiclass"}, "expected classes for the kind multiclass"),
+        ({"kind": "multilabel", "classes": None}, "expected classes for the kind multilabel"),
+        ({"kind": "multiclass", "classes": ["a"]}, "at least 2 items"),
+        ({"kind": "multiclass", "classes": [str(i) for i in range(1001)]}, "at most 1000 items"),
+        ({"kind": "multiclass", "classes": ["a", "b", "a"]}, "expected each class once"),
+        ({"kind": "multiclass", "classes": ["a", ""]}, "at least 1 character"),
+        ({"kind": "multiclass", "classes": ["a", "b" * 201]}, "at most 200 characters"),
+        ({"kind": "multiclass", "classes": ["a", "b\n"]}, r"printable characters, got 'b\\n'"),
+        ({"kind": "multiclass", "classes": ["a", 1]}, "valid string"),
+        ({"kind": "multiclass", "classes": ["a", "b"], "threshold": 0}, "Extra inputs"),
+    ],
+)
+def test_outputs_that_cannot_be_are_refused(value: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValidationError, match=reason):
+        OutputSpec.model_validate(value)
+    text = json.dumps({**json.loads(OLD_TEXT), "output": value})
+    with pytest.raises(ValidationError, match=reason):
+        Manifest.model_validate_json(text)
+
+
+@pytest.mark.parametrize(
+    ("kind", "positive", "columns"),
+    [
+        ("multiclass", ["dog"], [1]),
+        ("multiclass", ["other", "cat"], [0, 2]),
+        ("multiclass", ["cat", "cat"], [0]),
+        ("multilabel", ["other"], [2]),
+        ("multilabel", ["dog", "dog"], [1]),
+    ],
+)
+def test_positive_classes_are_found_among_the_logits(
+    kind: Any, positive: list[str], columns: list[int]
+) -> None:
+    assert OutputSpec(kind=kind, classes=PETS.classes).columns(positive) == columns
+
+
+def test_one_logit_is_the_score_of_whatever_is_positive() -> None:
+    for positive in (None, [], ["cat"]):
+        assert OutputSpec().columns(positive) == [0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "positive", "sentence"),
+    [
+        ("multiclass", None, "expected positive classes, .* each of cat, dog, other; got none"),
+        ("multilabel", [], "expected positive classes, .* each of cat, dog, other; got none"),
+        ("multiclass", ["cat", "emu", "\x1b"], r"\(cat, dog, other\), got 'emu', '\\x1b'"),
+        ("multiclass", ["other", "dog", "cat"], "a class against .* got all of cat, dog, other"),
+        ("multilabel", ["other", "cat"], "expected one positive class .* got cat, other"),
+    ],
+)
+def test_classes_that_have_no_score_are_refused(
+    kind: Any, positive: list[str] | None, sentence: str
+) -> None:
+    with pytest.raises(TaskError, match=sentence):
+        OutputSpec(kind=kind, classes=PETS.classes).columns(positive)
+
+
+def test_a_refusal_names_no_more_than_twenty_classes() -> None:
+    output = OutputSpec(kind="multiclass", classes=[f"c{i:03d}" for i in range(1000)])
+    with pytest.raises(TaskError, match="c018, c019, …; got none"):
+        output.columns(None)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torchvision.models import resnet18
 
 from models.architectures import build
-from models.errors import ModelFileError
-from models.header import InputSpec, Manifest, embedded_manifest, read_header
+from models.errors import ModelFileError, TaskError
+from models.header import InputSpec, Manifest, OutputSpec, embedded_manifest, read_header
 from models.loading import load, probe, save
 from models.wrappers import Scorer
 
@@ -147,6 +147,7 @@ MISFITS: dict[str, tuple[Change, str]] = {
     "an unexpected name": (lambda t: t.update(extra=torch.zeros(1)), "1 unexpected: 'extra'"),
     "ten classes": (
         lambda t: t.update({"fc.weight": torch.zeros(10, 128), "fc.bias": torch.zeros(10)}),
+        r"one logit \(no other `output` is declared\).*"
         r"fc\.weight \(expected F32 \[1, 128\], got F32 \[10, 128\]\)",
     ),
     "half precision": (
@@ -269,3 +270,148 @@ def test_the_probe_leaves_no_gradients_behind() -> None:
     scorer = trained_scorer("small_cnn", GREY)
     probe(scorer)
     assert all(p.grad is None for p in scorer.parameters())
+
+
+# --- a logit a class ------------------------------------------------------------------------------
+
+PETS = OutputSpec(kind="multiclass", classes=["cat", "dog", "other"])
+TAGS = OutputSpec(kind="multilabel", classes=["cat", "dog", "other"])
+
+
+def classifier(architecture: str, spec: InputSpec, output: OutputSpec) -> tuple[Scorer, Manifest]:
+    """A scorer without a task, and its manifest."""
+    network = build(architecture, channels=spec.channels, seed=1, outputs=output.count)
+    declared = Manifest(architecture=architecture, input=spec, output=output)
+    return Scorer(network, spec, output=output).eval(), declared
+
+
+@pytest.mark.parametrize("positive", [["cat"], ["other", "dog"]])
+def test_pytorch_alone_computes_the_same_log_odds(positive: list[str], path: Path) -> None:
+    scorer, written = classifier("resnet18", COLOUR, PETS)
+    save(scorer, path, written)
+    loaded, declared = load(path, device="cpu", positive=positive)
+    assert declared.output == PETS
+
+    network = resnet18(num_classes=3).double()
+    network.load_state_dict(load_file(path))
+    network.eval()
+    x = images(COLOUR).double()
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (COLOUR.mean, COLOUR.std))
+    with torch.no_grad():
+        probability = network((x - mean) / std).softmax(dim=1)
+        p = probability[:, [["cat", "dog", "other"].index(name) for name in positive]].sum(dim=1)
+        # float32 against float64 through 18 layers
+        torch.testing.assert_close(loaded(x.float()).double(), torch.logit(p), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("output", [PETS, TAGS])
+def test_a_network_with_a_logit_a_class_survives_a_round_trip(
+    output: OutputSpec, path: Path
+) -> None:
+    scorer, declared = classifier("small_cnn", GREY, output)
+    save(scorer, path, declared)
+    for positive in (None, ["dog"]):
+        loaded, read_back = load(path, device="cpu", positive=positive)
+        assert read_back == declared
+        assert not loaded.training
+        with torch.no_grad():
+            assert torch.equal(loaded.outputs(images(GREY)), scorer.outputs(images(GREY)))
+    save(loaded, path.with_name("again"), read_back)  # the task is not the file's
+    assert path.with_name("again").read_bytes() == path.read_bytes()
+
+
+def test_a_task_that_a_file_cannot_score_is_refused(path: Path) -> None:
+    scorer, declared = classifier("small_cnn", GREY, PETS)
+    save(scorer, path, declared)
+    with pytest.raises(TaskError, match=r"a logit for \(cat, dog, other\), got 'emu'"):
+        load(path, device="cpu", positive=["emu"])
+    loaded, _ = load(path, device="cpu")
+    with pytest.raises(TaskError, match="got none"):
+        loaded(images(GREY))
+
+
+@pytest.mark.parametrize("output", [None, OutputSpec(kind="multiclass", classes=["a", "b"])])
+def test_another_number_of_logits_than_declared_is_refused(
+    output: OutputSpec | None, path: Path
+) -> None:
+    scorer, declared = classifier("small_cnn", GREY, PETS)
+    save(scorer, path, declared)
+    other = manifest("small_cnn", GREY)
+    if output is not None:
+        other = other.model_copy(update={"output": output})
+    with pytest.raises(ModelFileError, match=rf"expected F32 \[{other.output.count}, 128\]"):
+        load(path, other, device="cpu")
+    with pytest.raises(ModelFileError, match=rf"expected F32 \[{other.output.count}, 128\]"):
+        save(scorer.network, path, other)
+
+
+def test_a_scorer_is_saved_with_its_own_output_only(path: Path) -> None:
+    scorer, declared = classifier("small_cnn", GREY, PETS)
+    with pytest.raises(ModelFileError, match="expected a manifest with the scorer's output"):
+        save(scorer, path, declared.model_copy(update={"output": TAGS}))
+
+
+def test_a_manifest_too_long_for_a_header_is_not_saved(path: Path) -> None:
+    cats = "\N{CAT FACE}" * 197  # each is 14 bytes of JSON in JSON
+    names = [f"{i:03d}{cats}" for i in range(1000)]
+    output = OutputSpec(kind="multiclass", classes=names)
+    scorer, declared = classifier("small_cnn", GREY, output)
+    with pytest.raises(ModelFileError, match="a header of 1048576 bytes"):
+        save(scorer, path, declared)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("output", [PETS, TAGS])
+def test_the_probe_looks_at_every_logit_and_needs_no_task(output: OutputSpec) -> None:
+    scorer, _ = classifier("small_cnn", GREY, output)
+    result = probe(scorer)
+    assert (result.problems, result.warnings, result.blind_images) == ([], [], 0)
+    assert result.lowest is not None
+    assert result.highest is not None
+    assert result.lowest < result.highest
+
+
+def test_the_probe_tells_the_range_of_all_logits() -> None:
+    # of a white image, normalised: 0.7 / 0.4
+    result = probe(three(mean, lambda x: mean(x) * 100, lambda x: mean(x) * -100))
+    assert (result.lowest, result.highest) == pytest.approx((-175, 175), rel=1e-5)
+
+
+def three(*functions: Callable[[Tensor], Tensor]) -> Scorer:
+    """A network whose three logits are these functions of the images."""
+    network = Network(lambda x: torch.stack([f(x) for f in functions], dim=1))
+    return Scorer(network, GREY, output=PETS)
+
+
+def constant(x: Tensor) -> Tensor:
+    return mean(x) * 0 + 3
+
+
+@pytest.mark.parametrize(
+    ("last", "problem"),
+    [
+        (lambda x: mean(x) / 0, "got 4 of 12 that are NaN or infinite"),
+        (lambda x: mean(x - x.mean(dim=0)), "rest of the batch"),
+        (lambda x: torch.zeros(7), "does not run on images of the declared size"),
+    ],
+)
+def test_one_bad_logit_is_enough_to_refuse(last: Callable[[Tensor], Tensor], problem: str) -> None:
+    result = probe(three(mean, mean, last))
+    assert len(result.problems) == 1
+    assert problem in result.problems[0]
+
+
+def test_logits_that_never_move_are_named_and_refused_if_none_moves() -> None:
+    assert probe(three(constant, constant, constant)).problems == [
+        "expected logits that depend on the image, got 3, 3, 3 for each"
+    ]
+    result = probe(three(constant, mean, constant))
+    assert result.problems == []
+    assert result.warnings == ["2 of 3 logits are the same for every probe image: cat, other"]
+
+
+def test_logits_that_add_up_to_a_constant_have_gradients_all_the_same() -> None:
+    result = probe(three(mean, lambda x: -mean(x) / 2, lambda x: -mean(x) / 2))
+    assert (result.blind_images, result.warnings) == (0, [])
+    blind = probe(three(*(lambda x: mean(x.detach()),) * 3))
+    assert blind.blind_images == 4
