@@ -29,9 +29,8 @@ Ints = NDArray[np.int64]
 
 TOLERANCE = 1e-9  # the same sums in another order
 RESAMPLES = 1000
-STANDARD_ERRORS = (
-    4.5  # of two independent sets of resamples: one interval in 150,000 is off by more
-)
+STANDARD_ERRORS = 4.5  # of two sets of resamples: one interval in 100,000 is off by more
+REPORT_VERSION = 2
 OPERATORS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 THRESHOLD = re.compile(r"\s*(.+?)\s*(>=|<=|>|<)\s*([^<>=]+?)\s*")
 
@@ -153,8 +152,8 @@ def _task(book: _Book, task: Json, scores: "_Scores", config: Json) -> dict[str,
     book.same("attacks", sorted(task["attacks"]), sorted(scores.attacked))
     if config.get("attacks") is not None:
         asked = {attack.get("label") or attack["name"]: attack for attack in config["attacks"]}
-        settings = {key: value["attack"] for key, value in task["attacks"].items()}
-        book.same("attacks as configured", settings, asked)
+        for key, value in task["attacks"].items():
+            book.same(f"attacks.{key}.attack", value["attack"], asked.get(key))
     worst, won = _worst(scores)
     book.same("worst_case.won", task["worst_case"]["won"], won)
 
