@@ -45,6 +45,8 @@ def test_a_threshold_is_a_figure_an_operator_and_a_number():
         ("worst_case_ap", "such as `worst_case_ap >= 0.4`"),
         ("worst_case_ap = 0.4", "one of >=, <=, >, <"),
         (">= 0.4", "such as"),
+        ("worst_case_ap => 0.4", "such as"),
+        ("worst_case_ap >> 0.4", "such as"),
         ("worst_case_ap >=", "such as"),
         ("worst_case_ap >= 40", "between -1 and 1, as every figure is, got '40'"),
         ("worst_case_ap >= nan", "between -1 and 1"),
