@@ -73,8 +73,9 @@ def test_a_report_of_our_own_functions_is_borne_out(audit: Any) -> None:
     assert "groups.night.worst_case_at_prevalence" in figures
 
 
-def test_whatever_is_changed_in_the_report_is_noticed(audit: Any) -> None:
-    original, content = audit
+def test_whatever_is_changed_in_the_report_is_noticed(tmp_path: Path) -> None:
+    report_file, scores_file = stored(tmp_path, required=REQUIRED)
+    original, content = json.loads(report_file.read_text()), scores_file.read_bytes()
     changed = 0
     for path, _, _, _ in leaves(original):
         if TAKEN_AS_REPORTED.match(path):
@@ -120,7 +121,7 @@ def test_an_attack_or_a_point_that_was_left_out_is_noticed(audit: Any) -> None:
 def test_a_changed_byte_of_the_scores_is_noticed(audit: Any) -> None:
     report, content = audit
     random = np.random.default_rng(0)
-    for place in [0, 8, 9, len(content) - 1, *random.integers(0, len(content), 20)]:
+    for place in [0, 8, 9, len(content) - 1, *random.integers(0, len(content), 10)]:
         changed = bytearray(content)
         changed[place] ^= 1 << int(random.integers(8))
         assert "scores_sha256" in wrong(verify(report, bytes(changed))), place
