@@ -636,8 +636,6 @@ def verify_report(
     ] = None,
 ) -> None:
     """Compute every figure again from the stored scores; fails where one differs."""
-    from client import verify  # scikit-learn takes a second that no other command should wait
-
     here = session(context)
     if (job_id is None) == (report is None) or (report is None) != (scores is None):
         raise typer.BadParameter("expected the id of an audit, or both --report and --scores")
@@ -653,6 +651,8 @@ def verify_report(
             file = Path(folder) / "scores.safetensors"
             here.client.save_scores(job_id, file)
             content = file.read_bytes()
+    from client import verify  # scikit-learn takes a second that no other command should wait
+
     lines = [asdict(line) for line in verify.verify(stated, content)]
     wrong = [line["figure"] for line in lines if not line["ok"]]
     here.answer({"ok": not wrong, "figures": lines}, show.verification(lines))

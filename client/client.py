@@ -145,7 +145,7 @@ class Client:
         return self.get(f"/v1/audits/{job_id}/report")
 
     def report_as(self, job_id: str, media_type: str) -> bytes:
-        """The same as text/html (a page), text/markdown (a model card) or application/xml (JUnit)."""
+        """The same as text/html, or text/markdown (a model card), or application/xml (JUnit)."""
         path = f"/v1/audits/{job_id}/report"
         return self.request("GET", path, headers={"Accept": media_type}).content
 

@@ -38,7 +38,7 @@ LEVELS = tuple(reversed(get_args(Verdict)))
 """The verdicts on an audit from worst to best; `trust` is compared by their places."""
 
 _OPERATING = [name for name in OperatingFigures.model_fields if name != "alarms"]
-_FORM = re.compile(r"\s*(?P<figure>.+?)\s*(?P<operator>>=|<=|>|<)\s*(?P<bound>[^<>=]+?)\s*")
+_FORM = re.compile(r"\s*(?P<figure>.*[^<>=\s])\s*(?P<operator>>=|<=|>|<)\s*(?P<bound>[^<>=]+?)\s*")
 
 
 @dataclass(frozen=True)

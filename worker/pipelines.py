@@ -319,9 +319,7 @@ def audit_report(work: Work, reporter: Reporter) -> Result:
         trust=checks.merge(checked) if checked else None,
     )
     (work.folder / "report.json").write_text(report.model_dump_json())
-    (work.folder / "report.html").write_text(
-        report_page.render(report, scores[0]), encoding="utf-8"
-    )
+    (work.folder / "report.html").write_text(report_page.render(report, scores), encoding="utf-8")
     _write_score_table(scores, tasks, work.folder / "scores.ndjson")
     return {
         "summary": {

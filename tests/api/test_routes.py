@@ -4,16 +4,21 @@ import json
 import threading
 import zipfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from openapi_spec_validator import validate as validate_openapi
 
+from core.report import Report
+from core.report_card import card
+from core.report_junit import junit
 from store import jobs, keys
 from store.artifacts import open_blobs
 from store.tables import JobKind, JobRow, JobStatus
 from tests.api.conftest import SUMMARY, Api
+from tests.reports import stored
 
 Check = Callable[..., dict[str, Any]]
 
@@ -226,6 +231,106 @@ def test_reports_and_scores_are_what_was_stored(api: Api, problem: Check) -> Non
     unknown = api.http.get(f"/v1/audits/{job_id}/scores", params={"attack": "x"})
     problem(unknown, 422, "invalid_request")
     assert "blobs" not in api.http.get(f"/v1/jobs/{job_id}").json()["result"]
+
+
+def finished_audit(api: Api) -> tuple[str, Path, Path]:
+    """A finished audit, its report and its scores."""
+    report, scores = stored(api.folder)
+    put = open_blobs(api.settings).put
+    page = api.folder / "page.html"
+    page.write_text("<html>page</html>")
+    files = {"report": report, "scores": scores, "page": page}
+    blobs = {}
+    for name, path in files.items():
+        copy = api.folder / f"{name}.copy"
+        copy.write_bytes(path.read_bytes())
+        blobs[name] = put(copy)
+    request = {"dataset_id": api.dataset(), "model_id": api.model()}
+    job_id = api.http.post("/v1/audits", json=request).json()["id"]
+    finish(api, job_id, {"summary": {}, "blobs": blobs})
+    return job_id, report, scores
+
+
+@pytest.mark.parametrize(
+    ("accept", "form"),
+    [
+        ("*/*", "application/json"),
+        ("application/json, text/html", "application/json"),
+        ("text/html;q=0.5, text/markdown", "text/markdown"),
+        ("application/xml", "application/xml"),
+        # what browsers send, and what would be XML if weights did not count
+        ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", "text/html"),
+        ("application/json;q=0, application/*", "application/xml"),
+        ("text/*", "text/html"),
+    ],
+)
+def test_a_report_comes_in_the_form_that_is_wanted_most(api: Api, accept: str, form: str) -> None:
+    job_id, report, _ = finished_audit(api)
+    path = f"/v1/audits/{job_id}/report"
+    answer = api.http.get(path, headers={"Accept": accept})
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].partition(";")[0] == form
+    assert answer.headers["vary"] == "Accept"
+    value = Report.model_validate_json(report.read_bytes())
+    assert (
+        answer.text
+        == {
+            "application/json": report.read_text(),
+            "text/html": "<html>page</html>",
+            "text/markdown": card(value),
+            "application/xml": junit(value),
+        }[form]
+    )
+    known = {"Accept": accept, "If-None-Match": answer.headers["etag"]}
+    again = api.http.get(path, headers=known)
+    assert (again.status_code, again.content) == (304, b"")
+    assert (again.headers["etag"], again.headers["vary"]) == (answer.headers["etag"], "Accept")
+
+
+def test_every_form_of_a_report_has_an_etag_of_its_own(api: Api, problem: Check) -> None:
+    job_id, _, _ = finished_audit(api)
+    path = f"/v1/audits/{job_id}/report"
+    forms = ["application/json", "text/html", "text/markdown", "application/xml"]
+    etags = {api.http.get(path, headers={"Accept": form}).headers["etag"] for form in forms}
+    assert len(etags) == len(forms)
+    for accept in ("image/png", "application/json;q=0", "text/html;q=0, image/*"):
+        body = problem(api.http.get(path, headers={"Accept": accept}), 406, "not_acceptable")
+        assert body["detail"].startswith(f"Expected Accept: {' or '.join(forms)}, got ")
+    schema = api.http.get("/openapi.json").json()["paths"]["/v1/audits/{job_id}/report"]
+    assert sorted(schema["get"]["responses"]["200"]["content"]) == sorted(forms)
+
+
+@pytest.mark.parametrize("accept", ["application/octet-stream", "application/vnd.safetensors"])
+def test_all_scores_come_as_one_file(api: Api, problem: Check, accept: str) -> None:
+    job_id, report, scores = finished_audit(api)
+    path = f"/v1/audits/{job_id}/scores"
+    answer = api.http.get(path, headers={"Accept": accept})
+    assert answer.content == scores.read_bytes()
+    assert answer.headers["content-type"] == accept
+    assert answer.headers["vary"] == "Accept"
+    assert f"{job_id}.safetensors" in answer.headers["content-disposition"]
+    provenance = json.loads(report.read_text())["provenance"]
+    assert answer.headers["etag"] == f'"{provenance["scores_sha256"]}"'
+    known = {"Accept": accept, "If-None-Match": answer.headers["etag"]}
+    assert api.http.get(path, headers=known).status_code == 304
+    problem(api.http.get(path, headers={"Accept": "text/html"}), 406, "not_acceptable")
+    operation = api.http.get("/openapi.json").json()["paths"]["/v1/audits/{job_id}/scores"]["get"]
+    assert accept in operation["responses"]["200"]["content"]
+
+
+def test_thresholds_are_refused_when_the_audit_is_asked_for(api: Api, problem: Check) -> None:
+    request = {"dataset_id": api.dataset(), "model_id": api.model()}
+
+    def ask(*asked: str) -> httpx.Response:
+        return api.http.post("/v1/audits", json={**request, "thresholds": list(asked)})
+
+    body = problem(ask("worst_case_ap => 0.4"), 422, "invalid_request")
+    assert body["errors"][0]["pointer"] == "/body/thresholds/0"
+    body = problem(ask("drop < 1", "wurst_case_ap >= 0.4"), 422, "invalid_config")
+    assert "did you mean worst_case_ap?" in body["detail"]
+    assert api.http.get("/v1/jobs").json()["data"] == []
+    job = ask("cat.worst_case_ap >= 0.4", "trust >= caution").json()
+    assert job["request"]["thresholds"] == ["cat.worst_case_ap >= 0.4", "trust >= caution"]
 
 
 def test_scoring_answers_with_the_job_when_it_takes_too_long(api: Api) -> None:

@@ -30,7 +30,7 @@ NO_JOB = f"job_{'0' * 26}"
 NO_KEY = f"key_{'0' * 26}"
 COMMANDS = """
     up  demo  dataset add|list|show|remove  model add|list|show|export|remove  train  audit  rank
-    score  jobs list|show|watch|cancel|retry  report show|open|save  key create|list|revoke
+    score  jobs list|show|watch|cancel|retry  report show|open|save|verify  key create|list|revoke
 """
 
 
@@ -87,6 +87,7 @@ def listed_by_help(*group: str) -> set[str]:
         (f"report show {NO_JOB}", f"There is no audit {NO_JOB}."),
         (f"report open {NO_JOB}", f"There is no audit {NO_JOB}."),
         (f"report save {NO_JOB}", f"There is no audit {NO_JOB}."),
+        (f"report verify {NO_JOB}", f"There is no audit {NO_JOB}."),
         (f"key revoke {NO_KEY}", f"There is no valid API key {NO_KEY}."),
         (
             f"audit --model {NO_MODEL} --dataset {NO_DATASET} --epsilon -1",
@@ -139,6 +140,7 @@ def test_with_json_a_problem_is_also_printed_as_it_came(adap: Adap) -> None:
         "train --set epochs",
         "train --set epochs=1 --set epochs.more=2",
         "audit --epsilon a/b",
+        f"report save {NO_JOB} -o report.pdf",
         "nonsense",
         "score",
         "up --port many",
@@ -336,6 +338,26 @@ def test_an_audit_is_watched_and_shown(adap: Adap, service: str, dataset: str, m
     }
 
 
+def test_a_threshold_that_is_not_met_fails_the_command(
+    adap: Adap, service: str, dataset: str, model: str
+) -> None:
+    audit = ("audit", "--model", model, "--dataset", dataset, "--attack", "pgd")
+    met, unmet = "worst_case_ap >= 0", "cat.worst_case_ap > 1"
+    run = adap(*audit, "--require", met, "--require", unmet, "--watch")
+    report = get(service, f"/v1/audits/{one_id(run.out, 'job')}/report")
+    got = f"{report['tasks'][0]['worst_case']['ap']:.4f}"
+    assert re.search(rf"^{met} +{got} +met *$", run.out, re.M)
+    assert re.search(rf"^{unmet} +{got} +not met *$", run.out, re.M)
+    assert (run.code, run.err.splitlines()[-1]) == (1, f"Not met: {unmet}")
+    assert adap(*audit, "--require", met, "--watch").code == 0
+
+    refused = adap(*audit, "--require", "worst_case >= 0.4")
+    assert refused.code == 1
+    assert "did you mean worst_case_ap?" in refused.err
+    refused = adap(*audit, "--require", "worst_case_ap")
+    assert refused.err.startswith("/body/thresholds/0: expected a threshold such as")
+
+
 def test_a_watched_job_that_fails_makes_the_command_fail(
     adap: Adap, service: str, images: Path
 ) -> None:
@@ -463,6 +485,11 @@ def test_a_report_is_shown_saved_and_opened(
     assert (tmp_path / f"{audited}.html").read_bytes() == page
     assert adap("report", "save", audited, "-o", "figures.json").code == 0
     assert json.loads((tmp_path / "figures.json").read_text()) == figures
+
+    for suffix, form in (("md", "text/markdown"), ("xml", "application/xml")):
+        assert adap("report", "save", audited, "-o", f"report.{suffix}").code == 0
+        served = httpx.get(url, headers={"Accept": form}, trust_env=False).content
+        assert (tmp_path / f"report.{suffix}").read_bytes() == served
 
     browser = tmp_path / "browser"
     browser.write_text(f'#!/bin/sh\necho "$1" > {tmp_path}/opened\n')

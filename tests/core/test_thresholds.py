@@ -1,0 +1,148 @@
+"""Thresholds: what can be asked for, what is refused before any attack, and what is met."""
+
+import itertools
+import operator
+
+import pytest
+from pydantic import ValidationError
+
+from core import thresholds
+from core.config import AuditConfig, Task
+from core.errors import ConfigError
+from core.report import Report, Trust, Verdict
+from tests.reports import CONFIG, report_of, scores_of, task_of
+
+TRUCK, CAT = Task(positive=["truck"]), Task(positive=["big cat", "lion"])
+
+
+def config_of(*asked: str, **changes: object) -> AuditConfig:
+    return AuditConfig.model_validate({**CONFIG, "thresholds": list(asked), **changes})
+
+
+@pytest.fixture(scope="module")
+def tasks() -> list:
+    names = (TRUCK.positive, CAT.positive)
+    return [task_of(scores_of(seed=i), positive=name) for i, name in enumerate(names)]
+
+
+def results(report: Report) -> dict[str, tuple[float, bool]]:
+    return {item.threshold: (item.got, item.passed) for item in report.thresholds}
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+def test_a_threshold_is_a_figure_an_operator_and_a_number():
+    read = thresholds.parse("  big <cat>.worst_case_ap>=4e-1 ")
+    assert (read.figure, read.operator, read.bound) == ("big <cat>.worst_case_ap", ">=", 0.4)
+    assert thresholds.parse("trust > not trustworthy").bound == 0
+    assert thresholds.parse("drop < -0.5").bound == -0.5
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("worst_case_ap", "such as `worst_case_ap >= 0.4`"),
+        ("worst_case_ap = 0.4", "one of >=, <=, >, <"),
+        (">= 0.4", "such as"),
+        ("worst_case_ap => 0.4", "such as"),
+        ("worst_case_ap >> 0.4", "such as"),
+        ("worst_case_ap >=", "such as"),
+        ("worst_case_ap >= 40", "between -1 and 1, as every figure is, got '40'"),
+        ("worst_case_ap >= nan", "between -1 and 1"),
+        ("worst_case_ap >= inf", "between -1 and 1"),
+        ("worst_case_ap >= caution", "got 'caution'"),
+        ("trust >= 0.5", "not trustworthy, caution or trustworthy, got '0.5'"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_where_it_stands(text: str, said: str):
+    with pytest.raises(ConfigError, match=said.replace("(", r"\(")):
+        thresholds.parse(text)
+    with pytest.raises(ValidationError) as refused:
+        config_of("clean_ap > 0", text)
+    (error,) = refused.value.errors()
+    assert error["loc"] == ("thresholds", 1)
+    assert said in error["msg"]
+
+
+# --- before any attack ----------------------------------------------------------------------------
+
+
+def test_every_known_figure_is_measured_and_the_other_way_round(tasks: list):
+    known = thresholds.known_figures(config_of(), [TRUCK, CAT])
+    assert len(set(known)) == len(known)
+    assert set(thresholds.measured(report_of(tasks))) == set(known)
+    thresholds.refuse_unknown(config_of(*(f"{name} >= 0" for name in known[:50])), [TRUCK, CAT])
+
+
+@pytest.mark.parametrize(
+    ("asked", "changes", "said"),
+    [
+        ("worst_ap >= 0.4", {}, "did you mean worst_case_ap?"),
+        ("apgd_ap >= 0.4", {}, "strong_ap"),
+        ("truk.drop < 0.4", {}, "did you mean truck.drop?"),
+        ("nonsense < 0.4", {}, "It has clean_ap, worst_case_ap, drop, chance, pgd_ap, strong_ap"),
+        ("truck.trust < 0.4", {}, "expected a threshold on a figure"),
+        ("certified_floor > 0.1", {"certify": "off"}, "`certify` is off"),
+        ("truck.certified_floor > 0.1", {"certify": "off"}, "`certify` is off"),
+        ("trust >= caution", {"checks": "off"}, "`checks` is off"),
+    ],
+)
+def test_an_unknown_figure_is_refused_with_what_is_known(asked: str, changes: dict, said: str):
+    with pytest.raises(ConfigError) as refused:
+        thresholds.refuse_unknown(config_of("drop < 1", asked, **changes), [TRUCK])
+    assert said in str(refused.value)
+
+
+def test_a_gap_between_groups_is_refused_where_there_are_no_groups():
+    config = config_of("group_gap < 0.1")
+    for grouped in (None, True):
+        thresholds.refuse_unknown(config, [TRUCK], grouped=grouped)
+    with pytest.raises(ConfigError, match="needs a data set with a `group` column"):
+        thresholds.refuse_unknown(config, [TRUCK], grouped=False)
+
+
+# --- after the attacks ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sign", [">=", ">", "<=", "<"])
+def test_a_figure_at_its_threshold_is_compared_exactly(tasks: list, sign: str):
+    compare = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt}[sign]
+    worst = tasks[0].worst_case.ap
+    asked = {f"worst_case_ap {sign} {worst + step!r}": worst + step for step in (-1e-9, 0.0, 1e-9)}
+    found = results(report_of(tasks[:1], required=list(asked)))
+    assert found == {text: (worst, compare(worst, bound)) for text, bound in asked.items()}
+
+
+def test_with_several_tasks_a_bare_name_is_the_mean(tasks: list):
+    one, other = tasks
+    asked = ["strong_ap > 0", "truck.strong_ap > 0", "big cat+lion.strong_ap > 0", "drop > 0"]
+    found = results(report_of(tasks, required=[*asked, "clean_ap_low > 0", "group_gap < 1"]))
+    aps = [task.attacks["strong"].ap for task in tasks]
+    assert [found[text][0] for text in asked[:3]] == pytest.approx([sum(aps) / 2, *aps])
+    assert found["drop > 0"][0] == pytest.approx(
+        (one.clean.ap + other.clean.ap - one.worst_case.ap - other.worst_case.ap) / 2
+    )
+    lows = one.clean.interval.low + other.clean.interval.low
+    assert found["clean_ap_low > 0"][0] == pytest.approx(lows / 2)
+    gaps = [task.groups.worst_case_gap.difference.value for task in tasks]
+    assert found["group_gap < 1"][0] == pytest.approx(sum(gaps) / 2)
+
+
+@pytest.mark.parametrize("asked", ["certified_floor >= 0", "certified_floor <= 1"])
+def test_a_figure_that_is_absent_in_the_end_is_not_met(tasks: list, asked: str):
+    bare = tasks[1].model_copy(update={"certified_floor": None})
+    assert results(report_of([bare], required=[asked])) == {asked: (0.0, False)}
+    # one task without is enough for the mean
+    assert results(report_of([tasks[0], bare], required=[asked])) == {asked: (0.0, False)}
+
+
+def test_verdicts_are_ordered(tasks: list):
+    order: list[Verdict] = ["not trustworthy", "caution", "trustworthy"]
+    for (i, is_), (j, asked) in itertools.product(enumerate(order), repeat=2):
+        report = report_of(
+            tasks[:1], required=[f"trust >= {asked}"], trust=Trust(verdict=is_, checks=[])
+        )
+        assert results(report) == {f"trust >= {asked}": (i, i >= j)}
+    unknown = report_of(tasks[:1], required=["trust <= trustworthy"], trust=None)
+    assert results(unknown) == {"trust <= trustworthy": (0, False)}

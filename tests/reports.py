@@ -1,0 +1,251 @@
+"""Scores that no network gave, and the report of them with everything that a report can hold."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from core import thresholds
+from core.attacks.worst_case import worst_case
+from core.config import AuditConfig
+from core.figures import ap_at_prevalence, operating_figures
+from core.intervals import percentile_interval, resampled_ap
+from core.ranking import average_precision, count_ties, floor_ap
+from core.report import (
+    APFigure,
+    AttackFigure,
+    BudgetPoint,
+    CertifiedFloor,
+    Check,
+    DatasetProvenance,
+    Difference,
+    EpsilonCurve,
+    EpsilonPoint,
+    GroupFigures,
+    GroupGap,
+    Groups,
+    ModelProvenance,
+    Provenance,
+    Report,
+    TaskReport,
+    Trust,
+    WorstCase,
+)
+from core.scores import Scores, save_scores
+
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+
+CONFIG: dict[str, Any] = {
+    "threat": {"epsilon": 0.1},
+    "attacks": ["pgd", {"name": "apgd", "label": "strong"}],
+    "epsilons": [0.05, 0.1],
+    "budgets": [1, 3],
+    "seed": 7,
+}
+CHECKS = [
+    Check(name="converged", status="pass", message="Twice the steps change little.", figures={}),
+    Check(name="monotone", status="caution", message="It rises once.", figures={"rise": 0.01}),
+    Check(name="transfer", status="skipped", message="There is no surrogate.", figures={}),
+    Check(name="repeatable", status="fail", message="The scores differ.", figures={"by": 0.5}),
+]
+
+
+def scores_of(examples: int = 60, *, seed: int = 0) -> Scores:
+    """Rounded logits, so that some tie; of three groups one has no positives."""
+    random = np.random.default_rng(seed)
+    targets = (np.arange(examples) % 3 == 0).astype(np.int64)
+    signs = 2 * targets - 1
+    clean = (random.normal(size=examples) + 2 * targets).round(2)
+
+    def pushed(most: float) -> Floats:
+        return (clean - signs * random.uniform(-0.2, most, examples)).round(2)
+
+    attacked = {"pgd": pushed(1.0), "strong": pushed(2.0)}
+    return Scores(
+        example_ids=[f"{i}.png" for i in range(examples)],
+        targets=targets,
+        clean=clean,
+        attacked=attacked,
+        curve={0.05: pushed(0.5), 0.1: pushed(1.5)},
+        bounds=np.stack([clean - 2.5, clean + 2.5]),
+        groups=[("day", "night", "<dusk>|")[i % 6 // 2] for i in range(examples)],
+    )
+
+
+def task_of(scores: Scores, *, positive: Sequence[str] = ("truck",), **changes: Any) -> TaskReport:
+    """The figures by our own functions, but for the budget curve, which tries out everything."""
+    targets, (worst, won) = scores.targets, worst_case(scores)
+    assert scores.bounds is not None
+    lowest = np.where(targets == 1, *scores.bounds)
+    logits = {"clean": scores.clean, "worst": worst, "floor": lowest, **scores.attacked}
+    logits |= {str(epsilon): values for epsilon, values in scores.curve.items()}
+    resampled = resampled_ap(logits, targets, generator=np.random.default_rng(3))
+
+    def figure(name: str) -> dict[str, Any]:
+        return {
+            "ap": average_precision(logits[name], targets),
+            "interval": percentile_interval(resampled[name]),
+            "tied": count_ties(logits[name], targets),
+        }
+
+    def drop(name: str) -> Difference:
+        return Difference(
+            value=average_precision(scores.clean, targets)
+            - average_precision(logits[name], targets),
+            interval=percentile_interval(resampled["clean"] - resampled[name]),
+        )
+
+    config = AuditConfig.model_validate(CONFIG)
+    signs = 2 * targets - 1
+    pairs = scores.bounds[0][targets == 1][:, None] > scores.bounds[1][targets == 0]
+    return TaskReport(
+        positive=list(positive),
+        examples=len(scores),
+        positives=int(targets.sum()),
+        prevalence=float(targets.mean()),
+        chance=float(targets.mean()),
+        floor=floor_ap(int(targets.sum()), len(scores)),
+        clean=APFigure(**figure("clean")),
+        attacks={
+            attack.key: AttackFigure(
+                **figure(attack.key),
+                attack=attack.as_json(),
+                mean_margin_drop=float(
+                    (signs * (scores.clean - scores.attacked[attack.key])).mean()
+                ),
+                drop=drop(attack.key),
+            )
+            for attack in config.resolved_attacks()
+        },
+        worst_case=WorstCase(**figure("worst"), won=won, drop=drop("worst")),
+        certified_floor=CertifiedFloor(
+            **figure("floor"), method="crown_ibp", proven_pairs=float(pairs.mean())
+        ),
+        epsilon_curve=EpsilonCurve(
+            attack={"name": "apgd"},
+            points=[EpsilonPoint(**figure(str(e)), epsilon=e) for e in scores.curve],
+        ),
+        budget_curve=budget_of(scores, worst),
+        groups=groups_of(scores, worst),
+        resamples=1000,
+        operating=operating_figures(scores.clean, worst, targets),
+        **changes,
+    )
+
+
+def budget_of(scores: Scores, worst: Floats) -> list[BudgetPoint]:
+    """Each time every image is tried, and the one kept that leaves the lowest AP."""
+    points = []
+    for images in CONFIG["budgets"]:
+        left = {}
+        for role, allowed in {
+            "hide_positives": scores.targets == 1,
+            "push_negatives": scores.targets == 0,
+            "both": scores.targets >= 0,
+        }.items():
+            logits = scores.clean.copy()
+            for _ in range(images):
+                tried = []
+                for i in np.flatnonzero(allowed):
+                    changed = logits.copy()
+                    changed[i] = worst[i]
+                    tried.append((average_precision(changed, scores.targets), i))
+                best = min(tried)[1]
+                logits[best] = worst[best]
+            left[role] = average_precision(logits, scores.targets)
+        points.append(BudgetPoint(images=images, **left))
+    return points
+
+
+def groups_of(scores: Scores, worst: Floats) -> Groups:
+    assert scores.groups is not None
+    names, targets = np.array(scores.groups), scores.targets
+    figures = []
+    for group in sorted(set(scores.groups)):
+        own = names == group
+        mine = targets[own]
+        bare: dict[str, Any] = dict.fromkeys(("clean", "worst_case"))
+        bare |= {f"{side}_at_prevalence": None for side in bare}
+        for side, logits in (("clean", scores.clean[own]), ("worst_case", worst[own])):
+            if min(mine.sum(), len(mine) - mine.sum()) >= 2:
+                bare[side] = APFigure(ap=average_precision(logits, mine))
+                bare[f"{side}_at_prevalence"] = ap_at_prevalence(
+                    logits, mine, prevalence=float(targets.mean())
+                )
+        figures.append(
+            GroupFigures(group=group, examples=len(mine), positives=int(mine.sum()), **bare)
+        )
+
+    def gap(name: str) -> GroupGap:
+        with_figures = [group for group in figures if getattr(group, name) is not None]
+        ordered = sorted(with_figures, key=lambda group: getattr(group, name))
+        best, worst = ordered[-1], ordered[0]
+        value = getattr(best, name) - getattr(worst, name)
+        return GroupGap(best=best.group, worst=worst.group, difference=Difference(value=value))
+
+    return Groups(
+        groups=figures,
+        clean_gap=gap("clean_at_prevalence"),
+        worst_case_gap=gap("worst_case_at_prevalence"),
+    )
+
+
+def report_of(
+    tasks: Sequence[TaskReport],
+    *,
+    required: Sequence[str] = ("worst_case_ap >= 0.1", "worst_case_ap >= 0.9"),
+    name: str = "a model",
+    scores_sha256: str = "c" * 64,
+    **changes: Any,
+) -> Report:
+    """The report of these tasks, its thresholds evaluated."""
+    config = AuditConfig.model_validate({**CONFIG, "thresholds": list(required)})
+    keys = list(tasks[0].attacks)
+
+    def mean(values: Sequence[float]) -> float:
+        return sum(values) / len(values)
+
+    report = Report(
+        tasks=list(tasks),
+        mean={
+            "clean": mean([task.clean.ap for task in tasks]),
+            "worst_case": mean([task.worst_case.ap for task in tasks]),
+            **{key: mean([task.attacks[key].ap for task in tasks]) for key in keys},
+        },
+        provenance=Provenance(
+            model=ModelProvenance(id="mdl_1", name=name, sha256="a" * 64, architecture="cnn"),
+            dataset=DatasetProvenance(id="ds_1", name=name, sha256="b" * 64, split="test"),
+            surrogate=None,
+            config=config.as_json(),
+            config_sha256=config.sha256(),
+            scores_sha256=scores_sha256,
+            seed=config.seed,
+            versions={"adap": "0.1.0", "torch": "2.14.1"},
+            device="cpu",
+            created_at="2026-09-03T14:12:08+02:00",
+        ),
+        **{
+            "warnings": ["Only 20 positives."],
+            "trust": Trust(verdict="not trustworthy", checks=CHECKS),
+            **changes,
+        },
+    )
+    return report.model_copy(update={"thresholds": thresholds.evaluate(report)})
+
+
+def stored(
+    folder: Path, *, tasks: int = 1, required: Sequence[str] = ("worst_case_ap >= 0.1",)
+) -> tuple[Path, Path]:
+    """An audit's report.json and scores.safetensors, which belong together."""
+    scores = [scores_of(seed=seed) for seed in range(tasks)]
+    path = folder / "scores.safetensors"
+    save_scores(scores, path)
+    report = report_of(
+        [task_of(own, positive=[f"class {i}"]) for i, own in enumerate(scores)],
+        required=required,
+        scores_sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+    )
+    (folder / "report.json").write_text(report.model_dump_json())
+    return folder / "report.json", path
