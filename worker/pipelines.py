@@ -215,7 +215,7 @@ def audit_report(work: Work, _reporter: Reporter) -> Result:
         trained_on_these=work.request["trained_on_these"],
     )
     (work.folder / "report.json").write_text(report.model_dump_json())
-    (work.folder / "report.html").write_text(report_page.render(report, scores), encoding="utf-8")
+    (work.folder / "report.html").write_text(report_page.render(report, [scores]), encoding="utf-8")
     _write_score_table(scores, work.folder / "scores.ndjson")
     figures = report.tasks[0]
     return {
