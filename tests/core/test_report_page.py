@@ -4,11 +4,8 @@ import base64
 import hashlib
 import io
 import json
-import os
 import re
-import shutil
 from collections.abc import Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -19,203 +16,16 @@ from plotly.offline import get_plotlyjs
 from sklearn.metrics import average_precision_score
 from sklearn.metrics import precision_recall_curve as sklearn_curve
 
-from core.config import AuditConfig
 from core.errors import DataError
-from core.ranking import average_precision, floor_ap
-from core.report import (
-    APFigure,
-    AttackFigure,
-    DatasetProvenance,
-    Interval,
-    ModelProvenance,
-    Provenance,
-    Report,
-    TaskReport,
-    WorstCase,
-)
+from core.report import Interval
 from core.report_page import render
 from core.scores import Evidence, Scores
-
-HOSTILE = [
-    "</script><script>window.pwned=1</script>",
-    "<!--<script>",
-    "\"><img src=x onerror='window.pwned=1'>",
-    "<a href='javascript:window.pwned=1'>&lt;b&gt;</a>",
-    "{{ 7 * 7 }} %{y} $\\alpha$ \u202e&amp; back`tick",
-    "--worst",
-]
-
-
-class Element:
-    def __init__(self, tag: str, attributes: dict[str, str]) -> None:
-        self.tag, self.attributes, self.pieces = tag, attributes, list[str]()
-
-    @property
-    def text(self) -> str:
-        return "".join(self.pieces)
-
-    @property
-    def words(self) -> str:
-        """The text as a reader sees it: pieces apart, whatever white space the source has."""
-        return " ".join(" ".join(self.pieces).split())
-
-
-class Page(HTMLParser):
-    """A page as a browser's parser would see it: elements in order, each with all its text."""
-
-    VOID = ("meta", "img", "br")
-
-    def __init__(self, page: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.elements: list[Element] = []
-        self.open: list[Element] = []
-        self.feed(page)
-        self.close()
-        assert self.open == [], "elements that nobody closed"
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        element = Element(tag, {name: value or "" for name, value in attrs})
-        self.elements.append(element)
-        if tag not in self.VOID:
-            self.open.append(element)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop().tag == tag
-
-    def handle_data(self, data: str) -> None:
-        for element in self.open:
-            element.pieces.append(data)
-
-    def all(self, tag: str, **attributes: str) -> list[Element]:
-        """Elements of this tag whose attributes hold these words; `class_` for class."""
-        return [
-            element
-            for element in self.elements
-            if element.tag == tag
-            and all(
-                value in element.attributes.get(name.rstrip("_"), "").split()
-                for name, value in attributes.items()
-            )
-        ]
-
-    def one(self, tag: str, **attributes: str) -> Element:
-        (element,) = self.all(tag, **attributes)
-        return element
-
-    @property
-    def charts(self) -> dict[str, Any]:
-        return json.loads(self.one("script", id="charts").text)
-
-    def curve(self, name: str) -> tuple[list[float], list[float]]:
-        (trace,) = [t for t in self.charts["chart-curves"]["data"] if t["name"] == name]
-        assert trace["line"]["shape"] == "vh"  # each step reaches back to the recall before it
-        return trace["x"], trace["y"]
-
-
-def scores_of(
-    examples: int,
-    *,
-    attacks: tuple[str, ...] = ("pgd", "apgd", "transfer"),
-    evidence: int = 3,
-    shape: tuple[int, int, int] = (1, 8, 8),
-    share: float = 0.2,
-    ids: tuple[str, ...] = (),
-) -> Scores:
-    """Normal logits, all distinct, that each attack moves towards the other class."""
-    rng = np.random.default_rng(0)
-    targets = (np.arange(examples) < share * examples).astype(np.int64)
-    clean = rng.normal(size=examples) + 2 * targets
-    push = (2 * targets - 1) * rng.uniform(0, 2, (len(attacks), examples))
-    attacked = {name: clean - push[i] for i, name in enumerate(attacks)}
-    example_ids = [*ids, *(f"{i}.png" for i in range(len(ids), examples))]
-    before = rng.uniform(0, 1, (evidence, *shape)).astype(np.float32)
-    after = np.clip(before + rng.uniform(-0.1, 0.1, before.shape), 0, 1).astype(np.float32)
-    return Scores(
-        example_ids=example_ids,
-        targets=targets,
-        clean=clean,
-        attacked=attacked,
-        evidence=[
-            Evidence(
-                example_id=example_ids[i],
-                attack=attacks[0],
-                clean_logit=float(clean[i]),
-                attacked_logit=float(attacked[attacks[0]][i]),
-                clean=before[i],
-                attacked=after[i],
-            )
-            for i in range(evidence)
-        ],
-    )
-
-
-def worst_of(scores: Scores) -> np.ndarray:
-    return np.array(
-        [
-            (min if target else max)(logits)
-            for target, *logits in zip(
-                scores.targets, scores.clean, *scores.attacked.values(), strict=True
-            )
-        ]
-    )
-
-
-def report_of(
-    scores: Scores,
-    *,
-    model: str = "a model",
-    dataset: str = "a data set",
-    positive: str = "truck",
-    warnings: tuple[str, ...] = (),
-    interval: Interval | None = None,
-    **figures: float,
-) -> Report:
-    """The report of these scores; `figures` overrides clean, worst_case or chance."""
-    positives, examples = int(scores.targets.sum()), len(scores)
-    clean = figures.get("clean", average_precision(scores.clean, scores.targets))
-    worst = figures.get("worst_case", average_precision(worst_of(scores), scores.targets))
-    config = AuditConfig.model_validate({"threat": {"epsilon": 0.1}})
-    return Report(
-        tasks=[
-            TaskReport(
-                positive=[positive],
-                examples=examples,
-                positives=positives,
-                prevalence=positives / examples,
-                chance=figures.get("chance", positives / examples),
-                floor=floor_ap(positives, examples),
-                clean=APFigure(ap=clean, interval=interval),
-                attacks={
-                    name: AttackFigure(
-                        ap=average_precision(logits, scores.targets),
-                        interval=interval,
-                        attack={"name": name, "steps": 10, "step_size": None},
-                        mean_margin_drop=1.25,
-                    )
-                    for name, logits in scores.attacked.items()
-                },
-                worst_case=WorstCase(ap=worst, interval=interval, won={"clean": examples}, tied=0),
-            )
-        ],
-        mean={},
-        warnings=list(warnings),
-        provenance=Provenance(
-            model=ModelProvenance(id="mdl_1", name=model, sha256="a" * 64, architecture="cnn"),
-            dataset=DatasetProvenance(id="ds_1", name=dataset, sha256="b" * 64, split="test"),
-            surrogate=None,
-            config=config.as_json() | {"note": model},
-            config_sha256=config.sha256(),
-            scores_sha256="c" * 64,
-            seed=7,
-            versions={"adap": "0.1.0"},
-            device="cpu",
-            created_at="2026-09-03T14:12:08+00:00",
-        ),
-    )
+from tests.core.browser import chromium, chromium_path
+from tests.core.pages import HOSTILE, Page, report_of, scores_of, worst_of
 
 
 def page_of(scores: Scores, **report: Any) -> Page:
-    return Page(render(report_of(scores, **report), scores))
+    return Page(render(report_of(scores, **report), [scores]))
 
 
 def hostile_scores() -> Scores:
@@ -226,7 +36,7 @@ def hostile_page() -> str:
     scores = hostile_scores()
     everything = " ".join(HOSTILE)
     names = {"model": everything, "dataset": everything, "positive": everything}
-    return render(report_of(scores, warnings=(everything,), **names), scores)
+    return render(report_of(scores, warnings=(everything,), **names), [scores])
 
 
 # --- the figures are right ------------------------------------------------------------------------
@@ -295,7 +105,7 @@ def test_the_ap_figure_shows_the_figures_of_the_report():
     scores = scores_of(200)
     report = report_of(scores, interval=Interval(low=0.3, high=0.9, level=0.95))
     task = report.tasks[0]
-    chart = Page(render(report, scores)).charts["chart-ap"]
+    chart = Page(render(report, [scores])).charts["chart-ap"]
     dots = {t["name"]: t for t in chart["data"] if t["mode"] == "markers"}
     expected = {"Clean": task.clean, **task.attacks, "Worst case": task.worst_case}
     assert {name: dot["x"] for name, dot in dots.items()} == {
@@ -556,7 +366,7 @@ def test_the_policy_allows_exactly_the_two_scripts_of_the_page():
 
 def test_a_page_of_100000_scores_weighs_less_than_a_megabyte_beside_plotly():
     scores = scores_of(100_000, evidence=12, shape=(3, 32, 32))
-    page = render(report_of(scores), scores)
+    page = render(report_of(scores), [scores])
     assert page.count(get_plotlyjs()) == 1
     assert len(page.encode()) - len(get_plotlyjs().encode()) < 1_000_000
 
@@ -571,9 +381,9 @@ def test_scores_of_another_report_are_refused(broken):
         scores = scores_of(40, attacks=("pgd", "apgd"))
     else:
         scores = scores_of(41)
-    expected = {"tasks": "one task, got 2", "attacks": "transfer", "examples": "40.*got 41"}
+    expected = {"tasks": "2 tasks, got 1", "attacks": "transfer", "examples": "40.*got 41"}
     with pytest.raises(DataError, match=expected[broken]):
-        render(report, scores)
+        render(report, [scores])
 
 
 # --- everybody can read it ------------------------------------------------------------------------
@@ -623,29 +433,13 @@ def test_colours_have_the_contrast_that_wcag_asks_for(mode):
 
 # --- in a browser ---------------------------------------------------------------------------------
 
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
-    path = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
-    if path is None:
-        pytest.skip(f"needs a browser: none of {', '.join(names)} on PATH, and CHROMIUM is not set")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=FLAGS)
-        yield chromium
-        chromium.close()
+    if chromium_path() is None:
+        pytest.skip("needs Chromium on PATH, or named by CHROMIUM")
+    with chromium() as started:
+        yield started
 
 
 @pytest.mark.browser
@@ -664,7 +458,7 @@ def test_a_browser_draws_every_figure_without_a_complaint_or_a_request(
 ):
     file = tmp_path / "report.html"
     scores = scores_of(400, evidence=12, shape=(3, 32, 32))
-    page = hostile_page() if names == "hostile" else render(report_of(scores), scores)
+    page = hostile_page() if names == "hostile" else render(report_of(scores), [scores])
     file.write_text(page, encoding="utf-8")
     context = browser.new_context(**view)
     tab = context.new_page()
@@ -696,7 +490,7 @@ def test_a_browser_draws_every_figure_without_a_complaint_or_a_request(
 def test_figures_follow_the_reader_from_light_to_dark_and_to_paper(browser, tmp_path: Path):
     file = tmp_path / "report.html"
     scores = scores_of(100)
-    file.write_text(render(report_of(scores), scores), encoding="utf-8")
+    file.write_text(render(report_of(scores), [scores]), encoding="utf-8")
     tab = browser.new_page(color_scheme="light")
     tab.goto(file.as_uri())
 
