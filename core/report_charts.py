@@ -204,6 +204,7 @@ def groups_chart(groups: Sequence[GroupFigures]) -> Figure:
                     "color": "--ink",
                     "line": {"width": 1.75},
                 },
+                "cliponaxis": False,
                 "hovertemplate": f"{name}, at the task's prevalence: %{{x:.4f}}<extra></extra>",
             }
         )
@@ -327,7 +328,6 @@ def epsilon_chart(task: TaskReport, curve: EpsilonCurve, threat: Threat) -> Figu
                 "x": [x],
                 "y": [y],
                 "marker": {"color": color, "size": 12},
-                "cliponaxis": False,
                 "hovertemplate": f"{name}, {hover}",
             }
         )
@@ -338,7 +338,7 @@ def epsilon_chart(task: TaskReport, curve: EpsilonCurve, threat: Threat) -> Figu
             height=360,
             margin={"l": 12, "r": 18, "t": 28, "b": 40},
             hovermode="closest",
-            xaxis=_axis("epsilon", range=[0, 1.03 * top or 1]),
+            xaxis=_axis("epsilon", range=[-0.03 * top, 1.03 * top] if top > 0 else [-0.03, 1]),
             yaxis=_axis("average precision", range=[0, 1.02]),
             shapes=[
                 _level(task.chance, dash="dash"),

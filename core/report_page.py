@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from statistics import fmean
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -100,6 +101,7 @@ def render(report: Report, scores: Sequence[Scores]) -> str:
         overview=report_charts.tasks_chart([(it.name, it.task) for it in worst_first]),
         provenance=report.provenance,
         threat=threat,
+        chance=fmean(task.chance for task in report.tasks),
         verdict=_verdict(report.tasks[0]) if count == 1 else _mean_verdict(report),
         tally=None if report.trust is None else _tally(report.trust),
         checks=[] if report.trust is None else _gravest_first(report.trust.checks),
@@ -181,7 +183,7 @@ def _verdict(task: TaskReport) -> str:
 
 def _mean_verdict(report: Report) -> str:
     """The same for several tasks, of whose figures the means are judged."""
-    chance = sum(task.chance for task in report.tasks) / len(report.tasks)
+    chance = fmean(task.chance for task in report.tasks)
     clean, worst = report.mean["clean"], report.mean["worst_case"]
     count = len(report.tasks[0].attacks)
     attacks = f"the worst of {count} attacks" if count > 1 else "the one attack that was run"

@@ -27,6 +27,7 @@ from core.report import (
     ModelProvenance,
     Provenance,
     Report,
+    Status,
     TaskReport,
     ThresholdResult,
     Trust,
@@ -103,7 +104,16 @@ class Page(HTMLParser):
 
     @property
     def charts(self) -> dict[str, Any]:
-        return json.loads(self.one("script", id="charts").text)
+        """By id, those of every task."""
+        return {
+            name: chart
+            for script in self.all("script", class_="charts")
+            for name, chart in json.loads(script.text).items()
+        }
+
+    @property
+    def ids(self) -> list[str]:
+        return [e.attributes["id"] for e in self.elements if "id" in e.attributes]
 
     def curve(self, name: str) -> tuple[list[float], list[float]]:
         (trace,) = [t for t in self.charts["chart-curves"]["data"] if t["name"] == name]
@@ -247,12 +257,24 @@ CHECKS = (
         figures={"zero_positives": 0.031, "zero_negatives": 0.002, "nan": 0.0},
     ),
     Check(
+        name="repeatable",
+        status="fail",
+        message="The same images score differently each time, by 0.31 in the mean.",
+        figures={"mean_change": 0.31},
+    ),
+    Check(
         name="black_box_weaker",
         status="skipped",
         message="No surrogate model was named.",
         figures={},
     ),
 )
+
+ABSENT: dict[Verdict, tuple[Status, ...]] = {
+    "trustworthy": ("caution", "fail"),
+    "caution": ("fail",),
+    "not trustworthy": (),
+}
 
 
 def around(value: float, radius: float = 0.05) -> Interval:
@@ -266,7 +288,9 @@ def figure_of(value: float) -> APFigure:
 def rich_task(task: TaskReport, scores: Scores, *, groups: Sequence[str]) -> TaskReport:
     """The task with everything that it may have; what the scores do not tell is made up."""
     clean, worst = task.clean.ap, task.worst_case.ap
-    of_groups = np.arange(len(scores)) % (len(groups) + 1)  # the last is left without figures
+    # Positives are few in the first groups, many in the last.
+    of_groups = np.arange(len(scores)) % len(groups)
+    of_groups[(scores.targets == 0) & (np.arange(len(scores)) % 7 < 3)] = 0
     found = []
     for i, group in enumerate(groups):
         chosen = of_groups == i
@@ -388,7 +412,10 @@ def rich_report(
         update={
             "tasks": tasks,
             "mean": mean,
-            "trust": Trust(verdict=verdict, checks=list(CHECKS)),
+            "trust": Trust(
+                verdict=verdict,
+                checks=[check for check in CHECKS if check.status not in ABSENT[verdict]],
+            ),
             "thresholds": [
                 ThresholdResult(
                     threshold="clean_ap >= 0.8", figure="clean_ap", got=clean, passed=clean >= 0.8
