@@ -20,7 +20,7 @@ from core.figures import (
 )
 from core.report_page import render
 from core.scores import Scores
-from tests.core.test_report_page import Page, report_of
+from tests.core.pages import Page, report_of
 
 # Quotients that a product would round to the wrong side, such as 0.29 * 100, and the ends.
 SHARES = [0.01, 0.05, 0.07, 0.1, 0.29, 0.3, 0.57, 0.58, 0.9, 0.99]
@@ -124,9 +124,9 @@ def test_the_report_and_its_page_show_intervals_and_figures_of_operation():
 
     report = report_of(scores).model_copy(update={"tasks": [task]})
     assert type(report).model_validate_json(report.model_dump_json()) == report
-    page = Page(render(report, scores))
+    page = Page(render(report, [scores]))
     rows = [row.words for row in page.all("tr")]
-    _, clean_row, pgd_row, worst_row = rows[:4]
+    clean_row, pgd_row, worst_row = rows[7:]
     for row, figure in (
         (clean_row, task.clean),
         (pgd_row, task.attacks["pgd"]),
@@ -138,7 +138,7 @@ def test_the_report_and_its_page_show_intervals_and_figures_of_operation():
     assert "200 bootstrap resamples" in page.one("main").words
 
     before, after = task.operating.clean, task.operating.worst_case
-    assert rows[4:] == [
+    assert rows[:6] == [
         "Figure Clean Worst case",
         f"Precision of the first 100 {before.precision_at_k:.3f} {after.precision_at_k:.3f}",
         "Recall at a precision of 90 % "

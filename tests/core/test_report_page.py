@@ -4,11 +4,8 @@ import base64
 import hashlib
 import io
 import json
-import os
 import re
-import shutil
 from collections.abc import Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -19,214 +16,79 @@ from plotly.offline import get_plotlyjs
 from sklearn.metrics import average_precision_score
 from sklearn.metrics import precision_recall_curve as sklearn_curve
 
-from core.config import AuditConfig
 from core.errors import DataError
-from core.ranking import average_precision, floor_ap
+from core.ranking import floor_ap
 from core.report import (
-    APFigure,
-    AttackFigure,
-    DatasetProvenance,
+    BudgetPoint,
+    CertifiedFloor,
+    Check,
+    EpsilonCurve,
+    EpsilonPoint,
+    Groups,
     Interval,
-    ModelProvenance,
-    Provenance,
     Report,
-    TaskReport,
-    WorstCase,
 )
 from core.report_page import render
 from core.scores import Evidence, Scores
-
-HOSTILE = [
-    "</script><script>window.pwned=1</script>",
-    "<!--<script>",
-    "\"><img src=x onerror='window.pwned=1'>",
-    "<a href='javascript:window.pwned=1'>&lt;b&gt;</a>",
-    "{{ 7 * 7 }} %{y} $\\alpha$ \u202e&amp; back`tick",
-    "--worst",
-]
-
-
-class Element:
-    def __init__(self, tag: str, attributes: dict[str, str]) -> None:
-        self.tag, self.attributes, self.pieces = tag, attributes, list[str]()
-
-    @property
-    def text(self) -> str:
-        return "".join(self.pieces)
-
-    @property
-    def words(self) -> str:
-        """The text as a reader sees it: pieces apart, whatever white space the source has."""
-        return " ".join(" ".join(self.pieces).split())
-
-
-class Page(HTMLParser):
-    """A page as a browser's parser would see it: elements in order, each with all its text."""
-
-    VOID = ("meta", "img", "br")
-
-    def __init__(self, page: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.elements: list[Element] = []
-        self.open: list[Element] = []
-        self.feed(page)
-        self.close()
-        assert self.open == [], "elements that nobody closed"
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        element = Element(tag, {name: value or "" for name, value in attrs})
-        self.elements.append(element)
-        if tag not in self.VOID:
-            self.open.append(element)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop().tag == tag
-
-    def handle_data(self, data: str) -> None:
-        for element in self.open:
-            element.pieces.append(data)
-
-    def all(self, tag: str, **attributes: str) -> list[Element]:
-        """Elements of this tag whose attributes hold these words; `class_` for class."""
-        return [
-            element
-            for element in self.elements
-            if element.tag == tag
-            and all(
-                value in element.attributes.get(name.rstrip("_"), "").split()
-                for name, value in attributes.items()
-            )
-        ]
-
-    def one(self, tag: str, **attributes: str) -> Element:
-        (element,) = self.all(tag, **attributes)
-        return element
-
-    @property
-    def charts(self) -> dict[str, Any]:
-        return json.loads(self.one("script", id="charts").text)
-
-    def curve(self, name: str) -> tuple[list[float], list[float]]:
-        (trace,) = [t for t in self.charts["chart-curves"]["data"] if t["name"] == name]
-        assert trace["line"]["shape"] == "vh"  # each step reaches back to the recall before it
-        return trace["x"], trace["y"]
-
-
-def scores_of(
-    examples: int,
-    *,
-    attacks: tuple[str, ...] = ("pgd", "apgd", "transfer"),
-    evidence: int = 3,
-    shape: tuple[int, int, int] = (1, 8, 8),
-    share: float = 0.2,
-    ids: tuple[str, ...] = (),
-) -> Scores:
-    """Normal logits, all distinct, that each attack moves towards the other class."""
-    rng = np.random.default_rng(0)
-    targets = (np.arange(examples) < share * examples).astype(np.int64)
-    clean = rng.normal(size=examples) + 2 * targets
-    push = (2 * targets - 1) * rng.uniform(0, 2, (len(attacks), examples))
-    attacked = {name: clean - push[i] for i, name in enumerate(attacks)}
-    example_ids = [*ids, *(f"{i}.png" for i in range(len(ids), examples))]
-    before = rng.uniform(0, 1, (evidence, *shape)).astype(np.float32)
-    after = np.clip(before + rng.uniform(-0.1, 0.1, before.shape), 0, 1).astype(np.float32)
-    return Scores(
-        example_ids=example_ids,
-        targets=targets,
-        clean=clean,
-        attacked=attacked,
-        evidence=[
-            Evidence(
-                example_id=example_ids[i],
-                attack=attacks[0],
-                clean_logit=float(clean[i]),
-                attacked_logit=float(attacked[attacks[0]][i]),
-                clean=before[i],
-                attacked=after[i],
-            )
-            for i in range(evidence)
-        ],
-    )
-
-
-def worst_of(scores: Scores) -> np.ndarray:
-    return np.array(
-        [
-            (min if target else max)(logits)
-            for target, *logits in zip(
-                scores.targets, scores.clean, *scores.attacked.values(), strict=True
-            )
-        ]
-    )
-
-
-def report_of(
-    scores: Scores,
-    *,
-    model: str = "a model",
-    dataset: str = "a data set",
-    positive: str = "truck",
-    warnings: tuple[str, ...] = (),
-    interval: Interval | None = None,
-    **figures: float,
-) -> Report:
-    """The report of these scores; `figures` overrides clean, worst_case or chance."""
-    positives, examples = int(scores.targets.sum()), len(scores)
-    clean = figures.get("clean", average_precision(scores.clean, scores.targets))
-    worst = figures.get("worst_case", average_precision(worst_of(scores), scores.targets))
-    config = AuditConfig.model_validate({"threat": {"epsilon": 0.1}})
-    return Report(
-        tasks=[
-            TaskReport(
-                positive=[positive],
-                examples=examples,
-                positives=positives,
-                prevalence=positives / examples,
-                chance=figures.get("chance", positives / examples),
-                floor=floor_ap(positives, examples),
-                clean=APFigure(ap=clean, interval=interval),
-                attacks={
-                    name: AttackFigure(
-                        ap=average_precision(logits, scores.targets),
-                        interval=interval,
-                        attack={"name": name, "steps": 10, "step_size": None},
-                        mean_margin_drop=1.25,
-                    )
-                    for name, logits in scores.attacked.items()
-                },
-                worst_case=WorstCase(ap=worst, interval=interval, won={"clean": examples}, tied=0),
-            )
-        ],
-        mean={},
-        warnings=list(warnings),
-        provenance=Provenance(
-            model=ModelProvenance(id="mdl_1", name=model, sha256="a" * 64, architecture="cnn"),
-            dataset=DatasetProvenance(id="ds_1", name=dataset, sha256="b" * 64, split="test"),
-            surrogate=None,
-            config=config.as_json() | {"note": model},
-            config_sha256=config.sha256(),
-            scores_sha256="c" * 64,
-            seed=7,
-            versions={"adap": "0.1.0"},
-            device="cpu",
-            created_at="2026-09-03T14:12:08+00:00",
-        ),
-    )
+from tests.core.browser import chromium, chromium_path
+from tests.core.pages import HOSTILE, Page, report_of, rich_report, scores_of, worst_of
 
 
 def page_of(scores: Scores, **report: Any) -> Page:
-    return Page(render(report_of(scores, **report), scores))
+    return Page(render(report_of(scores, **report), [scores]))
 
 
-def hostile_scores() -> Scores:
-    return scores_of(60, attacks=("pgd", *HOSTILE), evidence=6, ids=tuple(HOSTILE))
-
-
-def hostile_page() -> str:
-    scores = hostile_scores()
+def with_hostile_words(report: Report) -> Report:
+    """The report with every text that a stranger may have put there replaced by hostile ones."""
     everything = " ".join(HOSTILE)
-    names = {"model": everything, "dataset": everything, "positive": everything}
-    return render(report_of(scores, warnings=(everything,), **names), scores)
+    assert report.trust is not None
+    return report.model_copy(
+        update={
+            "trust": report.trust.model_copy(
+                update={
+                    "checks": [
+                        Check(
+                            name=everything,
+                            status=check.status,
+                            message=everything,
+                            figures=dict.fromkeys([f"{i}{everything}" for i in range(2)], 0.5)
+                            if check.figures
+                            else {},
+                        )
+                        for check in report.trust.checks
+                    ]
+                }
+            ),
+            "thresholds": [
+                it.model_copy(update={"threshold": everything, "figure": everything})
+                for it in report.thresholds
+            ],
+            "tasks": [
+                report.tasks[0],
+                *(
+                    task.model_copy(
+                        update={"certified_floor": None, "no_certified_floor": everything}
+                    )
+                    for task in report.tasks[1:]
+                ),
+            ],
+        }
+    )
+
+
+def hostile_page(*, tasks: int = 1) -> str:
+    scores = [scores_of(300, attacks=("pgd", *HOSTILE), evidence=6, ids=tuple(HOSTILE))] * tasks
+    everything = " ".join(HOSTILE)
+    report = rich_report(
+        *scores,
+        names=(everything,) * tasks,
+        groups=HOSTILE,
+        verdict="not trustworthy",
+        model=everything,
+        dataset=everything,
+        warnings=(everything,),
+    )
+    return render(with_hostile_words(report), scores)
 
 
 # --- the figures are right ------------------------------------------------------------------------
@@ -295,7 +157,7 @@ def test_the_ap_figure_shows_the_figures_of_the_report():
     scores = scores_of(200)
     report = report_of(scores, interval=Interval(low=0.3, high=0.9, level=0.95))
     task = report.tasks[0]
-    chart = Page(render(report, scores)).charts["chart-ap"]
+    chart = Page(render(report, [scores])).charts["chart-ap"]
     dots = {t["name"]: t for t in chart["data"] if t["mode"] == "markers"}
     expected = {"Clean": task.clean, **task.attacks, "Worst case": task.worst_case}
     assert {name: dot["x"] for name, dot in dots.items()} == {
@@ -498,13 +360,392 @@ def test_one_attack_and_no_evidence_make_a_page():
     assert "kept no images" in page.one("main").text
 
 
+# --- what an audit may have, and may lack ---------------------------------------------------------
+
+
+def rich_scores(*, examples: int = 600, evidence: int = 3) -> Scores:
+    return scores_of(examples, attacks=("pgd", "square", "transfer"), evidence=evidence)
+
+
+def rich_page(scores: Scores, **changes: Any) -> Page:
+    """The page of a report in which nothing is absent, but for these changes to its task."""
+    report = rich_report(scores)
+    task = report.tasks[0].model_copy(update=changes)
+    return Page(render(report.model_copy(update={"tasks": [task]}), [scores]))
+
+
+def rows_after(page: Page, heading: str) -> list[str]:
+    """The table's rows in the section with this heading."""
+    regions = page.all("div", **{"aria-labelledby": heading})
+    assert len(regions) == 1
+    at = page.elements.index(regions[0])
+    inside = []
+    for element in page.elements[at + 1 :]:
+        if element.tag == "section":
+            break
+        if element.tag == "tr":
+            inside.append(element.words)
+    return inside
+
+
+def test_the_certified_floor_is_never_rounded_up_and_spans_a_band_to_the_worst_case():
+    scores = rich_scores()
+    floor = CertifiedFloor(ap=0.296, method="crown_ibp", proven_pairs=0.7125)
+    page = rich_page(scores, certified_floor=floor)
+    worst = average_precision_score(scores.targets, worst_of(scores))
+    words = page.one("p", class_="proven").words
+    assert f"Proven: at least 0.29. Reached by an attack: {worst:.2f}." in words
+    assert "71.2 % of the pairs" in words
+    assert "CROWN-IBP" in words
+    assert "Proven: at least 0.29 on these images" in page.one("p", class_="caveat").words
+    chart = page.charts["chart-ap"]
+    (band,) = [shape for shape in chart["layout"]["shapes"] if shape["type"] == "rect"]
+    assert (band["x0"], band["x1"]) == (0.296, pytest.approx(worst))
+    (diamond,) = [t for t in chart["data"] if t.get("name") == "Certified floor"]
+    assert diamond["x"] == [0.296]
+    assert rows_after(page, "h-table")[-1] == (
+        "Certified floor CROWN-IBP, 71.2 % of the pairs proven 0.2960 "
+        f"{average_precision_score(scores.targets, scores.clean) - 0.296:.4f}"
+    )
+
+
+def test_bounds_that_prove_nothing_are_said_to():
+    scores = rich_scores()
+    floor = CertifiedFloor(
+        ap=floor_ap(int(scores.targets.sum()), 600), method="ibp", proven_pairs=0.0
+    )
+    page = rich_page(scores, certified_floor=floor)
+    assert "too loose to prove the order of any pair" in page.one("p", class_="proven").words
+    assert "never prove its absence" in page.one("p", class_="caveat").words
+
+
+def test_where_there_is_no_certified_floor_the_reason_stands_in_its_place():
+    page = rich_page(rich_scores(), certified_floor=None, no_certified_floor="It has a softmax.")
+    assert page.one("p", class_="proven").words == "No certified floor: It has a softmax."
+    assert "never prove its absence" in page.one("p", class_="caveat").words
+    assert all(shape["type"] != "rect" for shape in page.charts["chart-ap"]["layout"]["shapes"])
+
+
+def test_the_epsilon_curve_and_its_table_hold_the_points_of_the_report():
+    scores = rich_scores()
+    task = rich_report(scores).tasks[0]
+    page = rich_page(scores)
+    chart = page.charts["chart-epsilon"]
+    points = task.epsilon_curve.points
+    (line,) = [t for t in chart["data"] if t.get("name") == "robust AP"]
+    assert line["x"] == [point.epsilon for point in points]
+    assert line["y"] == [point.ap for point in points]
+    (band,) = [t for t in chart["data"] if t.get("fill") == "toself"]
+    n = len(points)
+    assert band["y"][:n] == [point.interval.low for point in points]
+    assert band["y"][n:] == [point.interval.high for point in reversed(points)]
+    lines = chart["layout"]["shapes"]
+    assert [line["y0"] for line in lines[:2]] == [task.chance, task.floor]
+    assert lines[2]["x0"] == lines[2]["x1"] == 0.1  # the audited epsilon
+    marks = {t["name"]: (t["x"], t["y"]) for t in chart["data"] if t["mode"] == "markers"}
+    assert marks == {
+        "clean": ([0], [task.clean.ap]),
+        "worst case": ([0.1], [task.worst_case.ap]),
+    }
+    assert rows_after(page, "h-epsilon")[1:] == [
+        f"{point.epsilon:.4g} {255 * point.epsilon:.4g}/255"
+        f"{', audited' if point.epsilon == 0.1 else ''} "
+        f"{point.ap:.4f} {point.interval.low:.3f} to {point.interval.high:.3f}"
+        for point in points
+    ]
+
+
+def test_an_epsilon_curve_without_intervals_that_starts_at_zero_is_drawn():
+    scores = rich_scores()
+    curve = EpsilonCurve(
+        attack={"name": "fgsm"},
+        points=[EpsilonPoint(epsilon=0, ap=0.9), EpsilonPoint(epsilon=0.2, ap=0.5)],
+    )
+    chart = rich_page(scores, epsilon_curve=curve).charts["chart-epsilon"]
+    assert [t["mode"] for t in chart["data"]] == ["lines+markers", "markers", "markers"]
+
+
+def test_the_budget_curve_and_its_table_hold_the_points_of_the_report():
+    scores = rich_scores()
+    points = rich_report(scores).tasks[0].budget_curve
+    page = rich_page(scores)
+    chart = page.charts["chart-budget"]
+    assert chart["layout"]["xaxis"]["type"] == "log"
+    drawn = {t["name"]: (t["x"], t["y"]) for t in chart["data"]}
+    images = [point.images for point in points]
+    assert drawn == {
+        "hide positives and push negatives": (images, [point.both for point in points]),
+        "hide positives": (images, [point.hide_positives for point in points]),
+        "push negatives": (images, [point.push_negatives for point in points]),
+    }
+    assert rows_after(page, "h-budget")[1:] == [
+        f"{p.images} {p.both:.4f} {p.hide_positives:.4f} {p.push_negatives:.4f}" for p in points
+    ]
+
+
+def test_a_budget_of_one_size_is_drawn():
+    point = BudgetPoint(images=10, hide_positives=0.8, push_negatives=0.7, both=0.6)
+    axis = rich_page(rich_scores(), budget_curve=[point]).charts["chart-budget"]["layout"]["xaxis"]
+    assert axis["tickvals"] == [10]
+    assert axis["range"][0] < 1 < axis["range"][1]
+
+
+def test_groups_stand_worst_first_with_their_gaps_in_words():
+    scores = rich_scores()
+    task = rich_report(scores).tasks[0]
+    page = rich_page(scores)
+    with_figures = [group for group in task.groups.groups if group.clean]
+    ordered = sorted(with_figures, key=lambda it: it.worst_case_at_prevalence)
+    chart = page.charts["chart-groups"]
+    assert chart["layout"]["yaxis"]["ticktext"] == [group.group for group in ordered]
+    drawn = {t["name"]: t["x"] for t in chart["data"]}
+    assert drawn == {
+        "Clean": [group.clean.ap for group in ordered],
+        "Clean, same prevalence": [group.clean_at_prevalence for group in ordered],
+        "Worst case": [group.worst_case.ap for group in ordered],
+        "Worst case, same prevalence": [group.worst_case_at_prevalence for group in ordered],
+    }
+    rows = rows_after(page, "h-groups")[1:]
+    assert len(rows) == len(ordered) + 1
+    for row, group in zip(rows, ordered, strict=False):
+        clean, worst = group.clean, group.worst_case
+        assert row == (
+            f"{group.group} {group.examples} {group.positives} "
+            f"{100 * group.positives / group.examples:.3g} % "
+            f"{clean.ap:.4f} {clean.interval.low:.3f} to {clean.interval.high:.3f} "
+            f"{worst.ap:.4f} {worst.interval.low:.3f} to {worst.interval.high:.3f} "
+            f"{group.clean_at_prevalence:.4f} {group.worst_case_at_prevalence:.4f}"
+        )
+    assert rows[-1] == "seen once 1 1 100 % too few too few"
+    gap = task.groups.worst_case_gap
+    words = page.all("p", class_="gap")[0].words
+    assert words.startswith(f"Worst case: a gap of {gap.difference.value:.3f}")
+    assert f"between {gap.best} , the best group, and {gap.worst} , the worst" in words
+
+
+def test_groups_without_any_figures_are_only_listed():
+    scores = rich_scores()
+    alone = rich_report(scores).tasks[0].groups.groups[-1]
+    page = rich_page(scores, groups=Groups(groups=[alone], clean_gap=None, worst_case_gap=None))
+    assert "chart-groups" not in page.charts
+    assert page.all("p", class_="gap") == []
+    assert rows_after(page, "h-groups")[1:] == ["seen once 1 1 100 % too few too few"]
+
+
+def test_of_many_groups_the_worst_are_drawn_and_all_are_listed():
+    scores = rich_scores(examples=4000)
+    report = rich_report(scores, groups=[f"group {i}" for i in range(50)])
+    page = Page(render(report, [scores]))
+    assert len(page.charts["chart-groups"]["layout"]["yaxis"]["ticktext"]) == 40
+    assert len(rows_after(page, "h-groups")) == 1 + 50 + 1
+    assert "The 40 worst of 51 groups" in page.one("main").words
+
+
+def test_each_attack_shows_the_drop_of_the_report_with_its_interval():
+    scores = rich_scores()
+    task = rich_report(scores).tasks[0]
+    rows = rows_after(rich_page(scores), "h-table")
+    for row, figure in zip(rows[2:5], task.attacks.values(), strict=True):
+        drop = figure.drop
+        assert f"{drop.value:.4f} {drop.interval.low:.3f} to {drop.interval.high:.3f}" in row
+
+
+@pytest.mark.parametrize(
+    ("verdict", "answer", "tally", "shown"),
+    [
+        ("trustworthy", "Yes: trustworthy", "5 checks: 4 passed, 1 skipped", []),
+        (
+            "caution",
+            "With caution",
+            "6 checks: 1 with caution, 4 passed, 1 skipped",
+            ["! caution The gradient"],
+        ),
+        (
+            "not trustworthy",
+            "No: not trustworthy",
+            "7 checks: 1 failed, 1 with caution, 4 passed, 1 skipped",
+            ["✕ fail The same images", "! caution The gradient"],
+        ),
+    ],
+)
+def test_the_headline_says_whether_the_figures_may_be_used(verdict, answer, tally, shown):
+    scores = rich_scores()
+    report = rich_report(scores, verdict=verdict)
+    page = Page(render(report, [scores]))
+    assert page.one("h2", id="h-verdict").words.endswith(answer)
+    assert tally in page.one("header").words
+    card = page.all("section", class_="status")[0].words
+    assert [card.find(words) > 0 for words in shown] == [True] * len(shown)
+    assert sorted(shown, key=card.find) == shown
+    (checks,) = page.all("ul", class_="checks")
+    items = [e.words for e in page.elements[page.elements.index(checks) :] if e.tag == "li"]
+    assert len(items) == len(report.trust.checks)
+    for check in report.trust.checks:
+        (item,) = [words for words in items if words.startswith(check.name.replace("_", " "))]
+        assert f" {check.status} {check.message}" in item
+        for figure in check.figures.values():
+            assert f" {figure:.4g}" in item
+
+
+def test_requirements_are_counted_and_the_failed_come_first():
+    scores = rich_scores()
+    report = rich_report(scores)
+    page = Page(render(report, [scores]))
+    assert page.one("h2", id="h-thresholds").words.endswith("2 of 3 requirements met")
+    card = page.all("section", class_="status")[1].words
+    for it in report.thresholds:
+        assert f"{'pass' if it.passed else 'fail'} {it.threshold} , got {it.got:.6g}" in card
+    assert card.index("fail") < card.index("pass")
+
+
+ABSENCES = {
+    "certified_floor": ([], []),
+    "epsilon_curve": (["h-epsilon"], ["chart-epsilon"]),
+    "budget_curve": (["h-budget"], ["chart-budget"]),
+    "groups": (["h-groups"], ["chart-groups"]),
+    "operating": (["h-operating"], []),
+    "trust": (["h-verdict", "h-checks"], []),
+    "thresholds": (["h-thresholds"], []),
+}
+
+
+@pytest.mark.parametrize("absent", ABSENCES)
+def test_what_is_absent_leaves_nothing_behind_and_the_rest_as_it_was(absent):
+    scores = rich_scores()
+    report = rich_report(scores)
+    nothing = [] if absent in ("budget_curve", "thresholds") else None
+    if absent in ("trust", "thresholds"):
+        lacking = report.model_copy(update={absent: nothing})
+    else:
+        task = report.tasks[0].model_copy(update={absent: nothing})
+        lacking = report.model_copy(update={"tasks": [task]})
+    full, page = Page(render(report, [scores])), Page(render(lacking, [scores]))
+    headings, charts = ABSENCES[absent]
+    assert set(full.ids) - set(page.ids) == {*headings, *charts}
+    assert set(full.charts) - set(page.charts) == set(charts)
+    assert all(e.attributes["aria-labelledby"] in page.ids for e in page.all("section"))
+    assert "None" not in page.one("main").text
+
+
+# --- several tasks --------------------------------------------------------------------------------
+
+
+def ten_tasks() -> tuple[Report, list[Scores]]:
+    scores = [scores_of(200 + 20 * i, share=0.1 + 0.02 * i, evidence=12) for i in range(10)]
+    return rich_report(*scores, names=[f"class {i}" for i in range(10)]), scores
+
+
+def test_several_tasks_begin_with_their_means_and_a_table_weakest_first():
+    report, scores = ten_tasks()
+    page = Page(render(report, scores))
+    clean, worst = report.mean["clean"], report.mean["worst_case"]
+    chance = np.mean([task.chance for task in report.tasks])
+    assert page.one("p", class_="verdict").text == (
+        f"Keeps {worst:.2f} of {clean:.2f} mean AP over 10 tasks under the worst of 3 attacks; "
+        f"mean chance is {chance:.2f}."
+    )
+    ordered = sorted(report.tasks, key=lambda task: task.worst_case.ap)
+    assert [e.text for e in page.all("div", class_="big")] == [
+        f"{value:.2f}" for value in (clean, worst, ordered[0].worst_case.ap, chance)
+    ]
+    chart = page.charts["chart-tasks"]
+    assert chart["layout"]["yaxis"]["ticktext"] == [task.positive[0] for task in ordered]
+    drawn = {t["name"]: t["x"] for t in chart["data"] if "name" in t}
+    assert drawn == {
+        "chance": [task.chance for task in ordered],
+        "Clean": [task.clean.ap for task in ordered],
+        "Worst case": [task.worst_case.ap for task in ordered],
+    }
+    rows = rows_after(page, "h-tasks")
+    assert len(rows) == 12
+    for row, task in zip(rows[1:11], ordered, strict=True):
+        assert row.startswith(f"{task.positive[0]} {task.positives} of {task.examples} ")
+        for figure in (task.clean, *task.attacks.values(), task.worst_case):
+            assert f" {figure.ap:.4f} " in row
+        assert row.endswith(f" {task.clean.ap - task.worst_case.ap:.4f}")
+    means = [report.mean[name] for name in ("clean", "pgd", "apgd", "transfer", "worst_case")]
+    assert " ".join(f"{mean:.4f}" for mean in means) in rows[-1]
+
+
+def test_several_tasks_that_rank_by_chance_are_said_to():
+    report, scores = ten_tasks()
+    report = report.model_copy(update={"mean": report.mean | {"worst_case": 0.1}})
+    assert "0.10 of" in (words := Page(render(report, scores)).one("p", class_="verdict").text)
+    assert "no better than random rankings, whose mean AP is 0.19." in words
+
+
+def test_every_task_has_its_own_closed_part_with_ids_of_its_own():
+    report, scores = ten_tasks()
+    page = Page(render(report, scores))
+    assert len(page.ids) == len(set(page.ids))
+    assert all(e.attributes["aria-labelledby"] in page.ids for e in page.all("section"))
+    assert {a.attributes["href"][1:] for a in page.all("a")} <= set(page.ids)
+    parts = page.all("details", class_="task")
+    assert [part.attributes.get("open") for part in parts] == [None] * 10
+    for i, (part, task) in enumerate(zip(parts, report.tasks, strict=True), 1):
+        summary = f"{task.positive[0]} {task.worst_case.ap:.2f} of {task.clean.ap:.2f} "
+        assert part.words.startswith(summary)
+        assert {chart for chart in page.charts if chart.startswith(f"task-{i}-")} == {
+            f"task-{i}-chart-{name}"
+            for name in ("ap", "curves", "scores", "epsilon", "groups", "budget")
+        }
+
+
+def test_ten_tasks_weigh_little_more_than_one():
+    def pixels(scores: Scores) -> list[Scores]:
+        return [scores] * 10
+
+    scores = scores_of(10_000, evidence=12, shape=(3, 256, 256))
+    one = len(render(rich_report(scores), [scores]).encode())
+    many = render(rich_report(*pixels(scores), names=["t"] * 10), pixels(scores))
+    assert many.count("<img ") == 10 * 4 * 3
+    assert len(many.encode()) - len(get_plotlyjs().encode()) < 5 * (
+        one - len(get_plotlyjs().encode())
+    )
+
+
+def test_of_many_tasks_the_weakest_are_drawn_and_all_are_listed():
+    scores = [scores_of(60, evidence=2)] * 45
+    report = rich_report(*scores, names=[f"class {i}" for i in range(45)], groups=("a", "b"))
+    page = Page(render(report, scores))
+    assert len(page.charts["chart-tasks"]["layout"]["yaxis"]["ticktext"]) == 40
+    assert len(rows_after(page, "h-tasks")) == 1 + 45 + 1
+    assert "The 40 weakest of 45 tasks" in page.one("main").words
+    assert len(page.all("img")) == 45 * 3
+
+
 # --- a page of strangers' names -------------------------------------------------------------------
 
 
-def test_hostile_names_change_no_element_of_the_page():
-    tame = scores_of(60, attacks=("pgd", "b", "c", "d", "e", "f", "g"), evidence=6)
-    expected = page_of(tame, warnings=("w",))
-    page = Page(hostile_page())
+@pytest.mark.parametrize("tasks", [1, 3])
+def test_hostile_names_change_no_element_of_the_page(tasks):
+    tame = [scores_of(300, attacks=("pgd", "b", "c", "d", "e", "f", "g"), evidence=6)] * tasks
+    groups = ("a", "b", "c", "d", "e", "f")
+    report = rich_report(
+        *tame,
+        names=("t",) * tasks,
+        groups=groups,
+        verdict="not trustworthy",
+        warnings=("w",),
+    )
+    checks = [
+        check.model_copy(update={"figures": {"a": 0.5, "b": 0.5} if check.figures else {}})
+        for check in report.trust.checks
+    ]
+    report = report.model_copy(
+        update={
+            "trust": report.trust.model_copy(update={"checks": checks}),
+            "tasks": [
+                report.tasks[0],
+                *(
+                    task.model_copy(update={"certified_floor": None, "no_certified_floor": "w"})
+                    for task in report.tasks[1:]
+                ),
+            ],
+        }
+    )
+    expected = Page(render(report, tame))
+    page = Page(hostile_page(tasks=tasks))
     assert [e.tag for e in page.elements] == [e.tag for e in expected.elements]
     assert [list(e.attributes) for e in page.elements] == [
         list(e.attributes) for e in expected.elements
@@ -512,22 +753,29 @@ def test_hostile_names_change_no_element_of_the_page():
     shown = page.one("main").text
     assert all(name in shown for name in HOSTILE), "a name is not shown as it is"
     assert {element.attributes["alt"] for element in page.all("img")} >= {
-        f"{name}, clean" for name in HOSTILE
+        f"{name}, clean" for name in HOSTILE[: 6 if tasks == 1 else 1]
     }
 
 
 def test_names_in_figures_hold_no_markup_for_plotly():
     ticks = Page(hostile_page()).charts["chart-ap"]["layout"]["yaxis"]["ticktext"]
-    assert len(ticks) == 3 + len(HOSTILE)
+    assert len(ticks) == 4 + len(HOSTILE)  # with clean, pgd, worst case and certified floor
     assert not any("<" in tick or "$" in tick for tick in ticks)
     assert "&lt;a href='javascript:window.pwned=1'&gt;&amp;lt;b&amp;gt;&lt;/a&gt;" in ticks
+    for chart in ("chart-groups", "chart-tasks"):
+        page = Page(hostile_page(tasks=1 if chart == "chart-groups" else 2))
+        ticks = page.charts[chart]["layout"]["yaxis"]["ticktext"]
+        assert len(ticks) >= 2
+        assert not any("<" in tick or "$" in tick for tick in ticks)
 
 
 def test_nothing_is_fetched():
     page = Page(hostile_page())
     for element in page.elements:
         for name, value in element.attributes.items():
-            if name in ("src", "href", "srcset", "action", "data", "poster", "background"):
+            if name == "href":
+                assert value.startswith("#")
+            elif name in ("src", "srcset", "action", "data", "poster", "background"):
                 assert value.startswith("data:image/png;base64,")
     style = page.one("style").text
     assert "url(" not in style
@@ -556,7 +804,7 @@ def test_the_policy_allows_exactly_the_two_scripts_of_the_page():
 
 def test_a_page_of_100000_scores_weighs_less_than_a_megabyte_beside_plotly():
     scores = scores_of(100_000, evidence=12, shape=(3, 32, 32))
-    page = render(report_of(scores), scores)
+    page = render(report_of(scores), [scores])
     assert page.count(get_plotlyjs()) == 1
     assert len(page.encode()) - len(get_plotlyjs().encode()) < 1_000_000
 
@@ -571,9 +819,9 @@ def test_scores_of_another_report_are_refused(broken):
         scores = scores_of(40, attacks=("pgd", "apgd"))
     else:
         scores = scores_of(41)
-    expected = {"tasks": "one task, got 2", "attacks": "transfer", "examples": "40.*got 41"}
+    expected = {"tasks": "2 tasks, got 1", "attacks": "transfer", "examples": "40.*got 41"}
     with pytest.raises(DataError, match=expected[broken]):
-        render(report, scores)
+        render(report, [scores])
 
 
 # --- everybody can read it ------------------------------------------------------------------------
@@ -623,29 +871,13 @@ def test_colours_have_the_contrast_that_wcag_asks_for(mode):
 
 # --- in a browser ---------------------------------------------------------------------------------
 
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
-    path = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
-    if path is None:
-        pytest.skip(f"needs a browser: none of {', '.join(names)} on PATH, and CHROMIUM is not set")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=FLAGS)
-        yield chromium
-        chromium.close()
+    if chromium_path() is None:
+        pytest.skip("needs Chromium on PATH, or named by CHROMIUM")
+    with chromium() as started:
+        yield started
 
 
 @pytest.mark.browser
@@ -664,7 +896,7 @@ def test_a_browser_draws_every_figure_without_a_complaint_or_a_request(
 ):
     file = tmp_path / "report.html"
     scores = scores_of(400, evidence=12, shape=(3, 32, 32))
-    page = hostile_page() if names == "hostile" else render(report_of(scores), scores)
+    page = hostile_page() if names == "hostile" else render(report_of(scores), [scores])
     file.write_text(page, encoding="utf-8")
     context = browser.new_context(**view)
     tab = context.new_page()
@@ -696,7 +928,7 @@ def test_a_browser_draws_every_figure_without_a_complaint_or_a_request(
 def test_figures_follow_the_reader_from_light_to_dark_and_to_paper(browser, tmp_path: Path):
     file = tmp_path / "report.html"
     scores = scores_of(100)
-    file.write_text(render(report_of(scores), scores), encoding="utf-8")
+    file.write_text(render(report_of(scores), [scores]), encoding="utf-8")
     tab = browser.new_page(color_scheme="light")
     tab.goto(file.as_uri())
 
