@@ -10,11 +10,13 @@ from typing import Annotated, TypeVar
 from fastapi import Path as PathParameter
 from fastapi import Request, Response
 from fastapi.responses import FileResponse
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 from starlette.datastructures import UploadFile
 
 from api.deps import Caller, House
 from api.errors import ApiError, not_found
+from core.config import TrainingRequest
 from models.header import Manifest
 from store import jobs
 from store.database import now
@@ -98,6 +100,48 @@ def add_model(
     row.job_id = job.id
     session.flush()
     return row, job
+
+
+def add_surrogate(
+    session: Session, caller: Caller, training: TrainingRequest
+) -> tuple[ModelRow, JobRow | None]:
+    """A model that this training makes: the one that is there or on its way, else a new one.
+
+    Its row is there at once, being checked as it were, so that an audit can wait for it.
+    """
+    request = training.as_json()
+    earlier = select(JobRow).where(
+        JobRow.kind == JobKind.TRAIN,
+        JobRow.tenant == caller.tenant,
+        JobRow.dataset_id == training.dataset_id,
+    )
+    for job in session.scalars(earlier):
+        model = session.scalar(
+            select(ModelRow).where(
+                ModelRow.job_id == job.id,
+                ModelRow.deleted_at.is_(None),
+                ModelRow.status != AssetStatus.REJECTED,
+            )
+        )
+        if model is not None and job.request == request:
+            return model, None
+    job = jobs.enqueue(
+        session,
+        JobKind.TRAIN,
+        tenant=caller.tenant,
+        request=request,
+        dataset_id=training.dataset_id,
+    )
+    model = ModelRow(
+        id=new_id("mdl"),
+        tenant=caller.tenant,
+        name=training.name or "surrogate",
+        status=AssetStatus.VALIDATING,
+        job_id=job.id,
+    )
+    session.add(model)
+    session.flush()
+    return model, job
 
 
 def find(session: Session, table: type[AssetRow], asset_id: str, caller: Caller) -> AssetRow:

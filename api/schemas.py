@@ -5,6 +5,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
 
+from core.report import APFigure, Difference, Verdict
 from core.resolve import DatasetSummary
 from models.header import Manifest, ProbeResult
 from store.tables import DatasetRow, JobKind, JobRow, JobStatus, ModelRow
@@ -130,6 +131,42 @@ class ExampleScores(Answer):
     target: int = Field(description="1 for a positive, 0 for a negative")
     clean: float = Field(description="logit without attack")
     attacks: dict[str, float] = Field(description="logit under each attack")
+
+
+class Contender(Answer):
+    """A model on a leaderboard, by its newest comparable audit."""
+
+    rank: int
+    model_id: str
+    model_name: str
+    job_id: str = Field(description="the audit")
+    clean: APFigure
+    worst_case: APFigure
+    to_leader: Difference | None = Field(
+        description="worst-case AP minus the leader's, paired; null for the leader"
+    )
+    trust: Verdict | None = Field(description="whether the audit can be relied on")
+    attacks: list[str]
+    attacked_as_leader: bool = Field(
+        description="false: other attacks than the leader's, so that the difference says less"
+    )
+
+
+class LeaderboardSetting(Answer):
+    """What the audits of a leaderboard have in common."""
+
+    positive: list[str] | None = Field(description="null: the mean over a task for each class")
+    split: str | None
+    norm: str
+    epsilon: float
+
+
+class Leaderboard(Answer):
+    """Models compared on one data set, the highest worst-case AP first."""
+
+    dataset_id: str
+    setting: LeaderboardSetting | None = Field(description="null where no audit fits")
+    contenders: list[Contender]
 
 
 class ImageScore(Answer):

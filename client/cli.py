@@ -463,6 +463,27 @@ def audit(
         raise ThresholdsNotMetError(f"Not met: {'; '.join(unmet)}")
 
 
+@app.command("leaderboard")
+def show_leaderboard(
+    context: typer.Context,
+    dataset_id: str,
+    positive: Positive = None,
+    split: Split = None,
+    norm: Annotated[str | None, typer.Option(help="linf or l2.")] = None,
+    epsilon: Annotated[str | None, typer.Option(help="Of the audits to compare.")] = None,
+) -> None:
+    """Compare the models that were audited on a data set."""
+    here = session(context)
+    found = here.client.leaderboard(
+        dataset_id,
+        positive=positive or None,
+        split=split,
+        norm=norm,
+        epsilon=None if epsilon is None else _number(epsilon),
+    )
+    here.answer(found, show.leaderboard(found))
+
+
 @app.command()
 def rank(
     context: typer.Context,

@@ -149,6 +149,10 @@ class Client:
         path = f"/v1/audits/{job_id}/report"
         return self.request("GET", path, headers={"Accept": media_type}).content
 
+    def leaderboard(self, dataset_id: str, **query: Any) -> Json:
+        """The models that were audited on a data set, the highest worst-case AP first."""
+        return self.get("/v1/leaderboard", dataset_id=dataset_id, **query)
+
     def audit_scores(self, job_id: str) -> Iterator[Json]:
         """Every image of an audit: its logit, clean and under each attack."""
         return self.pages(f"/v1/audits/{job_id}/scores", limit=100)

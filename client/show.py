@@ -341,6 +341,48 @@ def _trust(trust: Json) -> RenderableType:
     return Group(*lines)
 
 
+def leaderboard(item: Json) -> RenderableType:
+    """Models compared on one data set."""
+    setting = item["setting"]
+    if setting is None:
+        return Text("No finished audit on this data set fits.")
+    title = (
+        f"{_names(setting['positive']) or 'Each class'} against the rest"
+        f"{', ' + setting['split'] + ' split' if setting['split'] else ''}; "
+        f"{setting['norm']} epsilon {setting['epsilon']:.4g}"
+    )
+    return Group(
+        Text(title, style="bold"),
+        Text(),
+        table(
+            *("rank", "model", "name", "clean", "worst case", "95 % interval", "to the leader"),
+            *("interval", "trust"),
+            rows=(
+                (
+                    row["rank"],
+                    row["model_id"],
+                    row["model_name"],
+                    figure(row["clean"]["ap"]),
+                    figure(row["worst_case"]["ap"]),
+                    _interval(row["worst_case"]["interval"]),
+                    *_to_leader(row),
+                    row["trust"] or "",
+                )
+                for row in item["contenders"]
+            ),
+            right=("rank", "clean", "worst case", "to the leader"),
+        ),
+    )
+
+
+def _to_leader(row: Json) -> tuple[str, str]:
+    difference = row["to_leader"]
+    if difference is None:
+        return "", ""
+    other = "" if row["attacked_as_leader"] else " (other attacks)"
+    return f"{difference['value']:+.4f}{other}", _interval(difference["interval"])
+
+
 def ranking(rows: Sequence[Json]) -> RenderableType:
     """The images of a ranking, best first."""
     return table(

@@ -537,8 +537,8 @@ class AuditConfig(Config):
     epsilons: list[Annotated[float, Field(ge=0, le=1000)]] | None = Field(
         None,
         max_length=20,
-        description="of the epsilon curve; by default five multiples of the threat's for "
-        "`standard`, none for `quick` and `paper`",
+        description="of the epsilon curve; by default five multiples of the threat's for the "
+        "attacks of `standard`, otherwise none",
     )
     budgets: list[Annotated[int, Field(ge=1, le=10_000)]] = Field(
         [1, 2, 5, 10, 20, 50, 100],
@@ -553,8 +553,8 @@ class AuditConfig(Config):
     )
     checks: Checks | None = Field(
         None,
-        description="how thoroughly the audit itself is checked; by default full for `standard`, "
-        "quick for the others",
+        description="how thoroughly the audit itself is checked; by default full for the attacks "
+        "of `standard`, otherwise quick",
     )
     thresholds: list[Threshold] = Field(
         [],
@@ -607,13 +607,15 @@ class AuditConfig(Config):
         """Where the epsilon curve is measured, rising; nowhere if no pixel may change."""
         if self.epsilons is not None:
             return self.epsilons
-        if self.threat.epsilon == 0:
+        if self.threat.epsilon == 0 or self.attacks is not None:
             return []
         return [multiple * self.threat.epsilon for multiple in PRESET_MULTIPLES[self.preset]]
 
     def resolved_checks(self) -> Checks:
         """How thoroughly the audit itself is checked."""
-        return PRESET_CHECKS[self.preset] if self.checks is None else self.checks
+        if self.checks is not None:
+            return self.checks
+        return PRESET_CHECKS[self.preset] if self.attacks is None else "quick"
 
 
 class AuditRequest(AuditConfig):

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from sqlalchemy.orm import Session
 from starlette.datastructures import FormData, UploadFile
 
 from api import assets
@@ -16,9 +17,18 @@ from api.errors import ApiError, explain_validation, problems
 from api.listing import After, Limit, make_cursor, read_offset
 from api.routes.jobs import answer_job, finished_blob
 from api.routes.models import declared_manifest
+from api.routes.training import check_trainable
 from api.schemas import ExampleScores, Job, Page
 from core import thresholds
-from core.config import AuditConfig, AuditRequest
+from core.config import (
+    AuditConfig,
+    AuditRequest,
+    CEMethod,
+    EachClass,
+    Task,
+    TrainingRequest,
+)
+from core.errors import ConfigError
 from core.report import Report
 from core.report_card import card
 from core.report_junit import junit
@@ -33,6 +43,8 @@ from core.resolve import (
 from models.header import Manifest
 from store import jobs
 from store.tables import DatasetRow, JobKind, JobRow, ModelRow
+
+SURROGATE_SEED = 1_000_003
 
 router = APIRouter(prefix="/v1/audits", tags=["audits"])
 
@@ -223,33 +235,90 @@ def _audit_by_ids(request: AuditRequest, house: House, caller: Caller) -> JobRow
     with house.database.writing() as session:
         model = assets.find(session, ModelRow, request.model_id, caller)
         dataset = assets.find(session, DatasetRow, request.dataset_id, caller)
-        used: list[ModelRow | DatasetRow] = [model, dataset]
-        surrogate = None
-        if request.surrogate is not None and request.surrogate.model_id is not None:
-            surrogate = assets.find(session, ModelRow, request.surrogate.model_id, caller)
-            check_black_box(model.content_sha256, surrogate.content_sha256)
-            used.append(surrogate)
-        for row in used:
-            assets.require_ready(row)
+        assets.require_ready(model)
+        assets.require_ready(dataset)
         summary = DatasetSummary.model_validate(dataset.summary)
         manifest = Manifest.model_validate(model.manifest)
-        (task,) = resolve_tasks(request.task, summary, trained_for=manifest.positive)
-        check_both_sides(task, summary, resolve_split(request.split, summary))
-        thresholds.refuse_unknown(request, [task])
-        for network in filter(None, (model, surrogate)):
-            spec = Manifest.model_validate(network.manifest).input
-            check_fits(summary, channels=spec.channels, height=spec.height, width=spec.width)
+        tasks = resolve_tasks(
+            request.task, summary, trained_for=manifest.positive, outputs=manifest.output.classes
+        )
+        for task in tasks:
+            manifest.output.columns(task.positive)  # raises where these classes have no score
+            check_both_sides(task, summary, resolve_split(request.split, summary))
+        check_fits(summary, **_size(manifest))
+        thresholds.refuse_unknown(request, tasks, grouped=summary.groups is not None)
+        surrogate, training = _surrogate(session, request, caller, model, tasks, summary)
         job = jobs.enqueue(
             session,
             JobKind.AUDIT,
             tenant=caller.tenant,
-            request=request.model_copy(update={"task": task}).as_json(),
+            request=request.model_copy(
+                update={"task": tasks[0] if len(tasks) == 1 else EachClass(each=True)}
+            ).as_json(),
             dataset_id=dataset.id,
             model_id=model.id,
             surrogate_id=None if surrogate is None else surrogate.id,
         )
+    if training is not None:
+        house.ring(training)
     house.ring(job)
     return job
+
+
+def _surrogate(
+    session: Session,
+    request: AuditRequest,
+    caller: Caller,
+    model: ModelRow,
+    tasks: list[Task],
+    summary: DatasetSummary,
+) -> tuple[ModelRow | None, JobRow | None]:
+    """The attacker's own model, and the job that trains it where it is to be trained first."""
+    asked = request.surrogate
+    if asked is None:
+        return None, None
+    if asked.model_id is not None:
+        surrogate = assets.find(session, ModelRow, asked.model_id, caller)
+        check_black_box(model.content_sha256, surrogate.content_sha256)
+        assets.require_ready(surrogate)
+        manifest = Manifest.model_validate(surrogate.manifest)
+        if len(tasks) > 1 and manifest.output.classes is None:
+            raise ConfigError(
+                f"expected a surrogate with an output for each of {len(tasks)} classes, got one "
+                "with a single output"
+            )
+        for task in tasks:
+            manifest.output.columns(task.positive)
+        check_fits(summary, **_size(manifest))
+        return surrogate, None
+    assert asked.train_on is not None
+    if len(tasks) > 1:
+        raise ConfigError(
+            f"expected one task for a surrogate that is trained first, got {len(tasks)}; name "
+            "one positive class, or a surrogate with an output for each class by its model_id"
+        )
+    dataset = assets.find(session, DatasetRow, asked.train_on, caller)
+    assets.require_ready(dataset)
+    known = DatasetSummary.model_validate(dataset.summary)
+    resolve_tasks(tasks[0], known)  # raises where the data set lacks these classes
+    manifest = Manifest.model_validate(model.manifest)
+    check_fits(known, **_size(manifest))
+    training = TrainingRequest(
+        dataset_id=dataset.id,
+        task=tasks[0],
+        method=CEMethod(),
+        architecture=asked.architecture or manifest.architecture,
+        name=f"surrogate on {dataset.name}"[:200],
+        # another start than a model trained here with the same seed, or it would be that model
+        seed=SURROGATE_SEED,
+    )
+    check_trainable(training.architecture, known)
+    return assets.add_surrogate(session, caller, training)
+
+
+def _size(manifest: Manifest) -> dict[str, int]:
+    spec = manifest.input
+    return {"channels": spec.channels, "height": spec.height, "width": spec.width}
 
 
 def _audit_files(form: FormData, house: House, caller: Caller) -> JobRow:
@@ -278,7 +347,12 @@ def _audit_files(form: FormData, house: House, caller: Caller) -> JobRow:
     dataset_sha256 = assets.receive(dataset_file, house)
     with house.database.writing() as session:
         surrogate = None
-        if config.surrogate is not None and config.surrogate.model_id is not None:
+        if config.surrogate is not None:
+            if config.surrogate.model_id is None:
+                raise ConfigError(
+                    "expected surrogate.model_id beside files: a surrogate is trained only for a "
+                    "model and a data set that have been checked before"
+                )
             surrogate = assets.find(session, ModelRow, config.surrogate.model_id, caller)
             assets.require_ready(surrogate)
         model, model_job = assets.add_model(

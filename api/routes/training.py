@@ -23,20 +23,13 @@ router = APIRouter(prefix="/v1/training-jobs", tags=["training"])
 )
 def train(request: TrainingRequest, house: HouseDep, caller: Writer, response: Response) -> Job:
     """Train a model. `{dataset_id, task}` alone trains AdAP_LPN with the small network."""
-    check_architecture(request.architecture)
     with house.database.writing() as session:
         dataset = assets.find(session, DatasetRow, request.dataset_id, caller)
         assets.require_ready(dataset)
         summary = DatasetSummary.model_validate(dataset.summary)
         task = resolve_task(request.task, summary)
         check_both_sides(task, summary, "train" if "train" in summary.splits else None)
-        smallest = ARCHITECTURES[request.architecture].minimum_size
-        if min(summary.height, summary.width) < smallest:
-            raise ApiError(
-                "invalid_config",
-                f"/body/architecture: {request.architecture} expects images of at least "
-                f"{smallest} pixels a side, this data set has {summary.height}x{summary.width}",
-            )
+        check_trainable(request.architecture, summary)
         job = jobs.enqueue(
             session,
             JobKind.TRAIN,
@@ -49,10 +42,17 @@ def train(request: TrainingRequest, house: HouseDep, caller: Writer, response: R
     return answer_job(house, job)
 
 
-def check_architecture(name: str) -> None:
-    """422 for an architecture that nobody has built."""
-    if name not in ARCHITECTURES:
+def check_trainable(architecture: str, summary: DatasetSummary) -> None:
+    """422 for an architecture that nobody has built, or that takes no images as small as these."""
+    if architecture not in ARCHITECTURES:
         raise ApiError(
             "invalid_request",
-            f"/body/architecture: expected one of {', '.join(ARCHITECTURES)}; got {name!r}",
+            f"/body/architecture: expected one of {', '.join(ARCHITECTURES)}; got {architecture!r}",
+        )
+    smallest = ARCHITECTURES[architecture].minimum_size
+    if min(summary.height, summary.width) < smallest:
+        raise ApiError(
+            "invalid_config",
+            f"/body/architecture: {architecture} expects images of at least "
+            f"{smallest} pixels a side, this data set has {summary.height}x{summary.width}",
         )
