@@ -15,7 +15,7 @@ They find what blinds an attack by accident or by a known trick. They prove noth
 against these very checks may pass them, and the certified floor alone would notice.
 
 Cost, in forward passes of each sampled image: up to 473 (`full`, at most 128 positives and 128
-negatives; 257 of them are followed by a backward pass) or 119 (`quick`, at most 48 and 48; 66), and
+negatives; 251 of them are followed by a backward pass) or 120 (`quick`, at most 48 and 48; 66), and
 22 or 12 more with a surrogate. A data set's size changes nothing.
 """
 
@@ -58,6 +58,8 @@ Logits = NDArray[np.float64]
 # compared share their images and mostly their starts: on honest networks they differ by 0.008 at
 # most. A single positive weighs 1 / P, so few of them must not decide: see `_ap_limits`.
 AP_CHANGE = (0.01, 0.05)
+# Fewer than ten positives leave a limit above this, and no check by AP can say much.
+VAGUE = 0.1
 # Of the fall of the mean margin: how much further the margin falls on doubled steps. AP at its
 # floor, or still at 1, does not show that an attack was on its way.
 MARGIN_CHANGE = (0.15, 0.5)
@@ -189,8 +191,9 @@ def check_audit(
         independent,
         _eight_bit(judged),
     ]
-    moving = any("share_of_spread" in c.figures and c.status != "pass" for c in checks)
-    return [_fuzzy(check) for check in checks] if moving else checks
+    if any(check.status in ("caution", "fail") for check in (repeatable, independent)):
+        checks = [_fuzzy(check) for check in checks]
+    return checks
 
 
 def merge(checks_by_task: Mapping[str, Sequence[Check]]) -> Trust:
@@ -433,14 +436,17 @@ class _Judged:
     found: Mapping[str, Logits]  # empty where no pixel may change
 
     @property
+    def positives(self) -> int:
+        return int(self.targets.sum())
+
+    @property
     def floor(self) -> float:
-        return floor_ap(int(self.targets.sum()), len(self.targets))
+        return floor_ap(self.positives, len(self.targets))
 
     @property
     def ap_limits(self) -> tuple[float, float]:
         """AP_CHANGE, or what one and two positives weigh where that is more."""
-        positives = int(self.targets.sum())
-        return max(AP_CHANGE[0], 1 / positives), max(AP_CHANGE[1], 2 / positives)
+        return max(AP_CHANGE[0], 1 / self.positives), max(AP_CHANGE[1], 2 / self.positives)
 
     @property
     def real_margin(self) -> float:
@@ -478,6 +484,8 @@ def _units(threat: Threat, images: NDArray[np.uint8], *, box: float) -> Check:
     epsilon, brightest = threat.epsilon, int(images.max())
     status: Status = "pass"
     message = f"Epsilon {epsilon:g} ({threat.norm}) is plausible for pixels in [0, 1]."
+    if epsilon == 0:
+        message = "Epsilon is 0, so no pixel may change: only the scores themselves are checked."
     if epsilon > box:
         status = "fail"
         message = (
@@ -514,6 +522,7 @@ def _converged(judged: _Judged, attacks: Sequence[Attack], runs: Mapping[str, _R
     drop, further = judged.drop("white_box"), judged.drop("doubled")
     gain = (further - drop) / further if further > 0 else 0.0
     status = _worst(_status(before - after, judged.ap_limits), _status(gain, MARGIN_CHANGE))
+    examined = _examined(attacks)
     first, second = _described(runs["white_box"].attack), _described(runs["doubled"].attack)
     found = (
         f"On the sample {first} leaves AP {before:.3f} and lowers the mean margin by {drop:.3g}, "
@@ -521,8 +530,20 @@ def _converged(judged: _Judged, attacks: Sequence[Attack], runs: Mapping[str, _R
     )
     if status == "pass":
         message = f"{found}."
+    elif _described(examined) != first:
+        status = "caution"
+        message = (
+            f"{found}: the search was not at its end there, though the audit's goes on to "
+            f"{_described(examined)}. Ask for full checks, or a larger number of steps."
+        )
     else:
         message = f"{found}: the search was not at its end, give the attack more steps."
+    if status == "pass" and judged.ap_limits[0] > VAGUE:
+        status = "caution"
+        message = (
+            f"{found}; but with {judged.positives} positives one image can move AP by "
+            f"{1 / judged.positives:.2f}, so no check by AP is sharp: audit with more positives."
+        )
     if not any(isinstance(attack, GradientAttack) for attack in attacks):
         blind = not any(isinstance(attack, SquareAttack) for attack in attacks)
         status = _worst(status, "fail" if blind else "caution")
@@ -543,13 +564,15 @@ def _converged(judged: _Judged, attacks: Sequence[Attack], runs: Mapping[str, _R
 def _restarts(judged: _Judged, attacks: Sequence[Attack]) -> Check:
     name = "restarts"
     if judged.found and "restart" not in judged.found:
-        return _skipped(name, "FGSM starts at the image itself, so it has nothing to restart from.")
+        return _skipped(name, "FGSM starts at the image itself, so there is nothing to restart.")
     if unjudgeable := judged.unjudgeable(name, "white_box", "restart"):
         return unjudgeable
     one, two = judged.ap("white_box"), judged.ap("white_box", "restart")
     status = _status(one - two, judged.ap_limits)
     examined = _examined(attacks)
     restarts = 1 if isinstance(examined, FGSMAttack) else examined.restarts
+    if restarts > 1 and status == "fail":
+        status = "caution"  # the audit took the better one itself, and a third is not known
     message = (
         f"One start leaves AP {one:.3f} on the sample, the better of two {two:.3f}"
         f"{'' if restarts == 1 else f' (the audit has {restarts})'}"
@@ -729,7 +752,7 @@ def _batch_independent(
     single, single_share = _change(clean, alone, spread=clean.std())
     share = max(other_share, single_share)
     status = _status(share, LOGIT_CHANGE)
-    if status != "pass" and share < APART * repeatable.figures["share_of_spread"]:
+    if status != "pass" and share < APART * repeatable.figures.get("share_of_spread", 0):
         return _skipped(
             name,
             "Scores do not repeat, and differ no more than that among other images: what the batch "
@@ -805,7 +828,8 @@ def _not_finite(name: str, *logits: Logits) -> Check | None:
 
 def _fuzzy(check: Check) -> Check:
     """A figure of a model whose scores are no function of the image says less than it seems to."""
-    if check.status == "skipped" or check.name == "units":
+    from_attacks = check.name not in ("units", "gradients", "repeatable", "batch_independent")
+    if check.status == "skipped" or "not_finite" in check.figures or not from_attacks:
         return check
     message = f"{check.message} As scores do not hold still, this figure is fuzzy."
     return check.model_copy(update={"message": message})

@@ -1,0 +1,602 @@
+"""The judges: honest networks, which must pass, and networks made to fool attacks, which must not.
+
+Every fooling network is an honest one behind a disguise, and each test names the checks that have
+to see through it. Handwritten digits of scikit-learn, 8x8: 3, 5 and 8 against the others.
+"""
+
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from sklearn.metrics import average_precision_score
+from torch import nn
+from torch.nn import functional as F
+
+from core.attacks.base import attacking
+from core.attacks.pgd import PGD
+from core.attacks.threat_model import ThreatModel
+from core.checks import check_audit, merge, planned_passes
+from core.config import (
+    PRESETS,
+    APGDAttack,
+    FGSMAttack,
+    NoiseAttack,
+    PGDAttack,
+    SquareAttack,
+    Threat,
+    TransferAttack,
+)
+from core.ranking import floor_ap
+from core.report import Check
+from tests.conftest import REPOSITORY
+
+EPSILON = 0.1
+THREAT = Threat(epsilon=EPSILON)
+CPU = torch.device("cpu")
+NAMES = [
+    "units",
+    "converged",
+    "restarts",
+    "reaches_floor",
+    "noise_weaker",
+    "black_box_weaker",
+    "monotone",
+    "gradients",
+    "repeatable",
+    "batch_independent",
+    "eight_bit",
+]
+
+
+@cache
+def digits():
+    """(1797, 1, 8, 8) uint8 and (1797,) targets; the first 1200 are for training."""
+    data = load_digits()
+    images = (data.images * 15).round().astype(np.uint8)[:, None]
+    return images, np.isin(data.target, (3, 5, 8)).astype(np.int64)
+
+
+def held_out():
+    images, targets = digits()
+    return images[1200:], targets[1200:]
+
+
+def linear():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 1), nn.Flatten(0))
+
+
+def small_cnn():
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 16, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(256, 1),
+        nn.Flatten(0),
+    )
+
+
+@cache
+def trained(build, *, robust=False, seed=0):
+    """Cross-entropy, on clean images or on those of a few steps of PGD."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        network = build()
+    generator = torch.Generator().manual_seed(seed)
+    images, targets = digits()
+    pixels, labels = torch.tensor(images[:1200]).float() / 255, torch.tensor(targets[:1200])
+    optimizer = torch.optim.Adam(network.parameters(), lr=5e-3)
+    for _ in range(10):
+        for rows in torch.randperm(1200, generator=generator).split(64):
+            x, y = pixels[rows], labels[rows].float()
+            if robust:
+                x = attacked(network, x, y, generator=generator)
+            optimizer.zero_grad()
+            F.binary_cross_entropy_with_logits(network(x), y).backward()
+            optimizer.step()
+    return network.eval()
+
+
+def attacked(network, x, y, *, generator):
+    with attacking(network):
+        return PGD(3, EPSILON / 2, iterate="last").perturb(
+            lambda x: (1 - 2 * y) * network(x),
+            x,
+            threat_model=ThreatModel("linf", EPSILON),
+            generator=generator,
+        )
+
+
+class Disguised(nn.Module):
+    """An honest network behind a function of it and the image."""
+
+    def __init__(self, disguise, network=None):
+        super().__init__()
+        self.network = trained(small_cnn) if network is None else network
+        self.disguise = disguise
+
+    def forward(self, x):
+        return self.disguise(self.network, x)
+
+
+def audit(scorer, data=None, **changes):
+    images, targets = held_out() if data is None else data
+    settings = {
+        "threat": THREAT,
+        "attacks": PRESETS["quick"],
+        "level": "quick",
+        "surrogate": None,
+        "seed": 0,
+        "batch_size": 128,
+        "device": CPU,
+        "on_progress": lambda done: None,
+    } | changes
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)  # behind the networks that draw random numbers
+        found = check_audit(scorer, images, targets, **settings)
+    assert [check.name for check in found] == NAMES
+    assert all(np.isfinite(value) for check in found for value in check.figures.values())
+    return {check.name: check for check in found}
+
+
+def verdict(found):
+    return merge({"truck": list(found.values())}).verdict
+
+
+def failed(found):
+    return {name for name, check in found.items() if check.status == "fail"}
+
+
+# --- honest networks ------------------------------------------------------------------------------
+
+
+def assert_all_pass(found):
+    assert {check.status for check in found.values()} == {"pass"}, found
+    assert verdict(found) == "trustworthy"
+
+
+@pytest.mark.parametrize("threat", [THREAT, Threat(norm="l2", epsilon=0.5)], ids=["linf", "l2"])
+@pytest.mark.parametrize(
+    ("build", "robust"), [(linear, False), (small_cnn, False), (small_cnn, True)]
+)
+def test_honest_networks_are_trustworthy(build, robust, threat):
+    surrogate = trained(small_cnn, seed=1)
+    assert_all_pass(audit(trained(build, robust=robust), threat=threat, surrogate=surrogate))
+
+
+@pytest.mark.parametrize(("build", "robust"), [(linear, False), (small_cnn, True)])
+def test_honest_networks_are_trustworthy_to_a_closer_look(build, robust):
+    network = trained(build, robust=robust)
+    assert_all_pass(audit(network, attacks=PRESETS["standard"], level="full"))
+
+
+@pytest.mark.parametrize("epsilon", [2 / 255, 8 / 255, 0.3])
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e30])
+def test_neither_the_size_of_the_budget_nor_the_unit_of_the_logits_matters(epsilon, scale):
+    network = Disguised(lambda network, x: scale * network(x))
+    assert verdict(audit(network, threat=Threat(epsilon=epsilon))) == "trustworthy"
+
+
+def test_the_paper_preset_is_trustworthy_on_an_honest_network():
+    found = audit(
+        trained(small_cnn, robust=True),
+        threat=Threat(),
+        attacks=PRESETS["paper"],
+        surrogate=trained(small_cnn),
+    )
+    assert verdict(found) == "trustworthy"
+
+
+def test_a_probability_that_does_not_saturate_is_as_good_as_a_logit():
+    assert verdict(audit(Disguised(lambda network, x: network(x).sigmoid()))) == "trustworthy"
+
+
+def test_the_figures_are_those_of_scikit_learn_and_of_the_closed_form():
+    network = trained(linear)
+    images, targets = held_out()
+    # Up to 128 of each class: all 171 positives and 426 negatives are more than that.
+    found = audit(network, attacks=[APGDAttack(steps=20)], level="full")
+    rows = np.sort(
+        np.concatenate(
+            [
+                np.flatnonzero(targets == y)[
+                    np.linspace(0, (targets == y).sum() - 1, 128).round().astype(int)
+                ]
+                for y in (0, 1)
+            ]
+        )
+    )
+    x, y = torch.tensor(images[rows]).float() / 255, targets[rows]
+    w = network[1].weight.detach().view(1, 1, 8, 8)
+    signs = torch.tensor(1 - 2 * y).view(-1, 1, 1, 1)
+    worst = (x + EPSILON * signs * w.sign()).clamp(0, 1)  # exact: every pixel to its end
+    with torch.no_grad():
+        clean, exact = network(x).numpy(), network(worst).numpy()
+    figures = found["converged"].figures
+    assert figures["ap"] == pytest.approx(average_precision_score(y, exact), abs=1e-3)
+    drop = ((2 * y - 1) * (clean - exact)).mean()
+    assert figures["margin_drop"] == pytest.approx(drop, rel=1e-5)
+    assert found["monotone"].figures["ap_clean"] == pytest.approx(average_precision_score(y, clean))
+    assert found["reaches_floor"].figures["floor"] == pytest.approx(floor_ap(128, 256))
+    assert found["reaches_floor"].figures["ap"] == pytest.approx(floor_ap(128, 256))
+
+
+@pytest.mark.parametrize("positives", [2, 5])
+def test_few_positives_are_reason_for_caution(positives):
+    images, targets = held_out()
+    kept = np.sort(
+        np.concatenate([np.flatnonzero(targets == 0), np.flatnonzero(targets)[:positives]])
+    )
+    found = audit(trained(small_cnn), (images[kept], targets[kept]))
+    assert verdict(found) == "caution"
+    assert f"with {positives} positives" in found["converged"].message
+
+
+# --- networks made to fool attacks ----------------------------------------------------------------
+
+
+def resized(network, x):
+    """Xie et al. (2018): each batch is shrunk by a random factor and padded."""
+    side = int(torch.randint(6, 9, ()))
+    small = F.interpolate(x, size=(side, side), mode="bilinear", align_corners=False)
+    return network(F.pad(small, (0, 8 - side, 0, 8 - side)))
+
+
+def batch_normalised(network, x):
+    features = network[:2](x)
+    return network[2:](F.batch_norm(features, None, None, training=True))
+
+
+def blind_to_bright_borders(network, x):
+    """Digits have black borders: once they are bright, no gradient gets through."""
+    bright = x[..., [0, -1]].amax(dim=(1, 2, 3)) > 0.7 * EPSILON
+    return network(torch.where(bright.view(-1, 1, 1, 1), x.detach(), x))
+
+
+def sensitive_off_the_grid(network, x):
+    """Between two levels of a pixel, every image looks like its opposite."""
+    logits = network(x)
+    off = (torch.pi * 255 * x).sin().square().mean(dim=(1, 2, 3))
+    return logits - 10 * off * logits.sign()
+
+
+class Remembers(nn.Module):
+    """Every call moves the scores a little further."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return trained(small_cnn)(x) * (1 + 0.1 * self.calls)
+
+
+FOOLING = {
+    "a saturated sigmoid": (lambda network, x: (50 * network(x)).sigmoid(), {"gradients"}),
+    "a step for a sigmoid": (
+        lambda network, x: (1e4 * network(x)).tanh(),
+        {"gradients", "noise_weaker", "reaches_floor"},
+    ),
+    "quantised pixels": (
+        lambda network, x: network((x * 15).round() / 15),
+        {"gradients", "noise_weaker", "black_box_weaker", "reaches_floor"},
+    ),
+    "a staircase of logits": (
+        lambda network, x: (network(x) * 2).round() / 2,
+        {"gradients", "noise_weaker", "black_box_weaker", "reaches_floor"},
+    ),
+    "a staircase that leaks": (
+        lambda network, x: (network(x) * 2).round() / 2 + 1e-3 * (1e3 * network(x)).sin(),
+        {"converged", "restarts"},
+    ),
+    "gradients that point backwards": (
+        lambda network, x: 2 * network(x).detach() - network(x),
+        {"noise_weaker", "black_box_weaker", "reaches_floor"},
+    ),
+    "gradients that are NaN": (
+        # 0 times the infinite slope of a root at black pixels
+        lambda network, x: network(x) + 0 * x.sqrt().sum(dim=(1, 2, 3)),
+        {"gradients"},
+    ),
+    "gradients that end in a larger ball": (blind_to_bright_borders, {"monotone"}),
+    "digits lost in float32": (lambda network, x: (network(x) + 1e6) - 1e6, {"gradients"}),
+    "random noise": (lambda network, x: network(x + 0.1 * torch.randn_like(x)), {"repeatable"}),
+    "a random resize": (resized, {"repeatable"}),
+    "dropout that stays on": (
+        lambda network, x: network(F.dropout(x, 0.3, training=True)),
+        {"repeatable"},
+    ),
+    "BatchNorm in train mode": (batch_normalised, {"batch_independent"}),
+    "BatchNorm over the logits": (
+        lambda network, x: F.batch_norm(network(x)[:, None], None, None, training=True)[:, 0],
+        {"batch_independent"},
+    ),
+    "more than 8 bits": (sensitive_off_the_grid, {"eight_bit"}),
+}
+
+
+@pytest.mark.parametrize(("disguise", "named"), FOOLING.values(), ids=FOOLING)
+def test_a_network_made_to_fool_attacks_is_caught_by_name(disguise, named):
+    found = audit(Disguised(disguise), batch_size=64)
+    assert verdict(found) == "not trustworthy"
+    assert failed(found) >= named, found
+
+
+def test_a_network_that_remembers_is_caught():
+    assert "repeatable" in failed(audit(Remembers()))
+
+
+def test_logits_so_large_that_cross_entropy_saturates_are_caught_where_it_is_ascended():
+    network = Disguised(lambda network, x: 1e3 * network(x))
+    assert verdict(audit(network, attacks=[APGDAttack()])) == "trustworthy"
+    assert "gradients" in failed(audit(network, attacks=[APGDAttack(loss="bce")]))
+
+
+def test_a_surrogate_gets_past_gradients_that_point_backwards():
+    backwards = Disguised(lambda network, x: 2 * network(x).detach() - network(x))
+    check = audit(backwards, surrogate=trained(small_cnn, seed=1))["black_box_weaker"]
+    assert check.status == "fail"
+    assert "`transfer`" in check.message
+    assert check.figures["transfer_wins"] > 0.9
+
+
+def test_the_message_says_what_was_found_and_what_to_do():
+    found = audit(Disguised(lambda network, x: network((x * 15).round() / 15)))
+    assert found["gradients"].message == (
+        "The gradients of 100% of the positives are exactly zero, so attacks that follow them see "
+        "nothing: audit the network before its sigmoid or its rounding, or trust `square` only."
+    )
+
+
+def test_scores_that_do_not_hold_still_make_the_other_figures_fuzzy():
+    found = audit(Disguised(lambda network, x: network(x + 0.1 * torch.randn_like(x))))
+    assert found["batch_independent"].status == "skipped"
+    assert "fuzzy" in found["monotone"].message
+    assert "fuzzy" not in found["repeatable"].message + found["units"].message
+    assert not any("fuzzy" in check.message for check in audit(trained(small_cnn)).values())
+
+
+def test_a_little_noise_is_reason_for_caution():
+    found = audit(Disguised(lambda network, x: network(x + 0.001 * torch.randn_like(x))))
+    assert found["repeatable"].status == "caution"
+    assert verdict(found) == "caution"
+
+
+# --- scores that are no numbers -------------------------------------------------------------------
+
+
+def test_logits_that_overflow_fail_every_check_that_meets_them():
+    found = audit(Disguised(lambda network, x: 1e38 * network(x)))
+    assert failed(found) == set(NAMES) - {"units"}
+    assert "score NaN or infinity" in found["gradients"].message
+
+
+def test_nan_under_attack_alone_fails_the_checks_that_see_it():
+    def breaks(network, x):
+        on_grid = (255 * x - (255 * x).round()).abs().amax(dim=(1, 2, 3)) < 0.01
+        return torch.where(on_grid, network(x), torch.nan)
+
+    found = audit(Disguised(breaks))
+    assert found["noise_weaker"].figures == {"not_finite": 96.0}
+    assert "repeatable" not in failed(found)
+    assert verdict(found) == "not trustworthy"
+
+
+# --- audits that look too little ------------------------------------------------------------------
+
+
+def test_an_audit_that_follows_no_gradient_has_not_looked():
+    network = trained(small_cnn)
+    blind = audit(network, attacks=[NoiseAttack()])["converged"]
+    assert (blind.status, "none that searches at all" in blind.message) == ("fail", True)
+    assert audit(network, attacks=[SquareAttack()])["converged"].status == "caution"
+
+
+def test_too_few_steps_are_noticed():
+    timid = PGDAttack(steps=3, step_size=EPSILON / 10)
+    check = audit(trained(small_cnn), attacks=[timid])["converged"]
+    assert check.status == "fail"
+    assert "more steps" in check.message
+    # Cut to the steps of quick checks it looks just as timid, but the audit's own goes on.
+    patient = PGDAttack(steps=100, step_size=EPSILON / 100)
+    check = audit(trained(small_cnn), attacks=[patient])["converged"]
+    assert check.status == "caution"
+    assert "goes on to pgd with 100 steps" in check.message
+
+
+def test_one_step_is_compared_with_ten():
+    found = audit(trained(small_cnn, robust=True), attacks=[FGSMAttack()])
+    assert found["restarts"].status == "skipped"
+    assert found["converged"].figures["ap_doubled"] < found["converged"].figures["ap"]
+    assert "pgd with 10 steps" in found["converged"].message
+
+
+def test_the_strongest_attack_is_the_one_examined():
+    attacks = [FGSMAttack(), PGDAttack(steps=4), APGDAttack(steps=4), SquareAttack()]
+    assert "apgd with 4 steps" in audit(trained(linear), attacks=attacks)["converged"].message
+    attacks = [APGDAttack(steps=4), PGDAttack(steps=3, restarts=2)]
+    assert "pgd with 3 steps" in audit(trained(linear), attacks=attacks)["converged"].message
+
+
+@pytest.mark.parametrize(
+    ("threat", "status", "words"),
+    [
+        (Threat(epsilon=8.0), "fail", "8/255 = 0.0314"),
+        (Threat(norm="l2", epsilon=8.1), "fail", "covers every image"),  # 8x8 pixels: 8 at most
+        (Threat(epsilon=0.6), "caution", "plain grey"),
+        (Threat(epsilon=8 / 255 / 255), "caution", "half a level"),
+        (Threat(norm="l2", epsilon=1.0), "pass", "plausible"),
+    ],
+)
+def test_units(threat, status, words):
+    check = audit(trained(linear), threat=threat)["units"]
+    assert check.status == status
+    assert words in check.message
+
+
+def test_images_stored_as_zero_and_one_are_noticed():
+    images, targets = held_out()
+    found = audit(trained(linear), ((images > 120).astype(np.uint8), targets))
+    assert found["units"].status == "caution"
+
+
+def test_nothing_is_attacked_where_no_pixel_may_change():
+    found = audit(trained(linear), threat=Threat(epsilon=0.0))
+    assert {name for name, check in found.items() if check.status == "pass"} == {
+        "units",
+        "gradients",
+        "repeatable",
+        "batch_independent",
+    }
+    skipped = [check for check in found.values() if check.status == "skipped"]
+    assert len(skipped) == 7
+    assert all("Epsilon is 0" in check.message for check in skipped)
+    assert verdict(found) == "trustworthy"
+
+
+def test_an_image_that_occurs_twice_may_have_one_score():
+    images, targets = held_out()
+    doubled = np.repeat(images[:40], 2, axis=0), np.repeat(targets[:40], 2)
+    figures = audit(trained(small_cnn), doubled)["gradients"].figures
+    assert figures["equal_scores"] == 0
+
+
+# --- the work -------------------------------------------------------------------------------------
+
+
+class Counted(nn.Module):
+    """Counts the images that pass through, and those whose gradient is asked for."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+        self.forward_passes = self.backward_passes = 0
+
+    def forward(self, x):
+        self.forward_passes += len(x)
+        self.backward_passes += len(x) * x.requires_grad
+        return self.network(x)
+
+
+@pytest.mark.parametrize(
+    ("level", "images", "forward_passes", "backward_passes", "surrogate_passes"),
+    [("quick", 96, 121, 66, 11), ("full", 256, 474, 251, 21)],
+)
+def test_the_cost_is_bounded_and_known_beforehand(
+    level, images, forward_passes, backward_passes, surrogate_passes
+):
+    scorer, surrogate = Counted(trained(linear)), Counted(trained(linear, seed=1))
+    attacks = [APGDAttack(steps=200, restarts=3), SquareAttack(queries=9_999), TransferAttack()]
+    told = []
+    settings = {"threat": THREAT, "attacks": attacks, "level": level}
+    audit(scorer, surrogate=surrogate, on_progress=told.append, **settings)
+    assert scorer.forward_passes == images * forward_passes
+    assert scorer.backward_passes == images * backward_passes
+    assert surrogate.forward_passes == images * surrogate_passes
+    assert told == sorted(set(told))
+    planned = planned_passes(held_out()[1], surrogate=True, **settings)
+    assert told[-1] == planned == scorer.forward_passes + surrogate.forward_passes
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        FGSMAttack(),
+        PGDAttack(steps=4),
+        PGDAttack(steps=4, iterate="last"),
+        APGDAttack(steps=4),
+        NoiseAttack(),
+    ],
+)
+@pytest.mark.parametrize("epsilon", [0.0, EPSILON])
+def test_the_planned_cost_is_right_for_every_attack(attack, epsilon):
+    scorer = Counted(trained(linear))
+    settings = {"threat": Threat(epsilon=epsilon), "attacks": [attack], "level": "quick"}
+    audit(scorer, **settings)
+    planned = planned_passes(held_out()[1], surrogate=False, **settings)
+    assert scorer.forward_passes == planned
+
+
+def test_only_the_sample_is_read_and_it_is_spread_over_the_data_set():
+    class Watched:
+        def __getitem__(self, rows):
+            self.rows = rows
+            return images[rows]
+
+    images, targets = digits()
+    order = np.argsort(targets, kind="stable")  # all negatives first
+    images, targets = images[order], targets[order]
+    watched = Watched()
+    audit(trained(linear), (watched, targets))
+    for y in (0, 1):
+        rows, of_class = watched.rows[targets[watched.rows] == y], np.flatnonzero(targets == y)
+        assert len(rows) == 48
+        assert (rows[0], rows[-1]) == (of_class[0], of_class[-1])
+        assert np.ptp(np.diff(rows)) <= 1
+
+
+def test_what_progress_raises_ends_the_work_and_leaves_the_networks_as_they_were():
+    def cancel(done):
+        if done > 1000:
+            raise KeyboardInterrupt
+
+    scorer, surrogate = small_cnn().train(), small_cnn().train()
+    with pytest.raises(KeyboardInterrupt):
+        audit(scorer, surrogate=surrogate, on_progress=cancel)
+    for network in (scorer, surrogate):
+        assert all(module.training for module in network.modules())
+        assert all(parameter.requires_grad for parameter in network.parameters())
+        assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_the_same_seed_gives_the_same_checks():
+    network = trained(small_cnn, robust=True)
+    assert audit(network) == audit(network)
+    assert audit(network) != audit(network, seed=1)
+
+
+# --- the verdict ----------------------------------------------------------------------------------
+
+
+def check(name, status, message="m"):
+    return Check(name=name, status=status, message=message, figures={"x": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("statuses", "expected"),
+    [
+        (["pass", "pass"], "trustworthy"),
+        (["pass", "skipped"], "trustworthy"),
+        (["pass", "caution", "skipped"], "caution"),
+        (["caution", "fail", "pass"], "not trustworthy"),
+    ],
+)
+def test_the_worst_check_decides(statuses, expected):
+    trust = merge({"truck": [check(str(i), status) for i, status in enumerate(statuses)]})
+    assert trust.verdict == expected
+    assert [c.status for c in trust.checks] == statuses
+    assert {c.message for c in trust.checks} == {"m"}
+
+
+def test_of_several_tasks_the_worst_speaks_for_each_check_and_is_named():
+    trust = merge(
+        {
+            "cat": [check("a", "pass", "fine"), check("b", "skipped", "no surrogate")],
+            "dog": [check("a", "caution", "hm"), check("b", "pass", "good")],
+            "truck": [check("a", "caution", "hm too"), check("b", "skipped")],
+        }
+    )
+    assert trust.verdict == "caution"
+    assert [(c.name, c.status, c.message) for c in trust.checks] == [
+        ("a", "caution", "dog: hm"),
+        ("b", "pass", "dog: good"),
+    ]
+
+
+def test_every_check_of_a_report_has_a_line_in_the_document():
+    text = (REPOSITORY / "docs" / "trust.md").read_text()
+    assert [name for name in NAMES if f"| `{name}` |" not in text] == []
