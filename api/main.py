@@ -55,7 +55,7 @@ def create_app(settings: Settings) -> "RequestLog":
         description=DESCRIPTION,
         lifespan=lifespan,
         max_body_size=settings.max_upload_bytes,
-        form_limits={"max_files": 1001, "max_fields": 20, "max_part_size": 64 * 1024},
+        form_limits={"max_files": 1001, "max_fields": 1001, "max_part_size": 64 * 1024},
         redirect_slashes=False,
         separate_input_output_schemas=False,
     )
