@@ -14,7 +14,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import errors
 from api.deps import House
-from api.routes import audits, catalogue, datasets, health, jobs, keys, models, rankings, training
+from api.routes import (
+    audits,
+    catalogue,
+    datasets,
+    health,
+    jobs,
+    keys,
+    leaderboard,
+    models,
+    rankings,
+    training,
+)
 from core.config import AuditRequest
 from store.artifacts import open_blobs
 from store.database import Database
@@ -55,7 +66,7 @@ def create_app(settings: Settings) -> "RequestLog":
         description=DESCRIPTION,
         lifespan=lifespan,
         max_body_size=settings.max_upload_bytes,
-        form_limits={"max_files": 1001, "max_fields": 20, "max_part_size": 64 * 1024},
+        form_limits={"max_files": 1001, "max_fields": 1001, "max_part_size": 64 * 1024},
         redirect_slashes=False,
         separate_input_output_schemas=False,
     )

@@ -26,7 +26,6 @@ from store.tables import JobKind, JobStatus, ModelRow
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
-MAX_OUTPUT_CHARACTERS = 300_000  # a thousand classes, names of 200 characters
 Spec = TypeVar("Spec", InputSpec, OutputSpec)
 
 
@@ -53,7 +52,7 @@ class ModelForm(BaseModel):
     )
     output: str | None = Field(
         None,
-        max_length=MAX_OUTPUT_CHARACTERS,
+        max_length=60_000,  # a thousand names of a usual length
         description="what the network answers, as JSON: by default one logit of the positive "
         "side; else a logit for each class, of which one is true (`multiclass`) or each may be "
         "(`multilabel`); goes with `architecture`",

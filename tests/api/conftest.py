@@ -35,6 +35,8 @@ MANIFEST = {
     "positive": ["cat"],
     "training": None,
 }
+PETS = {"kind": "multiclass", "classes": ["cat", "dog", "other"]}
+CLASSIFIER = {**MANIFEST, "positive": None, "output": PETS}
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Every error is a problem that says what was expected and what came."""
 
 import http.client
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -11,11 +12,13 @@ from core.errors import AdapError
 from models.errors import ModelFileError
 from store.ids import new_id
 from store.tables import AssetStatus
-from tests.api.conftest import Api
+from tests.api.conftest import CLASSIFIER, MANIFEST, PETS, Api
 
 Check = Callable[..., dict[str, Any]]
 
 UNKNOWN = "0" * 26
+TAGS = {"kind": "multilabel", "classes": ["cat", "dog", "emu"]}
+DECLARED = {"architecture": "small_cnn", "input": json.dumps(MANIFEST["input"])}
 
 
 def subclasses(cls: type[Exception]) -> set[type[Exception]]:
@@ -25,7 +28,7 @@ def subclasses(cls: type[Exception]) -> set[type[Exception]]:
 def test_every_domain_error_that_a_route_can_meet_has_a_status() -> None:
     from core import config, resolve  # noqa: F401 - defines what routes raise
 
-    for error in subclasses(AdapError) | {ModelFileError}:
+    for error in subclasses(AdapError) | subclasses(ModelFileError):
         if error.__module__ in ("core.errors", "models.errors") and error is not AdapError:
             assert error.code in CODES or error.code == "training_failed"
 
@@ -77,8 +80,6 @@ def test_what_is_not_there_or_not_valid_is_a_problem(
 def test_a_training_request_that_cannot_work_is_refused_with_its_reason(
     api: Api, problem: Check, change: dict[str, Any], sentence: str
 ) -> None:
-    import json
-
     request = {"dataset_id": api.dataset(), "task": {"positive": ["cat"]}, **change}
     response = api.http.post(
         "/v1/training-jobs",
@@ -196,6 +197,22 @@ def test_unknown_form_fields_are_refused(api: Api, problem: Check) -> None:
             },
             "expected 3 values in mean, one a channel, got 1",
         ),
+        ({"output": json.dumps(PETS)}, "with `output` unless it is one logit"),
+        ({**DECLARED, "output": "cat,dog"}, "/body/output: Invalid JSON"),
+        (
+            {**DECLARED, "output": '{"kind": "softmax"}'},
+            "/body/output/kind: Input should be 'logit', 'multiclass' or 'multilabel', "
+            "got 'softmax'",
+        ),
+        (
+            {**DECLARED, "output": '{"kind": "multiclass"}'},
+            "/body/output: expected classes for the kind multiclass",
+        ),
+        (
+            {**DECLARED, "output": '{"kind": "multilabel", "classes": ["a", "a"]}'},
+            "/body/output: expected each class once",
+        ),
+        ({**DECLARED, "output": " " * 60_001}, "/body/output: String should have at most 60000"),
     ],
 )
 def test_a_model_declaration_that_cannot_be_is_refused(
@@ -203,6 +220,53 @@ def test_a_model_declaration_that_cannot_be_is_refused(
 ) -> None:
     response = api.http.post("/v1/models", files={"file": ("m.safetensors", b"x")}, data=data)
     assert sentence in problem(response, 422, "invalid_request")["detail"]
+    files = {"model": ("m.safetensors", b"x"), "dataset": ("d.zip", b"x")}
+    if len(data.get("output", "")) < 1000:
+        response = api.http.post("/v1/audits", files=files, data=data)
+        assert sentence in problem(response, 422, "invalid_request")["detail"]
+    assert api.http.get("/v1/models").json()["data"] == []
+
+
+@pytest.mark.parametrize(
+    ("output", "task", "sentence"),
+    [
+        (PETS, None, "a logit for each of cat, dog, other; got none"),
+        (TAGS, None, "a logit for each of cat, dog, emu; got none"),
+        (TAGS, ["cat", "dog"], "expected one positive class for a multilabel model"),
+        ({**PETS, "classes": ["dog", "emu"]}, ["cat"], "a logit for (dog, emu), got 'cat'"),
+        ({**PETS, "classes": ["dog", "cat"]}, ["cat", "dog"], "got all of dog, cat"),
+    ],
+)
+def test_a_task_that_a_model_has_no_score_for_is_refused_at_once(
+    api: Api,
+    problem: Check,
+    output: dict[str, Any],
+    task: list[str] | None,
+    sentence: str,
+) -> None:
+    model = api.model(manifest={**CLASSIFIER, "output": output})
+    request = {"dataset_id": api.dataset(), "model_id": model}
+    if task is not None:
+        request["task"] = {"positive": task}
+    body = problem(api.http.post("/v1/rankings", json=request), 422, "invalid_config")
+    assert sentence in body["detail"]
+    answer = api.http.post(
+        f"/v1/models/{model}/scores",
+        files=[("images", ("a.png", b"png"))],
+        data={"positive": task or []},
+    )
+    assert problem(answer, 422, "invalid_config")["detail"] == body["detail"]
+    assert api.http.get("/v1/jobs").json()["data"] == []
+
+
+def test_a_class_asked_of_one_logit_is_refused(api: Api, problem: Check) -> None:
+    answer = api.http.post(
+        f"/v1/models/{api.model()}/scores",
+        files=[("images", ("a.png", b"png"))],
+        data={"positive": ["dog"]},
+    )
+    body = problem(answer, 422, "invalid_config")
+    assert "has one logit; got dog" in body["detail"]
 
 
 def test_an_empty_file_is_refused(api: Api, problem: Check) -> None:

@@ -17,7 +17,7 @@ from core.report_junit import junit
 from store import jobs, keys
 from store.artifacts import open_blobs
 from store.tables import JobKind, JobRow, JobStatus
-from tests.api.conftest import SUMMARY, Api
+from tests.api.conftest import SUMMARY, Api, save_scorer
 from tests.reports import stored
 
 Check = Callable[..., dict[str, Any]]
@@ -345,6 +345,51 @@ def test_scoring_answers_with_the_job_when_it_takes_too_long(api: Api) -> None:
     bundle = open_blobs(api.settings).local_path(row.upload_sha256 or "")
     with zipfile.ZipFile(bundle) as images:
         assert images.read("000000") == b"png"
+
+
+@pytest.mark.parametrize(
+    ("output", "expected"),
+    [(None, {"kind": "logit", "classes": None}), (json.dumps(PETS), PETS)],
+)
+def test_what_a_model_answers_goes_with_its_upload(
+    api: Api, output: str | None, expected: dict[str, Any]
+) -> None:
+    declared = {"architecture": "small_cnn", "input": json.dumps(MANIFEST["input"])}
+    declared |= {} if output is None else {"output": output}
+    files = {"file": ("m.safetensors", b"m")}
+    added = api.http.post("/v1/models", files=files, data=declared).json()
+    assert checked(api, added["id"]) == expected
+    files = {"model": ("m.safetensors", b"m"), "dataset": ("d.zip", b"d")}
+    audit = api.http.post("/v1/audits", files=files, data=declared).json()
+    assert checked(api, audit["links"]["model"].rpartition("/")[2]) == expected
+
+
+def checked(api: Api, model_id: str) -> Any:
+    """The output that the check of an uploaded model is told to expect."""
+    job_id = api.http.get(f"/v1/models/{model_id}").json()["job_id"]
+    return api.http.get(f"/v1/jobs/{job_id}").json()["request"]["manifest"]["output"]
+
+
+def test_a_model_from_before_there_were_outputs_has_one_logit(api: Api) -> None:
+    assert "output" not in MANIFEST
+    shown = api.http.get(f"/v1/models/{api.model()}").json()
+    assert shown["manifest"]["output"] == {"kind": "logit", "classes": None}
+
+
+@pytest.mark.parametrize("trained_for", [None, ["dog"]])
+def test_a_task_makes_a_logit_a_class_a_score(api: Api, trained_for: list[str] | None) -> None:
+    model = api.model(manifest={**CLASSIFIER, "positive": trained_for})
+    request: dict[str, Any] = {"dataset_id": api.dataset(), "model_id": model}
+    form: dict[str, Any] = {}
+    if trained_for is None:
+        request["task"] = {"positive": ["dog"]}
+        form["positive"] = ["dog", "other"] * 100  # the form may be as long as a data set is wide
+    assert api.http.post("/v1/rankings", json=request).status_code == 201
+    answer = api.http.post(
+        f"/v1/models/{model}/scores", files=[("images", ("a.png", b"png"))], data=form
+    )
+    assert answer.status_code == 202, answer.text
+    assert answer.json()["request"]["positive"] == form.get("positive", ["dog"])
 
 
 def test_the_catalogue_lists_what_can_be_asked_for(api: Api) -> None:

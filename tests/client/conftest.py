@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,6 +104,32 @@ def trained(client: Client, dataset: str) -> dict[str, Any]:
 def model(trained: dict[str, Any]) -> str:
     """The id of a model that was trained here."""
     return str(trained["result"]["model_id"])
+
+
+@pytest.fixture(scope="session")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of a small network with three logits, made and saved without this project."""
+    from safetensors.torch import save_file
+
+    path = tmp_path_factory.mktemp("weights") / "classifier.safetensors"
+    save_file(torch_classifier().state_dict(), path)
+    return path
+
+
+def torch_classifier() -> Any:
+    """The architecture small_cnn with three logits, in PyTorch alone and eval mode."""
+    import torch
+    from torch import nn
+
+    torch.manual_seed(0)
+    layers: list[tuple[str, nn.Module]] = []
+    for number, (before, after, stride) in enumerate([(1, 32, 1), (32, 64, 2), (64, 128, 2)], 1):
+        convolution = nn.Conv2d(before, after, 3, stride=stride, padding=1, bias=False)
+        layers.append((f"conv{number}", convolution))
+        layers.append((f"norm{number}", nn.BatchNorm2d(after)))
+        layers.append((f"relu{number}", nn.ReLU()))
+    layers += [("pool", nn.AdaptiveAvgPool2d(1)), ("flat", nn.Flatten()), ("fc", nn.Linear(128, 3))]
+    return nn.Sequential(OrderedDict(layers)).eval()
 
 
 @pytest.fixture(scope="session")

@@ -136,6 +136,7 @@ def test_with_json_a_problem_is_also_printed_as_it_came(adap: Adap) -> None:
     [
         "dataset add nowhere.zip",
         "model add nowhere.safetensors",
+        f"model add {__file__} --multilabel",
         "jobs list --limit 0",
         "train --set epochs",
         "train --set epochs=1 --set epochs.more=2",
@@ -272,6 +273,31 @@ def test_weights_without_architecture_are_described_on_the_command_line(
     assert wrong.err.splitlines()[-1] == (
         "/body/architecture: expected one of small_cnn, resnet18, resnet18_3x3; got 'nope'"
     )
+
+
+def test_a_network_with_a_logit_a_class_is_added_shown_and_scored(
+    adap: Adap, service: str, classifier: Path, images: Path
+) -> None:
+    spec = {"channels": 1, "height": 8, "width": 8, "mean": [0.4], "std": [0.2]}
+    add = ("model", "add", classifier, "--architecture", "small_cnn", "--input", json.dumps(spec))
+    twice = adap(*add, "--classes", "cow, dog,cow ")  # the same name, once it is trimmed
+    assert twice.err.splitlines()[-1] == "/body/output: expected each class once"
+
+    added = adap(*add, "--classes", '["cow, red", "dog", "cat"]', "--multilabel", "--watch")
+    assert added.code == 0, added.err
+    model = one_id(added.out, "mdl")
+    assert re.search(r"^output +multilabel: cow, red, dog, cat *$", added.out, re.M)
+    output = {"kind": "multilabel", "classes": ["cow, red", "dog", "cat"]}
+    assert get(service, f"/v1/models/{model}")["manifest"]["output"] == output
+
+    image = images / "test/cat/00.png"
+    refused = adap("score", model, image)
+    assert (refused.code, refused.out) == (1, "")
+    assert refused.err == (
+        "expected positive classes, as the model has a logit for each of cow, red, dog, cat; "
+        "got none\n"
+    )
+    assert adap("score", model, image, "--positive", "cow, red").code == 0
 
 
 # --- work -----------------------------------------------------------------------------------------

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
+from PIL import Image
 
 from client.client import (
     AdapError,
@@ -26,7 +28,7 @@ from client.client import (
     ProblemError,
     read_events,
 )
-from tests.client.conftest import TINY
+from tests.client.conftest import TINY, torch_classifier
 
 pytestmark = pytest.mark.xdist_group("service")
 
@@ -189,6 +191,56 @@ def test_a_download_is_what_the_service_keeps(
     client.models.export(model, tmp_path / "model.safetensors")
     answer = httpx.get(f"{service}/v1/models/{model}/content", trust_env=False)
     assert (tmp_path / "model.safetensors").read_bytes() == answer.content
+
+
+# --- a logit a class ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "positive"), [("multiclass", ["cow", "cat"]), ("multilabel", ["cat"])]
+)
+def test_a_model_with_a_logit_a_class_scores_and_ranks_as_pytorch_alone(
+    client: Client,
+    classifier: Path,
+    dataset: str,
+    images: Path,
+    kind: str,
+    positive: list[str],
+) -> None:
+    import torch
+
+    classes = ["cow", "dog", "cat"]
+    added = client.models.add(
+        classifier,
+        architecture="small_cnn",
+        input_spec={"channels": 1, "height": 8, "width": 8, "mean": [0.4], "std": [0.2]},
+        output={"kind": kind, "classes": classes},
+    )
+    client.jobs.wait(added["job_id"])
+    model = client.models.show(added["id"])
+    assert model["manifest"]["output"] == {"kind": kind, "classes": classes}
+    assert (model["findings"]["problems"], model["findings"]["warnings"]) == ([], [])
+
+    files = sorted((images / "test").glob("*/*.png"))
+    pixels = np.stack([np.asarray(Image.open(file), np.float32) for file in files]) / 255
+    with torch.no_grad():
+        logits = torch_classifier()((torch.from_numpy(pixels)[:, None] - 0.4) / 0.2).double()
+    columns = [classes.index(name) for name in positive]
+    odds = torch.logit(logits.softmax(dim=1)[:, columns].sum(dim=1))
+    expected = odds if kind == "multiclass" else logits[:, columns[0]]
+
+    scored = client.score(model["id"], files, positive=positive)["scores"]
+    assert [item["score"] for item in scored] == pytest.approx(expected.tolist(), abs=1e-5)
+
+    request = {"model_id": model["id"], "dataset_id": dataset, "task": {"positive": ["cat"]}}
+    job = client.jobs.wait(client.rank(request)["id"])
+    rows = client.ranking(job["id"])["data"]
+    of_cat = logits[:, 2] if kind == "multilabel" else torch.logit(logits.softmax(dim=1)[:, 2])
+    best = of_cat.sort(descending=True).values.tolist()
+    assert [row["score"] for row in rows] == pytest.approx(best, abs=1e-5)
+
+    with pytest.raises(ProblemError, match="a logit for each of cow, dog, cat; got none"):
+        client.rank({"model_id": model["id"], "dataset_id": dataset})
 
 
 # --- lists ----------------------------------------------------------------------------------------
