@@ -198,7 +198,7 @@ def _mean_verdict(report: Report) -> str:
 
 def _tally(trust: Trust) -> str:
     """How many checks there are of each status, the gravest first."""
-    found = Counter(check.status for check in trust.checks)
+    found: Counter[str] = Counter(check.status for check in trust.checks)
     words = (("fail", "failed"), ("caution", "with caution"), ("pass", "passed"))
     parts = [f"{found[status]} {word}" for status, word in words if found[status]]
     if found["skipped"]:
