@@ -26,44 +26,36 @@ SECTIONS = {
     "tasks": "h-tasks",
 }
 SECTION_HEIGHT = 760
-SURROUND = 24
+EDGE = 16  # of the page around a section
+SECTION_BOX = """heading => {
+    const box = document.getElementById(heading)?.closest("section").getBoundingClientRect();
+    return box && [box.left, box.top + scrollY, box.right, box.bottom + scrollY].map(Math.round);
+}"""
 
 
 def take(page: Path, folder: Path, *, browser: Any) -> list[Path]:
     """The pictures of a page, and where they are."""
     written = []
 
-    def keep(name: str, png: bytes) -> None:
+    def keep(name: str, picture: Image.Image) -> None:
         file = folder / f"{page.stem}-{name}.png"
-        # Few colours beside the evidence's greys: a palette is a third of the size, and looks same.
-        Image.open(io.BytesIO(png)).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(
-            file, optimize=True
-        )
+        # A palette makes it a third as large, and nobody sees it.
+        picture.quantize(256, dither=Image.Dither.NONE).save(file, optimize=True)
         written.append(file)
 
     for scheme in ("light", "dark"):
         tab = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme=scheme)
         tab.goto(page.resolve().as_uri())
         tab.wait_for_selector(".chart .main-svg")
-        keep(scheme, tab.screenshot())
-        if scheme == "light":
-            for name, heading in SECTIONS.items():
-                box = tab.evaluate(
-                    """id => {
-                        const section = document.getElementById(id)?.closest("section");
-                        const { x, y, width, height } = section?.getBoundingClientRect() ?? {};
-                        return section && { x, y: y + scrollY, width, height };
-                    }""",
-                    heading,
-                )
-                if box is not None:
-                    clip = {
-                        "x": max(box["x"] - SURROUND, 0),
-                        "y": max(box["y"] - SURROUND / 2, 0),
-                        "width": box["width"] + 2 * SURROUND,
-                        "height": min(box["height"] + SURROUND, SECTION_HEIGHT),
-                    }
-                    keep(name, tab.screenshot(full_page=True, clip=clip))
+        light = scheme == "light"
+        shot = Image.open(io.BytesIO(tab.screenshot(full_page=light))).convert("RGB")
+        keep(scheme, shot.crop((0, 0, WIDTH, HEIGHT)))
+        for name, heading in SECTIONS.items() if light else ():
+            box = tab.evaluate(SECTION_BOX, heading)
+            if box is not None:
+                left, top, right, bottom = box
+                bottom = min(bottom, top + SECTION_HEIGHT)
+                keep(name, shot.crop((left - EDGE, top - EDGE, right + EDGE, bottom + EDGE)))
         tab.close()
     return written
 
