@@ -17,6 +17,7 @@ C++ compiler and takes half a minute before the first step: it is not used.
 """
 
 import copy
+import itertools
 import logging
 from collections import Counter
 from collections.abc import Callable
@@ -32,24 +33,28 @@ from torch.utils.hooks import RemovableHandle
 
 log = logging.getLogger(__name__)
 
-PROBES = 4  # images that are shown to a scorer to learn its shapes and to check the result
+PROBES = 2  # images that are shown to a scorer to learn its shapes and to check the result
+# Passes, of one image each, that pay for the rewriting: three times what it costs for a ResNet-18.
+WORTHWHILE = 1000
 TOLERANCE = 1e-3  # of the largest logit: far above float32 rounding, far below a wrong rewrite
 PIECE_BYTES = 8 << 20  # of the largest activation of a piece
 SMALLEST_PIECE = 32
 NARROW = 16  # channels that fill a vector register; convolutions to fewer are padded to as many
 
 
-def accelerate(scorer: nn.Module, x: Tensor) -> nn.Module:
+def accelerate(scorer: nn.Module, x: Tensor, *, passes: int) -> nn.Module:
     """A scorer with the same logits and gradients up to rounding, faster for images like `x`.
 
     scorer: (B, C, H, W) in [0, 1] to (B,) logits, in eval mode, each image by itself; its copy is
-    frozen as it is.  x: (B, C, H, W) images of the shape to come, of which a few are tried.
+    what is rewritten.  x: (B, C, H, W) images of the shape to come, of which a few are tried.
+    passes: forward and backward passes to come, of one image each: how much work it is for.
 
-    Takes about as long as two passes through a few images. The result differentiates once, to the
-    input only. Gives back the scorer itself where nothing is gained or known: on another device
-    than a CPU, in train mode, and for a network that does not stand it, which is logged.
+    The result differentiates once, to the input only. Gives back the scorer itself where nothing
+    would be gained or is known: for little work, on another device than a CPU, in train mode, and
+    for a network that does not stand it, which is logged. What decides is never a clock, so that
+    the same work gives the same bits.
     """
-    if x.device.type != "cpu" or any(module.training for module in scorer.modules()):
+    if passes < WORTHWHILE or x.device.type != "cpu" or any(m.training for m in scorer.modules()):
         return scorer
     probes = x[:PROBES].detach()
     # Whatever another's network does with its layers, the audit goes on with the original.
@@ -60,7 +65,7 @@ def accelerate(scorer: nn.Module, x: Tensor) -> nn.Module:
             largest = _rewrite(network, probes)
             network.to(memory_format=torch.channels_last)
             fast = Accelerated(network, max(PIECE_BYTES // largest, SMALLEST_PIECE))
-            got = torch.cat([fast(probe) for probe in probes.split(1)])  # and each by itself
+            got = torch.cat([fast(probe) for probe in torch.split(probes, 1)])  # and each by itself
         difference = (got - expected).abs().max() / expected.abs().max()
         reason = f"its logits were off by {difference:.1g} of the largest"
         same = bool(difference <= TOLERANCE)
@@ -86,7 +91,7 @@ class Accelerated(nn.Module):
         if torch.is_grad_enabled() and x.requires_grad:
             logits = _LogitsInPieces.apply(x, self)
             return logits
-        return torch.cat([self.logits(part) for part in x.split(self.piece)])
+        return torch.cat([self.logits(part) for part in torch.split(x, self.piece)])
 
     def logits(self, part: Tensor) -> Tensor:
         """(B,) logits of a piece."""
@@ -101,7 +106,7 @@ class _LogitsInPieces(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scorer: Accelerated) -> Tensor:
         logits, gradients = [], []
-        for part in x.split(scorer.piece):
+        for part in torch.split(x, scorer.piece):
             with torch.enable_grad():
                 part = part.detach().requires_grad_()
                 logit = scorer.logits(part)
@@ -139,10 +144,14 @@ def _rewrite(network: nn.Module, probes: Tensor) -> int:
         network.set_submodule(norm_name, nn.Identity())
     for name, (x, y) in convolutions.items():
         convolution = _convolution(network, name)
-        if convolution.groups > 1 or convolution.padding_mode != "zeros":
+        if (
+            convolution.groups > 1
+            or convolution.padding_mode != "zeros"
+            or isinstance(convolution.padding, str)
+        ):
             continue
         if Dense.pays(convolution, x.shape, y.shape):
-            network.set_submodule(name, Dense(convolution, x.shape))
+            network.set_submodule(name, Dense(convolution, x.shape, y.shape))
         elif Strided.pays(convolution):
             network.set_submodule(name, Strided(convolution))
     return max(seen.largest // len(probes), 1)
@@ -152,6 +161,12 @@ def _convolution(network: nn.Module, name: str) -> nn.Conv2d:
     module = network.get_submodule(name)
     assert isinstance(module, nn.Conv2d)
     return module
+
+
+def _padding(convolution: nn.Conv2d) -> tuple[int, int]:
+    assert not isinstance(convolution.padding, str)
+    above, left = convolution.padding
+    return above, left
 
 
 class _Observed(TorchFunctionMode):
@@ -174,11 +189,11 @@ class _Observed(TorchFunctionMode):
                 module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
             ):
                 self._hooks.append(module.register_forward_hook(self._record(name)))
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
         for hook in self._hooks:
             hook.remove()
 
@@ -225,24 +240,27 @@ class _Observed(TorchFunctionMode):
 class Dense(nn.Module):
     """A convolution of an image hardly larger than a pixel, as one matrix product.
 
-    The matrix is what the convolution makes of each pixel and channel alone.
+    matrix: (H * W * C, H' * W' * K), what becomes of each pixel and channel alone.
     """
 
     matrix: Tensor
     bias: Tensor
 
-    def __init__(self, convolution: nn.Conv2d, shape: torch.Size) -> None:
+    def __init__(self, convolution: nn.Conv2d, x: torch.Size, y: torch.Size) -> None:
         super().__init__()
-        _, channels, height, width = shape
-        basis = torch.eye(height * width * channels, dtype=convolution.weight.dtype)
-        images = basis.view(-1, height, width, channels).permute(0, 3, 1, 2)
-        with torch.no_grad():
-            made = _convolve(convolution, images)
-        _, self.channels, self.height, self.width = made.shape
-        positions = self.height * self.width
-        bias = convolution.bias if convolution.bias is not None else torch.zeros(self.channels)
-        self.register_buffer("matrix", _as_rows(made))
-        self.register_buffer("bias", bias.detach().to(made.dtype).repeat(positions))
+        self.channels, self.height, self.width = y[1:]
+        weight = convolution.weight.detach()
+        down, right = convolution.stride
+        above, left = _padding(convolution)
+        matrix = weight.new_zeros(x[2], x[3], x[1], y[2], y[3], y[1])
+        for i, j, k, m in itertools.product(*map(range, (y[2], y[3], *convolution.kernel_size))):
+            row = i * down + k * convolution.dilation[0] - above
+            column = j * right + m * convolution.dilation[1] - left
+            if 0 <= row < x[2] and 0 <= column < x[3]:
+                matrix[row, column, :, i, j] = weight[:, :, k, m].T
+        bias = weight.new_zeros(y[1]) if convolution.bias is None else convolution.bias.detach()
+        self.register_buffer("matrix", matrix.view(x[1:].numel(), -1))
+        self.register_buffer("bias", bias.repeat(self.height * self.width))
 
     @staticmethod
     def pays(convolution: nn.Conv2d, x: torch.Size, y: torch.Size) -> bool:
@@ -253,13 +271,9 @@ class Dense(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, K, H', W'), channels last."""
-        product = torch.addmm(self.bias, _as_rows(x), self.matrix)
+        rows = x.permute(0, 2, 3, 1).reshape(len(x), -1)  # a view of what is channels last
+        product = torch.addmm(self.bias, rows, self.matrix)
         return product.view(-1, self.height, self.width, self.channels).permute(0, 3, 1, 2)
-
-
-def _as_rows(x: Tensor) -> Tensor:
-    """(B, H * W * C); a view of what is channels last."""
-    return x.permute(0, 2, 3, 1).reshape(len(x), -1)
 
 
 class Strided(nn.Module):
@@ -293,7 +307,6 @@ class Strided(nn.Module):
             convolution.stride[0] == convolution.stride[1] > 1
             and convolution.in_channels < NARROW
             and convolution.dilation == (1, 1)
-            and not isinstance(convolution.padding, str)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -305,9 +318,10 @@ class Strided(nn.Module):
 class _StridedConvolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, convolution: nn.Conv2d, kernel: Tensor) -> Tensor:
-        ctx.shape, ctx.stride, ctx.padding = x.shape, convolution.stride[0], convolution.padding
+        ctx.shape, ctx.stride, ctx.padding = x.shape, convolution.stride[0], _padding(convolution)
         ctx.save_for_backward(kernel)
-        return _convolve(convolution, x, convolution.bias)
+        y: Tensor = convolution(x)
+        return y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -320,15 +334,3 @@ class _StridedConvolution(torch.autograd.Function):
         # Of the padded image; what no window reached has no gradient.
         below, right = height + above - woven.shape[2], width + left - woven.shape[3]
         return F.pad(woven, (-left, right, -above, below)), None, None
-
-
-def _convolve(convolution: nn.Conv2d, x: Tensor, bias: Tensor | None = None) -> Tensor:
-    return F.conv2d(
-        x,
-        convolution.weight,
-        bias,
-        convolution.stride,
-        convolution.padding,
-        convolution.dilation,
-        convolution.groups,
-    )
