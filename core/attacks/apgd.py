@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from core.attacks.base import BestIterate, LossFn, choose, loss_and_gradient
+from core.attacks.patience import with_patience
 from core.attacks.threat_model import ThreatModel
 from core.errors import ConfigError
 
@@ -24,12 +25,15 @@ class APGD:
     """Ascent from a random start, without a step size to choose; best iterate of all restarts.
 
     steps: gradient evaluations of one restart.  restarts: independent starts.
+    patience: an image whose loss has not risen above its best of this restart for so many steps is
+    no longer attacked until the next one.
 
     Costs, each restart, `steps` forward and backward passes and one more forward pass.
     """
 
     steps: int
     restarts: int = 1
+    patience: int | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 2 or self.restarts < 1:
@@ -44,7 +48,8 @@ class APGD:
         best = BestIterate(x)
         for _ in range(self.restarts):
             start = threat_model.random_start(x, generator=generator)
-            run = self._ascend(loss_fn, x, start=start, threat_model=threat_model)
+            patient = with_patience(loss_fn, self.patience)
+            run = self._ascend(patient, x, start=start, threat_model=threat_model)
             best.keep(run.x, run.loss)
         return best.x
 

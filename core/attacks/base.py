@@ -5,6 +5,7 @@ An attack knows no model, label or objective: it is handed a function of the ima
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -14,6 +15,25 @@ from core.attacks.threat_model import ThreatModel
 
 LossFn = Callable[[Tensor], Tensor]
 """(B, C, H, W) images to (B,) losses, each of its own image alone; attacks ascend it."""
+
+
+@dataclass(frozen=True)
+class PerImage:
+    """A loss that knows what belongs to each image, so that it can be asked about some of them.
+
+    function: (B, C, H, W) images and (B,) what belongs to them (a sign, a target) to (B,) losses.
+    """
+
+    function: Callable[[Tensor, Tensor], Tensor]
+    of_each: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(B,) losses."""
+        return self.function(x, self.of_each)
+
+    def only(self, rows: Tensor) -> "PerImage":
+        """The same loss for these rows of the batch."""
+        return PerImage(self.function, self.of_each[rows])
 
 
 class Attack(Protocol):

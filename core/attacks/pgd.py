@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from core.attacks.base import BestIterate, LossFn, loss_and_gradient
+from core.attacks.patience import with_patience
 from core.attacks.threat_model import ThreatModel, normal
 from core.errors import ConfigError
 
@@ -24,6 +25,8 @@ class PGD:
     'uniform' draws from the ball; in L2 that is nearly always its border, in a direction which
     the steps then take long to leave. Further restarts are uniform: starts that lie next to one
     another lead to the same place.
+    patience: an image whose loss has not risen above its best of this restart for so many steps is
+    no longer attacked until the next one.
 
     Costs `steps` forward and backward passes, and one more forward pass where losses are compared
     (best iterate, or several restarts): no pass is spent on the clean image, so only the
@@ -35,6 +38,7 @@ class PGD:
     restarts: int = 1
     iterate: Literal["best", "last"] = "best"
     start: Literal["normal", "uniform"] = "normal"
+    patience: int | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.restarts < 1:
@@ -55,14 +59,17 @@ class PGD:
                 x_adv = threat_model.project(x + 0.001 * noise, x)
             else:
                 x_adv = threat_model.random_start(x, generator=generator)
+            patient = with_patience(loss_fn, self.patience)
             for _ in range(self.steps):
-                loss, gradient = loss_and_gradient(loss_fn, x_adv)
+                loss, gradient = loss_and_gradient(patient, x_adv)
                 if self.iterate == "best":
                     best.keep(x_adv, loss)
                 direction = threat_model.steepest_ascent(gradient)
                 x_adv = threat_model.project(x_adv + self.step_size * direction, x)
             if self.iterate == "last" and self.restarts == 1:
                 return x_adv
+            # The last iterates compete, whether or not their image was given up on.
+            last_loss_fn = loss_fn if self.iterate == "last" else patient
             with torch.no_grad():
-                best.keep(x_adv, loss_fn(x_adv))
+                best.keep(x_adv, last_loss_fn(x_adv))
         return best.x

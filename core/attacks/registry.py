@@ -27,15 +27,16 @@ def _pgd(attack: config.PGDAttack, threat: config.Threat) -> Attack:
         _step_size(attack, threat),
         restarts=attack.restarts,
         iterate=attack.iterate,
+        patience=attack.patience,
     )
 
 
 def _apgd(attack: config.APGDAttack, threat: config.Threat) -> Attack:  # noqa: ARG001
-    return APGD(attack.steps, restarts=attack.restarts)
+    return APGD(attack.steps, restarts=attack.restarts, patience=attack.patience)
 
 
 def _square(attack: config.SquareAttack, threat: config.Threat) -> Attack:  # noqa: ARG001
-    return Square(attack.queries)
+    return Square(attack.queries, patience=attack.patience)
 
 
 def _noise(attack: config.NoiseAttack, threat: config.Threat) -> Attack:  # noqa: ARG001

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from core.attacks.base import BestIterate, LossFn, choose
+from core.attacks.patience import with_patience
 from core.attacks.threat_model import ThreatModel, unit
 from core.errors import ConfigError
 
@@ -27,6 +28,7 @@ class Square:
     """Squares at random places, each kept where it raises the loss of its image.
 
     queries: images shown to the model for each image attacked, the first candidate included.
+    patience: an image is no longer shown once so many queries in a row did not raise its loss.
 
     Costs `queries` forward passes and no backward pass. The batch shares the side of the squares;
     everything else is drawn image by image. All of it is drawn at once, so that what an image
@@ -34,6 +36,7 @@ class Square:
     """
 
     queries: int
+    patience: int | None = None
 
     def __post_init__(self) -> None:
         if self.queries < 1:
@@ -54,6 +57,7 @@ class Square:
         ).to(x.device)
 
         best = BestIterate(x)
+        loss_fn = with_patience(loss_fn, self.patience)
         x_adv = search.start(x, draws=draws[:, :first])
         best.keep(x_adv, loss_fn(x_adv))
         for query in range(1, self.queries):
