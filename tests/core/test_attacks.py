@@ -8,6 +8,7 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import average_precision_score
 from torch import nn
 
 import core.attacks.apgd
@@ -92,31 +93,88 @@ def run(attack, loss_fn, x, *, norm="linf", epsilon=0.1, seed=0):
 # --- closed forms ---------------------------------------------------------------------------------
 
 
+def linear_gain(w, x, *, norm, epsilon):
+    """(B,) how far w . x can rise within the ball and [0, 1], in numpy.
+
+    Pixels move the way of their weight, each as far as the box lets it. L-inf: by epsilon. L2: by
+    t * |w| (the KKT conditions), where bisection finds the t at which the length is epsilon.
+    """
+    w = np.broadcast_to(w, x.shape).reshape(len(x), -1)
+    x = np.asarray(x, dtype=np.float64).reshape(len(x), -1)
+    room, w = np.where(w > 0, 1 - x, x), np.abs(w)
+    if norm == "linf":
+        return (w * np.minimum(epsilon, room)).sum(axis=1)
+    low, high = np.zeros((len(x), 1)), np.full((len(x), 1), 1e9)
+    for _ in range(100):
+        t = (low + high) / 2
+        inside = np.linalg.norm(np.minimum(t * w, room), axis=1, keepdims=True) <= epsilon
+        low, high = np.where(inside, t, low), np.where(inside, high, t)
+    return (w * np.minimum(low * w, room)).sum(axis=1)
+
+
+def test_the_closed_form_is_the_dual_norm_where_the_box_does_not_bind():
+    w, x = Linear().w.detach().numpy(), images(low=0.3, high=0.7).numpy()
+    for norm, dual in (("linf", 1), ("l2", 2)):
+        gain = linear_gain(w, x, norm=norm, epsilon=0.1)
+        np.testing.assert_allclose(gain, 0.1 * np.linalg.norm(w.ravel(), ord=dual))
+
+
+searches_that_end = pytest.mark.parametrize(
+    "attack",
+    # A step of epsilon: shorter ones of PGD leave a trace of the start, 1e-4 in L2 by default.
+    [FGSMAttack(), PGDAttack(steps=20, step_size=1.0), APGDAttack(steps=50)],
+    ids=lambda entry: entry.name,
+)
+
+
 @every_norm
-@pytest.mark.parametrize(
-    "attack",
-    [FGSMAttack(), PGDAttack(steps=20, step_size=0.1), APGDAttack()],
-    ids=lambda entry: entry.name,
-)
-def test_the_worst_case_of_a_linear_model_is_reached(attack, norm):
-    model, x = Linear(), images(low=0.3, high=0.7)
-    gain = model(run(attack, model, x, norm=norm, epsilon=0.1)) - model(x)
-    exact = 0.1 * model.w.flatten().norm(p={"linf": 1, "l2": 2}[norm])
-    torch.testing.assert_close(gain, exact.expand(len(x)), rtol=0, atol=1e-6)
+@searches_that_end
+@pytest.mark.parametrize("low", [0.3, 0.0, -0.3], ids=["inside", "some_walls", "black_and_white"])
+@pytest.mark.parametrize("epsilon", [0.1, 0.3, 1.0, 2.0])
+def test_the_worst_case_of_a_linear_model_is_reached(attack, norm, low, epsilon):
+    model, x = Linear(), images(low=low, high=1 - low, count=20).clamp(0, 1)
+    gain = model(run(attack, model, x, norm=norm, epsilon=epsilon)) - model(x)
+    exact = linear_gain(model.w.detach().numpy(), x.numpy(), norm=norm, epsilon=epsilon)
+    np.testing.assert_allclose(gain.detach().numpy(), exact, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "attack",
-    [FGSMAttack(), PGDAttack(), APGDAttack(steps=10), SquareAttack(queries=2000)],
-    ids=lambda entry: entry.name,
-)
-def test_the_linf_worst_case_of_a_linear_model_is_reached_where_the_box_binds(attack):
+@every_norm
+@searches_that_end
+def test_in_float32_the_worst_case_is_reached_as_far_as_its_sums_can_tell(attack, norm):
+    model, x = Linear(), images(low=-0.3, high=1.3, count=20).clamp(0, 1)
+    w = model.w.detach().numpy()
+    single = Linear().float()
+    x_adv = run(attack, single, x.float(), norm=norm, epsilon=1.0)
+    exact = linear_gain(w, x.numpy(), norm=norm, epsilon=1.0)
+    # 48 pixels to 6e-8 each, with weights of up to 3: 1e-5 at most.
+    gain = model(x_adv.double()) - model(x)
+    np.testing.assert_allclose(gain.detach().numpy(), exact, rtol=0, atol=1e-5)
+
+
+@every_norm
+@searches_that_end
+def test_the_worst_ap_of_a_linear_ranker_is_reached(attack, norm):
+    model, x = Linear(), images(low=-0.3, high=1.3, count=200).clamp(0, 1)
+    with torch.no_grad():
+        logits = model(x) + torch.randn(200, dtype=x.dtype, generator=generator(3))
+    targets = (logits > logits.quantile(0.8)).long()
+    signs = 2 * targets - 1
+    epsilon = {"linf": 0.02, "l2": 0.15}[norm]
+    x_adv = run(attack, lambda x: -signs * model(x), x, norm=norm, epsilon=epsilon)
+    w = -signs.view(-1, 1, 1, 1).numpy() * model.w.detach().numpy()  # the way of each image's loss
+    gain = linear_gain(w, x.numpy(), norm=norm, epsilon=epsilon)
+    clean = model(x).detach().numpy()
+    exact = average_precision_score(targets, clean - signs.numpy() * gain)
+    assert exact < average_precision_score(targets, clean) - 0.2
+    reached = average_precision_score(targets, model(x_adv).detach().numpy())
+    assert reached == pytest.approx(exact, abs=1e-6)
+
+
+def test_the_linf_worst_case_of_a_linear_model_is_reached_without_gradients():
     model, x = Linear(), images()
-    # Each pixel goes epsilon its own way, or as far as the box lets it.
-    room = torch.where(model.w > 0, 1 - x, x).clamp(max=0.3)
-    exact = (model.w.abs() * room).sum(dim=(1, 2, 3))
-    gain = model(run(attack, model, x, epsilon=0.3)) - model(x)
-    torch.testing.assert_close(gain, exact, rtol=0, atol=1e-6)
+    gain = model(run(SquareAttack(queries=2000), model, x, epsilon=0.3)) - model(x)
+    exact = linear_gain(model.w.detach().numpy(), x.numpy(), norm="linf", epsilon=0.3)
+    np.testing.assert_allclose(gain.detach().numpy(), exact, rtol=0, atol=1e-6)
 
 
 @every_norm

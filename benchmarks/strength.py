@@ -1,0 +1,466 @@
+"""How low average precision falls under our attacks and under the field's, at an equal price.
+
+    python -m benchmarks.strength            # minutes to train, then the tables
+    python -m benchmarks.strength --quick    # two networks, few steps: does it run?
+
+Networks are trained by `core.training.fit`, clean and robust ones, on scikit-learn's digits and,
+where its images are found, on CIFAR-10. Every attack then gets the same test images, the same
+threat model and the same number of gradient evaluations an image, counted inside the network, and
+the table shows the AP that it leaves. It is written to benchmarks/results/strength.md.
+
+The peers cannot attack one logit, so each is shown the two logits (0, z), whose cross-entropy is
+that of z. To be generous with them, an image on which a peer did harm to itself, or which it gave
+back unchanged, counts with its clean margin, as in our own worst case.
+
+The peers: pip install --no-deps torchattacks pyautoattack foolbox adversarial-robustness-toolbox,
+and what those import (eagerpy, GitPython, gitdb, smmap, tqdm, pandas, requests, pytz, tzdata).
+"""
+
+import argparse
+import copy
+import datetime
+import importlib.metadata
+import io
+import logging
+import platform
+import tempfile
+import time
+import warnings
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from sklearn.datasets import load_digits
+from sklearn.metrics import average_precision_score
+from torch import Tensor, nn
+
+from core.attacks.apgd import APGD
+from core.attacks.base import Attack, attacking
+from core.attacks.pgd import PGD
+from core.attacks.square import Square
+from core.attacks.threat_model import ThreatModel
+from core.attacks.worst_case import worst_case
+from core.config import Norm, TrainingAttack, TrainingConfig
+from core.objectives.registry import build_objective
+from core.ranking import average_precision
+from core.scores import Scores
+from core.training import fit
+from models import architectures
+
+RESULTS = Path(__file__).parent / "results" / "strength.md"
+CACHE = Path(tempfile.gettempdir()) / "adap-strength"
+METHODS = ("ce", "pgd", "trades", "mart", "adap_ln", "adap_lpn")
+NORMS: tuple[Norm, ...] = ("linf", "l2")
+PEERS_NAME = {"linf": "Linf", "l2": "L2"}  # in torchattacks and AutoAttack
+NORM_TITLE = {"linf": "L-inf", "l2": "L2"}
+BATCH = 256
+
+
+# --- data and networks ----------------------------------------------------------------------------
+
+Examples = tuple[Tensor, Tensor]  # (N, C, H, W) uint8 and (N,) in {0, 1}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A data set with its threat models, and how a network is trained on it."""
+
+    title: str
+    train: Examples
+    validation: Examples
+    test: Examples
+    epsilons: dict[Norm, float]
+    epochs: int
+    budgets: tuple[int, ...]  # gradient evaluations an image
+    queries: int  # of the gradient-free attacks
+    methods: Sequence[str]
+
+
+def digits(*, quick: bool) -> Problem:
+    """8x8 grey; an eight against the rest."""
+    images, labels = load_digits(return_X_y=True)
+    pixels = torch.from_numpy(images.reshape(-1, 1, 8, 8) / 16 * 255).round().to(torch.uint8)
+    targets = torch.from_numpy((labels == 8).astype(np.int64))
+    order = torch.from_numpy(np.random.default_rng(0).permutation(len(targets)))
+    parts = [(pixels[rows], targets[rows]) for rows in order.split([900, 297, 600])]
+    return Problem(
+        "scikit-learn's digits (8x8 grey), 8 against the rest",
+        *parts,
+        epsilons={"linf": 0.1, "l2": 0.5},
+        epochs=3 if quick else 20,
+        budgets=(10,) if quick else (20, 100),
+        queries=100 if quick else 500,
+        methods=METHODS[:2] if quick else METHODS,
+    )
+
+
+def cifar10(folder: Path) -> Problem:
+    """32x32 RGB; automobile against the rest, one positive in five examples."""
+    train, test = folder / "cifar10-train.zip", folder / "cifar10-test.zip"
+    return Problem(
+        "CIFAR-10 (from JPEGs of quality 75), automobile against the rest",
+        read_zip(train, positives=800, negatives=1600),
+        read_zip(train, positives=60, negatives=240, skip=1600),
+        read_zip(test, positives=60, negatives=240),
+        epsilons={"linf": 8 / 255, "l2": 0.5},
+        epochs=5,
+        budgets=(20,),
+        queries=200,
+        methods=("ce", "pgd", "trades", "adap_lpn"),
+    )
+
+
+def read_zip(path: Path, *, positives: int, negatives: int, skip: int = 0) -> Examples:
+    """Images of a zip of class folders, the negatives evenly over the other classes."""
+    with zipfile.ZipFile(path) as archive:
+        names: dict[str, list[str]] = {}
+        for name in sorted(archive.namelist()):
+            if name.endswith(".jpg"):
+                names.setdefault(name.split("/")[0], []).append(name)
+        chosen = names.pop("automobile")[skip : skip + positives]
+        in_turn = [name for group in zip(*names.values(), strict=False) for name in group]
+        chosen += in_turn[skip * len(names) :][:negatives]
+        pixels = [np.asarray(Image.open(io.BytesIO(archive.read(name)))) for name in chosen]
+    images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
+    return images, (torch.arange(len(images)) < positives).long()
+
+
+def trained(problem: Problem, method: str) -> nn.Module:
+    """(B, C, H, W) images to (B,) logits; from the cache where it was trained before."""
+    config = TrainingConfig(
+        method={"name": method},  # type: ignore[arg-type]
+        epochs=problem.epochs,
+        attack=TrainingAttack(
+            epsilon=problem.epsilons["linf"], step_size=problem.epsilons["linf"] / 3
+        ),
+    )
+    images, targets = problem.train
+    network = nn.Sequential(
+        architectures.build(config.architecture, channels=images.shape[1], seed=0), nn.Flatten(0)
+    )
+    cached = CACHE / f"{config.sha256()[:16]}-{len(images)}x{images[0].numel()}.safetensors"
+    if cached.exists():
+        network.load_state_dict(load_file(cached))
+        return network.eval()
+    fit(
+        network,
+        build_objective(config.method, examples=len(images)),
+        images=images,
+        targets=targets,
+        validation=problem.validation,
+        config=config,
+        device=torch.device("cpu"),
+        on_epoch=lambda record: print(f"  {method} {record.epoch}/{record.epochs}", flush=True),
+    )
+    CACHE.mkdir(exist_ok=True)
+    save_file({k: v.contiguous() for k, v in network.state_dict().items()}, cached)
+    return network.eval()
+
+
+class HidesGradients(nn.Module):
+    """The network behind rounded pixels, through which no gradient passes."""
+
+    def __init__(self, network: nn.Module, levels: int) -> None:
+        super().__init__()
+        self.network, self.levels = network, levels
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network((x * self.levels).round() / self.levels)
+        return logits
+
+
+class TwoLogits(nn.Module):
+    """(0, z), as the peers need it; counts the images whose gradient was taken."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.gradients = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        z: Tensor = self.network(x)
+        if z.requires_grad:
+            z.register_hook(self._count)
+        return torch.stack([torch.zeros_like(z), z], dim=1)
+
+    def _count(self, gradient: Tensor) -> None:
+        self.gradients += len(gradient)
+
+
+# --- attacks: (network, images, targets) to attacked images, one or several of each ---------------
+
+Run = Callable[[TwoLogits, Tensor, Tensor], Sequence[Tensor]]
+
+
+def ours(threat_model: ThreatModel, *attacks: Attack) -> Run:
+    """Our attacks side by side; the worst of them counts, image by image."""
+
+    def run(network: TwoLogits, x: Tensor, targets: Tensor) -> list[Tensor]:
+        signs = 1 - 2 * targets
+        generator = torch.Generator().manual_seed(0)
+        return [
+            attack.perturb(
+                lambda x_adv: signs * network(x_adv)[:, 1],
+                x,
+                threat_model=threat_model,
+                generator=generator,
+            )
+            for attack in attacks
+        ]
+
+    return run
+
+
+def our_attacks(threat_model: ThreatModel, budget: int) -> dict[str, Run]:
+    def pgd(steps: int) -> PGD:
+        return PGD(steps, 2.5 * threat_model.epsilon / steps)
+
+    half = budget // 2
+    return {
+        "ours PGD": ours(threat_model, pgd(budget)),
+        "ours APGD": ours(threat_model, APGD(budget)),
+        "ours worst case": ours(threat_model, pgd(half), APGD(half)),
+    }
+
+
+def torchattacks_runs(threat_model: ThreatModel, budget: int) -> dict[str, Run]:
+    import torchattacks
+
+    epsilon, norm = threat_model.epsilon, PEERS_NAME[threat_model.norm]
+
+    def pgd(network: TwoLogits, x: Tensor, targets: Tensor) -> list[Tensor]:
+        attack = torchattacks.PGD if threat_model.norm == "linf" else torchattacks.PGDL2
+        return [attack(network, epsilon, 2.5 * epsilon / budget, budget)(x, targets)]
+
+    def apgd(network: TwoLogits, x: Tensor, targets: Tensor) -> list[Tensor]:
+        # It evaluates one gradient more than it has steps.
+        return [torchattacks.APGD(network, norm, epsilon, budget - 1)(x, targets)]
+
+    def apgd_best(network: TwoLogits, x: Tensor, targets: Tensor) -> list[Tensor]:
+        attack = torchattacks.APGD(network, norm, epsilon, budget - 1)
+        return [attack.perturb(x, targets, best_loss=True)[1]]
+
+    return {
+        "torchattacks PGD": pgd,
+        "torchattacks APGD": apgd,
+        "torchattacks APGD, best loss": apgd_best,
+    }
+
+
+def art_runs(threat_model: ThreatModel, budget: int) -> dict[str, Run]:
+    from art.attacks.evasion import AutoProjectedGradientDescent, ProjectedGradientDescent
+    from art.estimators.classification import PyTorchClassifier
+
+    epsilon, norm = threat_model.epsilon, {"linf": np.inf, "l2": 2}[threat_model.norm]
+
+    def run(attack: type, **options: object) -> Run:
+        def run(network: TwoLogits, x: Tensor, targets: Tensor) -> list[Tensor]:
+            classifier = PyTorchClassifier(
+                network,
+                loss=nn.CrossEntropyLoss(),
+                input_shape=tuple(x.shape[1:]),
+                nb_classes=2,
+                clip_values=(0.0, 1.0),
+                device_type="cpu",
+            )
+            common = {"norm": norm, "eps": epsilon, "max_iter": budget, "batch_size": BATCH}
+            generate = attack(classifier, verbose=False, **common, **options).generate
+            found = generate(x.numpy(), np.eye(2, dtype=np.float32)[targets])
+            return [torch.from_numpy(found)]
+
+        return run
+
+    return {
+        "ART PGD": run(ProjectedGradientDescent, eps_step=2.5 * epsilon / budget),
+        "ART Auto-PGD": run(
+            AutoProjectedGradientDescent,
+            eps_step=2 * epsilon,
+            nb_random_init=1,
+            loss_type="cross_entropy",
+        ),
+    }
+
+
+def foolbox_runs(threat_model: ThreatModel, budget: int) -> dict[str, Run]:
+    import foolbox
+
+    epsilon = threat_model.epsilon
+    kind = {"linf": foolbox.attacks.LinfPGD, "l2": foolbox.attacks.L2PGD}[threat_model.norm]
+
+    def pgd(network: TwoLogits, x: Tensor, targets: Tensor) -> list[Tensor]:
+        model = foolbox.PyTorchModel(network, bounds=(0, 1), device="cpu")
+        attack = kind(abs_stepsize=2.5 * epsilon / budget, steps=budget)
+        return [attack(model, x, targets, epsilons=epsilon)[1]]
+
+    return {"foolbox PGD": pgd}
+
+
+def autoattack_runs(threat_model: ThreatModel, budget: int) -> dict[str, Run]:
+    def apgd(network: TwoLogits, x: Tensor, targets: Tensor) -> list[Tensor]:
+        suite = autoattack(network, threat_model, ["apgd-ce"], steps=budget - 1)
+        return [suite.run_standard_evaluation(x, targets, batch_size=BATCH)[0]]
+
+    def apgd_best(network: TwoLogits, x: Tensor, targets: Tensor) -> list[Tensor]:
+        suite = autoattack(network, threat_model, ["apgd-ce"], steps=budget - 1)
+        return [suite.apgd.perturb(x, targets, best_loss=True)]
+
+    def suite(network: TwoLogits, x: Tensor, targets: Tensor) -> list[Tensor]:
+        # Half of the gradients each; a step of FAB takes one for each of the two logits.
+        half = budget // 2
+        suite = autoattack(network, threat_model, ["apgd-ce", "fab"], steps=half - 1)
+        suite.fab.n_restarts, suite.fab.n_iter = 1, half // 2
+        return [suite.run_standard_evaluation(x, targets, batch_size=BATCH)[0]]
+
+    return {
+        "AutoAttack APGD-CE": apgd,
+        "AutoAttack APGD-CE, best loss": apgd_best,
+        "AutoAttack APGD-CE + FAB": suite,
+    }
+
+
+def autoattack(network: nn.Module, threat_model: ThreatModel, attacks: list[str], *, steps: int):  # type: ignore[no-untyped-def]  # noqa: ANN201
+    from pyautoattack import AutoAttack
+    from pyautoattack.autopgd_base import APGDAttack
+
+    norm, epsilon = PEERS_NAME[threat_model.norm], threat_model.epsilon
+    suite = AutoAttack(
+        network, attacks=attacks, version="custom", norm=norm, eps=epsilon, seed=0, device="cpu"
+    )
+    suite.verbose = False
+    # Anew, not changed: its checkpoints are set where it is made, for 100 steps.
+    suite.apgd = APGDAttack(
+        network, n_iter=steps, norm=norm, eps=epsilon, seed=0, device="cpu", logger=suite.logger
+    )
+    return suite
+
+
+def attacks_of(threat_model: ThreatModel, budget: int) -> dict[str, Run]:
+    """All columns of a table."""
+    return {
+        **our_attacks(threat_model, budget),
+        **torchattacks_runs(threat_model, budget),
+        **art_runs(threat_model, budget),
+        **foolbox_runs(threat_model, budget),
+        **autoattack_runs(threat_model, budget),
+    }
+
+
+def square_runs(threat_model: ThreatModel, queries: int) -> dict[str, Run]:
+    """The gradient-free ones, each with so many queries an image."""
+    import torchattacks
+    from pyautoattack.square import SquareAttack
+
+    epsilon, norm = threat_model.epsilon, PEERS_NAME[threat_model.norm]
+
+    def torchattacks_square(network: TwoLogits, x: Tensor, targets: Tensor) -> list[Tensor]:
+        return [torchattacks.Square(network, norm, epsilon, queries)(x, targets)]
+
+    def autoattack_square(network: TwoLogits, x: Tensor, targets: Tensor) -> list[Tensor]:
+        options = {"norm": norm, "eps": epsilon, "n_queries": queries, "device": "cpu"}
+        return [SquareAttack(network, **options).perturb(x, targets)]
+
+    return {
+        "ours APGD (100 gradients)": ours(threat_model, APGD(100)),
+        "ours Square": ours(threat_model, Square(queries)),
+        "torchattacks Square": torchattacks_square,
+        "AutoAttack Square": autoattack_square,
+    }
+
+
+# --- figures --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one attack did to one network."""
+
+    ap: float
+    gradients: float  # evaluated, mean over all images
+
+
+def attack_with(run: Run, network: nn.Module, x: Tensor, targets: Tensor) -> Outcome:
+    """AP where each image has its lowest margin over the clean image and what came back."""
+    # A copy: torchattacks and ART switch modes, and would leave a network in train mode behind.
+    counting = TwoLogits(copy.deepcopy(network)).eval()
+    torch.manual_seed(0)  # torchattacks, foolbox
+    np.random.seed(0)  # noqa: NPY002: ART
+    with attacking(counting):
+        parts = [run(counting, x[rows], targets[rows]) for rows in batches(x)]
+    logits = [logits_of(network, torch.cat(images)) for images in zip(*parts, strict=True)]
+    clean = logits_of(network, x)
+    marks = targets.numpy()
+    attacked = {str(i): scored for i, scored in enumerate(logits)}
+    worst, _ = worst_case(Scores([], marks, clean, attacked))
+    ap = average_precision(worst, marks)
+    if len(np.unique(worst)) == len(worst):  # then scikit-learn means the same
+        assert abs(ap - average_precision_score(marks, worst)) < 1e-9
+    return Outcome(ap, counting.gradients / len(x))
+
+
+def batches(x: Tensor) -> list[slice]:
+    return [slice(start, start + BATCH) for start in range(0, len(x), BATCH)]
+
+
+@torch.no_grad()
+def logits_of(network: nn.Module, x: Tensor) -> NDArray[np.float64]:
+    logits: NDArray[np.float64] = torch.cat([network(x[rows]) for rows in batches(x)]).double().numpy()
+    return logits
+
+
+def clean_ap(network: nn.Module, x: Tensor, targets: Tensor) -> float:
+    return average_precision(logits_of(network, x), targets.numpy())
+
+
+# --- the report -----------------------------------------------------------------------------------
+
+
+def table(columns: Sequence[str], rows: dict[str, Sequence[float]]) -> str:
+    """Markdown, three decimals."""
+    lines = ["| |" + "|".join(columns) + "|", "|---|" + "---:|" * len(columns)]
+    lines += [f"|{name}|" + "|".join(f"{v:.3f}" for v in values) + "|" for name, values in rows.items()]
+    return "\n".join(lines)
+
+
+def compare(networks: dict[str, nn.Module], x: Tensor, targets: Tensor, runs: dict[str, Run]) -> str:
+    """A table of AP, models as columns and attacks as rows, and how far each peer is above us."""
+    outcomes = {
+        name: [attack_with(run, network, x, targets) for network in networks.values()]
+        for name, run in runs.items()
+    }
+    clean = [clean_ap(network, x, targets) for network in networks.values()]
+    rows: dict[str, Sequence[float]] = {"clean": [*clean, np.mean(clean), 0, 0]}
+    best = np.array([outcome.ap for outcome in outcomes["ours worst case"]])
+    for name, done in outcomes.items():
+        aps = np.array([outcome.ap for outcome in done])
+        gradients = np.mean([outcome.gradients for outcome in done])
+        rows[name] = [*aps, aps.mean(), (aps - best).min(), gradients]
+    return table([*networks, "mean", "least above ours", "gradients"], rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="CIFAR-10 as zips")
+    parser.add_argument("--quick", action="store_true", help="digits only, small; writes nothing")
+    options = parser.parse_args()
+    p = digits(quick=options.quick)
+    for p in [digits(quick=options.quick)] :
+        t=time.time()
+        nets={m: trained(p,m) for m in p.methods}
+        print("train", time.time()-t)
+        x=p.test[0].float()/255; y=p.test[1]
+        for norm in NORMS:
+            for b in p.budgets:
+                t=time.time()
+                print(norm,b); print(compare(nets,x,y,attacks_of(ThreatModel(norm,p.epsilons[norm]),b)),flush=True)
+                print(time.time()-t)
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    main()
