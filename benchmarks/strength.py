@@ -18,11 +18,8 @@ and what those import (eagerpy, GitPython, gitdb, smmap, tqdm, pandas, requests,
 
 import argparse
 import copy
-import datetime
-import importlib.metadata
 import io
 import logging
-import platform
 import tempfile
 import time
 import warnings
@@ -324,7 +321,7 @@ def autoattack_runs(threat_model: ThreatModel, budget: int) -> dict[str, Run]:
     }
 
 
-def autoattack(network: nn.Module, threat_model: ThreatModel, attacks: list[str], *, steps: int):  # type: ignore[no-untyped-def]  # noqa: ANN201
+def autoattack(network: nn.Module, threat_model: ThreatModel, attacks: list[str], *, steps: int):  # type: ignore[no-untyped-def]
     from pyautoattack import AutoAttack
     from pyautoattack.autopgd_base import APGDAttack
 
@@ -409,7 +406,9 @@ def batches(x: Tensor) -> list[slice]:
 
 @torch.no_grad()
 def logits_of(network: nn.Module, x: Tensor) -> NDArray[np.float64]:
-    logits: NDArray[np.float64] = torch.cat([network(x[rows]) for rows in batches(x)]).double().numpy()
+    logits: NDArray[np.float64] = (
+        torch.cat([network(x[rows]) for rows in batches(x)]).double().numpy()
+    )
     return logits
 
 
@@ -423,11 +422,15 @@ def clean_ap(network: nn.Module, x: Tensor, targets: Tensor) -> float:
 def table(columns: Sequence[str], rows: dict[str, Sequence[float]]) -> str:
     """Markdown, three decimals."""
     lines = ["| |" + "|".join(columns) + "|", "|---|" + "---:|" * len(columns)]
-    lines += [f"|{name}|" + "|".join(f"{v:.3f}" for v in values) + "|" for name, values in rows.items()]
+    lines += [
+        f"|{name}|" + "|".join(f"{v:.3f}" for v in values) + "|" for name, values in rows.items()
+    ]
     return "\n".join(lines)
 
 
-def compare(networks: dict[str, nn.Module], x: Tensor, targets: Tensor, runs: dict[str, Run]) -> str:
+def compare(
+    networks: dict[str, nn.Module], x: Tensor, targets: Tensor, runs: dict[str, Run]
+) -> str:
     """A table of AP, models as columns and attacks as rows, and how far each peer is above us."""
     outcomes = {
         name: [attack_with(run, network, x, targets) for network in networks.values()]
@@ -445,20 +448,28 @@ def compare(networks: dict[str, nn.Module], x: Tensor, targets: Tensor, runs: di
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="CIFAR-10 as zips")
+    parser.add_argument(
+        "--data", type=Path, default=Path("../shared/data"), help="CIFAR-10 as zips"
+    )
     parser.add_argument("--quick", action="store_true", help="digits only, small; writes nothing")
     options = parser.parse_args()
     p = digits(quick=options.quick)
-    for p in [digits(quick=options.quick)] :
-        t=time.time()
-        nets={m: trained(p,m) for m in p.methods}
-        print("train", time.time()-t)
-        x=p.test[0].float()/255; y=p.test[1]
+    for p in [digits(quick=options.quick)]:
+        t = time.time()
+        nets = {m: trained(p, m) for m in p.methods}
+        print("train", time.time() - t)
+        x = p.test[0].float() / 255
+        y = p.test[1]
         for norm in NORMS:
             for b in p.budgets:
-                t=time.time()
-                print(norm,b); print(compare(nets,x,y,attacks_of(ThreatModel(norm,p.epsilons[norm]),b)),flush=True)
-                print(time.time()-t)
+                t = time.time()
+                print(norm, b)
+                print(
+                    compare(nets, x, y, attacks_of(ThreatModel(norm, p.epsilons[norm]), b)),
+                    flush=True,
+                )
+                print(time.time() - t)
+
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")

@@ -24,13 +24,23 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from core import thresholds
-from core.attacks.base import LossFn, attacking
+from core.acceleration import PROBES, accelerate
+from core.attacks.base import PerImage, attacking
 from core.attacks.registry import build_attack
 from core.attacks.threat_model import ThreatModel
 from core.attacks.worst_case import worst_case
 from core.budget import budget_curve
 from core.certify.bounds import Method, certified_bounds
-from core.config import CURVE_ATTACK, APGDAttack, Attack, AuditConfig, Threat, TransferAttack
+from core.config import (
+    CURVE_ATTACK,
+    APGDAttack,
+    Attack,
+    AuditConfig,
+    PGDAttack,
+    SquareAttack,
+    Threat,
+    TransferAttack,
+)
 from core.errors import ConfigError, DataError, ModelError
 from core.figures import operating_figures
 from core.groups import group_figures
@@ -136,15 +146,22 @@ def attack_shard(
             for rows in _batches(len(images), batch_size):
                 clean[rows] = _score(scorer, _as_input(images[rows], device))
                 on_progress(done := rows.stop)
+        # Only the search runs on what is cheaper: every score is the scorer's own.
+        searched = {
+            attack.key: accelerate(
+                _network(attack, scorer, surrogate),
+                _as_input(images[:PROBES], device),
+                passes=len(images) * _passes(attack),
+            )
+            for attack in attacks
+        }
         for batch, rows in enumerate(_batches(len(images), batch_size)):
             x = _as_input(images[rows], device)
             positives = np.flatnonzero(targets[rows])
             pictures = {"clean": x[positives]}
             for attack in attacks:
-                network = surrogate if isinstance(attack, TransferAttack) else scorer
-                assert network is not None
                 x_adv = build_attack(attack, threat).perturb(
-                    _loss(attack, network, targets[rows], device),
+                    _loss(attack, searched[attack.key], targets[rows], device),
                     x,
                     threat_model=threat_model,
                     generator=_generator(seed, shard, batch, attack.name),
@@ -571,13 +588,34 @@ def _score(scorer: nn.Module, x: Tensor) -> NDArray[np.float64]:
 
 def _loss(
     attack: Attack, network: nn.Module, targets: NDArray[np.int64], device: torch.device
-) -> LossFn:
+) -> PerImage:
     """What an attack ascends: -(2y - 1) * logit, which pushes positives down the ranking and
     negatives up, or, as log(1 + exp) of it, binary cross-entropy."""
     signs = torch.tensor(1 - 2 * targets, dtype=torch.float32, device=device)
     if isinstance(attack, APGDAttack) and attack.loss == "bce":
-        return lambda x: F.softplus(signs * _logits(network, x))
-    return lambda x: signs * _logits(network, x)
+        return PerImage(lambda x, signs: F.softplus(signs * _logits(network, x)), signs)
+    return PerImage(lambda x, signs: signs * _logits(network, x), signs)
+
+
+def _network(attack: Attack, scorer: nn.Module, surrogate: nn.Module | None) -> nn.Module:
+    """Whose gradients an attack follows."""
+    if not isinstance(attack, TransferAttack):
+        return scorer
+    assert surrogate is not None
+    return surrogate
+
+
+def _passes(attack: Attack) -> int:
+    """How often an attack shows each image to the network that it follows, about."""
+    match attack:
+        case PGDAttack() | APGDAttack():
+            return attack.restarts * attack.steps
+        case SquareAttack():
+            return attack.queries
+        case TransferAttack():
+            return attack.steps
+        case _:
+            return 1
 
 
 def _generator(seed: int, shard: int, batch: int, attack: str) -> torch.Generator:

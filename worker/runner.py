@@ -22,6 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from core.errors import AdapError
+from models.errors import ModelFileError
 from store import jobs, scores
 from store.artifacts import Blobs, collect_garbage, open_blobs
 from store.database import Database, now
@@ -140,7 +141,7 @@ class Worker:
             )
         except TimeLimitError as error:
             ended = _failure(claim, JobError("timeout", str(error), retryable=True))
-        except (ChildFailedError, AdapError) as error:
+        except (ChildFailedError, AdapError, ModelFileError) as error:
             ended = _failure(claim, JobError(error.code, str(error)))
         except SQLAlchemyError:
             log.exception("job.abandoned", extra={"job_id": job.id})  # its lease will run out

@@ -55,8 +55,12 @@ def leaderboard(
         )
         audits = [(job, model) for job, model in session.execute(query)]
         summary = DatasetSummary.model_validate(dataset.summary)
-    asked = {"positive": positive and sorted(positive), "split": split, "norm": norm}
-    asked["epsilon"] = epsilon
+    asked: dict[str, Any] = {
+        "positive": positive and sorted(positive),
+        "split": split,
+        "norm": norm,
+        "epsilon": epsilon,
+    }
     chosen: dict[str, Any] | None = None
     newest: dict[str, tuple[JobRow, ModelRow]] = {}
     for job, model in audits:
@@ -117,9 +121,7 @@ def _ranked(house: House, audits: list[tuple[JobRow, ModelRow]]) -> list[Contend
                 model_id=model.id,
                 model_name=model.name,
                 job_id=job.id,
-                clean=APFigure(
-                    ap=summary["clean_ap"], interval=percentile_interval(own["clean"])
-                ),
+                clean=APFigure(ap=summary["clean_ap"], interval=percentile_interval(own["clean"])),
                 worst_case=APFigure(
                     ap=summary["worst_case_ap"], interval=percentile_interval(own["worst_case"])
                 ),

@@ -17,7 +17,7 @@ from core.report_junit import junit
 from store import jobs, keys
 from store.artifacts import open_blobs
 from store.tables import JobKind, JobRow, JobStatus
-from tests.api.conftest import SUMMARY, Api, save_scorer
+from tests.api.conftest import CLASSIFIER, MANIFEST, PETS, SUMMARY, Api
 from tests.reports import stored
 
 Check = Callable[..., dict[str, Any]]
