@@ -22,7 +22,7 @@ from core.attacks.base import LossFn, attacking
 from core.attacks.registry import build_attack
 from core.attacks.threat_model import ThreatModel
 from core.attacks.worst_case import worst_case
-from core.config import Attack, Threat, TransferAttack
+from core.config import Attack, OperatingPoint, Threat, TransferAttack
 from core.errors import ConfigError, DataError, ModelError
 from core.figures import operating_figures
 from core.intervals import RESAMPLES, percentile_interval, resampled_ap
@@ -248,7 +248,7 @@ def figures(
             ),
         ),
         resamples=resamples,
-        operating=operating_figures(scores.clean, worst, targets),
+        operating=operating_figures(scores.clean, worst, targets, at=OperatingPoint()),
     )
 
 

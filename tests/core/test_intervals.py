@@ -37,11 +37,16 @@ def counts_of(targets, *, resamples, seed):
     return counts
 
 
-def sklearn_on_copies(scores, targets, counts):
-    """AP of the examples copied out `counts` times, copies kept apart but side by side."""
+def sklearn_on_copies(scores, targets, counts, *, prevalence=None):
+    """AP of the examples copied out `counts` times, copies kept apart but side by side; weighted
+    so that positives are the share `prevalence`."""
     index = np.repeat(np.arange(len(targets)), counts)
-    best_first = index[np.argsort(-scores[index], kind="stable")]
-    return average_precision_score(targets[best_first], -np.arange(len(best_first)))
+    best_first = targets[index[np.argsort(-scores[index], kind="stable")]]
+    weight = None
+    if prevalence is not None:
+        shares = np.array([1 - prevalence, prevalence]) / np.bincount(best_first)
+        weight = shares[best_first]
+    return average_precision_score(best_first, -np.arange(len(best_first)), sample_weight=weight)
 
 
 @pytest.mark.parametrize(("positives", "negatives"), [(7, 33), (40, 3), (60, 2000)])
@@ -59,6 +64,35 @@ def test_every_resample_has_the_ap_that_scikit_learn_gives_it(positives, negativ
     for name, logits in (("one", scores), ("other", other)):
         expected = [sklearn_on_copies(logits, targets, row) for row in counts]
         np.testing.assert_allclose(ap[name], expected, rtol=0, atol=EXACT)
+
+
+@pytest.mark.parametrize("prevalence", [0.001, 0.05, 0.5, 1])
+def test_every_resample_is_carried_over_to_a_prevalence_as_scikit_learn_weights_it(prevalence):
+    scores, targets = ranking(12, 48)
+    ap = resampled_ap(
+        {"": scores},
+        targets,
+        prevalence=prevalence,
+        resamples=100,
+        generator=np.random.default_rng(5),
+    )
+    expected = [
+        sklearn_on_copies(scores, targets, row, prevalence=prevalence)
+        for row in counts_of(targets, resamples=100, seed=5)
+    ]
+    np.testing.assert_allclose(ap[""], expected, rtol=0, atol=EXACT)
+
+
+def test_at_its_own_prevalence_nothing_changes():
+    scores, targets = ranking(12, 48)
+    own, stated = (
+        resampled_ap({"": scores}, targets, prevalence=share, generator=np.random.default_rng(5))[
+            ""
+        ]
+        for share in (None, 12 / 60)
+    )
+    np.testing.assert_allclose(own, stated, rtol=0, atol=EXACT)
+    assert len(own) == 2000  # unless told otherwise
 
 
 def test_where_no_positive_is_doubled_it_is_scikit_learns_weighted_ap():
@@ -211,6 +245,9 @@ def test_what_cannot_be_resampled_is_refused():
         resampled_ap({"": [1, np.nan]}, [1, 0], generator=generator)
     with pytest.raises(DataError, match="got 2 positives among 2"):
         resampled_ap({"": [1, 0]}, [1, 1], generator=generator)
+    for share in (0, 1.5):
+        with pytest.raises(ConfigError, match=f"above 0 and at most 1, got {share}"):
+            resampled_ap({"": [1, 0]}, [1, 0], prevalence=share, generator=generator)
     for level in (0, 1, 95):
         with pytest.raises(ConfigError, match=f"between 0 and 1, got {level}"):
             percentile_interval(np.zeros(3), level=level)
