@@ -91,7 +91,7 @@ def main() -> None:
         (100_000, 10_000),
         (100_000, 50_000),
     ):
-        for sets in (1, 2):
+        for sets in (1, 2, 5):
             seconds, peak = cost(
                 examples=examples, positives=positives, sets=sets, resamples=args.resamples
             )

@@ -452,7 +452,7 @@ def figures(
             )
         ),
         resamples=len(resampled["clean"]),
-        operating=operating_figures(scores.clean, worst, targets),
+        operating=operating_figures(scores.clean, worst, targets, at=config.operating),
     )
 
 

@@ -4,6 +4,7 @@
     recall_at_precision     how many positives can be had at a given purity
     tpr_at_fpr              how many positives can be had for a given share of false alarms
     ap_at_prevalence        AP where positives are rarer, or more common, than here
+    negative_weight         what a negative weighs there
     threshold_at_fpr        where to alarm, chosen on the scores at hand
     operating_figures       all of them, clean and in the worst case, as the report shows them
 
@@ -14,14 +15,12 @@ module imports no torch.
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from core.config import OperatingPoint
 from core.errors import ConfigError
 from core.ranking import checked
 from core.report import Alarms, Operating, OperatingFigures
 
 TOP = 100
-PRECISION = 0.9
-FALSE_POSITIVE_RATE = 0.01
-PREVALENCE = 0.01
 
 
 def precision_at_k(scores: ArrayLike, targets: ArrayLike, *, k: int) -> float:
@@ -34,7 +33,7 @@ def precision_at_k(scores: ArrayLike, targets: ArrayLike, *, k: int) -> float:
     """
     scores, targets = checked(scores, targets)
     if not 1 <= k <= len(scores):
-        raise ConfigError(f"expected k between 1 and {len(scores)}, got {k}")
+        raise ConfigError(f"expected k between 1 and the {len(scores)} examples, got {k}")
     return float(targets[np.lexsort((targets, -scores))[:k]].mean())
 
 
@@ -69,17 +68,23 @@ def tpr_at_fpr(scores: ArrayLike, targets: ArrayLike, *, fpr: float) -> float:
 def ap_at_prevalence(scores: ArrayLike, targets: ArrayLike, *, prevalence: float) -> float:
     """AP with every negative weighted so that positives are this share of the examples.
 
-    With P positives and N negatives a negative weighs w = P (1 - prevalence) / (N prevalence), and
-    the k-th positive, behind f_k negatives, has precision k / (k + w f_k). At the data set's own
-    prevalence this is `average_precision`.
+    The k-th positive, behind f_k negatives of `negative_weight` w, has precision k / (k + w f_k).
+    At the data set's own prevalence this is `average_precision`.
 
     Raises ConfigError for a prevalence outside (0, 1], DataError for what cannot be ranked.
     """
-    _refuse_outside_unit_interval(prevalence, "a prevalence")
     found, false_alarms = _found_and_false_alarms(scores, targets)
-    negatives = np.asarray(targets).size - len(found)
-    weight = len(found) * (1 - prevalence) / (negatives * prevalence)
+    weight = negative_weight(len(found), np.size(targets) - len(found), prevalence=prevalence)
     return float((found / (found + weight * false_alarms)).mean())
+
+
+def negative_weight(positives: int, negatives: int, *, prevalence: float) -> float:
+    """P (1 - prevalence) / (N prevalence): with it P positives are this share of P + N examples.
+
+    Raises ConfigError for a prevalence outside (0, 1].
+    """
+    _refuse_outside_unit_interval(prevalence, "a prevalence")
+    return positives * (1 - prevalence) / (negatives * prevalence)
 
 
 def threshold_at_fpr(scores: ArrayLike, targets: ArrayLike, *, fpr: float) -> float:
@@ -100,24 +105,30 @@ def threshold_at_fpr(scores: ArrayLike, targets: ArrayLike, *, fpr: float) -> fl
 
 
 def operating_figures(
-    clean: NDArray[np.float64], worst: NDArray[np.float64], targets: NDArray[np.int64]
+    clean: NDArray[np.float64],
+    worst: NDArray[np.float64],
+    targets: NDArray[np.int64],
+    *,
+    at: OperatingPoint,
 ) -> Operating:
-    """The figures at the levels of this module, for (N,) clean and (N,) worst-case logits.
+    """The figures at an operating point, for (N,) clean and (N,) worst-case logits.
 
-    k is TOP, or the number of positives where there are fewer, so that a perfect ranking has
-    precision 1 at k. The alarm threshold is chosen on the clean scores and stays there under
-    attack, as it would in operation; `tpr_at_fpr` chooses anew.
+    k is by default TOP, or the number of positives where there are fewer, so that a perfect
+    ranking has precision 1 at k. The alarm threshold is chosen on the clean scores and stays there
+    under attack, as it would in operation; `tpr_at_fpr` chooses anew.
+
+    Raises ConfigError for a k above N, DataError for what cannot be ranked.
     """
-    k = min(TOP, int(targets.sum()))
-    threshold = threshold_at_fpr(clean, targets, fpr=FALSE_POSITIVE_RATE)
+    k = min(TOP, int(targets.sum())) if at.k is None else at.k
+    threshold = threshold_at_fpr(clean, targets, fpr=at.fpr)
 
     def figures(logits: NDArray[np.float64]) -> OperatingFigures:
         alarmed = logits > threshold
         return OperatingFigures(
             precision_at_k=precision_at_k(logits, targets, k=k),
-            recall_at_precision=recall_at_precision(logits, targets, precision=PRECISION),
-            tpr_at_fpr=tpr_at_fpr(logits, targets, fpr=FALSE_POSITIVE_RATE),
-            ap_at_prevalence=ap_at_prevalence(logits, targets, prevalence=PREVALENCE),
+            recall_at_precision=recall_at_precision(logits, targets, precision=at.precision),
+            tpr_at_fpr=tpr_at_fpr(logits, targets, fpr=at.fpr),
+            ap_at_prevalence=ap_at_prevalence(logits, targets, prevalence=at.prevalence),
             alarms=Alarms(
                 positives=int((alarmed & (targets == 1)).sum()),
                 negatives=int((alarmed & (targets == 0)).sum()),
@@ -126,9 +137,9 @@ def operating_figures(
 
     return Operating(
         k=k,
-        precision=PRECISION,
-        fpr=FALSE_POSITIVE_RATE,
-        prevalence=PREVALENCE,
+        precision=at.precision,
+        fpr=at.fpr,
+        prevalence=at.prevalence,
         threshold=threshold,
         clean=figures(clean),
         worst_case=figures(worst),

@@ -18,10 +18,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from core.errors import ConfigError
+from core.figures import negative_weight
 from core.ranking import checked
 from core.report import Interval
 
-RESAMPLES = 1000
+RESAMPLES = 2000
 LEVEL = 0.95
 DRAWS_AT_ONCE = 2**18  # bounds the memory, and fits a processor's cache
 
@@ -30,14 +31,18 @@ def resampled_ap(
     scores: Mapping[str, ArrayLike],
     targets: ArrayLike,
     *,
+    prevalence: float | None = None,
     resamples: int = RESAMPLES,
     generator: np.random.Generator,
 ) -> dict[str, NDArray[np.float64]]:
     """(resamples,) APs of each score set; entry i of all of them is of one and the same resample.
 
     scores: for each name (N,) scores of the same N examples.  targets: (N,) in {0, 1}.
+    prevalence: share of positives to which each AP is carried over, as `ap_at_prevalence` does; by
+    default it stays what it is.
 
-    Raises ConfigError without resamples, DataError for what cannot be ranked.
+    Raises ConfigError without resamples and for a prevalence outside (0, 1], DataError for what
+    cannot be ranked.
 
     >>> generator = np.random.default_rng(0)
     >>> ap = resampled_ap({"a": [3, 2, 1, 0], "b": [3, 0, 1, 2]}, [1, 1, 0, 0], generator=generator)
@@ -47,18 +52,25 @@ def resampled_ap(
     if resamples < 1:
         raise ConfigError(f"expected at least 1 resample, got {resamples}")
     ranked = {name: _ranked(*checked(logits, targets)) for name, logits in scores.items()}
+    targets = np.asarray(targets)
+    weight = 1.0  # of a negative
+    if prevalence is not None:
+        count = int(targets.sum())
+        weight = negative_weight(count, len(targets) - count, prevalence=prevalence)
     ap: dict[str, list[NDArray[np.float64]]] = {name: [] for name in scores}
     for positives, negatives in stratified_counts(
-        np.asarray(targets), resamples=resamples, generator=generator
+        targets, resamples=resamples, generator=generator
     ):
         for name, (best_positives, best_negatives, above) in ranked.items():
             # `above` counts among the examples; in a resample each weighs as often as drawn.
+            # take() keeps rows side by side, which [:, index] does not: several times faster.
             drawn = np.zeros((len(negatives), negatives.shape[1] + 1), np.int32)
-            np.cumsum(negatives[:, best_negatives], axis=1, out=drawn[:, 1:])
-            drawn_above = drawn[:, above]  # (R, P)
-            copies = np.repeat(drawn_above.ravel(), positives[:, best_positives].ravel())
+            np.cumsum(negatives.take(best_negatives, axis=1), axis=1, out=drawn[:, 1:])
+            drawn_above = drawn.take(above, axis=1)  # (R, P)
+            copies = positives.take(best_positives, axis=1)
+            false_alarms = np.repeat(drawn_above.ravel(), copies.ravel()).reshape(copies.shape)
             k = np.arange(1, positives.shape[1] + 1)
-            ap[name].append((k / (k + copies.reshape(drawn_above.shape))).mean(axis=1))
+            ap[name].append((k / (k + weight * false_alarms)).mean(axis=1))
     return {name: np.concatenate(chunks) for name, chunks in ap.items()}
 
 

@@ -139,7 +139,7 @@ class GroupGap(ReportValue):
 
     best: str
     worst: str
-    difference: Difference
+    difference: Difference = Field(description="on resamples of their own: the examples differ")
 
 
 class Groups(ReportValue):

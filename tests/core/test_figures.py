@@ -8,10 +8,11 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 
 import core.figures
 from core import audit
-from core.config import PGDAttack
+from core.config import AuditConfig, OperatingPoint, PGDAttack
 from core.errors import ConfigError, DataError
 from core.figures import (
     ap_at_prevalence,
+    negative_weight,
     operating_figures,
     precision_at_k,
     recall_at_precision,
@@ -95,7 +96,7 @@ def test_alarms_are_counted_at_the_threshold_of_the_clean_scores():
     targets = np.repeat([1, 0], [50, 1000])
     clean = rng.normal(size=1050) + 3 * targets
     worst = clean - 1.5 * (2 * targets - 1)
-    found = operating_figures(clean, worst, targets)
+    found = operating_figures(clean, worst, targets, at=OperatingPoint())
     assert (found.k, found.precision, found.fpr, found.prevalence) == (50, 0.9, 0.01, 0.01)
     # One in a hundred of 1000 negatives alarms, and under attack whatever then is above.
     assert found.clean.alarms.negatives == 10
@@ -113,14 +114,40 @@ def test_alarms_are_counted_at_the_threshold_of_the_clean_scores():
     assert found.worst_case.alarms.positives / 50 > found.worst_case.tpr_at_fpr
 
 
+def test_the_figures_are_read_off_at_the_operating_point_that_is_asked_for():
+    rng = np.random.default_rng(0)
+    targets = np.repeat([1, 0], [150, 850])
+    clean = rng.normal(size=1000) + 2 * targets
+    worst = clean - targets
+    point = OperatingPoint(k=7, precision=0.5, fpr=0.2, prevalence=0.3)
+    found = operating_figures(clean, worst, targets, at=point)
+    assert (found.k, found.precision, found.fpr, found.prevalence) == (7, 0.5, 0.2, 0.3)
+    assert found.threshold == threshold_at_fpr(clean, targets, fpr=0.2)
+    assert found.clean.alarms.negatives == 170  # a fifth of 850
+    for logits, figures in ((clean, found.clean), (worst, found.worst_case)):
+        assert figures.precision_at_k == precision_at_k(logits, targets, k=7)
+        assert figures.recall_at_precision == recall_at_precision(logits, targets, precision=0.5)
+        assert figures.tpr_at_fpr == tpr_at_fpr(logits, targets, fpr=0.2)
+        assert figures.ap_at_prevalence == ap_at_prevalence(logits, targets, prevalence=0.3)
+    assert operating_figures(clean, worst, targets, at=OperatingPoint()).k == 100
+    assert operating_figures(clean, worst, targets, at=OperatingPoint(k=1000)).k == 1000
+    with pytest.raises(ConfigError, match="expected k between 1 and the 1000 examples, got 1001"):
+        operating_figures(clean, worst, targets, at=OperatingPoint(k=1001))
+
+
 def test_the_report_and_its_page_show_intervals_and_figures_of_operation():
     rng = np.random.default_rng(0)
     targets = np.repeat([1, 0], [120, 1080])
     clean = rng.normal(size=1200) + 3 * targets
     hurt = clean - rng.uniform(0, 2, 1200) * (2 * targets - 1)
     scores = Scores([str(i) for i in range(1200)], targets, clean, {"pgd": hurt})
-    task = audit.figures(scores, positive=["truck"], attacks=[PGDAttack()], resamples=200)
-    assert task.operating == operating_figures(clean, hurt, targets)
+    task = audit.figures(
+        scores,
+        positive=["truck"],
+        config=AuditConfig(attacks=[PGDAttack()]),
+        resampled=audit.resample(scores, resamples=200),
+    )
+    assert task.operating == operating_figures(clean, hurt, targets, at=OperatingPoint())
 
     report = report_of(scores).model_copy(update={"tasks": [task]})
     assert type(report).model_validate_json(report.model_dump_json()) == report
@@ -156,6 +183,8 @@ def test_the_report_and_its_page_show_intervals_and_figures_of_operation():
 
 @pytest.mark.parametrize("wrong", [0, -0.5, 1.5, float("nan")])
 def test_shares_that_are_none_are_refused(wrong):
+    with pytest.raises(ConfigError, match=f"got {wrong}"):
+        negative_weight(1, 1, prevalence=wrong)
     for figure, name in (
         (recall_at_precision, "precision"),
         (tpr_at_fpr, "fpr"),
@@ -168,7 +197,7 @@ def test_shares_that_are_none_are_refused(wrong):
 
 @pytest.mark.parametrize("k", [0, 3])
 def test_k_outside_the_ranking_is_refused(k):
-    with pytest.raises(ConfigError, match=f"between 1 and 2, got {k}"):
+    with pytest.raises(ConfigError, match=f"between 1 and the 2 examples, got {k}"):
         precision_at_k([1, 0], [1, 0], k=k)
 
 

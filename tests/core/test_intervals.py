@@ -10,7 +10,7 @@ from sklearn.metrics import average_precision_score
 
 import core.intervals
 from core import audit
-from core.config import PGDAttack
+from core.config import AuditConfig, PGDAttack
 from core.errors import ConfigError, DataError
 from core.intervals import percentile_interval, resampled_ap, stratified_counts
 from core.ranking import floor_ap
@@ -37,11 +37,16 @@ def counts_of(targets, *, resamples, seed):
     return counts
 
 
-def sklearn_on_copies(scores, targets, counts):
-    """AP of the examples copied out `counts` times, copies kept apart but side by side."""
+def sklearn_on_copies(scores, targets, counts, *, prevalence=None):
+    """AP of the examples copied out `counts` times, copies kept apart but side by side; weighted
+    so that positives are the share `prevalence`."""
     index = np.repeat(np.arange(len(targets)), counts)
-    best_first = index[np.argsort(-scores[index], kind="stable")]
-    return average_precision_score(targets[best_first], -np.arange(len(best_first)))
+    best_first = targets[index[np.argsort(-scores[index], kind="stable")]]
+    weight = None
+    if prevalence is not None:
+        shares = np.array([1 - prevalence, prevalence]) / np.bincount(best_first)
+        weight = shares[best_first]
+    return average_precision_score(best_first, -np.arange(len(best_first)), sample_weight=weight)
 
 
 @pytest.mark.parametrize(("positives", "negatives"), [(7, 33), (40, 3), (60, 2000)])
@@ -59,6 +64,35 @@ def test_every_resample_has_the_ap_that_scikit_learn_gives_it(positives, negativ
     for name, logits in (("one", scores), ("other", other)):
         expected = [sklearn_on_copies(logits, targets, row) for row in counts]
         np.testing.assert_allclose(ap[name], expected, rtol=0, atol=EXACT)
+
+
+@pytest.mark.parametrize("prevalence", [0.001, 0.05, 0.5, 1])
+def test_every_resample_is_carried_over_to_a_prevalence_as_scikit_learn_weights_it(prevalence):
+    scores, targets = ranking(12, 48)
+    ap = resampled_ap(
+        {"": scores},
+        targets,
+        prevalence=prevalence,
+        resamples=100,
+        generator=np.random.default_rng(5),
+    )
+    expected = [
+        sklearn_on_copies(scores, targets, row, prevalence=prevalence)
+        for row in counts_of(targets, resamples=100, seed=5)
+    ]
+    np.testing.assert_allclose(ap[""], expected, rtol=0, atol=EXACT)
+
+
+def test_at_its_own_prevalence_nothing_changes():
+    scores, targets = ranking(12, 48)
+    own, stated = (
+        resampled_ap({"": scores}, targets, prevalence=share, generator=np.random.default_rng(5))[
+            ""
+        ]
+        for share in (None, 12 / 60)
+    )
+    np.testing.assert_allclose(own, stated, rtol=0, atol=EXACT)
+    assert len(own) == 2000  # unless told otherwise
 
 
 def test_where_no_positive_is_doubled_it_is_scikit_learns_weighted_ap():
@@ -166,7 +200,10 @@ def test_an_audit_puts_intervals_around_its_figures_and_a_paired_one_around_the_
 
     def figures(seed):
         return audit.figures(
-            scores, positive=["truck"], attacks=[PGDAttack()], seed=seed, resamples=250
+            scores,
+            positive=["truck"],
+            config=AuditConfig(attacks=[PGDAttack()]),
+            resampled=audit.resample(scores, seed=seed, resamples=250),
         )
 
     task = figures(3)
@@ -199,7 +236,12 @@ def test_the_drop_to_the_worst_case_is_never_negative():
         rng = np.random.default_rng(seed)
         attacked = {"pgd": clean + rng.normal(size=30)}
         scores = Scores([str(i) for i in range(30)], targets, clean, attacked)
-        task = audit.figures(scores, positive=["truck"], attacks=[PGDAttack()], resamples=100)
+        task = audit.figures(
+            scores,
+            positive=["truck"],
+            config=AuditConfig(attacks=[PGDAttack()]),
+            resampled=audit.resample(scores, resamples=100),
+        )
         assert task.worst_case.drop.interval.low >= -EXACT
 
 
@@ -211,6 +253,9 @@ def test_what_cannot_be_resampled_is_refused():
         resampled_ap({"": [1, np.nan]}, [1, 0], generator=generator)
     with pytest.raises(DataError, match="got 2 positives among 2"):
         resampled_ap({"": [1, 0]}, [1, 1], generator=generator)
+    for share in (0, 1.5):
+        with pytest.raises(ConfigError, match=f"above 0 and at most 1, got {share}"):
+            resampled_ap({"": [1, 0]}, [1, 0], prevalence=share, generator=generator)
     for level in (0, 1, 95):
         with pytest.raises(ConfigError, match=f"between 0 and 1, got {level}"):
             percentile_interval(np.zeros(3), level=level)

