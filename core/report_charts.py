@@ -345,7 +345,6 @@ def epsilon_chart(task: TaskReport, curve: EpsilonCurve, threat: Threat) -> Figu
                 _level(task.floor, dash="dot"),
                 {
                     "type": "line",
-                    "layer": "between",
                     "yref": "paper",
                     "x0": threat.epsilon,
                     "x1": threat.epsilon,
@@ -528,7 +527,6 @@ def _level(y: float, *, dash: str, color: str = "--muted") -> Figure:
     """A line across the whole figure at this AP."""
     return {
         "type": "line",
-        "layer": "between",  # over the grid, under the curves
         "xref": "paper",
         "x0": 0,
         "x1": 1,
