@@ -144,7 +144,7 @@ def test_the_report_and_its_page_show_intervals_and_figures_of_operation():
     task = audit.figures(
         scores,
         positive=["truck"],
-        config=AuditConfig(attacks=[PGDAttack()]),
+        config=AuditConfig(attacks=[PGDAttack()], budgets=[]),
         resampled=audit.resample(scores, resamples=200),
     )
     assert task.operating == operating_figures(clean, hurt, targets, at=OperatingPoint())
