@@ -18,8 +18,11 @@ and what those import (eagerpy, GitPython, gitdb, smmap, tqdm, pandas, requests,
 
 import argparse
 import copy
+import datetime
+import importlib.metadata
 import io
 import logging
+import platform
 import tempfile
 import time
 import warnings
@@ -414,39 +417,13 @@ def batches(x: Tensor) -> list[slice]:
 
 @torch.no_grad()
 def logits_of(network: nn.Module, x: Tensor) -> NDArray[np.float64]:
-<<<<<<< HEAD
-    logits: NDArray[np.float64] = (
-        torch.cat([network(x[rows]) for rows in batches(x)]).double().numpy()
-    )
-    return logits
-
-
-def clean_ap(network: nn.Module, x: Tensor, targets: Tensor) -> float:
-    return average_precision(logits_of(network, x), targets.numpy())
-=======
     logits = torch.cat([network(x[rows]) for rows in batches(x)])
     return logits.double().numpy()
->>>>>>> strength
 
 
 # --- the report -----------------------------------------------------------------------------------
 
 
-<<<<<<< HEAD
-def table(columns: Sequence[str], rows: dict[str, Sequence[float]]) -> str:
-    """Markdown, three decimals."""
-    lines = ["| |" + "|".join(columns) + "|", "|---|" + "---:|" * len(columns)]
-    lines += [
-        f"|{name}|" + "|".join(f"{v:.3f}" for v in values) + "|" for name, values in rows.items()
-    ]
-    return "\n".join(lines)
-
-
-def compare(
-    networks: dict[str, nn.Module], x: Tensor, targets: Tensor, runs: dict[str, Run]
-) -> str:
-    """A table of AP, models as columns and attacks as rows, and how far each peer is above us."""
-=======
 def table(corner: str, columns: Sequence[str], rows: dict[str, Sequence[str]]) -> str:
     lines = [f"| {corner} | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
     lines += [f"| {name} | " + " | ".join(values) + " |" for name, values in rows.items()]
@@ -459,7 +436,6 @@ def compare_gradients(problem: Problem, norm: Norm, budget: int) -> str:
     networks = [trained(problem, method) for method in problem.methods]
     threat_model = ThreatModel(norm, problem.epsilons[norm])
     runs = {"clean": unattacked, **attacks_of(threat_model, budget)}
->>>>>>> strength
     outcomes = {
         name: [outcome(run, network, x, targets) for network in networks]
         for name, run in runs.items()
@@ -560,26 +536,6 @@ def main() -> None:
     parser.add_argument(
         "--data", type=Path, default=Path("../shared/data"), help="CIFAR-10 as zips"
     )
-<<<<<<< HEAD
-    parser.add_argument("--quick", action="store_true", help="digits only, small; writes nothing")
-    options = parser.parse_args()
-    p = digits(quick=options.quick)
-    for p in [digits(quick=options.quick)]:
-        t = time.time()
-        nets = {m: trained(p, m) for m in p.methods}
-        print("train", time.time() - t)
-        x = p.test[0].float() / 255
-        y = p.test[1]
-        for norm in NORMS:
-            for b in p.budgets:
-                t = time.time()
-                print(norm, b)
-                print(
-                    compare(nets, x, y, attacks_of(ThreatModel(norm, p.epsilons[norm]), b)),
-                    flush=True,
-                )
-                print(time.time() - t)
-=======
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="digits only, small; writes nothing")
     options = parser.parse_args()
@@ -612,7 +568,6 @@ def main() -> None:
     if not options.quick:
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(report)
->>>>>>> strength
 
 
 if __name__ == "__main__":
