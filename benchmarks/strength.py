@@ -492,7 +492,8 @@ HOW = """\
 Rows are attacks, columns are networks (small_cnn, by the method they were trained with). A figure
 is the AP that is left; lower means a stronger attack. Every attack had the same test images, threat
 model and number of gradient evaluations an image, which were counted inside the network (last
-column; fewer where an attack left images alone). PGD takes steps of 2.5 epsilon over their number in
+column; fewer where an attack left images alone). PGD takes steps of 2.5 epsilon over their number
+in
 every library; other settings are the library's own. "Best loss" calls APGD past its public
 interface, where it goes on after the label has flipped and returns its best iterate. Each image
 counts with its lowest margin over the clean image and what the attack returned, the peers' too;

@@ -225,20 +225,28 @@ def _curve(book: _Book, task: Json, scores: "_Scores") -> Iterator[tuple[str, Js
 
 
 def _budget(book: _Book, task: Json, scores: "_Scores", worst: Floats) -> None:
+    """Exact for one image and for all that can change; between them greedy choices may differ, and
+    what is left must lie between those two."""
     points, targets = task["budget_curve"], scores.targets
-    if not points:
-        return
-    most = max(point["images"] for point in points)
     for role, may in (
         ("hide_positives", targets == 1),
         ("push_negatives", targets == 0),
         ("both", np.ones(len(targets), bool)),
     ):
-        left = greedy(scores.clean, np.where(may, worst, scores.clean), targets, steps=most)
+        reached = np.where(may, worst, scores.clean)
+        one, everything = greedy(scores.clean, reached, targets, steps=1)[-1], _ap(reached, targets)
+        changeable = int((reached != scores.clean).sum())
+        previous = one
         for point in points:
-            images = point["images"]
-            reached = left[min(images, len(left) - 1)]
-            book.number(f"budget_curve.{images}.{role}", point[role], reached)
+            images, reported = point["images"], point[role]
+            if images == 1:
+                expected = one
+            elif images >= changeable:
+                expected = everything
+            else:
+                expected = float(np.clip(reported, everything, previous))
+            book.number(f"budget_curve.{images}.{role}", reported, expected)
+            previous = expected
 
 
 def _operating(
