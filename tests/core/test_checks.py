@@ -293,6 +293,10 @@ FOOLING = {
         lambda network, x: (network(x) * 2).round() / 2 + 1e-3 * (1e3 * network(x)).sin(),
         {"converged", "restarts"},
     ),
+    "a fast sine": (
+        lambda network, x: network(x) + (100 * network(x)).sin(),
+        {"converged", "restarts", "eight_bit"},
+    ),
     "gradients that point backwards": (
         lambda network, x: 2 * network(x).detach() - network(x),
         {"noise_weaker", "black_box_weaker", "reaches_floor"},
