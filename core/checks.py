@@ -55,8 +55,8 @@ Logits = NDArray[np.float64]
 # networks reach, and what fooling ones do, is in docs/trust.md.
 
 # Of an AP that should not change. The sample is half positives, where AP is steadiest, and the runs
-# compared share their images and mostly their starts: on honest networks they differ by 0.008 at
-# most. A single positive weighs 1 / P, so few of them must not decide: see `_ap_limits`.
+# compared share their images and mostly their starts: on honest networks they differ by 0.005 at
+# most. A single positive weighs 1 / P, so few of them must not decide: see `ap_limits`.
 AP_CHANGE = (0.01, 0.05)
 # Fewer than ten positives leave a limit above this, and no check by AP can say much.
 VAGUE = 0.1
@@ -67,7 +67,7 @@ MARGIN_CHANGE = (0.15, 0.5)
 # take any value.
 ABOVE_FLOOR = (0.02, 0.1)
 # Noise's fall of the mean margin as a share of the attack's. Following the gradient must beat
-# walking at random by far; on honest networks the share is below 0.1.
+# walking at random by far; on honest networks the share is below 0.05.
 NOISE_SHARE = (0.5, 0.9)
 # Share of images on which a black box beats the white box by more than REAL_MARGIN.
 BLACK_BOX_WINS = (0.05, 0.15)

@@ -293,6 +293,10 @@ FOOLING = {
         lambda network, x: (network(x) * 2).round() / 2 + 1e-3 * (1e3 * network(x)).sin(),
         {"converged", "restarts"},
     ),
+    "a fast sine": (
+        lambda network, x: network(x) + (100 * network(x)).sin(),
+        {"converged", "restarts", "eight_bit"},
+    ),
     "gradients that point backwards": (
         lambda network, x: 2 * network(x).detach() - network(x),
         {"noise_weaker", "black_box_weaker", "reaches_floor"},
@@ -342,6 +346,13 @@ def test_a_surrogate_gets_past_gradients_that_point_backwards():
     assert check.status == "fail"
     assert "`transfer`" in check.message
     assert check.figures["transfer_wins"] > 0.9
+
+
+def test_a_black_box_that_wins_image_by_image_is_noticed_while_ap_hardly_moves():
+    backwards = Disguised(lambda network, x: 2 * network(x).detach() - network(x))
+    check = audit(backwards, threat=Threat(epsilon=6 / 255))["black_box_weaker"]
+    assert check.figures["ap_white_box"] - check.figures["ap_square"] < 1 / 48  # one positive's
+    assert check.status == "fail"  # measured: Square is stronger on 79 % of the images
 
 
 def test_the_message_says_what_was_found_and_what_to_do():
@@ -436,6 +447,13 @@ def test_units(threat, status, words):
     check = audit(trained(linear), threat=threat)["units"]
     assert check.status == status
     assert words in check.message
+
+
+def test_a_perturbation_below_half_a_level_does_not_outlive_bytes():
+    check = audit(trained(linear), threat=Threat(epsilon=0.4 / 255))["eight_bit"]
+    assert check.status == "fail"
+    assert check.figures["margin_drop_8_bit"] == 0 < check.figures["margin_drop"]
+    assert check.figures["ap_8_bit"] - check.figures["ap"] < 1 / 48  # AP alone would not tell
 
 
 def test_images_stored_as_zero_and_one_are_noticed():
