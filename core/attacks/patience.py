@@ -10,10 +10,13 @@ from core.errors import ConfigError
 def with_patience(loss_fn: LossFn, patience: int | None) -> LossFn:
     """The loss for one run of an attack that gives up on images; itself if patience is None.
 
-    Raises ConfigError for a loss that cannot be asked about some images of its batch.
+    Raises ConfigError for a patience below 1, and for a loss that cannot be asked about some
+    images of its batch.
     """
     if patience is None:
         return loss_fn
+    if patience < 1:
+        raise ConfigError(f"expected a patience of at least 1, got {patience}")
     if not isinstance(loss_fn, PerImage):
         raise ConfigError(
             "expected a loss of each image by itself (PerImage) for an attack with patience, "

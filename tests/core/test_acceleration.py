@@ -47,7 +47,9 @@ def scorer(name, *, channels=3, size=32):
 
 def assert_same(fast, slow, x):
     assert isinstance(fast, Accelerated)
-    for got, expected in zip(loss_and_gradient(fast, x), loss_and_gradient(slow, x), strict=True):
+    signs = torch.linspace(-2, 1.5, len(x), dtype=x.dtype)
+    ends = [loss_and_gradient(lambda x, f=f: signs * f(x), x) for f in (fast, slow)]
+    for got, expected in zip(*ends, strict=True):
         scale = expected.abs().max()
         torch.testing.assert_close(got / scale, expected / scale, rtol=0, atol=1e-11)
     torch.testing.assert_close(fast(x), slow(x))
@@ -147,6 +149,11 @@ class Twice(Foreign):
         return self.norm(self.conv(self.norm(self.conv(x))))
 
 
+class NormTwice(Foreign):
+    def body(self, x):
+        return self.norm(self.norm(self.conv(x)))
+
+
 class Branch(Foreign):
     def body(self, x):
         y = self.conv(x)
@@ -172,7 +179,7 @@ class Hooked(Foreign):
         return self.norm(self.conv(x))
 
 
-@pytest.mark.parametrize("kind", [Twice, Branch, Overwritten, Tied, Hooked])
+@pytest.mark.parametrize("kind", [Twice, NormTwice, Branch, Overwritten, Tied, Hooked])
 def test_layers_that_do_not_simply_follow_each_other_are_left_alone(kind):
     slow, x = lived_in(kind()), images(size=8)
     fast = accelerate(slow, x, passes=MUCH)

@@ -122,6 +122,22 @@ def test_the_last_iterate_of_a_dropped_image_is_where_it_stopped():
         torch.testing.assert_close(found[i], one_step_on)
 
 
+def test_the_last_iterates_of_two_restarts_compete_dropped_or_not():
+    x, watched = images(), Watched()
+    attack = PGD(30, 0.03, restarts=2, iterate="last", patience=3)
+    found = attack.perturb(watched.loss, x, threat_model=LINF, generator=generator())
+    # Each restart ends with a look at all images, after others at ever fewer.
+    sizes = [len(x_adv) for x_adv, _ in watched.shown]
+    ends = [
+        watched.shown[i][0]
+        for i in range(1, len(sizes))
+        if sizes[i] == COUNT and sizes[i - 1] < COUNT
+    ]
+    ends = torch.stack(ends[:1] + ends[-1:])
+    losses = torch.stack([bumpy(end, FREQUENCY) for end in ends])
+    assert torch.equal(found, ends[losses.argmax(dim=0), torch.arange(COUNT)])
+
+
 def test_a_loss_that_is_always_nan_is_given_up_on():
     shown = []
 
@@ -160,6 +176,13 @@ def test_a_loss_that_cannot_be_asked_about_some_images_is_refused(name):
     with pytest.raises(ConfigError, match=r"PerImage.*patience, got function"):
         BUILDERS[name](3).perturb(loss_fn, images(), threat_model=LINF, generator=generator())
     assert with_patience(loss_fn, None) is loss_fn
+
+
+def test_no_patience_at_all_is_refused():
+    with pytest.raises(ConfigError, match="at least 1, got 0"):
+        PGD(5, 0.1, patience=0).perturb(
+            Watched().loss, images(), threat_model=LINF, generator=generator()
+        )
 
 
 @pytest.mark.parametrize(
