@@ -330,6 +330,13 @@ def test_a_network_made_to_fool_attacks_is_caught_by_name(disguise, named):
     assert failed(found) >= named, found
 
 
+def test_one_batch_that_holds_the_whole_sample_hides_nothing():
+    # Another order of the same batch changes nothing: only images scored alone tell.
+    check = audit(Disguised(batch_normalised), batch_size=128)["batch_independent"]
+    assert check.status == "fail"
+    assert check.figures["largest_change_shuffled"] < 1e-4 < check.figures["largest_change_alone"]
+
+
 def test_a_network_that_remembers_is_caught():
     assert "repeatable" in failed(audit(Remembers()))
 
@@ -417,6 +424,12 @@ def test_too_few_steps_are_noticed():
     check = audit(trained(small_cnn), attacks=[patient])["converged"]
     assert check.status == "caution"
     assert "goes on to pgd with 100 steps" in check.message
+
+
+def test_a_further_start_of_pgd_is_anywhere_in_the_ball_and_not_beside_the_image():
+    still = PGDAttack(steps=1, step_size=1e-6)  # little more than its start
+    figures = audit(trained(small_cnn), attacks=[still])["restarts"].figures
+    assert figures["ap"] - figures["ap_two_starts"] > 0.005
 
 
 def test_one_step_is_compared_with_ten():
@@ -569,6 +582,12 @@ def test_what_progress_raises_ends_the_work_and_leaves_the_networks_as_they_were
         assert all(module.training for module in network.modules())
         assert all(parameter.requires_grad for parameter in network.parameters())
         assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_a_network_left_in_train_mode_is_checked_in_eval_mode():
+    network = nn.Sequential(nn.Dropout(0.5), trained(linear)).train()
+    assert verdict(audit(network)) == "trustworthy"
+    assert network[0].training
 
 
 def test_the_same_seed_gives_the_same_checks():
