@@ -9,7 +9,7 @@ import numpy as np
 
 from core import thresholds
 from core.attacks.worst_case import worst_case
-from core.config import AuditConfig
+from core.config import AuditConfig, OperatingPoint
 from core.figures import ap_at_prevalence, operating_figures
 from core.intervals import percentile_interval, resampled_ap
 from core.ranking import average_precision, count_ties, floor_ap
@@ -130,7 +130,7 @@ def task_of(scores: Scores, *, positive: Sequence[str] = ("truck",), **changes: 
         budget_curve=budget_of(scores, worst),
         groups=groups_of(scores, worst),
         resamples=1000,
-        operating=operating_figures(scores.clean, worst, targets),
+        operating=operating_figures(scores.clean, worst, targets, at=OperatingPoint()),
         **changes,
     )
 

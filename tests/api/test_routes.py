@@ -197,7 +197,13 @@ def test_a_report_that_is_not_there_says_why(api: Api, problem: Check, end: str)
 
 def test_reports_and_scores_are_what_was_stored(api: Api, problem: Check) -> None:
     rows = [
-        {"example_id": str(i), "target": i % 2, "clean": i / 2, "attacks": {"pgd": -i, "apgd": i}}
+        {
+            "task": "cat",
+            "example_id": str(i),
+            "target": i % 2,
+            "clean": i / 2,
+            "attacks": {"pgd": -i, "apgd": i},
+        }
         for i in range(7)
     ]
     blobs = {}

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from core.config import AuditConfig
+from core.config import AuditConfig, OperatingPoint
 from core.figures import ap_at_prevalence, operating_figures
 from core.ranking import average_precision, floor_ap
 from core.report import (
@@ -196,7 +196,7 @@ def report_of(
                 clean=APFigure(ap=clean, interval=interval),
                 attacks={
                     name: AttackFigure(
-                        ap=average_precision(logits, scores.targets),
+                        ap=average_precision(logits, scores.targets, at=OperatingPoint()),
                         interval=interval,
                         attack={"name": name, "steps": 10, "step_size": None},
                         mean_margin_drop=1.25,
@@ -379,7 +379,9 @@ def rich_task(task: TaskReport, scores: Scores, *, groups: Sequence[str]) -> Tas
                 clean_gap=gap("clean_at_prevalence"),
                 worst_case_gap=gap("worst_case_at_prevalence"),
             ),
-            "operating": operating_figures(scores.clean, worst_of(scores), scores.targets),
+            "operating": operating_figures(
+                scores.clean, worst_of(scores), scores.targets, at=OperatingPoint()
+            ),
             "resamples": 2000,
         }
     )
