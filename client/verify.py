@@ -197,7 +197,7 @@ def _task(book: _Book, task: Json, scores: "_Scores", config: Json) -> dict[str,
             found[f"{side}_ap_low"] = task[side]["interval"]["low"]
     if "certified_floor" in ap:
         found["certified_floor"] = ap["certified_floor"]
-    _budget(book, task, scores, worst)
+    _budget(book, task, config, scores, worst)
     found |= _operating(book, task, config, {"clean": scores.clean, "worst_case": worst}, targets)
     return found | _groups(book, task, scores, worst)
 
@@ -224,29 +224,30 @@ def _curve(book: _Book, task: Json, scores: "_Scores") -> Iterator[tuple[str, Js
             yield f"epsilon_curve.{i}", point, scores.curve[point["epsilon"]]
 
 
-def _budget(book: _Book, task: Json, scores: "_Scores", worst: Floats) -> None:
-    """Exact for one image and for all that can change; between them greedy choices may differ, and
-    what is left must lie between those two."""
+def _budget(book: _Book, task: Json, config: Json, scores: "_Scores", worst: Floats) -> None:
+    """Exact for one image and for all that can change. Between them choices among equals differ:
+    what is left must not be above that of plain greedy choice, nor below all changed."""
     points, targets = task["budget_curve"], scores.targets
+    book.same("budget_curve", [point["images"] for point in points], config["budgets"])
     for role, may in (
         ("hide_positives", targets == 1),
         ("push_negatives", targets == 0),
         ("both", np.ones(len(targets), bool)),
     ):
         reached = np.where(may, worst, scores.clean)
-        one, everything = greedy(scores.clean, reached, targets, steps=1)[-1], _ap(reached, targets)
-        changeable = int((reached != scores.clean).sum())
-        previous = one
+        everything, changeable = _ap(reached, targets), int((reached != scores.clean).sum())
+        open_points = [point["images"] for point in points if point["images"] < changeable]
+        left = greedy(scores.clean, reached, targets, steps=max(open_points, default=1))
         for point in points:
             images, reported = point["images"], point[role]
-            if images == 1:
-                expected = one
-            elif images >= changeable:
+            most = left[min(images, len(left) - 1)]
+            if images >= changeable:
                 expected = everything
+            elif images == 1:
+                expected = most
             else:
-                expected = float(np.clip(reported, everything, previous))
+                expected = float(np.clip(reported, everything, max(most, everything)))
             book.number(f"budget_curve.{images}.{role}", reported, expected)
-            previous = expected
 
 
 def _operating(

@@ -196,7 +196,7 @@ def report_of(
                 clean=APFigure(ap=clean, interval=interval),
                 attacks={
                     name: AttackFigure(
-                        ap=average_precision(logits, scores.targets, at=OperatingPoint()),
+                        ap=average_precision(logits, scores.targets),
                         interval=interval,
                         attack={"name": name, "steps": 10, "step_size": None},
                         mean_margin_drop=1.25,
