@@ -30,7 +30,8 @@ NO_JOB = f"job_{'0' * 26}"
 NO_KEY = f"key_{'0' * 26}"
 COMMANDS = """
     up  demo  dataset add|list|show|remove  model add|list|show|export|remove  train  audit  rank
-    leaderboard  score  jobs list|show|watch|cancel|retry  report show|open|save|verify  key create|list|revoke
+    leaderboard  score  jobs list|show|watch|cancel|retry  report show|open|save|verify
+    key create|list|revoke
 """
 
 
