@@ -7,7 +7,8 @@ with the next garbage collection.
 
 from collections.abc import Collection, Mapping
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, insert, select, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from store.database import now
@@ -23,9 +24,18 @@ def find(session: Session, keys: Collection[str]) -> dict[str, str]:
 
 
 def keep(session: Session, blobs: Mapping[str, str]) -> None:
-    """Remember the blob of each key."""
-    for key, sha256 in blobs.items():
-        session.merge(ScoresRow(key=key, blob_sha256=sha256, used_at=now()))
+    """Remember the blob of each key. Two workers may measure the same at the same time: each of
+    them keeps its own, and the last one is remembered."""
+    for key, sha256 in sorted(blobs.items()):  # in one order, so that two never wait for each other
+        values = {"blob_sha256": sha256, "used_at": now()}
+        changed = update(ScoresRow).where(ScoresRow.key == key).values(values)
+        if session.execute(changed.returning(ScoresRow.key)).first() is not None:
+            continue
+        try:
+            with session.begin_nested():
+                session.execute(insert(ScoresRow).values(key=key, **values))
+        except IntegrityError:  # the other worker was in between
+            session.execute(changed)
 
 
 def forget(session: Session, *, unused_s: float) -> None:

@@ -331,15 +331,18 @@ def _audit_files(form: FormData, house: House, caller: Caller) -> JobRow:
         if not isinstance(value, UploadFile):
             raise ApiError("invalid_request", f"/body/{name}: expected a file, got {value!r:.40}")
     fields = ("config", "architecture", "input", "output")
-    text = {name: form.get(name) for name in fields if name in form}
-    if not all(isinstance(value, str) for value in text.values()):
-        raise ApiError("invalid_request", f"/body: expected text in {', '.join(fields)}")
+    text: dict[str, str] = {}
+    for name in fields:
+        value = form.get(name)
+        if isinstance(value, UploadFile):
+            raise ApiError("invalid_request", f"/body/{name}: expected text, got a file")
+        if value is not None:
+            text[name] = value
     try:
-        config = AuditConfig.model_validate_json(str(text.get("config", "{}")))
+        config = AuditConfig.model_validate_json(text.get("config", "{}"))
     except ValidationError as error:
         raise explain_validation(error.errors(), prefix="body/config") from error
-    described = (text.get(name) for name in ("architecture", "input", "output"))
-    manifest = declared_manifest(*described)  # type: ignore[arg-type]
+    manifest = declared_manifest(*(text.get(name) for name in ("architecture", "input", "output")))
     model_file, dataset_file = files["model"], files["dataset"]
     assert isinstance(model_file, UploadFile)
     assert isinstance(dataset_file, UploadFile)
