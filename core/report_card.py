@@ -22,7 +22,7 @@ from core.report import (
     TaskReport,
     ThresholdResult,
 )
-from core.thresholds import LEVELS, measured
+from core.thresholds import got_text, measured
 
 # What Markdown reads inside a line, with the colon and the dot that make bare addresses links.
 _READ = re.compile(r"[\\`*_{}\[\]()#|~!$@:]|(?<=www)\.")
@@ -111,9 +111,7 @@ def _thresholds(report: Report) -> Iterator[str]:
     found = measured(report)
 
     def got(result: ThresholdResult) -> str:
-        if result.figure not in found:
-            return "none"
-        return LEVELS[int(result.got)] if result.figure == "trust" else f"{result.got:.4f}"
+        return got_text(result, ".4f") if result.figure in found else "none"
 
     yield from ("## Thresholds", "")
     yield from _table(

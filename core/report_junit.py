@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from xml.etree import ElementTree
 
 from core.report import Check, Provenance, Report, ThresholdResult
-from core.thresholds import LEVELS, measured
+from core.thresholds import got_text, measured
 
 # XML 1.0 has no way to write these, not even as references.
 _UNWRITABLE = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -56,7 +56,9 @@ def junit(report: Report) -> str:
 def _threshold_case(result: ThresholdResult, found: dict[str, float]) -> ElementTree.Element:
     case = _case("adap.thresholds", result.threshold)
     if not result.passed:
-        got = f"got {_value(result)}" if result.figure in found else "the report has no such figure"
+        got = (
+            f"got {got_text(result)}" if result.figure in found else "the report has no such figure"
+        )
         _failure(case, f"expected {result.threshold}, {got}", kind="threshold")
     return case
 
@@ -82,10 +84,6 @@ def _case(classname: str, name: str) -> ElementTree.Element:
 def _failure(case: ElementTree.Element, message: str, *, kind: str) -> None:
     failure = ElementTree.SubElement(case, "failure", {"message": _text(message), "type": kind})
     failure.text = _text(message)
-
-
-def _value(result: ThresholdResult) -> str:
-    return LEVELS[int(result.got)] if result.figure == "trust" else repr(result.got)
 
 
 def _origin(provenance: Provenance) -> Iterator[tuple[str, str]]:

@@ -34,6 +34,7 @@ from core.errors import DataError
 from core.report import Check, Difference, GroupFigures, Report, TaskReport, Trust
 from core.report_charts import ATTACK_COLORS, ATTACK_DASHES, Figure, Row, ap_text
 from core.scores import Evidence, Scores
+from core.thresholds import got_text
 
 # Shared by the tasks of a report, so that the page of ten weighs little more than that of one.
 CURVE_POINTS = 4000
@@ -319,6 +320,7 @@ _environment = Environment(
     lstrip_blocks=True,
 )
 _environment.filters["ap"] = ap_text
+_environment.filters["got"] = got_text
 _environment.filters["at_least"] = _at_least
 _environment.filters["share"] = _share
 _environment.filters["signed"] = _signed

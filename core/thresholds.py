@@ -5,6 +5,7 @@
     refuse_unknown   before any attack: every threshold names a figure that this audit has
     measured         the figures of a report, by the names that thresholds use
     evaluate         which thresholds are met
+    got_text         what was measured, in words
 
 With several tasks a bare name is the mean over them, and `truck.worst_case_ap` is the figure of one
 task, named by its positive classes (`car+truck` where there are two). `_low` is the lower end of an
@@ -164,6 +165,11 @@ def evaluate(report: Report) -> list[ThresholdResult]:
         )
         for threshold in map(parse, report.provenance.config.get("thresholds", []))
     ]
+
+
+def got_text(result: ThresholdResult, digits: str = "") -> str:
+    """What was measured, for people: a verdict by its name, a number in this format."""
+    return LEVELS[int(result.got)] if result.figure == "trust" else format(result.got, digits)
 
 
 def _figures(task: TaskReport) -> Iterator[tuple[str, float]]:

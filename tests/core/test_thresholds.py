@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from core import thresholds
 from core.config import AuditConfig, Task
 from core.errors import ConfigError
-from core.report import Report, Trust, Verdict
+from core.report import Report, ThresholdResult, Trust, Verdict
 from tests.reports import CONFIG, report_of, scores_of, task_of
 
 TRUCK, CAT = Task(positive=["truck"]), Task(positive=["big cat", "lion"])
@@ -146,3 +146,11 @@ def test_verdicts_are_ordered(tasks: list):
         assert results(report) == {f"trust >= {asked}": (i, i >= j)}
     unknown = report_of(tasks[:1], required=["trust <= trustworthy"], trust=None)
     assert results(unknown) == {"trust <= trustworthy": (0, False)}
+
+
+@pytest.mark.parametrize(
+    ("figure", "got", "shown"), [("trust", 2, "trustworthy"), ("drop", 0.5, "0.5000")]
+)
+def test_a_verdict_is_shown_by_its_name(figure: str, got: float, shown: str) -> None:
+    result = ThresholdResult(threshold=f"{figure} > 0", figure=figure, got=got, passed=True)
+    assert thresholds.got_text(result, ".4f") == shown

@@ -80,6 +80,8 @@ def test_upload_train_audit_report_and_rank(service: str, archive: bytes) -> Non
         lowest = min(figure["ap"] for figure in task["attacks"].values())
         assert task["floor"] <= task["worst_case"]["ap"] <= lowest < task["clean"]["ap"]
         assert report["provenance"]["dataset"]["sha256"] == dataset["sha256"]
+        found = {check["name"]: check["status"] for check in report["trust"]["checks"]}
+        assert "fail" not in found.values(), "an honest network on photographs fails no check"
         page = http.get(audit["links"]["report"], headers={"Accept": "text/html"}).text
         assert "truck" in page
 
