@@ -9,6 +9,7 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from api.errors import ApiError
+from api.quotas import Rates
 from store import keys
 from store.artifacts import Blobs
 from store.database import Database
@@ -26,6 +27,7 @@ class House:
     database: Database
     blobs: Blobs
     broker: Celery
+    rates: Rates
 
     def ring(self, job: JobRow) -> None:
         """Tell the workers of a job whose row is committed; they find it by themselves too."""
@@ -63,6 +65,7 @@ def _caller(
             row = keys.find(session, credentials.credentials)
             if row is None:
                 raise ApiError("unauthorized", "This API key is unknown, revoked or expired.")
+            house.rates.take(row.tenant)
             return Caller(row.tenant, frozenset(row.scopes))
         if keys.any_valid(session):
             raise ApiError(
@@ -70,6 +73,7 @@ def _caller(
                 "Expected an API key in the header `Authorization: Bearer …`, got none.",
             )
     _require_this_machine(request)
+    house.rates.take(LOCAL_TENANT)
     return Caller(LOCAL_TENANT, frozenset({"read", "write", "admin"}))
 
 
@@ -105,12 +109,13 @@ class _Require:
     def __init__(self, scope: Scope) -> None:
         self.scope = scope
 
-    def __call__(self, caller: Annotated[Caller, Depends(_caller)]) -> Caller:
+    def __call__(self, caller: "AnyCaller") -> Caller:
         if self.scope not in caller.scopes:
             raise ApiError("forbidden", f"This needs an API key with the scope {self.scope!r}.")
         return caller
 
 
+AnyCaller = Annotated[Caller, Depends(_caller)]
 Reader = Annotated[Caller, Depends(_Require("read"))]
 Writer = Annotated[Caller, Depends(_Require("write"))]
 Admin = Annotated[Caller, Depends(_Require("admin"))]

@@ -32,13 +32,19 @@ CODES: dict[str, tuple[int, str]] = {
     "conflict": (409, "The state of things does not allow this"),
     "not_ready": (409, "Not ready yet, or rejected"),
     "in_use": (409, "A job that has not ended uses it"),
+    "shown_once": (409, "The answer was shown once and is not kept"),
     "already_finished": (409, "The job has already ended"),
     "too_large": (413, "The request body is too large"),
     "unsupported_media_type": (415, "The request has a content type that this path does not take"),
     "invalid_request": (422, "The request is not valid"),
     "invalid_config": (422, "No run could honour this configuration"),
     "invalid_data": (422, "The data cannot be used for this"),
+    "limit_exceeded": (422, "The request asks for more than this service allows"),
+    "idempotency_key_reused": (422, "The Idempotency-Key stands for another request"),
     "invalid_model": (422, "The model cannot be used for this"),
+    "too_many_jobs": (429, "Too many jobs are queued or running"),
+    "storage_full": (429, "Too much is stored"),
+    "rate_limited": (429, "Too many requests a second"),
     "internal_error": (500, "The service met an error that it did not expect"),
     "storage_unavailable": (503, "The database does not answer"),
 }
@@ -81,9 +87,24 @@ class ApiError(Exception):
         self.headers = headers
 
 
+class Replayed(Exception):  # noqa: N818 - an answer, not an error
+    """A POST that was answered before, by its Idempotency-Key: what it was answered with."""
+
+    def __init__(self, status: int, body: dict[str, Any], location: str | None) -> None:
+        super().__init__("answered before")
+        self.status = status
+        self.body = body
+        self.headers = {"Idempotency-Replayed": "true"}
+        if location is not None:
+            self.headers["Location"] = location
+
+
 def not_found(what: str, identifier: str) -> ApiError:
     """404, also for what belongs to somebody else."""
     return ApiError("not_found", f"There is no {what} {identifier}.")
+
+
+POSTED = ("idempotency_key_reused", "limit_exceeded", "too_many_jobs")  # of every POST of a job
 
 
 def problems(*codes: str) -> dict[int | str, dict[str, Any]]:
@@ -110,6 +131,10 @@ def install(app: FastAPI) -> None:
         return _response(
             request, error.code, error.detail, errors=error.errors, headers=error.headers
         )
+
+    @app.exception_handler(Replayed)
+    def _replayed(_request: Request, replayed: Replayed) -> JSONResponse:
+        return JSONResponse(replayed.body, replayed.status, headers=replayed.headers)
 
     @app.exception_handler(AdapError)
     @app.exception_handler(ModelFileError)

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import errors
 from api.deps import House
+from api.quotas import Rates
 from api.routes import (
     audits,
     catalogue,
@@ -53,7 +54,13 @@ def create_app(settings: Settings) -> "RequestLog":
     The FastAPI application is the `app` of the answer: the log stands outside of everything, as
     FastAPI refuses bodies that are too large before any middleware of its own runs.
     """
-    house = House(settings, Database(settings), open_blobs(settings), make_app(settings))
+    house = House(
+        settings,
+        Database(settings),
+        open_blobs(settings),
+        make_app(settings),
+        Rates(settings.max_tenant_requests_per_s),
+    )
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
