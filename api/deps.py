@@ -8,7 +8,7 @@ from celery import Celery
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from api.errors import ApiError
+from api.errors import ApiError, ErrorItem
 from api.quotas import Rates
 from store import keys
 from store.artifacts import Blobs
@@ -91,6 +91,21 @@ def _require_this_machine(request: Request) -> None:
         raise ApiError(
             "forbidden", "Without API keys only this machine is served; create one to open it."
         )
+
+
+def refuse_unknown_query(request: Request) -> None:
+    """Refuse what a path does not take in its query, as unknown fields of a body are refused."""
+    operation = request.app.openapi()["paths"][request.scope["route"].path]
+    parameters = operation[request.method.lower()].get("parameters", [])
+    known = {parameter["name"] for parameter in parameters if parameter["in"] == "query"}
+    items = [
+        ErrorItem(pointer=f"/query/{name}", detail=f"expected one of {sorted(known)} or nothing")
+        for name in dict.fromkeys(request.query_params)
+        if name not in known
+    ]
+    if items:
+        first = items[0]
+        raise ApiError("invalid_request", f"{first.pointer}: {first.detail}", errors=items)
 
 
 def is_loopback(host: str) -> bool:

@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from sqlalchemy.exc import InterfaceError, OperationalError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from core.errors import AdapError
 from models.errors import ModelFileError
@@ -104,7 +105,12 @@ def not_found(what: str, identifier: str) -> ApiError:
     return ApiError("not_found", f"There is no {what} {identifier}.")
 
 
-POSTED = ("idempotency_key_reused", "limit_exceeded", "too_many_jobs")  # of every POST of a job
+POSTED = (
+    "bad_request",
+    "idempotency_key_reused",
+    "limit_exceeded",
+    "too_many_jobs",
+)  # of every POST of a job
 
 
 def problems(*codes: str) -> dict[int | str, dict[str, Any]]:
@@ -154,7 +160,12 @@ def install(app: FastAPI) -> None:
             detail = f"There is nothing at {request.url.path}; see /docs for what there is."
         elif code == "bad_request":
             detail = f"Expected a request that can be read: {detail}"
-        return _response(request, code, detail, headers=dict(error.headers or {}))
+        headers = dict(error.headers or {})
+        if code == "method_not_allowed":
+            allowed = _allowed(request)
+            headers["Allow"] = ", ".join(allowed)
+            detail = f"Expected {' or '.join(allowed)} at {request.url.path}, got {request.method}."
+        return _response(request, code, detail, headers=headers)
 
     @app.exception_handler(OperationalError)
     @app.exception_handler(InterfaceError)
@@ -167,6 +178,18 @@ def install(app: FastAPI) -> None:
     def _unexpected(request: Request, _error: Exception) -> JSONResponse:
         detail = "The service met an error that it did not expect; the log has the details."
         return _response(request, "internal_error", detail)
+
+
+def _allowed(request: Request) -> list[str]:
+    """The methods that the path of a request takes, whichever route takes them."""
+    return [
+        method
+        for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+        if any(
+            route.matches({**request.scope, "method": method})[0] == Match.FULL
+            for route in request.app.routes
+        )
+    ]
 
 
 def explain_validation(errors: Any, *, prefix: str = "body") -> ApiError:

@@ -5,15 +5,14 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from typing import Any
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from pydantic.json_schema import models_json_schema
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import errors
-from api.deps import House
+from api.deps import House, refuse_unknown_query
 from api.quotas import Rates
 from api.routes import (
     audits,
@@ -74,6 +73,7 @@ def create_app(settings: Settings) -> "RequestLog":
         lifespan=lifespan,
         max_body_size=settings.max_upload_bytes,
         form_limits={"max_files": 1001, "max_fields": 1001, "max_part_size": 64 * 1024},
+        dependencies=[Depends(refuse_unknown_query)],
         redirect_slashes=False,
         separate_input_output_schemas=False,
     )
@@ -136,18 +136,12 @@ def _complete_openapi(app: FastAPI) -> None:
 
     Error answers refer to Problem; the route for audits reads its two kinds of body itself.
     """
-    generate = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        schema = generate()
-        _, ours = models_json_schema(
-            [(cls, "validation") for cls in (errors.Problem, AuditRequest, audits.AuditForm)],
-            ref_template="#/components/schemas/{model}",
-        )
-        schemas = schema["components"]["schemas"]
-        schemas |= ours["$defs"]
-        for unused in ("HTTPValidationError", "ValidationError"):
-            schemas.pop(unused, None)
-        return schema
-
-    app.openapi = openapi  # type: ignore[method-assign]
+    schema = app.openapi()  # which keeps it
+    _, ours = models_json_schema(
+        [(cls, "validation") for cls in (errors.Problem, AuditRequest, audits.AuditForm)],
+        ref_template="#/components/schemas/{model}",
+    )
+    schemas = schema["components"]["schemas"]
+    schemas |= ours["$defs"]
+    for unused in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(unused, None)

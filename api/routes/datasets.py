@@ -32,9 +32,7 @@ class DatasetForm(BaseModel):
     name: Name | None = Field(None, description="by default the file's name")
 
 
-@router.post(
-    "", status_code=201, responses=problems("too_large", "bad_request", *POSTED, "storage_full")
-)
+@router.post("", status_code=201, responses=problems("too_large", *POSTED, "storage_full"))
 def add_dataset(
     form: Annotated[DatasetForm, Form(media_type="multipart/form-data")],
     house: HouseDep,

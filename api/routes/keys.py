@@ -38,7 +38,7 @@ class ApiKeyRequest(Config):
 @router.post(
     "",
     status_code=201,
-    responses=problems("conflict", "shown_once", "idempotency_key_reused"),
+    responses=problems("conflict", "shown_once", "bad_request", "idempotency_key_reused"),
 )
 def create_key(request: ApiKeyRequest, caller: Admin, once: IdempotencyDep) -> NewApiKey:
     """Create a key. It is shown in this answer only; the service keeps its hash."""

@@ -92,9 +92,7 @@ def _parsed(kind: type[Spec], text: str, *, field: str) -> Spec:
         raise explain_validation(error.errors(), prefix=f"body/{field}") from error
 
 
-@router.post(
-    "", status_code=201, responses=problems("too_large", "bad_request", *POSTED, "storage_full")
-)
+@router.post("", status_code=201, responses=problems("too_large", *POSTED, "storage_full"))
 def add_model(
     form: Annotated[ModelForm, Form(media_type="multipart/form-data")],
     house: HouseDep,

@@ -112,6 +112,37 @@ def test_an_audit_request_that_cannot_work_is_refused_with_its_reason(
     assert sentence in body["detail"]
 
 
+def test_a_task_of_no_kind_is_refused(api: Api, problem: Check) -> None:
+    for task in ([None], 3, "cat", True):
+        request = {"dataset_id": api.dataset(), "model_id": api.model(), "task": task}
+        problem(api.http.post("/v1/audits", json=request), 422, "invalid_request")
+
+
+def test_an_unknown_part_of_a_query_is_refused(api: Api, problem: Check) -> None:
+    body = problem(api.http.get("/v1/jobs?page=2"), 422, "invalid_request")
+    assert body["errors"][0]["pointer"] == "/query/page"
+    assert "after" in body["detail"]
+    problem(api.http.get("/v1/jobs?after="), 422, "invalid_request")
+    problem(api.http.get("/livez?deep=1"), 422, "invalid_request")
+
+
+def test_a_wrong_method_is_told_all_that_the_path_takes(api: Api, problem: Check) -> None:
+    for path, allowed in (
+        ("/v1/datasets", "GET, POST"),
+        (f"/v1/datasets/ds_{UNKNOWN}", "GET, DELETE"),
+        ("/v1/training-jobs", "POST"),
+    ):
+        answer = api.http.patch(path)
+        problem(answer, 405, "method_not_allowed")
+        assert answer.headers["allow"] == allowed
+
+
+def test_a_leaderboard_of_a_data_set_that_is_not_ready_says_so(api: Api, problem: Check) -> None:
+    checking = api.dataset(status=AssetStatus.VALIDATING, job_id="job_x", summary=None)
+    answer = api.http.get("/v1/leaderboard", params={"dataset_id": checking})
+    problem(answer, 409, "not_ready")
+
+
 def test_a_model_of_another_input_size_is_refused(api: Api, problem: Check) -> None:
     from tests.api.conftest import SUMMARY
 
