@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from models.errors import ModelFileError
 from store.ids import new_id
 from store.tables import AssetStatus
 from tests.api.conftest import CLASSIFIER, MANIFEST, PETS, Api
+from tests.conftest import REPOSITORY
 
 Check = Callable[..., dict[str, Any]]
 
@@ -31,6 +33,23 @@ def test_every_domain_error_that_a_route_can_meet_has_a_status() -> None:
     for error in subclasses(AdapError) | subclasses(ModelFileError):
         if error.__module__ in ("core.errors", "models.errors") and error is not AdapError:
             assert error.code in CODES or error.code == "training_failed"
+
+
+def test_the_documentation_lists_every_code_and_no_other() -> None:
+    page = (REPOSITORY / "docs" / "problems.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| (\d+) \| (.+?) \|", page, re.MULTILINE)
+    assert {code: (int(status), title) for code, status, title in rows} == CODES
+    assert len(rows) == len(CODES)
+
+
+def test_every_code_that_a_route_raises_is_listed() -> None:
+    raised = {
+        code
+        for path in (REPOSITORY / "api").rglob("*.py")
+        for code in re.findall(r'(?:ApiError|refuse_later)\([^"]*"(\w+)"', path.read_text())
+    }
+    assert raised <= set(CODES)
+    assert len(raised) >= 15
 
 
 @pytest.mark.parametrize(
