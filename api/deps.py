@@ -1,6 +1,7 @@
 """What routes are given: the house (database, blobs, doorbell) and the caller."""
 
 import ipaddress
+import logging
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -18,6 +19,8 @@ from store.settings import Settings
 from store.tables import LOCAL_TENANT, JobRow
 from worker.app import ring
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class House:
@@ -31,6 +34,7 @@ class House:
 
     def ring(self, job: JobRow) -> None:
         """Tell the workers of a job whose row is committed; they find it by themselves too."""
+        log.info("job.queued", extra={"job_id": job.id, "kind": job.kind})
         ring(self.broker, job)
 
 

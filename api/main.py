@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import errors
 from api.deps import House, refuse_unknown_query
+from api.metrics import Metrics
 from api.quotas import Rates
 from api.routes import (
     audits,
@@ -30,6 +31,7 @@ from core.config import AuditRequest
 from store.artifacts import open_blobs
 from store.database import Database
 from store.ids import new_id
+from store.logs import log_about
 from store.settings import Settings
 from worker.app import make_app
 
@@ -78,20 +80,22 @@ def create_app(settings: Settings) -> "RequestLog":
         separate_input_output_schemas=False,
     )
     app.state.house = house
+    app.state.metrics = metrics = Metrics(house.database, lease_s=settings.lease_s)
     errors.install(app)
     for module in (datasets, models, audits):  # these take files
         app.include_router(module.router)
     for module in (training, rankings, leaderboard, jobs, catalogue, keys, health):
         app.include_router(module.router, max_body_size=settings.max_json_bytes)
     _complete_openapi(app)
-    return RequestLog(app)
+    return RequestLog(app, metrics)
 
 
 class RequestLog:
-    """Give every request an id, say it in the answer, and log one line when it ends."""
+    """Give every request an id, say it in the answer and in every line of the log, and count it."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self.app = app
+        self.metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI entry."""
@@ -116,19 +120,21 @@ class RequestLog:
                 message = {**message, "body": errors.too_large(request_id), "more_body": False}
             await send(message)
 
-        try:
-            await self.app(scope, receive, send_with_id)
-        finally:
-            log.info(
-                "request.done",
-                extra={
-                    "request_id": request_id,
-                    "method": scope["method"],
-                    "path": scope["path"],
-                    "status": status,
-                    "ms": round(1000 * (time.perf_counter() - started), 1),
-                },
-            )
+        with log_about(request_id=request_id):
+            try:
+                await self.app(scope, receive, send_with_id)
+            finally:
+                seconds = time.perf_counter() - started
+                self.metrics.count(scope, status=status, seconds=seconds)
+                log.info(
+                    "request.done",
+                    extra={
+                        "method": scope["method"],
+                        "path": scope["path"],
+                        "status": status,
+                        "ms": round(1000 * seconds, 1),
+                    },
+                )
 
 
 def _complete_openapi(app: FastAPI) -> None:

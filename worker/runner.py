@@ -28,6 +28,7 @@ from store.artifacts import Blobs, collect_garbage, open_blobs
 from store.database import Database, now
 from store.ids import new_id
 from store.jobs import Claim, ClaimLostError, JobError
+from store.logs import log_about
 from store.settings import Settings
 from store.tables import TERMINAL, JobKind, JobRow, JobStatus, WorkerRow
 from worker import kinds
@@ -124,7 +125,7 @@ class Worker:
         attempt = Attempt(self, job, claim)
         ended: Callable[[Session], None] | None
         try:
-            with attempt.heartbeat():
+            with log_about(job_id=job.id), attempt.heartbeat():
                 work(attempt)
             return
         except ClaimLostError:
