@@ -104,6 +104,7 @@ class Asset:
     reasons: Mapped[list[str] | None]  # why it was rejected
     upload_sha256: Mapped[str | None]  # what came; dropped once it was converted
     content_sha256: Mapped[str | None]  # the stored form, once ready
+    stored_bytes: Mapped[int | None]  # of whichever of the two there is
     job_id: Mapped[str | None]  # the job that checks or makes it
     deleted_at: Mapped[float | None]  # the row stays, as reports of old jobs refer to it
 
@@ -188,6 +189,20 @@ class ScoresRow(Table):
     key: Mapped[str] = mapped_column(primary_key=True)
     blob_sha256: Mapped[str]
     used_at: Mapped[float] = mapped_column(default=now())
+
+
+class IdempotencyRow(Table):
+    """What a POST with this Idempotency-Key was answered with."""
+
+    __tablename__ = "idempotency_keys"
+
+    tenant: Mapped[str] = mapped_column(primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    fingerprint: Mapped[str]  # of the path and the content
+    status: Mapped[int]
+    location: Mapped[str | None]
+    body: Mapped[dict[str, Any]]
+    created_at: Mapped[float] = mapped_column(default=now(), index=True)
 
 
 class WorkerRow(Table):

@@ -23,11 +23,12 @@ from sqlalchemy.orm import Session
 
 from core.errors import AdapError
 from models.errors import ModelFileError
-from store import jobs, scores
+from store import idempotency, jobs, scores
 from store.artifacts import Blobs, collect_garbage, open_blobs
 from store.database import Database, now
 from store.ids import new_id
 from store.jobs import Claim, ClaimLostError, JobError
+from store.logs import log_about
 from store.settings import Settings
 from store.tables import TERMINAL, JobKind, JobRow, JobStatus, WorkerRow
 from worker import kinds
@@ -124,7 +125,7 @@ class Worker:
         attempt = Attempt(self, job, claim)
         ended: Callable[[Session], None] | None
         try:
-            with attempt.heartbeat():
+            with log_about(job_id=job.id), attempt.heartbeat():
                 work(attempt)
             return
         except ClaimLostError:
@@ -167,6 +168,8 @@ class Worker:
                 jobs.fail(session, attempt.claim, published)
             else:
                 jobs.succeed(session, attempt.claim, published)
+                if attempt.content_bytes is not None:
+                    kinds.note_size(session, job, attempt.content_bytes)
         if checkpoint is not None and not isinstance(published, JobError):
             self.blobs.delete(checkpoint)  # it carries the job's id, so no other row refers to it
         self._ring_waiting(job)
@@ -275,6 +278,7 @@ class Worker:
             self._garbage_at = time.monotonic() + GARBAGE_EVERY_S
             with self.database.writing() as session:
                 scores.forget(session, unused_s=self.settings.scores_kept_s)
+                idempotency.forget(session, older_s=self.settings.idempotency_kept_s)
             with self.database.reading() as session:
                 removed = collect_garbage(session, self.blobs, grace_s=self.settings.blob_grace_s)
             log.info("blobs.collected", extra={"removed": removed})
@@ -316,6 +320,7 @@ class Attempt:
         self.job = job
         self.claim = claim
         self.checkpoint: str | None = None
+        self.content_bytes: int | None = None  # of the data set or model that it made
         self._settings = worker.settings
         self._outer: Attempt | None = None
         self._status = JobStatus.RUNNING
@@ -377,14 +382,22 @@ class Attempt:
                 name: self.worker.blobs.local_path(sha256)
                 for name, sha256 in prepared.blobs.items()
             }
-            work = Work(prepared.pipeline, prepared.request, inputs, folder, self._settings.device)
+            request = prepared.request
+            if prepared.pipeline == "validate_dataset":
+                limits = {
+                    "entries": self._settings.max_images,
+                    "pixels": self._settings.max_image_pixels,
+                }
+                request = {**request, "limits": limits}
+            work = Work(prepared.pipeline, request, inputs, folder, self._settings.device)
             result = child.run(
                 work, on_message=lambda message: self._on_message(message, folder), check=self.check
             )
             files = result.pop("files", {})
-            return result, {
-                name: self.worker.blobs.put(_inside(folder, file)) for name, file in files.items()
-            }
+            paths = {name: _inside(folder, file) for name, file in files.items()}
+            if "content" in paths:
+                self.content_bytes = paths["content"].stat().st_size
+            return result, {name: self.worker.blobs.put(path) for name, path in paths.items()}
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 

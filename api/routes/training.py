@@ -4,8 +4,9 @@ from fastapi import APIRouter, Response
 
 from api import assets
 from api.deps import HouseDep, Writer
-from api.errors import ApiError, problems
-from api.routes.jobs import answer_job
+from api.errors import POSTED, ApiError, problems
+from api.idempotency import IdempotencyDep
+from api.routes.jobs import describe_job
 from api.schemas import Job
 from core.config import TrainingRequest
 from core.resolve import DatasetSummary, check_both_sides, resolve_task
@@ -19,11 +20,17 @@ router = APIRouter(prefix="/v1/training-jobs", tags=["training"])
 @router.post(
     "",
     status_code=201,
-    responses=problems("not_found", "not_ready", "invalid_config", "invalid_data"),
+    responses=problems("not_found", "not_ready", "invalid_config", "invalid_data", *POSTED),
 )
-def train(request: TrainingRequest, house: HouseDep, caller: Writer, response: Response) -> Job:
+def train(
+    request: TrainingRequest,
+    house: HouseDep,
+    caller: Writer,
+    once: IdempotencyDep,
+    response: Response,
+) -> Job:
     """Train a model. `{dataset_id, task}` alone trains AdAP_LPN with the small network."""
-    with house.database.writing() as session:
+    with once.writing(request.as_json(), new_jobs=1) as session:
         dataset = assets.find(session, DatasetRow, request.dataset_id, caller)
         assets.require_ready(dataset)
         summary = DatasetSummary.model_validate(dataset.summary)
@@ -37,9 +44,10 @@ def train(request: TrainingRequest, house: HouseDep, caller: Writer, response: R
             request=request.model_copy(update={"task": task}).as_json(),
             dataset_id=dataset.id,
         )
+        location = response.headers["Location"] = f"/v1/jobs/{job.id}"
+        answer = once.keep(session, describe_job(session, house, job), location=location)
     house.ring(job)
-    response.headers["Location"] = f"/v1/jobs/{job.id}"
-    return answer_job(house, job)
+    return answer
 
 
 def check_trainable(architecture: str, summary: DatasetSummary) -> None:
