@@ -3,6 +3,7 @@
 import hashlib
 import re
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Annotated, TypeVar
@@ -19,10 +20,10 @@ from api.deps import Caller, House
 from api.errors import ApiError, not_found
 from core.config import TrainingRequest
 from models.header import Manifest
-from store import jobs
+from store import jobs, uploads
 from store.database import now
 from store.ids import new_id
-from store.tables import AssetStatus, DatasetRow, JobKind, JobRow, ModelRow
+from store.tables import AssetStatus, DatasetRow, JobKind, JobRow, ModelRow, UploadRow
 
 AssetId = Annotated[str, PathParameter(pattern=r"^[a-z]+_[0-9a-z]{26}$", max_length=40)]
 AssetRow = TypeVar("AssetRow", DatasetRow, ModelRow)
@@ -30,7 +31,43 @@ AssetRow = TypeVar("AssetRow", DatasetRow, ModelRow)
 _WORD = {DatasetRow: "data set", ModelRow: "model"}
 
 
-def receive(upload: UploadFile, house: House, caller: Caller) -> str:
+@dataclass(frozen=True)
+class Received:
+    """A file that a request has brought: in its body, or before, in parts."""
+
+    sha256: str
+    size: int
+    name: str  # what the file was called
+    upload_id: str | None = None
+
+    def take(self, session: Session, house: House, caller: Caller) -> None:
+        """Count it for the tenant. Raises ApiError where it is too much, or gone by now."""
+        if self.upload_id is not None:
+            row = find_upload(session, self.upload_id, caller, lock=True)
+            uploads.use(session, row, kept_s=house.settings.upload_kept_s)
+        quotas.check_bytes(session, house.settings, caller.tenant, new=self.size)
+
+
+def receive(
+    file: UploadFile | None, upload_id: str | None, house: House, caller: Caller
+) -> Received:
+    """The file of a request that has one, or names an upload. Nothing stays behind on an error."""
+    if file is not None and upload_id is None:
+        sha256 = store_file(file, house, caller)
+        return Received(sha256, file.size or 0, display_name(None, file))
+    if file is not None or upload_id is None:
+        got = "neither" if file is None else "both"
+        raise ApiError("invalid_request", f"/body: expected `file` or `upload_id`, got {got}.")
+    with house.database.reading() as session:
+        row = find_upload(session, upload_id, caller)
+    if row.blob_sha256 is None:
+        raise ApiError(
+            "not_ready", f"The upload {upload_id} is not complete; see /v1/uploads/{upload_id}."
+        )
+    return Received(row.blob_sha256, row.size, row.file_name, upload_id)
+
+
+def store_file(upload: UploadFile, house: House, caller: Caller) -> str:
     """Store an uploaded file as a blob; returns its SHA-256. Nothing stays behind on an error."""
     with house.database.reading() as session:
         quotas.check_bytes(session, house.settings, caller.tenant, new=upload.size or 0)
@@ -161,6 +198,22 @@ def find(session: Session, table: type[AssetRow], asset_id: str, caller: Caller)
     if row is None or row.tenant != caller.tenant or row.deleted_at is not None:
         raise not_found(_WORD[table], asset_id)
     return row
+
+
+def find_upload(
+    session: Session, upload_id: str, caller: Caller, *, lock: bool = False
+) -> UploadRow:
+    """An upload of the caller's that has not expired; `lock` keeps others from changing it."""
+    row = session.get(UploadRow, upload_id, with_for_update=lock)
+    if row is None or row.tenant != caller.tenant or row.expires_at <= _now(session):
+        raise not_found("upload", upload_id)
+    return row
+
+
+def _now(session: Session) -> float:
+    at = session.scalar(now().select())
+    assert at is not None
+    return at
 
 
 def require_ready(row: DatasetRow | ModelRow) -> None:

@@ -26,6 +26,7 @@ from api.routes import (
     models,
     rankings,
     training,
+    uploads,
 )
 from core.config import AuditRequest
 from store.artifacts import open_blobs
@@ -84,7 +85,7 @@ def create_app(settings: Settings) -> "RequestLog":
     errors.install(app)
     for module in (datasets, models, audits):  # these take files
         app.include_router(module.router)
-    for module in (training, rankings, leaderboard, jobs, catalogue, keys, health):
+    for module in (uploads, training, rankings, leaderboard, jobs, catalogue, keys, health):
         app.include_router(module.router, max_body_size=settings.max_json_bytes)
     _complete_openapi(app)
     return RequestLog(app, metrics)

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from api.errors import ApiError
 from store.settings import Settings
-from store.tables import LIVE, DatasetRow, JobRow, ModelRow
+from store.tables import LIVE, DatasetRow, JobRow, ModelRow, UploadRow
 
 JOBS_RETRY_S = 10  # until a job of the tenant may have ended
 BYTES_RETRY_S = 60  # until somebody may have removed something
@@ -47,6 +47,11 @@ def check_bytes(session: Session, settings: Settings, tenant: str, *, new: int) 
                 or_(table.upload_sha256.is_not(None), table.content_sha256.is_not(None)),
             )
         ) or 0  # fmt: skip
+    stored += session.scalar(
+        select(func.coalesce(func.sum(UploadRow.size), 0)).where(
+            UploadRow.tenant == tenant, UploadRow.used_at.is_(None)
+        )
+    ) or 0  # fmt: skip
     if stored + new > settings.max_tenant_bytes:
         raise ApiError(
             "storage_full",

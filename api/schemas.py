@@ -8,7 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
 from core.report import APFigure, Difference, Verdict
 from core.resolve import DatasetSummary
 from models.header import Manifest, ProbeResult
-from store.tables import DatasetRow, JobKind, JobRow, JobStatus, ModelRow
+from store import uploads
+from store.tables import DatasetRow, JobKind, JobRow, JobStatus, ModelRow, UploadRow
 
 Timestamp = Annotated[
     datetime,
@@ -49,6 +50,21 @@ class Dataset(Answer):
     reasons: list[str] = Field(description="why it was rejected")
     sha256: str | None = Field(description="hash of the stored form, once ready")
     summary: DatasetSummary | None = Field(description="counts and sizes, once ready")
+
+
+class Upload(Answer):
+    """A file that comes in parts."""
+
+    id: str
+    file_name: str
+    size: int = Field(description="bytes of the whole file")
+    part_bytes: int = Field(description="bytes of each part but the last")
+    parts: int = Field(description="how many parts make the file")
+    received: list[int] = Field(description="numbers of the parts that are there, until complete")
+    complete: bool = Field(description="whether data sets and models can be made of it")
+    sha256: str | None = Field(description="of the whole file, where it was said")
+    created_at: Timestamp
+    expires_at: Timestamp = Field(description="when it is forgotten; each part puts it off")
 
 
 class Model(Answer):
@@ -264,6 +280,22 @@ def model_answer(row: ModelRow) -> Model:
         sha256=row.content_sha256,
         manifest=Manifest.model_validate(row.manifest) if ready else None,
         findings=None if row.findings is None else ProbeResult.model_validate(row.findings),
+    )
+
+
+def upload_answer(row: UploadRow, *, received: list[int]) -> Upload:
+    """An upload as the API shows it."""
+    return Upload(
+        id=row.id,
+        file_name=row.file_name,
+        size=row.size,
+        part_bytes=row.part_bytes,
+        parts=uploads.parts(row),
+        received=received,
+        complete=row.blob_sha256 is not None,
+        sha256=row.blob_sha256 or row.sha256,
+        created_at=timestamp(row.created_at),
+        expires_at=timestamp(row.expires_at),
     )
 
 

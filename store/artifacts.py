@@ -6,8 +6,9 @@ renamed. Rows refer to blobs by hash; a blob that no row refers to is deleted af
 
 import hashlib
 import os
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Protocol
 from uuid import uuid4
@@ -16,9 +17,17 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from store.settings import Settings
-from store.tables import DatasetRow, JobRow, ModelRow, ScoresRow
+from store.tables import DatasetRow, JobRow, ModelRow, ScoresRow, UploadPartRow, UploadRow
 
 CHUNK_BYTES = 1 << 20
+STAGING = "staging"  # files that wait are named `staging/…`, so that they are never taken for blobs
+
+
+class OtherContentError(Exception):
+    """A file has another SHA-256 than was said."""
+
+    def __init__(self, *, expected: str, got: str) -> None:
+        super().__init__(f"expected content with the SHA-256 {expected}, got {got}")
 
 
 class Blobs(Protocol):
@@ -26,6 +35,18 @@ class Blobs(Protocol):
 
     def put(self, path: Path) -> str:
         """Store a copy of a file; returns its SHA-256."""
+        ...
+
+    def stage(self, path: Path) -> str:
+        """Take a file away, to be joined with others; returns the name under which it waits."""
+        ...
+
+    def join(self, staged: Sequence[str], *, sha256: str) -> None:
+        """Store files that wait, one after the other, as one blob; they stay where they are.
+
+        Raises OtherContentError for a wrong SHA-256, FileNotFoundError where one is gone; then
+        nothing is stored.
+        """
         ...
 
     def open(self, sha256: str) -> IO[bytes]:
@@ -36,12 +57,12 @@ class Blobs(Protocol):
         """A file on this machine with the blob's content, only to be read."""
         ...
 
-    def delete(self, sha256: str) -> None:
-        """Remove a blob; no error if it is gone already."""
+    def delete(self, name: str) -> None:
+        """Remove a blob or a file that waits; no error if it is gone already."""
         ...
 
     def older_than(self, age_s: float) -> Iterator[str]:
-        """All blobs that were last written more than this long ago."""
+        """All blobs and files that wait which were last written more than this long ago."""
         ...
 
 
@@ -58,6 +79,19 @@ def sha256_of(path: Path) -> str:
     """The hash of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_checked(chunks: Iterable[bytes], target: Path, *, sha256: str) -> None:
+    """Write chunks to a file, flushed to the disk. OtherContentError for a wrong SHA-256."""
+    digest = hashlib.sha256()
+    with target.open("wb") as file:
+        for chunk in chunks:
+            digest.update(chunk)
+            file.write(chunk)
+        file.flush()
+        os.fsync(file.fileno())
+    if digest.hexdigest() != sha256:
+        raise OtherContentError(expected=sha256, got=digest.hexdigest())
 
 
 class FolderBlobs:
@@ -78,16 +112,46 @@ class FolderBlobs:
                     copy.write(chunk)
                 copy.flush()
                 os.fsync(copy.fileno())
-            target = self.local_path(digest.hexdigest())
-            if target.exists():
-                os.utime(target)  # young again, so that the garbage collector spares it
-                return target.name
-            target.parent.mkdir(exist_ok=True)
-            part.rename(target)
+            return self._name(part, digest.hexdigest())
         finally:
             part.unlink(missing_ok=True)
+
+    def stage(self, path: Path) -> str:
+        """Take a file away, to be joined with others; returns the name under which it waits."""
+        name = f"{STAGING}/{uuid4().hex}"
+        target = self.root / name
+        target.parent.mkdir(exist_ok=True)
+        shutil.move(path, target)  # a rename, unless the blobs have a disk of their own
+        with target.open("rb") as file:
+            os.fsync(file.fileno())
         _fsync_folder(target.parent)
-        return target.name
+        return name
+
+    def join(self, staged: Sequence[str], *, sha256: str) -> None:
+        """Store files that wait, one after the other, as one blob; they stay where they are."""
+        part = self.root / f"{uuid4().hex}.part"
+        try:
+            write_checked(self._read(staged), part, sha256=sha256)
+            self._name(part, sha256)
+        finally:
+            part.unlink(missing_ok=True)
+
+    def _read(self, staged: Sequence[str]) -> Iterator[bytes]:
+        for name in staged:
+            with (self.root / name).open("rb") as source:
+                while chunk := source.read(CHUNK_BYTES):
+                    yield chunk
+
+    def _name(self, part: Path, sha256: str) -> str:
+        """Make a whole file the blob of this hash."""
+        target = self.local_path(sha256)
+        if target.exists():
+            os.utime(target)  # young again, so that the garbage collector spares it
+            return sha256
+        target.parent.mkdir(exist_ok=True)
+        part.rename(target)
+        _fsync_folder(target.parent)
+        return sha256
 
     def open(self, sha256: str) -> IO[bytes]:
         """Read a blob as a seekable file. FileNotFoundError if there is none."""
@@ -97,12 +161,13 @@ class FolderBlobs:
         """The blob itself."""
         return self.root / sha256[:2] / sha256
 
-    def delete(self, sha256: str) -> None:
-        """Remove a blob; no error if it is gone already."""
-        self.local_path(sha256).unlink(missing_ok=True)
+    def delete(self, name: str) -> None:
+        """Remove a blob or a file that waits; no error if it is gone already."""
+        path = self.root / name if name.startswith(STAGING) else self.local_path(name)
+        path.unlink(missing_ok=True)
 
     def older_than(self, age_s: float) -> Iterator[str]:
-        """All blobs, and remains of interrupted writes, older than this."""
+        """All blobs and files that wait, older than this; remains of such writes are removed."""
         oldest = time.time() - age_s
         for part in self.root.glob("*.part"):
             if part.stat().st_mtime < oldest:
@@ -110,6 +175,9 @@ class FolderBlobs:
         for path in self.root.glob("??/*"):
             if path.stat().st_mtime < oldest:
                 yield path.name
+        for path in self.root.glob(f"{STAGING}/*"):
+            if path.stat().st_mtime < oldest:
+                yield f"{STAGING}/{path.name}"
 
 
 def collect_garbage(session: Session, blobs: Blobs, *, grace_s: float) -> int:
@@ -129,8 +197,10 @@ def _referenced(session: Session) -> set[str]:
         JobRow.checkpoint_sha256,
         JobRow.upload_sha256,
         ScoresRow.blob_sha256,
+        UploadRow.blob_sha256,
+        UploadPartRow.staged,
     )
-    referenced = {sha for column in columns for sha in session.scalars(select(column)) if sha}
+    referenced = {name for column in columns for name in session.scalars(select(column)) if name}
     for result in session.scalars(select(JobRow.result).where(JobRow.result.is_not(None))):
         blobs_of_result = (result or {}).get("blobs", {})
         referenced.update(blobs_of_result.values())

@@ -4,7 +4,7 @@ An object becomes visible when its upload has finished, so no temporary name is 
 jobs read are copied to `home/cache` first, under their hash.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,7 +15,7 @@ from uuid import uuid4
 import obstore
 from obstore.store import S3Store
 
-from store.artifacts import CHUNK_BYTES, sha256_of
+from store.artifacts import CHUNK_BYTES, STAGING, sha256_of, write_checked
 from store.settings import Settings
 
 
@@ -44,6 +44,27 @@ class S3Blobs:
         obstore.put(self.store, sha256, path)
         return sha256
 
+    def stage(self, path: Path) -> str:
+        """Take a file away, to be joined with others; returns the name under which it waits."""
+        name = f"{STAGING}/{uuid4().hex}"
+        obstore.put(self.store, name, path)
+        path.unlink()
+        return name
+
+    def join(self, staged: Sequence[str], *, sha256: str) -> None:
+        """Store files that wait, one after the other, as one blob; they stay where they are."""
+        part = self.cache / f"{uuid4().hex}.part"
+        try:
+            write_checked(self._read(staged), part, sha256=sha256)
+            obstore.put(self.store, sha256, part)
+        finally:
+            part.unlink(missing_ok=True)
+
+    def _read(self, names: Sequence[str]) -> Iterator[bytes]:
+        for name in names:
+            for chunk in obstore.get(self.store, name).stream(min_chunk_size=CHUNK_BYTES):
+                yield bytes(chunk)
+
     def open(self, sha256: str) -> IO[bytes]:
         """Read a blob as a seekable file. FileNotFoundError if there is none."""
         return self.local_path(sha256).open("rb")
@@ -65,14 +86,14 @@ class S3Blobs:
             part.unlink(missing_ok=True)
         return target
 
-    def delete(self, sha256: str) -> None:
-        """Remove a blob; no error if it is gone already."""
+    def delete(self, name: str) -> None:
+        """Remove a blob or a file that waits; no error if it is gone already."""
         with suppress(FileNotFoundError):
-            obstore.delete(self.store, sha256)
-        (self.cache / sha256).unlink(missing_ok=True)
+            obstore.delete(self.store, name)
+        (self.cache / name).unlink(missing_ok=True)
 
     def older_than(self, age_s: float) -> Iterator[str]:
-        """All blobs that were last written more than this long ago."""
+        """All blobs and files that wait which were last written more than this long ago."""
         oldest = datetime.now(UTC) - timedelta(seconds=age_s)
         for batch in obstore.list(self.store):
             for item in batch:

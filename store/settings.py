@@ -50,6 +50,12 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
     max_upload_bytes: int = Field(2 * GIB, gt=0, description="largest request body of an upload")
+    max_file_bytes: int = Field(8 * GIB, gt=0, description="largest file that comes in parts")
+    upload_kept_s: float = Field(
+        24 * 3600,
+        gt=0,
+        description="how long an upload in parts is kept after its last part or use",
+    )
     max_json_bytes: int = Field(1 * MIB, gt=0, description="largest JSON request body")
     max_epochs: int = Field(1000, ge=1, description="most epochs of one training")
     max_attack_steps: int = Field(1000, ge=1, description="most steps of one attack")

@@ -191,6 +191,35 @@ class ScoresRow(Table):
     used_at: Mapped[float] = mapped_column(default=now())
 
 
+class UploadRow(Table):
+    """A file that comes in parts, and then the blob that they make."""
+
+    __tablename__ = "uploads"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    tenant: Mapped[str]
+    file_name: Mapped[str]
+    size: Mapped[int]
+    part_bytes: Mapped[int]
+    sha256: Mapped[str | None]  # of the whole, where it was said beforehand
+    blob_sha256: Mapped[str | None]  # the whole, once it is complete
+    created_at: Mapped[float] = mapped_column(default=now())
+    expires_at: Mapped[float] = mapped_column(index=True)
+    used_at: Mapped[float | None]  # when a data set or a model was made of it
+
+    __table_args__ = (Index(None, "tenant", "sha256"),)
+
+
+class UploadPartRow(Table):
+    """One part that has come whole."""
+
+    __tablename__ = "upload_parts"
+
+    upload_id: Mapped[str] = mapped_column(ForeignKey("uploads.id"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    staged: Mapped[str]  # its name in the blob store
+
+
 class IdempotencyRow(Table):
     """What a POST with this Idempotency-Key was answered with."""
 

@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session
 
 from core.errors import AdapError
 from models.errors import ModelFileError
-from store import idempotency, jobs, scores
+from store import idempotency, jobs, scores, uploads
 from store.artifacts import Blobs, collect_garbage, open_blobs
 from store.database import Database, now
 from store.ids import new_id
@@ -279,6 +279,7 @@ class Worker:
             with self.database.writing() as session:
                 scores.forget(session, unused_s=self.settings.scores_kept_s)
                 idempotency.forget(session, older_s=self.settings.idempotency_kept_s)
+                uploads.forget(session)
             with self.database.reading() as session:
                 removed = collect_garbage(session, self.blobs, grace_s=self.settings.blob_grace_s)
             log.info("blobs.collected", extra={"removed": removed})
@@ -385,6 +386,7 @@ class Attempt:
             request = prepared.request
             if prepared.pipeline == "validate_dataset":
                 limits = {
+                    "archive_bytes": self._settings.max_file_bytes,
                     "entries": self._settings.max_images,
                     "pixels": self._settings.max_image_pixels,
                 }

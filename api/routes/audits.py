@@ -364,8 +364,8 @@ def _audit_files(form: FormData, house: House, caller: Caller, once: Idempotency
     model_file, dataset_file = files["model"], files["dataset"]
     assert isinstance(model_file, UploadFile)
     assert isinstance(dataset_file, UploadFile)
-    model_sha256 = assets.receive(model_file, house, caller)
-    dataset_sha256 = assets.receive(dataset_file, house, caller)
+    model_sha256 = assets.store_file(model_file, house, caller)
+    dataset_sha256 = assets.store_file(dataset_file, house, caller)
     model_size, dataset_size = model_file.size or 0, dataset_file.size or 0
     content = {
         **_asked(config),

@@ -6,14 +6,14 @@ from fastapi import APIRouter, Form, Request, Response, UploadFile
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import select
 
-from api import assets, quotas
+from api import assets
 from api.assets import AssetId
 from api.deps import HouseDep, Reader, Writer
 from api.errors import POSTED, problems
 from api.idempotency import IdempotencyDep
 from api.listing import After, Limit, page
 from api.schemas import Dataset, Page, dataset_answer
-from core.config import Name
+from core.config import Identifier, Name
 from store.tables import DatasetRow
 
 router = APIRouter(prefix="/v1/datasets", tags=["data sets"])
@@ -24,15 +24,23 @@ class DatasetForm(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    file: UploadFile = Field(
+    file: UploadFile | None = Field(
+        None,
         description="a zip of class folders (optionally below train/, validation/, test/), or of "
         "images and a metadata.csv (file_name,label[,split][,group]); or an .npz with `images`, "
-        "`labels` and optionally `classes`, `split` and `groups`"
+        "`labels` and optionally `classes`, `split` and `groups`",
+    )
+    upload_id: Identifier | None = Field(
+        None, description="instead of `file`: one that came in parts, see POST /v1/uploads"
     )
     name: Name | None = Field(None, description="by default the file's name")
 
 
-@router.post("", status_code=201, responses=problems("too_large", *POSTED, "storage_full"))
+@router.post(
+    "",
+    status_code=201,
+    responses=problems("too_large", *POSTED, "storage_full", "not_found", "not_ready"),
+)
 def add_dataset(
     form: Annotated[DatasetForm, Form(media_type="multipart/form-data")],
     house: HouseDep,
@@ -44,11 +52,13 @@ def add_dataset(
 
     Its status is `validating`, then `ready` or `rejected` with every reason.
     """
-    sha256 = assets.receive(form.file, house, caller)
-    name, size = assets.display_name(form.name, form.file), form.file.size or 0
-    with once.writing({"file": sha256, "name": name}, new_jobs=1) as session:
-        quotas.check_bytes(session, house.settings, caller.tenant, new=size)
-        row, job = assets.add_dataset(session, caller, name=name, sha256=sha256, size=size)
+    came = assets.receive(form.file, form.upload_id, house, caller)
+    name = form.name or came.name
+    with once.writing({"file": came.sha256, "name": name}, new_jobs=1) as session:
+        came.take(session, house, caller)
+        row, job = assets.add_dataset(
+            session, caller, name=name, sha256=came.sha256, size=came.size
+        )
         location = response.headers["Location"] = f"/v1/datasets/{row.id}"
         answer = once.keep(session, dataset_answer(row), location=location)
     house.ring(job)

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sqlalchemy import select
 
-from api import assets, quotas
+from api import assets
 from api.assets import AssetId
 from api.deps import House, HouseDep, Reader, Writer
 from api.errors import POSTED, ApiError, explain_validation, problems
@@ -19,7 +19,7 @@ from api.idempotency import IdempotencyDep
 from api.listing import After, Limit, page
 from api.routes.jobs import answer_job, wait_until_done
 from api.schemas import ImageScore, ImageScores, Job, Model, Page, model_answer
-from core.config import Name
+from core.config import Identifier, Name
 from models.catalogue import ARCHITECTURES
 from models.header import ONE_LOGIT, InputSpec, Manifest, OutputSpec
 from store import jobs
@@ -35,7 +35,10 @@ class ModelForm(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    file: UploadFile = Field(description="weights as a safetensors file")
+    file: UploadFile | None = Field(None, description="weights as a safetensors file")
+    upload_id: Identifier | None = Field(
+        None, description="instead of `file`: one that came in parts, see POST /v1/uploads"
+    )
     name: Name | None = Field(None, description="by default the file's name")
     architecture: str | None = Field(
         None,
@@ -92,7 +95,11 @@ def _parsed(kind: type[Spec], text: str, *, field: str) -> Spec:
         raise explain_validation(error.errors(), prefix=f"body/{field}") from error
 
 
-@router.post("", status_code=201, responses=problems("too_large", *POSTED, "storage_full"))
+@router.post(
+    "",
+    status_code=201,
+    responses=problems("too_large", *POSTED, "storage_full", "not_found", "not_ready"),
+)
 def add_model(
     form: Annotated[ModelForm, Form(media_type="multipart/form-data")],
     house: HouseDep,
@@ -105,17 +112,17 @@ def add_model(
     Its status is `validating`, then `ready` or `rejected` with every reason.
     """
     manifest = declared_manifest(form.architecture, form.input, form.output)
-    sha256 = assets.receive(form.file, house, caller)
-    name, size = assets.display_name(form.name, form.file), form.file.size or 0
+    came = assets.receive(form.file, form.upload_id, house, caller)
+    name = form.name or came.name
     content = {
-        "file": sha256,
+        "file": came.sha256,
         "name": name,
         "manifest": None if manifest is None else manifest.model_dump(mode="json"),
     }
     with once.writing(content, new_jobs=1) as session:
-        quotas.check_bytes(session, house.settings, caller.tenant, new=size)
+        came.take(session, house, caller)
         row, job = assets.add_model(
-            session, caller, name=name, sha256=sha256, size=size, manifest=manifest
+            session, caller, name=name, sha256=came.sha256, size=came.size, manifest=manifest
         )
         location = response.headers["Location"] = f"/v1/models/{row.id}"
         answer = once.keep(session, model_answer(row), location=location)

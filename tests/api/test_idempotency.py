@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
 from typing import Any
 
 import httpx
@@ -30,7 +31,12 @@ def posts(api: Api) -> dict[str, dict[str, Any]]:
     train = {"dataset_id": ids["dataset_id"], "task": {"positive": ["cat"]}, "epochs": 2}
     queued, ended = (api.http.post("/v1/training-jobs", json=train).json()["id"] for _ in range(2))
     api.http.post(f"/v1/jobs/{ended}/cancel")
+    upload = {"file_name": "d.zip", "size": 1}
+    started = api.http.post("/v1/uploads", json=upload).json()["id"]
+    api.http.put(f"/v1/uploads/{started}/parts/1", content=b"d")
     return {
+        "/v1/uploads": {"json": upload},
+        f"/v1/uploads/{started}/complete": {"json": {"sha256": sha256(b"d").hexdigest()}},
         "/v1/datasets": {"files": {"file": ("d.zip", b"d")}},
         "/v1/models": {"files": {"file": ("m.safetensors", b"m")}},
         "/v1/training-jobs": {"json": train},
@@ -65,7 +71,9 @@ def test_the_same_request_again_is_answered_as_before_and_makes_nothing_new(api:
         assert (again.status_code, again.content) == (first.status_code, first.content)
         assert again.headers.get("location") == first.headers.get("location")
         assert count(api) == made, path
-        if path not in ("/v1/datasets", "/v1/models") and not path.endswith("/cancel"):
+        if path not in ("/v1/datasets", "/v1/models") and not path.endswith(
+            ("/cancel", "/complete")
+        ):
             other = api.http.post(path, headers={"Idempotency-Key": "other"}, **content)
             assert other.json()["id"] != first.json()["id"]
             with api.database.writing() as session:

@@ -525,6 +525,7 @@ def test_every_request_has_an_example_that_is_taken(api: Api) -> None:
         "TrainingRequest": "/v1/training-jobs",
         "AuditRequest": "/v1/audits",
         "RankingRequest": "/v1/rankings",
+        "UploadRequest": "/v1/uploads",
         "ApiKeyRequest": "/v1/api-keys",
     }
     for name, path in requests.items():

@@ -14,7 +14,13 @@ import pytest
 from obstore.store import S3Store
 
 from store import jobs
-from store.artifacts import Blobs, FolderBlobs, collect_garbage, open_blobs
+from store.artifacts import (
+    Blobs,
+    FolderBlobs,
+    OtherContentError,
+    collect_garbage,
+    open_blobs,
+)
 from store.database import Database
 from store.ids import new_id
 from store.settings import Settings
@@ -111,6 +117,27 @@ def test_garbage_is_what_is_old_and_not_referred_to(
         assert file.read() == b"result"
     with pytest.raises(FileNotFoundError):
         blobs.open(lost)
+
+
+def test_files_that_wait_are_joined_in_the_order_given(blobs: Blobs, tmp_path: Path) -> None:
+    contents = [os.urandom(1_500_000), b"", os.urandom(10)]
+    names = [blobs.stage(write(tmp_path / "part", content)) for content in contents]
+    assert not (tmp_path / "part").exists()
+    whole = contents[2] + contents[0] + contents[1]
+    sha256 = hashlib.sha256(whole).hexdigest()
+    order = [names[2], names[0], names[1]]
+    with pytest.raises(OtherContentError, match=f"expected .*{'0' * 64}, got {sha256}"):
+        blobs.join(order, sha256="0" * 64)
+    with pytest.raises(FileNotFoundError):
+        blobs.open("0" * 64)
+    for _ in range(2):
+        blobs.join(order, sha256=sha256)
+        assert blobs.local_path(sha256).read_bytes() == whole
+    blobs.delete(names[0])
+    blobs.delete(names[0])
+    with pytest.raises(FileNotFoundError):
+        blobs.join(order, sha256="1" * 64)
+    assert set(blobs.older_than(-2)) == {sha256, names[1], names[2]}
 
 
 def test_a_kill_while_writing_leaves_no_partial_blob(tmp_path: Path) -> None:

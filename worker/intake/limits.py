@@ -11,7 +11,8 @@ MAX_REASONS = 100
 class IntakeLimits:
     """Limits on one uploaded data set; each is named in the reason when it is exceeded.
 
-    `entries` and `pixels` come from the settings ADAP_MAX_IMAGES and ADAP_MAX_IMAGE_PIXELS."""
+    `archive_bytes`, `entries` and `pixels` come from the settings ADAP_MAX_FILE_BYTES,
+    ADAP_MAX_IMAGES and ADAP_MAX_IMAGE_PIXELS."""
 
     archive_bytes: int = 8 * 1024**3  # the file as sent
     entries: int = 200_000  # members of a zip; examples of an NPZ
