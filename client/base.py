@@ -8,6 +8,7 @@
 Nothing here waits for anything: that is what the clients differ in.
 """
 
+import hashlib
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -30,6 +31,8 @@ LONGEST_RETRY_S = 10.0
 PING_LIMIT_S = 45.0  # the service sends something every 15 s
 RECONNECT_AFTER_S = 0.5
 RECONNECT_FOR_S = 60.0  # as long as a restart of the service may take
+IN_PARTS_ABOVE_BYTES = 64 * 2**20  # a larger file is sent in parts, and goes on after a cut
+HASHED_BYTES = 8 * 2**20  # of a file at a time
 UPLOAD_READ_LIMIT_S = 600.0  # from the last byte sent to the answer: the file is hashed and synced
 SCORE_READ_LIMIT_S = 120.0  # the service waits for scores up to its max_wait_s
 
@@ -148,6 +151,54 @@ class Counted(io.BufferedReader):
         self.seek(0)
         self._on_bytes(-self._told)
         self._told = 0
+
+
+class Parts:
+    """A file that is sent in parts: its hash, and the parts that are still to be sent."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb")
+        self._digest = hashlib.sha256()
+        self._part_bytes = 0
+        self.size = path.stat().st_size
+        self.missing: list[int] = []
+
+    def hash_more(self) -> bool:
+        """Read on for the hash; False at the end."""
+        block = self._file.read(HASHED_BYTES)
+        self._digest.update(block)
+        return bool(block)
+
+    @property
+    def sha256(self) -> str:
+        """Of all that was read."""
+        return self._digest.hexdigest()
+
+    def go_on(self, upload: Json) -> None:
+        """Learn from the service which parts there are and which of them it has."""
+        self._part_bytes = upload["part_bytes"]
+        there = set(upload["received"])
+        numbers = [] if upload["complete"] else range(1, upload["parts"] + 1)
+        self.missing = [number for number in numbers if number not in there]
+
+    @property
+    def bytes_there(self) -> int:
+        """How much of the file need not be sent any more."""
+        return self.size - sum(self._bytes_of(number) for number in self.missing)
+
+    def read(self, number: int) -> bytes:
+        """The bytes of a part, counted from 1."""
+        self._file.seek((number - 1) * self._part_bytes)
+        return self._file.read(self._bytes_of(number))
+
+    def _bytes_of(self, number: int) -> int:
+        return min(self._part_bytes, self.size - (number - 1) * self._part_bytes)
+
+    def __enter__(self) -> "Parts":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
 
 
 def part(stack: ExitStack, path: Path, on_bytes: OnBytes | None) -> tuple[str, Counted]:

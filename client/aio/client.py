@@ -24,6 +24,7 @@ import httpx
 from client.base import (
     DEFAULT_URL,
     ENDED,
+    IN_PARTS_ABOVE_BYTES,
     LONGEST_RETRY_S,
     PING_LIMIT_S,
     RECONNECT_AFTER_S,
@@ -34,12 +35,14 @@ from client.base import (
     UPLOAD_READ_LIMIT_S,
     AdapError,
     ConnectionFailedError,
+    Counted,
     Event,
     EventReader,
     JobFailedError,
     Json,
     OnBytes,
     OnEvent,
+    Parts,
     ProblemError,
     checked,
     is_loopback,
@@ -90,6 +93,7 @@ class AsyncClient:
             )
         except (httpx.InvalidURL, ValueError) as error:
             raise ConnectionFailedError(self.base_url, str(error)) from error
+        self.uploads = Uploads(self)
         self.datasets = Datasets(self)
         self.models = Models(self)
         self.jobs = Jobs(self)
@@ -210,15 +214,16 @@ class AsyncClient:
     async def request(self, method: str, path: str, **content: Any) -> httpx.Response:
         """Any call. Raises ProblemError for an error, ConnectionFailedError without an answer.
 
-        Reading is tried again when a connection breaks or the service asks to wait; so is a POST,
-        which carries an Idempotency-Key that makes the service honour it once.
+        Reading is tried again when a connection breaks or the service asks to wait; so is a PUT,
+        and a POST, which carries an Idempotency-Key that makes the service honour it once.
         """
-        tries = len(RETRY_AFTER_S) + 1 if method in ("GET", "POST") else 1
+        tries = len(RETRY_AFTER_S) + 1 if method in ("GET", "PUT", "POST") else 1
         if method == "POST":
             content["headers"] = {"Idempotency-Key": uuid4().hex, **content.get("headers", {})}
         for tried in range(tries):
             for _, (_, file) in content.get("files", []):
-                file.again()
+                if isinstance(file, Counted):
+                    file.again()
             try:
                 return checked(await self.http.request(method, path, **content))
             except httpx.TransportError as error:
@@ -256,11 +261,16 @@ class AsyncClient:
     async def upload(
         self, path: str, file: Path, *, fields: Mapping[str, str | None], on_bytes: OnBytes | None
     ) -> Json:
-        """POST a file, read from the disk as it is sent."""
+        """POST a file, read from the disk as it is sent; in parts where it is large."""
+        given = {name: value for name, value in fields.items() if value is not None}
+        if file.stat().st_size > IN_PARTS_ABOVE_BYTES:
+            upload = await self.uploads.send(file, on_bytes=on_bytes)
+            form = {"name": file.name, **given, "upload_id": upload["id"]}
+            return await self.post(path, files=[(name, (None, form[name])) for name in form])
         with ExitStack() as stack:
             return await self.post(
                 path,
-                data={name: value for name, value in fields.items() if value is not None},
+                data=given,
                 files=[("file", part(stack, file, on_bytes))],
                 timeout=httpx.Timeout(self.timeout_s, read=UPLOAD_READ_LIMIT_S),
             )
@@ -281,6 +291,51 @@ class _Resource:
     async def show(self, item_id: str) -> Json:
         """One item."""
         return await self._client.get(f"{self.path}/{item_id}")
+
+
+class Uploads(_Resource):
+    """`/v1/uploads`: files in parts, which `datasets.add` and `models.add` use above 64 MiB."""
+
+    path = "/v1/uploads"
+
+    async def send(self, file: Path, *, on_bytes: OnBytes | None = None) -> Json:
+        """Send a file in parts, or those that the service lacks, and have them joined.
+
+        The same content is known again by its hash: after a cut, call this again. `on_bytes` is
+        told of bytes as sent, first of all that were there already.
+        """
+        told = on_bytes or (lambda _: None)
+        with Parts(file) as parts:
+            while parts.hash_more():
+                await asyncio.sleep(0)  # a large file: let others have their turn
+            request = {"file_name": file.name, "size": parts.size, "sha256": parts.sha256}
+            upload = await self._client.post(self.path, json=request)
+            parts.go_on(upload)
+            told(parts.bytes_there)
+            for number in parts.missing:
+                data = parts.read(number)
+                await self._client.request(
+                    "PUT",
+                    f"{self.path}/{upload['id']}/parts/{number}",
+                    content=data,
+                    headers={"Content-Type": "application/octet-stream"},
+                    timeout=httpx.Timeout(self._client.timeout_s, read=UPLOAD_READ_LIMIT_S),
+                )
+                told(len(data))
+        try:
+            return await self._client.post(
+                f"{self.path}/{upload['id']}/complete",
+                json={"sha256": parts.sha256},
+                timeout=httpx.Timeout(self._client.timeout_s, read=UPLOAD_READ_LIMIT_S),
+            )
+        except ProblemError as error:
+            if error.code == "invalid_data":  # the file has changed: no part can be relied on
+                await self.remove(upload["id"])
+            raise
+
+    async def remove(self, upload_id: str) -> None:
+        """Forget one; what was made of it stays."""
+        await self._client.delete(f"{self.path}/{upload_id}")
 
 
 class Datasets(_Resource):
