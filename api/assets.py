@@ -18,7 +18,7 @@ from starlette.datastructures import UploadFile
 from api import quotas
 from api.deps import Caller, House
 from api.errors import ApiError, not_found
-from core.config import TrainingRequest
+from core.config import Resize, TrainingRequest
 from models.header import Manifest
 from store import jobs, uploads
 from store.database import now
@@ -90,7 +90,13 @@ def display_name(name: str | None, upload: UploadFile) -> str:
 
 
 def add_dataset(
-    session: Session, caller: Caller, *, name: str, sha256: str, size: int
+    session: Session,
+    caller: Caller,
+    *,
+    name: str,
+    sha256: str,
+    size: int,
+    resize: Resize | None = None,
 ) -> tuple[DatasetRow, JobRow]:
     """A data set that came as this blob, and the job that checks it."""
     row = DatasetRow(
@@ -107,7 +113,10 @@ def add_dataset(
         session,
         JobKind.VALIDATE_DATASET,
         tenant=caller.tenant,
-        request={"dataset_id": row.id},
+        request={
+            "dataset_id": row.id,
+            **({} if resize is None else {"resize": resize.as_json()}),
+        },
         dataset_id=row.id,
     )
     row.job_id = job.id

@@ -7,6 +7,7 @@ report that its scores do not bear out are problems too), 2 a wrong command line
 
 import json as json_
 import os
+import re
 import sys
 import tempfile
 import webbrowser
@@ -202,17 +203,25 @@ def add_dataset(
         typer.Argument(
             exists=True,
             readable=True,
-            help="A zip of class folders, such a folder itself, or an .npz.",
+            help="A zip of class folders, such a folder itself, an .npz or .parquet.",
         ),
     ],
     name: Annotated[str | None, typer.Option(help="By default the file's name.")] = None,
+    resize: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WxH:FIT",
+            help="Make images of several sizes one, for example 224x224:crop; or :stretch, :pad.",
+        ),
+    ] = None,
     watch_: Watch = False,
 ) -> None:
     """Upload a data set; a job checks it."""
     here = session(context)
+    rule = None if resize is None else _resize(resize)
     with _zipped(path) as file, _uploading(here, file) as on_bytes:
         dataset = here.client.datasets.add(
-            file, name=name or path.resolve().name, on_bytes=on_bytes
+            file, name=name or path.resolve().name, resize=rule, on_bytes=on_bytes
         )
     if not watch_:
         here.answer(dataset, _being_checked("data set", dataset))
@@ -825,6 +834,18 @@ def _parse_json(text: str, *, option: str) -> Any:
         return json_.loads(text)
     except ValueError as error:
         raise typer.BadParameter(f"expected JSON: {error}", param_hint=option) from error
+
+
+def _resize(text: str) -> Json:
+    """The rule that `224x224:crop` stands for."""
+    found = re.fullmatch(r"(\d{1,5})x(\d{1,5}):(stretch|crop|pad)", text)
+    if found is None:
+        raise typer.BadParameter(
+            f"expected WIDTHxHEIGHT:FIT with a fit of stretch, crop or pad, got {text!r}",
+            param_hint="--resize",
+        )
+    width, height, fit = found.groups()
+    return {"height": int(height), "width": int(width), "fit": fit}
 
 
 def _without_none(values: Json) -> Json:

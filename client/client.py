@@ -341,15 +341,27 @@ class Datasets(_Resource):
 
     path = "/v1/datasets"
 
-    def add(self, file: Path, *, name: str | None = None, on_bytes: OnBytes | None = None) -> Json:
-        """Upload a zip or an npz. Its `job_id` checks it; `on_bytes` is told of bytes as sent."""
-        return self._client.upload(self.path, file, fields={"name": name}, on_bytes=on_bytes)
+    def add(
+        self,
+        file: Path,
+        *,
+        name: str | None = None,
+        resize: Mapping[str, Any] | None = None,
+        on_bytes: OnBytes | None = None,
+    ) -> Json:
+        """Upload a zip, npz or Parquet. Its `job_id` checks it; `on_bytes` is told of bytes sent.
 
-    def create(
-        self, file: Path, *, name: str | None = None, on_progress: OnProgress | None = None
-    ) -> Dataset:
-        """Upload one and wait until it was found good. JobFailedError says why if it was not."""
-        added = self.add(file, name=name)
+        resize: what makes images one size, `{"height": 224, "width": 224, "fit": "crop"}`.
+        """
+        fields = {"name": name, "resize": None if resize is None else json.dumps(resize)}
+        return self._client.upload(self.path, file, fields=fields, on_bytes=on_bytes)
+
+    def create(self, file: Path, *, on_progress: OnProgress | None = None, **about: Any) -> Dataset:
+        """Upload one and wait until it was found good; `about` as in `add`.
+
+        JobFailedError says why if it was not.
+        """
+        added = self.add(file, **about)
         Run(self._client, self._client.jobs.show(added["job_id"])).wait(on_progress=on_progress)
         return Dataset.model_validate(self.show(added["id"]))
 

@@ -115,28 +115,55 @@ def dataset(item: Json) -> RenderableType:
                 ("checked by", item["job_id"]),
                 ("sha256", item["sha256"]),
                 ("images", None if summary is None else _dataset_counts(summary)[2]),
-                ("duplicates", summary and summary["duplicates"]),
+                ("resized", summary and _resized(summary)),
+                ("labels", "any number an image" if (summary or {}).get("multilabel") else None),
+                ("duplicates", summary and _duplicates(summary)),
             )
         )
     ]
     if summary is not None:
         splits = summary["splits"]
+        share = summary.get("prevalence") or {}
+        sums = summary.get("split_examples") or {k: sum(s.values()) for k, s in splits.items()}
         parts += [
             Text(),
             table(
-                *("class", "examples", *splits),
+                *("class", "examples", *splits, "share"),
                 rows=[
-                    (name, count, *(split.get(name, 0) for split in splits.values()))
+                    (
+                        *(name, count, *(split.get(name, 0) for split in splits.values())),
+                        f"{share[name]:.1%}" if name in share else "",
+                    )
                     for name, count in summary["classes"].items()
                 ]
-                + [("all", summary["examples"], *(sum(s.values()) for s in splits.values()))],
-                right=("examples", *splits),
+                + [("all", summary["examples"], *(sums[split] for split in splits), "")],
+                right=("examples", *splits, "share"),
             ),
         ]
         if summary.get("groups"):
             rows = summary["groups"].items()
             parts += [Text(), table("group", "examples", rows=rows, right=("examples",))]
     return Group(*parts)
+
+
+def _resized(summary: Json) -> str | None:
+    """By which rule, and from which sizes."""
+    rule = summary.get("resize")
+    if rule is None:
+        return None
+    sizes = list(summary["sizes"].items())
+    came = ", ".join(f"{count} of {size}" for size, count in sizes[:5])
+    return f"{rule['fit']}, from {came}{', …' if len(sizes) > 5 else ''}"
+
+
+def _duplicates(summary: Json) -> str:
+    text = str(summary["duplicates"])
+    notes = [
+        f"{summary[key]} {what}"
+        for key, what in (("conflicting", "with other labels"), ("across_splits", "across splits"))
+        if summary.get(key)
+    ]
+    return f"{text} ({', '.join(notes)})" if notes else text
 
 
 def models(items: Sequence[Json]) -> RenderableType:

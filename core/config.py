@@ -84,6 +84,17 @@ def _keys(value: Any) -> Any:
     return value if isinstance(value, dict) else getattr(type(value), "model_fields", ())
 
 
+class Resize(Config):
+    """How images of any size become images of one: bilinear, with antialiasing."""
+
+    height: int = Field(ge=1, le=2048, description="pixels")
+    width: int = Field(ge=1, le=2048, description="pixels")
+    fit: Literal["stretch", "crop", "pad"] = Field(
+        description="stretch changes the proportions; crop cuts what sticks out on both sides; "
+        "pad adds black on both sides"
+    )
+
+
 class Threat(Config):
     """What the attacker may do to each image."""
 

@@ -20,16 +20,17 @@ from core.errors import ConfigError, DataError
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images with one label each.
+    """Images with one label each, or with any number of labels each.
 
-    images: (N, C, H, W) uint8.  labels: (N,) int64, indices into `classes`.
+    images: (N, C, H, W) uint8.
+    labels: (N,) int64, indices into `classes`; or (N, K) uint8, 1 where an image has the class.
     splits: (N,) int8, indices into `core.config.SPLITS`, or None where nothing was declared.
     example_ids: N names, unique, in the order of the images.
     groups: N names in the same order, or None where nothing was declared.
     """
 
     images: NDArray[np.uint8]
-    labels: NDArray[np.int64]
+    labels: NDArray[Any]
     classes: Sequence[str]
     example_ids: Sequence[str]
     splits: NDArray[np.int8] | None = None
@@ -38,20 +39,53 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def multilabel(self) -> bool:
+        """Whether an image may have several of the classes, or none."""
+        return self.labels.ndim == 2
+
+    def label_matrix(self, classes: Sequence[str] | None = None) -> NDArray[np.uint8]:
+        """(N, K) uint8: 1 where an image has the class, for these classes or all of them.
+
+        Raises ConfigError for a class that the data set does not have.
+        """
+        wanted = self._positions(self.classes if classes is None else classes)
+        if self.multilabel:
+            matrix: NDArray[np.uint8] = self.labels[:, wanted]
+            return matrix
+        matrix = np.zeros((len(self), len(wanted)), np.uint8)
+        for column, k in enumerate(wanted):
+            matrix[:, column] = self.labels == k
+        return matrix
+
+    def class_counts(self, index: NDArray[Any] | None = None) -> dict[str, int]:
+        """Examples of each class, of all examples or those given by index or mask."""
+        labels: NDArray[Any] = self.labels if index is None else self.labels[index]
+        if self.multilabel:
+            counts = labels.sum(axis=0, dtype=np.int64)
+        else:
+            counts = np.bincount(labels, minlength=len(self.classes))
+        return dict(zip(self.classes, counts.tolist(), strict=True))
+
+    def label_of(self, i: int) -> str:
+        """The class of one example by name; of several labels all, joined by |."""
+        if self.multilabel:
+            return "|".join(self.classes[k] for k in np.flatnonzero(self.labels[i]).tolist())
+        return self.classes[int(self.labels[i])]
+
     def targets(self, task: Task, index: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
         """1 for the positive classes of the task, 0 for the rest; of all examples or those given.
+
+        An image with several labels is positive if any of them is.
 
         Raises ConfigError for a class that the data set does not have, DataError where there are
         no positives or no negatives among these examples.
         """
-        unknown = [name for name in task.positive if name not in self.classes]
-        if unknown:
-            raise ConfigError(
-                f"expected positive classes among {list(self.classes)[:20]}, got {unknown}"
-            )
-        wanted = [self.classes.index(name) for name in task.positive]
-        labels = self.labels if index is None else self.labels[index]
-        targets = np.isin(labels, wanted).astype(np.int64)
+        wanted = self._positions(task.positive)
+        labels: NDArray[Any] = self.labels if index is None else self.labels[index]
+        targets = np.zeros(len(labels), np.int64)
+        for k in wanted:
+            targets |= labels[:, k] if self.multilabel else labels == k
         positives = int(targets.sum())
         if positives == 0 or positives == len(targets):
             raise DataError(
@@ -59,6 +93,14 @@ class ImageSet:
                 f"({', '.join(task.positive)}) among {len(targets)} examples"
             )
         return targets
+
+    def _positions(self, names: Sequence[str]) -> list[int]:
+        unknown = [name for name in names if name not in self.classes]
+        if unknown:
+            raise ConfigError(
+                f"expected positive classes among {list(self.classes)[:20]}, got {unknown}"
+            )
+        return [self.classes.index(name) for name in names]
 
     def has_split(self, split: str) -> bool:
         """Whether any example is declared to belong to this split."""

@@ -6,10 +6,11 @@ Plain values in, plain values out; no torch.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from core.config import AnyTask, EachClass, Split, Task
+from core.config import AnyTask, EachClass, Resize, Split, Task
 from core.errors import ConfigError, DataError
 
 POSITIVE_NAMES = ("positive", "pos", "1", "true", "yes")
@@ -22,17 +23,54 @@ class DatasetSummary(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     examples: int
+    multilabel: bool = Field(
+        False, description="whether an example may have several of the classes, or none"
+    )
     classes: dict[str, int] = Field(description="examples of each class")
+    prevalence: dict[str, float] = Field(
+        {}, description="share of the examples that has each class"
+    )
     splits: dict[Split, dict[str, int]] = Field(
         description="examples of each class in each declared split; empty where none is declared"
     )
+    split_examples: dict[Split, int] = Field({}, description="examples of each declared split")
     groups: dict[str, int] | None = Field(
         None, description="examples of each group; null where none is declared"
     )
     channels: int
     height: int
     width: int
+    sizes: dict[str, int] = Field(
+        {},
+        description="examples of each size as they came, width x height, the twenty most frequent",
+    )
+    resize: Resize | None = Field(None, description="how they were made the size that they have")
     duplicates: int = Field(description="examples whose pixels equal those of an earlier one")
+    conflicting: int | None = Field(
+        None, description="duplicates whose labels differ from those of the earlier one"
+    )
+    across_splits: int | None = Field(
+        None, description="duplicates in another split than the earlier one"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, values: Any) -> Any:
+        """Summaries from before there was multi-label lack what follows from the counts."""
+        if not isinstance(values, dict) or not {"examples", "classes"} <= values.keys():
+            return values
+        classes, examples = values["classes"], values["examples"]
+        splits = values.get("splits") or {}
+        return {
+            "prevalence": {name: count / max(examples, 1) for name, count in classes.items()},
+            "split_examples": {split: sum(counts.values()) for split, counts in splits.items()},
+            "sizes": {f"{values.get('width')}x{values.get('height')}": examples},
+            **values,
+        }
+
+    def examples_in(self, split: Split | None) -> int:
+        """How many examples there are in a split, or in the whole data set."""
+        return self.examples if split is None else self.split_examples[split]
 
     def counts(self, split: Split | None) -> dict[str, int]:
         """Examples of each class in a split, or in the whole data set."""
@@ -119,8 +157,10 @@ def resolve_split(asked: Split | None, summary: DatasetSummary) -> Split | None:
 def check_both_sides(task: Task, summary: DatasetSummary, split: Split | None) -> None:
     """Raise DataError unless there are at least two positives and two negatives to rank."""
     counts = summary.counts(split)
-    positives = sum(counts.get(name, 0) for name in task.positive)
-    negatives = sum(counts.values()) - positives
+    of_each = [counts.get(name, 0) for name in task.positive]
+    # where they overlap there are as many as of the largest class, or more
+    positives = max(of_each) if summary.multilabel else sum(of_each)
+    negatives = summary.examples_in(split) - positives
     if min(positives, negatives) < MIN_PER_SIDE:
         where = "the data set" if split is None else f"the {split} split"
         raise DataError(

@@ -209,7 +209,8 @@ def audit_report(session: Session, job: JobRow, shards: list[JobRow]) -> Prepare
 
 def _prepare_dataset(session: Session, job: JobRow) -> Prepared:
     dataset = session.get_one(DatasetRow, job.dataset_id)
-    return Prepared("validate_dataset", {}, {"upload": _blob(dataset.upload_sha256, dataset)})
+    request = {"resize": job.request.get("resize")}
+    return Prepared("validate_dataset", request, {"upload": _blob(dataset.upload_sha256, dataset)})
 
 
 def _prepare_model(session: Session, job: JobRow) -> Prepared:

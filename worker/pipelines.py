@@ -370,7 +370,7 @@ def rank(work: Work, reporter: Reporter) -> Result:
     example_ids = [image_set.example_ids[i] for i in index]
     with (work.folder / "ranking.ndjson").open("w") as file:
         for position, i in enumerate(rank_order(logits, example_ids), start=1):
-            label = image_set.classes[image_set.labels[index[i]]]
+            label = image_set.label_of(index[i])
             row = {
                 "rank": position,
                 "example_id": example_ids[i],

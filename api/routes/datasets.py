@@ -3,17 +3,17 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Form, Request, Response, UploadFile
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sqlalchemy import select
 
 from api import assets
 from api.assets import AssetId
 from api.deps import HouseDep, Reader, Writer
-from api.errors import POSTED, problems
+from api.errors import POSTED, explain_validation, problems
 from api.idempotency import IdempotencyDep
 from api.listing import After, Limit, page
 from api.schemas import Dataset, Page, dataset_answer
-from core.config import Identifier, Name
+from core.config import Identifier, Name, Resize
 from store.tables import DatasetRow
 
 router = APIRouter(prefix="/v1/datasets", tags=["data sets"])
@@ -27,13 +27,30 @@ class DatasetForm(BaseModel):
     file: UploadFile | None = Field(
         None,
         description="a zip of class folders (optionally below train/, validation/, test/), or of "
-        "images and a metadata.csv (file_name,label[,split][,group]); or an .npz with `images`, "
-        "`labels` and optionally `classes`, `split` and `groups`",
+        "images and a metadata.csv (file_name,label[,split][,group]; or labels, as cat|dog); or an "
+        ".npz with `images`, `labels` and optionally `classes`, `split` and `groups`; or Parquet "
+        "with the columns image and label, or labels",
     )
     upload_id: Identifier | None = Field(
         None, description="instead of `file`: one that came in parts, see POST /v1/uploads"
     )
+    resize: str | None = Field(
+        None,
+        max_length=200,
+        description="how images become one size, as JSON: needed where they have several",
+        examples=['{"height": 224, "width": 224, "fit": "crop"}'],
+    )
     name: Name | None = Field(None, description="by default the file's name")
+
+
+def declared_resize(text: str | None) -> Resize | None:
+    """The rule of a request, from JSON."""
+    if text is None:
+        return None
+    try:
+        return Resize.model_validate_json(text)
+    except ValidationError as error:
+        raise explain_validation(error.errors(), prefix="body/resize") from error
 
 
 @router.post(
@@ -52,12 +69,18 @@ def add_dataset(
 
     Its status is `validating`, then `ready` or `rejected` with every reason.
     """
+    resize = declared_resize(form.resize)
     came = assets.receive(form.file, form.upload_id, house, caller)
     name = form.name or came.name
-    with once.writing({"file": came.sha256, "name": name}, new_jobs=1) as session:
+    content = {
+        "file": came.sha256,
+        "name": name,
+        "resize": None if resize is None else resize.as_json(),
+    }
+    with once.writing(content, new_jobs=1) as session:
         came.take(session, house, caller)
         row, job = assets.add_dataset(
-            session, caller, name=name, sha256=came.sha256, size=came.size
+            session, caller, name=name, sha256=came.sha256, size=came.size, resize=resize
         )
         location = response.headers["Location"] = f"/v1/datasets/{row.id}"
         answer = once.keep(session, dataset_answer(row), location=location)
@@ -92,7 +115,10 @@ def show_dataset(dataset_id: AssetId, house: HouseDep, caller: Reader) -> Datase
 def download_dataset(
     dataset_id: AssetId, request: Request, house: HouseDep, caller: Reader
 ) -> Response:
-    """The stored form: a safetensors file with uint8 `images` (N, C, H, W) and `labels` (N,)."""
+    """The stored form: a safetensors file with uint8 `images` (N, C, H, W) and `labels`.
+
+    labels: (N,) indices into the classes, or (N, K) of 0 and 1 where an image may have several.
+    """
     with house.database.reading() as session:
         row = assets.find(session, DatasetRow, dataset_id, caller)
         assets.require_ready(row)

@@ -249,7 +249,13 @@ def test_a_column_of_ids_is_not_one_of_groups(count: int, tmp_path: Path) -> Non
             ],
         ),
         (LABELS.replace("c.png,no", 'c.png,"no'), ["expected CSV"]),
-        ("", ["expected the columns file_name,label[,split][,group] in any order, got ''"]),
+        (
+            "",
+            [
+                "expected the columns file_name,label[,split][,group] in any order "
+                "(labels instead of label where an image may have several), got ''"
+            ],
+        ),
         (
             "file_name,label,split\n" + LABELS.split("\n", 1)[1].replace("\n", ",hold-out\n"),
             ["expected a split among train, validation, test, got 'hold-out'"] * 4,
@@ -412,6 +418,8 @@ def test_images_of_several_sizes_are_refused_with_the_sizes_and_an_example_of_ea
         "expected images of one size, got 4 of 8x8 (width x height), for example 'cat/1.png'",
         "expected images of one size, got 1 of 9x8 (width x height), for example 'dog/3.png'",
         "expected images of one size, got 1 of 8x9 (width x height), for example 'dog/4.png'",
+        "got 3 sizes: to have all images made one size, declare how with `resize`, for example "
+        '{"height": 8, "width": 8, "fit": "crop"} (fit: stretch, crop or pad)',
     ]
 
 
@@ -463,13 +471,14 @@ def test_a_data_set_that_cannot_be_ranked_is_refused(
         (png(1), "a PNG image"),
         (b"\x1f\x8b\x08\0", "a gzip archive"),
         (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
-        (b"PAR1", "a Parquet file"),
         (b"file_name,label\n", "a file of a kind that is not known here"),
         (b"\x93NUMPY\1\0", "a NumPy array"),
     ],
 )
 def test_a_file_that_is_not_an_archive_is_named(content: bytes, got: str, tmp_path: Path) -> None:
-    assert reasons(content, tmp_path) == [f"expected a zip of class folders or an NPZ, got {got}"]
+    assert reasons(content, tmp_path) == [
+        f"expected a zip of class folders, an NPZ or Parquet, got {got}"
+    ]
 
 
 def test_the_limit_on_the_file_is_named(tmp_path: Path) -> None:
@@ -573,7 +582,10 @@ BAD_ARRAYS: dict[str, tuple[dict[str, NDArray[np.generic]], str]] = {
     "no images": ({"labels": YES_NO}, "expected an array 'images' in the NPZ"),
     "another name": ({"images": BATCH, "labels": YES_NO, "x": YES_NO}, "got 'x.npy'"),
     "more labels": ({"images": BATCH, "labels": np.arange(6) % 2}, "each of 6 labels, got 4"),
-    "labels in two dimensions": ({"images": BATCH, "labels": YES_NO[None]}, "got (1, 4)"),
+    "labels in two dimensions": (
+        {"images": BATCH, "labels": YES_NO[None]},
+        "expected a name for each of the 4 columns of labels",
+    ),
     "labels that are floats": ({"images": BATCH, "labels": YES_NO / 1}, "got float64"),
     "no examples": ({"images": BATCH[:0], "labels": YES_NO[:0]}, "got (0,)"),
     "images of two dimensions": ({"images": BATCH[..., 0, 0].copy(), "labels": YES_NO}, "(4, 8)"),
@@ -667,13 +679,20 @@ def test_the_summary_counts_what_is_there(tmp_path: Path) -> None:
     summary = summarise(read(pack(members), tmp_path))
     assert summary == {
         "examples": 9,
+        "multilabel": False,
         "classes": {"cat": 4, "dog": 5},
+        "prevalence": {"cat": 4 / 9, "dog": 5 / 9},
         "splits": {"train": {"cat": 2, "dog": 2}, "test": {"cat": 2, "dog": 3}},
+        "split_examples": {"train": 4, "test": 5},
         "groups": None,
         "channels": 3,
         "height": 8,
         "width": 8,
+        "sizes": {"8x8": 9},
+        "resize": None,
         "duplicates": 4,
+        "conflicting": 0,
+        "across_splits": 4,
     }
 
 

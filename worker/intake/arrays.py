@@ -1,8 +1,10 @@
 """NPZ data sets: `images`, `labels`, and optionally `classes`, `split` and `groups`.
 
 images: (N, H, W, C), (N, C, H, W) or (N, H, W), C of 1 or 3; uint8, or float in [0, 1], which is
-rounded to 256 levels.  labels: (N,) whole numbers or text.  classes: names of the classes; labels
-are then indices into them, or some of them.  split: (N,) text.  groups: (N,) whole numbers or text.
+rounded to 256 levels.  labels: (N,) whole numbers or text; or (N, K) of 0 and 1, a column for each
+of K classes, where an image may have several.  classes: names of the classes; labels are then
+indices into them, or some of them, or columns in their order.  split: (N,) text.
+groups: (N,) whole numbers or text.
 
 Each array's header is read first and checked against the size of its member, so that memory is
 taken only for numbers that are there. Arrays of objects are pickles: refused, never opened.
@@ -18,11 +20,12 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from core.config import SPLITS
+from core.config import SPLITS, Resize
 from core.datasets import ImageSet
 from models.header import shown
 from worker.intake.archive import Archive, Member
-from worker.intake.counts import check_counts
+from worker.intake.counts import MAX_LABELS, check_counts
+from worker.intake.decoding import Sizes
 from worker.intake.folders import (
     MAX_NAME_CHARACTERS,
     SPLIT_NAMES,
@@ -30,6 +33,7 @@ from worker.intake.folders import (
     label_problem,
     split_problem,
 )
+from worker.intake.images import resized
 from worker.intake.limits import IntakeLimits, Reasons, Rejected
 
 _BLOCK_BYTES = 8 * 1024**2  # images are converted this much at a time
@@ -44,19 +48,31 @@ def is_arrays(archive: Archive) -> bool:
 
 
 def read_arrays(
-    archive: Archive, *, limits: IntakeLimits, on_progress: Callable[[int, int], None]
+    archive: Archive,
+    *,
+    limits: IntakeLimits,
+    resize: Resize | None,
+    sizes: Sizes,
+    on_progress: Callable[[int, int], None],
 ) -> ImageSet:
     """The data set in an NPZ; raises Rejected for all that is not as described above."""
     _check_names(archive)
-    raw = _read_values(archive, "labels", kinds="biuU", limits=limits)
+    raw = _read_values(archive, "labels", kinds="biuU", limits=limits, most_dimensions=2)
     names = _read_texts(archive, "classes", limits=limits)
-    classes, labels = _name_classes(raw, names)
+    classes, labels = _name_columns(raw, names) if raw.ndim == 2 else _name_classes(raw, names)
     splits = _splits(_read_texts(archive, "split", limits=limits), count=len(labels))
     groups = _groups(archive, count=len(labels), limits=limits)
     check_counts(classes, labels, splits=splits, groups=groups)
     digits = len(str(len(labels) - 1))
     return ImageSet(
-        images=_read_images(archive, len(labels), limits=limits, on_progress=on_progress),
+        images=_read_images(
+            archive,
+            len(labels),
+            limits=limits,
+            resize=resize,
+            sizes=sizes,
+            on_progress=on_progress,
+        ),
         labels=labels,
         classes=classes,
         example_ids=[f"{i:0{digits}d}" for i in range(len(labels))],
@@ -82,6 +98,8 @@ def _read_images(
     count: int,
     *,
     limits: IntakeLimits,
+    resize: Resize | None,
+    sizes: Sizes,
     on_progress: Callable[[int, int], None],
 ) -> NDArray[np.uint8]:
     """(N, C, H, W) uint8, allocated once and filled block by block."""
@@ -98,21 +116,38 @@ def _read_images(
                 f"images: expected at most {limits.pixels} pixels each (ADAP_MAX_IMAGE_PIXELS), "
                 f"got {width}x{height}"
             )
-        decoded = math.prod(shape)
+        sizes[height, width] += count
+        rule = (
+            None if resize is None or (resize.height, resize.width) == (height, width) else resize
+        )
+        if rule is not None:
+            height, width = rule.height, rule.width
+        decoded = count * channels * height * width
         if decoded > limits.decoded_bytes:
             raise Rejected(
                 f"images: expected at most {limits.decoded_bytes} bytes as uint8, got {decoded}"
             )
         images = np.empty((count, channels, height, width), np.uint8)
-        example_bytes = decoded // count * dtype.itemsize
+        example_bytes = math.prod(shape[1:]) * dtype.itemsize
         step = max(1, _BLOCK_BYTES // example_bytes)
         for start in range(0, count, step):
             stop = min(start + step, count)
             block = np.frombuffer(member.read((stop - start) * example_bytes), dtype)
             pixels = _as_uint8(block.reshape(stop - start, *shape[1:]))
-            images[start:stop] = pixels.transpose(0, 3, 1, 2) if channels_last else pixels
+            pixels = pixels if channels_last else pixels.transpose(0, 2, 3, 1)
+            if rule is not None:
+                pixels = _resized(pixels, rule)
+            images[start:stop] = pixels.transpose(0, 3, 1, 2)
             on_progress(stop, count)
     return images
+
+
+def _resized(pixels: NDArray[np.uint8], rule: Resize) -> NDArray[np.uint8]:
+    """(N, H, W, C), image by image made the declared size."""
+    grey = pixels.shape[3] == 1
+    made = [resized(image[..., 0] if grey else image, rule) for image in pixels]
+    stacked = np.stack(made)
+    return stacked[..., None] if grey else stacked
 
 
 def _layout(shape: tuple[int, ...]) -> tuple[tuple[int, ...], bool]:
@@ -150,13 +185,17 @@ def _read_texts(archive: Archive, name: str, *, limits: IntakeLimits) -> list[st
     return _texts(name, _read_values(archive, name, kinds="U", limits=limits))
 
 
-def _read_values(archive: Archive, name: str, *, kinds: str, limits: IntakeLimits) -> NDArray[Any]:
-    """An array of one dimension, of these kinds of dtype."""
+def _read_values(
+    archive: Archive, name: str, *, kinds: str, limits: IntakeLimits, most_dimensions: int = 1
+) -> NDArray[Any]:
+    """An array of one dimension or, where that may be, two; of these kinds of dtype."""
     with archive.open(f"{name}.npy") as member:
         shape, dtype = _read_header(member, name)
         if dtype.kind not in kinds:
             wanted = "text" if kinds == "U" else "whole numbers or text"
             raise Rejected(f"{name}: expected {wanted}, got {dtype}")
+        if len(shape) == most_dimensions == 2:
+            return _read_matrix(member, name, shape, dtype, limits=limits)
         if len(shape) != 1 or not 0 < shape[0] <= limits.entries:
             raise Rejected(f"{name}: expected one dimension of 1 to {limits.entries}, got {shape}")
         if dtype.kind == "U" and dtype.itemsize > 4 * MAX_NAME_CHARACTERS:
@@ -164,6 +203,25 @@ def _read_values(archive: Archive, name: str, *, kinds: str, limits: IntakeLimit
                 f"{name}: expected at most {MAX_NAME_CHARACTERS} characters, got {dtype}"
             )
         return np.frombuffer(member.read(), dtype)
+
+
+def _read_matrix(
+    member: Member, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], *, limits: IntakeLimits
+) -> NDArray[np.uint8]:
+    """(N, K) uint8 of 0 and 1, from whole numbers."""
+    count, classes = shape
+    if not (0 < count <= limits.entries and 0 < classes <= MAX_LABELS):
+        raise Rejected(
+            f"{name}: expected (N, K) of 1 to {limits.entries} images and 1 to {MAX_LABELS} "
+            f"classes, got {shape}"
+        )
+    if dtype.kind not in "biu":
+        raise Rejected(f"{name}: expected 0 and 1 in {shape}, got {dtype}")
+    matrix = np.frombuffer(member.read(), dtype).reshape(shape)
+    low, high = matrix.min(), matrix.max()
+    if low < 0 or high > 1:
+        raise Rejected(f"{name}: expected 0 and 1 in {shape}, got values from {low} to {high}")
+    return matrix.astype(np.uint8)
 
 
 def _read_header(member: Member, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
@@ -199,6 +257,20 @@ def _texts(name: str, array: NDArray[Any]) -> list[str]:
         raise Rejected(f"{name}: expected text, got {error}") from error
 
 
+def _name_columns(
+    matrix: NDArray[np.uint8], names: Sequence[str] | None
+) -> tuple[list[str], NDArray[np.uint8]]:
+    """Names of the classes, one for each column."""
+    if names is None or len(names) != matrix.shape[1]:
+        got = "none" if names is None else str(len(names))
+        raise Rejected(
+            f"classes: expected a name for each of the {matrix.shape[1]} columns of labels, "
+            f"got {got}"
+        )
+    _check_names_of_classes(names)
+    return list(names), matrix
+
+
 def _name_classes(
     raw: NDArray[Any], names: Sequence[str] | None
 ) -> tuple[list[str], NDArray[np.int64]]:
@@ -218,6 +290,11 @@ def _name_classes(
                 f"labels: expected indices from 0 to {len(classes) - 1} into classes, "
                 f"got {low} to {high}"
             )
+    _check_names_of_classes(classes)
+    return classes, labels.astype(np.int64)
+
+
+def _check_names_of_classes(classes: Sequence[str]) -> None:
     reasons = Reasons()
     if len(set(classes)) < len(classes):
         reasons.add("classes: expected each name once, got some again")
@@ -226,7 +303,6 @@ def _name_classes(
         if problem:
             reasons.add(f"classes: {problem}")
     reasons.settle()
-    return classes, labels.astype(np.int64)
 
 
 def _index_texts(

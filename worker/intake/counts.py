@@ -1,51 +1,37 @@
 """How many examples there are of what, and whether a ranking can be made and judged with them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from core.config import SPLITS
 from models.header import shown
-from worker.intake.limits import Reasons
+from worker.intake.limits import Reasons, Rejected
 
 MIN_EXAMPLES = 2  # of a class: one to learn from, one to judge by
+MAX_LABELS = 1_000  # of an image that may have several
 MAX_GROUPS = 1_000  # more are a column of ids, and too few examples in each to judge by
-
-
-def class_counts(classes: Sequence[str], labels: NDArray[np.int64]) -> dict[str, int]:
-    """Examples of each class; labels: (N,) indices into classes."""
-    counts = np.bincount(labels, minlength=len(classes))
-    return dict(zip(classes, counts.tolist(), strict=True))
 
 
 def check_counts(
     classes: Sequence[str],
-    labels: NDArray[np.int64],
+    labels: NDArray[np.int64] | NDArray[np.uint8],
     *,
     splits: NDArray[np.int8] | None,
     groups: Sequence[str] | None,
 ) -> None:
-    """A ranking needs two classes, everywhere; a class needs more than one example.
+    """A ranking needs positives and negatives, everywhere; a class needs more than one example.
 
+    labels: (N,) indices into classes, or (N, K) in {0, 1}.
     splits: (N,), groups: N names, each None where nothing is declared.
     """
     reasons = Reasons()
-    counts = class_counts(classes, labels)
-    if len(classes) < 2:
-        only = shown(classes[0])
-        reasons.add(f"expected at least two classes, got {only} alone: a ranking needs negatives")
-    for name, count in counts.items():
-        if count < MIN_EXAMPLES:
-            reasons.add(
-                f"class {shown(name)}: expected at least {MIN_EXAMPLES} images, got {count}"
-            )
-    if splits is not None:
-        for i, split in enumerate(SPLITS):
-            found = np.unique(labels[splits == i])
-            if len(found) == 1:
-                only = shown(classes[found[0]])
-                reasons.add(f"split {split}: expected at least two classes, got {only} alone")
+    if labels.ndim == 1:
+        _check_one_each(classes, labels, splits, reasons)
+    else:
+        _check_several(classes, labels, splits, reasons)
     different = len(set(groups or ()))
     if different > MAX_GROUPS:
         reasons.add(
@@ -53,3 +39,65 @@ def check_counts(
             "many images have in common, such as a site or a camera"
         )
     reasons.settle()
+
+
+def _check_one_each(
+    classes: Sequence[str], labels: NDArray[Any], splits: NDArray[np.int8] | None, reasons: Reasons
+) -> None:
+    if len(classes) < 2:
+        only = shown(classes[0])
+        reasons.add(f"expected at least two classes, got {only} alone: a ranking needs negatives")
+    counts = np.bincount(labels, minlength=len(classes))
+    for name, count in zip(classes, counts.tolist(), strict=True):
+        _check_enough(name, count, "images", reasons)
+    for split, members in _members(splits):
+        found = np.unique(labels[members])
+        if len(found) == 1:
+            only = shown(classes[found[0]])
+            reasons.add(f"split {split}: expected at least two classes, got {only} alone")
+
+
+def _check_several(
+    classes: Sequence[str], labels: NDArray[Any], splits: NDArray[np.int8] | None, reasons: Reasons
+) -> None:
+    counts = labels.sum(axis=0, dtype=np.int64)
+    for name, count in zip(classes, counts.tolist(), strict=True):
+        _check_enough(name, count, "images", reasons)
+        _check_enough(name, len(labels) - count, "images without it", reasons)
+    for split, members in _members(splits):
+        share = labels[members].mean(axis=0)
+        if not ((share > 0) & (share < 1)).any():
+            reasons.add(
+                f"split {split}: expected a class that some images have and others have not, "
+                "got none"
+            )
+
+
+def _check_enough(name: str, count: int, what: str, reasons: Reasons) -> None:
+    if count < MIN_EXAMPLES:
+        reasons.add(f"class {shown(name)}: expected at least {MIN_EXAMPLES} {what}, got {count}")
+
+
+def _members(splits: NDArray[np.int8] | None) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+    """The splits that have examples, and which those are."""
+    for i, split in enumerate(SPLITS):
+        if splits is not None and (splits == i).any():
+            yield split, splits == i
+
+
+def label_matrix(named: Sequence[Sequence[str]], classes: Sequence[str]) -> NDArray[np.uint8]:
+    """(N, K) uint8 of the names of each example's labels."""
+    position = {name: k for k, name in enumerate(classes)}
+    matrix = np.zeros((len(named), len(classes)), np.uint8)
+    for i, names in enumerate(named):
+        matrix[i, [position[name] for name in names]] = 1
+    return matrix
+
+
+def check_class_count(classes: Sequence[str], *, examples: int) -> None:
+    """Raise Rejected for more classes than an image may have labels of."""
+    if not 1 <= len(classes) <= MAX_LABELS:
+        raise Rejected(
+            f"expected 1 to {MAX_LABELS} different labels where an image may have several, "
+            f"got {len(classes)} among {examples} images"
+        )

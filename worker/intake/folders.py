@@ -5,6 +5,9 @@
     metadata.csv                  file_name,label[,split][,group], columns in any order, as Hugging
     images/0001.png               Face's imagefolder; where it is there, it alone decides
 
+With a column `labels` instead of `label` an image may have any number of classes: `cat|dog`, or
+nothing for none of them.
+
 All of it may lie in one more folder. A class folder may have folders of its own.
 """
 
@@ -34,8 +37,7 @@ SPLIT_NAMES = {
 }
 
 _NOTES = (".txt", ".md")  # what people write beside a data set
-_NEEDED = {"file_name", "label"}
-_COLUMNS = {*_NEEDED, "split", "group"}
+_COLUMNS = {"file_name", "label", "labels", "split", "group"}
 
 
 @dataclass(frozen=True)
@@ -44,19 +46,22 @@ class Example:
 
     name: str  # in the archive
     example_id: str  # the same without the folder that wraps everything
-    label: str
+    labels: tuple[str, ...]
     split: str | None
     group: str | None = None
 
 
-def arrange(archive: Archive) -> list[Example]:
-    """The examples of a zip of images, sorted by name; raises Rejected where that is not clear."""
+def arrange(archive: Archive) -> tuple[list[Example], bool]:
+    """The examples of a zip of images, sorted by name, and whether each may have several labels.
+
+    Raises Rejected where that is not clear.
+    """
     names = [name for name in archive.names if not _is_note(name)]
     tables = [name for name in names if name.split("/")[-1] == METADATA]
     if not tables:
         if not names:
             raise Rejected("expected images in class folders, got an archive without any")
-        return _by_folders(names)
+        return _by_folders(names), False
     if len(tables) > 1 or tables[0].count("/") > 1:
         listed = ", ".join(shown(name) for name in tables[:5])
         raise Rejected(f"expected one {METADATA} beside the folders of images, got {listed}")
@@ -67,6 +72,23 @@ def arrange(archive: Archive) -> list[Example]:
 def label_problem(label: str) -> str | None:
     """Why this cannot be the name of a class, if it cannot."""
     return _name_problem("label", label)
+
+
+def labels_problem(labels: Sequence[str]) -> str | None:
+    """Why these cannot be the labels of one image, if they cannot."""
+    if len(set(labels)) < len(labels):
+        return f"expected each label once, got {shown('|'.join(labels))}"
+    return next(filter(None, map(label_problem, labels)), None)
+
+
+def split_labels(text: str) -> tuple[str, ...]:
+    """The labels of one image, which stand with | between them."""
+    return tuple(map(tidy, text.split("|"))) if text.strip() else ()
+
+
+def tidy(text: str) -> str:
+    """A name without space around it, in Unicode NFC."""
+    return unicodedata.normalize("NFC", text.strip())
 
 
 def group_problem(group: str) -> str | None:
@@ -123,7 +145,7 @@ def _by_folders(names: Sequence[str]) -> list[Example]:
         if problem:
             reasons.add(f"{shown(name)}: {problem}")
         split = SPLIT_NAMES.get(path[0].lower()) if has_splits else None
-        examples.append(Example(name, "/".join(path), label, split))
+        examples.append(Example(name, "/".join(path), (label,), split))
     reasons.settle()
     return examples
 
@@ -136,21 +158,23 @@ def _is_wrapped(paths: Sequence[Sequence[str]]) -> bool:
     )
 
 
-def _by_metadata(names: Sequence[str], table: str, content: bytes) -> list[Example]:
+def _by_metadata(names: Sequence[str], table: str, content: bytes) -> tuple[list[Example], bool]:
     root = table.removesuffix(METADATA)
     missing = {name.removeprefix(root): name for name in names}  # images without a line so far
     reasons = Reasons()
     examples = []
+    multilabel = False
     for line, row in _rows(content, reasons):
         file_name = unicodedata.normalize("NFC", row["file_name"])
-        label = unicodedata.normalize("NFC", row["label"].strip())
+        multilabel = "labels" in row
+        labels = split_labels(row["labels"]) if multilabel else (tidy(row["label"]),)
         split = row["split"].strip() if "split" in row else None
-        group = unicodedata.normalize("NFC", row["group"].strip()) if "group" in row else None
+        group = tidy(row["group"]) if "group" in row else None
         name = missing.pop(file_name, None)
         problem = (
             f"expected the name of an image, once, got {shown(file_name)}"
             if name is None
-            else label_problem(label)
+            else labels_problem(labels)
             or (split_problem(split) if split is not None else None)
             or (group_problem(group) if group is not None else None)
         )
@@ -158,11 +182,11 @@ def _by_metadata(names: Sequence[str], table: str, content: bytes) -> list[Examp
             reasons.add(f"{METADATA}, line {line}: {problem}")
             continue
         split = None if split is None else SPLIT_NAMES[split.lower()]
-        examples.append(Example(name, file_name, label, split, group))
+        examples.append(Example(name, file_name, labels, split, group))
     for name in missing.values():
         reasons.add(f"{shown(name)}: expected a line with its label in {METADATA}, got none")
     reasons.settle()
-    return sorted(examples, key=lambda example: example.name)
+    return sorted(examples, key=lambda example: example.name), multilabel
 
 
 def _rows(content: bytes, reasons: Reasons) -> Iterator[tuple[int, dict[str, str]]]:
@@ -186,7 +210,8 @@ def _rows(content: bytes, reasons: Reasons) -> Iterator[tuple[int, dict[str, str
         raise Rejected(f"{METADATA}, line {reader.line_num}: expected CSV, got {error}") from error
     if header is None or not _is_header(header):
         raise Rejected(
-            f"{METADATA}: expected the columns file_name,label[,split][,group] in any order, "
+            f"{METADATA}: expected the columns file_name,label[,split][,group] in any order "
+            "(labels instead of label where an image may have several), "
             f"got {shown(','.join(header or []))}"
         )
 
@@ -194,7 +219,8 @@ def _rows(content: bytes, reasons: Reasons) -> Iterator[tuple[int, dict[str, str
 def _is_header(columns: Sequence[str]) -> bool:
     """Whether these are the columns of a table: all that is needed, nothing unknown or twice."""
     names = set(columns)
-    return _NEEDED <= names <= _COLUMNS and len(names) == len(columns)
+    one_kind = len(names & {"label", "labels"}) == 1
+    return "file_name" in names <= _COLUMNS and one_kind and len(names) == len(columns)
 
 
 def _text(content: bytes) -> str:

@@ -23,6 +23,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from core.config import Resize
 from models.formats import describe
 
 # importing a plugin makes it known; the others (EPS, FITS, TIFF, …) are never loaded
@@ -87,6 +88,22 @@ def decode(data: bytes, *, max_pixels: int) -> NDArray[np.uint8]:
         ) from error
     except _UNDECODABLE as error:
         raise UnusableImageError(f"does not decode: {str(error)[:200]!r}") from error
+
+
+def resized(pixels: NDArray[np.uint8], resize: Resize) -> NDArray[np.uint8]:
+    """(H, W) or (H, W, 3) as `decode` gives them, made the declared size."""
+    size = (resize.width, resize.height)
+    if pixels.shape[1::-1] == size:
+        return pixels
+    image, method = Image.fromarray(pixels), Image.Resampling.BILINEAR
+    match resize.fit:
+        case "stretch":
+            image = image.resize(size, method)
+        case "crop":
+            image = ImageOps.fit(image, size, method)
+        case "pad":
+            image = ImageOps.pad(image, size, method, color=0)
+    return np.asarray(image)
 
 
 def _check_size(image: Image.Image, max_pixels: int) -> None:

@@ -1,8 +1,11 @@
 """The pipeline that checks an uploaded data set. Free of torch, so that it starts in no time."""
 
+from collections import Counter
 from typing import Any
 
+from core.config import Resize
 from core.resolve import DatasetSummary
+from worker.intake.decoding import Sizes
 from worker.intake.limits import IntakeLimits, Rejected
 from worker.intake.reading import read_dataset, summarise
 from worker.work import Reporter, Work
@@ -10,16 +13,21 @@ from worker.work import Reporter, Work
 
 def validate_dataset(work: Work, reporter: Reporter) -> dict[str, Any]:
     """Open an uploaded data set and convert it to the stored form, or say all that is wrong."""
+    sizes: Sizes = Counter()
+    declared = work.request.get("resize")
+    resize = None if declared is None else Resize.model_validate(declared)
     try:
         image_set = read_dataset(
             work.inputs["upload"],
             limits=IntakeLimits(**work.request.get("limits", {})),
+            resize=resize,
+            sizes=sizes,
             on_progress=lambda done, total: reporter.progress("reading", done, total, "images"),
         )
     except Rejected as rejected:
         return {"rejected": rejected.reasons}
     image_set.save(work.folder / "content.safetensors")
-    summary = summarise(image_set)
+    summary = summarise(image_set, sizes=sizes, resize=resize)
     summary["splits"] = summary["splits"] or {}
     return {
         "summary": DatasetSummary.model_validate(summary).model_dump(mode="json"),
