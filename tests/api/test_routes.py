@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from openapi_spec_validator import validate as validate_openapi
+from safetensors.numpy import save_file
 
 from core.report import Report
 from core.report_card import card
@@ -226,7 +228,14 @@ def test_reports_and_scores_are_what_was_stored(api: Api, problem: Check) -> Non
         blobs[name] = open_blobs(api.settings).put(path)
     request = {"dataset_id": api.dataset(), "model_id": api.model()}
     job_id = api.http.post("/v1/audits", json=request).json()["id"]
-    finish(api, job_id, {"summary": {}, "blobs": blobs})
+    summary = {
+        "clean_ap": 0.9,
+        "worst_case_ap": 0.4,
+        "attacks": {"pgd": 0.4},
+        "trust": None,
+        "tasks": [{"positive": ["cat"]}],
+    }
+    finish(api, job_id, {"summary": summary, "blobs": blobs})
     report = f"/v1/audits/{job_id}/report"
     assert api.http.get(report).json() == {"report": 1}
     page = api.http.get(report, headers={"Accept": "text/html,*/*"})
@@ -257,7 +266,15 @@ def finished_audit(api: Api) -> tuple[str, Path, Path]:
     table = api.folder / "table.ndjson"
     row = {"task": "cat", "example_id": "0", "target": 1, "clean": 0.5, "attacks": {"pgd": -1}}
     table.write_text(f"{json.dumps(row)}\n")
-    files = {"report": report, "scores": scores, "page": page, "table": table}
+    resampled = api.folder / "resampled.safetensors"
+    save_file({f"0.{name}": np.linspace(0, 1, 9) for name in ("clean", "worst_case")}, resampled)
+    files = {
+        "report": report,
+        "scores": scores,
+        "page": page,
+        "table": table,
+        "resampled": resampled,
+    }
     blobs = {}
     for name, path in files.items():
         copy = api.folder / f"{name}.copy"

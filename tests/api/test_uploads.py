@@ -4,6 +4,7 @@ Judges: hashlib over what was sent, the files that are in the blob store, and th
 """
 
 import hashlib
+import json
 import os
 import socket
 import threading
@@ -344,3 +345,22 @@ def test_a_part_whose_file_is_lost_is_never_a_complete_file(api: Api, problem: C
     staged(api)[0].unlink()
     problem(complete(api, upload), 409, "conflict")
     assert shown(api, upload)["complete"] is False
+
+
+def test_a_rule_for_sizes_is_kept_with_the_request(api: Api, problem: Check) -> None:
+    files = {"file": ("pets.zip", b"zip")}
+    rule = {"height": 4, "width": 6, "fit": "crop"}
+    made = api.http.post("/v1/datasets", files=files, data={"resize": json.dumps(rule)})
+    assert made.status_code == 201, made.text
+    job = api.http.get(f"/v1/jobs/{made.json()['job_id']}").json()
+    assert job["request"]["resize"] == rule
+    for wrong, sentence in (
+        ({**rule, "fit": "squeeze"}, "/body/resize/fit: Input should be 'stretch', 'crop' or"),
+        ({**rule, "height": 0}, "/body/resize/height"),
+        ({"height": 4, "fit": "pad"}, "/body/resize/width: Field required"),
+    ):
+        answer = api.http.post("/v1/datasets", files=files, data={"resize": json.dumps(wrong)})
+        assert sentence in problem(answer, 422, "invalid_request")["detail"]
+    problem(
+        api.http.post("/v1/datasets", files=files, data={"resize": "8x8"}), 422, "invalid_request"
+    )
