@@ -135,7 +135,7 @@ class RankedExample(Answer):
     rank: int
     example_id: str
     score: float = Field(description=SCORE)
-    label: str
+    label: str = Field(description="its class; of several all, with | between them")
     positive: bool | None = None
 
 

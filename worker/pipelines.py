@@ -368,17 +368,19 @@ def rank(work: Work, reporter: Reporter) -> Result:
     if not np.isfinite(logits).all():
         raise ModelError("expected finite scores, got NaN or infinity from the model")
     example_ids = [image_set.example_ids[i] for i in index]
+    matrix = None
+    if request.task is not None:
+        matrix = image_set.label_matrix(request.task.positive)[index]
     with (work.folder / "ranking.ndjson").open("w") as file:
         for position, i in enumerate(rank_order(logits, example_ids), start=1):
-            label = image_set.label_of(index[i])
             row = {
                 "rank": position,
                 "example_id": example_ids[i],
                 "score": float(logits[i]),
-                "label": label,
+                "label": image_set.label_of(index[i]),
             }
-            if request.task is not None:
-                row["positive"] = label in request.task.positive
+            if matrix is not None:
+                row["positive"] = bool(matrix[i].any())
             file.write(json.dumps(row) + "\n")
     return {"summary": {"examples": len(index)}, "files": {"ranking": "ranking.ndjson"}}
 

@@ -52,8 +52,8 @@ def parts_sent(client: Client) -> list[int]:
 def parts_taken(url: str) -> int:
     """How many parts a service says that it has taken since it was started."""
     text = httpx.get(f"{url}/metrics", trust_env=False).text
-    counts = re.findall(r"^\w+_count\{([^}]*parts[^}]*)\} ([\d.]+)$", text, re.M)
-    return sum(int(float(count)) for labels, count in counts if 'status="204"' in labels)
+    counts = re.findall(r'^\w+_count\{.*/parts/.*status="204"\} ([\d.]+)$', text, re.M)
+    return sum(int(float(count)) for count in counts)
 
 
 def test_only_missing_parts_are_sent_after_a_kill_of_either_side(
