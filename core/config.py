@@ -233,18 +233,28 @@ Method = Annotated[
 
 
 class Optimizer(Config):
-    """The optimiser and the step-wise decay of its learning rate."""
+    """The optimiser, as torch implements it, and the step-wise decay of its learning rate."""
 
-    name: Literal["adam", "sgd"] = "adam"
+    name: Literal["adam", "adamw", "nadam", "radam", "rmsprop", "sgd"] = "adam"
     lr: float = Field(1e-3, gt=0, le=10, description="learning rate of the first epoch")
     weight_decay: float = Field(2e-4, ge=0, le=1)
-    momentum: float = Field(0.9, ge=0, lt=1, description="used by sgd only")
+    momentum: float = Field(0.9, ge=0, lt=1, description="used by sgd and rmsprop only")
+    nesterov: bool = Field(False, description="Nesterov's momentum, for sgd only")
     milestones: list[float] = Field(
         [0.5, 0.75],
         max_length=10,
         description="fractions of the epochs after which the learning rate is multiplied by decay",
     )
     decay: float = Field(0.1, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _nesterov_has_momentum(self) -> "Optimizer":
+        if self.nesterov and (self.name != "sgd" or self.momentum == 0):
+            raise ValueError(
+                f"expected nesterov for sgd with a momentum above 0, got {self.name} with "
+                f"{self.momentum:g}"
+            )
+        return self
 
 
 class TrainingAttack(Config):
@@ -264,7 +274,7 @@ class Augment(Config):
 
 
 class Validation(Config):
-    """Where the best epoch is chosen."""
+    """Where the best epoch is chosen, and when none better is waited for any more."""
 
     fraction: float = Field(
         0.2,
@@ -276,6 +286,13 @@ class Validation(Config):
         None,
         description="figure that chooses the epoch; by default robust_ap (PGD-10) for methods that "
         "train on attacked images, clean_ap for ce and ap, as in the paper",
+    )
+    patience: int | None = Field(
+        None,
+        ge=1,
+        le=1000,
+        description="stop when this many epochs in a row have not raised that figure; by default "
+        "all epochs are done",
     )
 
 
@@ -290,12 +307,20 @@ class TrainingConfig(Config):
         None,
         ge=1,
         le=4095,
-        description="positives in each batch for methods with an AP surrogate; by default half",
+        description="positives in each batch for methods with an AP surrogate, shared among the "
+        'classes of {"each": true}; by default half',
     )
     optimizer: Optimizer = Optimizer()
     attack: TrainingAttack = TrainingAttack()
     augment: Augment = Augment()
     validation: Validation = Validation()
+    ema: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="decay of an exponential moving average of the weights, for example 0.999: "
+        "the average is what is validated and kept; by default the weights themselves are",
+    )
     seed: int = Field(0, ge=0, lt=2**31)
 
     @model_validator(mode="after")
@@ -310,6 +335,17 @@ class TrainingConfig(Config):
 
 Identifier = Annotated[str, Field(pattern=r"^[a-z]+_[0-9a-z]{26}$", max_length=40)]
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
+
+
+class WarmStart(Config):
+    """The model whose weights a training starts from, instead of random ones."""
+
+    model_id: Identifier = Field(description="of the same architecture and input size")
+    fresh_head: bool | None = Field(
+        None,
+        description="start with a random last layer; by default true for ap, as the paper "
+        "fine-tunes it from a ce model, and false for the others",
+    )
 
 
 class TrainingRequest(TrainingConfig):
@@ -329,10 +365,22 @@ class TrainingRequest(TrainingConfig):
     )
 
     dataset_id: Identifier
-    task: Task | None = Field(
-        None, description="may be left out when the data set has two classes, one named as positive"
+    task: AnyTask | None = Field(
+        None,
+        description="may be left out when the data set has two classes, one named as positive. "
+        '{"each": true} trains one network with an output for each class, on their mean AP',
+    )
+    warm_start: WarmStart | None = Field(
+        None, description="a model to start from; by default training starts from scratch"
     )
     name: Name | None = Field(None, description="name of the resulting model")
+
+    def fresh_head(self) -> bool:
+        """Whether a warm start replaces the last layer."""
+        if self.warm_start is None:
+            return False
+        asked = self.warm_start.fresh_head
+        return self.method.name == "ap" if asked is None else asked
 
 
 # --- audits ---------------------------------------------------------------------------------------

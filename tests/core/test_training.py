@@ -106,8 +106,12 @@ def through_a_file(checkpoint):
 
 
 def without_speed(result):
-    records = result.as_json()["history"]
-    return [{k: v for k, v in record.items() if k != "images_per_s"} for record in records]
+    """All that a training says of itself, except for how fast it was."""
+    value = result.as_json()
+    for record in (value["best"], *value["history"]):
+        assert record.pop("images_per_s") > 0
+        assert record.pop("eta_s") >= 0
+    return value
 
 
 # --- resuming -------------------------------------------------------------------------------------
@@ -404,7 +408,7 @@ IMAGES, TARGETS = pictures(8, seed=0)
     [
         (IMAGES.float(), TARGETS, r"of uint8, got \(8, 1, 4, 4\) of torch.float32"),
         (IMAGES[:, 0], TARGETS, r"\(N, C, H, W\) of uint8, got \(8, 4, 4\)"),
-        (IMAGES, TARGETS[:7], r"expected 8 \w+ targets, one an image, got \(7,\)"),
+        (IMAGES, TARGETS[:7], r"expected 8 \w+ targets, one an image \(and class\), got \(7,\)"),
         (IMAGES, TARGETS * 0, "got 0 positives and 8 negatives"),
         (IMAGES, TARGETS * 0 + 1, "got 8 positives and 0 negatives"),
         (IMAGES, TARGETS * 2, r"targets in \{0, 1\}, got 2 other values"),
