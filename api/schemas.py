@@ -296,7 +296,8 @@ def _links(row: JobRow) -> dict[str, str]:
     links = {"self": f"/v1/jobs/{row.id}", "events": f"/v1/jobs/{row.id}/events"}
     if row.dataset_id is not None:
         links["dataset"] = f"/v1/datasets/{row.dataset_id}"
-    model_id = row.model_id or (row.result or {}).get("model_id")
+    # a training reads at most the model that it starts from; its result is another
+    model_id = (row.result or {}).get("model_id") or row.model_id
     if model_id is not None:
         links["model"] = f"/v1/models/{model_id}"
     if row.status == JobStatus.SUCCEEDED:

@@ -358,7 +358,13 @@ def train(
     method: Annotated[
         str | None, typer.Option(help="ce, ap, pgd, trades, mart, adap_lpn, …")
     ] = None,
+    each: Annotated[
+        bool, typer.Option("--each", help="One network for all classes, trained on their mean AP.")
+    ] = False,
     architecture: Annotated[str | None, typer.Option(help="small_cnn, resnet18, …")] = None,
+    start_from: Annotated[
+        str | None, typer.Option(help="Id of a model whose weights to start from.")
+    ] = None,
     epochs: Annotated[int | None, typer.Option(min=1)] = None,
     name: Annotated[str | None, typer.Option(help="Of the resulting model.")] = None,
     seed: Seed = None,
@@ -372,9 +378,10 @@ def train(
         config,
         {
             "dataset_id": dataset,
-            "task": _task(positive),
+            "task": {"each": True} if each else _task(positive),
             "method": method,
             "architecture": architecture,
+            "warm_start": None if start_from is None else {"model_id": start_from},
             "epochs": epochs,
             "name": name,
             "seed": seed,

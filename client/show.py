@@ -177,7 +177,10 @@ def model(item: Json) -> RenderableType:
             ("positive", _names(manifest.get("positive"))),
             ("method", _method(training.get("method"))),
             ("trained on", (training.get("dataset") or {}).get("name")),
-            ("best epoch", best and f"{best['epoch']} of {best['epochs']}"),
+            ("started from", _start(training.get("warm_start"))),
+            ("optimiser", _method((training.get("config") or {}).get("optimizer"))),
+            ("best epoch", best and f"{best['epoch']} of {len(training.get('history', []))}"),
+            ("chosen by", _rule(training)),
             ("clean AP", figure(best.get("clean_ap"))),
             ("robust AP", figure(best.get("robust_ap"))),
             ("warnings", "\n".join(findings.get("warnings", []))),
@@ -457,6 +460,25 @@ def _method(value: Json | None) -> str:
         return ""
     parameters = {key: value[key] for key in value if key != "name"}
     return f"{value['name']} ({_values(parameters)})" if parameters else str(value["name"])
+
+
+def _start(value: Json | None) -> str:
+    if value is None:
+        return ""
+    return f"{value['model']['id']}{', with a fresh last layer' if value['fresh_head'] else ''}"
+
+
+def _rule(training: Json) -> str:
+    """By which figure the epoch was chosen, and of what."""
+    config = training.get("config")
+    if config is None or "select_by" not in training:
+        return ""
+    rule = f"validation {training['select_by'].replace('_ap', ' AP')}"
+    if config.get("ema") is not None:
+        rule += f" of averaged weights (decay {config['ema']:g})"
+    if training.get("stopped_early"):
+        rule += f", stopped after {config['validation']['patience']} epochs without a better one"
+    return rule
 
 
 def _either(value: Any) -> str:

@@ -67,6 +67,8 @@ def follow(client: Client, job: Json, line: Line, *, epochs: bool = True) -> Jso
                 _show_progress(line, event.data)
             case "epoch" if epochs:
                 line.note(epoch_text(event.data))
+            case "stopped_early":
+                line.note(f"stops early: no epoch was better than {event.data['best_epoch']}")
             case "resumed":
                 line.note(f"goes on after epoch {event.data['epoch']}")
             case "queued" if event.data.get("reason") == "worker_lost":

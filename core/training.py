@@ -117,8 +117,8 @@ def fit(
     it is the average of the weights that is validated and kept.
 
     Raises DataError for images or targets that cannot be trained on, ConfigError for a checkpoint
-    of another configuration, TrainingError in an epoch whose loss or validation logits are not
-    finite; the checkpoint of the epoch before is then the last.
+    of another configuration, TrainingError in an epoch whose loss, weights or validation logits
+    are not finite; the checkpoint of the epoch before is then the last.
     """
     for name, (pixels, marks) in {"training": (images, targets), "validation": validation}.items():
         _refuse_unusable(name, pixels, marks)
@@ -301,6 +301,11 @@ def _train_epoch(
             raise TrainingError(
                 f"expected a finite loss, got {float(total)} in epoch {epoch} of {config.epochs}"
             )
+    # A loss may be finite beside weights that are not, for example a variance that overflowed.
+    if not torch.stack([value.isfinite().all() for value in network.state_dict().values()]).all():
+        raise TrainingError(
+            f"expected finite weights, got NaN or infinity after epoch {epoch} of {config.epochs}"
+        )
     return float(total) / len(batches)
 
 

@@ -4,10 +4,10 @@
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def _small_cnn(channels: int, outputs: int) -> nn.Module:
@@ -63,6 +63,9 @@ def _stem(convolution: nn.Conv2d) -> nn.Conv2d:
     return convolution
 
 
+HEAD = "fc."
+"""What the names of the last layer's tensors begin with, in every architecture."""
+
 BUILDERS: dict[str, Callable[[int, int], nn.Module]] = {
     "small_cnn": _small_cnn,
     "resnet18": _resnet18,
@@ -79,6 +82,15 @@ def build(name: str, *, channels: int, seed: int, outputs: int = 1) -> nn.Module
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return BUILDERS[name](channels, outputs)
+
+
+def start_from(network: nn.Module, weights: Mapping[str, Tensor], *, fresh_head: bool) -> None:
+    """Give a new network the weights of another of its architecture, in place.
+
+    fresh_head: the last layer keeps the weights that it has; the other's may have another shape.
+    """
+    own = {name: value for name, value in network.state_dict().items() if name.startswith(HEAD)}
+    network.load_state_dict({**weights, **(own if fresh_head else {})})
 
 
 def build_empty(name: str, *, channels: int, outputs: int = 1) -> nn.Module:

@@ -18,6 +18,7 @@ from core.config import (
     CURVE_ATTACK,
     AuditConfig,
     AuditRequest,
+    EachClass,
     RankingRequest,
     Task,
     Threat,
@@ -169,7 +170,6 @@ def audit_report(session: Session, job: JobRow, shards: list[JobRow]) -> Prepare
     model, dataset = _model(session, job.model_id), _dataset(session, job)
     surrogate = None if job.surrogate_id is None else _model(session, job.surrogate_id)
     first = shards[0].request
-    trained_on = ((model.manifest or {}).get("training") or {}).get("dataset", {})
     return Prepared(
         "audit_report",
         {
@@ -190,8 +190,7 @@ def audit_report(session: Session, job: JobRow, shards: list[JobRow]) -> Prepare
                 "split": first["split"],
             },
             # a split that is not the test split has been seen by the model that was trained on it
-            "trained_on_these": trained_on.get("sha256") == dataset.content_sha256
-            and first["split"] != "test",
+            "trained_on_these": dataset.content_sha256 in _seen(model) and first["split"] != "test",
         },
         {
             "dataset": _blob(dataset.content_sha256, dataset),
@@ -226,11 +225,23 @@ def _prepare_training(session: Session, job: JobRow) -> Prepared:
     blobs = {"dataset": _blob(dataset.content_sha256, dataset)}
     if job.checkpoint_sha256 is not None:
         blobs["checkpoint"] = job.checkpoint_sha256
+    task, start = request.task, None
+    if not isinstance(task, EachClass):
+        task = resolve_task(task, _summary(dataset))
+    if request.warm_start is not None:
+        model = _model(session, job.model_id)
+        blobs["warm_start"] = _blob(model.content_sha256, model)
+        start = {
+            "model": _provenance(model),
+            "fresh_head": request.fresh_head(),
+            "seen": sorted(_seen(model)),
+        }
     return Prepared(
         "train",
         {
             "config": config.as_json(),
-            "task": resolve_task(request.task, _summary(dataset)).as_json(),
+            "task": task.as_json(),
+            "warm_start": start,
             "dataset": {
                 "id": dataset.id,
                 "name": dataset.name,
@@ -442,6 +453,19 @@ def _provenance(model: ModelRow) -> dict[str, Any]:
         "sha256": model.content_sha256,
         "architecture": (model.manifest or {})["architecture"],
     }
+
+
+def _seen(model: ModelRow) -> set[str]:
+    """Hashes of the data sets that a model was trained on, or the models that it started from.
+
+    As its manifest says, which may have been uploaded and hold anything.
+    """
+    training = (model.manifest or {}).get("training") or {}
+    dataset, start = training.get("dataset"), training.get("warm_start")
+    seen = [dataset.get("sha256")] if isinstance(dataset, dict) else []
+    before = start.get("seen") if isinstance(start, dict) else None
+    seen += before if isinstance(before, list) else []
+    return {sha256 for sha256 in seen if isinstance(sha256, str)}
 
 
 def _without_ids(request: dict[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,16 @@ from pydantic import TypeAdapter
 from safetensors.numpy import save_file
 
 from core import audit, checks, report_page, training
-from core.config import Attack, AuditConfig, RankingRequest, Task, Threat, TrainingConfig
+from core.config import (
+    AnyTask,
+    Attack,
+    AuditConfig,
+    EachClass,
+    RankingRequest,
+    Task,
+    Threat,
+    TrainingConfig,
+)
 from core.datasets import ImageSet
 from core.errors import DataError, ModelError
 from core.objectives.registry import build_objective
@@ -32,8 +41,8 @@ from core.report import Check, DatasetProvenance, ModelProvenance, Provenance
 from core.scores import Scores, load_scores, save_scores
 from models import architectures, loading
 from models.errors import ModelFileError
-from models.header import InputSpec, Manifest
-from models.wrappers import Scorer
+from models.header import ONE_LOGIT, InputSpec, Manifest, logit_a_class
+from models.wrappers import EveryLogit, Scorer
 from worker.intake import IntakeLimits
 from worker.intake.images import UnusableImageError, decode, strict_decoding
 from worker.work import Reporter, Work
@@ -44,6 +53,7 @@ Result = dict[str, Any]
 
 CERTIFIED_SAMPLE = 8  # of each side
 _ATTACK: TypeAdapter[Attack] = TypeAdapter(Attack)
+_TASK: TypeAdapter[AnyTask] = TypeAdapter(AnyTask)
 
 
 def validate_model(work: Work, reporter: Reporter) -> Result:
@@ -71,7 +81,7 @@ def validate_model(work: Work, reporter: Reporter) -> Result:
 def train(work: Work, reporter: Reporter) -> Result:
     """Train a model; hands over a checkpoint after every epoch and goes on from one it is given."""
     config = TrainingConfig.model_validate(work.request["config"])
-    task = Task.model_validate(work.request["task"])
+    task = _TASK.validate_python(work.request["task"])
     image_set = ImageSet.load(work.inputs["dataset"])
     train_index, validation_index = _training_split(image_set, task, config)
     parts = image_set.subset(train_index), image_set.subset(validation_index)
@@ -79,15 +89,31 @@ def train(work: Work, reporter: Reporter) -> Result:
     validation = _tensors(parts[1], task)
 
     channels, height, width = images.shape[1:]
-    mean, std = _channel_statistics(parts[0].images)
+    classes = list(image_set.classes) if isinstance(task, EachClass) else None
+    output = ONE_LOGIT if classes is None else logit_a_class(classes)
+    network = architectures.build(
+        config.architecture, channels=channels, seed=config.seed, outputs=output.count
+    )
+    start = work.request["warm_start"]
+    if start is None:
+        mean, std = _channel_statistics(parts[0].images)
+        spec = InputSpec(channels=channels, height=height, width=width, mean=mean, std=std)
+    else:
+        source, known = loading.load(work.inputs["warm_start"], device="cpu")
+        spec = known.input  # its weights belong to its own mean and std
+        architectures.start_from(
+            network, source.network.state_dict(), fresh_head=start["fresh_head"]
+        )
     manifest = Manifest(
         architecture=config.architecture,
-        input=InputSpec(channels=channels, height=height, width=width, mean=mean, std=std),
-        positive=task.positive,
+        input=spec,
+        output=output,
+        positive=None if isinstance(task, EachClass) else task.positive,
     )
-    network = architectures.build(config.architecture, channels=channels, seed=config.seed)
-    scorer = Scorer(network, manifest.input)
-    objective = build_objective(config.method, examples=len(targets))
+    scorer = (Scorer if classes is None else EveryLogit)(network, spec, output=output)
+    objective = build_objective(
+        config.method, examples=len(targets), classes=None if classes is None else len(classes)
+    )
 
     def checkpoint_of(epoch: int) -> Path:
         # a name of its own: the worker may still read the one before
@@ -122,8 +148,13 @@ def train(work: Work, reporter: Reporter) -> Result:
         checkpoint=checkpoint,
         save=save,
     )
+    if result.stopped_early:
+        best, last = result.best.epoch, result.history[-1].epoch
+        reporter.event("stopped_early", {"epoch": last, "best_epoch": best})
     summary = {
         "method": config.method.as_json(),
+        "task": task.as_json(),
+        "warm_start": start,
         "config": config.as_json(),
         "config_sha256": config.sha256(),
         "dataset": work.request["dataset"],
@@ -456,7 +487,7 @@ def _load_scorer(path: Path, device: str, positive: tuple[str, ...] | None = Non
 
 
 def _training_split(
-    image_set: ImageSet, task: Task, config: TrainingConfig
+    image_set: ImageSet, task: AnyTask, config: TrainingConfig
 ) -> tuple[np.ndarray[Any, np.dtype[np.int64]], np.ndarray[Any, np.dtype[np.int64]]]:
     """The declared splits, or a stratified random one of the examples that are not for testing."""
     if image_set.has_split("train"):
@@ -469,23 +500,33 @@ def _training_split(
             raise DataError("expected a train split beside the other splits, got none")
         train_index = image_set.in_split(None)
     generator = np.random.default_rng(config.seed)
-    targets = image_set.targets(task, train_index)
+    if isinstance(task, EachClass):
+        names = [f"images of {name!r}" for name in image_set.classes]
+        strata = image_set.labels[train_index]
+    else:
+        names = ["negatives", "positives"]
+        strata = image_set.targets(task, train_index)
     held_out = []
-    for value in (0, 1):
-        members = generator.permutation(train_index[targets == value])
+    for stratum, name in enumerate(names):
+        members = generator.permutation(train_index[strata == stratum])
         count = round(len(members) * config.validation.fraction)
         if not 0 < count < len(members):
             raise DataError(
-                f"expected enough {'positives' if value else 'negatives'} for a training and a "
-                f"validation part, got {len(members)}"
+                f"expected enough {name} for a training and a validation part, got {len(members)}"
             )
         held_out.append(members[:count])
     validation_index = np.sort(np.concatenate(held_out))
     return np.setdiff1d(train_index, validation_index), validation_index
 
 
-def _tensors(part: ImageSet, task: Task) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.from_numpy(part.images), torch.from_numpy(part.targets(task))
+def _tensors(part: ImageSet, task: AnyTask) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images, and (N,) targets of a task or (N, K) of each class against the rest."""
+    if isinstance(task, Task):
+        targets = part.targets(task)
+    else:
+        of_each = [part.targets(Task(positive=[name])) for name in part.classes]
+        targets = np.stack(of_each, axis=1)
+    return torch.from_numpy(part.images), torch.from_numpy(targets)
 
 
 def _channel_statistics(

@@ -7,11 +7,12 @@ from api.deps import HouseDep, Writer
 from api.errors import ApiError, problems
 from api.routes.jobs import answer_job
 from api.schemas import Job
-from core.config import TrainingRequest
-from core.resolve import DatasetSummary, check_both_sides, resolve_task
+from core.config import EachClass, TrainingRequest
+from core.resolve import DatasetSummary, check_fits, check_start, resolve_training
 from models.catalogue import ARCHITECTURES
+from models.header import ONE_LOGIT, Manifest, logit_a_class
 from store import jobs
-from store.tables import DatasetRow, JobKind
+from store.tables import DatasetRow, JobKind, ModelRow
 
 router = APIRouter(prefix="/v1/training-jobs", tags=["training"])
 
@@ -22,20 +23,43 @@ router = APIRouter(prefix="/v1/training-jobs", tags=["training"])
     responses=problems("not_found", "not_ready", "invalid_config", "invalid_data"),
 )
 def train(request: TrainingRequest, house: HouseDep, caller: Writer, response: Response) -> Job:
-    """Train a model. `{dataset_id, task}` alone trains AdAP_LPN with the small network."""
+    """Train a model. `{dataset_id, task}` alone trains AdAP_LPN with the small network.
+
+    With the task `{"each": true}` the model has a logit for each class, and is trained on their
+    mean AP. `warm_start` names a model whose weights to start from.
+    """
     with house.database.writing() as session:
         dataset = assets.find(session, DatasetRow, request.dataset_id, caller)
         assets.require_ready(dataset)
         summary = DatasetSummary.model_validate(dataset.summary)
-        task = resolve_task(request.task, summary)
-        check_both_sides(task, summary, "train" if "train" in summary.splits else None)
+        (task, *_) = resolve_training(request.task, summary)
         check_trainable(request.architecture, summary)
+        each = isinstance(request.task, EachClass)
+        output = logit_a_class(list(summary.classes)) if each else ONE_LOGIT
+        if request.warm_start is not None:
+            start = assets.find(session, ModelRow, request.warm_start.model_id, caller)
+            assets.require_ready(start)
+            known = Manifest.model_validate(start.manifest)
+            check_fits(
+                summary,
+                channels=known.input.channels,
+                height=known.input.height,
+                width=known.input.width,
+            )
+            check_start(
+                architecture=known.architecture,
+                outputs=known.output.classes,
+                wanted=request.architecture,
+                classes=output.classes,
+                fresh_head=request.fresh_head(),
+            )
         job = jobs.enqueue(
             session,
             JobKind.TRAIN,
             tenant=caller.tenant,
-            request=request.model_copy(update={"task": task}).as_json(),
+            request=request.model_copy(update={} if each else {"task": task}).as_json(),
             dataset_id=dataset.id,
+            model_id=None if request.warm_start is None else request.warm_start.model_id,
         )
     house.ring(job)
     response.headers["Location"] = f"/v1/jobs/{job.id}"

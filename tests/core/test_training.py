@@ -618,6 +618,21 @@ def test_a_value_that_is_not_finite_ends_training_and_leaves_the_last_good_check
     assert all(value.isfinite().all() for value in epochs[-1]["network"].values())
 
 
+def test_weights_that_overflow_behind_a_finite_loss_end_training():
+    class Hiding(SmallNet):
+        """Its BatchNorm's variance overflows in the second epoch, which no logit shows."""
+
+        def forward(self, x):
+            if self.training and self.norm.num_batches_tracked == 6:
+                self.norm.running_var.fill_(torch.inf)
+            return super().forward(x)
+
+    saved = []
+    with pytest.raises(TrainingError, match=r"finite weights, .* after epoch 2 of 4"):
+        train(config_for("ce"), network=Hiding(), save=lambda c: saved.append(c["epoch"]))
+    assert saved == [1]
+
+
 def test_what_a_listener_raises_ends_training_with_the_epoch_saved():
     epochs = []
 

