@@ -378,7 +378,7 @@ def train(
         config,
         {
             "dataset_id": dataset,
-            "task": {"each": True} if each else _task(positive),
+            "task": _task(positive, each=each),
             "method": method,
             "architecture": architecture,
             "warm_start": None if start_from is None else {"model_id": start_from},
@@ -800,7 +800,11 @@ def _assign(target: Any, path: list[str], value: Any, whole: str) -> None:
     _assign(inner, path[1:], value, whole)
 
 
-def _task(positive: list[str] | None) -> Json | None:
+def _task(positive: list[str] | None, *, each: bool = False) -> Json | None:
+    if each and positive:
+        raise typer.BadParameter("expected --each or --positive, got both", param_hint="--each")
+    if each:
+        return {"each": True}
     return {"positive": positive} if positive else None
 
 

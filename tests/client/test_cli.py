@@ -318,6 +318,37 @@ def test_training_is_watched_epoch_by_epoch(adap: Adap, service: str, dataset: s
     assert re.search(rf"^clean AP +{best['clean_ap']:.4f} *$", run.out, re.M)
 
 
+def test_a_training_of_all_classes_and_one_that_starts_from_a_model_are_shown_as_made(
+    adap: Adap, service: str, dataset: str
+) -> None:
+    options = ("--dataset", dataset, "--set", "batch_size=8", "--set", "attack.steps=1", "--watch")
+    still = ("--set", "optimizer.name=sgd", "--set", "optimizer.lr=1e-9")
+    run = adap(
+        *("train", *options, *still, "--each", "--method", "ce", "--epochs", "50"),
+        *("--set", "validation.patience=1", "--set", "ema=0.5"),
+    )
+    assert run.code == 0, run.err
+    source = one_id(run.out.split("Attack it:")[1], "mdl")
+    made = get(service, f"/v1/models/{source}")["manifest"]
+    assert made["training"]["task"] == {"each": True}
+    best, done = made["training"]["best"]["epoch"], len(made["training"]["history"])
+    assert done == best + 1 < 50
+    assert re.search(rf"^best epoch +{best} of {done} *$", run.out, re.M)
+    chosen = "validation clean AP of averaged weights (decay 0.5), stopped after 1 epochs without"
+    assert chosen in re.sub(r"\s+", " ", run.out)
+    assert f"stops early: no epoch was better than {best}" in run.err
+    run = adap(
+        *("train", *options, "--positive", "cat", "--method", "ap", "--epochs", "1"),
+        *("--start-from", source),
+    )
+    assert run.code == 0, run.err
+    assert re.search(rf"^started from +{source}, with a fresh last layer *$", run.out, re.M)
+    assert re.search(r"^optimiser +adam \(", run.out, re.M)
+    both = adap("train", "--dataset", dataset, "--each", "--positive", "cat")
+    assert both.code == 2
+    assert "expected --each or --positive, got both" in both.err
+
+
 def test_a_request_is_a_file_changed_by_options_changed_by_set(
     adap: Adap, dataset: str, tmp_path: Path
 ) -> None:
