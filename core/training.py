@@ -36,6 +36,9 @@ from core.objectives.surrogates import negative_margin
 from core.ranking import average_precision
 from core.sampling import ClassSampler, PlainSampler, PositiveSampler, Sampler
 
+MAX_PAIRS = 2**28
+"""Numbers in a batch's pairwise losses, over all classes: 1 GiB in float32, several times over."""
+
 VALIDATION_STEPS = 10
 VALIDATION_STEP_SIZE = 0.007 / EPSILON_PAPER
 """Step size of the validation attack as a share of epsilon: the paper's 0.007 at 8/255."""
@@ -117,8 +120,9 @@ def fit(
     it is the average of the weights that is validated and kept.
 
     Raises DataError for images or targets that cannot be trained on, ConfigError for a checkpoint
-    of another configuration, TrainingError in an epoch whose loss, weights or validation logits
-    are not finite; the checkpoint of the epoch before is then the last.
+    of another configuration or more pairs of images than memory could hold, TrainingError in an
+    epoch whose loss, weights or validation logits are not finite; the checkpoint of the epoch
+    before is then the last.
     """
     for name, (pixels, marks) in {"training": (images, targets), "validation": validation}.items():
         _refuse_unusable(name, pixels, marks)
@@ -126,6 +130,12 @@ def fit(
         raise DataError(
             f"expected validation targets of as many classes as the training targets "
             f"{tuple(targets.shape)}, got {tuple(validation[1].shape)}"
+        )
+    pairs = config.batch_size**2 * max(1, targets[0].numel())
+    if objective.needs_positives and pairs > MAX_PAIRS:
+        raise ConfigError(
+            f"expected at most {MAX_PAIRS:,} pairs of images in a batch over all classes, got "
+            f"{pairs:,}: a batch_size below {config.batch_size} helps"
         )
     select_by: SelectBy = config.validation.select_by or (
         "robust_ap" if objective.needs_adversarial else "clean_ap"

@@ -680,6 +680,20 @@ def test_data_that_cannot_be_trained_on_is_refused_before_any_step(part, images,
     assert network.passes == []
 
 
+def test_more_pairs_than_memory_could_hold_are_refused_before_any_step():
+    targets = torch.eye(20).repeat(2, 1).long()
+    data = {"images": IMAGES[:1].expand(40, -1, -1, -1), "targets": targets}
+    network = SmallNet(classes=20)
+    with pytest.raises(ConfigError, match="got 335,544,320: a batch_size below 4096 helps"):
+        train(
+            config_for("ap", batch_size=4096),
+            network=network,
+            validation=(data["images"], targets),
+            **data,
+        )
+    assert network.passes == []
+
+
 def test_targets_of_other_classes_for_validation_are_refused():
     with pytest.raises(DataError, match=r"as the training targets \(30, 3\), got \(20,\)"):
         train(config_for(), **{**SEVERAL, "validation": pictures(20, seed=2)})

@@ -381,6 +381,25 @@ def test_what_was_attacked_once_is_not_attacked_again(plant: Plant) -> None:
     assert columns(other)[0]["attack.pgd"] != known[0]["attack.pgd"], "another seed is another run"
 
 
+def test_an_audit_warns_of_data_that_a_model_was_trained_on_before_it_was_this_model(
+    plant: Plant,
+) -> None:
+    seen_first, seen_last, unseen = (plant.dataset(count) for count in (96, 80, 64))
+    plant.start_worker()
+
+    def trained(dataset: str, **fields: Any) -> str:
+        queued = plant.train(dataset, method="ce", epochs=1, **fields)
+        return str((plant.wait_done(queued).result or {})["model_id"])
+
+    start = trained(seen_first)
+    model = trained(seen_last, model_id=start, warm_start={"model_id": start})
+    for dataset, warned in ((seen_first, True), (seen_last, True), (unseen, False)):
+        row = plant.wait_done(audit(plant, model, dataset, attacks=["fgsm"]))
+        assert row.status == JobStatus.SUCCEEDED, row.error
+        warnings = (row.result or {})["summary"]["warnings"]
+        assert any("trained on" in warning for warning in warnings) == warned, warnings
+
+
 def test_a_ranking_is_sorted_and_complete(plant: Plant) -> None:
     dataset = plant.dataset()
     plant.start_worker()
