@@ -232,6 +232,12 @@ Method = Annotated[
 # --- training -------------------------------------------------------------------------------------
 
 
+def _is_off(value: Any) -> bool:
+    """Whether an option is not used. Such ones came later than the rest, and are left out of the
+    JSON: so the configurations without them keep their hashes, and with them their checkpoints."""
+    return not value
+
+
 class Optimizer(Config):
     """The optimiser, as torch implements it, and the step-wise decay of its learning rate."""
 
@@ -239,7 +245,9 @@ class Optimizer(Config):
     lr: float = Field(1e-3, gt=0, le=10, description="learning rate of the first epoch")
     weight_decay: float = Field(2e-4, ge=0, le=1)
     momentum: float = Field(0.9, ge=0, lt=1, description="used by sgd and rmsprop only")
-    nesterov: bool = Field(False, description="Nesterov's momentum, for sgd only")
+    nesterov: bool = Field(
+        False, exclude_if=_is_off, description="Nesterov's momentum, for sgd only"
+    )
     milestones: list[float] = Field(
         [0.5, 0.75],
         max_length=10,
@@ -291,6 +299,7 @@ class Validation(Config):
         None,
         ge=1,
         le=1000,
+        exclude_if=_is_off,
         description="stop when this many epochs in a row have not raised that figure; by default "
         "all epochs are done",
     )
@@ -318,6 +327,7 @@ class TrainingConfig(Config):
         None,
         gt=0,
         lt=1,
+        exclude_if=_is_off,
         description="decay of an exponential moving average of the weights, for example 0.999: "
         "the average is what is validated and kept; by default the weights themselves are",
     )
@@ -371,7 +381,9 @@ class TrainingRequest(TrainingConfig):
         '{"each": true} trains one network with an output for each class, on their mean AP',
     )
     warm_start: WarmStart | None = Field(
-        None, description="a model to start from; by default training starts from scratch"
+        None,
+        exclude_if=_is_off,
+        description="a model to start from; by default training starts from scratch",
     )
     name: Name | None = Field(None, description="name of the resulting model")
 

@@ -211,6 +211,21 @@ def test_a_checkpoint_of_another_configuration_is_refused():
         train(config_for(epochs=1, seed=4), checkpoint=checkpoints[0])
 
 
+def test_an_option_counts_in_the_hash_where_it_is_used_and_only_there():
+    # The hash of this configuration from before there was any option that may be off.
+    assert TrainingConfig(method="ce").sha256()[:12] == "5f4c157fbccd"
+    options = (
+        {"ema": 0.9},
+        {"validation": Validation(patience=3)},
+        {"optimizer": Optimizer(name="sgd", nesterov=True)},
+        {"optimizer": Optimizer(name="sgd")},
+    )
+    made = [TrainingConfig(method="ce", **option) for option in options]
+    assert len({config.sha256() for config in made}) == len(options)
+    for config in made:
+        assert TrainingConfig.model_validate(config.as_json()) == config
+
+
 @pytest.mark.parametrize("method", ["ce", "adap_lpn"])
 def test_the_seed_decides_and_the_global_generator_is_left_alone(method):
     before = torch.get_rng_state()
