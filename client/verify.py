@@ -329,7 +329,8 @@ def _groups(book: _Book, task: Json, scores: "_Scores", worst: Floats) -> dict[s
 
 def _mean(book: _Book, report: Json, tasks: Sequence[dict[str, float]]) -> None:
     for name, value in report["mean"].items():
-        of_tasks = [task[f"{name}_ap"] for task in tasks]
+        figure = name if name == "certified_floor" else f"{name}_ap"
+        of_tasks = [task[figure] for task in tasks]
         book.number(f"mean.{name}", value, sum(of_tasks) / len(of_tasks))
 
 

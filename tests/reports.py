@@ -203,6 +203,7 @@ def report_of(
     """The report of these tasks, its thresholds evaluated."""
     config = AuditConfig.model_validate({**CONFIG, "thresholds": list(required)})
     keys = list(tasks[0].attacks)
+    floors = [task.certified_floor.ap for task in tasks if task.certified_floor is not None]
 
     def mean(values: Sequence[float]) -> float:
         return sum(values) / len(values)
@@ -213,6 +214,7 @@ def report_of(
             "clean": mean([task.clean.ap for task in tasks]),
             "worst_case": mean([task.worst_case.ap for task in tasks]),
             **{key: mean([task.attacks[key].ap for task in tasks]) for key in keys},
+            **({"certified_floor": mean(floors)} if len(floors) == len(tasks) else {}),
         },
         provenance=Provenance(
             model=ModelProvenance(id="mdl_1", name=name, sha256="a" * 64, architecture="cnn"),

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.certify.operations import (
@@ -363,11 +364,33 @@ def _average_pool(
 
 
 def _adaptive_average_pool(site: _Site, x: Any, size: Any) -> Operation:
-    height, width = site.shape_of(x)[1:]
+    channels, height, width = site.shape_of(x)
     rows, columns = _pair(size)
-    site.need(height % rows == 0 and width % columns == 0, "windows of different sizes")
-    kernel = (height // rows, width // columns)
-    return _average(site, x, kernel, kernel, (0, 0))
+    if height % rows == 0 and width % columns == 0:
+        kernel = (height // rows, width // columns)
+        return _average(site, x, kernel, kernel, (0, 0))
+    # windows of different sizes, which may overlap: a matrix over the places of a channel
+    down, across = (
+        F.adaptive_avg_pool1d(torch.eye(size, dtype=torch.float64, device=site.device), windows).T
+        for size, windows in ((height, rows), (width, columns))
+    )
+    weight = torch.kron(down, across)  # (rows * columns, height * width)
+    places = site.result.append(
+        Reshape(
+            inputs=(x.place,),
+            shape=(channels, height * width),
+            input_shape=(channels, height, width),
+        )
+    )
+    pooled = site.result.append(
+        Linear(
+            inputs=(places,),
+            shape=(channels, rows * columns),
+            weight=weight,
+            bias=weight.new_zeros(1),
+        )
+    )
+    return Reshape(inputs=(pooled,), shape=site.shape, input_shape=(channels, rows * columns))
 
 
 def _mean(site: _Site, x: Any, dims: Any, keepdim: bool = False) -> Operation:

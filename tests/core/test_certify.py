@@ -103,6 +103,17 @@ NETWORKS = {
     ),
     "residual": (Residual, (2, 7, 7)),
     "small_cnn": (lambda: build("small_cnn", channels=1, seed=0), (1, 4, 4)),
+    "thin_cnn": (lambda: build("thin_cnn", channels=1, seed=0), (1, 8, 8)),
+    "uneven windows": (
+        lambda: nn.Sequential(
+            nn.Conv2d(2, 3, 3),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d((2, 4)),  # of (3, 5), so that windows overlap
+            nn.Flatten(),
+            nn.Linear(24, 1),
+        ),
+        (2, 5, 7),
+    ),
 }
 every_network = pytest.mark.parametrize("name", NETWORKS)
 
