@@ -22,6 +22,7 @@ from core.certify.operations import (
     Add,
     Conv,
     Linear,
+    LogSumExp,
     MaxPool,
     Operation,
     Program,
@@ -187,7 +188,7 @@ class _Site:
 def _refused(node: torch.fx.Node, reason: str = "") -> ModelError:
     return ModelError(
         "expected convolution, linear, BatchNorm, ReLU, average and max pooling, flatten, sums of "
-        f"branches and constants, got {node.target}{f': {reason}' if reason else ''}"
+        f"branches and constants, logsumexp of logits, got {node.target}{f': {reason}' if reason else ''}"
     )
 
 
@@ -225,8 +226,14 @@ def _add(site: _Site, x: Any, y: Any, *, alpha: float = 1) -> Operation:
 
 def _subtract(site: _Site, x: Any, y: Any, *, alpha: float = 1) -> Operation:
     site.need(alpha == 1, f"alpha is {alpha}")
-    site.need(not _are_refs(x, y), "both sides depend on the images")
+    if _are_refs(x, y):
+        return _add(site, x, _Ref(site.result.append(_negated(site, y))))
     return _scale(site, x, 1.0, -y) if _are_refs(x) else _scale(site, y, -1.0, x)
+
+
+def _negated(site: _Site, x: _Ref) -> Operation:
+    one = torch.ones((), dtype=torch.float64, device=site.device)
+    return Scale(inputs=(x.place,), shape=site.shape_of(x), scale=-one, bias=0 * one)
 
 
 def _multiply(site: _Site, x: Any, y: Any) -> Operation:
@@ -409,6 +416,28 @@ def _reshape(site: _Site, x: Any, *_args: Any) -> Operation:
     return Reshape(inputs=(x.place,), shape=site.shape, input_shape=before)
 
 
+def _index(site: _Site, x: Any, indices: Any) -> Operation:
+    """Some classes of the logits, as a matrix of zeros and ones."""
+    shape, columns = site.shape_of(x), list(indices)
+    some = len(shape) == 1 and len(columns) == 2 and columns[0] is None
+    site.need(
+        some and not _are_refs(columns[1]) and columns[1].dim() == 1,
+        "only constant columns of logits (B, K)",
+    )
+    each = torch.eye(shape[0], dtype=torch.float64, device=site.device)
+    weight = each[columns[1]]
+    return Linear(inputs=(x.place,), shape=site.shape, weight=weight, bias=weight.new_zeros(1))
+
+
+def _logsumexp(site: _Site, x: Any, dims: Any, keepdim: bool = False) -> Operation:
+    shape = site.shape_of(x)
+    over = {dim % (len(shape) + 1) for dim in dims}
+    site.need(len(shape) == 1 and over == {1}, "only over the columns of logits (B, K)")
+    if shape == (1,):
+        return _reshape(site, x)  # of one element that element
+    return LogSumExp(inputs=(x.place,), shape=site.shape, input_shape=shape)
+
+
 HANDLERS: dict[str, Callable[..., Operation]] = {
     "aten.add.Tensor": _add,
     "aten.sub.Tensor": _subtract,
@@ -425,6 +454,8 @@ HANDLERS: dict[str, Callable[..., Operation]] = {
     "aten.avg_pool2d.default": _average_pool,
     "aten._adaptive_avg_pool2d.default": _adaptive_average_pool,
     "aten.mean.dim": _mean,
+    "aten.index.Tensor": _index,
+    "aten.logsumexp.default": _logsumexp,
     # the same elements in the same order, if none is left out
     "aten.view.default": _reshape,
     "aten._unsafe_view.default": _reshape,
