@@ -2,7 +2,8 @@
 
     refuse_unrankable        once a task, before any attack: can these be judged at all?
     attack_shard             a worker's piece: logits of its examples, clean and under attacks
-    certify_shard            the same examples: bounds that no attack can break
+    certify_sample           once a task: would bounds prove anything of this network?
+    certify_shard            the examples of a shard: bounds that no attack can break
     combine, join            what was measured piece by piece, as the scores of one task
     resample, figures        numbers from scores; nothing is attacked again
     build_report             the figures of all tasks, and what a reader must know
@@ -15,7 +16,6 @@ an example depend on the seed, the shard and the place in it, never on who compu
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
 
 import numpy as np
 import torch
@@ -187,54 +187,79 @@ def attack_shard(
     )
 
 
+def certify_sample(
+    scorer: nn.Module,
+    images: NDArray[np.uint8],
+    targets: NDArray[np.int64],
+    example_ids: Sequence[str],
+    *,
+    threat: Threat,
+    device: torch.device,
+) -> Scores:
+    """Some images of a task with bounds on their logits, or the reason why `auto` bounds none.
+
+    Bounds by crown_ibp are worth their price where the order of any two of these is proven.
+
+    images: (n, C, H, W) uint8.  targets: (n,) in {0, 1}.
+    """
+    with attacking(scorer):
+        clean = _score(scorer, _as_input(images, device))
+    sample = Scores(
+        example_ids=list(example_ids), targets=targets.astype(np.int64), clean=clean, attacked={}
+    )
+    if max(images.shape[2:]) > CERTIFIED_SIDE:
+        return replace(
+            sample,
+            no_bounds=f"Images larger than {CERTIFIED_SIDE}x{CERTIFIED_SIDE} pixels are bounded "
+            "only on request, as it takes seconds an image: ask for certify crown_ibp.",
+        )
+    sample = certify_shard(
+        scorer,
+        sample,
+        images,
+        threat=threat,
+        method="crown_ibp",
+        batch_size=len(images),
+        device=device,
+        on_progress=lambda _: None,
+    )
+    if sample.bounds is None:
+        return sample
+    (lo, hi), positive = sample.bounds, targets == 1
+    if lo[positive].max(initial=-np.inf) > hi[~positive].min(initial=np.inf):
+        return sample
+    return replace(
+        sample,
+        no_bounds=f"Bounds by crown_ibp prove the order of no two of {len(lo)} sampled images: "
+        "they say nothing about this network at this epsilon.",
+    )
+
+
 def certify_shard(
     scorer: nn.Module,
     shard: Scores,
     images: NDArray[np.uint8],
     *,
-    sample: tuple[NDArray[np.uint8], NDArray[np.int64]],
     threat: Threat,
-    method: Literal["auto", "ibp", "crown_ibp", "crown"],
+    method: Method,
     batch_size: int,
     device: torch.device,
     on_progress: Callable[[int], None],
 ) -> Scores:
     """The shard with bounds on every logit, or with the reason why there are none.
 
-    images: the shard's own.  sample: some images of the whole split and their targets: `auto`
-    bounds those first, and the shard only where the order of any two of them is proven. Every
-    shard asks the same sample, so all of an audit decide alike.
+    images: the shard's own.
     on_progress: told after each batch how many of the shard's images are done.
     """
-    if method == "auto" and max(images.shape[2:]) > CERTIFIED_SIDE:
-        return replace(
-            shard,
-            no_bounds=f"Images larger than {CERTIFIED_SIDE}x{CERTIFIED_SIDE} pixels are bounded "
-            "only on request, as it takes seconds an image: ask for certify crown_ibp.",
-        )
     threat_model = ThreatModel(threat.norm, threat.epsilon)
-    chosen: Method = "crown_ibp" if method == "auto" else method
-
-    def bounds(some: NDArray[np.uint8]) -> NDArray[np.float64]:
-        lo, hi = certified_bounds(
-            scorer, _as_input(some, device), threat=threat_model, method=chosen
-        )
-        return np.stack([lo.cpu().numpy(), hi.cpu().numpy()])
-
+    found = np.empty((2, len(images)))
     with attacking(scorer):
         try:
-            if method == "auto":
-                (lo, hi), positive = bounds(sample[0]), sample[1] == 1
-                if not lo[positive].max(initial=-np.inf) > hi[~positive].min(initial=np.inf):
-                    return replace(
-                        shard,
-                        no_bounds=f"Bounds by {chosen} prove the order of no two of "
-                        f"{len(lo)} sampled images: they say nothing about this network at this "
-                        "epsilon.",
-                    )
-            found = np.empty((2, len(images)))
             for rows in _batches(len(images), batch_size):
-                found[:, rows] = bounds(images[rows])
+                lo, hi = certified_bounds(
+                    scorer, _as_input(images[rows], device), threat=threat_model, method=method
+                )
+                found[:, rows] = lo.cpu().numpy(), hi.cpu().numpy()
                 on_progress(rows.stop)
         except ModelError as error:
             return replace(shard, no_bounds=f"This network cannot be bounded: {error}.")

@@ -350,7 +350,7 @@ class MaxPool(Operation):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LogSumExp(Operation):
-    """log sum_i exp(x_i) over all k elements of an image: the log-odds of some classes in a softmax.
+    """log sum_i exp(x_i) over all k elements of an image, such as the logits of some classes.
 
     It rises in every element and is convex. Exponents are taken relative to the largest, so that
     nothing overflows; what exp, log and the sums round is far below `_slack`.

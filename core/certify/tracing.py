@@ -188,7 +188,8 @@ class _Site:
 def _refused(node: torch.fx.Node, reason: str = "") -> ModelError:
     return ModelError(
         "expected convolution, linear, BatchNorm, ReLU, average and max pooling, flatten, sums of "
-        f"branches and constants, logsumexp of logits, got {node.target}{f': {reason}' if reason else ''}"
+        "branches and constants, logsumexp of logits, "
+        f"got {node.target}{f': {reason}' if reason else ''}"
     )
 
 
@@ -429,7 +430,7 @@ def _index(site: _Site, x: Any, indices: Any) -> Operation:
     return Linear(inputs=(x.place,), shape=site.shape, weight=weight, bias=weight.new_zeros(1))
 
 
-def _logsumexp(site: _Site, x: Any, dims: Any, keepdim: bool = False) -> Operation:
+def _logsumexp(site: _Site, x: Any, dims: Any, _keepdim: bool = False) -> Operation:
     shape = site.shape_of(x)
     over = {dim % (len(shape) + 1) for dim in dims}
     site.need(len(shape) == 1 and over == {1}, "only over the columns of logits (B, K)")

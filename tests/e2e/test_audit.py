@@ -159,19 +159,19 @@ def test_every_class_of_a_network_with_an_output_for_each(http: httpx.Client) ->
     labels = np.array(["zero", "one", "two"])[digits.target[kept][:90]]
     np.savez(arrays, images=images, labels=labels)
     dataset = add_dataset(http, "digits.npz", arrays.getvalue())
-    network = architectures.build("small_cnn", channels=1, seed=3, outputs=3).eval()
+    network = architectures.build("thin_cnn", channels=1, seed=3, outputs=3).eval()
     classes = ["two", "zero", "one"]
     added = http.post(
         "/v1/models",
         files={"file": ("k.safetensors", save(network.state_dict()))},
         data={
-            "architecture": "small_cnn",
+            "architecture": "thin_cnn",
             "input": '{"channels": 1, "height": 8, "width": 8, "mean": [0.3], "std": [0.3]}',
             "output": '{"kind": "multiclass", "classes": ["two", "zero", "one"]}',
         },
     ).json()
     finished(http, added["job_id"])
-    job = audit(http, added["id"], dataset, threat={"epsilon": 0.01}, certify="crown_ibp")
+    job = audit(http, added["id"], dataset, threat={"epsilon": 0.001}, certify="crown_ibp")
     report = report_of(http, job)
     assert sorted(task["positive"][0] for task in report["tasks"]) == sorted(classes)
     x = (torch.tensor(images)[:, None].float() / 255 - 0.3) / 0.3
