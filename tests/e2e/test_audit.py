@@ -12,6 +12,7 @@ from safetensors.torch import save
 from sklearn.datasets import load_digits
 from sklearn.metrics import average_precision_score
 
+from client.verify import verify
 from models import architectures
 from tests.worker.archives import grouped, pack
 
@@ -102,6 +103,12 @@ def test_groups_curves_bounds_checks_and_thresholds(http: httpx.Client, pets: st
     assert http.get(f"/v1/models/{surrogate['id']}").json()["status"] == "ready"
     page = http.get(job["links"]["report"], headers={"Accept": "text/html"}).text
     assert "dusk" in page
+    accepted = {"Accept": "application/vnd.safetensors"}
+    lines = verify(report, http.get(job["links"]["scores"], headers=accepted).content)
+    assert [line for line in lines if not line.ok] == []
+    named = {line.figure for line in lines}
+    assert {"trust.monotone.ap_clean", "trust.noise_weaker.status", "budget_curve.5.both"} <= named
+    assert {"groups.dusk.clean.interval", "groups.worst_case_gap.interval"} <= named
     again = http.post(
         "/v1/audits",
         json={
