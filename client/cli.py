@@ -7,6 +7,7 @@ report that its scores do not bear out are problems too), 2 a wrong command line
 
 import json as json_
 import os
+import subprocess
 import sys
 import tempfile
 import webbrowser
@@ -202,18 +203,59 @@ def add_dataset(
         typer.Argument(
             exists=True,
             readable=True,
-            help="A zip of class folders, such a folder itself, or an .npz.",
+            help="A zip of class folders, such a folder itself, or an .npz; with --from the folder "
+            "in which the publisher's files lie.",
         ),
     ],
     name: Annotated[str | None, typer.Option(help="By default the file's name.")] = None,
+    published: Annotated[
+        str | None,
+        typer.Option(
+            "--from", metavar="NAME", help="cifar10, cifar100, celeba or bdd100k, as published."
+        ),
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            help="With --from: superclass or class (CIFAR-100), an attribute (CelebA), weather or "
+            "scene (BDD100K)."
+        ),
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option(help="With --from: height and width of the images in pixels.")
+    ] = None,
+    positive: Positive = None,
+    prevalence: Annotated[
+        float | None,
+        typer.Option(
+            help="With --from and --positive: drop positives until they are this share of what is "
+            "trained on."
+        ),
+    ] = None,
+    seed: Seed = None,
     watch_: Watch = False,
 ) -> None:
     """Upload a data set; a job checks it."""
     here = session(context)
-    with _zipped(path) as file, _uploading(here, file) as on_bytes:
-        dataset = here.client.datasets.add(
-            file, name=name or path.resolve().name, on_bytes=on_bytes
+    options = {
+        "--labels": labels,
+        "--size": size,
+        "--prevalence": prevalence,
+        "--seed": seed,
+    }
+    given = [name for name, value in options.items() if value is not None]
+    if published is None and (given or positive):
+        raise typer.BadParameter("expected --from with it", param_hint=[*given, "--positive"][0])
+    words = [str(word) for option in given for word in (option, options[option])]
+    words += [word for name in positive or [] for word in ("--positive", name)]
+    made = _zipped(path) if published is None else _packed(published, path, words)
+    with made as file, _uploading(here, file) as on_bytes:
+        default = (
+            path.resolve().name
+            if published is None
+            else " ".join([published, *([labels] if labels else [])])
         )
+        dataset = here.client.datasets.add(file, name=name or default, on_bytes=on_bytes)
     if not watch_:
         here.answer(dataset, _being_checked("data set", dataset))
         return
@@ -740,6 +782,10 @@ class DemoFailedError(AdapError):
     """The demonstration did not show what it is there to show."""
 
 
+class PackingFailedError(AdapError):
+    """A published data set could not be read; the process that tried has said why."""
+
+
 class ThresholdsNotMetError(AdapError):
     """The audited model does not keep what was asked of it."""
 
@@ -845,6 +891,20 @@ def _zipped(path: Path) -> Iterator[Path]:
                     archive.write(inside, name)
         file.flush()
         yield Path(file.name)
+
+
+@contextmanager
+def _packed(published: str, root: Path, options: Sequence[str]) -> Iterator[Path]:
+    """A published data set as an NPZ that is gone afterwards, packed by a process of its own."""
+    with tempfile.TemporaryDirectory(prefix="adap-pack-") as folder:
+        file = Path(folder) / f"{published}.npz"
+        packing = [sys.executable, "-P", "-m", "core.published", published, str(root.resolve())]
+        run = subprocess.run(
+            [*packing, "-o", str(file), *options], stdout=subprocess.DEVNULL, check=False
+        )
+        if run.returncode != 0:
+            raise PackingFailedError(f"The data set in {root} was not packed; nothing was sent.")
+        yield file
 
 
 @contextmanager

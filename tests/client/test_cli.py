@@ -20,6 +20,7 @@ import pytest
 from safetensors import safe_open
 
 from tests.client.conftest import ADAP, TINY, Adap
+from tests.published import celeba
 from tests.worker.archives import grouped
 
 pytestmark = pytest.mark.xdist_group("service")
@@ -136,6 +137,7 @@ def test_with_json_a_problem_is_also_printed_as_it_came(adap: Adap) -> None:
     "command",
     [
         "dataset add nowhere.zip",
+        f"dataset add {__file__} --labels weather",
         "model add nowhere.safetensors",
         f"model add {__file__} --multilabel",
         "jobs list --limit 0",
@@ -203,6 +205,32 @@ def test_a_folder_with_a_table_is_shown_with_its_groups(adap: Adap, tmp_path: Pa
     ]
     shown = adap("dataset", "show", one_id(added.out, "ds"), "--json")
     assert shown.json["summary"]["groups"] == {"north": 12, "south": 12}
+
+
+def test_a_published_data_set_is_packed_and_sent(adap: Adap, service: str, tmp_path: Path) -> None:
+    celeba(tmp_path / "faces")
+    options = ["--from", "celeba", "--labels", "Mustache", "--size", 16]
+    added = adap("dataset", "add", "faces", *options, "--watch", "--json")
+    assert added.code == 0, added.err
+    dataset = get(service, f"/v1/datasets/{added.json['id']}")
+    assert dataset["name"] == "celeba Mustache"
+    assert dataset["summary"]["classes"] == {"other": 5, "Mustache": 4}
+    assert {split: sum(n.values()) for split, n in dataset["summary"]["splits"].items()} == {
+        "train": 3,
+        "validation": 3,
+        "test": 3,
+    }
+    assert (dataset["summary"]["height"], dataset["summary"]["channels"]) == (16, 3)
+
+
+def test_a_published_data_set_with_a_file_missing_is_not_sent(adap: Adap, tmp_path: Path) -> None:
+    celeba(tmp_path / "faces")
+    (tmp_path / "faces" / "celeba" / "list_attr_celeba.txt").unlink()
+    run = adap("dataset", "add", "faces", "--from", "celeba")
+    assert (run.code, run.out) == (1, "")
+    missing, said = run.err.splitlines()
+    assert "list_attr_celeba.txt, got no such file; it comes from https://mmlab" in missing
+    assert said == "The data set in faces was not packed; nothing was sent."
 
 
 def test_a_data_set_that_cannot_be_read_is_refused_with_the_reason(
