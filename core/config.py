@@ -24,8 +24,9 @@ from pydantic import (
     model_validator,
 )
 
-from core import thresholds
+from core import presets, thresholds
 from core.errors import ConfigError
+from core.presets import TrainingPreset
 
 SPLITS = ("train", "validation", "test")
 Split = Literal["train", "validation", "test"]
@@ -282,6 +283,9 @@ class Validation(Config):
 class TrainingConfig(Config):
     """How a network is trained, apart from the data."""
 
+    preset: TrainingPreset | None = Field(
+        None, description="values of the fields that are left out, see GET /v1/presets"
+    )
     method: Method = Field(AdapLPNMethod(), description="a method, or its bare name")
     architecture: str = Field("small_cnn", max_length=64, description="see GET /v1/architectures")
     epochs: int = Field(30, ge=1, le=1000)
@@ -297,6 +301,11 @@ class TrainingConfig(Config):
     augment: Augment = Augment()
     validation: Validation = Validation()
     seed: int = Field(0, ge=0, lt=2**31)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _filled_from_the_preset(cls, values: Any) -> Any:
+        return presets.fill(values)
 
     @model_validator(mode="after")
     def _positives_leave_room(self) -> "TrainingConfig":
