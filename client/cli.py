@@ -40,11 +40,13 @@ app = typer.Typer(
 dataset_app = typer.Typer(no_args_is_help=True, help="Data sets: labelled images.")
 model_app = typer.Typer(no_args_is_help=True, help="Models: networks, uploaded or trained here.")
 jobs_app = typer.Typer(no_args_is_help=True, help="Jobs: trainings, audits, rankings, checks.")
+sweeps_app = typer.Typer(no_args_is_help=True, help="Sweeps: trainings that differ in some fields.")
 report_app = typer.Typer(no_args_is_help=True, help="Reports: what audits have found.")
 key_app = typer.Typer(no_args_is_help=True, help="API keys: who may use the service.")
 app.add_typer(dataset_app, name="dataset")
 app.add_typer(model_app, name="model")
 app.add_typer(jobs_app, name="jobs")
+app.add_typer(sweeps_app, name="sweeps")
 app.add_typer(report_app, name="report")
 app.add_typer(key_app, name="key")
 
@@ -124,6 +126,12 @@ Set = Annotated[
 Positive = Annotated[
     list[str] | None,
     typer.Option(help="A class to rank first; several options are one positive side."),
+]
+TrainingPreset = Annotated[
+    str | None,
+    typer.Option(
+        help="Of what is not said otherwise: paper-cifar, paper-celeba, paper-bdd or quick."
+    ),
 ]
 Seed = Annotated[int | None, typer.Option(help="Of every random choice.")]
 Split = Annotated[
@@ -400,6 +408,7 @@ def train(
     method: Annotated[
         str | None, typer.Option(help="ce, ap, pgd, trades, mart, adap_lpn, …")
     ] = None,
+    preset: TrainingPreset = None,
     architecture: Annotated[str | None, typer.Option(help="small_cnn, resnet18, …")] = None,
     epochs: Annotated[int | None, typer.Option(min=1)] = None,
     name: Annotated[str | None, typer.Option(help="Of the resulting model.")] = None,
@@ -416,6 +425,7 @@ def train(
             "dataset_id": dataset,
             "task": _task(positive),
             "method": method,
+            "preset": preset,
             "architecture": architecture,
             "epochs": epochs,
             "name": name,
@@ -434,6 +444,65 @@ def train(
         show.model(here.client.models.show(model_id)),
         f"\nAttack it: adap audit --model {model_id} --dataset {request['dataset_id']} --watch",
     )
+
+
+@app.command()
+def sweep(
+    context: typer.Context,
+    vary: Annotated[
+        list[str],
+        typer.Option(
+            metavar="PATH=VALUES",
+            help="A field and its values, for example method.lambda=0.1,1,10; with --trials also "
+            "a range, as optimizer.lr=1e-5..1e-2:log. May be given several times.",
+        ),
+    ],
+    dataset: Annotated[str | None, typer.Option(help="Id of the data set.")] = None,
+    positive: Positive = None,
+    method: Annotated[
+        str | None, typer.Option(help="ce, ap, pgd, trades, mart, adap_lpn, …")
+    ] = None,
+    preset: TrainingPreset = None,
+    trials: Annotated[
+        int | None,
+        typer.Option(min=1, help="Search with so many trials; by default every combination."),
+    ] = None,
+    at_once: Annotated[
+        int | None, typer.Option(min=1, help="With --trials: how many are queued or run at a time.")
+    ] = None,
+    maximise: Annotated[
+        str | None, typer.Option(help="With --trials: both, robust_ap or clean_ap.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Of the sweep.")] = None,
+    seed: Annotated[int | None, typer.Option(help="With --trials: of the search.")] = None,
+    config: ConfigFile = None,
+    set_: Set = None,
+    watch_: Watch = False,
+) -> None:
+    """Train many models that differ in some fields, and show which are worth having."""
+    here = session(context)
+    training = _request(
+        config,
+        {"dataset_id": dataset, "task": _task(positive), "method": method, "preset": preset},
+        set_,
+    )
+    only_searched = {"at_once": at_once, "maximise": maximise, "seed": seed}
+    if trials is None and (given := _without_none(only_searched)):
+        raise typer.BadParameter(
+            "expected --trials with it", param_hint=f"--{next(iter(given)).replace('_', '-')}"
+        )
+    search = {
+        "kind": "grid" if trials is None else "tpe",
+        "parameters": dict(_varied(text, ranges=trials is not None) for text in vary),
+        **_without_none({"trials": trials, **only_searched}),
+    }
+    request = _without_none({"name": name, "training": training, "search": search})
+    made = here.client.sweep(request)
+    if not watch_:
+        count = f"{made['planned']:,} trials"
+        here.answer(made, f"{made['id']}: {count}. Watch it: adap sweeps watch {made['id']}")
+        return
+    _follow_sweep(here, made["id"])
 
 
 @app.command()
@@ -630,6 +699,39 @@ def retry_job(context: typer.Context, job_id: str) -> None:
     here.answer(job, _queued(job))
 
 
+# --- sweeps ---------------------------------------------------------------------------------------
+
+
+@sweeps_app.command("list")
+def list_sweeps(context: typer.Context, limit: Limit = 20, after: After = None) -> None:
+    """The sweeps, newest first."""
+    here = session(context)
+    page = here.client.sweeps.list(limit=limit, after=after)
+    here.page(page, show.sweeps(page["data"]))
+
+
+@sweeps_app.command("show")
+def show_sweep(context: typer.Context, sweep_id: str) -> None:
+    """One sweep: its trials, the best of them and the Pareto front."""
+    here = session(context)
+    found = here.client.sweeps.show(sweep_id)
+    here.answer(found, show.sweep(found))
+
+
+@sweeps_app.command("watch")
+def watch_sweep(context: typer.Context, sweep_id: str) -> None:
+    """Show progress until the end; fails if no trial succeeds."""
+    _follow_sweep(session(context), sweep_id)
+
+
+@sweeps_app.command("cancel")
+def cancel_sweep(context: typer.Context, sweep_id: str) -> None:
+    """Cancel the trials that have not ended, and make no more."""
+    here = session(context)
+    found = here.client.sweeps.cancel(sweep_id)
+    here.answer(found, f"{sweep_id} is {found['status']}.")
+
+
 # --- reports --------------------------------------------------------------------------------------
 
 
@@ -782,6 +884,10 @@ class DemoFailedError(AdapError):
     """The demonstration did not show what it is there to show."""
 
 
+class SweepFailedError(AdapError):
+    """A sweep that was watched has ended without a model, or was cancelled."""
+
+
 class PackingFailedError(AdapError):
     """A published data set could not be read; the process that tried has said why."""
 
@@ -808,11 +914,7 @@ def _request(file: Path | None, options: Json, assignments: Sequence[str] | None
         path, equals, text = assignment.partition("=")
         if not equals or not all(path.split(".")):
             raise typer.BadParameter(f"expected PATH=VALUE, got {assignment!r}", param_hint="--set")
-        try:
-            value = json_.loads(text)
-        except ValueError:
-            value = text
-        _assign(request, path.split("."), value, path)
+        _assign(request, path.split("."), _value(text), path)
     return dict(request)
 
 
@@ -837,6 +939,51 @@ def _assign(target: Any, path: list[str], value: Any, whole: str) -> None:
             f"{whole} leads through {key!r}, which is {inner!r}", param_hint="--set"
         )
     _assign(inner, path[1:], value, whole)
+
+
+def _varied(text: str, *, ranges: bool) -> tuple[str, Any]:
+    """A field and its values: `method=ce,ap`, a JSON list, or `optimizer.lr=1e-5..1e-2:log`."""
+    path, equals, values = text.partition("=")
+    if not equals or not path or not values:
+        raise typer.BadParameter(f"expected PATH=VALUES, got {text!r}", param_hint="--vary")
+    low, dots, high = values.partition("..")
+    if dots and not values.startswith("["):
+        high, _, log = high.partition(":")
+        if not ranges or log not in ("", "log"):
+            raise typer.BadParameter(
+                f"expected a range LOW..HIGH or LOW..HIGH:log, and --trials with it; got {text!r}",
+                param_hint="--vary",
+            )
+        return path, {"low": _value(low), "high": _value(high), "log": bool(log)}
+    if values.startswith("["):
+        return path, _parse_json(values, option="--vary")
+    return path, [_value(value) for value in values.split(",")]
+
+
+def _value(text: str) -> Any:
+    """A JSON value, or else the text itself."""
+    try:
+        return json_.loads(text)
+    except ValueError:
+        return text
+
+
+def _follow_sweep(here: Session, sweep_id: str) -> None:
+    """Show a sweep until its end, then its trials; fails if it has not succeeded."""
+    try:
+        with watch.open_board(here.err) as board:
+            ended = watch.follow_sweep(here.client.sweeps.follow(sweep_id), board.line("sweep"))
+    except KeyboardInterrupt:
+        here.err.print(
+            f"{sweep_id} goes on without you. Watch it again: adap sweeps watch {sweep_id}\n"
+            f"Stop it: adap sweeps cancel {sweep_id}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        sys.exit(130)
+    here.answer(ended, show.sweep(ended))
+    if ended["status"] != "succeeded":
+        raise SweepFailedError(f"The sweep {sweep_id} has ended {ended['status']}.")
 
 
 def _task(positive: list[str] | None) -> Json | None:
