@@ -721,7 +721,8 @@ def show_sweep(context: typer.Context, sweep_id: str) -> None:
 @sweeps_app.command("watch")
 def watch_sweep(context: typer.Context, sweep_id: str) -> None:
     """Show progress until the end; fails if no trial succeeds."""
-    _follow_sweep(session(context), sweep_id)
+    here = session(context)
+    _follow_sweep(here, here.client.sweeps.show(sweep_id)["id"])
 
 
 @sweeps_app.command("cancel")
