@@ -219,7 +219,9 @@ def add_dataset(
     published: Annotated[
         str | None,
         typer.Option(
-            "--from", metavar="NAME", help="cifar10, cifar100, celeba or bdd100k, as published."
+            "--from",
+            metavar="NAME",
+            help="cifar10, cifar100, celeba or bdd100k, as published; or folder, with --size.",
         ),
     ] = None,
     labels: Annotated[
@@ -232,7 +234,10 @@ def add_dataset(
     size: Annotated[
         int | None, typer.Option(help="With --from: height and width of the images in pixels.")
     ] = None,
-    positive: Positive = None,
+    positive: Annotated[
+        list[str] | None,
+        typer.Option(help="With --prevalence: a class of which images are dropped."),
+    ] = None,
     prevalence: Annotated[
         float | None,
         typer.Option(

@@ -10,7 +10,7 @@ Pixels are in [0, 1] everywhere, and so are `epsilon` and `step_size` (8/255 = 0
 import hashlib
 import json
 from itertools import pairwise
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -100,6 +100,12 @@ class Threat(Config):
 def _name_only(value: Any) -> Any:
     """A bare name stands for the entry with its defaults."""
     return {"name": value} if isinstance(value, str) else value
+
+
+def _or_name(union: Any) -> Any:
+    """What may stand there in JSON, for the OpenAPI: an entry of the union, or its bare name."""
+    names = tuple(member.model_fields["name"].default for member in get_args(union))
+    return Annotated[union, Field(discriminator="name")] | Literal[names]
 
 
 # --- training methods -----------------------------------------------------------------------------
@@ -214,7 +220,7 @@ class AdapLPNMethod(Config):
     first_visit: FirstVisit = "published"
 
 
-Method = Annotated[
+_AnyMethod = (
     CEMethod
     | APMethod
     | PGDMethod
@@ -224,9 +230,12 @@ Method = Annotated[
     | AdapPZMethod
     | AdapLZMethod
     | AdapLNMethod
-    | AdapLPNMethod,
+    | AdapLPNMethod
+)
+Method = Annotated[
+    _AnyMethod,
     Field(discriminator="name"),
-    BeforeValidator(_name_only, json_schema_input_type=Any),
+    BeforeValidator(_name_only, json_schema_input_type=_or_name(_AnyMethod)),
 ]
 
 
@@ -439,10 +448,11 @@ class TransferAttack(_Attack):
     )
 
 
+_AnyAttack = FGSMAttack | PGDAttack | APGDAttack | SquareAttack | NoiseAttack | TransferAttack
 Attack = Annotated[
-    FGSMAttack | PGDAttack | APGDAttack | SquareAttack | NoiseAttack | TransferAttack,
+    _AnyAttack,
     Field(discriminator="name"),
-    BeforeValidator(_name_only, json_schema_input_type=Any),
+    BeforeValidator(_name_only, json_schema_input_type=_or_name(_AnyAttack)),
 ]
 
 Preset = Literal["quick", "standard", "paper"]

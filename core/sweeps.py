@@ -19,7 +19,7 @@ from core.config import Config, Name, TrainingRequest
 from core.errors import ConfigError
 
 MAX_CORNERS = 10_000
-_FIXED = ("dataset_id", "task", "name", "preset")
+_FIXED = ("dataset_id", "task", "warm_start", "name", "preset")
 
 Parameters = dict[str, JsonValue]
 """What one trial changes: values by the paths of fields."""

@@ -298,7 +298,10 @@ def uses(session: Session, asset_id: str) -> bool:
     return bool(
         session.scalar(
             select(
-                exists().where(SweepRow.dataset_id == asset_id, SweepRow.unfinished)
+                exists().where(
+                    SweepRow.unfinished,
+                    or_(SweepRow.dataset_id == asset_id, SweepRow.model_id == asset_id),
+                )
                 | exists().where(
                     JobRow.status.in_(LIVE),
                     or_(

@@ -7,13 +7,13 @@ number is made once, whoever makes it; nothing else has to be remembered, and no
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from store import jobs
 from store.database import now
 from store.ids import new_id
-from store.tables import LIVE, JobKind, JobRow, SweepRow, TrialRow
+from store.tables import LIVE, JobKind, JobRow, JobStatus, SweepRow, TrialRow
 
 
 def create(
@@ -22,18 +22,18 @@ def create(
     tenant: str,
     name: str | None,
     request: dict[str, Any],
-    dataset_id: str,
     planned: int,
+    **columns: str | None,
 ) -> SweepRow:
-    """A sweep without trials."""
+    """A sweep without trials; `columns` are the rows that its jobs refer to."""
     sweep = SweepRow(
         id=new_id("swp"),
         tenant=tenant,
         name=name,
         request=request,
-        dataset_id=dataset_id,
         planned=planned,
         made=0,
+        **columns,
     )
     session.add(sweep)
     session.flush()
@@ -51,6 +51,7 @@ def add_trial(
         tenant=sweep.tenant,
         request=request,
         dataset_id=sweep.dataset_id,
+        model_id=sweep.model_id,
     )
     session.add(
         TrialRow(sweep_id=sweep.id, number=sweep.made, job_id=job.id, parameters=parameters)
@@ -74,6 +75,17 @@ def trials(session: Session, sweep_id: str) -> Sequence[tuple[TrialRow, JobRow]]
         .order_by(TrialRow.number)
     )
     return [(trial, job) for trial, job in session.execute(query)]
+
+
+def counts(session: Session, sweep_id: str) -> dict[JobStatus, int]:
+    """How many trials are in each status."""
+    query = (
+        select(JobRow.status, func.count())
+        .join(TrialRow, TrialRow.job_id == JobRow.id)
+        .where(TrialRow.sweep_id == sweep_id)
+        .group_by(JobRow.status)
+    )
+    return dict(session.execute(query).tuples().all())
 
 
 def unfinished(session: Session) -> Sequence[str]:

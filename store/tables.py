@@ -195,6 +195,7 @@ class SweepRow(Table):
     cancelled_at: Mapped[float | None]
     request: Mapped[dict[str, Any]]
     dataset_id: Mapped[str] = mapped_column(ForeignKey("datasets.id"))
+    model_id: Mapped[str | None] = mapped_column(ForeignKey("models.id"))  # as of its jobs
     planned: Mapped[int]  # trials in all
     made: Mapped[int] = mapped_column(default=0)  # trials so far, and the number of the next
 

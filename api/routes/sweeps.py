@@ -1,20 +1,18 @@
 """Sweeps: many trainings that differ in some fields, and which of them are worth having."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from fastapi import APIRouter, Response
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from api import assets
 from api.assets import AssetId
 from api.deps import Caller, HouseDep, Reader, Writer
 from api.errors import ApiError, ErrorItem, not_found, problems
 from api.listing import After, Limit, page
-from api.routes.training import check_trainable
+from api.routes.training import resolve
 from api.schemas import JobFailure, Page, Progress, Sweep, SweepInfo, Trial, timestamp
-from core.resolve import DatasetSummary, check_both_sides, resolve_task
 from core.search import suggest
 from core.sweeps import (
     Grid,
@@ -27,7 +25,7 @@ from core.sweeps import (
     trial,
 )
 from store import sweeps
-from store.tables import LIVE, DatasetRow, JobRow, JobStatus, SweepRow, TrialRow
+from store.tables import LIVE, JobRow, JobStatus, SweepRow, TrialRow
 
 router = APIRouter(prefix="/v1/sweeps", tags=["training"])
 
@@ -54,23 +52,17 @@ def sweep(request: SweepRequest, house: HouseDep, caller: Writer, response: Resp
         raise ApiError("invalid_request", f"/body/search: {detail}", errors=[item])
     possible = refuse_unusable(request)
     with house.database.writing() as session:
-        dataset = assets.find(session, DatasetRow, request.training.dataset_id, caller)
-        assets.require_ready(dataset)
-        summary = DatasetSummary.model_validate(dataset.summary)
-        task = resolve_task(request.training.task, summary)
-        check_both_sides(task, summary, "train" if "train" in summary.splits else None)
-        for architecture in dict.fromkeys(training.architecture for training in possible):
-            check_trainable(architecture, summary)
-        request = request.model_copy(
-            update={"training": request.training.model_copy(update={"task": task})}
-        )
+        training, columns = resolve(session, request.training, caller)
+        for other in {(each.architecture, each.method.name): each for each in possible}.values():
+            resolve(session, other, caller)
+        request = request.model_copy(update={"training": training})
         row = sweeps.create(
             session,
             tenant=caller.tenant,
             name=request.name,
             request=request.as_json(),
-            dataset_id=dataset.id,
             planned=request.planned,
+            **columns,
         )
         search = request.search
         first = (
@@ -109,7 +101,7 @@ def list_sweeps(
             SweepRow.id,
             limit=limit,
             after=after,
-            answer=lambda row: _info(row, sweeps.trials(session, row.id)),
+            answer=lambda row: _info(row, sweeps.counts(session, row.id)),
         )
 
 
@@ -162,15 +154,14 @@ def _sweep(row: SweepRow, trials: Trials) -> Sweep:
         )
     request = SweepRequest.model_validate(row.request)
     return Sweep(
-        **_info(row, trials).model_dump(),
+        **_info(row, Counter(job.status for _, job in trials)).model_dump(),
         trials=shown,
         best=best(request, outcomes),
         front=front,
     )
 
 
-def _info(row: SweepRow, trials: Trials) -> SweepInfo:
-    counts = Counter(job.status for _, job in trials)
+def _info(row: SweepRow, counts: Mapping[JobStatus, int]) -> SweepInfo:
     status = _status(row, counts)
     path = f"/v1/sweeps/{row.id}"
     return SweepInfo(
@@ -187,7 +178,7 @@ def _info(row: SweepRow, trials: Trials) -> SweepInfo:
     )
 
 
-def _status(row: SweepRow, counts: Counter[JobStatus]) -> JobStatus:
+def _status(row: SweepRow, counts: Mapping[JobStatus, int]) -> JobStatus:
     """What a sweep is, by what its trials are."""
     if row.unfinished or counts.keys() & LIVE:
         if row.cancelled_at is not None:
@@ -197,6 +188,6 @@ def _status(row: SweepRow, counts: Counter[JobStatus]) -> JobStatus:
     if row.cancelled_at is not None:
         return JobStatus.CANCELLED
     for status in (JobStatus.SUCCEEDED, JobStatus.FAILED):
-        if counts[status]:
+        if status in counts:
             return status
     return JobStatus.CANCELLED

@@ -221,6 +221,30 @@ def test_the_openapi_describes_searches_and_presets(api: Api) -> None:
     assert set(preset) == presets.keys()
 
 
+@pytest.mark.parametrize(
+    ("request_name", "field", "catalogue"),
+    [("TrainingRequest", "method", "methods"), ("AuditRequest", "attacks", "attacks")],
+)
+def test_the_openapi_has_every_entry_with_its_own_parameters(
+    api: Api, request_name: str, field: str, catalogue: str
+) -> None:
+    schemas = api.http.get("/openapi.json").json()["components"]["schemas"]
+    shown = schemas[request_name]["properties"][field]
+    if field == "attacks":
+        (shown,) = (choice["items"] for choice in shown["anyOf"] if "items" in choice)
+    entries, bare = shown["anyOf"]
+    known = {entry["name"]: entry for entry in api.http.get(f"/v1/{catalogue}").json()}
+    assert set(bare["enum"]) == known.keys() == entries["discriminator"]["mapping"].keys()
+    for name, reference in entries["discriminator"]["mapping"].items():
+        schema = schemas[reference.rpartition("/")[2]]
+        assert schema["additionalProperties"] is False
+        assert schema["properties"].keys() == known[name]["parameters"]["properties"].keys()
+    if field == "method":
+        weight = schemas["AdapLPNMethod"]["properties"]["lambda"]
+        assert (weight["minimum"], weight["maximum"]) == (0, 1000)
+        assert weight["description"]
+
+
 def test_a_training_takes_a_preset(api: Api, problem: Check) -> None:
     request = {
         "dataset_id": api.dataset(),

@@ -115,7 +115,7 @@ def test_a_trial_that_is_no_training_is_refused(parameters: dict[str, Any], said
         ({"seed": [1, 1]}, "each value of seed once"),
         ({"Seed": [1]}, "match pattern"),
         ({"a..b": [1]}, "match pattern"),
-        ({"dataset_id": [DATASET]}, "fields other than dataset_id, task, name, preset"),
+        ({"dataset_id": [DATASET]}, "fields other than dataset_id, task, warm_start, name, preset"),
         ({"task.positive": [["cat"]]}, "fields other than"),
         ({"preset": ["quick"]}, "fields other than"),
     ],

@@ -1,5 +1,6 @@
 """Sweeps in real databases: each trial is made once, whoever makes it, and none is lost."""
 
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -32,6 +33,8 @@ def make(database: Database, *, planned: int = 4, made: int = 0) -> str:
 
 def read(database: Database, sweep_id: str) -> list[tuple[int, str]]:
     with database.reading() as session:
+        statuses = [job.status for _, job in sweeps.trials(session, sweep_id)]
+        assert sweeps.counts(session, sweep_id) == Counter(statuses)
         return [(trial.number, job.status.value) for trial, job in sweeps.trials(session, sweep_id)]
 
 

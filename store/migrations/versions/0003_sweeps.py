@@ -19,9 +19,11 @@ def upgrade() -> None:
         sa.Column("cancelled_at", sa.Double(), nullable=True),
         sa.Column("request", sa.JSON(none_as_null=True), nullable=False),
         sa.Column("dataset_id", sa.String(), nullable=False),
+        sa.Column("model_id", sa.String(), nullable=True),
         sa.Column("planned", sa.BigInteger(), nullable=False),
         sa.Column("made", sa.BigInteger(), nullable=False),
         sa.ForeignKeyConstraint(["dataset_id"], ["datasets.id"], name=op.f("fk_sweeps_dataset_id")),
+        sa.ForeignKeyConstraint(["model_id"], ["models.id"], name=op.f("fk_sweeps_model_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_sweeps")),
     )
     with op.batch_alter_table("sweeps", schema=None) as batch_op:
