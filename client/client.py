@@ -370,12 +370,22 @@ class Sweeps(_Resource):
         return self._client.post(f"{self.path}/{sweep_id}/cancel")
 
     def follow(self, sweep_id: str, *, every_s: float = 1.0) -> Iterator[Json]:
-        """The sweep as it is every second or so, at last as it has ended."""
+        """The sweep as it is every second or so, at last as it has ended.
+
+        A service that is away is waited for, for as long as a restart may take.
+        """
+        give_up_at = 0.0  # at first nothing is tried again
         while True:
-            sweep = self.show(sweep_id)
-            yield sweep
-            if sweep["done"]:
-                return
+            try:
+                sweep = self.show(sweep_id)
+            except ConnectionFailedError:
+                if time.monotonic() > give_up_at:
+                    raise
+            else:
+                give_up_at = time.monotonic() + RECONNECT_FOR_S
+                yield sweep
+                if sweep["done"]:
+                    return
             time.sleep(every_s)
 
 
