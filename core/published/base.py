@@ -95,12 +95,13 @@ def decoded(
             raise MissingFileError(
                 f"expected {path}, which the labels name, got no such file"
             ) from error
-        text.update(f"{path.resolve()}\0{status.st_size} {status.st_mtime_ns}\n".encode())
+        text.update(f"{os.path.abspath(path)}\0{status.st_size} {status.st_mtime_ns}\n".encode())
     final = reading.cache / f"{text.hexdigest()[:32]}.npy"
-    with _alone(reading.cache):
-        if not final.exists():
-            with replacing(final) as partial:
-                _decode(paths, partial, height, width, crop, reading.on_progress)
+    if not final.exists():
+        with alone(reading.cache):
+            if not final.exists():  # nobody has made it while we waited
+                with replacing(final) as partial:
+                    _decode(paths, partial, height, width, crop, reading.on_progress)
     images: NDArray[np.uint8] = np.load(final, mmap_mode="r", allow_pickle=False)
     return images
 
@@ -119,8 +120,11 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _alone(cache: Path) -> Iterator[None]:
-    """The folder, made if need be, with no other process of this house at work in it."""
+def alone(cache: Path) -> Iterator[None]:
+    """The folder, made if need be, with no other process of this house writing to it.
+
+    Raises ConfigError where it cannot be written to.
+    """
     try:
         cache.mkdir(parents=True, exist_ok=True)
         lock = (cache / "lock").open("ab")

@@ -17,7 +17,7 @@ import numpy as np
 from core.config import SPLITS
 from core.datasets import ImageSet
 from core.errors import DataError
-from core.published.base import Published, Reading, decoded, find, replacing
+from core.published.base import Published, Reading, alone, decoded, find, replacing
 
 DEFAULT_SIZE = 64
 CLASSES: dict[str, tuple[str, ...]] = {
@@ -81,8 +81,7 @@ def _attributes(table: Path, cache: Path) -> dict[str, dict[str, str]]:
         raise DataError(
             f"expected a list of frames with name and attributes in {table}, got {error!r}"
         ) from error
-    cache.mkdir(parents=True, exist_ok=True)
-    with replacing(kept) as partial:
+    with alone(cache), replacing(kept) as partial:
         partial.write_text(json.dumps(attributes), encoding="utf-8")
     return attributes
 

@@ -37,7 +37,7 @@ def _read(root: Path, reading: Reading) -> ImageSet:
                 f"expected the number of images and the names of the attributes in the first two "
                 f"lines of {attributes}, got {count[:40]!r}"
             )
-        attribute = reading.labelling(names) if reading.labels is not None else "Gray_Hair"
+        attribute = reading.labelling(sorted(names, key=lambda name: name != "Gray_Hair"))
         column = names.index(attribute)
         rows = dict(_attribute(line, column, len(names), attributes) for line in file)
     if len(rows) != int(count):

@@ -124,7 +124,7 @@ def test_what_does_not_exist_cannot_be_asked_for(tmp_path: Path) -> None:
     bdd100k(tmp_path / "bdd")
     with pytest.raises(ConfigError, match="among cifar10, cifar100, celeba, bdd100k, folder; got"):
         load("mnist", tmp_path)
-    with pytest.raises(ConfigError, match="among Bald, Gray_Hair, Mustache; got Beard"):
+    with pytest.raises(ConfigError, match="among Gray_Hair, Bald, Mustache; got Beard"):
         load("celeba", tmp_path / "celeba", labels="Beard")
     with pytest.raises(ConfigError, match="among weather, scene; got timeofday"):
         load("bdd100k", tmp_path / "bdd", labels="timeofday")
@@ -310,6 +310,21 @@ def test_a_broken_image_is_named_and_leaves_no_cache(tmp_path: Path) -> None:
         load("bdd100k", tmp_path)
     assert not list(tmp_path.rglob("*.npy"))
     assert not list(tmp_path.rglob("*.part"))
+
+
+@pytest.mark.parametrize("name", ["celeba", "bdd100k"])
+def test_a_cache_that_cannot_be_written_is_refused_and_a_whole_one_is_only_read(
+    name: str, tmp_path: Path
+) -> None:
+    TREES[name](tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="expected a cache"):
+        load(name, tmp_path, cache=tmp_path / "file" / "cache")
+    whole = load(name, tmp_path, cache=tmp_path / "cache")
+    (tmp_path / "cache" / "lock").unlink()
+    (tmp_path / "cache" / "lock").mkdir()  # nobody could write here any more
+    read = load(name, tmp_path, cache=tmp_path / "cache")
+    np.testing.assert_array_equal(read.images, whole.images)
 
 
 @pytest.mark.parametrize(
