@@ -80,12 +80,12 @@ def trials(session: Session, sweep_id: str) -> Sequence[tuple[TrialRow, JobRow]]
 def counts(session: Session, sweep_id: str) -> dict[JobStatus, int]:
     """How many trials are in each status."""
     query = (
-        select(JobRow.status, func.count())
+        select(JobRow.status, func.count().label("trials"))
         .join(TrialRow, TrialRow.job_id == JobRow.id)
         .where(TrialRow.sweep_id == sweep_id)
         .group_by(JobRow.status)
     )
-    return dict(session.execute(query).tuples().all())
+    return {row.status: row.trials for row in session.execute(query)}
 
 
 def unfinished(session: Session) -> Sequence[str]:
