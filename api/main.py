@@ -24,6 +24,7 @@ from api.routes import (
     leaderboard,
     models,
     rankings,
+    sweeps,
     training,
 )
 from core.config import AuditRequest
@@ -40,7 +41,8 @@ How much Average Precision an image ranker keeps when it is attacked, rankers th
 their scores.
 
 1. `POST /v1/datasets` and `POST /v1/models` take files; a job checks each of them.
-2. `POST /v1/training-jobs`, `/v1/audits` and `/v1/rankings` answer 201 with a job at once.
+2. `POST /v1/training-jobs`, `/v1/audits` and `/v1/rankings` answer 201 with a job at once;
+   `POST /v1/sweeps` with many trainings.
 3. `GET /v1/jobs/{id}` says how far it is; `/v1/jobs/{id}/events` streams it.
 
 Every error is `application/problem+json` (RFC 9457) with a stable `code`.
@@ -74,7 +76,7 @@ def create_app(settings: Settings) -> "RequestLog":
     errors.install(app)
     for module in (datasets, models, audits):  # these take files
         app.include_router(module.router)
-    for module in (training, rankings, leaderboard, jobs, catalogue, keys, health):
+    for module in (training, sweeps, rankings, leaderboard, jobs, catalogue, keys, health):
         app.include_router(module.router, max_body_size=settings.max_json_bytes)
     _complete_openapi(app)
     return RequestLog(app)

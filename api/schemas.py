@@ -169,6 +169,49 @@ class Leaderboard(Answer):
     contenders: list[Contender]
 
 
+class Trial(Answer):
+    """One training of a sweep."""
+
+    number: int
+    job_id: str = Field(description="the training job")
+    status: JobStatus
+    progress: Progress | None
+    parameters: dict[str, Any] = Field(description="what it changes, by the paths of fields")
+    clean_ap: float | None = Field(description="validation AP of its best epoch")
+    robust_ap: float | None = Field(description="the same under attack")
+    best_epoch: int | None
+    model_id: str | None
+    on_front: bool = Field(description="whether no other trial beats it at both APs")
+    error: JobFailure | None
+
+
+class SweepInfo(Answer):
+    """A sweep, without its trials."""
+
+    id: str
+    name: str | None
+    status: JobStatus = Field(
+        description="queued until a trial runs; at the end succeeded if any trial has"
+    )
+    done: bool = Field(description="whether the status is final")
+    created_at: Timestamp
+    dataset_id: str
+    planned: int = Field(description="trials in all")
+    counts: dict[JobStatus, int] = Field(description="trials made so far, by status")
+    request: dict[str, Any]
+    links: dict[str, str]
+
+
+class Sweep(SweepInfo):
+    """A sweep and its trials."""
+
+    trials: list[Trial]
+    best: int | None = Field(description="number of the trial of highest robust AP")
+    front: list[int] = Field(
+        description="numbers of the trials on the Pareto front of clean and robust AP"
+    )
+
+
 class ImageScore(Answer):
     """One image that was sent for scoring."""
 

@@ -7,6 +7,7 @@ report that its scores do not bear out are problems too), 2 a wrong command line
 
 import json as json_
 import os
+import subprocess
 import sys
 import tempfile
 import webbrowser
@@ -39,11 +40,13 @@ app = typer.Typer(
 dataset_app = typer.Typer(no_args_is_help=True, help="Data sets: labelled images.")
 model_app = typer.Typer(no_args_is_help=True, help="Models: networks, uploaded or trained here.")
 jobs_app = typer.Typer(no_args_is_help=True, help="Jobs: trainings, audits, rankings, checks.")
+sweeps_app = typer.Typer(no_args_is_help=True, help="Sweeps: trainings that differ in some fields.")
 report_app = typer.Typer(no_args_is_help=True, help="Reports: what audits have found.")
 key_app = typer.Typer(no_args_is_help=True, help="API keys: who may use the service.")
 app.add_typer(dataset_app, name="dataset")
 app.add_typer(model_app, name="model")
 app.add_typer(jobs_app, name="jobs")
+app.add_typer(sweeps_app, name="sweeps")
 app.add_typer(report_app, name="report")
 app.add_typer(key_app, name="key")
 
@@ -124,6 +127,12 @@ Positive = Annotated[
     list[str] | None,
     typer.Option(help="A class to rank first; several options are one positive side."),
 ]
+TrainingPreset = Annotated[
+    str | None,
+    typer.Option(
+        help="Of what is not said otherwise: paper-cifar, paper-celeba, paper-bdd or quick."
+    ),
+]
 Seed = Annotated[int | None, typer.Option(help="Of every random choice.")]
 Split = Annotated[
     str | None, typer.Option(help="train, validation or test; by default test where there is one.")
@@ -202,18 +211,64 @@ def add_dataset(
         typer.Argument(
             exists=True,
             readable=True,
-            help="A zip of class folders, such a folder itself, or an .npz.",
+            help="A zip of class folders, such a folder itself, or an .npz; with --from the folder "
+            "in which the publisher's files lie.",
         ),
     ],
     name: Annotated[str | None, typer.Option(help="By default the file's name.")] = None,
+    published: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="NAME",
+            help="cifar10, cifar100, celeba or bdd100k, as published; or folder, with --size.",
+        ),
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            help="With --from: superclass or class (CIFAR-100), an attribute (CelebA), weather or "
+            "scene (BDD100K)."
+        ),
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option(help="With --from: height and width of the images in pixels.")
+    ] = None,
+    positive: Annotated[
+        list[str] | None,
+        typer.Option(help="With --prevalence: a class of which images are dropped."),
+    ] = None,
+    prevalence: Annotated[
+        float | None,
+        typer.Option(
+            help="With --from and --positive: drop positives until they are this share of what is "
+            "trained on."
+        ),
+    ] = None,
+    seed: Seed = None,
     watch_: Watch = False,
 ) -> None:
     """Upload a data set; a job checks it."""
     here = session(context)
-    with _zipped(path) as file, _uploading(here, file) as on_bytes:
-        dataset = here.client.datasets.add(
-            file, name=name or path.resolve().name, on_bytes=on_bytes
+    options = {
+        "--labels": labels,
+        "--size": size,
+        "--prevalence": prevalence,
+        "--seed": seed,
+    }
+    given = [name for name, value in options.items() if value is not None]
+    if published is None and (given or positive):
+        raise typer.BadParameter("expected --from with it", param_hint=[*given, "--positive"][0])
+    words = [str(word) for option in given for word in (option, options[option])]
+    words += [word for name in positive or [] for word in ("--positive", name)]
+    made = _zipped(path) if published is None else _packed(published, path, words)
+    with made as file, _uploading(here, file) as on_bytes:
+        default = (
+            path.resolve().name
+            if published is None
+            else " ".join([published, *([labels] if labels else [])])
         )
+        dataset = here.client.datasets.add(file, name=name or default, on_bytes=on_bytes)
     if not watch_:
         here.answer(dataset, _being_checked("data set", dataset))
         return
@@ -361,6 +416,7 @@ def train(
     each: Annotated[
         bool, typer.Option("--each", help="One network for all classes, trained on their mean AP.")
     ] = False,
+    preset: TrainingPreset = None,
     architecture: Annotated[str | None, typer.Option(help="small_cnn, resnet18, …")] = None,
     start_from: Annotated[
         str | None, typer.Option(help="Id of a model whose weights to start from.")
@@ -380,6 +436,7 @@ def train(
             "dataset_id": dataset,
             "task": _task(positive, each=each),
             "method": method,
+            "preset": preset,
             "architecture": architecture,
             "warm_start": None if start_from is None else {"model_id": start_from},
             "epochs": epochs,
@@ -399,6 +456,65 @@ def train(
         show.model(here.client.models.show(model_id)),
         f"\nAttack it: adap audit --model {model_id} --dataset {request['dataset_id']} --watch",
     )
+
+
+@app.command()
+def sweep(
+    context: typer.Context,
+    vary: Annotated[
+        list[str],
+        typer.Option(
+            metavar="PATH=VALUES",
+            help="A field and its values, for example method.lambda=0.1,1,10; with --trials also "
+            "a range, as optimizer.lr=1e-5..1e-2:log. May be given several times.",
+        ),
+    ],
+    dataset: Annotated[str | None, typer.Option(help="Id of the data set.")] = None,
+    positive: Positive = None,
+    method: Annotated[
+        str | None, typer.Option(help="ce, ap, pgd, trades, mart, adap_lpn, …")
+    ] = None,
+    preset: TrainingPreset = None,
+    trials: Annotated[
+        int | None,
+        typer.Option(min=1, help="Search with so many trials; by default every combination."),
+    ] = None,
+    at_once: Annotated[
+        int | None, typer.Option(min=1, help="With --trials: how many are queued or run at a time.")
+    ] = None,
+    maximise: Annotated[
+        str | None, typer.Option(help="With --trials: both, robust_ap or clean_ap.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Of the sweep.")] = None,
+    seed: Annotated[int | None, typer.Option(help="With --trials: of the search.")] = None,
+    config: ConfigFile = None,
+    set_: Set = None,
+    watch_: Watch = False,
+) -> None:
+    """Train many models that differ in some fields, and show which are worth having."""
+    here = session(context)
+    training = _request(
+        config,
+        {"dataset_id": dataset, "task": _task(positive), "method": method, "preset": preset},
+        set_,
+    )
+    only_searched = {"at_once": at_once, "maximise": maximise, "seed": seed}
+    if trials is None and (given := _without_none(only_searched)):
+        raise typer.BadParameter(
+            "expected --trials with it", param_hint=f"--{next(iter(given)).replace('_', '-')}"
+        )
+    search = {
+        "kind": "grid" if trials is None else "tpe",
+        "parameters": dict(_varied(text, ranges=trials is not None) for text in vary),
+        **_without_none({"trials": trials, **only_searched}),
+    }
+    request = _without_none({"name": name, "training": training, "search": search})
+    made = here.client.sweep(request)
+    if not watch_:
+        count = f"{made['planned']:,} trials"
+        here.answer(made, f"{made['id']}: {count}. Watch it: adap sweeps watch {made['id']}")
+        return
+    _follow_sweep(here, made["id"])
 
 
 @app.command()
@@ -595,6 +711,40 @@ def retry_job(context: typer.Context, job_id: str) -> None:
     here.answer(job, _queued(job))
 
 
+# --- sweeps ---------------------------------------------------------------------------------------
+
+
+@sweeps_app.command("list")
+def list_sweeps(context: typer.Context, limit: Limit = 20, after: After = None) -> None:
+    """The sweeps, newest first."""
+    here = session(context)
+    page = here.client.sweeps.list(limit=limit, after=after)
+    here.page(page, show.sweeps(page["data"]))
+
+
+@sweeps_app.command("show")
+def show_sweep(context: typer.Context, sweep_id: str) -> None:
+    """One sweep: its trials, the best of them and the Pareto front."""
+    here = session(context)
+    found = here.client.sweeps.show(sweep_id)
+    here.answer(found, show.sweep(found))
+
+
+@sweeps_app.command("watch")
+def watch_sweep(context: typer.Context, sweep_id: str) -> None:
+    """Show progress until the end; fails if no trial succeeds."""
+    here = session(context)
+    _follow_sweep(here, here.client.sweeps.show(sweep_id)["id"])
+
+
+@sweeps_app.command("cancel")
+def cancel_sweep(context: typer.Context, sweep_id: str) -> None:
+    """Cancel the trials that have not ended, and make no more."""
+    here = session(context)
+    found = here.client.sweeps.cancel(sweep_id)
+    here.answer(found, f"{sweep_id} is {found['status']}.")
+
+
 # --- reports --------------------------------------------------------------------------------------
 
 
@@ -747,6 +897,14 @@ class DemoFailedError(AdapError):
     """The demonstration did not show what it is there to show."""
 
 
+class SweepFailedError(AdapError):
+    """A sweep that was watched has ended without a model, or was cancelled."""
+
+
+class PackingFailedError(AdapError):
+    """A published data set could not be read; the process that tried has said why."""
+
+
 class ThresholdsNotMetError(AdapError):
     """The audited model does not keep what was asked of it."""
 
@@ -769,11 +927,7 @@ def _request(file: Path | None, options: Json, assignments: Sequence[str] | None
         path, equals, text = assignment.partition("=")
         if not equals or not all(path.split(".")):
             raise typer.BadParameter(f"expected PATH=VALUE, got {assignment!r}", param_hint="--set")
-        try:
-            value = json_.loads(text)
-        except ValueError:
-            value = text
-        _assign(request, path.split("."), value, path)
+        _assign(request, path.split("."), _value(text), path)
     return dict(request)
 
 
@@ -798,6 +952,51 @@ def _assign(target: Any, path: list[str], value: Any, whole: str) -> None:
             f"{whole} leads through {key!r}, which is {inner!r}", param_hint="--set"
         )
     _assign(inner, path[1:], value, whole)
+
+
+def _varied(text: str, *, ranges: bool) -> tuple[str, Any]:
+    """A field and its values: `method=ce,ap`, a JSON list, or `optimizer.lr=1e-5..1e-2:log`."""
+    path, equals, values = text.partition("=")
+    if not equals or not path or not values:
+        raise typer.BadParameter(f"expected PATH=VALUES, got {text!r}", param_hint="--vary")
+    low, dots, high = values.partition("..")
+    if dots and not values.startswith("["):
+        high, _, log = high.partition(":")
+        if not ranges or log not in ("", "log"):
+            raise typer.BadParameter(
+                f"expected a range LOW..HIGH or LOW..HIGH:log, and --trials with it; got {text!r}",
+                param_hint="--vary",
+            )
+        return path, {"low": _value(low), "high": _value(high), "log": bool(log)}
+    if values.startswith("["):
+        return path, _parse_json(values, option="--vary")
+    return path, [_value(value) for value in values.split(",")]
+
+
+def _value(text: str) -> Any:
+    """A JSON value, or else the text itself."""
+    try:
+        return json_.loads(text)
+    except ValueError:
+        return text
+
+
+def _follow_sweep(here: Session, sweep_id: str) -> None:
+    """Show a sweep until its end, then its trials; fails if it has not succeeded."""
+    try:
+        with watch.open_board(here.err) as board:
+            ended = watch.follow_sweep(here.client.sweeps.follow(sweep_id), board.line("sweep"))
+    except KeyboardInterrupt:
+        here.err.print(
+            f"{sweep_id} goes on without you. Watch it again: adap sweeps watch {sweep_id}\n"
+            f"Stop it: adap sweeps cancel {sweep_id}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        sys.exit(130)
+    here.answer(ended, show.sweep(ended))
+    if ended["status"] != "succeeded":
+        raise SweepFailedError(f"The sweep {sweep_id} has ended {ended['status']}.")
 
 
 def _task(positive: list[str] | None, *, each: bool = False) -> Json | None:
@@ -856,6 +1055,20 @@ def _zipped(path: Path) -> Iterator[Path]:
                     archive.write(inside, name)
         file.flush()
         yield Path(file.name)
+
+
+@contextmanager
+def _packed(published: str, root: Path, options: Sequence[str]) -> Iterator[Path]:
+    """A published data set as an NPZ that is gone afterwards, packed by a process of its own."""
+    with tempfile.TemporaryDirectory(prefix="adap-pack-") as folder:
+        file = Path(folder) / f"{published}.npz"
+        packing = [sys.executable, "-P", "-m", "core.published", published, str(root.resolve())]
+        run = subprocess.run(
+            [*packing, "-o", str(file), *options], stdout=subprocess.DEVNULL, check=False
+        )
+        if run.returncode != 0:
+            raise PackingFailedError(f"The data set in {root} was not packed; nothing was sent.")
+        yield file
 
 
 @contextmanager

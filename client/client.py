@@ -116,6 +116,7 @@ class Client:
         self.datasets = Datasets(self)
         self.models = Models(self)
         self.jobs = Jobs(self)
+        self.sweeps = Sweeps(self)
         self.keys = Keys(self)
 
     def __enter__(self) -> "Client":
@@ -137,6 +138,10 @@ class Client:
     def rank(self, request: Mapping[str, Any]) -> Json:
         """`POST /v1/rankings`: the job, whose result is a ranking."""
         return self.post("/v1/rankings", json=request)
+
+    def sweep(self, request: Mapping[str, Any]) -> Json:
+        """`POST /v1/sweeps`: the sweep, whose trials are training jobs."""
+        return self.post("/v1/sweeps", json=request)
 
     # --- results ----------------------------------------------------------------------------------
 
@@ -194,6 +199,10 @@ class Client:
     def attacks(self) -> list[Json]:
         """The attacks, with the JSON schemas of their parameters."""
         return list(self.request("GET", "/v1/attacks").json())
+
+    def presets(self) -> list[Json]:
+        """The presets of a training, with the values that they fill in."""
+        return list(self.request("GET", "/v1/presets").json())
 
     def architectures(self) -> list[Json]:
         """The networks that can be trained."""
@@ -349,6 +358,35 @@ class Keys(_Resource):
     def revoke(self, key_id: str) -> None:
         """End a key at once."""
         self._client.delete(f"{self.path}/{key_id}")
+
+
+class Sweeps(_Resource):
+    """`/v1/sweeps`."""
+
+    path = "/v1/sweeps"
+
+    def cancel(self, sweep_id: str) -> Json:
+        """Cancel all trials that have not ended, and make no more."""
+        return self._client.post(f"{self.path}/{sweep_id}/cancel")
+
+    def follow(self, sweep_id: str, *, every_s: float = 1.0) -> Iterator[Json]:
+        """The sweep as it is every second or so, at last as it has ended.
+
+        A service that is away is waited for, for as long as a restart may take.
+        """
+        give_up_at = 0.0  # at first nothing is tried again
+        while True:
+            try:
+                sweep = self.show(sweep_id)
+            except ConnectionFailedError:
+                if time.monotonic() > give_up_at:
+                    raise
+            else:
+                give_up_at = time.monotonic() + RECONNECT_FOR_S
+                yield sweep
+                if sweep["done"]:
+                    return
+            time.sleep(every_s)
 
 
 class Jobs(_Resource):

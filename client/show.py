@@ -246,6 +246,74 @@ def job_progress(item: Json) -> str:
     return "{phase} {completed:,}/{total:,} {unit}".format(**item["progress"])
 
 
+# --- sweeps ---------------------------------------------------------------------------------------
+
+
+def sweeps(items: Sequence[Json]) -> RenderableType:
+    """A list of sweeps."""
+    return table(
+        *("id", "name", "status", "trials", "of", "created"),
+        rows=(
+            (
+                item["id"],
+                item["name"],
+                status(item["status"]),
+                sum(item["counts"].values()),
+                item["planned"],
+                when(item["created_at"]),
+            )
+            for item in items
+        ),
+        right=("trials", "of"),
+    )
+
+
+def sweep(item: Json) -> RenderableType:
+    """One sweep: its trials, the best of them and the Pareto front."""
+    trials = item["trials"]
+    paths = list(dict.fromkeys(path for trial in trials for path in trial["parameters"]))
+    counts = ", ".join(f"{count} {name}" for name, count in item["counts"].items())
+    return Group(
+        facts(
+            (
+                ("id", item["id"]),
+                ("name", item["name"]),
+                ("status", status(item["status"])),
+                ("data set", item["dataset_id"]),
+                ("trials", f"{counts} of {item['planned']}"),
+                ("best", None if item["best"] is None else f"trial {item['best']}"),
+            )
+        ),
+        Text(),
+        table(
+            *("trial", "status", *paths, "clean AP", "robust AP", "epoch", "Pareto", "model"),
+            rows=(
+                (
+                    trial["number"],
+                    status(trial["status"]),
+                    *(_parameter(trial["parameters"].get(path)) for path in paths),
+                    figure(trial["clean_ap"]),
+                    figure(trial["robust_ap"]),
+                    trial["best_epoch"],
+                    Text("*", style="green") if trial["on_front"] else "",
+                    trial["model_id"],
+                )
+                for trial in trials
+            ),
+            right=("trial", "clean AP", "robust AP", "epoch"),
+        ),
+        Text(),
+        Text("* on the Pareto front: no other trial has both APs as high."),
+    )
+
+
+def _parameter(value: Any) -> str:
+    """A varied value: numbers with the digits that mean something."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
 # --- results --------------------------------------------------------------------------------------
 
 

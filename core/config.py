@@ -10,7 +10,7 @@ Pixels are in [0, 1] everywhere, and so are `epsilon` and `step_size` (8/255 = 0
 import hashlib
 import json
 from itertools import pairwise
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -24,8 +24,9 @@ from pydantic import (
     model_validator,
 )
 
-from core import thresholds
+from core import presets, thresholds
 from core.errors import ConfigError
+from core.presets import TrainingPreset
 
 SPLITS = ("train", "validation", "test")
 Split = Literal["train", "validation", "test"]
@@ -99,6 +100,12 @@ class Threat(Config):
 def _name_only(value: Any) -> Any:
     """A bare name stands for the entry with its defaults."""
     return {"name": value} if isinstance(value, str) else value
+
+
+def _or_name(union: Any) -> Any:
+    """What may stand there in JSON, for the OpenAPI: an entry of the union, or its bare name."""
+    names = tuple(member.model_fields["name"].default for member in get_args(union))
+    return Annotated[union, Field(discriminator="name")] | Literal[names]
 
 
 # --- training methods -----------------------------------------------------------------------------
@@ -213,7 +220,7 @@ class AdapLPNMethod(Config):
     first_visit: FirstVisit = "published"
 
 
-Method = Annotated[
+_AnyMethod = (
     CEMethod
     | APMethod
     | PGDMethod
@@ -223,9 +230,12 @@ Method = Annotated[
     | AdapPZMethod
     | AdapLZMethod
     | AdapLNMethod
-    | AdapLPNMethod,
+    | AdapLPNMethod
+)
+Method = Annotated[
+    _AnyMethod,
     Field(discriminator="name"),
-    BeforeValidator(_name_only, json_schema_input_type=Any),
+    BeforeValidator(_name_only, json_schema_input_type=_or_name(_AnyMethod)),
 ]
 
 
@@ -308,6 +318,9 @@ class Validation(Config):
 class TrainingConfig(Config):
     """How a network is trained, apart from the data."""
 
+    preset: TrainingPreset | None = Field(
+        None, description="values of the fields that are left out, see GET /v1/presets"
+    )
     method: Method = Field(AdapLPNMethod(), description="a method, or its bare name")
     architecture: str = Field("small_cnn", max_length=64, description="see GET /v1/architectures")
     epochs: int = Field(30, ge=1, le=1000)
@@ -332,6 +345,11 @@ class TrainingConfig(Config):
         "the average is what is validated and kept; by default the weights themselves are",
     )
     seed: int = Field(0, ge=0, lt=2**31)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _filled_from_the_preset(cls, values: Any) -> Any:
+        return presets.fill(values)
 
     @model_validator(mode="after")
     def _positives_leave_room(self) -> "TrainingConfig":
@@ -490,10 +508,11 @@ class TransferAttack(_Attack):
     )
 
 
+_AnyAttack = FGSMAttack | PGDAttack | APGDAttack | SquareAttack | NoiseAttack | TransferAttack
 Attack = Annotated[
-    FGSMAttack | PGDAttack | APGDAttack | SquareAttack | NoiseAttack | TransferAttack,
+    _AnyAttack,
     Field(discriminator="name"),
-    BeforeValidator(_name_only, json_schema_input_type=Any),
+    BeforeValidator(_name_only, json_schema_input_type=_or_name(_AnyAttack)),
 ]
 
 Preset = Literal["quick", "standard", "paper"]

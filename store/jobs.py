@@ -26,6 +26,7 @@ from store.tables import (
     JobRow,
     JobStatus,
     ModelRow,
+    SweepRow,
 )
 
 TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
@@ -293,11 +294,15 @@ def queue_position(session: Session, job: JobRow) -> int | None:
 
 
 def uses(session: Session, asset_id: str) -> bool:
-    """Whether a job that has not ended refers to this data set or model."""
+    """Whether a job that has not ended, or one that a sweep has still to make, refers to this."""
     return bool(
         session.scalar(
             select(
                 exists().where(
+                    SweepRow.unfinished,
+                    or_(SweepRow.dataset_id == asset_id, SweepRow.model_id == asset_id),
+                )
+                | exists().where(
                     JobRow.status.in_(LIVE),
                     or_(
                         JobRow.dataset_id == asset_id,

@@ -70,6 +70,8 @@ class Settings(BaseSettings):
         24 * 3600, gt=0, description="age at which a blob that no row refers to is deleted"
     )
 
+    max_sweep_trials: int = Field(200, ge=1, description="largest number of trainings of a sweep")
+
     scores_kept_s: float = Field(
         30 * 24 * 3600,
         ge=0,

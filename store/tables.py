@@ -6,6 +6,7 @@ from typing import Any
 from sqlalchemy import (
     JSON,
     BigInteger,
+    ColumnElement,
     Double,
     Enum,
     ForeignKey,
@@ -13,7 +14,9 @@ from sqlalchemy import (
     MetaData,
     String,
     UniqueConstraint,
+    and_,
 )
+from sqlalchemy.ext.hybrid import hybrid_property
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from store.database import now
@@ -178,6 +181,46 @@ class JobEventRow(Table):
     at: Mapped[float] = mapped_column(default=now())
     type: Mapped[str]
     data: Mapped[dict[str, Any]]
+
+
+class SweepRow(Table):
+    """A sweep: trainings that differ in some fields. What became of it is what became of them."""
+
+    __tablename__ = "sweeps"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    tenant: Mapped[str]
+    name: Mapped[str | None]
+    created_at: Mapped[float] = mapped_column(default=now())
+    cancelled_at: Mapped[float | None]
+    request: Mapped[dict[str, Any]]
+    dataset_id: Mapped[str] = mapped_column(ForeignKey("datasets.id"))
+    model_id: Mapped[str | None] = mapped_column(ForeignKey("models.id"))  # as of its jobs
+    planned: Mapped[int]  # trials in all
+    made: Mapped[int] = mapped_column(default=0)  # trials so far, and the number of the next
+
+    __table_args__ = (Index(None, "tenant", "id"), Index(None, "dataset_id"))
+
+    @hybrid_property
+    def unfinished(self) -> bool:
+        """Whether there are trials still to be made."""
+        return self.cancelled_at is None and self.made < self.planned
+
+    @unfinished.inplace.expression
+    @classmethod
+    def _unfinished(cls) -> ColumnElement[bool]:
+        return and_(cls.cancelled_at.is_(None), cls.made < cls.planned)
+
+
+class TrialRow(Table):
+    """One training of a sweep: an ordinary job."""
+
+    __tablename__ = "trials"
+
+    sweep_id: Mapped[str] = mapped_column(ForeignKey("sweeps.id"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), unique=True)
+    parameters: Mapped[dict[str, Any]]  # values by the paths of fields
 
 
 class ScoresRow(Table):

@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session
 
 from core.errors import AdapError
 from models.errors import ModelFileError
-from store import jobs, scores
+from store import jobs, scores, sweeps
 from store.artifacts import Blobs, collect_garbage, open_blobs
 from store.database import Database, now
 from store.ids import new_id
@@ -34,6 +34,7 @@ from worker import kinds
 from worker.app import ring
 from worker.child import Child, ChildDiedError, ChildFailedError, warm_up
 from worker.sandbox import make_sandbox
+from worker.sweeps import advance
 from worker.work import Message, Work
 
 log = logging.getLogger(__name__)
@@ -118,6 +119,23 @@ class Worker:
                 self._attempt(job, claim, lambda attempt: self._audit(job, attempt, child))
             else:
                 self._attempt(job, claim, lambda attempt: self._pipeline(job, attempt, child))
+        if job.kind == JobKind.TRAIN:
+            with self.database.reading() as session:
+                sweep_id = sweeps.sweep_of(session, job.id)
+            if sweep_id is not None:
+                self._advance(sweep_id)
+
+    def _advance(self, sweep_id: str) -> None:
+        """Make the trials of a sweep that may be made now."""
+        try:
+            with self.database.writing() as session:
+                made = advance(session, sweep_id)
+        except Exception:  # no other work may suffer from it; it is tried again soon
+            log.exception("sweep.not_advanced", extra={"sweep_id": sweep_id})
+            return
+        for job in made:
+            log.info("trial.made", extra={"sweep_id": sweep_id, "job_id": job.id})
+            ring(self.app, job)
 
     def _attempt(self, job: JobRow, claim: Claim, work: Callable[["Attempt"], None]) -> None:
         """Run `work`, and turn whatever ends it into the job's next state."""
@@ -261,7 +279,8 @@ class Worker:
             self.stopping.wait(self.settings.sweep_s)
 
     def sweep(self) -> None:
-        """Say that this worker lives, take back the jobs of those that do not, collect garbage."""
+        """Say that this worker lives, take back the jobs of those that do not, see to the searches,
+        collect garbage."""
         with self.database.writing() as session:
             session.merge(
                 WorkerRow(id=self.id, queue=self.queue, sandbox=self.sandbox.kind, seen_at=now())
@@ -271,6 +290,11 @@ class Worker:
             )
             for job_id in jobs.take_back_expired(session, max_lost=self.settings.max_lost_attempts):
                 log.warning("job.taken_back", extra={"job_id": job_id})
+        if self.queue == "compute":  # trials of searches whose worker died before it made the next
+            with self.database.reading() as session:
+                waiting = sweeps.unfinished(session)
+            for sweep_id in waiting:
+                self._advance(sweep_id)
         if time.monotonic() > self._garbage_at:
             self._garbage_at = time.monotonic() + GARBAGE_EVERY_S
             with self.database.writing() as session:

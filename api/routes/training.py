@@ -1,9 +1,10 @@
 """Training jobs: their result is a model."""
 
 from fastapi import APIRouter, Response
+from sqlalchemy.orm import Session
 
 from api import assets
-from api.deps import HouseDep, Writer
+from api.deps import Caller, HouseDep, Writer
 from api.errors import ApiError, problems
 from api.routes.jobs import answer_job
 from api.schemas import Job
@@ -29,41 +30,51 @@ def train(request: TrainingRequest, house: HouseDep, caller: Writer, response: R
     mean AP. `warm_start` names a model whose weights to start from.
     """
     with house.database.writing() as session:
-        dataset = assets.find(session, DatasetRow, request.dataset_id, caller)
-        assets.require_ready(dataset)
-        summary = DatasetSummary.model_validate(dataset.summary)
-        (task, *_) = resolve_training(request.task, summary)
-        check_trainable(request.architecture, summary)
-        each = isinstance(request.task, EachClass)
-        output = logit_a_class(list(summary.classes)) if each else ONE_LOGIT
-        if request.warm_start is not None:
-            start = assets.find(session, ModelRow, request.warm_start.model_id, caller)
-            assets.require_ready(start)
-            known = Manifest.model_validate(start.manifest)
-            check_fits(
-                summary,
-                channels=known.input.channels,
-                height=known.input.height,
-                width=known.input.width,
-            )
-            check_start(
-                architecture=known.architecture,
-                outputs=known.output.classes,
-                wanted=request.architecture,
-                classes=output.classes,
-                fresh_head=request.fresh_head(),
-            )
+        request, columns = resolve(session, request, caller)
         job = jobs.enqueue(
-            session,
-            JobKind.TRAIN,
-            tenant=caller.tenant,
-            request=request.model_copy(update={} if each else {"task": task}).as_json(),
-            dataset_id=dataset.id,
-            model_id=None if request.warm_start is None else request.warm_start.model_id,
+            session, JobKind.TRAIN, tenant=caller.tenant, request=request.as_json(), **columns
         )
     house.ring(job)
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     return answer_job(house, job)
+
+
+def resolve(
+    session: Session, request: TrainingRequest, caller: Caller
+) -> tuple[TrainingRequest, dict[str, str | None]]:
+    """The request with its task filled in, and the rows that its job refers to.
+
+    Raises where no training could come of it: ApiError, ConfigError or DataError.
+    """
+    dataset = assets.find(session, DatasetRow, request.dataset_id, caller)
+    assets.require_ready(dataset)
+    summary = DatasetSummary.model_validate(dataset.summary)
+    (task, *_) = resolve_training(request.task, summary)
+    check_trainable(request.architecture, summary)
+    each = isinstance(request.task, EachClass)
+    start = request.warm_start
+    if start is not None:
+        output = logit_a_class(list(summary.classes)) if each else ONE_LOGIT
+        model = assets.find(session, ModelRow, start.model_id, caller)
+        assets.require_ready(model)
+        known = Manifest.model_validate(model.manifest)
+        check_fits(
+            summary,
+            channels=known.input.channels,
+            height=known.input.height,
+            width=known.input.width,
+        )
+        check_start(
+            architecture=known.architecture,
+            outputs=known.output.classes,
+            wanted=request.architecture,
+            classes=output.classes,
+            fresh_head=request.fresh_head(),
+        )
+    return request.model_copy(update={} if each else {"task": task}), {
+        "dataset_id": dataset.id,
+        "model_id": None if start is None else start.model_id,
+    }
 
 
 def check_trainable(architecture: str, summary: DatasetSummary) -> None:
