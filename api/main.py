@@ -12,6 +12,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import errors
+from api.deliveries import Allowed, Deliveries
 from api.deps import House, refuse_unknown_query
 from api.metrics import Metrics
 from api.quotas import Rates
@@ -26,6 +27,7 @@ from api.routes import (
     models,
     rankings,
     training,
+    webhooks,
 )
 from core.config import AuditRequest
 from store.artifacts import open_blobs
@@ -65,7 +67,10 @@ def create_app(settings: Settings) -> "RequestLog":
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        deliveries = Deliveries(house.database, Allowed(settings.webhook_hosts))
+        deliveries.start()
         yield
+        deliveries.stop()
         house.database.dispose()
 
     app = FastAPI(
@@ -84,7 +89,7 @@ def create_app(settings: Settings) -> "RequestLog":
     errors.install(app)
     for module in (datasets, models, audits):  # these take files
         app.include_router(module.router)
-    for module in (training, rankings, leaderboard, jobs, catalogue, keys, health):
+    for module in (training, rankings, leaderboard, jobs, catalogue, keys, webhooks, health):
         app.include_router(module.router, max_body_size=settings.max_json_bytes)
     _complete_openapi(app)
     return RequestLog(app, metrics)

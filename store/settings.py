@@ -68,6 +68,11 @@ class Settings(BaseSettings):
     max_tenant_requests_per_s: float | None = Field(
         1000, gt=0, description="most requests a second of one tenant, to each process of the API"
     )
+    webhook_hosts: str | None = Field(
+        None,
+        description="hosts that webhooks may be sent to, separated by commas; an address or a "
+        "network, as 10.0.0.0/8, allows private ones too. Webhooks are off while this is unset",
+    )
     idempotency_kept_s: float = Field(
         24 * 3600, gt=0, description="how long an Idempotency-Key is remembered at least"
     )

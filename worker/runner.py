@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session
 
 from core.errors import AdapError
 from models.errors import ModelFileError
-from store import idempotency, jobs, scores
+from store import idempotency, jobs, scores, webhooks
 from store.artifacts import Blobs, collect_garbage, open_blobs
 from store.database import Database, now
 from store.ids import new_id
@@ -278,6 +278,7 @@ class Worker:
             self._garbage_at = time.monotonic() + GARBAGE_EVERY_S
             with self.database.writing() as session:
                 scores.forget(session, unused_s=self.settings.scores_kept_s)
+                webhooks.forget(session)
                 idempotency.forget(session, older_s=self.settings.idempotency_kept_s)
             with self.database.reading() as session:
                 removed = collect_garbage(session, self.blobs, grace_s=self.settings.blob_grace_s)
