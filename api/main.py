@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
+from typing import Any
 
 from fastapi import Depends, FastAPI
 from pydantic.json_schema import models_json_schema
@@ -81,6 +82,7 @@ def create_app(settings: Settings) -> "RequestLog":
         max_body_size=settings.max_upload_bytes,
         form_limits={"max_files": 1001, "max_fields": 1001, "max_part_size": 64 * 1024},
         dependencies=[Depends(refuse_unknown_query)],
+        generate_unique_id_function=lambda route: route.name,  # what generated clients call it
         redirect_slashes=False,
         separate_input_output_schemas=False,
     )
@@ -143,9 +145,10 @@ class RequestLog:
 
 
 def _complete_openapi(app: FastAPI) -> None:
-    """Add the schemas that FastAPI does not find by itself to the OpenAPI.
+    """Add to the OpenAPI what FastAPI does not say by itself.
 
-    Error answers refer to Problem; the route for audits reads its two kinds of body itself.
+    Error answers refer to Problem; the route for audits reads its two kinds of body itself; and
+    generators of clients know a file by `format: binary`.
     """
     schema = app.openapi()  # which keeps it
     _, ours = models_json_schema(
@@ -156,3 +159,15 @@ def _complete_openapi(app: FastAPI) -> None:
     schemas |= ours["$defs"]
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)
+    _mark_files(schemas)
+
+
+def _mark_files(value: Any) -> None:
+    if isinstance(value, dict):
+        if value.get("contentMediaType") == "application/octet-stream":
+            value["format"] = "binary"
+        for inner in value.values():
+            _mark_files(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            _mark_files(inner)
