@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api import errors
 from api.deliveries import Allowed, Deliveries
 from api.deps import House, refuse_unknown_query
-from api.metrics import Metrics
+from api.metrics import Metrics, route_of
 from api.quotas import Rates
 from api.routes import (
     audits,
@@ -36,6 +36,7 @@ from store.database import Database
 from store.ids import new_id
 from store.logs import log_about
 from store.settings import Settings
+from store.traces import Traces
 from worker.app import make_app
 
 log = logging.getLogger(__name__)
@@ -66,6 +67,8 @@ def create_app(settings: Settings) -> "RequestLog":
         Rates(settings.max_tenant_requests_per_s),
     )
 
+    traces = Traces(settings, service="adap-api")
+
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         deliveries = Deliveries(house.database, Allowed(settings.webhook_hosts))
@@ -73,6 +76,7 @@ def create_app(settings: Settings) -> "RequestLog":
         yield
         deliveries.stop()
         house.database.dispose()
+        traces.stop()
 
     app = FastAPI(
         title="AdAP",
@@ -94,14 +98,15 @@ def create_app(settings: Settings) -> "RequestLog":
     for module in (training, rankings, leaderboard, jobs, catalogue, keys, webhooks, health):
         app.include_router(module.router, max_body_size=settings.max_json_bytes)
     _complete_openapi(app)
-    return RequestLog(app, metrics)
+    return RequestLog(app, metrics, traces)
 
 
 class RequestLog:
     """Give every request an id, say it in the answer and in every line of the log, and count it."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, traces: Traces) -> None:
         self.app = app
+        self.traces = traces
         self.metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -127,16 +132,27 @@ class RequestLog:
                 message = {**message, "body": errors.too_large(request_id), "more_body": False}
             await send(message)
 
-        with log_about(request_id=request_id):
+        method = scope["method"]
+        headers = {
+            name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
+        }
+        with (
+            log_about(request_id=request_id),
+            self.traces.span(
+                method, headers=headers, http__request__method=method, adap__request_id=request_id
+            ) as describe,
+        ):
             try:
                 await self.app(scope, receive, send_with_id)
             finally:
+                route = route_of(scope)
+                describe(f"{method} {route}", http__route=route, http__response__status_code=status)
                 seconds = time.perf_counter() - started
                 self.metrics.count(scope, status=status, seconds=seconds)
                 log.info(
                     "request.done",
                     extra={
-                        "method": scope["method"],
+                        "method": method,
                         "path": scope["path"],
                         "status": status,
                         "ms": round(1000 * seconds, 1),

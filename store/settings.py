@@ -49,6 +49,11 @@ class Settings(BaseSettings):
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
+    otlp_endpoint: str | None = Field(
+        None,
+        description="where traces go, as http://collector:4318; none are made while this is unset",
+    )
+
     max_upload_bytes: int = Field(2 * GIB, gt=0, description="largest request body of an upload")
     max_json_bytes: int = Field(1 * MIB, gt=0, description="largest JSON request body")
     max_epochs: int = Field(1000, ge=1, description="most epochs of one training")

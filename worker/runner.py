@@ -31,6 +31,7 @@ from store.jobs import Claim, ClaimLostError, JobError
 from store.logs import log_about
 from store.settings import Settings
 from store.tables import TERMINAL, JobKind, JobRow, JobStatus, WorkerRow
+from store.traces import Traces
 from worker import kinds
 from worker.app import ring
 from worker.child import Child, ChildDiedError, ChildFailedError, warm_up
@@ -66,6 +67,7 @@ class Worker:
         self.database = Database(settings)
         self.blobs: Blobs = open_blobs(settings)
         self.sandbox = make_sandbox(settings)
+        self.traces = Traces(settings, service="adap-worker")
         self.stopping = Event()
         self.slot = Lock()
         self.folder = settings.home / "work" / str(os.getpid())
@@ -96,6 +98,7 @@ class Worker:
         with self.slot, suppress(SQLAlchemyError), self.database.writing() as session:
             session.execute(delete(WorkerRow).where(WorkerRow.id == self.id))
         shutil.rmtree(self.folder, ignore_errors=True)
+        self.traces.stop()
 
     # --- one job ----------------------------------------------------------------------------------
 
@@ -125,7 +128,13 @@ class Worker:
         attempt = Attempt(self, job, claim)
         ended: Callable[[Session], None] | None
         try:
-            with log_about(job_id=job.id), attempt.heartbeat():
+            with (
+                log_about(job_id=job.id),
+                self.traces.span(
+                    f"job {job.kind}", adap__job_id=job.id, adap__attempt=claim.attempt
+                ),
+                attempt.heartbeat(),
+            ):
                 work(attempt)
             return
         except ClaimLostError:
