@@ -11,7 +11,7 @@ def choose(accept: str, offered: Sequence[str]) -> str:
     The most specific range decides about a type, so `application/*;q=0.5, */*` wants any type more
     than JSON. Raises ApiError (406) where none is wanted.
     """
-    ranges = dict(_range(part) for part in accept.split(",") if part.strip())
+    ranges = dict(_range(part) for part in (accept.strip() or "*/*").split(",") if part.strip())
     (weight, _), media_type = max(
         ((_wish(media_type, ranges), media_type) for media_type in offered),
         key=lambda wished: wished[0],

@@ -14,6 +14,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 from starlette.datastructures import UploadFile
 
+from api import quotas
 from api.deps import Caller, House
 from api.errors import ApiError, not_found
 from core.config import TrainingRequest
@@ -29,8 +30,10 @@ AssetRow = TypeVar("AssetRow", DatasetRow, ModelRow)
 _WORD = {DatasetRow: "data set", ModelRow: "model"}
 
 
-def receive(upload: UploadFile, house: House) -> str:
+def receive(upload: UploadFile, house: House, caller: Caller) -> str:
     """Store an uploaded file as a blob; returns its SHA-256. Nothing stays behind on an error."""
+    with house.database.reading() as session:
+        quotas.check_bytes(session, house.settings, caller.tenant, new=upload.size or 0)
     folder = house.settings.home / "incoming"
     folder.mkdir(parents=True, exist_ok=True)
     with NamedTemporaryFile(dir=folder) as file:
@@ -50,7 +53,7 @@ def display_name(name: str | None, upload: UploadFile) -> str:
 
 
 def add_dataset(
-    session: Session, caller: Caller, *, name: str, sha256: str
+    session: Session, caller: Caller, *, name: str, sha256: str, size: int
 ) -> tuple[DatasetRow, JobRow]:
     """A data set that came as this blob, and the job that checks it."""
     row = DatasetRow(
@@ -59,6 +62,7 @@ def add_dataset(
         name=name,
         status=AssetStatus.VALIDATING,
         upload_sha256=sha256,
+        stored_bytes=size,
     )
     session.add(row)
     session.flush()
@@ -75,7 +79,13 @@ def add_dataset(
 
 
 def add_model(
-    session: Session, caller: Caller, *, name: str, sha256: str, manifest: Manifest | None
+    session: Session,
+    caller: Caller,
+    *,
+    name: str,
+    sha256: str,
+    size: int,
+    manifest: Manifest | None,
 ) -> tuple[ModelRow, JobRow]:
     """A model that came as this blob, and the job that checks it."""
     row = ModelRow(
@@ -84,6 +94,7 @@ def add_model(
         name=name,
         status=AssetStatus.VALIDATING,
         upload_sha256=sha256,
+        stored_bytes=size,
     )
     session.add(row)
     session.flush()

@@ -1,6 +1,7 @@
 """What routes are given: the house (database, blobs, doorbell) and the caller."""
 
 import ipaddress
+import logging
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -8,7 +9,8 @@ from celery import Celery
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from api.errors import ApiError
+from api.errors import ApiError, ErrorItem
+from api.quotas import Rates
 from store import keys
 from store.artifacts import Blobs
 from store.database import Database
@@ -16,6 +18,8 @@ from store.keys import Scope
 from store.settings import Settings
 from store.tables import LOCAL_TENANT, JobRow
 from worker.app import ring
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -26,9 +30,11 @@ class House:
     database: Database
     blobs: Blobs
     broker: Celery
+    rates: Rates
 
     def ring(self, job: JobRow) -> None:
         """Tell the workers of a job whose row is committed; they find it by themselves too."""
+        log.info("job.queued", extra={"job_id": job.id, "kind": job.kind})
         ring(self.broker, job)
 
 
@@ -63,6 +69,7 @@ def _caller(
             row = keys.find(session, credentials.credentials)
             if row is None:
                 raise ApiError("unauthorized", "This API key is unknown, revoked or expired.")
+            house.rates.take(row.tenant)
             return Caller(row.tenant, frozenset(row.scopes))
         if keys.any_valid(session):
             raise ApiError(
@@ -70,6 +77,7 @@ def _caller(
                 "Expected an API key in the header `Authorization: Bearer …`, got none.",
             )
     _require_this_machine(request)
+    house.rates.take(LOCAL_TENANT)
     return Caller(LOCAL_TENANT, frozenset({"read", "write", "admin"}))
 
 
@@ -89,6 +97,21 @@ def _require_this_machine(request: Request) -> None:
         )
 
 
+def refuse_unknown_query(request: Request) -> None:
+    """Refuse what a path does not take in its query, as unknown fields of a body are refused."""
+    operation = request.app.openapi()["paths"][request.scope["route"].path]
+    parameters = operation[request.method.lower()].get("parameters", [])
+    known = {parameter["name"] for parameter in parameters if parameter["in"] == "query"}
+    items = [
+        ErrorItem(pointer=f"/query/{name}", detail=f"expected one of {sorted(known)} or nothing")
+        for name in dict.fromkeys(request.query_params)
+        if name not in known
+    ]
+    if items:
+        first = items[0]
+        raise ApiError("invalid_request", f"{first.pointer}: {first.detail}", errors=items)
+
+
 def is_loopback(host: str) -> bool:
     """Whether a host name or address can only mean this machine."""
     if host == "localhost":
@@ -105,12 +128,13 @@ class _Require:
     def __init__(self, scope: Scope) -> None:
         self.scope = scope
 
-    def __call__(self, caller: Annotated[Caller, Depends(_caller)]) -> Caller:
+    def __call__(self, caller: "AnyCaller") -> Caller:
         if self.scope not in caller.scopes:
             raise ApiError("forbidden", f"This needs an API key with the scope {self.scope!r}.")
         return caller
 
 
+AnyCaller = Annotated[Caller, Depends(_caller)]
 Reader = Annotated[Caller, Depends(_Require("read"))]
 Writer = Annotated[Caller, Depends(_Require("write"))]
 Admin = Annotated[Caller, Depends(_Require("admin"))]

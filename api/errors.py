@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from sqlalchemy.exc import InterfaceError, OperationalError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from core.errors import AdapError
 from models.errors import ModelFileError
@@ -26,19 +27,27 @@ CODES: dict[str, tuple[int, str]] = {
     "bad_request": (400, "The request cannot be read"),
     "unauthorized": (401, "An API key is needed"),
     "forbidden": (403, "This API key may not do that"),
+    "webhooks_off": (403, "This service sends no webhooks"),
     "not_found": (404, "There is no such thing"),
     "method_not_allowed": (405, "This path does not take that method"),
     "not_acceptable": (406, "Not available in that form"),
     "conflict": (409, "The state of things does not allow this"),
     "not_ready": (409, "Not ready yet, or rejected"),
     "in_use": (409, "A job that has not ended uses it"),
+    "shown_once": (409, "The answer was shown once and is not kept"),
     "already_finished": (409, "The job has already ended"),
     "too_large": (413, "The request body is too large"),
     "unsupported_media_type": (415, "The request has a content type that this path does not take"),
     "invalid_request": (422, "The request is not valid"),
     "invalid_config": (422, "No run could honour this configuration"),
     "invalid_data": (422, "The data cannot be used for this"),
+    "limit_exceeded": (422, "The request asks for more than this service allows"),
+    "url_refused": (422, "This service sends nothing to that address"),
+    "idempotency_key_reused": (422, "The Idempotency-Key stands for another request"),
     "invalid_model": (422, "The model cannot be used for this"),
+    "too_many_jobs": (429, "Too many jobs are queued or running"),
+    "storage_full": (429, "Too much is stored"),
+    "rate_limited": (429, "Too many requests a second"),
     "internal_error": (500, "The service met an error that it did not expect"),
     "storage_unavailable": (503, "The database does not answer"),
 }
@@ -81,9 +90,29 @@ class ApiError(Exception):
         self.headers = headers
 
 
+class Replayed(Exception):  # noqa: N818 - an answer, not an error
+    """A POST that was answered before, by its Idempotency-Key: what it was answered with."""
+
+    def __init__(self, status: int, body: dict[str, Any], location: str | None) -> None:
+        super().__init__("answered before")
+        self.status = status
+        self.body = body
+        self.headers = {"Idempotency-Replayed": "true"}
+        if location is not None:
+            self.headers["Location"] = location
+
+
 def not_found(what: str, identifier: str) -> ApiError:
     """404, also for what belongs to somebody else."""
     return ApiError("not_found", f"There is no {what} {identifier}.")
+
+
+POSTED = (
+    "bad_request",
+    "idempotency_key_reused",
+    "limit_exceeded",
+    "too_many_jobs",
+)  # of every POST of a job
 
 
 def problems(*codes: str) -> dict[int | str, dict[str, Any]]:
@@ -111,6 +140,10 @@ def install(app: FastAPI) -> None:
             request, error.code, error.detail, errors=error.errors, headers=error.headers
         )
 
+    @app.exception_handler(Replayed)
+    def _replayed(_request: Request, replayed: Replayed) -> JSONResponse:
+        return JSONResponse(replayed.body, replayed.status, headers=replayed.headers)
+
     @app.exception_handler(AdapError)
     @app.exception_handler(ModelFileError)
     def _domain_error(request: Request, error: AdapError | ModelFileError) -> JSONResponse:
@@ -129,7 +162,12 @@ def install(app: FastAPI) -> None:
             detail = f"There is nothing at {request.url.path}; see /docs for what there is."
         elif code == "bad_request":
             detail = f"Expected a request that can be read: {detail}"
-        return _response(request, code, detail, headers=dict(error.headers or {}))
+        headers = dict(error.headers or {})
+        if code == "method_not_allowed":
+            allowed = _allowed(request)
+            headers["Allow"] = ", ".join(allowed)
+            detail = f"Expected {' or '.join(allowed)} at {request.url.path}, got {request.method}."
+        return _response(request, code, detail, headers=headers)
 
     @app.exception_handler(OperationalError)
     @app.exception_handler(InterfaceError)
@@ -142,6 +180,18 @@ def install(app: FastAPI) -> None:
     def _unexpected(request: Request, _error: Exception) -> JSONResponse:
         detail = "The service met an error that it did not expect; the log has the details."
         return _response(request, "internal_error", detail)
+
+
+def _allowed(request: Request) -> list[str]:
+    """The methods that the path of a request takes, whichever route takes them."""
+    return [
+        method
+        for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+        if any(
+            route.matches({**request.scope, "method": method})[0] == Match.FULL
+            for route in request.app.routes
+        )
+    ]
 
 
 def explain_validation(errors: Any, *, prefix: str = "body") -> ApiError:

@@ -14,7 +14,8 @@ from api.schemas import Page
 
 Limit = Annotated[int, Query(ge=1, le=100, description="items on a page")]
 After = Annotated[
-    str | None, Query(max_length=200, description="`next_cursor` of the page before this one")
+    str | None,
+    Query(min_length=1, max_length=200, description="`next_cursor` of the page before this one"),
 ]
 
 Row = TypeVar("Row")

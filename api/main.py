@@ -7,13 +7,16 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from pydantic.json_schema import models_json_schema
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import errors
-from api.deps import House
+from api.deliveries import Allowed, Deliveries
+from api.deps import House, refuse_unknown_query
+from api.metrics import Metrics, route_of
+from api.quotas import Rates
 from api.routes import (
     audits,
     catalogue,
@@ -26,12 +29,15 @@ from api.routes import (
     rankings,
     sweeps,
     training,
+    webhooks,
 )
 from core.config import AuditRequest
 from store.artifacts import open_blobs
 from store.database import Database
 from store.ids import new_id
+from store.logs import log_about
 from store.settings import Settings
+from store.traces import Traces
 from worker.app import make_app
 
 log = logging.getLogger(__name__)
@@ -55,12 +61,24 @@ def create_app(settings: Settings) -> "RequestLog":
     The FastAPI application is the `app` of the answer: the log stands outside of everything, as
     FastAPI refuses bodies that are too large before any middleware of its own runs.
     """
-    house = House(settings, Database(settings), open_blobs(settings), make_app(settings))
+    house = House(
+        settings,
+        Database(settings),
+        open_blobs(settings),
+        make_app(settings),
+        Rates(settings.max_tenant_requests_per_s),
+    )
+
+    traces = Traces(settings, service="adap-api")
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        deliveries = Deliveries(house.database, Allowed(settings.webhook_hosts))
+        deliveries.start()
         yield
+        deliveries.stop()
         house.database.dispose()
+        traces.stop()
 
     app = FastAPI(
         title="AdAP",
@@ -69,24 +87,39 @@ def create_app(settings: Settings) -> "RequestLog":
         lifespan=lifespan,
         max_body_size=settings.max_upload_bytes,
         form_limits={"max_files": 1001, "max_fields": 1001, "max_part_size": 64 * 1024},
+        dependencies=[Depends(refuse_unknown_query)],
+        generate_unique_id_function=lambda route: route.name,  # what generated clients call it
         redirect_slashes=False,
         separate_input_output_schemas=False,
     )
     app.state.house = house
+    app.state.metrics = metrics = Metrics(house.database, lease_s=settings.lease_s)
     errors.install(app)
     for module in (datasets, models, audits):  # these take files
         app.include_router(module.router)
-    for module in (training, sweeps, rankings, leaderboard, jobs, catalogue, keys, health):
+    for module in (
+        training,
+        sweeps,
+        rankings,
+        leaderboard,
+        jobs,
+        catalogue,
+        keys,
+        webhooks,
+        health,
+    ):
         app.include_router(module.router, max_body_size=settings.max_json_bytes)
     _complete_openapi(app)
-    return RequestLog(app)
+    return RequestLog(app, metrics, traces)
 
 
 class RequestLog:
-    """Give every request an id, say it in the answer, and log one line when it ends."""
+    """Give every request an id, say it in the answer and in every line of the log, and count it."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, traces: Traces) -> None:
         self.app = app
+        self.traces = traces
+        self.metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI entry."""
@@ -111,38 +144,58 @@ class RequestLog:
                 message = {**message, "body": errors.too_large(request_id), "more_body": False}
             await send(message)
 
-        try:
-            await self.app(scope, receive, send_with_id)
-        finally:
-            log.info(
-                "request.done",
-                extra={
-                    "request_id": request_id,
-                    "method": scope["method"],
-                    "path": scope["path"],
-                    "status": status,
-                    "ms": round(1000 * (time.perf_counter() - started), 1),
-                },
-            )
+        method = scope["method"]
+        headers = {
+            name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
+        }
+        with (
+            log_about(request_id=request_id),
+            self.traces.span(
+                method, headers=headers, http__request__method=method, adap__request_id=request_id
+            ) as describe,
+        ):
+            try:
+                await self.app(scope, receive, send_with_id)
+            finally:
+                route = route_of(scope)
+                describe(f"{method} {route}", http__route=route, http__response__status_code=status)
+                seconds = time.perf_counter() - started
+                self.metrics.count(scope, status=status, seconds=seconds)
+                log.info(
+                    "request.done",
+                    extra={
+                        "method": method,
+                        "path": scope["path"],
+                        "status": status,
+                        "ms": round(1000 * seconds, 1),
+                    },
+                )
 
 
 def _complete_openapi(app: FastAPI) -> None:
-    """Add the schemas that FastAPI does not find by itself to the OpenAPI.
+    """Add to the OpenAPI what FastAPI does not say by itself.
 
-    Error answers refer to Problem; the route for audits reads its two kinds of body itself.
+    Error answers refer to Problem; the route for audits reads its two kinds of body itself; and
+    generators of clients know a file by `format: binary`.
     """
-    generate = app.openapi
+    schema = app.openapi()  # which keeps it
+    _, ours = models_json_schema(
+        [(cls, "validation") for cls in (errors.Problem, AuditRequest, audits.AuditForm)],
+        ref_template="#/components/schemas/{model}",
+    )
+    schemas = schema["components"]["schemas"]
+    schemas |= ours["$defs"]
+    for unused in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(unused, None)
+    _mark_files(schemas)
 
-    def openapi() -> dict[str, Any]:
-        schema = generate()
-        _, ours = models_json_schema(
-            [(cls, "validation") for cls in (errors.Problem, AuditRequest, audits.AuditForm)],
-            ref_template="#/components/schemas/{model}",
-        )
-        schemas = schema["components"]["schemas"]
-        schemas |= ours["$defs"]
-        for unused in ("HTTPValidationError", "ValidationError"):
-            schemas.pop(unused, None)
-        return schema
 
-    app.openapi = openapi  # type: ignore[method-assign]
+def _mark_files(value: Any) -> None:
+    if isinstance(value, dict):
+        if value.get("contentMediaType") == "application/octet-stream":
+            value["format"] = "binary"
+        for inner in value.values():
+            _mark_files(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            _mark_files(inner)

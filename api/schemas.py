@@ -245,6 +245,36 @@ class NewApiKey(ApiKey):
     key: str
 
 
+class WebhookAnswer(Answer):
+    """Where to tell of the end of jobs."""
+
+    id: str
+    url: str
+    events: list[str]
+    created_at: Timestamp
+
+
+class NewWebhook(WebhookAnswer):
+    """A webhook, with its secret this one time."""
+
+    secret: str = Field(description="signs what is sent, see standardwebhooks.com")
+
+
+class Delivery(Answer):
+    """An event for a webhook; `id` is the header `webhook-id`."""
+
+    id: str
+    event: str
+    job_id: str
+    status: Literal["pending", "delivered", "failed"]
+    attempt: int = Field(description="how often it was sent")
+    answered: int | None = Field(description="HTTP status of the last attempt")
+    error: str | None = Field(description="why the last attempt had none")
+    created_at: Timestamp
+    attempted_at: Timestamp | None
+    next_at: Timestamp | None = Field(description="when it is sent again, while it is pending")
+
+
 class CatalogueEntry(Answer):
     """Something that can be asked for by name."""
 

@@ -1,99 +1,76 @@
 """A client of the service: each method is one HTTP call, and answers its JSON as a dict.
 
-    client = Client("http://127.0.0.1:8000")
-    dataset = client.datasets.add(Path("photos.zip"))
-    client.jobs.wait(dataset["job_id"])
-    job = client.train({"dataset_id": dataset["id"], "task": {"positive": ["cat"]}})
-    model_id = client.jobs.wait(job["id"])["result"]["model_id"]
+    dataset = client.datasets.create(Path("photos.zip"))
+    training = client.trainings.create(dataset_id=dataset.id, positive=["cat"]).wait()
+    audit = client.audits.create(model_id=training.model().id, dataset_id=dataset.id)
+    report = audit.wait(on_progress=print).report()
 
-What can go wrong:
-
-    AdapError
-    |- ConnectionFailedError   no service answers there
-    |- ProblemError            it answered with a problem: code, detail, status, request_id, errors
-    `- JobFailedError          a job that was waited for failed or was cancelled
-
-Reading is tried again when a connection breaks; nothing that changes the service is.
+`create` answers what is typed and can be waited for; everything else is the JSON of the service.
+There are two clients of one text: this one in `client.aio`, to be awaited, is written by hand, and
+`client.client`, which waits, is made from it by `python -m client.aio.generate`.
 """
 
-import io
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
+from time import monotonic
+from typing import Any, Self
+from uuid import uuid4
 
 import httpx
 
-DEFAULT_URL = "http://127.0.0.1:8000"
+from client.base import (
+    DEFAULT_URL,
+    ENDED,
+    LONGEST_RETRY_S,
+    PING_LIMIT_S,
+    RECONNECT_AFTER_S,
+    RECONNECT_FOR_S,
+    RETRIED_CODES,
+    RETRY_AFTER_S,
+    SCORE_READ_LIMIT_S,
+    UPLOAD_READ_LIMIT_S,
+    AdapError,
+    ConnectionFailedError,
+    Event,
+    EventReader,
+    JobFailedError,
+    Json,
+    OnBytes,
+    OnEvent,
+    ProblemError,
+    checked,
+    is_loopback,
+    part,
+    read_events,
+)
+from client.values import (
+    Dataset,
+    Job,
+    Model,
+    OnProgress,
+    Progress,
+    RankedExample,
+    Report,
+    with_task,
+)
 
-Json = dict[str, Any]
-OnBytes = Callable[[int], None]
-
-RETRY_AFTER_S = (0.1, 0.5)  # before the second and the third try of a GET
-PING_LIMIT_S = 45.0  # the service sends something every 15 s
-RECONNECT_AFTER_S = 0.5
-RECONNECT_FOR_S = 60.0  # as long as a restart of the service may take
-UPLOAD_READ_LIMIT_S = 600.0  # from the last byte sent to the answer: the file is hashed and synced
-SCORE_READ_LIMIT_S = 120.0  # the service waits for scores up to its max_wait_s
-
-
-class AdapError(Exception):
-    """Base of everything that a caller may expect to go wrong."""
-
-
-class ConnectionFailedError(AdapError):
-    """No service answers at this address."""
-
-    def __init__(self, url: str, reason: str) -> None:
-        super().__init__(
-            f"No service answers at {url} ({reason}). Start one with `adap up`, or name another "
-            "with --url or ADAP_URL."
-        )
-
-
-class ProblemError(AdapError):
-    """The service's own explanation, RFC 9457; `code` is stable, `detail` is for people."""
-
-    def __init__(self, problem: Json) -> None:
-        super().__init__(problem["detail"])
-        self.problem = problem
-        self.code: str = problem["code"]
-        self.detail: str = problem["detail"]
-        self.status: int = problem["status"]
-        self.request_id: str | None = problem.get("request_id")
-        self.errors: list[dict[str, str]] = problem.get("errors", [])
-
-
-class JobFailedError(AdapError):
-    """A job ended without a result."""
-
-    def __init__(self, job: Json) -> None:
-        error = job["error"]
-        super().__init__(
-            f"The job {job['id']} failed: {error['message']}"
-            if error
-            else f"The job {job['id']} was {job['status']}."
-        )
-        self.job = job
-
-
-@dataclass(frozen=True)
-class Event:
-    """Something that happened to a job, or how far it is."""
-
-    type: str
-    """`progress`, or what happened: queued, running, epoch, resumed, succeeded, …"""
-    data: Json
-    """Of `progress`: status, progress and queue_position as in a job."""
-    seq: int | None
-    """Counted from 1 without gaps; None for progress, which is shown and not kept."""
-
-
-OnEvent = Callable[[Event], None]
+__all__ = [
+    "DEFAULT_URL",
+    "ENDED",
+    "AdapError",
+    "Client",
+    "ConnectionFailedError",
+    "Event",
+    "JobFailedError",
+    "Json",
+    "OnBytes",
+    "OnEvent",
+    "ProblemError",
+    "read_events",
+]
 
 
 class Client:
@@ -109,7 +86,7 @@ class Client:
                 base_url=self.base_url,
                 headers={} if api_key is None else {"Authorization": f"Bearer {api_key}"},
                 timeout=timeout_s,
-                trust_env=not _is_loopback(self.base_url),  # no proxy stands before this machine
+                trust_env=not is_loopback(self.base_url),  # no proxy stands before this machine
             )
         except (httpx.InvalidURL, ValueError) as error:
             raise ConnectionFailedError(self.base_url, str(error)) from error
@@ -118,6 +95,9 @@ class Client:
         self.jobs = Jobs(self)
         self.sweeps = Sweeps(self)
         self.keys = Keys(self)
+        self.trainings = Trainings(self)
+        self.audits = Audits(self)
+        self.rankings = Rankings(self)
 
     def __enter__(self) -> "Client":
         return self
@@ -152,7 +132,7 @@ class Client:
     def report_as(self, job_id: str, media_type: str) -> bytes:
         """The same as text/html, or text/markdown (a model card), or application/xml (JUnit)."""
         path = f"/v1/audits/{job_id}/report"
-        return self.request("GET", path, headers={"Accept": media_type}).content
+        return (self.request("GET", path, headers={"Accept": media_type})).content
 
     def leaderboard(self, dataset_id: str, **query: Any) -> Json:
         """The models that were audited on a data set, the highest worst-case AP first."""
@@ -178,7 +158,7 @@ class Client:
         positive: the classes to score, for a model with a logit for each class.
         """
         with ExitStack() as stack:
-            files = [("images", _part(stack, path, None)) for path in images]
+            files = [("images", part(stack, path, None)) for path in images]
             return self.post(
                 f"/v1/models/{model_id}/scores",
                 data={"positive": list(positive or [])},
@@ -194,55 +174,70 @@ class Client:
 
     def methods(self) -> list[Json]:
         """The training methods, with the JSON schemas of their parameters."""
-        return list(self.request("GET", "/v1/methods").json())
+        return list((self.request("GET", "/v1/methods")).json())
 
     def attacks(self) -> list[Json]:
         """The attacks, with the JSON schemas of their parameters."""
-        return list(self.request("GET", "/v1/attacks").json())
+        return list((self.request("GET", "/v1/attacks")).json())
 
     def presets(self) -> list[Json]:
         """The presets of a training, with the values that they fill in."""
-        return list(self.request("GET", "/v1/presets").json())
+        return list((self.request("GET", "/v1/presets")).json())
 
     def architectures(self) -> list[Json]:
         """The networks that can be trained."""
-        return list(self.request("GET", "/v1/architectures").json())
+        return list((self.request("GET", "/v1/architectures")).json())
 
     # --- plain calls ------------------------------------------------------------------------------
 
     def get(self, path: str, **query: Any) -> Json:
         """GET; the JSON object that comes back. Query values that are None are left out."""
         params = {name: value for name, value in query.items() if value is not None}
-        return dict(self.request("GET", path, params=params).json())
+        return dict((self.request("GET", path, params=params)).json())
 
     def pages(self, path: str, **query: Any) -> Iterator[Json]:
         """Every item of a list, page after page."""
         after: str | None = None
         while True:
             page = self.get(path, **query, after=after)
-            yield from page["data"]
+            for item in page["data"]:
+                yield item
             if not page["has_more"]:
                 return
             after = page["next_cursor"]
 
     def post(self, path: str, **content: Any) -> Json:
         """POST; the JSON object that comes back."""
-        return dict(self.request("POST", path, **content).json())
+        return dict((self.request("POST", path, **content)).json())
 
     def delete(self, path: str) -> None:
         """DELETE."""
         self.request("DELETE", path)
 
     def request(self, method: str, path: str, **content: Any) -> httpx.Response:
-        """Any call. Raises ProblemError for an error, ConnectionFailedError without an answer."""
-        waits_s = list(RETRY_AFTER_S) if method == "GET" else []
-        while True:
+        """Any call. Raises ProblemError for an error, ConnectionFailedError without an answer.
+
+        Reading is tried again when a connection breaks or the service asks to wait; so is a POST,
+        which carries an Idempotency-Key that makes the service honour it once.
+        """
+        tries = len(RETRY_AFTER_S) + 1 if method in ("GET", "POST") else 1
+        if method == "POST":
+            content["headers"] = {"Idempotency-Key": uuid4().hex, **content.get("headers", {})}
+        for tried in range(tries):
+            for _, (_, file) in content.get("files", []):
+                file.again()
             try:
-                return _checked(self.http.request(method, path, **content))
+                return checked(self.http.request(method, path, **content))
             except httpx.TransportError as error:
-                if not waits_s:
+                if tried + 1 == tries:
                     raise self.unreachable(error) from error
-            time.sleep(waits_s.pop(0))
+                wait_s = RETRY_AFTER_S[tried]
+            except ProblemError as error:
+                if tried + 1 == tries or error.code not in RETRIED_CODES:
+                    raise
+                wait_s = min(error.retry_after_s or RETRY_AFTER_S[tried], LONGEST_RETRY_S)
+            time.sleep(wait_s)
+        raise AssertionError("the last try returns or raises")
 
     def unreachable(self, error: httpx.TransportError) -> ConnectionFailedError:
         """The same error in our words."""
@@ -252,13 +247,13 @@ class Client:
         """GET into a file; there is none unless all has come."""
         partial = target.with_name(f"{target.name}.part")
         try:
-            with (
-                self.http.stream("GET", path, headers={"Accept": accept}) as answer,
-                partial.open("wb") as file,
-            ):
-                _checked(answer)
-                for chunk in answer.iter_bytes():
-                    file.write(chunk)
+            with self.http.stream("GET", path, headers={"Accept": accept}) as answer:
+                if not answer.is_success:
+                    answer.read()
+                checked(answer)
+                with partial.open("wb") as file:
+                    for chunk in answer.iter_bytes():
+                        file.write(chunk)
             partial.replace(target)
         except httpx.TransportError as error:
             raise self.unreachable(error) from error
@@ -273,7 +268,7 @@ class Client:
             return self.post(
                 path,
                 data={name: value for name, value in fields.items() if value is not None},
-                files={"file": _part(stack, file, on_bytes)},
+                files=[("file", part(stack, file, on_bytes))],
                 timeout=httpx.Timeout(self.timeout_s, read=UPLOAD_READ_LIMIT_S),
             )
 
@@ -303,6 +298,14 @@ class Datasets(_Resource):
     def add(self, file: Path, *, name: str | None = None, on_bytes: OnBytes | None = None) -> Json:
         """Upload a zip or an npz. Its `job_id` checks it; `on_bytes` is told of bytes as sent."""
         return self._client.upload(self.path, file, fields={"name": name}, on_bytes=on_bytes)
+
+    def create(
+        self, file: Path, *, name: str | None = None, on_progress: OnProgress | None = None
+    ) -> Dataset:
+        """Upload one and wait until it was found good. JobFailedError says why if it was not."""
+        added = self.add(file, name=name)
+        Run(self._client, self._client.jobs.show(added["job_id"])).wait(on_progress=on_progress)
+        return Dataset.model_validate(self.show(added["id"]))
 
     def remove(self, dataset_id: str) -> None:
         """Remove one that no job uses."""
@@ -336,6 +339,12 @@ class Models(_Resource):
             "output": None if output is None else json.dumps(output),
         }
         return self._client.upload(self.path, file, fields=fields, on_bytes=on_bytes)
+
+    def create(self, file: Path, *, on_progress: OnProgress | None = None, **about: Any) -> Model:
+        """Upload one and wait until it was found good; `about` as in `add`."""
+        added = self.add(file, **about)
+        Run(self._client, self._client.jobs.show(added["job_id"])).wait(on_progress=on_progress)
+        return Model.model_validate(self.show(added["id"]))
 
     def export(self, model_id: str, target: Path) -> None:
         """Write the weights, manifest inside, to a file."""
@@ -379,10 +388,10 @@ class Sweeps(_Resource):
             try:
                 sweep = self.show(sweep_id)
             except ConnectionFailedError:
-                if time.monotonic() > give_up_at:
+                if monotonic() > give_up_at:
                     raise
             else:
-                give_up_at = time.monotonic() + RECONNECT_FOR_S
+                give_up_at = monotonic() + RECONNECT_FOR_S
                 yield sweep
                 if sweep["done"]:
                     return
@@ -413,14 +422,14 @@ class Jobs(_Resource):
             try:
                 with self._stream(job_id, seen) as events:
                     for event in events:
-                        give_up_at = time.monotonic() + RECONNECT_FOR_S
+                        give_up_at = monotonic() + RECONNECT_FOR_S
                         if event.seq is not None:
                             seen = event.seq
                         yield event
                         if event.type == "progress" and event.data["status"] in ENDED:
                             return
             except httpx.TransportError as error:
-                if time.monotonic() > give_up_at:
+                if monotonic() > give_up_at:
                     raise self._client.unreachable(error) from error
             time.sleep(RECONNECT_AFTER_S)
 
@@ -440,75 +449,143 @@ class Jobs(_Resource):
         timeout = httpx.Timeout(self._client.timeout_s, read=PING_LIMIT_S)
         path = f"{self.path}/{job_id}/events"
         with self._client.http.stream("GET", path, headers=headers, timeout=timeout) as answer:
-            yield read_events(_checked(answer).iter_lines())
+            if not answer.is_success:
+                answer.read()
+            yield self._read(checked(answer))
+
+    @staticmethod
+    def _read(answer: httpx.Response) -> Iterator[Event]:
+        reader = EventReader()
+        for line in answer.iter_lines():
+            event = reader.feed(line)
+            if event is not None:
+                yield event
 
 
-ENDED = ("succeeded", "failed", "cancelled")
+class Run:
+    """A job that was asked for here; its state is that of the last look at it."""
+
+    def __init__(self, client: Client, job: Json) -> None:
+        self._client = client
+        self.job = Job.model_validate(job)
+
+    @property
+    def id(self) -> str:
+        """The job's id."""
+        return self.job.id
+
+    def refresh(self) -> Self:
+        """Look at the job again."""
+        self.job = Job.model_validate(self._client.jobs.show(self.id))
+        return self
+
+    def wait(self, *, on_progress: OnProgress | None = None) -> Self:
+        """Wait for its success. Raises JobFailedError if it ends otherwise.
+
+        on_progress: is told how far it is, whenever that has changed.
+        """
+
+        def on_event(event: Event) -> None:
+            progress = event.data.get("progress") if event.type == "progress" else None
+            if on_progress is not None and progress is not None:
+                on_progress(Progress.model_validate(progress))
+
+        self.job = Job.model_validate(self._client.jobs.wait(self.id, on_event=on_event))
+        return self
+
+    def cancel(self) -> Self:
+        """Ask it to stop."""
+        self.job = Job.model_validate(self._client.jobs.cancel(self.id))
+        return self
 
 
-def read_events(lines: Iterator[str]) -> Iterator[Event]:
-    """Parse a stream of server-sent events: `event:` and `data:` lines, an empty line ends one."""
-    kind: str = "message"
-    data: list[str] = []
-    for line in lines:
-        field, _, value = line.partition(":")
-        value = value.removeprefix(" ")
-        if field == "event":
-            kind = value
-        elif field == "data":
-            data.append(value)
-        elif not line:
-            if data:
-                content = json.loads("\n".join(data))
-                if kind == "progress":
-                    yield Event("progress", content, None)
-                else:
-                    yield Event(content["type"], content["data"], content["seq"])
-            kind, data = "message", []
+class AuditRun(Run):
+    """An audit: its result is a report."""
+
+    def report(self) -> Report:
+        """The report, once it has ended."""
+        return Report.model_validate(self._client.report(self.id))
+
+    def report_as(self, media_type: str) -> bytes:
+        """The same as text/html, or text/markdown (a model card), or application/xml (JUnit)."""
+        return self._client.report_as(self.id, media_type)
+
+    def save_scores(self, target: Path) -> None:
+        """Write all that the figures come from to a safetensors file."""
+        self._client.save_scores(self.id, target)
 
 
-class _Counted(io.BufferedReader):
-    """A file that tells how many bytes of it were read."""
+class TrainingRun(Run):
+    """A training: its result is a model."""
 
-    def __init__(self, path: Path, on_bytes: OnBytes) -> None:
-        super().__init__(io.FileIO(path))
-        self._on_bytes = on_bytes
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        """As any file; httpx reads a chunk, sends it, reads the next."""
-        chunk = super().read(size)
-        self._on_bytes(len(chunk))
-        return chunk
+    def model(self) -> Model:
+        """The model, once it has ended."""
+        model_id = (self.job.result or {})["model_id"]
+        return Model.model_validate(self._client.models.show(model_id))
 
 
-def _part(stack: ExitStack, path: Path, on_bytes: OnBytes | None) -> tuple[str, io.BufferedReader]:
-    """A file of a multipart request, closed with the stack."""
-    return path.name, stack.enter_context(_Counted(path, on_bytes or (lambda _: None)))
+class RankingRun(Run):
+    """A ranking of a data set."""
+
+    def rows(self) -> Iterator[RankedExample]:
+        """Every image once it has ended, best first."""
+        for row in self._client.pages(f"/v1/rankings/{self.id}", limit=100):
+            yield RankedExample.model_validate(row)
 
 
-def _checked(answer: httpx.Response) -> httpx.Response:
-    """The answer, unless it is an error. Also something that is not our service is one."""
-    if answer.is_success:
-        return answer
-    answer.read()
-    problem = {
-        "status": answer.status_code,
-        "code": "unexpected_answer",
-        "detail": f"Expected an answer of AdAP from {answer.request.url}, got "
-        f"{answer.status_code} {answer.reason_phrase}.",
-    }
-    try:
-        content = answer.json()
-    except ValueError:
-        content = None
-    if isinstance(content, dict) and {"status", "code", "detail"} <= content.keys():
-        problem = content
-    raise ProblemError(problem)
+class Trainings:
+    """`/v1/training-jobs`."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def create(
+        self, *, dataset_id: str, positive: Sequence[str] | None = None, **options: Any
+    ) -> TrainingRun:
+        """Train a model; `options` are the other fields of a TrainingRequest."""
+        request = with_task({"dataset_id": dataset_id, **options}, positive)
+        return TrainingRun(self._client, self._client.train(request))
 
 
-def _is_loopback(url: str) -> bool:
-    host = httpx.URL(url).host
-    try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False
+class Audits:
+    """`/v1/audits`."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def create(
+        self,
+        *,
+        model_id: str,
+        dataset_id: str,
+        positive: Sequence[str] | None = None,
+        epsilon: float | None = None,
+        **options: Any,
+    ) -> AuditRun:
+        """Audit a model; `options` are the other fields of an AuditRequest.
+
+        epsilon: of an L-inf threat, pixels in [0, 1]; `threat` names another norm.
+        """
+        request = {"model_id": model_id, "dataset_id": dataset_id, **options}
+        if epsilon is not None:
+            request["threat"] = {"norm": "linf", "epsilon": epsilon}
+        return AuditRun(self._client, self._client.audit(with_task(request, positive)))
+
+
+class Rankings:
+    """`/v1/rankings`."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def create(
+        self,
+        *,
+        model_id: str,
+        dataset_id: str,
+        positive: Sequence[str] | None = None,
+        **options: Any,
+    ) -> RankingRun:
+        """Rank a data set; `options` are the other fields of a RankingRequest."""
+        request = {"model_id": model_id, "dataset_id": dataset_id, **options}
+        return RankingRun(self._client, self._client.rank(with_task(request, positive)))

@@ -82,7 +82,7 @@ AnyTask = Annotated[
 
 
 def _keys(value: Any) -> Any:
-    return value if isinstance(value, dict) else type(value).model_fields
+    return value if isinstance(value, dict) else getattr(type(value), "model_fields", ())
 
 
 class Threat(Config):

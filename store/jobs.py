@@ -15,10 +15,12 @@ from typing import Any
 from sqlalchemy import Row, exists, func, insert, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
+from store import webhooks
 from store.database import now
 from store.ids import new_id
 from store.tables import (
     LIVE,
+    TERMINAL,
     AssetStatus,
     DatasetRow,
     JobEventRow,
@@ -439,6 +441,8 @@ def _move(
     if to in (JobStatus.FAILED, JobStatus.CANCELLED):
         error = (values or {}).get("error")
         _reject_upload(session, job_id, error["message"] if error else "its check was cancelled")
+    if to in TERMINAL:
+        webhooks.announce(session, job_id, to)
     session.expire_all()
     return row
 

@@ -49,8 +49,38 @@ class Settings(BaseSettings):
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
+    otlp_endpoint: str | None = Field(
+        None,
+        description="where traces go, as http://collector:4318; none are made while this is unset",
+    )
+
     max_upload_bytes: int = Field(2 * GIB, gt=0, description="largest request body of an upload")
     max_json_bytes: int = Field(1 * MIB, gt=0, description="largest JSON request body")
+    max_epochs: int = Field(1000, ge=1, description="most epochs of one training")
+    max_attack_steps: int = Field(1000, ge=1, description="most steps of one attack")
+    max_images: int = Field(250_000, ge=1, description="most files in a zip, or images in an npz")
+    max_image_pixels: int = Field(4 * MIB, ge=1, description="most pixels of one image")
+    max_attack_queries: int = Field(10_000, ge=1, description="most queries of one attack")
+    max_attack_restarts: int = Field(20, ge=1, description="most restarts of one attack")
+    max_tenant_jobs: int | None = Field(
+        1000, ge=1, description="most queued and running jobs of one tenant"
+    )
+    max_tenant_bytes: int | None = Field(
+        None,
+        ge=1,
+        description="most bytes of data sets and models of one tenant; no limit if unset",
+    )
+    max_tenant_requests_per_s: float | None = Field(
+        1000, gt=0, description="most requests a second of one tenant, to each process of the API"
+    )
+    webhook_hosts: str | None = Field(
+        None,
+        description="hosts that webhooks may be sent to, separated by commas; an address or a "
+        "network, as 10.0.0.0/8, allows private ones too. Webhooks are off while this is unset",
+    )
+    idempotency_kept_s: float = Field(
+        24 * 3600, gt=0, description="how long an Idempotency-Key is remembered at least"
+    )
     max_wait_s: float = Field(60, gt=0, description="longest wait that `Prefer: wait=N` is granted")
 
     lease_s: float = Field(

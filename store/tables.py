@@ -68,6 +68,14 @@ class AssetStatus(StrEnum):
     REJECTED = "rejected"
 
 
+class DeliveryStatus(StrEnum):
+    """Where the delivery of an event to a webhook is."""
+
+    PENDING = "pending"  # to be sent, or sent again
+    DELIVERED = "delivered"  # answered by 2xx
+    FAILED = "failed"  # given up, until somebody asks for it again
+
+
 def _by_value(enum: type[StrEnum]) -> Enum:
     """Store the value as text: adding a state is then no migration."""
     return Enum(enum, native_enum=False, length=32, values_callable=lambda e: [m.value for m in e])
@@ -93,6 +101,7 @@ class Table(DeclarativeBase):
         JobStatus: _by_value(JobStatus),
         JobKind: _by_value(JobKind),
         AssetStatus: _by_value(AssetStatus),
+        DeliveryStatus: _by_value(DeliveryStatus),
     }
 
 
@@ -107,6 +116,7 @@ class Asset:
     reasons: Mapped[list[str] | None]  # why it was rejected
     upload_sha256: Mapped[str | None]  # what came; dropped once it was converted
     content_sha256: Mapped[str | None]  # the stored form, once ready
+    stored_bytes: Mapped[int | None]  # of whichever of the two there is
     job_id: Mapped[str | None]  # the job that checks or makes it
     deleted_at: Mapped[float | None]  # the row stays, as reports of old jobs refer to it
 
@@ -231,6 +241,54 @@ class ScoresRow(Table):
     key: Mapped[str] = mapped_column(primary_key=True)
     blob_sha256: Mapped[str]
     used_at: Mapped[float] = mapped_column(default=now())
+
+
+class IdempotencyRow(Table):
+    """What a POST with this Idempotency-Key was answered with."""
+
+    __tablename__ = "idempotency_keys"
+
+    tenant: Mapped[str] = mapped_column(primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    fingerprint: Mapped[str]  # of the path and the content
+    status: Mapped[int]
+    location: Mapped[str | None]
+    body: Mapped[dict[str, Any]]
+    created_at: Mapped[float] = mapped_column(default=now(), index=True)
+
+
+class WebhookRow(Table):
+    """Where a tenant wants to be told of the end of jobs. Its secret signs, so it is kept."""
+
+    __tablename__ = "webhooks"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    tenant: Mapped[str] = mapped_column(index=True)
+    url: Mapped[str]
+    events: Mapped[list[str]]
+    secret: Mapped[str]
+    created_at: Mapped[float] = mapped_column(default=now())
+
+
+class DeliveryRow(Table):
+    """An event for one webhook: written in the transaction that ends the job, sent afterwards."""
+
+    __tablename__ = "webhook_deliveries"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    webhook_id: Mapped[str] = mapped_column(ForeignKey("webhooks.id"))
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    event: Mapped[str]
+    payload: Mapped[str]  # the very text that is signed
+    status: Mapped[DeliveryStatus] = mapped_column(default=DeliveryStatus.PENDING)
+    attempt: Mapped[int] = mapped_column(default=0)
+    next_at: Mapped[float] = mapped_column(default=now())  # while one is being sent: its lease
+    answered: Mapped[int | None]  # HTTP status of the last attempt
+    error: Mapped[str | None]  # why the last attempt had none
+    created_at: Mapped[float] = mapped_column(default=now())
+    attempted_at: Mapped[float | None]
+
+    __table_args__ = (Index(None, "status", "next_at"), Index(None, "webhook_id", "id"))
 
 
 class WorkerRow(Table):

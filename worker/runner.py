@@ -23,13 +23,15 @@ from sqlalchemy.orm import Session
 
 from core.errors import AdapError
 from models.errors import ModelFileError
-from store import jobs, scores, sweeps
+from store import idempotency, jobs, scores, sweeps, webhooks
 from store.artifacts import Blobs, collect_garbage, open_blobs
 from store.database import Database, now
 from store.ids import new_id
 from store.jobs import Claim, ClaimLostError, JobError
+from store.logs import log_about
 from store.settings import Settings
 from store.tables import TERMINAL, JobKind, JobRow, JobStatus, WorkerRow
+from store.traces import Traces
 from worker import kinds
 from worker.app import ring
 from worker.child import Child, ChildDiedError, ChildFailedError, warm_up
@@ -66,6 +68,7 @@ class Worker:
         self.database = Database(settings)
         self.blobs: Blobs = open_blobs(settings)
         self.sandbox = make_sandbox(settings)
+        self.traces = Traces(settings, service="adap-worker")
         self.stopping = Event()
         self.slot = Lock()
         self.folder = settings.home / "work" / str(os.getpid())
@@ -96,6 +99,7 @@ class Worker:
         with self.slot, suppress(SQLAlchemyError), self.database.writing() as session:
             session.execute(delete(WorkerRow).where(WorkerRow.id == self.id))
         shutil.rmtree(self.folder, ignore_errors=True)
+        self.traces.stop()
 
     # --- one job ----------------------------------------------------------------------------------
 
@@ -142,7 +146,13 @@ class Worker:
         attempt = Attempt(self, job, claim)
         ended: Callable[[Session], None] | None
         try:
-            with attempt.heartbeat():
+            with (
+                log_about(job_id=job.id),
+                self.traces.span(
+                    f"job {job.kind}", adap__job_id=job.id, adap__attempt=claim.attempt
+                ),
+                attempt.heartbeat(),
+            ):
                 work(attempt)
             return
         except ClaimLostError:
@@ -185,6 +195,8 @@ class Worker:
                 jobs.fail(session, attempt.claim, published)
             else:
                 jobs.succeed(session, attempt.claim, published)
+                if attempt.content_bytes is not None:
+                    kinds.note_size(session, job, attempt.content_bytes)
         if checkpoint is not None and not isinstance(published, JobError):
             self.blobs.delete(checkpoint)  # it carries the job's id, so no other row refers to it
         self._ring_waiting(job)
@@ -299,6 +311,8 @@ class Worker:
             self._garbage_at = time.monotonic() + GARBAGE_EVERY_S
             with self.database.writing() as session:
                 scores.forget(session, unused_s=self.settings.scores_kept_s)
+                webhooks.forget(session)
+                idempotency.forget(session, older_s=self.settings.idempotency_kept_s)
             with self.database.reading() as session:
                 removed = collect_garbage(session, self.blobs, grace_s=self.settings.blob_grace_s)
             log.info("blobs.collected", extra={"removed": removed})
@@ -340,6 +354,7 @@ class Attempt:
         self.job = job
         self.claim = claim
         self.checkpoint: str | None = None
+        self.content_bytes: int | None = None  # of the data set or model that it made
         self._settings = worker.settings
         self._outer: Attempt | None = None
         self._status = JobStatus.RUNNING
@@ -401,14 +416,22 @@ class Attempt:
                 name: self.worker.blobs.local_path(sha256)
                 for name, sha256 in prepared.blobs.items()
             }
-            work = Work(prepared.pipeline, prepared.request, inputs, folder, self._settings.device)
+            request = prepared.request
+            if prepared.pipeline == "validate_dataset":
+                limits = {
+                    "entries": self._settings.max_images,
+                    "pixels": self._settings.max_image_pixels,
+                }
+                request = {**request, "limits": limits}
+            work = Work(prepared.pipeline, request, inputs, folder, self._settings.device)
             result = child.run(
                 work, on_message=lambda message: self._on_message(message, folder), check=self.check
             )
             files = result.pop("files", {})
-            return result, {
-                name: self.worker.blobs.put(_inside(folder, file)) for name, file in files.items()
-            }
+            paths = {name: _inside(folder, file) for name, file in files.items()}
+            if "content" in paths:
+                self.content_bytes = paths["content"].stat().st_size
+            return result, {name: self.worker.blobs.put(path) for name, path in paths.items()}
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -9,13 +9,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sqlalchemy.orm import Session
 from starlette.datastructures import FormData, UploadFile
 
-from api import assets
+from api import assets, quotas
 from api.accept import choose
 from api.assets import AssetId
 from api.deps import Caller, House, HouseDep, Reader, Writer
-from api.errors import ApiError, explain_validation, problems
+from api.errors import POSTED, ApiError, explain_validation, problems
+from api.idempotency import Idempotency, IdempotencyDep
 from api.listing import After, Limit, make_cursor, read_offset
-from api.routes.jobs import answer_job, finished_blob
+from api.routes.jobs import describe_job, finished_blob
 from api.routes.models import declared_manifest
 from api.routes.training import check_trainable
 from api.schemas import ExampleScores, Job, Page
@@ -74,6 +75,8 @@ class AuditForm(BaseModel):
         "invalid_data",
         "too_large",
         "unsupported_media_type",
+        *POSTED,
+        "storage_full",
     ),
     openapi_extra={
         "requestBody": {
@@ -85,7 +88,9 @@ class AuditForm(BaseModel):
         }
     },
 )
-async def audit(request: Request, house: HouseDep, caller: Writer, response: Response) -> Job:
+async def audit(
+    request: Request, house: HouseDep, caller: Writer, once: IdempotencyDep, response: Response
+) -> Job:
     """Audit a model on a data set: clean AP, AP under each attack, and the worst case.
 
     `{model_id, dataset_id}` alone is a good audit. As multipart, `model` and `dataset` are files,
@@ -93,17 +98,17 @@ async def audit(request: Request, house: HouseDep, caller: Writer, response: Res
     """
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type == "application/json":
-        job = await run_in_threadpool(_audit_by_ids, await _json(request), house, caller)
+        job = await run_in_threadpool(_audit_by_ids, await _json(request), caller, once)
     elif content_type == "multipart/form-data":
         async with request.form(max_files=2, max_fields=10) as form:
-            job = await run_in_threadpool(_audit_files, form, house, caller)
+            job = await run_in_threadpool(_audit_files, form, house, caller, once)
     else:
         raise ApiError(
             "unsupported_media_type",
             f"Expected application/json or multipart/form-data, got {content_type or 'nothing'}.",
         )
     response.headers["Location"] = f"/v1/jobs/{job.id}"
-    return await run_in_threadpool(answer_job, house, job)
+    return job
 
 
 REPORT_FORMS = ("application/json", "text/html", "text/markdown", "application/xml")
@@ -231,8 +236,9 @@ async def _json(request: Request) -> AuditRequest:
         raise ApiError("invalid_request", f"/body: expected JSON, got {error}") from error
 
 
-def _audit_by_ids(request: AuditRequest, house: House, caller: Caller) -> JobRow:
-    with house.database.writing() as session:
+def _audit_by_ids(request: AuditRequest, caller: Caller, once: Idempotency) -> Job:
+    trains = request.surrogate is not None and request.surrogate.train_on is not None
+    with once.writing(_asked(request), new_jobs=2 if trains else 1) as session:
         model = assets.find(session, ModelRow, request.model_id, caller)
         dataset = assets.find(session, DatasetRow, request.dataset_id, caller)
         assets.require_ready(model)
@@ -259,10 +265,22 @@ def _audit_by_ids(request: AuditRequest, house: House, caller: Caller) -> JobRow
             model_id=model.id,
             surrogate_id=None if surrogate is None else surrogate.id,
         )
+        answer = _kept(session, once, job)
     if training is not None:
-        house.ring(training)
-    house.ring(job)
-    return job
+        once.house.ring(training)
+    once.house.ring(job)
+    return answer
+
+
+def _asked(config: AuditConfig) -> dict[str, Any]:
+    """What is asked for, with the attacks that a preset stands for."""
+    attacks = [attack.as_json() for attack in config.resolved_attacks()]
+    return {**config.as_json(), "attacks": attacks}
+
+
+def _kept(session: Session, once: Idempotency, job: JobRow) -> Job:
+    answer = describe_job(session, once.house, job)
+    return once.keep(session, answer, location=f"/v1/jobs/{job.id}")
 
 
 def _surrogate(
@@ -317,7 +335,7 @@ def _size(manifest: Manifest) -> dict[str, int]:
     return {"channels": spec.channels, "height": spec.height, "width": spec.width}
 
 
-def _audit_files(form: FormData, house: House, caller: Caller) -> JobRow:
+def _audit_files(form: FormData, house: House, caller: Caller, once: Idempotency) -> Job:
     """The model and the data set become assets of their own; the audit waits for their checks."""
     unknown = sorted(set(form) - set(AuditForm.model_fields))
     if unknown:
@@ -342,9 +360,18 @@ def _audit_files(form: FormData, house: House, caller: Caller) -> JobRow:
     model_file, dataset_file = files["model"], files["dataset"]
     assert isinstance(model_file, UploadFile)
     assert isinstance(dataset_file, UploadFile)
-    model_sha256 = assets.receive(model_file, house)
-    dataset_sha256 = assets.receive(dataset_file, house)
-    with house.database.writing() as session:
+    model_sha256 = assets.receive(model_file, house, caller)
+    dataset_sha256 = assets.receive(dataset_file, house, caller)
+    model_size, dataset_size = model_file.size or 0, dataset_file.size or 0
+    content = {
+        **_asked(config),
+        "model": model_sha256,
+        "dataset": dataset_sha256,
+        "manifest": None if manifest is None else manifest.model_dump(mode="json"),
+        "names": [assets.display_name(None, file) for file in (model_file, dataset_file)],
+    }
+    with once.writing(content, new_jobs=3) as session:
+        quotas.check_bytes(session, house.settings, caller.tenant, new=model_size + dataset_size)
         surrogate = None
         if config.surrogate is not None:
             if config.surrogate.model_id is None:
@@ -359,6 +386,7 @@ def _audit_files(form: FormData, house: House, caller: Caller) -> JobRow:
             caller,
             name=assets.display_name(None, model_file),
             sha256=model_sha256,
+            size=model_size,
             manifest=manifest,
         )
         dataset, dataset_job = assets.add_dataset(
@@ -366,6 +394,7 @@ def _audit_files(form: FormData, house: House, caller: Caller) -> JobRow:
             caller,
             name=assets.display_name(None, dataset_file),
             sha256=dataset_sha256,
+            size=dataset_size,
         )
         job = jobs.enqueue(
             session,
@@ -376,6 +405,7 @@ def _audit_files(form: FormData, house: House, caller: Caller) -> JobRow:
             model_id=model.id,
             surrogate_id=None if surrogate is None else surrogate.id,
         )
+        answer = _kept(session, once, job)
     house.ring(model_job)
     house.ring(dataset_job)
-    return job
+    return answer

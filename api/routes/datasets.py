@@ -6,10 +6,11 @@ from fastapi import APIRouter, Form, Request, Response, UploadFile
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import select
 
-from api import assets
+from api import assets, quotas
 from api.assets import AssetId
 from api.deps import HouseDep, Reader, Writer
-from api.errors import problems
+from api.errors import POSTED, problems
+from api.idempotency import IdempotencyDep
 from api.listing import After, Limit, page
 from api.schemas import Dataset, Page, dataset_answer
 from core.config import Name
@@ -31,25 +32,26 @@ class DatasetForm(BaseModel):
     name: Name | None = Field(None, description="by default the file's name")
 
 
-@router.post("", status_code=201, responses=problems("too_large", "bad_request"))
+@router.post("", status_code=201, responses=problems("too_large", *POSTED, "storage_full"))
 def add_dataset(
     form: Annotated[DatasetForm, Form(media_type="multipart/form-data")],
     house: HouseDep,
     caller: Writer,
+    once: IdempotencyDep,
     response: Response,
 ) -> Dataset:
     """Upload a data set; a job checks it in a sandbox.
 
     Its status is `validating`, then `ready` or `rejected` with every reason.
     """
-    sha256 = assets.receive(form.file, house)
-    with house.database.writing() as session:
-        row, job = assets.add_dataset(
-            session, caller, name=assets.display_name(form.name, form.file), sha256=sha256
-        )
-        answer = dataset_answer(row)
+    sha256 = assets.receive(form.file, house, caller)
+    name, size = assets.display_name(form.name, form.file), form.file.size or 0
+    with once.writing({"file": sha256, "name": name}, new_jobs=1) as session:
+        quotas.check_bytes(session, house.settings, caller.tenant, new=size)
+        row, job = assets.add_dataset(session, caller, name=name, sha256=sha256, size=size)
+        location = response.headers["Location"] = f"/v1/datasets/{row.id}"
+        answer = once.keep(session, dataset_answer(row), location=location)
     house.ring(job)
-    response.headers["Location"] = f"/v1/datasets/{row.id}"
     return answer
 
 

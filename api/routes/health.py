@@ -1,16 +1,18 @@
 """Health: whether the process answers, and whether jobs will be worked on."""
 
 import redis
-from fastapi import APIRouter
+from fastapi import APIRouter, Request, Response
 from sqlalchemy import select
 
-from api.deps import HouseDep
+from api.deps import Admin, HouseDep
 from api.errors import problems
 from api.schemas import Liveness, Readiness, WorkerInfo
 from store.database import now
 from store.tables import QUEUES, WorkerRow
 
 router = APIRouter(tags=["health"])
+
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 @router.get("/livez")
@@ -46,6 +48,16 @@ def ready(house: HouseDep) -> Readiness:
         workers=workers,
         problems=problems_found,
     )
+
+
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses=problems() | {200: {"content": {METRICS_TYPE: {"schema": {"type": "string"}}}}},
+)
+def metrics(request: Request, _caller: Admin) -> Response:
+    """Figures for Prometheus, of all tenants together; needs the scope `admin`."""
+    return Response(request.app.state.metrics.exposition(), media_type=METRICS_TYPE)
 
 
 def _broker_answers(house: HouseDep) -> bool:

@@ -15,7 +15,8 @@ from sqlalchemy.orm import Session
 
 from api.assets import AssetId
 from api.deps import Caller, House, HouseDep, Reader, Writer
-from api.errors import ApiError, not_found, problems
+from api.errors import POSTED, ApiError, not_found, problems
+from api.idempotency import IdempotencyDep
 from api.listing import After, Limit, make_cursor, page, read_offset
 from api.schemas import Job, JobEvent, Page, job_answer, timestamp
 from store import jobs
@@ -63,7 +64,7 @@ def list_jobs(
             JobRow.id,
             limit=limit,
             after=after,
-            answer=lambda row: _answer(session, house, row),
+            answer=lambda row: describe_job(session, house, row),
         )
 
 
@@ -85,10 +86,13 @@ def show_job(
     return answer_job(house, row)
 
 
-@router.post("/{job_id}/cancel", responses=problems("not_found", "already_finished"))
-def cancel_job(job_id: AssetId, house: HouseDep, caller: Writer) -> Job:
+@router.post(
+    "/{job_id}/cancel",
+    responses=problems("not_found", "already_finished", "idempotency_key_reused"),
+)
+def cancel_job(job_id: AssetId, house: HouseDep, caller: Writer, once: IdempotencyDep) -> Job:
     """Cancel a job: a queued one never starts, a running one stops within seconds."""
-    with house.database.writing() as session:
+    with once.writing(None) as session:
         row = find_job(session, job_id, caller)
         if row.parent_id is not None:
             raise not_found("job", job_id)
@@ -98,15 +102,19 @@ def cancel_job(job_id: AssetId, house: HouseDep, caller: Writer) -> Job:
             )
         session.expire_all()
         row = session.get_one(JobRow, job_id)
-    return answer_job(house, row)
+        return once.keep(session, describe_job(session, house, row), status=200)
 
 
 @router.post(
-    "/{job_id}/retry", status_code=201, responses=problems("not_found", "conflict", "not_ready")
+    "/{job_id}/retry",
+    status_code=201,
+    responses=problems("not_found", "conflict", "not_ready", *POSTED),
 )
-def retry_job(job_id: AssetId, house: HouseDep, caller: Writer, response: Response) -> Job:
+def retry_job(
+    job_id: AssetId, house: HouseDep, caller: Writer, once: IdempotencyDep, response: Response
+) -> Job:
     """Run the request of a failed or cancelled job again, as a new job."""
-    with house.database.writing() as session:
+    with once.writing(None, new_jobs=1) as session:
         row = find_job(session, job_id, caller)
         if row.status not in (JobStatus.FAILED, JobStatus.CANCELLED) or row.parent_id is not None:
             raise ApiError(
@@ -127,9 +135,10 @@ def retry_job(job_id: AssetId, house: HouseDep, caller: Writer, response: Respon
             surrogate_id=row.surrogate_id,
             retry_of=row.id,
         )
+        location = response.headers["Location"] = f"/v1/jobs/{job.id}"
+        answer = once.keep(session, describe_job(session, house, job), location=location)
     house.ring(job)
-    response.headers["Location"] = f"/v1/jobs/{job.id}"
-    return answer_job(house, job)
+    return answer
 
 
 @router.get(
@@ -198,7 +207,7 @@ def finished_blob(house: House, job_id: str, caller: Caller, kind: JobKind, name
 def answer_job(house: House, row: JobRow) -> Job:
     """A job as the API shows it, with its place in the queue."""
     with house.database.reading() as session:
-        return _answer(session, house, row)
+        return describe_job(session, house, row)
 
 
 def wait_until_done(house: House, job_id: str, *, wait_s: float) -> JobRow:
@@ -212,7 +221,8 @@ def wait_until_done(house: House, job_id: str, *, wait_s: float) -> JobRow:
         time.sleep(POLL_S)
 
 
-def _answer(session: Session, house: House, row: JobRow) -> Job:
+def describe_job(session: Session, house: House, row: JobRow) -> Job:
+    """The same, inside a transaction."""
     return job_answer(
         row,
         queue_position=jobs.queue_position(session, row),
@@ -269,7 +279,7 @@ def _events(house: House, job_id: str, *, after: int, limit: int) -> list[JobEve
 
 def _status(house: House, job_id: str) -> Job:
     with house.database.reading() as session:
-        return _answer(session, house, session.get_one(JobRow, job_id))
+        return describe_job(session, house, session.get_one(JobRow, job_id))
 
 
 async def _stream(house: House, job_id: str, seen: int) -> AsyncIterator[bytes]:

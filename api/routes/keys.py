@@ -9,6 +9,7 @@ from sqlalchemy import select
 from api.assets import AssetId
 from api.deps import Admin, HouseDep
 from api.errors import ApiError, not_found, problems
+from api.idempotency import IdempotencyDep
 from api.listing import After, Limit, page
 from api.schemas import ApiKey, NewApiKey, Page, timestamp
 from core.config import Config, Name
@@ -34,10 +35,14 @@ class ApiKeyRequest(Config):
     expires_in_s: float | None = Field(None, gt=0, le=10 * 366 * 86400)
 
 
-@router.post("", status_code=201, responses=problems("conflict"))
-def create_key(request: ApiKeyRequest, house: HouseDep, caller: Admin) -> NewApiKey:
+@router.post(
+    "",
+    status_code=201,
+    responses=problems("conflict", "shown_once", "bad_request", "idempotency_key_reused"),
+)
+def create_key(request: ApiKeyRequest, caller: Admin, once: IdempotencyDep) -> NewApiKey:
     """Create a key. It is shown in this answer only; the service keeps its hash."""
-    with house.database.writing() as session:
+    with once.writing(request.as_json()) as session:
         if "admin" not in request.scopes and not keys.any_valid(session):
             raise ApiError(
                 "conflict",
@@ -51,6 +56,12 @@ def create_key(request: ApiKeyRequest, house: HouseDep, caller: Admin) -> NewApi
             expires_in_s=request.expires_in_s,
         )
         session.refresh(row)
+        once.refuse_later(
+            session,
+            "shown_once",
+            f"This Idempotency-Key made the API key {row.id}, which was shown then and is not "
+            "kept; revoke it and create another.",
+        )
         return NewApiKey(**_answer(row).model_dump(), key=key)
 
 

@@ -21,7 +21,7 @@ from store.tables import DatasetRow, JobKind, JobRow, JobStatus, ModelRow
 router = APIRouter(prefix="/v1/leaderboard", tags=["audits"])
 
 
-@router.get("", responses=problems("not_found"))
+@router.get("", responses=problems("not_found", "not_ready"))
 def leaderboard(
     house: HouseDep,
     caller: Reader,
@@ -41,6 +41,7 @@ def leaderboard(
     """
     with house.database.reading() as session:
         dataset = assets.find(session, DatasetRow, dataset_id, caller)
+        assets.require_ready(dataset)
         query = (
             select(JobRow, ModelRow)
             .join(ModelRow, ModelRow.id == JobRow.model_id)

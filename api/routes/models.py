@@ -11,10 +11,11 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sqlalchemy import select
 
-from api import assets
+from api import assets, quotas
 from api.assets import AssetId
 from api.deps import House, HouseDep, Reader, Writer
-from api.errors import ApiError, explain_validation, problems
+from api.errors import POSTED, ApiError, explain_validation, problems
+from api.idempotency import IdempotencyDep
 from api.listing import After, Limit, page
 from api.routes.jobs import answer_job, wait_until_done
 from api.schemas import ImageScore, ImageScores, Job, Model, Page, model_answer
@@ -91,11 +92,12 @@ def _parsed(kind: type[Spec], text: str, *, field: str) -> Spec:
         raise explain_validation(error.errors(), prefix=f"body/{field}") from error
 
 
-@router.post("", status_code=201, responses=problems("too_large", "bad_request"))
+@router.post("", status_code=201, responses=problems("too_large", *POSTED, "storage_full"))
 def add_model(
     form: Annotated[ModelForm, Form(media_type="multipart/form-data")],
     house: HouseDep,
     caller: Writer,
+    once: IdempotencyDep,
     response: Response,
 ) -> Model:
     """Upload a model; a job loads it in a sandbox and tries it on probe images.
@@ -103,18 +105,21 @@ def add_model(
     Its status is `validating`, then `ready` or `rejected` with every reason.
     """
     manifest = declared_manifest(form.architecture, form.input, form.output)
-    sha256 = assets.receive(form.file, house)
-    with house.database.writing() as session:
+    sha256 = assets.receive(form.file, house, caller)
+    name, size = assets.display_name(form.name, form.file), form.file.size or 0
+    content = {
+        "file": sha256,
+        "name": name,
+        "manifest": None if manifest is None else manifest.model_dump(mode="json"),
+    }
+    with once.writing(content, new_jobs=1) as session:
+        quotas.check_bytes(session, house.settings, caller.tenant, new=size)
         row, job = assets.add_model(
-            session,
-            caller,
-            name=assets.display_name(form.name, form.file),
-            sha256=sha256,
-            manifest=manifest,
+            session, caller, name=name, sha256=sha256, size=size, manifest=manifest
         )
-        answer = model_answer(row)
+        location = response.headers["Location"] = f"/v1/models/{row.id}"
+        answer = once.keep(session, model_answer(row), location=location)
     house.ring(job)
-    response.headers["Location"] = f"/v1/models/{row.id}"
     return answer
 
 

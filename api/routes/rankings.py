@@ -5,10 +5,11 @@ from fastapi import APIRouter, Response
 from api import assets
 from api.assets import AssetId
 from api.deps import HouseDep, Reader, Writer
-from api.errors import problems
+from api.errors import POSTED, problems
+from api.idempotency import IdempotencyDep
 from api.listing import After, Limit
 from api.routes.audits import read_rows
-from api.routes.jobs import answer_job, finished_blob
+from api.routes.jobs import describe_job, finished_blob
 from api.schemas import Job, Page, RankedExample
 from core.config import RankingRequest
 from core.resolve import DatasetSummary, check_fits, resolve_split, resolve_task
@@ -19,13 +20,21 @@ from store.tables import DatasetRow, JobKind, ModelRow
 router = APIRouter(prefix="/v1/rankings", tags=["rankings"])
 
 
-@router.post("", status_code=201, responses=problems("not_found", "not_ready", "invalid_config"))
-def rank(request: RankingRequest, house: HouseDep, caller: Writer, response: Response) -> Job:
+@router.post(
+    "", status_code=201, responses=problems("not_found", "not_ready", "invalid_config", *POSTED)
+)
+def rank(
+    request: RankingRequest,
+    house: HouseDep,
+    caller: Writer,
+    once: IdempotencyDep,
+    response: Response,
+) -> Job:
     """Score every image of a data set (or of a split) with a model.
 
     A model with a logit for each class needs a `task`: the classes to rank first.
     """
-    with house.database.writing() as session:
+    with once.writing(request.as_json(), new_jobs=1) as session:
         model = assets.find(session, ModelRow, request.model_id, caller)
         dataset = assets.find(session, DatasetRow, request.dataset_id, caller)
         assets.require_ready(model)
@@ -47,9 +56,10 @@ def rank(request: RankingRequest, house: HouseDep, caller: Writer, response: Res
             dataset_id=dataset.id,
             model_id=model.id,
         )
+        location = response.headers["Location"] = f"/v1/jobs/{job.id}"
+        answer = once.keep(session, describe_job(session, house, job), location=location)
     house.ring(job)
-    response.headers["Location"] = f"/v1/jobs/{job.id}"
-    return answer_job(house, job)
+    return answer
 
 
 @router.get("/{job_id}", responses=problems("not_found", "not_ready"))

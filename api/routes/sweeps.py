@@ -7,9 +7,11 @@ from fastapi import APIRouter, Response
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from api import limits
 from api.assets import AssetId
 from api.deps import Caller, HouseDep, Reader, Writer
-from api.errors import ApiError, ErrorItem, not_found, problems
+from api.errors import POSTED, ApiError, ErrorItem, not_found, problems
+from api.idempotency import IdempotencyDep
 from api.listing import After, Limit, page
 from api.routes.training import resolve
 from api.schemas import JobFailure, Page, Progress, Sweep, SweepInfo, Trial, timestamp
@@ -35,9 +37,15 @@ Trials = Sequence[tuple[TrialRow, JobRow]]
 @router.post(
     "",
     status_code=201,
-    responses=problems("not_found", "not_ready", "invalid_config", "invalid_data"),
+    responses=problems("not_found", "not_ready", "invalid_config", "invalid_data", *POSTED),
 )
-def sweep(request: SweepRequest, house: HouseDep, caller: Writer, response: Response) -> Sweep:
+def sweep(
+    request: SweepRequest,
+    house: HouseDep,
+    caller: Writer,
+    once: IdempotencyDep,
+    response: Response,
+) -> Sweep:
     """Train many models that differ in some fields: a grid of values, or a search.
 
     Each trial is a training job. All trials of a grid are queued at once; a search makes the next
@@ -51,7 +59,18 @@ def sweep(request: SweepRequest, house: HouseDep, caller: Writer, response: Resp
         item = ErrorItem(pointer="/body/search", detail=detail)
         raise ApiError("invalid_request", f"/body/search: {detail}", errors=[item])
     possible = refuse_unusable(request)
-    with house.database.writing() as session:
+    for each in possible:
+        limits.check(house.settings, {"training": each.as_json()})
+    search = request.search
+    first = (
+        list(combinations(search))
+        if isinstance(search, Grid)
+        else [
+            suggest(search, number=number, seen=[])
+            for number in range(min(search.at_once, search.trials))
+        ]
+    )
+    with once.writing(request.as_json(), new_jobs=len(first)) as session:
         training, columns = resolve(session, request.training, caller)
         for other in {(each.architecture, each.method.name): each for each in possible}.values():
             resolve(session, other, caller)
@@ -64,15 +83,6 @@ def sweep(request: SweepRequest, house: HouseDep, caller: Writer, response: Resp
             planned=request.planned,
             **columns,
         )
-        search = request.search
-        first = (
-            combinations(search)
-            if isinstance(search, Grid)
-            else (
-                suggest(search, number=number, seen=[])
-                for number in range(min(search.at_once, search.trials))
-            )
-        )
         for number, parameters in enumerate(first):
             sweeps.add_trial(
                 session,
@@ -82,9 +92,10 @@ def sweep(request: SweepRequest, house: HouseDep, caller: Writer, response: Resp
             )
         made = sweeps.trials(session, row.id)
         answer = _sweep(row, made)
+        location = response.headers["Location"] = answer.links["self"]
+        once.keep(session, answer, location=location)
     for _, job in made:
         house.ring(job)
-    response.headers["Location"] = answer.links["self"]
     return answer
 
 
@@ -113,15 +124,19 @@ def show_sweep(sweep_id: AssetId, house: HouseDep, caller: Reader) -> Sweep:
         return _sweep(row, sweeps.trials(session, sweep_id))
 
 
-@router.post("/{sweep_id}/cancel", responses=problems("not_found", "already_finished"))
-def cancel_sweep(sweep_id: AssetId, house: HouseDep, caller: Writer) -> Sweep:
+@router.post(
+    "/{sweep_id}/cancel",
+    responses=problems("not_found", "already_finished", "idempotency_key_reused"),
+)
+def cancel_sweep(sweep_id: AssetId, house: HouseDep, caller: Writer, once: IdempotencyDep) -> Sweep:
     """Cancel all trials that have not ended, and make no more."""
-    with house.database.writing() as session:
+    with once.writing(None) as session:
         row = _find(session, sweep_id, caller)
         if not sweeps.cancel(session, sweep_id):
             raise ApiError("already_finished", f"All trials of the sweep {sweep_id} have ended.")
         session.expire_all()
-        return _sweep(row, sweeps.trials(session, sweep_id))
+        answer = _sweep(row, sweeps.trials(session, sweep_id))
+        return once.keep(session, answer, status=200)
 
 
 def _find(session: Session, sweep_id: str, caller: Caller) -> SweepRow:

@@ -5,8 +5,9 @@ from sqlalchemy.orm import Session
 
 from api import assets
 from api.deps import Caller, HouseDep, Writer
-from api.errors import ApiError, problems
-from api.routes.jobs import answer_job
+from api.errors import POSTED, ApiError, problems
+from api.idempotency import IdempotencyDep
+from api.routes.jobs import describe_job
 from api.schemas import Job
 from core.config import EachClass, TrainingRequest
 from core.resolve import DatasetSummary, check_fits, check_start, resolve_training
@@ -21,22 +22,29 @@ router = APIRouter(prefix="/v1/training-jobs", tags=["training"])
 @router.post(
     "",
     status_code=201,
-    responses=problems("not_found", "not_ready", "invalid_config", "invalid_data"),
+    responses=problems("not_found", "not_ready", "invalid_config", "invalid_data", *POSTED),
 )
-def train(request: TrainingRequest, house: HouseDep, caller: Writer, response: Response) -> Job:
+def train(
+    request: TrainingRequest,
+    house: HouseDep,
+    caller: Writer,
+    once: IdempotencyDep,
+    response: Response,
+) -> Job:
     """Train a model. `{dataset_id, task}` alone trains AdAP_LPN with the small network.
 
     With the task `{"each": true}` the model has a logit for each class, and is trained on their
     mean AP. `warm_start` names a model whose weights to start from.
     """
-    with house.database.writing() as session:
+    with once.writing(request.as_json(), new_jobs=1) as session:
         request, columns = resolve(session, request, caller)
         job = jobs.enqueue(
             session, JobKind.TRAIN, tenant=caller.tenant, request=request.as_json(), **columns
         )
+        location = response.headers["Location"] = f"/v1/jobs/{job.id}"
+        answer = once.keep(session, describe_job(session, house, job), location=location)
     house.ring(job)
-    response.headers["Location"] = f"/v1/jobs/{job.id}"
-    return answer_job(house, job)
+    return answer
 
 
 def resolve(

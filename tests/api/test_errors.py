@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from models.errors import ModelFileError
 from store.ids import new_id
 from store.tables import AssetStatus
 from tests.api.conftest import CLASSIFIER, MANIFEST, PETS, SUMMARY, Api
+from tests.conftest import REPOSITORY
 
 Check = Callable[..., dict[str, Any]]
 
@@ -31,6 +33,25 @@ def test_every_domain_error_that_a_route_can_meet_has_a_status() -> None:
     for error in subclasses(AdapError) | subclasses(ModelFileError):
         if error.__module__ in ("core.errors", "models.errors") and error is not AdapError:
             assert error.code in CODES or error.code == "training_failed"
+
+
+def test_the_documentation_lists_every_code_and_no_other() -> None:
+    page = (REPOSITORY / "docs" / "problems.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| (\d+) \| (.+?) \|", page, re.MULTILINE)
+    assert {code: (int(status), title) for code, status, title in rows} == CODES
+    assert len(rows) == len(CODES)
+
+
+def test_every_code_that_a_route_raises_is_listed() -> None:
+    raised = {
+        code
+        for path in (REPOSITORY / "api").rglob("*.py")
+        for code in re.findall(
+            r'(?:ApiError|refuse_later)\(\s*(?:session,\s*)?"(\w+)"', path.read_text()
+        )
+    }
+    assert raised <= set(CODES)
+    assert len(raised) >= 15
 
 
 @pytest.mark.parametrize(
@@ -212,6 +233,37 @@ def test_an_audit_request_that_cannot_work_is_refused_with_its_reason(
     request = {"dataset_id": api.dataset(), "model_id": api.model(), **change}
     body = problem(api.http.post("/v1/audits", json=request), 422, code)
     assert sentence in body["detail"]
+
+
+def test_a_task_of_no_kind_is_refused(api: Api, problem: Check) -> None:
+    for task in ([None], 3, "cat", True):
+        request = {"dataset_id": api.dataset(), "model_id": api.model(), "task": task}
+        problem(api.http.post("/v1/audits", json=request), 422, "invalid_request")
+
+
+def test_an_unknown_part_of_a_query_is_refused(api: Api, problem: Check) -> None:
+    body = problem(api.http.get("/v1/jobs?page=2"), 422, "invalid_request")
+    assert body["errors"][0]["pointer"] == "/query/page"
+    assert "after" in body["detail"]
+    problem(api.http.get("/v1/jobs?after="), 422, "invalid_request")
+    problem(api.http.get("/livez?deep=1"), 422, "invalid_request")
+
+
+def test_a_wrong_method_is_told_all_that_the_path_takes(api: Api, problem: Check) -> None:
+    for path, allowed in (
+        ("/v1/datasets", "GET, POST"),
+        (f"/v1/datasets/ds_{UNKNOWN}", "GET, DELETE"),
+        ("/v1/training-jobs", "POST"),
+    ):
+        answer = api.http.patch(path)
+        problem(answer, 405, "method_not_allowed")
+        assert answer.headers["allow"] == allowed
+
+
+def test_a_leaderboard_of_a_data_set_that_is_not_ready_says_so(api: Api, problem: Check) -> None:
+    checking = api.dataset(status=AssetStatus.VALIDATING, job_id="job_x", summary=None)
+    answer = api.http.get("/v1/leaderboard", params={"dataset_id": checking})
+    problem(answer, 409, "not_ready")
 
 
 def test_a_model_of_another_input_size_is_refused(api: Api, problem: Check) -> None:

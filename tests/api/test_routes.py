@@ -245,7 +245,10 @@ def finished_audit(api: Api) -> tuple[str, Path, Path]:
     put = open_blobs(api.settings).put
     page = api.folder / "page.html"
     page.write_text("<html>page</html>")
-    files = {"report": report, "scores": scores, "page": page}
+    table = api.folder / "table.ndjson"
+    row = {"task": "cat", "example_id": "0", "target": 1, "clean": 0.5, "attacks": {"pgd": -1}}
+    table.write_text(f"{json.dumps(row)}\n")
+    files = {"report": report, "scores": scores, "page": page, "table": table}
     blobs = {}
     for name, path in files.items():
         copy = api.folder / f"{name}.copy"
@@ -261,6 +264,7 @@ def finished_audit(api: Api) -> tuple[str, Path, Path]:
     ("accept", "form"),
     [
         ("*/*", "application/json"),
+        ("", "application/json"),
         ("application/json, text/html", "application/json"),
         ("text/html;q=0.5, text/markdown", "text/markdown"),
         ("application/xml", "application/xml"),

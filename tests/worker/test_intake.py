@@ -391,7 +391,7 @@ def test_an_image_that_is_not_plain_is_refused_by_name(case: str, tmp_path: Path
 def test_the_limit_on_pixels_is_named(tmp_path: Path) -> None:
     limits = IntakeLimits(pixels=63)
     got = reasons(pack(two_classes()), tmp_path, limits=limits)
-    assert got[0] == "'cat/1.png': expected at most 63 pixels, got 64 (8x8)"
+    assert got[0] == "'cat/1.png': expected at most 63 pixels (ADAP_MAX_IMAGE_PIXELS), got 64 (8x8)"
     assert len(read(pack(two_classes()), tmp_path, limits=IntakeLimits(pixels=64))) == 4
 
 
@@ -646,7 +646,10 @@ def test_arrays_that_do_not_fit_are_refused(case: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("limits", "reason"),
     [
-        (IntakeLimits(pixels=63), "images: expected at most 63 pixels each, got 8x8"),
+        (
+            IntakeLimits(pixels=63),
+            "images: expected at most 63 pixels each (ADAP_MAX_IMAGE_PIXELS), got 8x8",
+        ),
         (IntakeLimits(decoded_bytes=767), "images: expected at most 767 bytes as uint8, got 768"),
         (IntakeLimits(entries=3), "labels: expected one dimension of 1 to 3, got (4,)"),
     ],

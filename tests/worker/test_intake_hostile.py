@@ -154,10 +154,13 @@ COSTLY = {
         lambda: many_members(10**6),
         "expected a zip whose list of files has at most 25600000 bytes",
     ),
-    "300,000 members": (lambda: many_members(300_000), "at most 200000 files, got 300000"),
+    "300,000 members": (
+        lambda: many_members(300_000),
+        "at most 200000 files (ADAP_MAX_IMAGES), got 300000",
+    ),
     "a PNG of 20,000 x 20,000": (
         lambda: pack({**two_classes(), "cat/0.png": png_of(20_000, 20_000)}),
-        "expected at most 4194304 pixels, got 400000000 (20000x20000)",
+        "expected at most 4194304 pixels (ADAP_MAX_IMAGE_PIXELS), got 400000000 (20000x20000)",
     ),
     "a PNG of 2,000,000,000 x 2,000,000,000": (
         lambda: pack({**two_classes(), "cat/0.png": png_of(2 * 10**9, 2 * 10**9)}),
@@ -337,7 +340,7 @@ def test_limits_on_members_are_named(tmp_path: Path) -> None:
     content = pack(two_classes())
     total = sum(len(data) for data in two_classes().values())
     for limits, reason in (
-        (IntakeLimits(entries=3), "expected at most 3 files, got 4"),
+        (IntakeLimits(entries=3), "expected at most 3 files (ADAP_MAX_IMAGES), got 4"),
         (
             IntakeLimits(unpacked_bytes=total - 1),
             f"at most {total - 1} bytes unpacked, got {total}",

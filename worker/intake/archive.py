@@ -102,7 +102,9 @@ class Archive:
         limits, reasons = self._limits, Reasons()
         infos = self._zip.infolist()
         if len(infos) > limits.entries:
-            raise Rejected(f"expected at most {limits.entries} files, got {len(infos)}")
+            raise Rejected(
+                f"expected at most {limits.entries} files (ADAP_MAX_IMAGES), got {len(infos)}"
+            )
         unpacked = sum(info.file_size for info in infos)
         if unpacked > limits.unpacked_bytes:
             raise Rejected(

@@ -95,7 +95,8 @@ def _read_images(
             raise Rejected(f"images: expected one for each of {count} labels, got {shape[0]}")
         if height * width > limits.pixels:
             raise Rejected(
-                f"images: expected at most {limits.pixels} pixels each, got {width}x{height}"
+                f"images: expected at most {limits.pixels} pixels each (ADAP_MAX_IMAGE_PIXELS), "
+                f"got {width}x{height}"
             )
         decoded = math.prod(shape)
         if decoded > limits.decoded_bytes:

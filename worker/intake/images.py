@@ -93,7 +93,8 @@ def _check_size(image: Image.Image, max_pixels: int) -> None:
     width, height = image.size
     if width * height > max_pixels:
         raise UnusableImageError(
-            f"expected at most {max_pixels} pixels, got {width * height} ({width}x{height})"
+            f"expected at most {max_pixels} pixels (ADAP_MAX_IMAGE_PIXELS), "
+            f"got {width * height} ({width}x{height})"
         )
     frames = getattr(image, "n_frames", 1)
     if frames != 1:

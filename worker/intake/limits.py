@@ -9,7 +9,9 @@ MAX_REASONS = 100
 
 @dataclass(frozen=True)
 class IntakeLimits:
-    """Limits on one uploaded data set; each is named in the reason when it is exceeded."""
+    """Limits on one uploaded data set; each is named in the reason when it is exceeded.
+
+    `entries` and `pixels` come from the settings ADAP_MAX_IMAGES and ADAP_MAX_IMAGE_PIXELS."""
 
     archive_bytes: int = 8 * 1024**3  # the file as sent
     entries: int = 250_000  # CelebA has 202,599; members of a zip; examples of an NPZ

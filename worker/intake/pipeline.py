@@ -13,7 +13,7 @@ def validate_dataset(work: Work, reporter: Reporter) -> dict[str, Any]:
     try:
         image_set = read_dataset(
             work.inputs["upload"],
-            limits=IntakeLimits(),
+            limits=IntakeLimits(**work.request.get("limits", {})),
             on_progress=lambda done, total: reporter.progress("reading", done, total, "images"),
         )
     except Rejected as rejected:

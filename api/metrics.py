@@ -1,0 +1,111 @@
+"""Figures for Prometheus: of the jobs from the database, of requests from this process."""
+
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+from starlette.types import Scope
+
+from store import metrics
+from store.database import Database
+
+RATE_WINDOW_S = 3600.0
+
+
+class Metrics:
+    """What this process counts, and what it reads from the database when it is asked."""
+
+    def __init__(self, database: Database, *, lease_s: float) -> None:
+        self._registry = CollectorRegistry()
+        self._registry.register(_Jobs(database, lease_s))
+        self._requests = Histogram(
+            "adap_http_request_seconds",
+            "time to the end of the answer",
+            ["method", "route", "status"],
+            registry=self._registry,
+        )
+
+    def count(self, scope: Scope, *, status: int, seconds: float) -> None:
+        """Count a request that was answered."""
+        self._requests.labels(scope["method"], route_of(scope), str(status)).observe(seconds)
+
+    def exposition(self) -> bytes:
+        """All figures as text."""
+        return generate_latest(self._registry)
+
+
+def route_of(scope: Scope) -> str:
+    """The route that answered, without the ids of its path: they would make endless names."""
+    return str(getattr(scope.get("route"), "path", "none"))
+
+
+class _Jobs(Collector):
+    def __init__(self, database: Database, lease_s: float) -> None:
+        self._database = database
+        self._lease_s = lease_s
+
+    def describe(self) -> list[Metric]:
+        """Nothing: or registering would ask the database."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """One look at the database."""
+        with self._database.reading() as session:
+            depths = metrics.depths(session)
+            oldest = metrics.oldest_s(session)
+            durations = metrics.durations(session)
+            images, seconds = metrics.attacked(session)
+            lately = metrics.attacked(session, since_s=RATE_WINDOW_S)
+            workers = metrics.workers(session, lease_s=self._lease_s)
+            stored = metrics.stored(session)
+
+        depth = GaugeMetricFamily(
+            "adap_jobs", "jobs that have not ended", labels=["kind", "queue", "status"]
+        )
+        for (kind, status), count in depths.items():
+            depth.add_metric([kind, kind.queue, status], count)
+        yield depth
+        age = GaugeMetricFamily(
+            "adap_oldest_job_age_seconds",
+            "since the oldest job that has not ended was asked for",
+            labels=["queue", "status"],
+        )
+        for (queue, status), age_s in oldest.items():
+            age.add_metric([queue, status], age_s)
+        yield age
+        took = HistogramMetricFamily(
+            "adap_job_seconds", "from start to end of a job", labels=["kind", "status"]
+        )
+        for d in durations:
+            limits = [f"{limit:g}" for limit in metrics.DURATION_BUCKETS_S]
+            buckets = [*zip(limits, d.within, strict=True), ("+Inf", d.count)]
+            took.add_metric([d.kind, d.status], buckets, sum_value=d.total_s)
+        yield took
+        yield CounterMetricFamily(
+            "adap_attacked_images", "images attacked by audits, once an attack", value=images
+        )
+        yield CounterMetricFamily(
+            "adap_attack_seconds", "seconds that shards of audits took", value=seconds
+        )
+        yield GaugeMetricFamily(
+            "adap_attacked_images_per_second",
+            "of one worker, over the shards that ended in the last hour",
+            value=lately[0] / lately[1] if lately[1] else 0.0,
+        )
+        alive = GaugeMetricFamily("adap_workers", "workers that are alive", labels=["queue"])
+        for queue, count in workers.items():
+            alive.add_metric([queue], count)
+        yield alive
+        for name, position in (("adap_assets", 0), ("adap_stored_bytes", 1)):
+            family = GaugeMetricFamily(
+                name, "of data sets and models that are ready", labels=["of"]
+            )
+            for of, values in stored.items():
+                family.add_metric([of], values[position])
+            yield family

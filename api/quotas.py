@@ -1,0 +1,91 @@
+"""What one tenant may have at a time: jobs, stored bytes, requests a second. Answered by 429."""
+
+import time
+from threading import Lock
+
+from sqlalchemy import func, or_, select, text
+from sqlalchemy.orm import Session
+
+from api.errors import ApiError
+from store.settings import Settings
+from store.tables import LIVE, DatasetRow, JobRow, ModelRow
+
+JOBS_RETRY_S = 10  # until a job of the tenant may have ended
+BYTES_RETRY_S = 60  # until somebody may have removed something
+
+
+def check_jobs(session: Session, settings: Settings, tenant: str, *, new: int) -> None:
+    """Raise ApiError where this many more jobs would be too many."""
+    if new == 0 or settings.max_tenant_jobs is None:
+        return
+    _one_at_a_time(session, tenant)
+    live = session.scalar(
+        select(func.count()).where(
+            JobRow.tenant == tenant, JobRow.status.in_(LIVE), JobRow.parent_id.is_(None)
+        )
+    )
+    if (live or 0) + new > settings.max_tenant_jobs:
+        raise ApiError(
+            "too_many_jobs",
+            f"Expected at most {settings.max_tenant_jobs} queued and running jobs "
+            f"(ADAP_MAX_TENANT_JOBS), got {new} more than the {live} there are; wait for one to "
+            "end, or cancel one.",
+            headers={"Retry-After": str(JOBS_RETRY_S)},
+        )
+
+
+def check_bytes(session: Session, settings: Settings, tenant: str, *, new: int) -> None:
+    """Raise ApiError where this many more bytes of data sets and models would be too many."""
+    if settings.max_tenant_bytes is None:
+        return
+    _one_at_a_time(session, tenant)
+    stored = 0
+    for table in (DatasetRow, ModelRow):
+        stored += session.scalar(
+            select(func.coalesce(func.sum(table.stored_bytes), 0)).where(
+                table.tenant == tenant,
+                or_(table.upload_sha256.is_not(None), table.content_sha256.is_not(None)),
+            )
+        ) or 0  # fmt: skip
+    if stored + new > settings.max_tenant_bytes:
+        raise ApiError(
+            "storage_full",
+            f"Expected data sets and models of at most {settings.max_tenant_bytes} bytes "
+            f"(ADAP_MAX_TENANT_BYTES), got {new} more than the {stored} there are; remove some.",
+            headers={"Retry-After": str(BYTES_RETRY_S)},
+        )
+
+
+def _one_at_a_time(session: Session, tenant: str) -> None:
+    """Nobody else counts for the tenant until this transaction ends; SQLite has one writer."""
+    if session.get_bind().dialect.name == "postgresql":
+        lock = text("SELECT pg_advisory_xact_lock(hashtextextended(:tenant, 0))")
+        session.execute(lock, {"tenant": tenant})
+
+
+class Rates:
+    """Requests a second of each tenant, in this process: a bucket that refills all the time."""
+
+    def __init__(self, per_s: float | None) -> None:
+        self.per_s = per_s
+        self._buckets: dict[str, tuple[float, float]] = {}  # tokens left, and when that was
+        self._lock = Lock()
+
+    def take(self, tenant: str) -> None:
+        """Count a request. Raises ApiError where the last second had too many already."""
+        if self.per_s is None:
+            return
+        size = max(self.per_s, 1.0)
+        with self._lock:
+            at = time.monotonic()
+            tokens, before = self._buckets.get(tenant, (size, at))
+            tokens = min(size, tokens + (at - before) * self.per_s)
+            enough = tokens >= 1
+            self._buckets[tenant] = (tokens - 1 if enough else tokens, at)
+        if not enough:
+            raise ApiError(
+                "rate_limited",
+                f"Expected at most {self.per_s:g} requests a second "
+                "(ADAP_MAX_TENANT_REQUESTS_PER_S), got more.",
+                headers={"Retry-After": str(max(1, round((1 - tokens) / self.per_s)))},
+            )

@@ -1,0 +1,603 @@
+"""A client of the service: each method is one HTTP call, and answers its JSON as a dict.
+
+    dataset = client.datasets.create(Path("photos.zip"))
+    training = client.trainings.create(dataset_id=dataset.id, positive=["cat"]).wait()
+    audit = client.audits.create(model_id=training.model().id, dataset_id=dataset.id)
+    report = audit.wait(on_progress=print).report()
+
+`create` answers what is typed and can be waited for; everything else is the JSON of the service.
+There are two clients of one text: this one in `client.aio`, to be awaited, is written by hand, and
+`client.client`, which waits, is made from it by `python -m client.aio.generate`.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager
+from pathlib import Path
+from time import monotonic
+from typing import Any, Self
+from uuid import uuid4
+
+import httpx
+
+from client.base import (
+    DEFAULT_URL,
+    ENDED,
+    LONGEST_RETRY_S,
+    PING_LIMIT_S,
+    RECONNECT_AFTER_S,
+    RECONNECT_FOR_S,
+    RETRIED_CODES,
+    RETRY_AFTER_S,
+    SCORE_READ_LIMIT_S,
+    UPLOAD_READ_LIMIT_S,
+    AdapError,
+    ConnectionFailedError,
+    Event,
+    EventReader,
+    JobFailedError,
+    Json,
+    OnBytes,
+    OnEvent,
+    ProblemError,
+    checked,
+    is_loopback,
+    part,
+    read_events,
+)
+from client.values import (
+    Dataset,
+    Job,
+    Model,
+    OnProgress,
+    Progress,
+    RankedExample,
+    Report,
+    with_task,
+)
+
+__all__ = [
+    "DEFAULT_URL",
+    "ENDED",
+    "AdapError",
+    "AsyncClient",
+    "ConnectionFailedError",
+    "Event",
+    "JobFailedError",
+    "Json",
+    "OnBytes",
+    "OnEvent",
+    "ProblemError",
+    "read_events",
+]
+
+
+class AsyncClient:
+    """The service at an address. Threads may share one."""
+
+    def __init__(
+        self, base_url: str = DEFAULT_URL, *, api_key: str | None = None, timeout_s: float = 30.0
+    ) -> None:
+        self.base_url = base_url.rstrip("/")
+        self.timeout_s = timeout_s
+        try:
+            self.http = httpx.AsyncClient(
+                base_url=self.base_url,
+                headers={} if api_key is None else {"Authorization": f"Bearer {api_key}"},
+                timeout=timeout_s,
+                trust_env=not is_loopback(self.base_url),  # no proxy stands before this machine
+            )
+        except (httpx.InvalidURL, ValueError) as error:
+            raise ConnectionFailedError(self.base_url, str(error)) from error
+        self.datasets = Datasets(self)
+        self.models = Models(self)
+        self.jobs = Jobs(self)
+        self.sweeps = Sweeps(self)
+        self.keys = Keys(self)
+        self.trainings = Trainings(self)
+        self.audits = Audits(self)
+        self.rankings = Rankings(self)
+
+    async def __aenter__(self) -> "AsyncClient":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.http.aclose()
+
+    # --- what makes a job -------------------------------------------------------------------------
+
+    async def train(self, request: Mapping[str, Any]) -> Json:
+        """`POST /v1/training-jobs`: the job, whose result is a model."""
+        return await self.post("/v1/training-jobs", json=request)
+
+    async def audit(self, request: Mapping[str, Any]) -> Json:
+        """`POST /v1/audits`: the job, whose result is a report."""
+        return await self.post("/v1/audits", json=request)
+
+    async def rank(self, request: Mapping[str, Any]) -> Json:
+        """`POST /v1/rankings`: the job, whose result is a ranking."""
+        return await self.post("/v1/rankings", json=request)
+
+    async def sweep(self, request: Mapping[str, Any]) -> Json:
+        """`POST /v1/sweeps`: the sweep, whose trials are training jobs."""
+        return await self.post("/v1/sweeps", json=request)
+
+    # --- results ----------------------------------------------------------------------------------
+
+    async def report(self, job_id: str) -> Json:
+        """The report of a finished audit."""
+        return await self.get(f"/v1/audits/{job_id}/report")
+
+    async def report_as(self, job_id: str, media_type: str) -> bytes:
+        """The same as text/html, or text/markdown (a model card), or application/xml (JUnit)."""
+        path = f"/v1/audits/{job_id}/report"
+        return (await self.request("GET", path, headers={"Accept": media_type})).content
+
+    async def leaderboard(self, dataset_id: str, **query: Any) -> Json:
+        """The models that were audited on a data set, the highest worst-case AP first."""
+        return await self.get("/v1/leaderboard", dataset_id=dataset_id, **query)
+
+    def audit_scores(self, job_id: str) -> AsyncIterator[Json]:
+        """Every image of an audit: its logit, clean and under each attack."""
+        return self.pages(f"/v1/audits/{job_id}/scores", limit=100)
+
+    async def save_scores(self, job_id: str, target: Path) -> None:
+        """Write all that the figures of an audit come from to a safetensors file."""
+        await self.download(
+            f"/v1/audits/{job_id}/scores", target, accept="application/vnd.safetensors"
+        )
+
+    async def ranking(self, job_id: str, *, limit: int = 100, after: str | None = None) -> Json:
+        """A page of a finished ranking, best first."""
+        return await self.get(f"/v1/rankings/{job_id}", limit=limit, after=after)
+
+    async def score(
+        self, model_id: str, images: Sequence[Path], *, positive: Sequence[str] | None = None
+    ) -> Json:
+        """Score a few images: scores in the order given, or the job where it takes long.
+
+        positive: the classes to score, for a model with a logit for each class.
+        """
+        with ExitStack() as stack:
+            files = [("images", part(stack, path, None)) for path in images]
+            return await self.post(
+                f"/v1/models/{model_id}/scores",
+                data={"positive": list(positive or [])},
+                files=files,
+                timeout=httpx.Timeout(self.timeout_s, read=SCORE_READ_LIMIT_S),
+            )
+
+    # --- what there is ----------------------------------------------------------------------------
+
+    async def ready(self) -> Json:
+        """Whether jobs will be worked on, and by which workers."""
+        return await self.get("/readyz")
+
+    async def methods(self) -> list[Json]:
+        """The training methods, with the JSON schemas of their parameters."""
+        return list((await self.request("GET", "/v1/methods")).json())
+
+    async def attacks(self) -> list[Json]:
+        """The attacks, with the JSON schemas of their parameters."""
+        return list((await self.request("GET", "/v1/attacks")).json())
+
+    async def presets(self) -> list[Json]:
+        """The presets of a training, with the values that they fill in."""
+        return list((await self.request("GET", "/v1/presets")).json())
+
+    async def architectures(self) -> list[Json]:
+        """The networks that can be trained."""
+        return list((await self.request("GET", "/v1/architectures")).json())
+
+    # --- plain calls ------------------------------------------------------------------------------
+
+    async def get(self, path: str, **query: Any) -> Json:
+        """GET; the JSON object that comes back. Query values that are None are left out."""
+        params = {name: value for name, value in query.items() if value is not None}
+        return dict((await self.request("GET", path, params=params)).json())
+
+    async def pages(self, path: str, **query: Any) -> AsyncIterator[Json]:
+        """Every item of a list, page after page."""
+        after: str | None = None
+        while True:
+            page = await self.get(path, **query, after=after)
+            for item in page["data"]:
+                yield item
+            if not page["has_more"]:
+                return
+            after = page["next_cursor"]
+
+    async def post(self, path: str, **content: Any) -> Json:
+        """POST; the JSON object that comes back."""
+        return dict((await self.request("POST", path, **content)).json())
+
+    async def delete(self, path: str) -> None:
+        """DELETE."""
+        await self.request("DELETE", path)
+
+    async def request(self, method: str, path: str, **content: Any) -> httpx.Response:
+        """Any call. Raises ProblemError for an error, ConnectionFailedError without an answer.
+
+        Reading is tried again when a connection breaks or the service asks to wait; so is a POST,
+        which carries an Idempotency-Key that makes the service honour it once.
+        """
+        tries = len(RETRY_AFTER_S) + 1 if method in ("GET", "POST") else 1
+        if method == "POST":
+            content["headers"] = {"Idempotency-Key": uuid4().hex, **content.get("headers", {})}
+        for tried in range(tries):
+            for _, (_, file) in content.get("files", []):
+                file.again()
+            try:
+                return checked(await self.http.request(method, path, **content))
+            except httpx.TransportError as error:
+                if tried + 1 == tries:
+                    raise self.unreachable(error) from error
+                wait_s = RETRY_AFTER_S[tried]
+            except ProblemError as error:
+                if tried + 1 == tries or error.code not in RETRIED_CODES:
+                    raise
+                wait_s = min(error.retry_after_s or RETRY_AFTER_S[tried], LONGEST_RETRY_S)
+            await asyncio.sleep(wait_s)
+        raise AssertionError("the last try returns or raises")
+
+    def unreachable(self, error: httpx.TransportError) -> ConnectionFailedError:
+        """The same error in our words."""
+        return ConnectionFailedError(self.base_url, str(error) or type(error).__name__)
+
+    async def download(self, path: str, target: Path, *, accept: str = "*/*") -> None:
+        """GET into a file; there is none unless all has come."""
+        partial = target.with_name(f"{target.name}.part")
+        try:
+            async with self.http.stream("GET", path, headers={"Accept": accept}) as answer:
+                if not answer.is_success:
+                    await answer.aread()
+                checked(answer)
+                with partial.open("wb") as file:
+                    async for chunk in answer.aiter_bytes():
+                        file.write(chunk)
+            partial.replace(target)
+        except httpx.TransportError as error:
+            raise self.unreachable(error) from error
+        finally:
+            partial.unlink(missing_ok=True)
+
+    async def upload(
+        self, path: str, file: Path, *, fields: Mapping[str, str | None], on_bytes: OnBytes | None
+    ) -> Json:
+        """POST a file, read from the disk as it is sent."""
+        with ExitStack() as stack:
+            return await self.post(
+                path,
+                data={name: value for name, value in fields.items() if value is not None},
+                files=[("file", part(stack, file, on_bytes))],
+                timeout=httpx.Timeout(self.timeout_s, read=UPLOAD_READ_LIMIT_S),
+            )
+
+
+class _Resource:
+    """Calls that share a path."""
+
+    path: str
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
+
+    async def list(self, *, limit: int = 20, after: str | None = None, **query: str | None) -> Json:
+        """One page: data, has_more and next_cursor, newest first."""
+        return await self._client.get(self.path, limit=limit, after=after, **query)
+
+    async def show(self, item_id: str) -> Json:
+        """One item."""
+        return await self._client.get(f"{self.path}/{item_id}")
+
+
+class Datasets(_Resource):
+    """`/v1/datasets`."""
+
+    path = "/v1/datasets"
+
+    async def add(
+        self, file: Path, *, name: str | None = None, on_bytes: OnBytes | None = None
+    ) -> Json:
+        """Upload a zip or an npz. Its `job_id` checks it; `on_bytes` is told of bytes as sent."""
+        return await self._client.upload(self.path, file, fields={"name": name}, on_bytes=on_bytes)
+
+    async def create(
+        self, file: Path, *, name: str | None = None, on_progress: OnProgress | None = None
+    ) -> Dataset:
+        """Upload one and wait until it was found good. JobFailedError says why if it was not."""
+        added = await self.add(file, name=name)
+        await Run(self._client, await self._client.jobs.show(added["job_id"])).wait(
+            on_progress=on_progress
+        )
+        return Dataset.model_validate(await self.show(added["id"]))
+
+    async def remove(self, dataset_id: str) -> None:
+        """Remove one that no job uses."""
+        await self._client.delete(f"{self.path}/{dataset_id}")
+
+
+class Models(_Resource):
+    """`/v1/models`."""
+
+    path = "/v1/models"
+
+    async def add(
+        self,
+        file: Path,
+        *,
+        name: str | None = None,
+        architecture: str | None = None,
+        input_spec: Mapping[str, Any] | None = None,
+        output: Mapping[str, Any] | None = None,
+        on_bytes: OnBytes | None = None,
+    ) -> Json:
+        """Upload weights as safetensors; architecture and input unless the file carries them.
+
+        output: of a network with more than one logit, for example
+        `{"kind": "multiclass", "classes": ["cat", "dog", "other"]}`; goes with the architecture.
+        """
+        fields = {
+            "name": name,
+            "architecture": architecture,
+            "input": None if input_spec is None else json.dumps(input_spec),
+            "output": None if output is None else json.dumps(output),
+        }
+        return await self._client.upload(self.path, file, fields=fields, on_bytes=on_bytes)
+
+    async def create(
+        self, file: Path, *, on_progress: OnProgress | None = None, **about: Any
+    ) -> Model:
+        """Upload one and wait until it was found good; `about` as in `add`."""
+        added = await self.add(file, **about)
+        await Run(self._client, await self._client.jobs.show(added["job_id"])).wait(
+            on_progress=on_progress
+        )
+        return Model.model_validate(await self.show(added["id"]))
+
+    async def export(self, model_id: str, target: Path) -> None:
+        """Write the weights, manifest inside, to a file."""
+        await self._client.download(f"{self.path}/{model_id}/content", target)
+
+    async def remove(self, model_id: str) -> None:
+        """Remove one that no job uses."""
+        await self._client.delete(f"{self.path}/{model_id}")
+
+
+class Keys(_Resource):
+    """`/v1/api-keys`."""
+
+    path = "/v1/api-keys"
+
+    async def create(self, request: Mapping[str, Any]) -> Json:
+        """Create a key: `key` in the answer is shown this one time."""
+        return await self._client.post(self.path, json=request)
+
+    async def revoke(self, key_id: str) -> None:
+        """End a key at once."""
+        await self._client.delete(f"{self.path}/{key_id}")
+
+
+class Sweeps(_Resource):
+    """`/v1/sweeps`."""
+
+    path = "/v1/sweeps"
+
+    async def cancel(self, sweep_id: str) -> Json:
+        """Cancel all trials that have not ended, and make no more."""
+        return await self._client.post(f"{self.path}/{sweep_id}/cancel")
+
+    async def follow(self, sweep_id: str, *, every_s: float = 1.0) -> AsyncIterator[Json]:
+        """The sweep as it is every second or so, at last as it has ended.
+
+        A service that is away is waited for, for as long as a restart may take.
+        """
+        give_up_at = 0.0  # at first nothing is tried again
+        while True:
+            try:
+                sweep = await self.show(sweep_id)
+            except ConnectionFailedError:
+                if monotonic() > give_up_at:
+                    raise
+            else:
+                give_up_at = monotonic() + RECONNECT_FOR_S
+                yield sweep
+                if sweep["done"]:
+                    return
+            await asyncio.sleep(every_s)
+
+
+class Jobs(_Resource):
+    """`/v1/jobs`."""
+
+    path = "/v1/jobs"
+
+    async def cancel(self, job_id: str) -> Json:
+        """Cancel a job that has not ended."""
+        return await self._client.post(f"{self.path}/{job_id}/cancel")
+
+    async def retry(self, job_id: str) -> Json:
+        """Run the request of a failed or cancelled job again, as a new job."""
+        return await self._client.post(f"{self.path}/{job_id}/retry")
+
+    async def events(self, job_id: str, *, after: int = 0) -> AsyncIterator[Event]:
+        """What happens to a job, as it happens, until its end; every event comes once.
+
+        A broken connection is taken up again where it broke, for as long as a restart may take.
+        """
+        seen = after
+        give_up_at = 0.0  # at first nothing is tried again
+        while True:
+            try:
+                async with self._stream(job_id, seen) as events:
+                    async for event in events:
+                        give_up_at = monotonic() + RECONNECT_FOR_S
+                        if event.seq is not None:
+                            seen = event.seq
+                        yield event
+                        if event.type == "progress" and event.data["status"] in ENDED:
+                            return
+            except httpx.TransportError as error:
+                if monotonic() > give_up_at:
+                    raise self._client.unreachable(error) from error
+            await asyncio.sleep(RECONNECT_AFTER_S)
+
+    async def wait(self, job_id: str, *, on_event: OnEvent = lambda _: None) -> Json:
+        """The job once it has succeeded. Raises JobFailedError if it ends otherwise."""
+        async for event in self.events(job_id):
+            on_event(event)
+        job = await self.show(job_id)
+        if job["status"] != "succeeded":
+            raise JobFailedError(job)
+        return job
+
+    @asynccontextmanager
+    async def _stream(self, job_id: str, seen: int) -> AsyncIterator[AsyncIterator[Event]]:
+        """Server-sent events after one that was seen."""
+        headers = {"Accept": "text/event-stream", "Last-Event-ID": str(seen)}
+        timeout = httpx.Timeout(self._client.timeout_s, read=PING_LIMIT_S)
+        path = f"{self.path}/{job_id}/events"
+        async with self._client.http.stream(
+            "GET", path, headers=headers, timeout=timeout
+        ) as answer:
+            if not answer.is_success:
+                await answer.aread()
+            yield self._read(checked(answer))
+
+    @staticmethod
+    async def _read(answer: httpx.Response) -> AsyncIterator[Event]:
+        reader = EventReader()
+        async for line in answer.aiter_lines():
+            event = reader.feed(line)
+            if event is not None:
+                yield event
+
+
+class Run:
+    """A job that was asked for here; its state is that of the last look at it."""
+
+    def __init__(self, client: AsyncClient, job: Json) -> None:
+        self._client = client
+        self.job = Job.model_validate(job)
+
+    @property
+    def id(self) -> str:
+        """The job's id."""
+        return self.job.id
+
+    async def refresh(self) -> Self:
+        """Look at the job again."""
+        self.job = Job.model_validate(await self._client.jobs.show(self.id))
+        return self
+
+    async def wait(self, *, on_progress: OnProgress | None = None) -> Self:
+        """Wait for its success. Raises JobFailedError if it ends otherwise.
+
+        on_progress: is told how far it is, whenever that has changed.
+        """
+
+        def on_event(event: Event) -> None:
+            progress = event.data.get("progress") if event.type == "progress" else None
+            if on_progress is not None and progress is not None:
+                on_progress(Progress.model_validate(progress))
+
+        self.job = Job.model_validate(await self._client.jobs.wait(self.id, on_event=on_event))
+        return self
+
+    async def cancel(self) -> Self:
+        """Ask it to stop."""
+        self.job = Job.model_validate(await self._client.jobs.cancel(self.id))
+        return self
+
+
+class AuditRun(Run):
+    """An audit: its result is a report."""
+
+    async def report(self) -> Report:
+        """The report, once it has ended."""
+        return Report.model_validate(await self._client.report(self.id))
+
+    async def report_as(self, media_type: str) -> bytes:
+        """The same as text/html, or text/markdown (a model card), or application/xml (JUnit)."""
+        return await self._client.report_as(self.id, media_type)
+
+    async def save_scores(self, target: Path) -> None:
+        """Write all that the figures come from to a safetensors file."""
+        await self._client.save_scores(self.id, target)
+
+
+class TrainingRun(Run):
+    """A training: its result is a model."""
+
+    async def model(self) -> Model:
+        """The model, once it has ended."""
+        model_id = (self.job.result or {})["model_id"]
+        return Model.model_validate(await self._client.models.show(model_id))
+
+
+class RankingRun(Run):
+    """A ranking of a data set."""
+
+    async def rows(self) -> AsyncIterator[RankedExample]:
+        """Every image once it has ended, best first."""
+        async for row in self._client.pages(f"/v1/rankings/{self.id}", limit=100):
+            yield RankedExample.model_validate(row)
+
+
+class Trainings:
+    """`/v1/training-jobs`."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
+
+    async def create(
+        self, *, dataset_id: str, positive: Sequence[str] | None = None, **options: Any
+    ) -> TrainingRun:
+        """Train a model; `options` are the other fields of a TrainingRequest."""
+        request = with_task({"dataset_id": dataset_id, **options}, positive)
+        return TrainingRun(self._client, await self._client.train(request))
+
+
+class Audits:
+    """`/v1/audits`."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
+
+    async def create(
+        self,
+        *,
+        model_id: str,
+        dataset_id: str,
+        positive: Sequence[str] | None = None,
+        epsilon: float | None = None,
+        **options: Any,
+    ) -> AuditRun:
+        """Audit a model; `options` are the other fields of an AuditRequest.
+
+        epsilon: of an L-inf threat, pixels in [0, 1]; `threat` names another norm.
+        """
+        request = {"model_id": model_id, "dataset_id": dataset_id, **options}
+        if epsilon is not None:
+            request["threat"] = {"norm": "linf", "epsilon": epsilon}
+        return AuditRun(self._client, await self._client.audit(with_task(request, positive)))
+
+
+class Rankings:
+    """`/v1/rankings`."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
+
+    async def create(
+        self,
+        *,
+        model_id: str,
+        dataset_id: str,
+        positive: Sequence[str] | None = None,
+        **options: Any,
+    ) -> RankingRun:
+        """Rank a data set; `options` are the other fields of a RankingRequest."""
+        request = {"model_id": model_id, "dataset_id": dataset_id, **options}
+        return RankingRun(self._client, await self._client.rank(with_task(request, positive)))

@@ -1,0 +1,184 @@
+"""What the two clients share: errors, events, files that are counted, when to try again.
+
+    AdapError
+    |- ConnectionFailedError   no service answers there
+    |- ProblemError            it answered with a problem: code, detail, status, request_id, errors
+    `- JobFailedError          a job that was waited for failed or was cancelled
+
+Nothing here waits for anything: that is what the clients differ in.
+"""
+
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+Json = dict[str, Any]
+OnBytes = Callable[[int], None]
+
+RETRY_AFTER_S = (0.1, 0.5)  # before the second and the third try
+RETRIED_CODES = ("rate_limited", "storage_unavailable")  # problems that pass by themselves
+LONGEST_RETRY_S = 10.0
+PING_LIMIT_S = 45.0  # the service sends something every 15 s
+RECONNECT_AFTER_S = 0.5
+RECONNECT_FOR_S = 60.0  # as long as a restart of the service may take
+UPLOAD_READ_LIMIT_S = 600.0  # from the last byte sent to the answer: the file is hashed and synced
+SCORE_READ_LIMIT_S = 120.0  # the service waits for scores up to its max_wait_s
+
+
+class AdapError(Exception):
+    """Base of everything that a caller may expect to go wrong."""
+
+
+class ConnectionFailedError(AdapError):
+    """No service answers at this address."""
+
+    def __init__(self, url: str, reason: str) -> None:
+        super().__init__(
+            f"No service answers at {url} ({reason}). Start one with `adap up`, or name another "
+            "with --url or ADAP_URL."
+        )
+
+
+class ProblemError(AdapError):
+    """The service's own explanation, RFC 9457; `code` is stable, `detail` is for people."""
+
+    def __init__(self, problem: Json, *, retry_after_s: float | None = None) -> None:
+        super().__init__(problem["detail"])
+        self.retry_after_s = retry_after_s
+        self.problem = problem
+        self.code: str = problem["code"]
+        self.detail: str = problem["detail"]
+        self.status: int = problem["status"]
+        self.request_id: str | None = problem.get("request_id")
+        self.errors: list[dict[str, str]] = problem.get("errors", [])
+
+
+class JobFailedError(AdapError):
+    """A job ended without a result."""
+
+    def __init__(self, job: Json) -> None:
+        error = job["error"]
+        super().__init__(
+            f"The job {job['id']} failed: {error['message']}"
+            if error
+            else f"The job {job['id']} was {job['status']}."
+        )
+        self.job = job
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened to a job, or how far it is."""
+
+    type: str
+    """`progress`, or what happened: queued, running, epoch, resumed, succeeded, …"""
+    data: Json
+    """Of `progress`: status, progress and queue_position as in a job."""
+    seq: int | None
+    """Counted from 1 without gaps; None for progress, which is shown and not kept."""
+
+
+OnEvent = Callable[[Event], None]
+
+
+ENDED = ("succeeded", "failed", "cancelled")
+
+
+class EventReader:
+    """Reads server-sent events line by line: an empty line ends one."""
+
+    def __init__(self) -> None:
+        self._kind = "message"
+        self._data: list[str] = []
+
+    def feed(self, line: str) -> Event | None:
+        """The event that this line ends, if it ends one."""
+        field, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        if field == "event":
+            self._kind = value
+        elif field == "data":
+            self._data.append(value)
+        elif not line:
+            kind, data = self._kind, self._data
+            self._kind, self._data = "message", []
+            if data:
+                content = json.loads("\n".join(data))
+                if kind == "progress":
+                    return Event("progress", content, None)
+                return Event(content["type"], content["data"], content["seq"])
+        return None
+
+
+def read_events(lines: Iterable[str]) -> Iterator[Event]:
+    """Parse a stream of server-sent events: `event:` and `data:` lines, an empty line ends one."""
+    reader = EventReader()
+    for line in lines:
+        event = reader.feed(line)
+        if event is not None:
+            yield event
+
+
+class Counted(io.BufferedReader):
+    """A file that tells how many bytes of it were read."""
+
+    def __init__(self, path: Path, on_bytes: OnBytes | None) -> None:
+        super().__init__(io.FileIO(path))
+        self._on_bytes = on_bytes or (lambda _: None)
+        self._told = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """As any file; httpx reads a chunk, sends it, reads the next."""
+        chunk = super().read(size)
+        self._told += len(chunk)
+        self._on_bytes(len(chunk))
+        return chunk
+
+    def again(self) -> None:
+        """Back to the start; what was told is taken back."""
+        self.seek(0)
+        self._on_bytes(-self._told)
+        self._told = 0
+
+
+def part(stack: ExitStack, path: Path, on_bytes: OnBytes | None) -> tuple[str, Counted]:
+    """A file of a multipart request, closed with the stack."""
+    return path.name, stack.enter_context(Counted(path, on_bytes))
+
+
+def checked(answer: httpx.Response) -> httpx.Response:
+    """The answer, unless it is an error. Also something that is not our service is one."""
+    if answer.is_success:
+        return answer
+    problem = {
+        "status": answer.status_code,
+        "code": "unexpected_answer",
+        "detail": f"Expected an answer of AdAP from {answer.request.url}, got "
+        f"{answer.status_code} {answer.reason_phrase}.",
+    }
+    try:
+        content = answer.json()
+    except ValueError:
+        content = None
+    if isinstance(content, dict) and {"status", "code", "detail"} <= content.keys():
+        problem = content
+    asked = answer.headers.get("retry-after", "")
+    raise ProblemError(problem, retry_after_s=float(asked) if asked.isdecimal() else None)
+
+
+def is_loopback(url: str) -> bool:
+    """Whether an address can only mean this machine."""
+    host = httpx.URL(url).host
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False

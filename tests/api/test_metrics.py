@@ -1,0 +1,132 @@
+"""/metrics, read by Prometheus' own parser, and ids in the log."""
+
+import io
+import json
+import logging
+import re
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy import select, update
+
+from store import jobs, keys
+from store.logs import configure_logging
+from store.tables import JobKind, JobRow
+from tests.api.conftest import Api
+from tests.conftest import REPOSITORY
+
+
+def scrape(api: Api, **headers: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    """Every sample by its name and labels."""
+    answer = api.http.get("/metrics", headers=headers)
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(answer.text)
+        for sample in family.samples
+    }
+
+
+def labels(**values: str) -> frozenset[tuple[str, str]]:
+    return frozenset(values.items())
+
+
+def end(api: Api, kind: JobKind, *, took_s: float, request: dict[str, Any]) -> None:
+    """A job that took this long and succeeded."""
+    with api.database.writing() as session:
+        job = jobs.enqueue(session, kind, tenant="local", request=request)
+        claim = jobs.claim(session, job.id, worker="w", lease_s=30)
+        assert claim is not None
+        jobs.succeed(session, claim, {})
+        session.execute(
+            update(JobRow).where(JobRow.id == job.id).values(started_at=JobRow.finished_at - took_s)
+        )
+
+
+def test_metrics_tell_what_waits_and_how_long_things_took(api: Api) -> None:
+    for took_s in (0.3, 2.0, 2.0):
+        end(api, JobKind.RANK, took_s=took_s, request={})
+    end(api, JobKind.AUDIT_SHARD, took_s=4.0, request={"part": "scores", "images": 600})
+    end(api, JobKind.AUDIT_SHARD, took_s=9.0, request={"part": "checks", "images": 1000})
+    with api.database.writing() as session:
+        for _ in range(2):
+            jobs.enqueue(session, JobKind.TRAIN, tenant="local", request={})
+        oldest = session.scalars(
+            select(JobRow.id).where(JobRow.kind == JobKind.TRAIN).order_by(JobRow.id)
+        ).first()
+        session.execute(
+            update(JobRow).where(JobRow.id == oldest).values(created_at=JobRow.created_at - 100)
+        )
+    found = scrape(api)
+    waiting = labels(kind="train", queue="compute", status="queued")
+    assert found["adap_jobs", waiting] == 2
+    age = found["adap_oldest_job_age_seconds", labels(queue="compute", status="queued")]
+    assert 100 <= age < 130
+    done = {"kind": "rank", "status": "succeeded"}
+    assert found["adap_job_seconds_count", labels(**done)] == 3
+    assert found["adap_job_seconds_sum", labels(**done)] == pytest.approx(4.3, abs=1e-3)
+    counts = [found["adap_job_seconds_bucket", labels(**done, le=le)] for le in ("0.1", "0.5", "5")]
+    assert counts == [0, 1, 3]
+    assert found["adap_attacked_images_total", frozenset()] == 600
+    assert found["adap_attacked_images_per_second", frozenset()] == pytest.approx(150, rel=1e-3)
+    assert found["adap_workers", labels(queue="compute")] == 0
+
+
+def test_requests_are_counted_by_route_and_not_by_id(api: Api) -> None:
+    dataset_id = api.dataset()
+    route = {"method": "GET", "route": "/v1/datasets/{dataset_id}"}
+    ok, missing = labels(**route, status="200"), labels(**route, status="404")
+    before = scrape(api)
+    for _ in range(3):
+        api.http.get(f"/v1/datasets/{dataset_id}")
+    api.http.get(f"/v1/datasets/ds_{'0' * 26}")
+    api.http.get("/nothing/at/all")
+    after = scrape(api)
+    name = "adap_http_request_seconds_count"
+    assert after[name, ok] - before.get((name, ok), 0) == 3
+    assert after[name, missing] - before.get((name, missing), 0) == 1
+    assert not any(dataset_id in str(labels) or "nothing" in str(labels) for _, labels in after)
+
+
+def test_the_documentation_lists_every_metric(api: Api) -> None:
+    api.http.get("/livez")
+    page = (REPOSITORY / "docs" / "operating.md").read_text()
+    text = api.http.get("/metrics").text
+    kinds = dict(re.findall(r"^# TYPE (\w+) (\w+)$", text, re.MULTILINE))
+    served = {name for name in kinds if not name.endswith("_created")}
+    assert set(re.findall(r"`(adap_\w+)`", page)) == served
+
+
+def test_metrics_are_for_administrators(api: Api) -> None:
+    with api.database.writing() as session:
+        tokens = [
+            keys.create(session, name="k", scopes=scopes)[1] for scopes in (["read"], ["admin"])
+        ]
+    reader, admin = ({"Authorization": f"Bearer {token}"} for token in tokens)
+    assert api.http.get("/metrics").status_code == 401
+    assert api.http.get("/metrics", headers=reader).status_code == 403
+    assert scrape(api, **admin)
+
+
+def test_every_line_of_the_log_names_its_request_and_its_job(api: Api) -> None:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    stream = io.StringIO()
+    try:
+        configure_logging(api.settings)
+        (handler,) = root.handlers
+        assert isinstance(handler, logging.StreamHandler)
+        handler.setStream(stream)
+        request = {"dataset_id": api.dataset(), "model_id": api.model()}
+        answer = api.http.post("/v1/rankings", json=request)
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    request_id = answer.headers["x-request-id"]
+    mine = {line["event"]: line for line in lines if line.get("request_id") == request_id}
+    assert mine["job.queued"]["job_id"] == answer.json()["id"]
+    assert mine["doorbell.failed"]["job_id"] == answer.json()["id"]
+    assert mine["request.done"]["status"] == 201

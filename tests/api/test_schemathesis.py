@@ -1,0 +1,130 @@
+"""The OpenAPI against the service, by schemathesis: requests that keep to it and that do not.
+
+No 5xx, no status or content type that is not documented, no answer that is not as documented, no
+request taken that the schema forbids, none refused that it allows, and no way around the API key.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, settings
+from schemathesis import GenerationMode
+from schemathesis.specs.openapi.checks import negative_data_rejection
+
+from api.main import create_app
+from store import keys
+from store.database import Database
+from store.migrate import migrate
+from store.settings import Settings
+from tests.api.conftest import Api, running
+from tests.api.test_routes import finished_audit
+
+EXAMPLES = 6
+
+# What no schema can say: rules between fields, cursors, and the forms of an answer.
+REFUSED = [400, 406, 415, 422]
+
+Fuzzed = tuple[str, str, dict[str, str]]
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fuzzed]:
+    """A service with a key: its address, the key, and ids of things that are there."""
+    folder = tmp_path_factory.mktemp("fuzz")
+    config = Settings(
+        home=folder / "home",
+        broker_url="redis://127.0.0.1:1/0",
+        max_wait_s=0.1,
+        max_tenant_jobs=None,
+        max_tenant_requests_per_s=None,
+        webhook_hosts="127.0.0.0/8",
+    )
+    config.home.mkdir()
+    database = Database(config)
+    migrate(database)
+    with running(config) as url, httpx.Client(base_url=url) as http:
+        api = Api(http, database, config, folder)
+        job_id, _, _ = finished_audit(api)
+        ids = {"dataset_id": api.dataset(), "model_id": api.model(), "job_id": job_id}
+        for _ in range(2):  # used by a job that has not ended, so that nothing removes them
+            http.post("/v1/audits", json={name: ids[name] for name in ("dataset_id", "model_id")})
+        hook = http.post("/v1/webhooks", json={"url": "http://127.0.0.1:1/"}).json()
+        ids["webhook_id"] = hook["id"]
+        with database.writing() as session:
+            _, key = keys.create(session, name="fuzz", scopes=["read", "write", "admin"])
+        yield url, key, ids
+    database.dispose()
+
+
+def described() -> Any:
+    """The OpenAPI, which is the same whatever the settings are."""
+    with TemporaryDirectory() as home:
+        app = create_app(Settings(home=Path(home), broker_url="redis://127.0.0.1:1/0")).app
+        schema = schemathesis.openapi.from_dict(app.openapi())
+    schema.config.generation.update(modes=list(GenerationMode))
+    accepted = schema.config.checks.positive_data_acceptance.expected_statuses
+    schema.config.checks.positive_data_acceptance.expected_statuses = [*accepted, *REFUSED]
+    return schema
+
+
+schema = described()
+
+
+@schema.parametrize()
+@settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=(Phase.explicit, Phase.generate),
+    suppress_health_check=list(HealthCheck),
+)
+def test_every_route_keeps_to_the_openapi(case: schemathesis.Case, service: Fuzzed) -> None:
+    url, key, ids = service
+    if case.meta is not None and case.meta.generation.mode == GenerationMode.POSITIVE:
+        for place in (case.path_parameters, case.body, case.query):
+            if isinstance(place, dict):
+                place.update({name: ids[name] for name in ids.keys() & place.keys()})
+    # in a form every value is text, also one that was meant to be of a wrong type
+    form = case.media_type == "multipart/form-data"
+    case.call_and_validate(
+        base_url=url,
+        headers={"Authorization": f"Bearer {key}"},
+        excluded_checks=[negative_data_rejection] if form else [],
+        timeout=20,
+    )
+
+
+def test_journeys_along_the_links_keep_to_the_openapi(service: Fuzzed) -> None:
+    url, key, _ = service
+    found: set[str] = set()  # where an id from an answer led to something
+
+    class Journey(schema.as_state_machine()):  # type: ignore[misc]
+        """Calls whose ids come from the answers of earlier calls."""
+
+        def get_call_kwargs(self, case: schemathesis.Case) -> dict[str, Any]:
+            return {"base_url": url, "headers": {"Authorization": f"Bearer {key}"}, "timeout": 20}
+
+        def validate_response(self, response: Any, case: Any, **_: Any) -> None:
+            form = case.media_type == "multipart/form-data"
+            if response.status_code < 300 and case.path_parameters:
+                found.add(case.operation.label)
+            excluded = [negative_data_rejection] if form else []
+            case.validate_response(response, excluded_checks=excluded)
+
+    Journey.run(
+        settings=settings(
+            max_examples=20,
+            stateful_step_count=10,
+            deadline=None,
+            derandomize=True,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        )
+    )
+    assert {"GET /v1/jobs/{job_id}", "GET /v1/datasets/{dataset_id}"} <= found
