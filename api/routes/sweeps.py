@@ -128,7 +128,7 @@ def show_sweep(sweep_id: AssetId, house: HouseDep, caller: Reader) -> Sweep:
     "/{sweep_id}/cancel",
     responses=problems("not_found", "already_finished", "idempotency_key_reused"),
 )
-def cancel_sweep(sweep_id: AssetId, house: HouseDep, caller: Writer, once: IdempotencyDep) -> Sweep:
+def cancel_sweep(sweep_id: AssetId, caller: Writer, once: IdempotencyDep) -> Sweep:
     """Cancel all trials that have not ended, and make no more."""
     with once.writing(None) as session:
         row = _find(session, sweep_id, caller)
