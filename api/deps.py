@@ -16,6 +16,7 @@ from store.keys import Scope
 from store.settings import Settings
 from store.tables import LOCAL_TENANT, JobRow
 from worker.app import ring
+from worker.scoring.link import ScoringLink
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class House:
     database: Database
     blobs: Blobs
     broker: Celery
+    scoring: ScoringLink
 
     def ring(self, job: JobRow) -> None:
         """Tell the workers of a job whose row is committed; they find it by themselves too."""

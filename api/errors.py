@@ -41,6 +41,9 @@ CODES: dict[str, tuple[int, str]] = {
     "invalid_model": (422, "The model cannot be used for this"),
     "internal_error": (500, "The service met an error that it did not expect"),
     "storage_unavailable": (503, "The database does not answer"),
+    "scoring_unavailable": (503, "The scoring process does not answer"),
+    "overloaded": (503, "Too much is waiting already"),
+    "timed_out": (504, "The answer took longer than the service allows"),
 }
 
 

@@ -24,6 +24,7 @@ from api.routes import (
     leaderboard,
     models,
     rankings,
+    scoring,
     training,
 )
 from core.config import AuditRequest
@@ -32,6 +33,7 @@ from store.database import Database
 from store.ids import new_id
 from store.settings import Settings
 from worker.app import make_app
+from worker.scoring.link import ScoringLink
 
 log = logging.getLogger(__name__)
 
@@ -53,11 +55,18 @@ def create_app(settings: Settings) -> "RequestLog":
     The FastAPI application is the `app` of the answer: the log stands outside of everything, as
     FastAPI refuses bodies that are too large before any middleware of its own runs.
     """
-    house = House(settings, Database(settings), open_blobs(settings), make_app(settings))
+    house = House(
+        settings,
+        Database(settings),
+        open_blobs(settings),
+        make_app(settings),
+        ScoringLink(settings.scoring_url),
+    )
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         yield
+        await house.scoring.close()
         house.database.dispose()
 
     app = FastAPI(
@@ -74,6 +83,7 @@ def create_app(settings: Settings) -> "RequestLog":
     errors.install(app)
     for module in (datasets, models, audits):  # these take files
         app.include_router(module.router)
+    app.include_router(scoring.router, max_body_size=settings.max_scoring_bytes)
     for module in (training, rankings, leaderboard, jobs, catalogue, keys, health):
         app.include_router(module.router, max_body_size=settings.max_json_bytes)
     _complete_openapi(app)
@@ -134,7 +144,16 @@ def _complete_openapi(app: FastAPI) -> None:
     def openapi() -> dict[str, Any]:
         schema = generate()
         _, ours = models_json_schema(
-            [(cls, "validation") for cls in (errors.Problem, AuditRequest, audits.AuditForm)],
+            [
+                (cls, "validation")
+                for cls in (
+                    errors.Problem,
+                    AuditRequest,
+                    audits.AuditForm,
+                    scoring.ScoreRequest,
+                    scoring.ScoreForm,
+                )
+            ],
             ref_template="#/components/schemas/{model}",
         )
         schemas = schema["components"]["schemas"]

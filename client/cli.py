@@ -533,9 +533,6 @@ def score(
     """Score a few images with a model."""
     here = session(context)
     answer = here.client.score(model_id, images, positive=positive)
-    if "scores" not in answer:  # it takes longer than the service lets a request wait
-        (answer,) = here.follow(answer)
-        answer = {"model_id": model_id, **answer["result"]}
     here.answer(answer, show.scores(answer["scores"], images))
 
 

@@ -38,7 +38,7 @@ PING_LIMIT_S = 45.0  # the service sends something every 15 s
 RECONNECT_AFTER_S = 0.5
 RECONNECT_FOR_S = 60.0  # as long as a restart of the service may take
 UPLOAD_READ_LIMIT_S = 600.0  # from the last byte sent to the answer: the file is hashed and synced
-SCORE_READ_LIMIT_S = 120.0  # the service waits for scores up to its max_wait_s
+SCORE_READ_LIMIT_S = 120.0  # above the service's own limit
 
 
 class AdapError(Exception):
@@ -168,7 +168,7 @@ class Client:
     def score(
         self, model_id: str, images: Sequence[Path], *, positive: Sequence[str] | None = None
     ) -> Json:
-        """Score a few images: scores in the order given, or the job where it takes long.
+        """Score a few images: scores and ranks, in the order given.
 
         positive: the classes to score, for a model with a logit for each class.
         """
@@ -176,7 +176,7 @@ class Client:
             files = [("images", _part(stack, path, None)) for path in images]
             return self.post(
                 f"/v1/models/{model_id}/scores",
-                data={"positive": list(positive or [])},
+                data={"positive": list(positive or []), "rank": "true"},
                 files=files,
                 timeout=httpx.Timeout(self.timeout_s, read=SCORE_READ_LIMIT_S),
             )

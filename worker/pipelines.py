@@ -9,7 +9,6 @@ import hashlib
 import json
 import logging
 import platform
-import zipfile
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -34,8 +33,6 @@ from models import architectures, loading
 from models.errors import ModelFileError
 from models.header import InputSpec, Manifest
 from models.wrappers import Scorer
-from worker.intake import IntakeLimits
-from worker.intake.images import UnusableImageError, decode, strict_decoding
 from worker.work import Reporter, Work
 
 log = logging.getLogger(__name__)
@@ -383,40 +380,6 @@ def rank(work: Work, reporter: Reporter) -> Result:
     return {"summary": {"examples": len(index)}, "files": {"ranking": "ranking.ndjson"}}
 
 
-def score(work: Work, reporter: Reporter) -> Result:
-    """Score the images of one request, in the order in which they came."""
-    positive = work.request["positive"]
-    scorer = _load_scorer(
-        work.inputs["model"], "cpu", None if positive is None else tuple(positive)
-    )
-    spec = scorer.input_spec
-    names = work.request["file_names"]
-    images = np.empty((len(names), spec.channels, spec.height, spec.width), np.uint8)
-    reasons = []
-    with zipfile.ZipFile(work.inputs["upload"]) as bundle, strict_decoding():
-        for i, name in enumerate(names):
-            try:
-                data = bundle.read(f"{i:06d}")
-                images[i] = _fitted(decode(data, max_pixels=IntakeLimits().pixels), spec)
-            except UnusableImageError as error:
-                reasons.append(f"{name}: {error}")
-    if reasons:
-        return {"rejected": reasons}
-    with torch.inference_mode():
-        logits = scorer(torch.from_numpy(images).float() / 255).double().numpy()
-    if not np.isfinite(logits).all():
-        raise ModelError("expected finite scores, got NaN or infinity from the model")
-    ranks = np.empty(len(names), np.int64)
-    ranks[rank_order(logits, [f"{i:06d}" for i in range(len(names))])] = np.arange(len(names)) + 1
-    reporter.progress("scoring", len(names), len(names), "images")
-    return {
-        "scores": [
-            {"file_name": name, "score": float(logits[i]), "rank": int(ranks[i])}
-            for i, name in enumerate(names)
-        ]
-    }
-
-
 PIPELINES: dict[str, Callable[[Work, Reporter], Result]] = {
     "validate_model": validate_model,
     "train": train,
@@ -424,22 +387,7 @@ PIPELINES: dict[str, Callable[[Work, Reporter], Result]] = {
     "audit_checks": audit_checks,
     "audit_report": audit_report,
     "rank": rank,
-    "score": score,
 }
-
-
-def _fitted(pixels: np.ndarray[Any, np.dtype[np.uint8]], spec: InputSpec) -> Any:
-    """Decoded pixels as the (C, H, W) that a model takes: grey for all channels, else RGB."""
-    if pixels.shape[:2] != (spec.height, spec.width):
-        raise UnusableImageError(
-            f"expected {spec.height}x{spec.width} pixels (height x width), "
-            f"got {pixels.shape[0]}x{pixels.shape[1]}"
-        )
-    if pixels.ndim == 2:
-        return pixels[None].repeat(spec.channels, axis=0)
-    if spec.channels == 1:
-        raise UnusableImageError("expected a grey image, as the model has one channel, got colours")
-    return pixels.transpose(2, 0, 1)
 
 
 def _device(work: Work) -> str:

@@ -1,5 +1,6 @@
 """The API as a real server on a port, without workers: jobs stay queued, rows are made by hand."""
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -71,21 +72,15 @@ class Api:
         return identifier
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    folder = tmp_path_factory.mktemp("api")
-    settings = Settings(
-        home=folder / "home",
-        broker_url="redis://127.0.0.1:1/0",  # nobody there: a doorbell that nobody hears
-        max_upload_bytes=2_000_000,
-        max_json_bytes=100_000,
-        max_wait_s=1,
-    )
-    settings.home.mkdir()
-    database = Database(settings)
+@contextlib.contextmanager
+def running(folder: Path, **settings: Any) -> Iterator[Api]:
+    """An API with these settings, on a home in this folder."""
+    made = Settings(home=folder / "home", **settings)
+    made.home.mkdir()
+    database = Database(made)
     migrate(database)
     server = uvicorn.Server(
-        uvicorn.Config(create_app(settings), port=0, log_config=None, lifespan="on")
+        uvicorn.Config(create_app(made), port=0, log_config=None, lifespan="on")
     )
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -93,10 +88,23 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
         time.sleep(0.01)
     port = server.servers[0].sockets[0].getsockname()[1]
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as http:
-        yield Api(http, database, settings, folder)
+        yield Api(http, database, made, folder)
     server.should_exit = True
     thread.join()
     database.dispose()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    with running(
+        tmp_path_factory.mktemp("api"),
+        broker_url="redis://127.0.0.1:1/0",  # nobody there: a doorbell that nobody hears
+        scoring_url="tcp://127.0.0.1:1",  # nobody there either
+        max_upload_bytes=2_000_000,
+        max_json_bytes=100_000,
+        max_wait_s=1,
+    ) as api:
+        yield api
 
 
 @pytest.fixture
