@@ -200,6 +200,7 @@ def _response(
         request_id=request.scope.get("request_id"),
         errors=errors or [],
     )
-    return JSONResponse(
-        problem.model_dump(mode="json"), status, headers=headers, media_type=MEDIA_TYPE
-    )
+    content = problem.model_dump(mode="json")
+    if request.url.path.startswith("/v2"):
+        content["error"] = detail  # what clients of the Open Inference Protocol show
+    return JSONResponse(content, status, headers=headers, media_type=MEDIA_TYPE)

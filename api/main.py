@@ -19,6 +19,7 @@ from api.routes import (
     catalogue,
     datasets,
     health,
+    inference,
     jobs,
     keys,
     leaderboard,
@@ -47,6 +48,16 @@ their scores.
 
 Every error is `application/problem+json` (RFC 9457) with a stable `code`.
 """
+
+# bodies that routes read themselves, as they take several kinds, and what every error is
+READ_BY_ROUTES = (
+    errors.Problem,
+    AuditRequest,
+    audits.AuditForm,
+    scoring.ScoreRequest,
+    scoring.ScoreForm,
+    inference.InferenceRequest,
+)
 
 
 def create_app(settings: Settings) -> "RequestLog":
@@ -83,7 +94,8 @@ def create_app(settings: Settings) -> "RequestLog":
     errors.install(app)
     for module in (datasets, models, audits):  # these take files
         app.include_router(module.router)
-    app.include_router(scoring.router, max_body_size=settings.max_scoring_bytes)
+    for module in (scoring, inference):
+        app.include_router(module.router, max_body_size=settings.max_scoring_bytes)
     for module in (training, rankings, leaderboard, jobs, catalogue, keys, health):
         app.include_router(module.router, max_body_size=settings.max_json_bytes)
     _complete_openapi(app)
@@ -144,16 +156,7 @@ def _complete_openapi(app: FastAPI) -> None:
     def openapi() -> dict[str, Any]:
         schema = generate()
         _, ours = models_json_schema(
-            [
-                (cls, "validation")
-                for cls in (
-                    errors.Problem,
-                    AuditRequest,
-                    audits.AuditForm,
-                    scoring.ScoreRequest,
-                    scoring.ScoreForm,
-                )
-            ],
+            [(cls, "validation") for cls in READ_BY_ROUTES],
             ref_template="#/components/schemas/{model}",
         )
         schemas = schema["components"]["schemas"]

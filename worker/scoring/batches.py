@@ -6,8 +6,8 @@ company. Models take turns, whoever sends more.
 """
 
 import asyncio
-from collections import Counter, OrderedDict, deque
-from collections.abc import Hashable, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -44,10 +44,12 @@ class Batches:
     Requests of one key have items of one shape and dtype, and the same `compute`.
     """
 
-    def __init__(self, *, max_batch: int, max_wait_s: float) -> None:
+    def __init__(
+        self, *, max_batch: int, max_wait_s: float, on_batch: Callable[[Hashable, int], None]
+    ) -> None:
         self.max_batch = max_batch
         self.max_wait_s = max_wait_s
-        self.sizes: Counter[int] = Counter()  # how many batches had this many items
+        self._on_batch = on_batch  # told the key and the size of each
         self._queues: OrderedDict[Hashable, deque[Request]] = OrderedDict()
         self._more = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, "batches")
@@ -70,7 +72,7 @@ class Batches:
             parts = self._take(key)
             if not parts:
                 continue
-            self.sizes[sum(stop - start for _, start, stop in parts)] += 1
+            self._on_batch(key, sum(stop - start for _, start, stop in parts))
             arrays = [request.items[start:stop] for request, start, stop in parts]
             try:
                 results = await loop.run_in_executor(self._thread, parts[0][0].compute, arrays)

@@ -133,6 +133,7 @@ class Decoder:
         except (EOFError, OSError, ValueError, TimeoutError) as error:
             log.warning("decoder.died", extra={"units": len(units), "reason": repr(error)})
             self._stop()
+            await self._start()
             if alone:
                 _fail(units[0], [(None, "expected images that decode, got the decoder's end")])
                 return

@@ -56,10 +56,12 @@ class Server:
         self._blobs = blobs
         self._decoder = decoder
         self._batches = Batches(
-            max_batch=settings.scoring_max_batch, max_wait_s=settings.scoring_max_wait_s
+            max_batch=settings.scoring_max_batch,
+            max_wait_s=settings.scoring_max_wait_s,
+            on_batch=self._count_batch,
         )
         self._waiting = 0  # images of unanswered questions
-        self._images: Counter[str] = Counter()  # scored, by model
+        self._sizes: dict[str, Counter[int]] = {}  # of batches, by model
         self._questions: set[asyncio.Task[None]] = set()
 
     async def serve(self, url: str, *, stop: asyncio.Event) -> None:
@@ -175,7 +177,6 @@ class Server:
                 images = await self._decoder.decode(form, data, spec)
             with self._counted(len(images) - count):
                 scores = await self._scored(question, images)
-        self._images[question["model_id"]] += len(scores)
         return {"scores": scores.tolist()}
 
     async def _scored(self, question: Frame, images: NDArray[Any]) -> NDArray[np.float64]:
@@ -215,20 +216,29 @@ class Server:
     async def _forget(self, question: Frame) -> Frame:
         _, in_memory = await asyncio.shield(self._networks)
         in_memory.forget(question["model_id"])
-        self._images.pop(question["model_id"], None)
+        self._sizes.pop(question["model_id"], None)
         return {}
 
-    async def _status(self, _question: Frame) -> Frame:
-        """What this process holds and has done."""
+    async def _status(self, question: Frame) -> Frame:
+        """What this process holds, and has done with one model or with all of them."""
         in_memory = self._networks.result()[1] if self._networks.done() else None
+        model_id = question.get("model_id")
+        sizes: Counter[int] = Counter()
+        for each, counted in self._sizes.items():
+            if model_id in (None, each):
+                sizes += counted
         return {
             "waiting": self._waiting,
-            "images": dict(self._images),
-            "batch_sizes": dict(self._batches.sizes),
+            "images": sum(size * count for size, count in sizes.items()),
+            "batch_sizes": {str(size): count for size, count in sizes.items()},
             "in_memory": [] if in_memory is None else in_memory.in_memory,
             "evicted": 0 if in_memory is None else in_memory.evicted,
             "decoder_restarts": self._decoder.restarts,
         }
+
+    def _count_batch(self, key: Any, size: int) -> None:
+        wanted, _ = key
+        self._sizes.setdefault(wanted.model_id, Counter())[size] += 1
 
 
 def _drop(tasks: dict[int, asyncio.Task[None]], number: int, _: asyncio.Task[None]) -> None:
