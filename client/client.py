@@ -38,6 +38,11 @@ PING_LIMIT_S = 45.0  # the service sends something every 15 s
 RECONNECT_AFTER_S = 0.5
 RECONNECT_FOR_S = 60.0  # as long as a restart of the service may take
 UPLOAD_READ_LIMIT_S = 600.0  # from the last byte sent to the answer: the file is hashed and synced
+RANKING_FORMS = {
+    ".csv": "text/csv",
+    ".parquet": "application/vnd.apache.parquet",
+    ".ndjson": "application/x-ndjson",
+}
 SCORE_READ_LIMIT_S = 120.0  # above the service's own limit
 
 
@@ -164,6 +169,13 @@ class Client:
     def ranking(self, job_id: str, *, limit: int = 100, after: str | None = None) -> Json:
         """A page of a finished ranking, best first."""
         return self.get(f"/v1/rankings/{job_id}", limit=limit, after=after)
+
+    def save_ranking(self, job_id: str, target: Path) -> None:
+        """Download a whole ranking: CSV, Parquet or NDJSON, by the suffix of the file."""
+        if target.suffix not in RANKING_FORMS:
+            raise ValueError(f"expected a file {', '.join(RANKING_FORMS)}, got {target.name}")
+        accept = RANKING_FORMS[target.suffix]
+        self.download(f"/v1/rankings/{job_id}", target, accept=accept)
 
     def score(
         self, model_id: str, images: Sequence[Path], *, positive: Sequence[str] | None = None

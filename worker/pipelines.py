@@ -33,6 +33,7 @@ from models import architectures, loading
 from models.errors import ModelFileError
 from models.header import InputSpec, Manifest
 from models.wrappers import Scorer
+from worker.ranking_files import WRITERS
 from worker.work import Reporter, Work
 
 log = logging.getLogger(__name__)
@@ -349,7 +350,7 @@ def audit_report(work: Work, reporter: Reporter) -> Result:
 
 
 def rank(work: Work, reporter: Reporter) -> Result:
-    """Score every image of a split and write them best first."""
+    """Score every image of a split and write them best first, in each form of `WRITERS`."""
     request = RankingRequest.model_validate(work.request["config"])
     image_set = ImageSet.load(work.inputs["dataset"])
     index = image_set.in_split(work.request["split"])
@@ -365,19 +366,23 @@ def rank(work: Work, reporter: Reporter) -> Result:
     if not np.isfinite(logits).all():
         raise ModelError("expected finite scores, got NaN or infinity from the model")
     example_ids = [image_set.example_ids[i] for i in index]
-    with (work.folder / "ranking.ndjson").open("w") as file:
-        for position, i in enumerate(rank_order(logits, example_ids), start=1):
-            label = image_set.classes[image_set.labels[index[i]]]
-            row = {
-                "rank": position,
-                "example_id": example_ids[i],
-                "score": float(logits[i]),
-                "label": label,
-            }
-            if request.task is not None:
-                row["positive"] = label in request.task.positive
-            file.write(json.dumps(row) + "\n")
-    return {"summary": {"examples": len(index)}, "files": {"ranking": "ranking.ndjson"}}
+    rows = []
+    for position, i in enumerate(rank_order(logits, example_ids), start=1):
+        label = image_set.classes[image_set.labels[index[i]]]
+        row = {
+            "rank": position,
+            "example_id": example_ids[i],
+            "score": float(logits[i]),
+            "label": label,
+        }
+        if request.task is not None:
+            row["positive"] = label in request.task.positive
+        rows.append(row)
+    files = {}
+    for suffix, write in WRITERS.items():
+        files["ranking" if suffix == "ndjson" else suffix] = name = f"ranking.{suffix}"
+        write(rows, work.folder / name)
+    return {"summary": {"examples": len(index)}, "files": files}
 
 
 PIPELINES: dict[str, Callable[[Work, Reporter], Result]] = {

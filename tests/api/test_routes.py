@@ -323,6 +323,64 @@ def test_all_scores_come_as_one_file(api: Api, problem: Check, accept: str) -> N
     assert accept in operation["responses"]["200"]["content"]
 
 
+RANKING = [
+    {"rank": i, "example_id": str(i), "score": -i, "label": "cat", "positive": True}
+    for i in range(1, 8)
+]
+
+
+def finished_ranking(api: Api, **files: str) -> str:
+    """A finished ranking with these files."""
+    blobs = {}
+    for name, text in files.items():
+        path = api.folder / name
+        path.write_text(text)
+        blobs[name] = open_blobs(api.settings).put(path)
+    request = {"dataset_id": api.dataset(), "model_id": api.model()}
+    job_id = str(api.http.post("/v1/rankings", json=request).json()["id"])
+    finish(api, job_id, {"summary": {}, "blobs": blobs})
+    return job_id
+
+
+@pytest.mark.parametrize(
+    ("accept", "name", "suffix"),
+    [
+        ("text/csv", "csv", "csv"),
+        ("application/vnd.apache.parquet", "parquet", "parquet"),
+        ("application/x-ndjson", "ranking", "ndjson"),
+    ],
+)
+def test_a_whole_ranking_comes_as_one_file(
+    api: Api, problem: Check, accept: str, name: str, suffix: str
+) -> None:
+    lines = "".join(json.dumps(row) + "\n" for row in RANKING)
+    job_id = finished_ranking(api, ranking=lines, csv="the csv", parquet="the parquet")
+    path = f"/v1/rankings/{job_id}"
+    answer = api.http.get(path, headers={"Accept": accept})
+    assert answer.text == {"ranking": lines}.get(name, f"the {name}")
+    assert answer.headers["content-type"].partition(";")[0] == accept
+    assert answer.headers["content-disposition"] == f'attachment; filename="{job_id}.{suffix}"'
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["vary"] == "Accept"
+    known = {"Accept": accept, "If-None-Match": answer.headers["etag"]}
+    assert api.http.get(path, headers=known).status_code == 304
+    part = api.http.get(path, headers={"Accept": accept, "Range": "bytes=0-2"})
+    assert (part.status_code, part.text) == (206, answer.text[:3])
+
+    page = api.http.get(path, params={"limit": 4}).json()
+    rest = api.http.get(path, params={"limit": 4, "after": page["next_cursor"]}).json()
+    assert page["data"] + rest["data"] == RANKING
+    problem(api.http.get(path, headers={"Accept": "text/html"}), 406, "not_acceptable")
+    operation = api.http.get("/openapi.json").json()["paths"]["/v1/rankings/{job_id}"]["get"]
+    assert accept in operation["responses"]["200"]["content"]
+
+
+def test_a_ranking_from_before_there_were_tables_says_so(api: Api, problem: Check) -> None:
+    path = f"/v1/rankings/{finished_ranking(api, ranking='')}"
+    body = problem(api.http.get(path, headers={"Accept": "text/csv"}), 406, "not_acceptable")
+    assert "run it again" in body["detail"]
+
+
 def test_thresholds_are_refused_when_the_audit_is_asked_for(api: Api, problem: Check) -> None:
     request = {"dataset_id": api.dataset(), "model_id": api.model()}
 
