@@ -45,7 +45,7 @@ class Caller:
 _bearer = HTTPBearer(auto_error=False, description="an API key, `Authorization: Bearer adap_…`")
 
 
-def _house(request: Request) -> House:
+async def _house(request: Request) -> House:  # async: no thread is needed for this
     house = request.app.state.house
     assert isinstance(house, House)
     return house
@@ -107,7 +107,7 @@ class _Require:
     def __init__(self, scope: Scope) -> None:
         self.scope = scope
 
-    def __call__(self, caller: Annotated[Caller, Depends(_caller)]) -> Caller:
+    async def __call__(self, caller: Annotated[Caller, Depends(_caller)]) -> Caller:
         if self.scope not in caller.scopes:
             raise ApiError("forbidden", f"This needs an API key with the scope {self.scope!r}.")
         return caller

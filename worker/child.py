@@ -227,7 +227,9 @@ def die_with_the_worker(connection: Connection) -> None:
         poll = select.poll()
         poll.register(connection.fileno(), select.POLLRDHUP)
         poll.poll()
-        os.killpg(os.getpgrp(), signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # the group's leader is outside the sandbox
+            os.killpg(os.getpgrp(), signal.SIGKILL)
+        os._exit(1)
 
     Thread(target=watch, daemon=True).start()
 

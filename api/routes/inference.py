@@ -27,7 +27,7 @@ from api.assets import AssetId
 from api.deps import HouseDep, Reader, Writer
 from api.errors import ApiError, explain_validation, problems
 from api.routes.health import ScoringState
-from api.routes.scoring import Images, find_target, scores_of
+from api.routes.scoring import Images, find_target, off_the_loop, scores_of
 from worker.scoring.link import ScoringGoneError
 
 router = APIRouter(prefix="/v2", tags=["open inference protocol"])
@@ -241,7 +241,7 @@ async def infer(
     """Score images, given and answered as tensors."""
     target = await run_in_threadpool(find_target, house, caller, model_id)
     body = await request.body()
-    asked, images = await run_in_threadpool(_read, body, header_bytes)
+    asked, images = await off_the_loop(_read, body, header_bytes)
     scores = await scores_of(request, house, target, images)
     output = OutputTensor(shape=[len(scores)])
     answer = InferenceAnswer(model_name=model_id, id=asked.id, outputs=[output])

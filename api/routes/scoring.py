@@ -6,9 +6,9 @@ This process checks who asks, reads the request and passes bytes on: it opens no
 import asyncio
 import base64
 import binascii
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Query, Request, UploadFile
 from fastapi.concurrency import run_in_threadpool
@@ -26,6 +26,8 @@ from worker.scoring.link import ScoringGoneError
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
 MAX_IMAGES = 1000
+SHORT_BYTES = 64 * 1024  # of a body that is read in less time than a thread takes to start
+Read = TypeVar("Read")
 Positive = Annotated[
     list[str] | None,
     Field(
@@ -133,7 +135,7 @@ async def score_images(
             "invalid_request", "/query: expected `positive` and `rank` in the body, got a query."
         )
     elif content_type == "application/json":
-        images = await run_in_threadpool(_from_json, await request.body())
+        images = await off_the_loop(_from_json, await request.body())
     elif content_type == "multipart/form-data":
         images = await _from_form(request)
     else:
@@ -151,6 +153,13 @@ async def score_images(
             for name, score, place in zip(names, scores, ranks, strict=True)
         ],
     )
+
+
+async def off_the_loop(read: Callable[..., Read], body: bytes, *arguments: Any) -> Read:
+    """Read a body in a thread where it is long, so that other requests need not wait for it."""
+    if len(body) <= SHORT_BYTES:
+        return read(body, *arguments)
+    return await run_in_threadpool(read, body, *arguments)
 
 
 def find_target(house: House, caller: Caller, model_id: str) -> Target:
