@@ -154,6 +154,7 @@ class Scoring:
                 "ADAP_SCORING_MEMORY_BYTES": "500000",  # one small_cnn of 373 kB
                 "ADAP_THREADS": "1",
             },
+            stderr=(self.api.folder / "scoring.log").open("ab"),
         )
         wait_for(lambda: self.status(), because="the scoring process answers")
         return self.process
@@ -230,6 +231,9 @@ def running_scoring(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scorin
         scoring.process.terminate()
         assert scoring.process.wait(20) == 0
         assert not (api.settings.home / "work" / str(scoring.process.pid)).exists()
+        log = (folder / "scoring.log").read_text()
+        assert '"level": "error"' not in log
+        assert "Traceback" not in log
 
 
 @pytest.fixture

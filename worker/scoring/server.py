@@ -63,6 +63,7 @@ class Server:
         self._waiting = 0  # images of unanswered questions
         self._sizes: dict[str, Counter[int]] = {}  # of batches, by model
         self._questions: set[asyncio.Task[None]] = set()
+        self._lines: dict[asyncio.StreamWriter, asyncio.Event] = {}  # and whether each has ended
 
     async def serve(self, url: str, *, stop: asyncio.Event) -> None:
         """Listen until `stop`, then answer what was asked; raises if a part of it breaks."""
@@ -90,6 +91,9 @@ class Server:
             for task in (*parts, *self._questions):
                 task.cancel()
             await asyncio.gather(*parts, *self._questions, return_exceptions=True)
+            for writer, ended in list(self._lines.items()):
+                writer.close()
+                await ended.wait()
 
     async def _listen(self, url: str) -> asyncio.Server:
         parts = urlsplit(url)
@@ -111,6 +115,7 @@ class Server:
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer one API process; its questions end with its connection."""
         mine: dict[int, asyncio.Task[None]] = {}
+        ended = self._lines[writer] = asyncio.Event()
         answers: dict[str, Callable[[Frame], Awaitable[Frame]]] = {
             "score": self._score,
             "forget": self._forget,
@@ -138,6 +143,8 @@ class Server:
             for task in list(mine.values()):
                 task.cancel()
             writer.close()
+            del self._lines[writer]
+            ended.set()
 
     async def _answer(
         self,
