@@ -144,18 +144,19 @@ class Scoring:
     def start(self) -> subprocess.Popen[bytes]:
         """The process as the service starts it, once it answers."""
         settings = self.api.settings
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "worker.scoring"],
-            env={
-                **os.environ,
-                "ADAP_HOME": str(settings.home),
-                "ADAP_SCORING_URL": str(settings.scoring_url),
-                "ADAP_SCORING_MAX_WAITING": str(WAITING),
-                "ADAP_SCORING_MEMORY_BYTES": "500000",  # one small_cnn of 373 kB
-                "ADAP_THREADS": "1",
-            },
-            stderr=(self.api.folder / "scoring.log").open("ab"),
-        )
+        with (self.api.folder / "scoring.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "worker.scoring"],
+                env={
+                    **os.environ,
+                    "ADAP_HOME": str(settings.home),
+                    "ADAP_SCORING_URL": str(settings.scoring_url),
+                    "ADAP_SCORING_MAX_WAITING": str(WAITING),
+                    "ADAP_SCORING_MEMORY_BYTES": "500000",  # one small_cnn of 373 kB
+                    "ADAP_THREADS": "1",
+                },
+                stderr=log,
+            )
         wait_for(lambda: self.status(), because="the scoring process answers")
         return self.process
 
