@@ -34,6 +34,27 @@ def _small_cnn(channels: int, outputs: int) -> nn.Module:
     )
 
 
+def _thin_cnn(channels: int, outputs: int) -> nn.Module:
+    """Two 3x3 convolutions of stride 2 and means over a 4x4 grid, without BatchNorm.
+
+    Thin and shallow, as bounds grow with every layer and every unit; the grid keeps where things
+    are, which the mean over the whole image forgets.
+    """
+    return nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(channels, 16, 3, stride=2, padding=1),
+            relu1=nn.ReLU(),
+            conv2=nn.Conv2d(16, 32, 3, stride=2, padding=1),
+            relu2=nn.ReLU(),
+            pool=nn.AdaptiveAvgPool2d(4),
+            flatten=nn.Flatten(),
+            hidden=nn.Linear(32 * 4 * 4, 64),
+            relu3=nn.ReLU(),
+            fc=nn.Linear(64, outputs),
+        )
+    )
+
+
 def _torchvision_resnet18(outputs: int) -> nn.Module:
     from torchvision.models import resnet18  # takes more than a second: only where it is used
 
@@ -67,6 +88,7 @@ BUILDERS: dict[str, Callable[[int, int], nn.Module]] = {
     "small_cnn": _small_cnn,
     "resnet18": _resnet18,
     "resnet18_3x3": _resnet18_3x3,
+    "thin_cnn": _thin_cnn,
 }
 
 

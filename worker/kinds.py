@@ -39,8 +39,9 @@ from store import scores
 from store.ids import new_id
 from store.jobs import JobError
 from store.tables import AssetStatus, DatasetRow, JobKind, JobRow, ModelRow
+from worker.work import BOUNDS_SAMPLE
 
-SCORES_VERSION = 1  # of the code that attacks: another one makes other scores
+SCORES_VERSION = 2  # of the code that attacks: another one makes other scores
 NOMINAL_CHECKS = 1000  # images that the checks of a task count for in the progress of an audit
 
 
@@ -76,7 +77,8 @@ def audit_plan(session: Session, job: JobRow) -> list[dict[str, Any]]:
 
     For each task some shards of examples, in which every column (clean, an attack, a point of the
     epsilon curve, the bounds) is kept for itself, under a hash of all that it depends on; and one
-    shard for the checks of the audit itself.
+    shard for the checks of the audit itself. Whether to bound at all is a column too, but the same
+    one in all shards of a task: the first to have it saves the others asking.
     """
     config = AuditConfig.model_validate(_without_ids(job.request))
     dataset, model = _dataset(session, job), _model(session, job.model_id)
@@ -96,6 +98,7 @@ def audit_plan(session: Session, job: JobRow) -> list[dict[str, Any]]:
         check_fits(summary, **_size(surrogate))
     examples = sum(summary.counts(split).values())
     columns = _columns(config)
+    measured = [name for name in columns if name != BOUNDS_SAMPLE]
     shards: list[dict[str, Any]] = []
     for number, task in enumerate(tasks):
         common = {
@@ -108,13 +111,16 @@ def audit_plan(session: Session, job: JobRow) -> list[dict[str, Any]]:
             shards.append({**common, "part": "checks", "images": NOMINAL_CHECKS})
         for shard, start in enumerate(range(0, examples, config.shard_size)):
             stop = min(start + config.shard_size, examples)
-            depends_on = {
+            of_task = {
                 "version": SCORES_VERSION,
                 "tenant": job.tenant,
                 "model": model.content_sha256,
                 "dataset": dataset.content_sha256,
                 "split": split,
                 "positive": task.positive,
+            }
+            of_shard = {
+                **of_task,
                 "examples": [start, stop],
                 "shard": shard,
                 "batch_size": config.batch_size,
@@ -127,9 +133,15 @@ def audit_plan(session: Session, job: JobRow) -> list[dict[str, Any]]:
                     "shard": shard,
                     "start": start,
                     "stop": stop,
-                    "images": (stop - start) * len(columns),
+                    "images": (stop - start) * len(measured),
                     "columns": [
-                        {"name": name, "key": _key(depends_on, recipe, surrogate), **recipe}
+                        {
+                            "name": name,
+                            "key": _key(
+                                of_shard if name in measured else of_task, recipe, surrogate
+                            ),
+                            **recipe,
+                        }
                         for name, recipe in columns.items()
                     ],
                 }
@@ -148,6 +160,8 @@ def _columns(config: AuditConfig) -> dict[str, dict[str, Any]]:
             "attack": CURVE_ATTACK.as_json(),
             "threat": Threat(norm=threat.norm, epsilon=epsilon).as_json(),
         }
+    if config.certify == "auto":  # of no shard: whichever comes first finds out for all
+        columns[BOUNDS_SAMPLE] = {"certify": "sample", "threat": threat.as_json()}
     if config.certify != "off":
         columns["bounds"] = {"certify": config.certify, "threat": threat.as_json()}
     return columns

@@ -10,6 +10,7 @@ import json
 import logging
 import platform
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from importlib.metadata import version
@@ -34,7 +35,7 @@ from models.errors import ModelFileError
 from models.header import InputSpec, Manifest
 from models.wrappers import Scorer
 from worker.ranking_files import WRITERS
-from worker.work import Reporter, Work
+from worker.work import BOUNDS_SAMPLE, Reporter, Work
 
 log = logging.getLogger(__name__)
 
@@ -182,34 +183,43 @@ def audit_shard(work: Work, reporter: Reporter) -> Result:
             clean=clean,
         )
 
-    def measure(column: dict[str, Any], clean: Scores | None) -> Scores:
-        if clean is None:
+    def measure(column: dict[str, Any]) -> Scores:
+        if column["name"] == "clean":
             return attack([], config.threat, None)
-        threat = Threat.model_validate(column["threat"])
+        threat, clean = Threat.model_validate(column["threat"]), found["clean"]
         if "attack" in column:
             return attack([_ATTACK.validate_python(column["attack"])], threat, clean.clean)
+        method = column["certify"]
+        if method == "sample":
+            rows = _certified_sample(targets)
+            some = image_set.subset(index[rows])
+            return audit.certify_sample(
+                scorer, some.images, targets[rows], some.example_ids, threat=threat, device=device
+            )
+        if method == "auto" and found[BOUNDS_SAMPLE].no_bounds is not None:
+            return replace(clean, no_bounds=found[BOUNDS_SAMPLE].no_bounds)
         return audit.certify_shard(
             scorer,
             clean,
             part.images,
-            sample=_certified_sample(image_set, index, targets),
             threat=threat,
-            method=column["certify"],
+            method="crown_ibp" if method == "auto" else method,
             batch_size=config.batch_size,
             device=device,
             on_progress=on_progress,
         )
 
-    clean: Scores | None = None
+    found: dict[str, Scores] = {}  # what other columns are made of
     for i, column in enumerate(request["columns"]):
         name = column["name"]
         if name not in request["known"]:
             files[name] = f"column-{i}.safetensors"
-            save_scores([measure(column, clean)], work.folder / files[name])
-        if name == "clean":
-            known = work.inputs.get("known/clean", work.folder / files.get(name, ""))
-            (clean,) = load_scores(known)
-        done += stop - start
+            save_scores([measure(column)], work.folder / files[name])
+        if name in ("clean", BOUNDS_SAMPLE):
+            known = work.inputs.get(f"known/{name}", work.folder / files.get(name, ""))
+            (found[name],) = load_scores(known)
+        if name != BOUNDS_SAMPLE:
+            done += stop - start
         reporter.progress("attacking", done, request["images"], "images")
     return {"files": files, "known": request["known"]}
 
@@ -472,18 +482,15 @@ def _load_surrogate(work: Work, task: Task) -> Scorer | None:
 
 
 def _certified_sample(
-    image_set: ImageSet,
-    index: np.ndarray[Any, np.dtype[np.int64]],
     targets: np.ndarray[Any, np.dtype[np.int64]],
-) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], np.ndarray[Any, np.dtype[np.int64]]]:
-    """Some positives and some negatives, evenly spread: what `auto` tries bounds on."""
-    rows = np.concatenate(
+) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Rows of some positives and some negatives, evenly spread: what `auto` tries bounds on."""
+    return np.concatenate(
         [
             members[np.unique(np.linspace(0, len(members) - 1, CERTIFIED_SAMPLE, dtype=np.int64))]
             for members in (np.flatnonzero(targets == 1), np.flatnonzero(targets == 0))
         ]
     )
-    return image_set.images[index[rows]], targets[rows]
 
 
 def _joined_scores(

@@ -12,6 +12,7 @@ from safetensors.torch import save
 from sklearn.datasets import load_digits
 from sklearn.metrics import average_precision_score
 
+from client.verify import verify
 from models import architectures
 from tests.worker.archives import grouped, pack
 
@@ -102,6 +103,12 @@ def test_groups_curves_bounds_checks_and_thresholds(http: httpx.Client, pets: st
     assert http.get(f"/v1/models/{surrogate['id']}").json()["status"] == "ready"
     page = http.get(job["links"]["report"], headers={"Accept": "text/html"}).text
     assert "dusk" in page
+    accepted = {"Accept": "application/vnd.safetensors"}
+    lines = verify(report, http.get(job["links"]["scores"], headers=accepted).content)
+    assert [line for line in lines if not line.ok] == []
+    named = {line.figure for line in lines}
+    assert {"trust.monotone.ap_clean", "trust.noise_weaker.status", "budget_curve.5.both"} <= named
+    assert {"groups.dusk.clean.interval", "groups.worst_case_gap.interval"} <= named
     again = http.post(
         "/v1/audits",
         json={
@@ -159,19 +166,19 @@ def test_every_class_of_a_network_with_an_output_for_each(http: httpx.Client) ->
     labels = np.array(["zero", "one", "two"])[digits.target[kept][:90]]
     np.savez(arrays, images=images, labels=labels)
     dataset = add_dataset(http, "digits.npz", arrays.getvalue())
-    network = architectures.build("small_cnn", channels=1, seed=3, outputs=3).eval()
+    network = architectures.build("thin_cnn", channels=1, seed=3, outputs=3).eval()
     classes = ["two", "zero", "one"]
     added = http.post(
         "/v1/models",
         files={"file": ("k.safetensors", save(network.state_dict()))},
         data={
-            "architecture": "small_cnn",
+            "architecture": "thin_cnn",
             "input": '{"channels": 1, "height": 8, "width": 8, "mean": [0.3], "std": [0.3]}',
             "output": '{"kind": "multiclass", "classes": ["two", "zero", "one"]}',
         },
     ).json()
     finished(http, added["job_id"])
-    job = audit(http, added["id"], dataset)
+    job = audit(http, added["id"], dataset, threat={"epsilon": 0.001}, certify="crown_ibp")
     report = report_of(http, job)
     assert sorted(task["positive"][0] for task in report["tasks"]) == sorted(classes)
     x = (torch.tensor(images)[:, None].float() / 255 - 0.3) / 0.3
@@ -182,7 +189,9 @@ def test_every_class_of_a_network_with_an_output_for_each(http: httpx.Client) ->
         judged = average_precision_score(labels == name, p[:, classes.index(name)])
         assert task["clean"]["ap"] == pytest.approx(judged, abs=1e-6)
         assert task["worst_case"]["ap"] < task["clean"]["ap"]
-        assert "cannot be bounded" in task["no_certified_floor"]
+        floor = task["certified_floor"]
+        assert floor["proven_pairs"] > 0
+        assert task["floor"] < floor["ap"] <= task["worst_case"]["ap"]
     means = [task["worst_case"]["ap"] for task in report["tasks"]]
     assert report["mean"]["worst_case"] == pytest.approx(np.mean(means))
 

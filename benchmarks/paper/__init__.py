@@ -1,0 +1,1 @@
+"""The paper's tables and figures, run again at a chosen scale (`python -m benchmarks.paper`)."""
