@@ -220,6 +220,7 @@ def measure(architecture: str, *, seconds: float, rounds: int) -> None:
                     if name == "adap":
                         ours |= scores
     report(forward, rates, times)
+    ours = dict(sorted(ours.items())[:BATCH])  # the others would take as long as the rest together
     with torch.inference_mode():
         x = torch.from_numpy(pixels()).permute(0, 3, 1, 2).float() / 255
         alone = {i: float(here(x[i : i + 1])) for i in ours}
