@@ -157,7 +157,11 @@ class Scoring:
                 },
                 stderr=log,
             )
-        wait_for(lambda: self.status(), because="the scoring process answers")
+        wait_for(
+            lambda: (self.status() or {}).get("loaded_torch"),
+            because="the scoring process has loaded torch",
+            timeout_s=60,
+        )
         return self.process
 
     def status(self, model_id: str | None = None) -> dict[str, Any] | None:

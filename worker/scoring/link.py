@@ -16,6 +16,7 @@ import msgpack
 
 Frame = dict[str, Any]
 
+UNIX = "unix://"
 LENGTH_BYTES = 4
 BUFFER_BYTES = 2**20  # of a stream, before its sender has to wait
 CONNECT_LIMIT_S = 2.0
@@ -46,9 +47,9 @@ async def read_frame(reader: asyncio.StreamReader, *, max_bytes: int) -> Frame:
 
 async def open_stream(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """Connect to `unix:///path` or `tcp://host:port`."""
+    if url.startswith(UNIX):  # not split: a path may hold # and ?
+        return await asyncio.open_unix_connection(url.removeprefix(UNIX), limit=BUFFER_BYTES)
     parts = urlsplit(url)
-    if parts.scheme == "unix":
-        return await asyncio.open_unix_connection(parts.path, limit=BUFFER_BYTES)
     return await asyncio.open_connection(parts.hostname, parts.port, limit=BUFFER_BYTES)
 
 

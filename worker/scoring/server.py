@@ -32,7 +32,7 @@ from store.artifacts import Blobs
 from store.settings import MIB, Settings
 from worker.scoring.batches import Batches
 from worker.scoring.decoder import MAX_IMAGES, MAX_PIXEL_BYTES, Decoder, UnusableImagesError
-from worker.scoring.link import BUFFER_BYTES, Frame, read_frame, write_frame
+from worker.scoring.link import BUFFER_BYTES, UNIX, Frame, read_frame, write_frame
 
 log = logging.getLogger(__name__)
 
@@ -96,13 +96,13 @@ class Server:
                 await ended.wait()
 
     async def _listen(self, url: str) -> asyncio.Server:
-        parts = urlsplit(url)
-        if parts.scheme == "unix":
-            path = Path(parts.path)
+        if url.startswith(UNIX):
+            path = Path(url.removeprefix(UNIX))
             path.unlink(missing_ok=True)  # of one that was killed
             server = await asyncio.start_unix_server(self._connection, path, limit=BUFFER_BYTES)
             path.chmod(0o600)
             return server
+        parts = urlsplit(url)
         return await asyncio.start_server(
             self._connection, parts.hostname, parts.port, limit=BUFFER_BYTES
         )
@@ -235,6 +235,7 @@ class Server:
             if model_id in (None, each):
                 sizes += counted
         return {
+            "loaded_torch": in_memory is not None,
             "waiting": self._waiting,
             "images": sum(size * count for size, count in sizes.items()),
             "batch_sizes": {str(size): count for size, count in sizes.items()},
