@@ -50,6 +50,9 @@ CODES: dict[str, tuple[int, str]] = {
     "rate_limited": (429, "Too many requests a second"),
     "internal_error": (500, "The service met an error that it did not expect"),
     "storage_unavailable": (503, "The database does not answer"),
+    "scoring_unavailable": (503, "The scoring process does not answer"),
+    "overloaded": (503, "Too much is waiting already"),
+    "timed_out": (504, "The answer took longer than the service allows"),
 }
 
 
@@ -247,6 +250,7 @@ def _response(
         request_id=request.scope.get("request_id"),
         errors=errors or [],
     )
-    return JSONResponse(
-        problem.model_dump(mode="json"), status, headers=headers, media_type=MEDIA_TYPE
-    )
+    content = problem.model_dump(mode="json")
+    if request.url.path.startswith("/v2"):
+        content["error"] = detail  # what clients of the Open Inference Protocol show
+    return JSONResponse(content, status, headers=headers, media_type=MEDIA_TYPE)

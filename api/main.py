@@ -22,11 +22,13 @@ from api.routes import (
     catalogue,
     datasets,
     health,
+    inference,
     jobs,
     keys,
     leaderboard,
     models,
     rankings,
+    scoring,
     sweeps,
     training,
     webhooks,
@@ -39,6 +41,7 @@ from store.logs import log_about
 from store.settings import Settings
 from store.traces import Traces
 from worker.app import make_app
+from worker.scoring.link import ScoringLink
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +57,16 @@ their scores.
 Every error is `application/problem+json` (RFC 9457) with a stable `code`.
 """
 
+# bodies that routes read themselves, as they take several kinds, and what every error is
+READ_BY_ROUTES = (
+    errors.Problem,
+    AuditRequest,
+    audits.AuditForm,
+    scoring.ScoreRequest,
+    scoring.ScoreForm,
+    inference.InferenceRequest,
+)
+
 
 def create_app(settings: Settings) -> "RequestLog":
     """The API on the database, blobs and broker of the settings.
@@ -67,6 +80,7 @@ def create_app(settings: Settings) -> "RequestLog":
         open_blobs(settings),
         make_app(settings),
         Rates(settings.max_tenant_requests_per_s),
+        ScoringLink(settings.scoring_url),
     )
 
     traces = Traces(settings, service="adap-api")
@@ -77,6 +91,7 @@ def create_app(settings: Settings) -> "RequestLog":
         deliveries.start()
         yield
         deliveries.stop()
+        await house.scoring.close()
         house.database.dispose()
         traces.stop()
 
@@ -97,6 +112,8 @@ def create_app(settings: Settings) -> "RequestLog":
     errors.install(app)
     for module in (datasets, models, audits):  # these take files
         app.include_router(module.router)
+    for module in (scoring, inference):
+        app.include_router(module.router, max_body_size=settings.max_scoring_bytes)
     for module in (
         training,
         sweeps,
@@ -180,7 +197,7 @@ def _complete_openapi(app: FastAPI) -> None:
     """
     schema = app.openapi()  # which keeps it
     _, ours = models_json_schema(
-        [(cls, "validation") for cls in (errors.Problem, AuditRequest, audits.AuditForm)],
+        [(cls, "validation") for cls in READ_BY_ROUTES],
         ref_template="#/components/schemas/{model}",
     )
     schemas = schema["components"]["schemas"]

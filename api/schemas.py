@@ -215,9 +215,12 @@ class Sweep(SweepInfo):
 class ImageScore(Answer):
     """One image that was sent for scoring."""
 
-    file_name: str
+    file_name: str | None = Field(description="of an image that came as a file")
     score: float = Field(description=SCORE)
-    rank: int = Field(description="1 for the highest score of the request")
+    rank: int | None = Field(
+        description="1 for the highest score of the request, ties in the order of the images; "
+        "where `rank` was asked for"
+    )
 
 
 class ImageScores(Answer):
@@ -306,6 +309,9 @@ class Readiness(Answer):
     )
     database: Literal["ok"] = "ok"
     broker: Literal["ok", "unreachable"]
+    scoring: Literal["ok", "unreachable", "none"] = Field(
+        description="the process that scores single images; none where the settings name none"
+    )
     workers: list[WorkerInfo]
     problems: list[str]
 

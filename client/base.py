@@ -31,7 +31,12 @@ PING_LIMIT_S = 45.0  # the service sends something every 15 s
 RECONNECT_AFTER_S = 0.5
 RECONNECT_FOR_S = 60.0  # as long as a restart of the service may take
 UPLOAD_READ_LIMIT_S = 600.0  # from the last byte sent to the answer: the file is hashed and synced
-SCORE_READ_LIMIT_S = 120.0  # the service waits for scores up to its max_wait_s
+RANKING_FORMS = {
+    ".csv": "text/csv",
+    ".parquet": "application/vnd.apache.parquet",
+    ".ndjson": "application/x-ndjson",
+}
+SCORE_READ_LIMIT_S = 120.0  # above the limit of the service itself
 
 
 class AdapError(Exception):

@@ -25,7 +25,15 @@ from rich.console import Console, RenderableType
 
 from client import demo as demo_
 from client import show, watch
-from client.client import DEFAULT_URL, AdapError, Client, JobFailedError, Json, ProblemError
+from client.base import RANKING_FORMS
+from client.client import (
+    DEFAULT_URL,
+    AdapError,
+    Client,
+    JobFailedError,
+    Json,
+    ProblemError,
+)
 
 REPORT_FORMS = {".html": "text/html", ".md": "text/markdown", ".xml": "application/xml"}
 PIPE_COLUMNS = 1000  # a table that no terminal shows is not cut
@@ -619,12 +627,25 @@ def rank(
     ] = None,
     limit: Limit = 20,
     after: After = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Save the whole ranking: a name ending in .csv, .parquet or .ndjson.",
+        ),
+    ] = None,
     config: ConfigFile = None,
     set_: Set = None,
     watch_: Watch = False,
 ) -> None:
     """Rank the images of a data set by a model, best first."""
     here = session(context)
+    if output is not None and output.suffix not in RANKING_FORMS:
+        raise typer.BadParameter(
+            f"expected a name ending in {', '.join(RANKING_FORMS)}; got {output.name!r}",
+            param_hint="--output",
+        )
     if job_id is None:
         request = _request(
             config,
@@ -632,11 +653,15 @@ def rank(
             set_,
         )
         job = here.client.rank(request)
-        if not watch_:
+        if not watch_ and output is None:
             here.answer(job, f"{_queued(job)}\nShow its ranking: adap rank --job {job['id']}")
             return
         here.follow(job)
         job_id = job["id"]
+    if output is not None:
+        here.client.save_ranking(str(job_id), output)
+        here.answer({"path": str(output)}, f"Saved {output}.")
+        return
     page = here.client.ranking(job_id, limit=limit, after=after)
     here.page(page, show.ranking(page["data"]))
 
@@ -656,9 +681,6 @@ def score(
     """Score a few images with a model."""
     here = session(context)
     answer = here.client.score(model_id, images, positive=positive)
-    if "scores" not in answer:  # it takes longer than the service lets a request wait
-        (answer,) = here.follow(answer)
-        answer = {"model_id": model_id, **answer["result"]}
     here.answer(answer, show.scores(answer["scores"], images))
 
 

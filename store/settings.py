@@ -119,6 +119,30 @@ class Settings(BaseSettings):
     threads: int | None = Field(None, ge=1, description="CPU threads of a job; by default all")
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
+    scoring_url: str | None = Field(
+        None,
+        pattern=r"^(unix:///.+|tcp://[^/]+:\d+)$",
+        description="where the process that scores single images listens, unix:///path or "
+        "tcp://host:port; `adap up` starts one and fills this in. It asks for no password: a TCP "
+        "port belongs on a network that only the service's own processes reach",
+    )
+    scoring_max_batch: int = Field(
+        64, ge=1, description="most images of one forward pass, whichever requests they came with"
+    )
+    scoring_max_wait_s: float = Field(
+        0.002, ge=0, description="how long a batch that is not full waits for another request"
+    )
+    scoring_max_waiting: int = Field(
+        4096, ge=1, description="most images that wait to be scored; further ones are refused"
+    )
+    scoring_limit_s: float = Field(30, gt=0, description="time limit of one request for scores")
+    scoring_memory_bytes: int = Field(
+        4 * GIB, gt=0, description="weights kept in memory; the least recently used leave first"
+    )
+    max_scoring_bytes: int = Field(
+        32 * MIB, gt=0, description="largest request body of images to be scored at once"
+    )
+
     @cached_property
     def database(self) -> str:
         """The database's URL, default filled in."""

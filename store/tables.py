@@ -48,7 +48,7 @@ class JobKind(StrEnum):
     AUDIT = "audit"
     AUDIT_SHARD = "audit_shard"
     RANK = "rank"
-    SCORE = "score"
+    SCORE = "score"  # in older databases: scores of single images are no job any more
 
     @property
     def queue(self) -> str:

@@ -39,7 +39,7 @@ SECRETS = dict.fromkeys(
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
 PACKAGES = set(PROJECT["tool"]["importlinter"]["root_packages"])
 WORKERS = {"worker-compute", "worker-gpu", "worker-intake"}
-OURS = {"api", "setup"} | WORKERS
+OURS = {"api", "scoring", "setup"} | WORKERS
 
 
 def compose(*arguments: str, file: Path = COMPOSE, env: dict[str, str]) -> Any:

