@@ -9,7 +9,7 @@ WORKDIR /src
 # Dependencies first, without our code: this layer is several GB and changes with pyproject.toml only.
 COPY LICENSE README.md pyproject.toml ./
 # hadolint ignore=DL3013 # pyproject.toml pins the versions
-RUN pip install ".[postgres,s3]"
+RUN pip install ".[otel,postgres,s3]"
 COPY api api
 COPY client client
 COPY core core

@@ -18,6 +18,7 @@ from store.keys import Scope
 from store.settings import Settings
 from store.tables import LOCAL_TENANT, JobRow
 from worker.app import ring
+from worker.scoring.link import ScoringLink
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ class House:
     blobs: Blobs
     broker: Celery
     rates: Rates
+    scoring: ScoringLink
 
     def ring(self, job: JobRow) -> None:
         """Tell the workers of a job whose row is committed; they find it by themselves too."""
@@ -49,7 +51,7 @@ class Caller:
 _bearer = HTTPBearer(auto_error=False, description="an API key, `Authorization: Bearer adap_…`")
 
 
-def _house(request: Request) -> House:
+async def _house(request: Request) -> House:  # async: no thread is needed for this
     house = request.app.state.house
     assert isinstance(house, House)
     return house
@@ -128,7 +130,7 @@ class _Require:
     def __init__(self, scope: Scope) -> None:
         self.scope = scope
 
-    def __call__(self, caller: "AnyCaller") -> Caller:
+    async def __call__(self, caller: "AnyCaller") -> Caller:
         if self.scope not in caller.scopes:
             raise ApiError("forbidden", f"This needs an API key with the scope {self.scope!r}.")
         return caller

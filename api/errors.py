@@ -27,6 +27,7 @@ CODES: dict[str, tuple[int, str]] = {
     "bad_request": (400, "The request cannot be read"),
     "unauthorized": (401, "An API key is needed"),
     "forbidden": (403, "This API key may not do that"),
+    "webhooks_off": (403, "This service sends no webhooks"),
     "not_found": (404, "There is no such thing"),
     "method_not_allowed": (405, "This path does not take that method"),
     "not_acceptable": (406, "Not available in that form"),
@@ -41,6 +42,7 @@ CODES: dict[str, tuple[int, str]] = {
     "invalid_config": (422, "No run could honour this configuration"),
     "invalid_data": (422, "The data cannot be used for this"),
     "limit_exceeded": (422, "The request asks for more than this service allows"),
+    "url_refused": (422, "This service sends nothing to that address"),
     "idempotency_key_reused": (422, "The Idempotency-Key stands for another request"),
     "invalid_model": (422, "The model cannot be used for this"),
     "too_many_jobs": (429, "Too many jobs are queued or running"),
@@ -48,6 +50,9 @@ CODES: dict[str, tuple[int, str]] = {
     "rate_limited": (429, "Too many requests a second"),
     "internal_error": (500, "The service met an error that it did not expect"),
     "storage_unavailable": (503, "The database does not answer"),
+    "scoring_unavailable": (503, "The scoring process does not answer"),
+    "overloaded": (503, "Too much is waiting already"),
+    "timed_out": (504, "The answer took longer than the service allows"),
 }
 
 
@@ -245,6 +250,7 @@ def _response(
         request_id=request.scope.get("request_id"),
         errors=errors or [],
     )
-    return JSONResponse(
-        problem.model_dump(mode="json"), status, headers=headers, media_type=MEDIA_TYPE
-    )
+    content = problem.model_dump(mode="json")
+    if request.url.path.startswith("/v2"):
+        content["error"] = detail  # what clients of the Open Inference Protocol show
+    return JSONResponse(content, status, headers=headers, media_type=MEDIA_TYPE)

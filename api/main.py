@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
+from typing import Any
 
 from fastapi import Depends, FastAPI
 from pydantic.json_schema import models_json_schema
@@ -12,21 +13,26 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import errors
+from api.deliveries import Allowed, Deliveries
 from api.deps import House, refuse_unknown_query
-from api.metrics import Metrics
+from api.metrics import Metrics, route_of
 from api.quotas import Rates
 from api.routes import (
     audits,
     catalogue,
     datasets,
     health,
+    inference,
     jobs,
     keys,
     leaderboard,
     models,
     rankings,
+    scoring,
+    sweeps,
     training,
     uploads,
+    webhooks,
 )
 from core.config import AuditRequest
 from store.artifacts import open_blobs
@@ -34,7 +40,9 @@ from store.database import Database
 from store.ids import new_id
 from store.logs import log_about
 from store.settings import Settings
+from store.traces import Traces
 from worker.app import make_app
+from worker.scoring.link import ScoringLink
 
 log = logging.getLogger(__name__)
 
@@ -43,11 +51,22 @@ How much Average Precision an image ranker keeps when it is attacked, rankers th
 their scores.
 
 1. `POST /v1/datasets` and `POST /v1/models` take files; a job checks each of them.
-2. `POST /v1/training-jobs`, `/v1/audits` and `/v1/rankings` answer 201 with a job at once.
+2. `POST /v1/training-jobs`, `/v1/audits` and `/v1/rankings` answer 201 with a job at once;
+   `POST /v1/sweeps` with many trainings.
 3. `GET /v1/jobs/{id}` says how far it is; `/v1/jobs/{id}/events` streams it.
 
 Every error is `application/problem+json` (RFC 9457) with a stable `code`.
 """
+
+# bodies that routes read themselves, as they take several kinds, and what every error is
+READ_BY_ROUTES = (
+    errors.Problem,
+    AuditRequest,
+    audits.AuditForm,
+    scoring.ScoreRequest,
+    scoring.ScoreForm,
+    inference.InferenceRequest,
+)
 
 
 def create_app(settings: Settings) -> "RequestLog":
@@ -62,12 +81,20 @@ def create_app(settings: Settings) -> "RequestLog":
         open_blobs(settings),
         make_app(settings),
         Rates(settings.max_tenant_requests_per_s),
+        ScoringLink(settings.scoring_url),
     )
+
+    traces = Traces(settings, service="adap-api")
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        deliveries = Deliveries(house.database, Allowed(settings.webhook_hosts))
+        deliveries.start()
         yield
+        deliveries.stop()
+        await house.scoring.close()
         house.database.dispose()
+        traces.stop()
 
     app = FastAPI(
         title="AdAP",
@@ -77,6 +104,7 @@ def create_app(settings: Settings) -> "RequestLog":
         max_body_size=settings.max_upload_bytes,
         form_limits={"max_files": 1001, "max_fields": 1001, "max_part_size": 64 * 1024},
         dependencies=[Depends(refuse_unknown_query)],
+        generate_unique_id_function=lambda route: route.name,  # what generated clients call it
         redirect_slashes=False,
         separate_input_output_schemas=False,
     )
@@ -85,17 +113,31 @@ def create_app(settings: Settings) -> "RequestLog":
     errors.install(app)
     for module in (datasets, models, audits):  # these take files
         app.include_router(module.router)
-    for module in (uploads, training, rankings, leaderboard, jobs, catalogue, keys, health):
+    for module in (scoring, inference):
+        app.include_router(module.router, max_body_size=settings.max_scoring_bytes)
+    for module in (
+        uploads,
+        training,
+        sweeps,
+        rankings,
+        leaderboard,
+        jobs,
+        catalogue,
+        keys,
+        webhooks,
+        health,
+    ):
         app.include_router(module.router, max_body_size=settings.max_json_bytes)
     _complete_openapi(app)
-    return RequestLog(app, metrics)
+    return RequestLog(app, metrics, traces)
 
 
 class RequestLog:
     """Give every request an id, say it in the answer and in every line of the log, and count it."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, traces: Traces) -> None:
         self.app = app
+        self.traces = traces
         self.metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -121,16 +163,27 @@ class RequestLog:
                 message = {**message, "body": errors.too_large(request_id), "more_body": False}
             await send(message)
 
-        with log_about(request_id=request_id):
+        method = scope["method"]
+        headers = {
+            name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
+        }
+        with (
+            log_about(request_id=request_id),
+            self.traces.span(
+                method, headers=headers, http__request__method=method, adap__request_id=request_id
+            ) as describe,
+        ):
             try:
                 await self.app(scope, receive, send_with_id)
             finally:
+                route = route_of(scope)
+                describe(f"{method} {route}", http__route=route, http__response__status_code=status)
                 seconds = time.perf_counter() - started
                 self.metrics.count(scope, status=status, seconds=seconds)
                 log.info(
                     "request.done",
                     extra={
-                        "method": scope["method"],
+                        "method": method,
                         "path": scope["path"],
                         "status": status,
                         "ms": round(1000 * seconds, 1),
@@ -139,16 +192,29 @@ class RequestLog:
 
 
 def _complete_openapi(app: FastAPI) -> None:
-    """Add the schemas that FastAPI does not find by itself to the OpenAPI.
+    """Add to the OpenAPI what FastAPI does not say by itself.
 
-    Error answers refer to Problem; the route for audits reads its two kinds of body itself.
+    Error answers refer to Problem; the route for audits reads its two kinds of body itself; and
+    generators of clients know a file by `format: binary`.
     """
     schema = app.openapi()  # which keeps it
     _, ours = models_json_schema(
-        [(cls, "validation") for cls in (errors.Problem, AuditRequest, audits.AuditForm)],
+        [(cls, "validation") for cls in READ_BY_ROUTES],
         ref_template="#/components/schemas/{model}",
     )
     schemas = schema["components"]["schemas"]
     schemas |= ours["$defs"]
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)
+    _mark_files(schemas)
+
+
+def _mark_files(value: Any) -> None:
+    if isinstance(value, dict):
+        if value.get("contentMediaType") == "application/octet-stream":
+            value["format"] = "binary"
+        for inner in value.values():
+            _mark_files(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            _mark_files(inner)

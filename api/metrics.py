@@ -33,15 +33,16 @@ class Metrics:
 
     def count(self, scope: Scope, *, status: int, seconds: float) -> None:
         """Count a request that was answered."""
-        route = scope.get("route")
-        path = getattr(
-            route, "path", "none"
-        )  # the route, not the path: ids would make endless names
-        self._requests.labels(scope["method"], path, str(status)).observe(seconds)
+        self._requests.labels(scope["method"], route_of(scope), str(status)).observe(seconds)
 
     def exposition(self) -> bytes:
         """All figures as text."""
         return generate_latest(self._registry)
+
+
+def route_of(scope: Scope) -> str:
+    """The route that answered, without the ids of its path: they would make endless names."""
+    return str(getattr(scope.get("route"), "path", "none"))
 
 
 class _Jobs(Collector):

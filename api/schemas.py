@@ -185,12 +185,58 @@ class Leaderboard(Answer):
     contenders: list[Contender]
 
 
+class Trial(Answer):
+    """One training of a sweep."""
+
+    number: int
+    job_id: str = Field(description="the training job")
+    status: JobStatus
+    progress: Progress | None
+    parameters: dict[str, Any] = Field(description="what it changes, by the paths of fields")
+    clean_ap: float | None = Field(description="validation AP of its best epoch")
+    robust_ap: float | None = Field(description="the same under attack")
+    best_epoch: int | None
+    model_id: str | None
+    on_front: bool = Field(description="whether no other trial beats it at both APs")
+    error: JobFailure | None
+
+
+class SweepInfo(Answer):
+    """A sweep, without its trials."""
+
+    id: str
+    name: str | None
+    status: JobStatus = Field(
+        description="queued until a trial runs; at the end succeeded if any trial has"
+    )
+    done: bool = Field(description="whether the status is final")
+    created_at: Timestamp
+    dataset_id: str
+    planned: int = Field(description="trials in all")
+    counts: dict[JobStatus, int] = Field(description="trials made so far, by status")
+    request: dict[str, Any]
+    links: dict[str, str]
+
+
+class Sweep(SweepInfo):
+    """A sweep and its trials."""
+
+    trials: list[Trial]
+    best: int | None = Field(description="number of the trial of highest robust AP")
+    front: list[int] = Field(
+        description="numbers of the trials on the Pareto front of clean and robust AP"
+    )
+
+
 class ImageScore(Answer):
     """One image that was sent for scoring."""
 
-    file_name: str
+    file_name: str | None = Field(description="of an image that came as a file")
     score: float = Field(description=SCORE)
-    rank: int = Field(description="1 for the highest score of the request")
+    rank: int | None = Field(
+        description="1 for the highest score of the request, ties in the order of the images; "
+        "where `rank` was asked for"
+    )
 
 
 class ImageScores(Answer):
@@ -216,6 +262,36 @@ class NewApiKey(ApiKey):
     """An API key, shown this one time."""
 
     key: str
+
+
+class WebhookAnswer(Answer):
+    """Where to tell of the end of jobs."""
+
+    id: str
+    url: str
+    events: list[str]
+    created_at: Timestamp
+
+
+class NewWebhook(WebhookAnswer):
+    """A webhook, with its secret this one time."""
+
+    secret: str = Field(description="signs what is sent, see standardwebhooks.com")
+
+
+class Delivery(Answer):
+    """An event for a webhook; `id` is the header `webhook-id`."""
+
+    id: str
+    event: str
+    job_id: str
+    status: Literal["pending", "delivered", "failed"]
+    attempt: int = Field(description="how often it was sent")
+    answered: int | None = Field(description="HTTP status of the last attempt")
+    error: str | None = Field(description="why the last attempt had none")
+    created_at: Timestamp
+    attempted_at: Timestamp | None
+    next_at: Timestamp | None = Field(description="when it is sent again, while it is pending")
 
 
 class CatalogueEntry(Answer):
@@ -249,6 +325,9 @@ class Readiness(Answer):
     )
     database: Literal["ok"] = "ok"
     broker: Literal["ok", "unreachable"]
+    scoring: Literal["ok", "unreachable", "none"] = Field(
+        description="the process that scores single images; none where the settings name none"
+    )
     workers: list[WorkerInfo]
     problems: list[str]
 
@@ -328,7 +407,8 @@ def _links(row: JobRow) -> dict[str, str]:
     links = {"self": f"/v1/jobs/{row.id}", "events": f"/v1/jobs/{row.id}/events"}
     if row.dataset_id is not None:
         links["dataset"] = f"/v1/datasets/{row.dataset_id}"
-    model_id = row.model_id or (row.result or {}).get("model_id")
+    # a training reads at most the model that it starts from; its result is another
+    model_id = (row.result or {}).get("model_id") or row.model_id
     if model_id is not None:
         links["model"] = f"/v1/models/{model_id}"
     if row.status == JobStatus.SUCCEEDED:

@@ -8,6 +8,7 @@ report that its scores do not bear out are problems too), 2 a wrong command line
 import json as json_
 import os
 import re
+import subprocess
 import sys
 import tempfile
 import webbrowser
@@ -25,7 +26,15 @@ from rich.console import Console, RenderableType
 
 from client import demo as demo_
 from client import show, watch
-from client.client import DEFAULT_URL, AdapError, Client, JobFailedError, Json, ProblemError
+from client.base import RANKING_FORMS
+from client.client import (
+    DEFAULT_URL,
+    AdapError,
+    Client,
+    JobFailedError,
+    Json,
+    ProblemError,
+)
 
 REPORT_FORMS = {".html": "text/html", ".md": "text/markdown", ".xml": "application/xml"}
 PIPE_COLUMNS = 1000  # a table that no terminal shows is not cut
@@ -40,11 +49,13 @@ app = typer.Typer(
 dataset_app = typer.Typer(no_args_is_help=True, help="Data sets: labelled images.")
 model_app = typer.Typer(no_args_is_help=True, help="Models: networks, uploaded or trained here.")
 jobs_app = typer.Typer(no_args_is_help=True, help="Jobs: trainings, audits, rankings, checks.")
+sweeps_app = typer.Typer(no_args_is_help=True, help="Sweeps: trainings that differ in some fields.")
 report_app = typer.Typer(no_args_is_help=True, help="Reports: what audits have found.")
 key_app = typer.Typer(no_args_is_help=True, help="API keys: who may use the service.")
 app.add_typer(dataset_app, name="dataset")
 app.add_typer(model_app, name="model")
 app.add_typer(jobs_app, name="jobs")
+app.add_typer(sweeps_app, name="sweeps")
 app.add_typer(report_app, name="report")
 app.add_typer(key_app, name="key")
 
@@ -125,6 +136,12 @@ Positive = Annotated[
     list[str] | None,
     typer.Option(help="A class to rank first; several options are one positive side."),
 ]
+TrainingPreset = Annotated[
+    str | None,
+    typer.Option(
+        help="Of what is not said otherwise: paper-cifar, paper-celeba, paper-bdd or quick."
+    ),
+]
 Seed = Annotated[int | None, typer.Option(help="Of every random choice.")]
 Split = Annotated[
     str | None, typer.Option(help="train, validation or test; by default test where there is one.")
@@ -203,10 +220,41 @@ def add_dataset(
         typer.Argument(
             exists=True,
             readable=True,
-            help="A zip of class folders, such a folder itself, an .npz or .parquet.",
+            help="A zip of class folders, such a folder itself, an .npz or .parquet; with --from "
+            "the folder in which the publisher's files lie.",
         ),
     ],
     name: Annotated[str | None, typer.Option(help="By default the file's name.")] = None,
+    published: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="NAME",
+            help="cifar10, cifar100, celeba or bdd100k, as published; or folder, with --size.",
+        ),
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            help="With --from: superclass or class (CIFAR-100), an attribute (CelebA), weather or "
+            "scene (BDD100K)."
+        ),
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option(help="With --from: height and width of the images in pixels.")
+    ] = None,
+    positive: Annotated[
+        list[str] | None,
+        typer.Option(help="With --prevalence: a class of which images are dropped."),
+    ] = None,
+    prevalence: Annotated[
+        float | None,
+        typer.Option(
+            help="With --from and --positive: drop positives until they are this share of what is "
+            "trained on."
+        ),
+    ] = None,
+    seed: Seed = None,
     resize: Annotated[
         str | None,
         typer.Option(
@@ -219,9 +267,26 @@ def add_dataset(
     """Upload a data set; a job checks it."""
     here = session(context)
     rule = None if resize is None else _resize(resize)
-    with _zipped(path) as file, _uploading(here, file) as on_bytes:
+    options = {
+        "--labels": labels,
+        "--size": size,
+        "--prevalence": prevalence,
+        "--seed": seed,
+    }
+    given = [name for name, value in options.items() if value is not None]
+    if published is None and (given or positive):
+        raise typer.BadParameter("expected --from with it", param_hint=[*given, "--positive"][0])
+    words = [str(word) for option in given for word in (option, options[option])]
+    words += [word for name in positive or [] for word in ("--positive", name)]
+    made = _zipped(path) if published is None else _packed(published, path, words)
+    with made as file, _uploading(here, file) as on_bytes:
+        default = (
+            path.resolve().name
+            if published is None
+            else " ".join([published, *([labels] if labels else [])])
+        )
         dataset = here.client.datasets.add(
-            file, name=name or path.resolve().name, resize=rule, on_bytes=on_bytes
+            file, name=name or default, resize=rule, on_bytes=on_bytes
         )
     if not watch_:
         here.answer(dataset, _being_checked("data set", dataset))
@@ -367,7 +432,14 @@ def train(
     method: Annotated[
         str | None, typer.Option(help="ce, ap, pgd, trades, mart, adap_lpn, …")
     ] = None,
+    each: Annotated[
+        bool, typer.Option("--each", help="One network for all classes, trained on their mean AP.")
+    ] = False,
+    preset: TrainingPreset = None,
     architecture: Annotated[str | None, typer.Option(help="small_cnn, resnet18, …")] = None,
+    start_from: Annotated[
+        str | None, typer.Option(help="Id of a model whose weights to start from.")
+    ] = None,
     epochs: Annotated[int | None, typer.Option(min=1)] = None,
     name: Annotated[str | None, typer.Option(help="Of the resulting model.")] = None,
     seed: Seed = None,
@@ -381,9 +453,11 @@ def train(
         config,
         {
             "dataset_id": dataset,
-            "task": _task(positive),
+            "task": _task(positive, each=each),
             "method": method,
+            "preset": preset,
             "architecture": architecture,
+            "warm_start": None if start_from is None else {"model_id": start_from},
             "epochs": epochs,
             "name": name,
             "seed": seed,
@@ -401,6 +475,65 @@ def train(
         show.model(here.client.models.show(model_id)),
         f"\nAttack it: adap audit --model {model_id} --dataset {request['dataset_id']} --watch",
     )
+
+
+@app.command()
+def sweep(
+    context: typer.Context,
+    vary: Annotated[
+        list[str],
+        typer.Option(
+            metavar="PATH=VALUES",
+            help="A field and its values, for example method.lambda=0.1,1,10; with --trials also "
+            "a range, as optimizer.lr=1e-5..1e-2:log. May be given several times.",
+        ),
+    ],
+    dataset: Annotated[str | None, typer.Option(help="Id of the data set.")] = None,
+    positive: Positive = None,
+    method: Annotated[
+        str | None, typer.Option(help="ce, ap, pgd, trades, mart, adap_lpn, …")
+    ] = None,
+    preset: TrainingPreset = None,
+    trials: Annotated[
+        int | None,
+        typer.Option(min=1, help="Search with so many trials; by default every combination."),
+    ] = None,
+    at_once: Annotated[
+        int | None, typer.Option(min=1, help="With --trials: how many are queued or run at a time.")
+    ] = None,
+    maximise: Annotated[
+        str | None, typer.Option(help="With --trials: both, robust_ap or clean_ap.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Of the sweep.")] = None,
+    seed: Annotated[int | None, typer.Option(help="With --trials: of the search.")] = None,
+    config: ConfigFile = None,
+    set_: Set = None,
+    watch_: Watch = False,
+) -> None:
+    """Train many models that differ in some fields, and show which are worth having."""
+    here = session(context)
+    training = _request(
+        config,
+        {"dataset_id": dataset, "task": _task(positive), "method": method, "preset": preset},
+        set_,
+    )
+    only_searched = {"at_once": at_once, "maximise": maximise, "seed": seed}
+    if trials is None and (given := _without_none(only_searched)):
+        raise typer.BadParameter(
+            "expected --trials with it", param_hint=f"--{next(iter(given)).replace('_', '-')}"
+        )
+    search = {
+        "kind": "grid" if trials is None else "tpe",
+        "parameters": dict(_varied(text, ranges=trials is not None) for text in vary),
+        **_without_none({"trials": trials, **only_searched}),
+    }
+    request = _without_none({"name": name, "training": training, "search": search})
+    made = here.client.sweep(request)
+    if not watch_:
+        count = f"{made['planned']:,} trials"
+        here.answer(made, f"{made['id']}: {count}. Watch it: adap sweeps watch {made['id']}")
+        return
+    _follow_sweep(here, made["id"])
 
 
 @app.command()
@@ -505,12 +638,25 @@ def rank(
     ] = None,
     limit: Limit = 20,
     after: After = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Save the whole ranking: a name ending in .csv, .parquet or .ndjson.",
+        ),
+    ] = None,
     config: ConfigFile = None,
     set_: Set = None,
     watch_: Watch = False,
 ) -> None:
     """Rank the images of a data set by a model, best first."""
     here = session(context)
+    if output is not None and output.suffix not in RANKING_FORMS:
+        raise typer.BadParameter(
+            f"expected a name ending in {', '.join(RANKING_FORMS)}; got {output.name!r}",
+            param_hint="--output",
+        )
     if job_id is None:
         request = _request(
             config,
@@ -518,11 +664,15 @@ def rank(
             set_,
         )
         job = here.client.rank(request)
-        if not watch_:
+        if not watch_ and output is None:
             here.answer(job, f"{_queued(job)}\nShow its ranking: adap rank --job {job['id']}")
             return
         here.follow(job)
         job_id = job["id"]
+    if output is not None:
+        here.client.save_ranking(str(job_id), output)
+        here.answer({"path": str(output)}, f"Saved {output}.")
+        return
     page = here.client.ranking(job_id, limit=limit, after=after)
     here.page(page, show.ranking(page["data"]))
 
@@ -542,9 +692,6 @@ def score(
     """Score a few images with a model."""
     here = session(context)
     answer = here.client.score(model_id, images, positive=positive)
-    if "scores" not in answer:  # it takes longer than the service lets a request wait
-        (answer,) = here.follow(answer)
-        answer = {"model_id": model_id, **answer["result"]}
     here.answer(answer, show.scores(answer["scores"], images))
 
 
@@ -595,6 +742,40 @@ def retry_job(context: typer.Context, job_id: str) -> None:
     here = session(context)
     job = here.client.jobs.retry(job_id)
     here.answer(job, _queued(job))
+
+
+# --- sweeps ---------------------------------------------------------------------------------------
+
+
+@sweeps_app.command("list")
+def list_sweeps(context: typer.Context, limit: Limit = 20, after: After = None) -> None:
+    """The sweeps, newest first."""
+    here = session(context)
+    page = here.client.sweeps.list(limit=limit, after=after)
+    here.page(page, show.sweeps(page["data"]))
+
+
+@sweeps_app.command("show")
+def show_sweep(context: typer.Context, sweep_id: str) -> None:
+    """One sweep: its trials, the best of them and the Pareto front."""
+    here = session(context)
+    found = here.client.sweeps.show(sweep_id)
+    here.answer(found, show.sweep(found))
+
+
+@sweeps_app.command("watch")
+def watch_sweep(context: typer.Context, sweep_id: str) -> None:
+    """Show progress until the end; fails if no trial succeeds."""
+    here = session(context)
+    _follow_sweep(here, here.client.sweeps.show(sweep_id)["id"])
+
+
+@sweeps_app.command("cancel")
+def cancel_sweep(context: typer.Context, sweep_id: str) -> None:
+    """Cancel the trials that have not ended, and make no more."""
+    here = session(context)
+    found = here.client.sweeps.cancel(sweep_id)
+    here.answer(found, f"{sweep_id} is {found['status']}.")
 
 
 # --- reports --------------------------------------------------------------------------------------
@@ -749,6 +930,14 @@ class DemoFailedError(AdapError):
     """The demonstration did not show what it is there to show."""
 
 
+class SweepFailedError(AdapError):
+    """A sweep that was watched has ended without a model, or was cancelled."""
+
+
+class PackingFailedError(AdapError):
+    """A published data set could not be read; the process that tried has said why."""
+
+
 class ThresholdsNotMetError(AdapError):
     """The audited model does not keep what was asked of it."""
 
@@ -771,11 +960,7 @@ def _request(file: Path | None, options: Json, assignments: Sequence[str] | None
         path, equals, text = assignment.partition("=")
         if not equals or not all(path.split(".")):
             raise typer.BadParameter(f"expected PATH=VALUE, got {assignment!r}", param_hint="--set")
-        try:
-            value = json_.loads(text)
-        except ValueError:
-            value = text
-        _assign(request, path.split("."), value, path)
+        _assign(request, path.split("."), _value(text), path)
     return dict(request)
 
 
@@ -802,7 +987,56 @@ def _assign(target: Any, path: list[str], value: Any, whole: str) -> None:
     _assign(inner, path[1:], value, whole)
 
 
-def _task(positive: list[str] | None) -> Json | None:
+def _varied(text: str, *, ranges: bool) -> tuple[str, Any]:
+    """A field and its values: `method=ce,ap`, a JSON list, or `optimizer.lr=1e-5..1e-2:log`."""
+    path, equals, values = text.partition("=")
+    if not equals or not path or not values:
+        raise typer.BadParameter(f"expected PATH=VALUES, got {text!r}", param_hint="--vary")
+    low, dots, high = values.partition("..")
+    if dots and not values.startswith("["):
+        high, _, log = high.partition(":")
+        if not ranges or log not in ("", "log"):
+            raise typer.BadParameter(
+                f"expected a range LOW..HIGH or LOW..HIGH:log, and --trials with it; got {text!r}",
+                param_hint="--vary",
+            )
+        return path, {"low": _value(low), "high": _value(high), "log": bool(log)}
+    if values.startswith("["):
+        return path, _parse_json(values, option="--vary")
+    return path, [_value(value) for value in values.split(",")]
+
+
+def _value(text: str) -> Any:
+    """A JSON value, or else the text itself."""
+    try:
+        return json_.loads(text)
+    except ValueError:
+        return text
+
+
+def _follow_sweep(here: Session, sweep_id: str) -> None:
+    """Show a sweep until its end, then its trials; fails if it has not succeeded."""
+    try:
+        with watch.open_board(here.err) as board:
+            ended = watch.follow_sweep(here.client.sweeps.follow(sweep_id), board.line("sweep"))
+    except KeyboardInterrupt:
+        here.err.print(
+            f"{sweep_id} goes on without you. Watch it again: adap sweeps watch {sweep_id}\n"
+            f"Stop it: adap sweeps cancel {sweep_id}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        sys.exit(130)
+    here.answer(ended, show.sweep(ended))
+    if ended["status"] != "succeeded":
+        raise SweepFailedError(f"The sweep {sweep_id} has ended {ended['status']}.")
+
+
+def _task(positive: list[str] | None, *, each: bool = False) -> Json | None:
+    if each and positive:
+        raise typer.BadParameter("expected --each or --positive, got both", param_hint="--each")
+    if each:
+        return {"each": True}
     return {"positive": positive} if positive else None
 
 
@@ -866,6 +1100,20 @@ def _zipped(path: Path) -> Iterator[Path]:
                     archive.write(inside, name)
         file.flush()
         yield Path(file.name)
+
+
+@contextmanager
+def _packed(published: str, root: Path, options: Sequence[str]) -> Iterator[Path]:
+    """A published data set as an NPZ that is gone afterwards, packed by a process of its own."""
+    with tempfile.TemporaryDirectory(prefix="adap-pack-") as folder:
+        file = Path(folder) / f"{published}.npz"
+        packing = [sys.executable, "-P", "-m", "core.published", published, str(root.resolve())]
+        run = subprocess.run(
+            [*packing, "-o", str(file), *options], stdout=subprocess.DEVNULL, check=False
+        )
+        if run.returncode != 0:
+            raise PackingFailedError(f"The data set in {root} was not packed; nothing was sent.")
+        yield file
 
 
 @contextmanager

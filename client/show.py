@@ -204,7 +204,10 @@ def model(item: Json) -> RenderableType:
             ("positive", _names(manifest.get("positive"))),
             ("method", _method(training.get("method"))),
             ("trained on", (training.get("dataset") or {}).get("name")),
-            ("best epoch", best and f"{best['epoch']} of {best['epochs']}"),
+            ("started from", _start(training.get("warm_start"))),
+            ("optimiser", _method((training.get("config") or {}).get("optimizer"))),
+            ("best epoch", best and f"{best['epoch']} of {len(training.get('history', []))}"),
+            ("chosen by", _rule(training)),
             ("clean AP", figure(best.get("clean_ap"))),
             ("robust AP", figure(best.get("robust_ap"))),
             ("warnings", "\n".join(findings.get("warnings", []))),
@@ -268,6 +271,74 @@ def job_progress(item: Json) -> str:
     if item["done"] or item["progress"] is None:
         return ""
     return "{phase} {completed:,}/{total:,} {unit}".format(**item["progress"])
+
+
+# --- sweeps ---------------------------------------------------------------------------------------
+
+
+def sweeps(items: Sequence[Json]) -> RenderableType:
+    """A list of sweeps."""
+    return table(
+        *("id", "name", "status", "trials", "of", "created"),
+        rows=(
+            (
+                item["id"],
+                item["name"],
+                status(item["status"]),
+                sum(item["counts"].values()),
+                item["planned"],
+                when(item["created_at"]),
+            )
+            for item in items
+        ),
+        right=("trials", "of"),
+    )
+
+
+def sweep(item: Json) -> RenderableType:
+    """One sweep: its trials, the best of them and the Pareto front."""
+    trials = item["trials"]
+    paths = list(dict.fromkeys(path for trial in trials for path in trial["parameters"]))
+    counts = ", ".join(f"{count} {name}" for name, count in item["counts"].items())
+    return Group(
+        facts(
+            (
+                ("id", item["id"]),
+                ("name", item["name"]),
+                ("status", status(item["status"])),
+                ("data set", item["dataset_id"]),
+                ("trials", f"{counts} of {item['planned']}"),
+                ("best", None if item["best"] is None else f"trial {item['best']}"),
+            )
+        ),
+        Text(),
+        table(
+            *("trial", "status", *paths, "clean AP", "robust AP", "epoch", "Pareto", "model"),
+            rows=(
+                (
+                    trial["number"],
+                    status(trial["status"]),
+                    *(_parameter(trial["parameters"].get(path)) for path in paths),
+                    figure(trial["clean_ap"]),
+                    figure(trial["robust_ap"]),
+                    trial["best_epoch"],
+                    Text("*", style="green") if trial["on_front"] else "",
+                    trial["model_id"],
+                )
+                for trial in trials
+            ),
+            right=("trial", "clean AP", "robust AP", "epoch"),
+        ),
+        Text(),
+        Text("* on the Pareto front: no other trial has both APs as high."),
+    )
+
+
+def _parameter(value: Any) -> str:
+    """A varied value: numbers with the digits that mean something."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 # --- results --------------------------------------------------------------------------------------
@@ -484,6 +555,25 @@ def _method(value: Json | None) -> str:
         return ""
     parameters = {key: value[key] for key in value if key != "name"}
     return f"{value['name']} ({_values(parameters)})" if parameters else str(value["name"])
+
+
+def _start(value: Json | None) -> str:
+    if value is None:
+        return ""
+    return f"{value['model']['id']}{', with a fresh last layer' if value['fresh_head'] else ''}"
+
+
+def _rule(training: Json) -> str:
+    """By which figure the epoch was chosen, and of what."""
+    config = training.get("config")
+    if config is None or "select_by" not in training:
+        return ""
+    rule = f"validation {training['select_by'].replace('_ap', ' AP')}"
+    if config.get("ema") is not None:
+        rule += f" of averaged weights (decay {config['ema']:g})"
+    if training.get("stopped_early"):
+        rule += f", stopped after {config['validation']['patience']} epochs without a better one"
+    return rule
 
 
 def _either(value: Any) -> str:

@@ -2,8 +2,12 @@
 
 Nothing here is shared with the service. Average precision is scikit-learn's, on ranks in which the
 negatives of a tie come first; intervals come from a plain bootstrap of our own and must agree as
-closely as two sets of resamples can be expected to. What needs the model is taken as reported: what
-the trust checks found, and the intervals of groups.
+closely as two sets of resamples can be expected to.
+
+The trust checks attack a sample anew, and what they found cannot be had without the model. What
+can: that a verdict follows from its checks and a check's status from its figures, what the sample's
+clean scores say, and whether the audit's own attacks contradict a check that passed. A line says of
+each check that is left what it takes.
 """
 
 import hashlib
@@ -28,11 +32,29 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 TOLERANCE = 1e-9  # the same sums in another order
+EQUAL_COST = 1e-12  # of AP, as where it is chosen which image to change
 RESAMPLES = 1000
 DRAWS_AT_ONCE = 2**18  # bounds the memory
 STANDARD_ERRORS = 4.5  # of two sets of resamples: one interval in 100,000 is off by more
 REPORT_VERSION = 2
 OPERATORS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
+SEVERITY = ("skipped", "pass", "caution", "fail")
+CHECKED = {"quick": 48, "full": 128}  # images of each class that trust checks look at
+# A check is a caution above the first number and fails above the second: docs/trust.md.
+LIMITS = {
+    "noise_weaker": (0.5, 0.9),
+    "reaches_floor": (0.02, 0.1),
+    "black_box_wins": (0.05, 0.15),
+    "gradients": (0.01, 0.1),
+    "repeatable": (2e-3, 2e-2),
+    "batch_independent": (2e-3, 2e-2),
+    "eight_bit": (0.1, 0.5),
+}
+AP_LIMITS = (0.01, 0.05)  # or the weight of one and of two positives
+# Of a sample's clean AP: its images are scored among others, which may swap neighbours.
+OTHER_BATCH = 0.01
+WHITE_BOX = ("fgsm", "pgd", "apgd")
+BLACK_BOX = ("square", "transfer")
 THRESHOLD = re.compile(r"\s*(.*[^<>=\s])\s*(>=|<=|>|<)\s*([^<>=]+?)\s*")
 
 
@@ -85,6 +107,8 @@ def verify(report: Json, content: bytes) -> list[Line]:
             found[name] = _task(book, task, scores, config)
         book.prefix = ""
         _mean(book, report, list(found.values()))
+        if report["trust"] is not None:
+            _trust(book, report, dict(zip(names, tasks, strict=False)))
         _thresholds(book, report, found)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise NotAReportError(
@@ -105,15 +129,17 @@ class _Book:
 
     def same(self, figure: str, reported: Any, recomputed: Any) -> None:
         """Words and counts, which are equal or not."""
-        self._add(figure, reported, recomputed, reported == recomputed)
+        self.add(figure, reported, recomputed, reported == recomputed)
 
-    def number(self, figure: str, reported: Any, recomputed: float | None) -> None:
+    def number(
+        self, figure: str, reported: Any, recomputed: float | None, *, within: float = TOLERANCE
+    ) -> None:
         """Figures, which are equal but for rounding; None where there is none."""
         if reported is None or recomputed is None:
-            self._add(figure, reported, recomputed, reported is recomputed)
+            self.add(figure, reported, recomputed, reported is recomputed)
         else:
-            close = bool(abs(float(reported) - recomputed) <= TOLERANCE)
-            self._add(figure, reported, float(recomputed), close)
+            close = bool(abs(float(reported) - recomputed) <= within)
+            self.add(figure, reported, float(recomputed), close)
 
     def interval(self, figure: str, reported: Json | None, own: Floats, resamples: int) -> None:
         """An interval, against resampled figures of our own."""
@@ -129,9 +155,13 @@ class _Book:
             and _is_quantile(-reported["high"], -own, tail, slack)
         )
         span = f"{reported['low']:.4f} to {reported['high']:.4f}"
-        self._add(f"{figure}.interval", span, f"about {low:.4f} to {high:.4f}", ok)
+        self.add(f"{figure}.interval", span, f"about {low:.4f} to {high:.4f}", ok)
 
-    def _add(self, figure: str, reported: Any, recomputed: Any, ok: bool) -> None:
+    def taken(self, figure: str, reported: Any, why: str) -> None:
+        """What cannot be computed here, and why."""
+        self.add(figure, reported, f"({why})", True)
+
+    def add(self, figure: str, reported: Any, recomputed: Any, ok: bool) -> None:
         self.lines.append(Line(self.prefix + figure, reported, recomputed, ok))
 
 
@@ -225,29 +255,23 @@ def _curve(book: _Book, task: Json, scores: "_Scores") -> Iterator[tuple[str, Js
 
 
 def _budget(book: _Book, task: Json, config: Json, scores: "_Scores", worst: Floats) -> None:
-    """Exact for one image and for all that can change. Between them choices among equals differ:
-    what is left must not be above that of plain greedy choice, nor below all changed."""
     points, targets = task["budget_curve"], scores.targets
     book.same("budget_curve", [point["images"] for point in points], config["budgets"])
-    for role, may in (
-        ("hide_positives", targets == 1),
-        ("push_negatives", targets == 0),
-        ("both", np.ones(len(targets), bool)),
-    ):
-        reached = np.where(may, worst, scores.clean)
-        everything, changeable = _ap(reached, targets), int((reached != scores.clean).sum())
-        open_points = [point["images"] for point in points if point["images"] < changeable]
-        left = greedy(scores.clean, reached, targets, steps=max(open_points, default=1))
-        for point in points:
-            images, reported = point["images"], point[role]
-            most = left[min(images, len(left) - 1)]
-            if images >= changeable:
-                expected = everything
-            elif images == 1:
-                expected = most
-            else:
-                expected = float(np.clip(reported, everything, max(most, everything)))
-            book.number(f"budget_curve.{images}.{role}", reported, expected)
+    most = max((point["images"] for point in points), default=0)
+    left = {
+        role: greedy(scores.clean, np.where(may, worst, scores.clean), targets, steps=most)
+        for role, may in (
+            ("hide_positives", targets == 1),
+            ("push_negatives", targets == 0),
+            ("both", np.ones(len(targets), bool)),
+        )
+    }
+    for point in points:
+        images = point["images"]
+        ap = {role: aps[min(images, len(aps) - 1)] for role, aps in left.items()}
+        ap["both"] = min(ap.values())  # who may change both may change either alone
+        for role, value in ap.items():
+            book.number(f"budget_curve.{images}.{role}", point[role], value)
 
 
 def _operating(
@@ -299,6 +323,7 @@ def _groups(book: _Book, task: Json, scores: "_Scores", worst: Floats) -> dict[s
     names = [group["group"] for group in task["groups"]["groups"]]
     book.same("groups", sorted(names), sorted(set(groups)))
     comparable: dict[str, dict[str, float]] = {"clean": {}, "worst_case": {}}
+    resamples = task["resamples"] or RESAMPLES
     for group in task["groups"]["groups"]:
         name = group["group"]
         inside = groups == name
@@ -306,12 +331,18 @@ def _groups(book: _Book, task: Json, scores: "_Scores", worst: Floats) -> dict[s
         book.same(f"{path}.examples", group["examples"], len(own))
         book.same(f"{path}.positives", group["positives"], int(own.sum()))
         ranked = min(own.sum(), len(own) - own.sum()) >= 2
-        for side, logits in (("clean", scores.clean[inside]), ("worst_case", worst[inside])):
+        sides = {"clean": scores.clean[inside], "worst_case": worst[inside]}
+        again = _resampled(list(sides.values()), own) if ranked else [own, own]
+        for (side, logits), resampled in zip(sides.items(), again, strict=True):
             ap = _ap(logits, own) if ranked else None
             at = _ap(logits, own, prevalence=float(targets.mean())) if ranked else None
             figure = group[side]
             book.number(f"{path}.{side}.ap", None if figure is None else figure["ap"], ap)
             book.number(f"{path}.{side}_at_prevalence", group[f"{side}_at_prevalence"], at)
+            if figure is not None and ranked:
+                book.interval(f"{path}.{side}", figure["interval"], resampled, resamples)
+                tied = np.isin(logits[own == 1], logits[own == 0]).sum()
+                book.same(f"{path}.{side}.tied", figure["tied"], int(tied))
             if at is not None:
                 comparable[side][name] = at
     gaps = {}
@@ -324,12 +355,27 @@ def _groups(book: _Book, task: Json, scores: "_Scores", worst: Floats) -> dict[s
         book.number(f"groups.{side}_gap.worst", figures.get(gap["worst"]), min(figures.values()))
         gaps[side] = max(figures.values()) - min(figures.values())
         book.number(f"groups.{side}_gap", gap["difference"]["value"], gaps[side])
+        logits = scores.clean if side == "clean" else worst
+        # No example is in both, so their resamples are independent.
+        best, last = (
+            _resampled(
+                [logits[groups == gap[end]]],
+                targets[groups == gap[end]],
+                prevalence=float(targets.mean()),
+                seed=seed,
+            )[0]
+            if gap[end] in figures
+            else np.zeros(RESAMPLES)
+            for seed, end in enumerate(("best", "worst"), start=1)
+        )
+        book.interval(f"groups.{side}_gap", gap["difference"]["interval"], best - last, resamples)
     return {"group_gap": gaps["worst_case"]} if "worst_case" in gaps else {}
 
 
 def _mean(book: _Book, report: Json, tasks: Sequence[dict[str, float]]) -> None:
     for name, value in report["mean"].items():
-        of_tasks = [task[f"{name}_ap"] for task in tasks]
+        figure = name if name == "certified_floor" else f"{name}_ap"
+        of_tasks = [task[figure] for task in tasks]
         book.number(f"mean.{name}", value, sum(of_tasks) / len(of_tasks))
 
 
@@ -358,6 +404,143 @@ def _thresholds(book: _Book, report: Json, tasks: Mapping[str, dict[str, float]]
         # Compared as reported: `got` was found equal above, and rounding may decide at the limit.
         passed = figure in found and OPERATORS[sign](result["got"], limit)
         book.same(f"threshold {text}: passed", result["passed"], passed)
+
+
+# --- trust ----------------------------------------------------------------------------------------
+
+
+def _trust(book: _Book, report: Json, tasks: Mapping[str, "_Scores"]) -> None:
+    """The verdict by the checks, each check by its figures, and what the scores say of it."""
+    checks = report["trust"]["checks"]
+    worst = max((check["status"] for check in checks), key=SEVERITY.index, default="skipped")
+    verdict = {"fail": "not trustworthy", "caution": "caution"}.get(worst, "trustworthy")
+    book.same("trust.verdict", report["trust"]["verdict"], verdict)
+    statuses = {check["name"]: check["status"] for check in checks}
+    steady = {statuses.get(of) for of in ("repeatable", "batch_independent")} <= {"pass", None}
+    for check in checks:
+        name, status, figures = check["name"], check["status"], check["figures"]
+        path = f"trust.{name}"
+        # of several tasks the worst result is shown, and the message begins with its name
+        named = [task for task in tasks if check["message"].startswith(f"{task}: ")]
+        scores = tasks[max(named, key=len) if len(tasks) > 1 and named else next(iter(tasks))]
+        rows = _checked_rows(scores, report["provenance"]["config"])
+        sample = scores.targets[rows]
+        positives = int(sample.sum())
+        expected = None if status == "skipped" else _by_figures(name, figures, positives)
+        if expected is None:
+            reason = "as reported: it was skipped" if status == "skipped" else "needs the model"
+            book.taken(path, status, reason)
+            continue
+        book.same(f"{path}.status", status, expected)
+        if name == "reaches_floor" and "floor" in figures:
+            floor = _ap(-sample.astype(np.float64), sample)
+            book.number(f"{path}.floor", figures["floor"], floor)
+        if name == "monotone" and "ap_clean" in figures:
+            aps = [figures[f"ap_{point}"] for point in ("clean", "half", "same", "twice")]
+            book.number(f"{path}.rise", figures["rise"], _rise(aps))
+            if steady:
+                clean = _ap(scores.clean[rows], sample)
+                book.number(f"{path}.ap_clean", figures["ap_clean"], clean, within=OTHER_BATCH)
+        contrary = [
+            _contrary(name, report, task, of)
+            for task, of in zip(report["tasks"], tasks.values(), strict=False)
+        ]
+        if status == "pass" and any(found is not None for found in contrary):
+            fails = any(contrary)
+            book.add(
+                f"{path} by the audit's attacks", status, "fail" if fails else "no fail", not fails
+            )
+
+
+def _by_figures(name: str, figures: Json, positives: int) -> str | None:
+    """The status that follows from a check's figures; None where more is needed to tell."""
+    if "not_finite" in figures:
+        return "fail"
+    ap_limits = max(AP_LIMITS[0], 1 / positives), max(AP_LIMITS[1], 2 / positives)
+    judged: list[tuple[float, tuple[float, float]]]
+    if name == "noise_weaker":
+        judged = [(_share(figures["margin_drop_noise"], figures["margin_drop"]), LIMITS[name])]
+    elif name == "black_box_weaker":
+        judged = []
+        for box in BLACK_BOX:
+            if f"ap_{box}" in figures:
+                judged += [
+                    (figures["ap_white_box"] - figures[f"ap_{box}"], ap_limits),
+                    (figures[f"{box}_wins"], LIMITS["black_box_wins"]),
+                ]
+    elif name == "monotone":
+        judged = [(figures["rise"], ap_limits)]
+    elif name == "reaches_floor":
+        judged = [((figures["ap"] - figures["floor"]) / (1 - figures["floor"]), LIMITS[name])]
+    elif name == "gradients":
+        judged = [(share, LIMITS[name]) for share in figures.values()]
+    elif name == "repeatable" or (name == "batch_independent" and figures.get("scored_alone") == 1):
+        judged = [(figures["share_of_spread"], LIMITS[name])]
+    elif name == "batch_independent":
+        return "fail"  # an image that comes alone is refused
+    elif name == "eight_bit":
+        drop, kept = figures["margin_drop"], figures["margin_drop_8_bit"]
+        judged = [
+            (1 - kept / drop if drop > 0 else 0.0, LIMITS[name]),
+            (figures["ap_8_bit"] - figures["ap"], ap_limits),
+        ]
+    else:
+        return None
+    return max((_status(*pair) for pair in judged), key=SEVERITY.index)
+
+
+def _contrary(name: str, report: Json, task: Json, scores: "_Scores") -> bool | None:
+    """Whether the audit's own attacks, on all examples, fail a check; None where they do not ask.
+
+    They are other attacks on other images than the check's, so a lesser difference says nothing.
+    """
+    signs, targets = 2 * scores.targets - 1, scores.targets
+    limit = max(AP_LIMITS[1], 2 / int(targets.sum()))
+    of = {key: value["attack"]["name"] for key, value in task["attacks"].items()}
+    logits = {key: scores.attacked[key] for key in of if key in scores.attacked}
+    drops = {key: float((signs * (scores.clean - found)).mean()) for key, found in logits.items()}
+    white = [key for key in logits if of[key] in WHITE_BOX]
+    noise = [key for key in logits if of[key] == "noise"]
+    black = [key for key in logits if of[key] in BLACK_BOX]
+    if name == "noise_weaker" and noise and white:
+        most = max(drops[key] for key in white)
+        return _share(max(drops[key] for key in noise), most) > LIMITS[name][1]
+    if name == "black_box_weaker" and black and white:
+        lowest = {key: _ap(logits[key], targets) for key in (*white, *black)}
+        by = min(black, key=lowest.__getitem__)
+        stronger = min(lowest[key] for key in white) - lowest[by] > limit
+        # more queries than the check has may find what it could not: the report must say so
+        warned = any(by in text and "more damage" in text for text in report["warnings"])
+        return stronger and not warned
+    if name == "monotone" and scores.curve:
+        aps = [_ap(found, targets) for found in (scores.clean, *scores.curve.values())]
+        return _rise(aps) > limit
+    return None
+
+
+def _checked_rows(scores: "_Scores", config: Json) -> Ints:
+    """The examples that trust checks look at, evenly spread over each class."""
+    standard = config.get("attacks") is None and config.get("preset") == "standard"
+    most = CHECKED[config.get("checks") or ("full" if standard else "quick")]
+    sides = [np.flatnonzero(scores.targets == target) for target in (0, 1)]
+    spread = [
+        side[np.linspace(0, len(side) - 1, min(most, len(side))).round().astype(np.int64)]
+        for side in sides
+    ]
+    return np.sort(np.concatenate(spread))
+
+
+def _share(noise: float, attack: float) -> float:
+    """Of the attack's damage that noise does; all of it where the attack does none."""
+    return noise / attack if attack > 0 else 1.0
+
+
+def _rise(aps: Sequence[float]) -> float:
+    return max(0.0, *(later - before for before, later in pairwise(aps)))
+
+
+def _status(value: float, limits: tuple[float, float]) -> str:
+    return "fail" if value > limits[1] else "caution" if value > limits[0] else "pass"
 
 
 # --- the scores and what comes from them ----------------------------------------------------------
@@ -427,9 +610,16 @@ def _worst(scores: _Scores) -> tuple[Floats, dict[str, int]]:
     return lowest * signs, {name: int((by == name).sum()) for name in names}
 
 
-def _resampled(rankings: Sequence[Floats], targets: Ints) -> list[Floats]:
-    """(RESAMPLES,) APs of each ranking; all of them see the same resamples."""
-    random = np.random.default_rng(0)
+def _resampled(
+    rankings: Sequence[Floats], targets: Ints, *, prevalence: float | None = None, seed: int = 0
+) -> list[Floats]:
+    """(RESAMPLES,) APs of each ranking, carried over to a prevalence if one is given; all of them
+    see the same resamples."""
+    random = np.random.default_rng(seed)
+    positives = targets.sum()
+    weight = 1.0  # of a negative
+    if prevalence is not None:
+        weight = (1 / prevalence - 1) * positives / (len(targets) - positives)
     sides = [np.flatnonzero(targets == target) for target in (0, 1)]
     orders = [np.lexsort((targets, -logits)) for logits in rankings]
     places = np.arange(1, len(targets) + 1)
@@ -444,7 +634,9 @@ def _resampled(rankings: Sequence[Floats], targets: Ints) -> list[Floats]:
         for ranking, order in zip(made, orders, strict=True):
             ranked = np.repeat(np.tile(targets[order], count), times[:, order].ravel())
             hits = ranked.reshape(count, len(targets))  # a resample a row, best first
-            ranking.append((hits * hits.cumsum(axis=1) / places).sum(axis=1) / targets.sum())
+            found = hits.cumsum(axis=1)
+            precision = found / (found + weight * (places - found))
+            ranking.append((hits * precision).sum(axis=1) / positives)
     return [np.concatenate(chunks) for chunks in made]
 
 
@@ -452,11 +644,19 @@ def greedy(clean: Floats, worst: Floats, targets: Ints, *, steps: int) -> list[f
     """AP with 0, 1, 2, … images at their worst, each time the one that costs most AP.
 
     worst: the logits within the attacker's reach, equal to the clean ones where there is none.
-    The list ends early where no further image costs anything.
+    Of equal costs the image goes first that passes most of the other class once all are changed;
+    then positives before negatives, each in the order of the examples.
+    The list ends early where there is nothing left to change.
     """
     logits, left = clean.copy(), [_ap(clean, targets)]
     places = np.flatnonzero(targets == 1), np.flatnonzero(targets == 0)
-    for _ in range(steps):
+    reach = np.zeros(len(targets), np.int64)
+    for own, sign in ((1, 1), (0, -1)):
+        for side, scores in ((1, worst), (-1, clean)):
+            others, mine = np.sort(sign * scores[targets != own]), sign * scores[targets == own]
+            reach[targets == own] += side * (len(others) - np.searchsorted(others, mine))
+    order = np.concatenate(places)
+    for _ in range(min(steps, int((worst != clean).sum()))):
         cost = np.zeros(len(targets))
         best_first = places[0][np.argsort(-logits[places[0]])]
         positives, negatives = logits[best_first], np.sort(logits[places[1]])
@@ -479,14 +679,12 @@ def greedy(clean: Floats, worst: Floats, targets: Ints, *, steps: int) -> list[f
         moved = upto(precision - (k - 1) / np.maximum(k - 1 + above, 1))
         after = np.maximum(better(worst[best_first]), k)  # itself and those above its new place
         now_above = len(negatives) - np.searchsorted(negatives, worst[best_first])
-        own = precision - after / (after + now_above)
-        cost[best_first] = np.where(
-            worst[best_first] < positives, moved[after] - moved[k] + own, 0.0
-        )
-        chosen = int(cost.argmax())
-        if cost[chosen] <= TOLERANCE:
-            break
+        own_loss = precision - after / (after + now_above)
+        cost[best_first] = moved[after] - moved[k] + own_loss
+        open_ = order[logits[order] != worst[order]]
+        equal = open_[cost[open_] >= cost[open_].max() - EQUAL_COST]
+        chosen = equal[reach[equal].argmax()]
         logits[chosen] = worst[chosen]
         left.append(_ap(logits, targets))
-    assert all(before >= later for before, later in pairwise(left))
+    assert all(before >= later - TOLERANCE for before, later in pairwise(left))
     return left

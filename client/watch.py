@@ -1,7 +1,8 @@
 """Progress for people: a bar a job where a terminal is watching, plain lines elsewhere."""
 
+import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from threading import Thread
@@ -67,6 +68,8 @@ def follow(client: Client, job: Json, line: Line, *, epochs: bool = True) -> Jso
                 _show_progress(line, event.data)
             case "epoch" if epochs:
                 line.note(epoch_text(event.data))
+            case "stopped_early":
+                line.note(f"stops early: no epoch was better than {event.data['best_epoch']}")
             case "resumed":
                 line.note(f"goes on after epoch {event.data['epoch']}")
             case "queued" if event.data.get("reason") == "worker_lost":
@@ -111,6 +114,45 @@ def follow_all(
             raise result
         results.append(result)
     return results
+
+
+def follow_sweep(sweeps: Iterable[Json], line: Line) -> Json:
+    """Show a sweep until it ends; the sweep. `sweeps` is the same one, again and again."""
+    told: set[int] = set()
+    sweep: Json = {}
+    try:
+        for sweep in sweeps:
+            ended = [trial for trial in sweep["trials"] if trial["status"] in ENDED]
+            for trial in ended:
+                if trial["number"] not in told:
+                    told.add(trial["number"])
+                    line.note(trial_text(trial))
+            running = sum(trial["status"] == "running" for trial in sweep["trials"])
+            line.show(
+                "trials",
+                completed=len(ended),
+                total=sweep["planned"],
+                text=f"{len(ended):,}/{sweep['planned']:,} trials, {running} running",
+            )
+    except BaseException as error:
+        line.end("failed" if isinstance(error, Exception) else "still at work", well=False)
+        raise
+    line.end(sweep["status"], well=sweep["status"] == "succeeded")
+    return sweep
+
+
+def trial_text(trial: Json) -> str:
+    """What became of a trial."""
+    changes = "  ".join(
+        f"{path} {value if isinstance(value, str) else json.dumps(value)}"
+        for path, value in trial["parameters"].items()
+    )
+    if trial["status"] != "succeeded":
+        reason = f": {trial['error']['message']}" if trial["error"] else ""
+        return f"trial {trial['number']}  {changes}  {trial['status']}{reason}"
+    figures = {"clean AP": trial["clean_ap"], "robust AP": trial["robust_ap"]}
+    shown = "  ".join(f"{name} {value:.4f}" for name, value in figures.items() if value is not None)
+    return f"trial {trial['number']}  {changes}  {shown}"
 
 
 def epoch_text(record: Json) -> str:

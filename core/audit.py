@@ -2,7 +2,8 @@
 
     refuse_unrankable        once a task, before any attack: can these be judged at all?
     attack_shard             a worker's piece: logits of its examples, clean and under attacks
-    certify_shard            the same examples: bounds that no attack can break
+    certify_sample           once a task: would bounds prove anything of this network?
+    certify_shard            the examples of a shard: bounds that no attack can break
     combine, join            what was measured piece by piece, as the scores of one task
     resample, figures        numbers from scores; nothing is attacked again
     build_report             the figures of all tasks, and what a reader must know
@@ -12,20 +13,18 @@ on its device; this module puts it into eval mode while it works and leaves it a
 an example depend on the seed, the shard and the place in it, never on who computed them or when.
 """
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from functools import partial
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from core import thresholds
 from core.acceleration import PROBES, accelerate
-from core.attacks.base import PerImage, attacking
+from core.attacks.base import attacking
 from core.attacks.registry import build_attack
 from core.attacks.threat_model import ThreatModel
 from core.attacks.worst_case import worst_case
@@ -60,6 +59,7 @@ from core.report import (
     WorstCase,
 )
 from core.scores import Evidence, Scores
+from core.scoring import as_input, generator_of, logits_of, loss_of
 
 USES_GRADIENTS = frozenset({"fgsm", "pgd", "apgd"})  # of the audited model itself
 EVIDENCE = 12  # positives whose pictures are kept
@@ -92,7 +92,7 @@ def refuse_unrankable(
     spread = np.unique(np.linspace(0, len(images) - 1, batch_size, dtype=np.int64))
     sample = images[spread]
     with attacking(scorer):
-        logits = _score(scorer, _as_input(sample, device))
+        logits = _score(scorer, as_input(sample, device))
     if (sample != sample[0]).any():
         _refuse_constant(logits)
 
@@ -144,27 +144,27 @@ def attack_shard(
             # All clean scores first: a model that gives NaN is refused before any attack.
             clean = np.empty(len(images))
             for rows in _batches(len(images), batch_size):
-                clean[rows] = _score(scorer, _as_input(images[rows], device))
+                clean[rows] = _score(scorer, as_input(images[rows], device))
                 on_progress(done := rows.stop)
         # Only the search runs on what is cheaper: every score is the scorer's own.
         searched = {
             attack.key: accelerate(
                 _network(attack, scorer, surrogate),
-                _as_input(images[:PROBES], device),
+                as_input(images[:PROBES], device),
                 passes=len(images) * _passes(attack),
             )
             for attack in attacks
         }
         for batch, rows in enumerate(_batches(len(images), batch_size)):
-            x = _as_input(images[rows], device)
+            x = as_input(images[rows], device)
             positives = np.flatnonzero(targets[rows])
             pictures = {"clean": x[positives]}
             for attack in attacks:
                 x_adv = build_attack(attack, threat).perturb(
-                    _loss(attack, searched[attack.key], targets[rows], device),
+                    loss_of(attack, partial(_logits, searched[attack.key]), targets[rows], device),
                     x,
                     threat_model=threat_model,
-                    generator=_generator(seed, shard, batch, attack.name),
+                    generator=generator_of(seed, shard, batch, attack.name),
                 )
                 attacked[attack.key][rows] = _score(scorer, x_adv)
                 pictures[attack.key] = x_adv[positives]
@@ -187,54 +187,79 @@ def attack_shard(
     )
 
 
+def certify_sample(
+    scorer: nn.Module,
+    images: NDArray[np.uint8],
+    targets: NDArray[np.int64],
+    example_ids: Sequence[str],
+    *,
+    threat: Threat,
+    device: torch.device,
+) -> Scores:
+    """Some images of a task with bounds on their logits, or the reason why `auto` bounds none.
+
+    Bounds by crown_ibp are worth their price where the order of any two of these is proven.
+
+    images: (n, C, H, W) uint8.  targets: (n,) in {0, 1}.
+    """
+    with attacking(scorer):
+        clean = _score(scorer, as_input(images, device))
+    sample = Scores(
+        example_ids=list(example_ids), targets=targets.astype(np.int64), clean=clean, attacked={}
+    )
+    if max(images.shape[2:]) > CERTIFIED_SIDE:
+        return replace(
+            sample,
+            no_bounds=f"Images larger than {CERTIFIED_SIDE}x{CERTIFIED_SIDE} pixels are bounded "
+            "only on request, as it takes seconds an image: ask for certify crown_ibp.",
+        )
+    sample = certify_shard(
+        scorer,
+        sample,
+        images,
+        threat=threat,
+        method="crown_ibp",
+        batch_size=len(images),
+        device=device,
+        on_progress=lambda _: None,
+    )
+    if sample.bounds is None:
+        return sample
+    (lo, hi), positive = sample.bounds, targets == 1
+    if lo[positive].max(initial=-np.inf) > hi[~positive].min(initial=np.inf):
+        return sample
+    return replace(
+        sample,
+        no_bounds=f"Bounds by crown_ibp prove the order of no two of {len(lo)} sampled images: "
+        "they say nothing about this network at this epsilon.",
+    )
+
+
 def certify_shard(
     scorer: nn.Module,
     shard: Scores,
     images: NDArray[np.uint8],
     *,
-    sample: tuple[NDArray[np.uint8], NDArray[np.int64]],
     threat: Threat,
-    method: Literal["auto", "ibp", "crown_ibp", "crown"],
+    method: Method,
     batch_size: int,
     device: torch.device,
     on_progress: Callable[[int], None],
 ) -> Scores:
     """The shard with bounds on every logit, or with the reason why there are none.
 
-    images: the shard's own.  sample: some images of the whole split and their targets: `auto`
-    bounds those first, and the shard only where the order of any two of them is proven. Every
-    shard asks the same sample, so all of an audit decide alike.
+    images: the shard's own.
     on_progress: told after each batch how many of the shard's images are done.
     """
-    if method == "auto" and max(images.shape[2:]) > CERTIFIED_SIDE:
-        return replace(
-            shard,
-            no_bounds=f"Images larger than {CERTIFIED_SIDE}x{CERTIFIED_SIDE} pixels are bounded "
-            "only on request, as it takes seconds an image: ask for certify crown_ibp.",
-        )
     threat_model = ThreatModel(threat.norm, threat.epsilon)
-    chosen: Method = "crown_ibp" if method == "auto" else method
-
-    def bounds(some: NDArray[np.uint8]) -> NDArray[np.float64]:
-        lo, hi = certified_bounds(
-            scorer, _as_input(some, device), threat=threat_model, method=chosen
-        )
-        return np.stack([lo.cpu().numpy(), hi.cpu().numpy()])
-
+    found = np.empty((2, len(images)))
     with attacking(scorer):
         try:
-            if method == "auto":
-                (lo, hi), positive = bounds(sample[0]), sample[1] == 1
-                if not lo[positive].max(initial=-np.inf) > hi[~positive].min(initial=np.inf):
-                    return replace(
-                        shard,
-                        no_bounds=f"Bounds by {chosen} prove the order of no two of "
-                        f"{len(lo)} sampled images: they say nothing about this network at this "
-                        "epsilon.",
-                    )
-            found = np.empty((2, len(images)))
             for rows in _batches(len(images), batch_size):
-                found[:, rows] = bounds(images[rows])
+                lo, hi = certified_bounds(
+                    scorer, as_input(images[rows], device), threat=threat_model, method=method
+                )
+                found[:, rows] = lo.cpu().numpy(), hi.cpu().numpy()
                 on_progress(rows.stop)
         except ModelError as error:
             return replace(shard, no_bounds=f"This network cannot be bounded: {error}.")
@@ -560,11 +585,6 @@ def _batches(count: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
-def _as_input(images: NDArray[np.uint8], device: torch.device) -> Tensor:
-    """uint8 images as floats in [0, 1] on the device; copied, as stored images are read-only."""
-    return torch.tensor(images, device=device).float() / 255
-
-
 def _logits(scorer: nn.Module, x: Tensor) -> Tensor:
     logits: Tensor = scorer(x)
     if logits.shape != (len(x),):
@@ -576,25 +596,13 @@ def _logits(scorer: nn.Module, x: Tensor) -> Tensor:
 
 def _score(scorer: nn.Module, x: Tensor) -> NDArray[np.float64]:
     """(B,) float64 logits, computed without gradients. Raises ModelError unless all are finite."""
-    with torch.no_grad():
-        logits = _logits(scorer, x).double().cpu().numpy()
+    logits = logits_of(partial(_logits, scorer), x)
     broken = int((~np.isfinite(logits)).sum())
     if broken:
         raise ModelError(
             f"expected finite logits, got NaN or infinity on {broken} of {len(x)} images"
         )
     return logits
-
-
-def _loss(
-    attack: Attack, network: nn.Module, targets: NDArray[np.int64], device: torch.device
-) -> PerImage:
-    """What an attack ascends: -(2y - 1) * logit, which pushes positives down the ranking and
-    negatives up, or, as log(1 + exp) of it, binary cross-entropy."""
-    signs = torch.tensor(1 - 2 * targets, dtype=torch.float32, device=device)
-    if isinstance(attack, APGDAttack) and attack.loss == "bce":
-        return PerImage(lambda x, signs: F.softplus(signs * _logits(network, x)), signs)
-    return PerImage(lambda x, signs: signs * _logits(network, x), signs)
 
 
 def _network(attack: Attack, scorer: nn.Module, surrogate: nn.Module | None) -> nn.Module:
@@ -616,12 +624,6 @@ def _passes(attack: Attack) -> int:
             return attack.steps
         case _:
             return 1
-
-
-def _generator(seed: int, shard: int, batch: int, attack: str) -> torch.Generator:
-    """Random numbers of their own for each piece of work, whoever does it and in whatever order."""
-    digest = hashlib.sha256(f"{seed}/{shard}/{batch}/{attack}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
 
 
 def _most_damaged(

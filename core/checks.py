@@ -19,7 +19,6 @@ negatives; 251 of them are followed by a backward pass) or 120 (`quick`, at most
 22 or 12 more with a surrogate. A data set's size changes nothing.
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,9 +28,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from core.attacks.base import LossFn, attacking, loss_and_gradient
+from core.attacks.base import attacking, loss_and_gradient
 from core.attacks.pgd import PGD
 from core.attacks.registry import build_attack
 from core.attacks.threat_model import ThreatModel
@@ -48,6 +46,7 @@ from core.config import (
 )
 from core.ranking import average_precision, floor_ap
 from core.report import Check, Status, Trust, Verdict
+from core.scoring import as_input, generator_of, logits_of, loss_of
 
 Logits = NDArray[np.float64]
 
@@ -333,7 +332,7 @@ class _Bench:
         images = self.images if images is None else images
         logits = np.empty(len(images))
         for rows in self._batches():
-            logits[rows] = _score(network, self._input(images[rows]))
+            logits[rows] = logits_of(network, self._input(images[rows]))
             self._tell(len(logits[rows]))
         return logits
 
@@ -349,7 +348,7 @@ class _Bench:
         logits = np.empty(len(self.images))
         for i in range(len(self.images)):
             try:
-                logits[i] = _score(network, self._input(self.images[i : i + 1]))[0]
+                logits[i] = logits_of(network, self._input(self.images[i : i + 1]))[0]
             except (RuntimeError, ValueError):  # as BatchNorm in train mode does, over one value
                 self._tell(len(self.images) - i)
                 return None
@@ -362,7 +361,7 @@ class _Bench:
         """(n,) whose gradient at the clean image is zero everywhere, and whose is not finite."""
         zero, broken = np.empty((2, len(self.images)), dtype=bool)
         for rows in self._batches():
-            loss_fn = _loss_fn(network, self.targets[rows], attack, self.device)
+            loss_fn = loss_of(attack, network, self.targets[rows], self.device)
             _, gradient = loss_and_gradient(loss_fn, self._input(self.images[rows]))
             gradient = gradient.flatten(1)
             zero[rows] = (gradient == 0).all(dim=1).cpu().numpy()
@@ -380,12 +379,12 @@ class _Bench:
         logits, stored = np.empty(len(self.images)), np.empty_like(self.images)
         for rows in self._batches():
             x_adv = attack.perturb(
-                _loss_fn(network, self.targets[rows], run.attack, self.device),
+                loss_of(run.attack, network, self.targets[rows], self.device),
                 self._input(self.images[rows]),
                 threat_model=ThreatModel(run.threat.norm, run.threat.epsilon),
-                generator=_generator(self.seed, rows.start, run.start),
+                generator=generator_of(self.seed, "checks", rows.start, run.start),
             )
-            logits[rows] = _score(scorer, x_adv)
+            logits[rows] = logits_of(scorer, x_adv)
             stored[rows] = (255 * x_adv.nan_to_num()).round().byte().cpu().numpy()
             self._tell(run.passes * len(x_adv))
         return logits, stored
@@ -395,33 +394,11 @@ class _Bench:
         return [slice(start, start + self.batch_size) for start in starts]
 
     def _input(self, images: NDArray[np.uint8]) -> Tensor:
-        return torch.tensor(images, device=self.device).float() / 255
+        return as_input(images, self.device)
 
     def _tell(self, passes: int) -> None:
         self.done += passes
         self.on_progress(self.done)
-
-
-def _score(network: nn.Module, x: Tensor) -> Logits:
-    """(B,) float64 logits, NaN included: a check says what that means."""
-    with torch.no_grad():
-        logits: Tensor = network(x)
-    return logits.double().cpu().numpy()
-
-
-def _loss_fn(
-    network: nn.Module, targets: NDArray[np.int64], attack: Attack, device: torch.device
-) -> LossFn:
-    """What the attack ascends: the negative margin, or cross-entropy where it asks for that."""
-    signs = torch.tensor(1 - 2 * targets, dtype=torch.float32, device=device)
-    if isinstance(attack, APGDAttack) and attack.loss == "bce":
-        return lambda x: F.softplus(signs * network(x))
-    return lambda x: signs * network(x)
-
-
-def _generator(seed: int, first_row: int, start: str) -> torch.Generator:
-    digest = hashlib.sha256(f"{seed}/checks/{first_row}/{start}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
 
 
 # --- what it says ---------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ Pixels are in [0, 1] everywhere, and so are `epsilon` and `step_size` (8/255 = 0
 import hashlib
 import json
 from itertools import pairwise
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -24,8 +24,9 @@ from pydantic import (
     model_validator,
 )
 
-from core import thresholds
+from core import presets, thresholds
 from core.errors import ConfigError
+from core.presets import TrainingPreset
 
 SPLITS = ("train", "validation", "test")
 Split = Literal["train", "validation", "test"]
@@ -110,6 +111,12 @@ class Threat(Config):
 def _name_only(value: Any) -> Any:
     """A bare name stands for the entry with its defaults."""
     return {"name": value} if isinstance(value, str) else value
+
+
+def _or_name(union: Any) -> Any:
+    """What may stand there in JSON, for the OpenAPI: an entry of the union, or its bare name."""
+    names = tuple(member.model_fields["name"].default for member in get_args(union))
+    return Annotated[union, Field(discriminator="name")] | Literal[names]
 
 
 # --- training methods -----------------------------------------------------------------------------
@@ -224,7 +231,7 @@ class AdapLPNMethod(Config):
     first_visit: FirstVisit = "published"
 
 
-Method = Annotated[
+_AnyMethod = (
     CEMethod
     | APMethod
     | PGDMethod
@@ -234,28 +241,49 @@ Method = Annotated[
     | AdapPZMethod
     | AdapLZMethod
     | AdapLNMethod
-    | AdapLPNMethod,
+    | AdapLPNMethod
+)
+Method = Annotated[
+    _AnyMethod,
     Field(discriminator="name"),
-    BeforeValidator(_name_only, json_schema_input_type=Any),
+    BeforeValidator(_name_only, json_schema_input_type=_or_name(_AnyMethod)),
 ]
 
 
 # --- training -------------------------------------------------------------------------------------
 
 
-class Optimizer(Config):
-    """The optimiser and the step-wise decay of its learning rate."""
+def _is_off(value: Any) -> bool:
+    """Whether an option is not used. Such ones came later than the rest, and are left out of the
+    JSON: so the configurations without them keep their hashes, and with them their checkpoints."""
+    return not value
 
-    name: Literal["adam", "sgd"] = "adam"
+
+class Optimizer(Config):
+    """The optimiser, as torch implements it, and the step-wise decay of its learning rate."""
+
+    name: Literal["adam", "adamw", "nadam", "radam", "rmsprop", "sgd"] = "adam"
     lr: float = Field(1e-3, gt=0, le=10, description="learning rate of the first epoch")
     weight_decay: float = Field(2e-4, ge=0, le=1)
-    momentum: float = Field(0.9, ge=0, lt=1, description="used by sgd only")
+    momentum: float = Field(0.9, ge=0, lt=1, description="used by sgd and rmsprop only")
+    nesterov: bool = Field(
+        False, exclude_if=_is_off, description="Nesterov's momentum, for sgd only"
+    )
     milestones: list[float] = Field(
         [0.5, 0.75],
         max_length=10,
         description="fractions of the epochs after which the learning rate is multiplied by decay",
     )
     decay: float = Field(0.1, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _nesterov_has_momentum(self) -> "Optimizer":
+        if self.nesterov and (self.name != "sgd" or self.momentum == 0):
+            raise ValueError(
+                f"expected nesterov for sgd with a momentum above 0, got {self.name} with "
+                f"{self.momentum:g}"
+            )
+        return self
 
 
 class TrainingAttack(Config):
@@ -275,7 +303,7 @@ class Augment(Config):
 
 
 class Validation(Config):
-    """Where the best epoch is chosen."""
+    """Where the best epoch is chosen, and when none better is waited for any more."""
 
     fraction: float = Field(
         0.2,
@@ -288,11 +316,22 @@ class Validation(Config):
         description="figure that chooses the epoch; by default robust_ap (PGD-10) for methods that "
         "train on attacked images, clean_ap for ce and ap, as in the paper",
     )
+    patience: int | None = Field(
+        None,
+        ge=1,
+        le=1000,
+        exclude_if=_is_off,
+        description="stop when this many epochs in a row have not raised that figure; by default "
+        "all epochs are done",
+    )
 
 
 class TrainingConfig(Config):
     """How a network is trained, apart from the data."""
 
+    preset: TrainingPreset | None = Field(
+        None, description="values of the fields that are left out, see GET /v1/presets"
+    )
     method: Method = Field(AdapLPNMethod(), description="a method, or its bare name")
     architecture: str = Field("small_cnn", max_length=64, description="see GET /v1/architectures")
     epochs: int = Field(30, ge=1, le=1000)
@@ -301,13 +340,27 @@ class TrainingConfig(Config):
         None,
         ge=1,
         le=4095,
-        description="positives in each batch for methods with an AP surrogate; by default half",
+        description="positives in each batch for methods with an AP surrogate, shared among the "
+        'classes of {"each": true}; by default half',
     )
     optimizer: Optimizer = Optimizer()
     attack: TrainingAttack = TrainingAttack()
     augment: Augment = Augment()
     validation: Validation = Validation()
+    ema: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        exclude_if=_is_off,
+        description="decay of an exponential moving average of the weights, for example 0.999: "
+        "the average is what is validated and kept; by default the weights themselves are",
+    )
     seed: int = Field(0, ge=0, lt=2**31)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _filled_from_the_preset(cls, values: Any) -> Any:
+        return presets.fill(values)
 
     @model_validator(mode="after")
     def _positives_leave_room(self) -> "TrainingConfig":
@@ -321,6 +374,17 @@ class TrainingConfig(Config):
 
 Identifier = Annotated[str, Field(pattern=r"^[a-z]+_[0-9a-z]{26}$", max_length=40)]
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
+
+
+class WarmStart(Config):
+    """The model whose weights a training starts from, instead of random ones."""
+
+    model_id: Identifier = Field(description="of the same architecture and input size")
+    fresh_head: bool | None = Field(
+        None,
+        description="start with a random last layer; by default true for ap, as the paper "
+        "fine-tunes it from a ce model, and false for the others",
+    )
 
 
 class TrainingRequest(TrainingConfig):
@@ -340,10 +404,24 @@ class TrainingRequest(TrainingConfig):
     )
 
     dataset_id: Identifier
-    task: Task | None = Field(
-        None, description="may be left out when the data set has two classes, one named as positive"
+    task: AnyTask | None = Field(
+        None,
+        description="may be left out when the data set has two classes, one named as positive. "
+        '{"each": true} trains one network with an output for each class, on their mean AP',
+    )
+    warm_start: WarmStart | None = Field(
+        None,
+        exclude_if=_is_off,
+        description="a model to start from; by default training starts from scratch",
     )
     name: Name | None = Field(None, description="name of the resulting model")
+
+    def fresh_head(self) -> bool:
+        """Whether a warm start replaces the last layer."""
+        if self.warm_start is None:
+            return False
+        asked = self.warm_start.fresh_head
+        return self.method.name == "ap" if asked is None else asked
 
 
 # --- audits ---------------------------------------------------------------------------------------
@@ -441,10 +519,11 @@ class TransferAttack(_Attack):
     )
 
 
+_AnyAttack = FGSMAttack | PGDAttack | APGDAttack | SquareAttack | NoiseAttack | TransferAttack
 Attack = Annotated[
-    FGSMAttack | PGDAttack | APGDAttack | SquareAttack | NoiseAttack | TransferAttack,
+    _AnyAttack,
     Field(discriminator="name"),
-    BeforeValidator(_name_only, json_schema_input_type=Any),
+    BeforeValidator(_name_only, json_schema_input_type=_or_name(_AnyAttack)),
 ]
 
 Preset = Literal["quick", "standard", "paper"]

@@ -142,6 +142,53 @@ def resolve_tasks(
     return tasks
 
 
+def resolve_training(asked: AnyTask | None, summary: DatasetSummary) -> list[Task]:
+    """The tasks of a training: one as in `resolve_task`, or one for each class of the data set.
+
+    Raises ConfigError as `resolve_task` does, DataError where training or choosing the epoch lacks
+    positives or negatives.
+    """
+    if isinstance(asked, EachClass):
+        tasks = [Task(positive=[name]) for name in summary.classes]
+    else:
+        tasks = [resolve_task(asked, summary)]
+    splits: list[Split | None] = [s for s in ("train", "validation") if s in summary.splits]
+    for split in splits or [None]:
+        for task in tasks:
+            check_both_sides(task, summary, split)
+    return tasks
+
+
+def check_start(
+    *,
+    architecture: str,
+    outputs: Sequence[str] | None,
+    wanted: str,
+    classes: Sequence[str] | None,
+    fresh_head: bool,
+) -> None:
+    """Raise ConfigError unless training can start from the weights of a model.
+
+    architecture, outputs: of that model; the classes it has outputs for, None for one logit.
+    wanted, classes: the same of the model to be trained.  fresh_head: its last layer is not used.
+    """
+    if architecture != wanted:
+        raise ConfigError(
+            f"expected a model of the architecture {wanted} to start from, got one of "
+            f"{architecture}"
+        )
+    if fresh_head or outputs == classes:
+        return
+    ours, theirs = (
+        "one logit" if names is None else f"the outputs {', '.join(names[:20])}, in this order"
+        for names in (classes, outputs)
+    )
+    raise ConfigError(
+        f"expected a model with {ours} to start from, got one with {theirs}; "
+        "fresh_head: true leaves its last layer out"
+    )
+
+
 def resolve_split(asked: Split | None, summary: DatasetSummary) -> Split | None:
     """The split asked for, else the test split where there is one, else None for every example."""
     if asked is None:

@@ -3,7 +3,9 @@
     fit(network, objective, images=..., targets=..., validation=..., config=..., device=..., ...)
 
 A step draws a batch, augments it, attacks it where the objective wants attacked images, runs the
-passes that the objective reads, and descends. The loop knows no method by name.
+passes that the objective reads, and descends. The loop knows no method by name. Targets are (N,)
+for one task, or (N, K) for a network with a logit for each of K classes, which is trained on, and
+judged by, the mean AP of the classes, each against the rest.
 
 All randomness comes from generators that belong to the run: the sampler's, whose state is part of
 the checkpoint, and one for each epoch's augmentation and attack, derived from the seed and the
@@ -26,12 +28,16 @@ from core.attacks.base import attacking
 from core.attacks.pgd import PGD
 from core.attacks.threat_model import ThreatModel
 from core.augment import augment
+from core.averaging import WeightAverage
 from core.config import EPSILON_PAPER, Optimizer, TrainingAttack, TrainingConfig
 from core.errors import ConfigError, DataError, TrainingError
 from core.objectives.base import Objective
 from core.objectives.surrogates import negative_margin
 from core.ranking import average_precision
-from core.sampling import PlainSampler, PositiveSampler, Sampler
+from core.sampling import ClassSampler, PlainSampler, PositiveSampler, Sampler
+
+MAX_PAIRS = 2**28
+"""Numbers in a batch's pairwise losses, over all classes: 1 GiB in float32, several times over."""
 
 VALIDATION_STEPS = 10
 VALIDATION_STEP_SIZE = 0.007 / EPSILON_PAPER
@@ -45,7 +51,8 @@ _SAMPLING, _AUGMENTING, _ATTACKING, _VALIDATING = range(4)
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """What one epoch did. Average precisions are the validation set's, ties negatives first."""
+    """What one epoch did. Average precisions are the validation set's, ties negatives first; of
+    several classes their mean."""
 
     epoch: int
     """Counted from 1, so also the number of epochs done."""
@@ -60,6 +67,8 @@ class EpochRecord:
     """Under PGD-10; None where the epoch is not chosen by it, as it costs as much as training."""
     images_per_s: float
     """Images drawn for training, over the time of training alone."""
+    eta_s: float | None = None
+    """Seconds until the last epoch is done, at the pace of the epochs since the (re)start."""
 
     def as_json(self) -> dict[str, Any]:
         """The same as plain JSON values."""
@@ -73,6 +82,8 @@ class TrainingResult:
     best: EpochRecord
     history: list[EpochRecord]
     select_by: SelectBy
+    stopped_early: bool = False
+    """Some epochs were left out, as the figure had not risen for `validation.patience` of them."""
 
     def as_json(self) -> dict[str, Any]:
         """The same as plain JSON values."""
@@ -94,8 +105,10 @@ def fit(
 ) -> TrainingResult:
     """Train `network` in place; afterwards it holds the weights of its best epoch, in eval mode.
 
-    network: (B, C, H, W) floats in [0, 1] -> (B,) logits, normalisation inside.
-    images: (N, C, H, W) uint8.  targets: (N,) in {0, 1}.  validation: more of both, held out.
+    network: (B, C, H, W) floats in [0, 1] -> (B,) logits, normalisation inside; or (B, K), with an
+    objective that was built for K classes.
+    images: (N, C, H, W) uint8.  targets: (N,) or (N, K) in {0, 1}.  validation: more of both, held
+    out.
     They stay where they are, and batches go to `device`: images that are there save the way.
     save: given a checkpoint after every epoch, to be written before it returns, since its tensors
     are the live ones. It holds tensors, numbers, text, lists and dicts only, so
@@ -103,14 +116,27 @@ def fit(
     on_epoch: told of every epoch done, once its checkpoint is saved; what it raises ends training.
 
     The best epoch is that of highest validation AP, the first one among equals: by default
-    robust AP where the objective trains on attacked images, otherwise clean AP.
+    robust AP where the objective trains on attacked images, otherwise clean AP. With `config.ema`
+    it is the average of the weights that is validated and kept.
 
     Raises DataError for images or targets that cannot be trained on, ConfigError for a checkpoint
-    of another configuration, TrainingError in an epoch whose loss or validation logits are not
-    finite; the checkpoint of the epoch before is then the last.
+    of another configuration or more pairs of images than memory could hold, TrainingError in an
+    epoch whose loss, weights or validation logits are not finite; the checkpoint of the epoch
+    before is then the last.
     """
     for name, (pixels, marks) in {"training": (images, targets), "validation": validation}.items():
         _refuse_unusable(name, pixels, marks)
+    if validation[1].shape[1:] != targets.shape[1:]:
+        raise DataError(
+            f"expected validation targets of as many classes as the training targets "
+            f"{tuple(targets.shape)}, got {tuple(validation[1].shape)}"
+        )
+    pairs = config.batch_size**2 * max(1, targets[0].numel())
+    if objective.needs_positives and pairs > MAX_PAIRS:
+        raise ConfigError(
+            f"expected at most {MAX_PAIRS:,} pairs of images in a batch over all classes, got "
+            f"{pairs:,}: a batch_size below {config.batch_size} helps"
+        )
     select_by: SelectBy = config.validation.select_by or (
         "robust_ap" if objective.needs_adversarial else "clean_ap"
     )
@@ -121,23 +147,27 @@ def fit(
     state = _State(
         network=network,
         objective=objective,
-        optimizer=_build_optimizer(network, config.optimizer),
+        optimizer=_OPTIMIZERS[config.optimizer.name](network.parameters(), config.optimizer),
         sampler=_build_sampler(objective, targets, config),
         config_sha256=config.sha256(),
+        average=None if config.ema is None else WeightAverage(network, decay=config.ema),
     )
     if checkpoint is not None:
         state.restore(checkpoint)
 
-    for epoch in range(len(state.history) + 1, config.epochs + 1):
+    done_before, begun = len(state.history), time.perf_counter()
+    while not state.ended(config):
+        epoch = len(state.history) + 1
         lr = learning_rate(config.optimizer, done=epoch - 1, epochs=config.epochs)
         for group in state.optimizer.param_groups:
             group["lr"] = lr
         started = time.perf_counter()
         loss = _train_epoch(state, images, labels, epoch=epoch, config=config)
         seconds = time.perf_counter() - started
+        judged = network if state.average is None else state.average.settle()
         aps = {
             select: _validation_ap(
-                network,
+                judged,
                 *validation,
                 attacked=select == "robust_ap",
                 epoch=epoch,
@@ -155,8 +185,9 @@ def fit(
             clean_ap=aps["clean_ap"],
             robust_ap=aps.get("robust_ap"),
             images_per_s=len(state.sampler) * state.sampler.batch_size / seconds,
+            eta_s=(time.perf_counter() - begun) / (epoch - done_before) * (config.epochs - epoch),
         )
-        state.keep(record, figure=aps[select_by])
+        state.keep(record, figure=aps[select_by], weights=judged.state_dict())
         if save is not None:
             save(state.checkpoint())
         on_epoch(record)
@@ -164,7 +195,10 @@ def fit(
     network.load_state_dict(state.best_weights)
     network.eval()
     return TrainingResult(
-        best=state.history[state.best_epoch - 1], history=state.history, select_by=select_by
+        best=state.history[state.best_epoch - 1],
+        history=state.history,
+        select_by=select_by,
+        stopped_early=len(state.history) < config.epochs,
     )
 
 
@@ -186,19 +220,25 @@ class _State:
     optimizer: torch.optim.Optimizer
     sampler: Sampler
     config_sha256: str
+    average: WeightAverage | None
     history: list[EpochRecord] = field(default_factory=list)
     best_epoch: int = 0
     best_figure: float = -math.inf
     best_weights: dict[str, Tensor] = field(default_factory=dict)
 
-    def keep(self, record: EpochRecord, *, figure: float) -> None:
-        """Note the epoch, and the weights if none was better."""
+    def ended(self, config: TrainingConfig) -> bool:
+        """All epochs are done, or none has been better for too long."""
+        done, patience = len(self.history), config.validation.patience
+        return done >= config.epochs or (
+            patience is not None and done - self.best_epoch >= patience
+        )
+
+    def keep(self, record: EpochRecord, *, figure: float, weights: dict[str, Tensor]) -> None:
+        """Note the epoch, and its weights if none was better."""
         self.history.append(record)
         if figure > self.best_figure:
             self.best_epoch, self.best_figure = record.epoch, figure
-            self.best_weights = {
-                name: tensor.clone() for name, tensor in self.network.state_dict().items()
-            }
+            self.best_weights = {name: tensor.clone() for name, tensor in weights.items()}
 
     def checkpoint(self) -> dict[str, Any]:
         return {
@@ -208,6 +248,7 @@ class _State:
             "objective": dict(self.objective.state_dict()),
             "optimizer": self.optimizer.state_dict(),
             "sampler": self.sampler.state_dict(),
+            "average": None if self.average is None else dict(self.average.network.state_dict()),
             "history": [record.as_json() for record in self.history],
             "best_epoch": self.best_epoch,
             "best_figure": self.best_figure,
@@ -224,6 +265,8 @@ class _State:
         self.objective.load_state_dict(checkpoint["objective"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.sampler.load_state_dict(checkpoint["sampler"])
+        if self.average is not None:
+            self.average.network.load_state_dict(checkpoint["average"])
         self.history = [EpochRecord(**record) for record in checkpoint["history"]]
         self.best_epoch = checkpoint["best_epoch"]
         self.best_figure = checkpoint["best_figure"]
@@ -239,6 +282,7 @@ def _train_epoch(
     attack_generator = _generator(device, config.seed, _ATTACKING, epoch)
     network.train()
     total = torch.zeros((), device=device)
+    before = (epoch - 1) * len(state.sampler)
     # All indices of the epoch in one transfer, so that no step waits for the host.
     batches = torch.stack(list(state.sampler))  # (steps, B)
     for step, (rows, index) in enumerate(
@@ -259,12 +303,19 @@ def _train_epoch(
         state.optimizer.zero_grad()
         loss.backward()
         state.optimizer.step()
+        if state.average is not None:
+            state.average.update(step=before + step)
         total += loss.detach()
         # A loss that is not finite makes the sum so for good: looking seldom misses none.
         if (step % 50 == 0 or step == len(batches)) and not total.isfinite():
             raise TrainingError(
                 f"expected a finite loss, got {float(total)} in epoch {epoch} of {config.epochs}"
             )
+    # A loss may be finite beside weights that are not, for example a variance that overflowed.
+    if not torch.stack([value.isfinite().all() for value in network.state_dict().values()]).all():
+        raise TrainingError(
+            f"expected finite weights, got NaN or infinity after epoch {epoch} of {config.epochs}"
+        )
     return float(total) / len(batches)
 
 
@@ -278,15 +329,22 @@ def _attack(
     settings: TrainingAttack,
     generator: torch.Generator,
 ) -> Tensor:
-    """(B, C, H, W) images on which the objective's inner loss is high, as in Algorithms 1 to 5."""
+    """(B, C, H, W) images on which the objective's inner loss is high, as in Algorithms 1 to 5.
+
+    Of several classes the sum of their inner losses: one image is to be bad for all of them.
+    """
     pgd = PGD(steps=settings.steps, step_size=settings.step_size, iterate="last", start="normal")
     with attacking(network):
         clean = None
         if objective.inner_needs_clean:
             with torch.no_grad():
                 clean = network(x)
+
+        def inner_loss(x_adv: Tensor) -> Tensor:
+            return _of_images(objective.inner_loss(clean, network(x_adv), targets, index))
+
         return pgd.perturb(
-            lambda x_adv: objective.inner_loss(clean, network(x_adv), targets, index),
+            inner_loss,
             x,
             threat_model=ThreatModel(settings.norm, settings.epsilon),
             generator=generator,
@@ -303,9 +361,11 @@ def _validation_ap(
     config: TrainingConfig,
     device: torch.device,
 ) -> float:
-    """AP on clean images, or under PGD-10 within the training attack's ball.
+    """AP on clean images, or under PGD-10 within the training attack's ball; of K classes the mean.
 
-    The same random start at every epoch, so that epochs are compared on equal terms.
+    K classes are attacked at once, by the sum of their margins: one attack for each, as an audit
+    runs them, would cost K times as much and find a mean AP that is lower still. The same random
+    start at every epoch, so that epochs are compared on equal terms.
     """
     threat_model = ThreatModel(config.attack.norm, config.attack.epsilon)
     pgd = PGD(
@@ -315,14 +375,14 @@ def _validation_ap(
         start="normal",
     )
     generator = _generator(device, config.seed, _VALIDATING)
-    logits = torch.empty(len(images), dtype=torch.float64)
+    logits = torch.empty(targets.shape, dtype=torch.float64)
     with attacking(network), torch.no_grad():
         for start in range(0, len(images), config.batch_size):
             rows = slice(start, start + config.batch_size)
             x, y = _as_input(images[rows].to(device)), targets[rows].to(device, torch.float32)
 
             def margin_loss(x_adv: Tensor, y: Tensor = y) -> Tensor:
-                return negative_margin(network(x_adv), y)
+                return _of_images(negative_margin(network(x_adv), y))
 
             if attacked:
                 x = pgd.perturb(margin_loss, x, threat_model=threat_model, generator=generator)
@@ -332,7 +392,17 @@ def _validation_ap(
             "expected finite logits on the validation images, got NaN or infinity "
             f"after epoch {epoch} of {config.epochs}"
         )
-    return average_precision(logits.numpy(), targets.cpu().numpy())
+    columns = zip(
+        logits.reshape(len(logits), -1).T.numpy(),
+        targets.reshape(len(targets), -1).T.cpu().numpy(),
+        strict=True,
+    )
+    return float(np.mean([average_precision(*column) for column in columns]))
+
+
+def _of_images(losses: Tensor) -> Tensor:
+    """(B,) losses, from (B,) or from (B, K), one a class."""
+    return losses if losses.ndim == 1 else losses.sum(dim=1)
 
 
 def _as_input(images: Tensor) -> Tensor:
@@ -340,25 +410,28 @@ def _as_input(images: Tensor) -> Tensor:
     return (images.float() / 255).contiguous(memory_format=torch.channels_last)
 
 
-def _build_optimizer(network: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
-    if settings.name == "adam":
-        return torch.optim.Adam(
-            network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
-        )
-    return torch.optim.SGD(
-        network.parameters(),
-        lr=settings.lr,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-    )
+_OPTIMIZERS: dict[str, Callable[[Any, Optimizer], torch.optim.Optimizer]] = {
+    "adam": lambda weights, o: torch.optim.Adam(weights, o.lr, weight_decay=o.weight_decay),
+    "adamw": lambda weights, o: torch.optim.AdamW(weights, o.lr, weight_decay=o.weight_decay),
+    "nadam": lambda weights, o: torch.optim.NAdam(weights, o.lr, weight_decay=o.weight_decay),
+    "radam": lambda weights, o: torch.optim.RAdam(weights, o.lr, weight_decay=o.weight_decay),
+    "rmsprop": lambda weights, o: torch.optim.RMSprop(
+        weights, o.lr, momentum=o.momentum, weight_decay=o.weight_decay
+    ),
+    "sgd": lambda weights, o: torch.optim.SGD(
+        weights, o.lr, momentum=o.momentum, weight_decay=o.weight_decay, nesterov=o.nesterov
+    ),
+}
 
 
 def _build_sampler(objective: Objective, targets: Tensor, config: TrainingConfig) -> Sampler:
     generator = _generator(torch.device("cpu"), config.seed, _SAMPLING)
     if not objective.needs_positives:
         return PlainSampler(len(targets), batch_size=config.batch_size, generator=generator)
-    return PositiveSampler(
-        targets,
+    one_task = targets.ndim == 1 or targets.shape[1] == 1
+    sampler = PositiveSampler if one_task else ClassSampler
+    return sampler(
+        targets.flatten() if one_task else targets,
         batch_size=config.batch_size,
         positives_per_batch=config.positives_per_batch or config.batch_size // 2,
         generator=generator,
@@ -377,16 +450,18 @@ def _refuse_unusable(name: str, images: Tensor, targets: Tensor) -> None:
             f"expected {name} images (N, C, H, W) of uint8, "
             f"got {tuple(images.shape)} of {images.dtype}"
         )
-    if targets.shape != images.shape[:1]:
+    if targets.shape[:1] != images.shape[:1] or targets.ndim > 2:
         raise DataError(
-            f"expected {len(images)} {name} targets, one an image, got {tuple(targets.shape)}"
+            f"expected {len(images)} {name} targets, one an image (and class), "
+            f"got {tuple(targets.shape)}"
         )
-    positives, negatives = int((targets == 1).sum()), int((targets == 0).sum())
-    if positives + negatives != len(targets):
-        other = len(targets) - positives - negatives
+    other = int(((targets != 0) & (targets != 1)).sum())
+    if other:
         raise DataError(f"expected {name} targets in {{0, 1}}, got {other} other values")
-    if positives == 0 or negatives == 0:
-        raise DataError(
-            f"expected positives and negatives among the {name} images, "
-            f"got {positives} positives and {negatives} negatives"
-        )
+    for number, positives in enumerate((targets == 1).sum(dim=0).reshape(-1).tolist()):
+        if positives in (0, len(images)):
+            of_class = "" if targets.ndim == 1 else f" of class {number}"
+            raise DataError(
+                f"expected positives and negatives{of_class} among the {name} images, "
+                f"got {positives} positives and {len(images) - positives} negatives"
+            )

@@ -4,10 +4,10 @@
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def _small_cnn(channels: int, outputs: int) -> nn.Module:
@@ -30,6 +30,27 @@ def _small_cnn(channels: int, outputs: int) -> nn.Module:
             pool=nn.AdaptiveAvgPool2d(1),
             flatten=nn.Flatten(),
             fc=nn.Linear(128, outputs),
+        )
+    )
+
+
+def _thin_cnn(channels: int, outputs: int) -> nn.Module:
+    """Two 3x3 convolutions of stride 2 and means over a 4x4 grid, without BatchNorm.
+
+    Thin and shallow, as bounds grow with every layer and every unit; the grid keeps where things
+    are, which the mean over the whole image forgets.
+    """
+    return nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(channels, 16, 3, stride=2, padding=1),
+            relu1=nn.ReLU(),
+            conv2=nn.Conv2d(16, 32, 3, stride=2, padding=1),
+            relu2=nn.ReLU(),
+            pool=nn.AdaptiveAvgPool2d(4),
+            flatten=nn.Flatten(),
+            hidden=nn.Linear(32 * 4 * 4, 64),
+            relu3=nn.ReLU(),
+            fc=nn.Linear(64, outputs),
         )
     )
 
@@ -63,10 +84,14 @@ def _stem(convolution: nn.Conv2d) -> nn.Conv2d:
     return convolution
 
 
+HEAD = "fc."
+"""What the names of the last layer's tensors begin with, in every architecture."""
+
 BUILDERS: dict[str, Callable[[int, int], nn.Module]] = {
     "small_cnn": _small_cnn,
     "resnet18": _resnet18,
     "resnet18_3x3": _resnet18_3x3,
+    "thin_cnn": _thin_cnn,
 }
 
 
@@ -79,6 +104,15 @@ def build(name: str, *, channels: int, seed: int, outputs: int = 1) -> nn.Module
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return BUILDERS[name](channels, outputs)
+
+
+def start_from(network: nn.Module, weights: Mapping[str, Tensor], *, fresh_head: bool) -> None:
+    """Give a new network the weights of another of its architecture, in place.
+
+    fresh_head: the last layer keeps the weights that it has; the other's may have another shape.
+    """
+    own = {name: value for name, value in network.state_dict().items() if name.startswith(HEAD)}
+    network.load_state_dict({**weights, **(own if fresh_head else {})})
 
 
 def build_empty(name: str, *, channels: int, outputs: int = 1) -> nn.Module:

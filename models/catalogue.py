@@ -44,6 +44,13 @@ ARCHITECTURES: dict[str, ArchitectureInfo] = {
             minimum_size=8,
             parameters=11_169_345,
         ),
+        ArchitectureInfo(
+            name="thin_cnn",
+            description="Two 3x3 convolutions and a hidden layer over a 4x4 grid, without "
+            "BatchNorm. So thin that what no attack can break may be proven of it.",
+            minimum_size=8,
+            parameters=37_985,
+        ),
     )
 }
 

@@ -150,6 +150,22 @@ class OutputSpec(BaseModel):
 ONE_LOGIT = OutputSpec()
 
 
+def logit_a_class(classes: Sequence[str]) -> OutputSpec:
+    """The output of a network that was trained on each class against the rest.
+
+    That is `multilabel`, also where every image has one class: training and attack look at a class
+    through its own logit, and so must whoever attacks the model afterwards. Raises TaskError for
+    classes that no model can declare.
+    """
+    try:
+        return OutputSpec(kind="multilabel", classes=list(classes))
+    except ValidationError as error:
+        raise TaskError(
+            f"expected 2 to 1000 classes of printable names, got {len(classes)}: "
+            f"{error.errors()[0]['msg']}"
+        ) from error
+
+
 class Manifest(BaseModel):
     """Everything that loading a model's tensors needs, and where the model comes from."""
 

@@ -75,3 +75,11 @@ class Scorer(nn.Module):
             return logits[:, None]
         wanted = "one logit an image, (B,) or (B, 1)" if count == 1 else f"logits (B, {count})"
         raise ValueError(f"expected {wanted} with B = {len(images)}, got {tuple(logits.shape)}")
+
+
+class EveryLogit(Scorer):
+    """A scorer of all classes at once, as training on each of them needs: (B, K) logits."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, K) logits; raises as `Scorer` does."""
+        return self.outputs(images)

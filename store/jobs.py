@@ -15,10 +15,12 @@ from typing import Any
 from sqlalchemy import Row, exists, func, insert, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
+from store import webhooks
 from store.database import now
 from store.ids import new_id
 from store.tables import (
     LIVE,
+    TERMINAL,
     AssetStatus,
     DatasetRow,
     JobEventRow,
@@ -26,6 +28,7 @@ from store.tables import (
     JobRow,
     JobStatus,
     ModelRow,
+    SweepRow,
 )
 
 TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
@@ -293,11 +296,15 @@ def queue_position(session: Session, job: JobRow) -> int | None:
 
 
 def uses(session: Session, asset_id: str) -> bool:
-    """Whether a job that has not ended refers to this data set or model."""
+    """Whether a job that has not ended, or one that a sweep has still to make, refers to this."""
     return bool(
         session.scalar(
             select(
                 exists().where(
+                    SweepRow.unfinished,
+                    or_(SweepRow.dataset_id == asset_id, SweepRow.model_id == asset_id),
+                )
+                | exists().where(
                     JobRow.status.in_(LIVE),
                     or_(
                         JobRow.dataset_id == asset_id,
@@ -434,6 +441,8 @@ def _move(
     if to in (JobStatus.FAILED, JobStatus.CANCELLED):
         error = (values or {}).get("error")
         _reject_upload(session, job_id, error["message"] if error else "its check was cancelled")
+    if to in TERMINAL:
+        webhooks.announce(session, job_id, to)
     session.expire_all()
     return row
 

@@ -49,6 +49,11 @@ class Settings(BaseSettings):
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
+    otlp_endpoint: str | None = Field(
+        None,
+        description="where traces go, as http://collector:4318; none are made while this is unset",
+    )
+
     max_upload_bytes: int = Field(2 * GIB, gt=0, description="largest request body of an upload")
     max_file_bytes: int = Field(8 * GIB, gt=0, description="largest file that comes in parts")
     upload_kept_s: float = Field(
@@ -59,7 +64,7 @@ class Settings(BaseSettings):
     max_json_bytes: int = Field(1 * MIB, gt=0, description="largest JSON request body")
     max_epochs: int = Field(1000, ge=1, description="most epochs of one training")
     max_attack_steps: int = Field(1000, ge=1, description="most steps of one attack")
-    max_images: int = Field(200_000, ge=1, description="most files in a zip, or images in an npz")
+    max_images: int = Field(250_000, ge=1, description="most files in a zip, or images in an npz")
     max_image_pixels: int = Field(4 * MIB, ge=1, description="most pixels of one image")
     max_attack_queries: int = Field(10_000, ge=1, description="most queries of one attack")
     max_attack_restarts: int = Field(20, ge=1, description="most restarts of one attack")
@@ -73,6 +78,11 @@ class Settings(BaseSettings):
     )
     max_tenant_requests_per_s: float | None = Field(
         1000, gt=0, description="most requests a second of one tenant, to each process of the API"
+    )
+    webhook_hosts: str | None = Field(
+        None,
+        description="hosts that webhooks may be sent to, separated by commas; an address or a "
+        "network, as 10.0.0.0/8, allows private ones too. Webhooks are off while this is unset",
     )
     idempotency_kept_s: float = Field(
         24 * 3600, gt=0, description="how long an Idempotency-Key is remembered at least"
@@ -96,6 +106,8 @@ class Settings(BaseSettings):
         24 * 3600, gt=0, description="age at which a blob that no row refers to is deleted"
     )
 
+    max_sweep_trials: int = Field(200, ge=1, description="largest number of trainings of a sweep")
+
     scores_kept_s: float = Field(
         30 * 24 * 3600,
         ge=0,
@@ -112,6 +124,30 @@ class Settings(BaseSettings):
     )
     threads: int | None = Field(None, ge=1, description="CPU threads of a job; by default all")
     device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    scoring_url: str | None = Field(
+        None,
+        pattern=r"^(unix:///.+|tcp://[^/]+:\d+)$",
+        description="where the process that scores single images listens, unix:///path or "
+        "tcp://host:port; `adap up` starts one and fills this in. It asks for no password: a TCP "
+        "port belongs on a network that only the service's own processes reach",
+    )
+    scoring_max_batch: int = Field(
+        64, ge=1, description="most images of one forward pass, whichever requests they came with"
+    )
+    scoring_max_wait_s: float = Field(
+        0.002, ge=0, description="how long a batch that is not full waits for another request"
+    )
+    scoring_max_waiting: int = Field(
+        4096, ge=1, description="most images that wait to be scored; further ones are refused"
+    )
+    scoring_limit_s: float = Field(30, gt=0, description="time limit of one request for scores")
+    scoring_memory_bytes: int = Field(
+        4 * GIB, gt=0, description="weights kept in memory; the least recently used leave first"
+    )
+    max_scoring_bytes: int = Field(
+        32 * MIB, gt=0, description="largest request body of images to be scored at once"
+    )
 
     @cached_property
     def database(self) -> str:

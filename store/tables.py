@@ -6,6 +6,7 @@ from typing import Any
 from sqlalchemy import (
     JSON,
     BigInteger,
+    ColumnElement,
     Double,
     Enum,
     ForeignKey,
@@ -13,7 +14,9 @@ from sqlalchemy import (
     MetaData,
     String,
     UniqueConstraint,
+    and_,
 )
+from sqlalchemy.ext.hybrid import hybrid_property
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from store.database import now
@@ -45,7 +48,7 @@ class JobKind(StrEnum):
     AUDIT = "audit"
     AUDIT_SHARD = "audit_shard"
     RANK = "rank"
-    SCORE = "score"
+    SCORE = "score"  # in older databases: scores of single images are no job any more
 
     @property
     def queue(self) -> str:
@@ -63,6 +66,14 @@ class AssetStatus(StrEnum):
     VALIDATING = "validating"
     READY = "ready"
     REJECTED = "rejected"
+
+
+class DeliveryStatus(StrEnum):
+    """Where the delivery of an event to a webhook is."""
+
+    PENDING = "pending"  # to be sent, or sent again
+    DELIVERED = "delivered"  # answered by 2xx
+    FAILED = "failed"  # given up, until somebody asks for it again
 
 
 def _by_value(enum: type[StrEnum]) -> Enum:
@@ -90,6 +101,7 @@ class Table(DeclarativeBase):
         JobStatus: _by_value(JobStatus),
         JobKind: _by_value(JobKind),
         AssetStatus: _by_value(AssetStatus),
+        DeliveryStatus: _by_value(DeliveryStatus),
     }
 
 
@@ -181,6 +193,46 @@ class JobEventRow(Table):
     data: Mapped[dict[str, Any]]
 
 
+class SweepRow(Table):
+    """A sweep: trainings that differ in some fields. What became of it is what became of them."""
+
+    __tablename__ = "sweeps"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    tenant: Mapped[str]
+    name: Mapped[str | None]
+    created_at: Mapped[float] = mapped_column(default=now())
+    cancelled_at: Mapped[float | None]
+    request: Mapped[dict[str, Any]]
+    dataset_id: Mapped[str] = mapped_column(ForeignKey("datasets.id"))
+    model_id: Mapped[str | None] = mapped_column(ForeignKey("models.id"))  # as of its jobs
+    planned: Mapped[int]  # trials in all
+    made: Mapped[int] = mapped_column(default=0)  # trials so far, and the number of the next
+
+    __table_args__ = (Index(None, "tenant", "id"), Index(None, "dataset_id"))
+
+    @hybrid_property
+    def unfinished(self) -> bool:
+        """Whether there are trials still to be made."""
+        return self.cancelled_at is None and self.made < self.planned
+
+    @unfinished.inplace.expression
+    @classmethod
+    def _unfinished(cls) -> ColumnElement[bool]:
+        return and_(cls.cancelled_at.is_(None), cls.made < cls.planned)
+
+
+class TrialRow(Table):
+    """One training of a sweep: an ordinary job."""
+
+    __tablename__ = "trials"
+
+    sweep_id: Mapped[str] = mapped_column(ForeignKey("sweeps.id"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), unique=True)
+    parameters: Mapped[dict[str, Any]]  # values by the paths of fields
+
+
 class ScoresRow(Table):
     """Scores that need not be computed again, by the hash of all that they depend on."""
 
@@ -232,6 +284,40 @@ class IdempotencyRow(Table):
     location: Mapped[str | None]
     body: Mapped[dict[str, Any]]
     created_at: Mapped[float] = mapped_column(default=now(), index=True)
+
+
+class WebhookRow(Table):
+    """Where a tenant wants to be told of the end of jobs. Its secret signs, so it is kept."""
+
+    __tablename__ = "webhooks"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    tenant: Mapped[str] = mapped_column(index=True)
+    url: Mapped[str]
+    events: Mapped[list[str]]
+    secret: Mapped[str]
+    created_at: Mapped[float] = mapped_column(default=now())
+
+
+class DeliveryRow(Table):
+    """An event for one webhook: written in the transaction that ends the job, sent afterwards."""
+
+    __tablename__ = "webhook_deliveries"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    webhook_id: Mapped[str] = mapped_column(ForeignKey("webhooks.id"))
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    event: Mapped[str]
+    payload: Mapped[str]  # the very text that is signed
+    status: Mapped[DeliveryStatus] = mapped_column(default=DeliveryStatus.PENDING)
+    attempt: Mapped[int] = mapped_column(default=0)
+    next_at: Mapped[float] = mapped_column(default=now())  # while one is being sent: its lease
+    answered: Mapped[int | None]  # HTTP status of the last attempt
+    error: Mapped[str | None]  # why the last attempt had none
+    created_at: Mapped[float] = mapped_column(default=now())
+    attempted_at: Mapped[float | None]
+
+    __table_args__ = (Index(None, "status", "next_at"), Index(None, "webhook_id", "id"))
 
 
 class WorkerRow(Table):

@@ -9,23 +9,21 @@ import numpy as np
 
 from core import thresholds
 from core.attacks.worst_case import worst_case
+from core.budget import budget_curve
 from core.config import AuditConfig, OperatingPoint
-from core.figures import ap_at_prevalence, operating_figures
+from core.figures import operating_figures
+from core.groups import group_figures
 from core.intervals import percentile_interval, resampled_ap
 from core.ranking import average_precision, count_ties, floor_ap
 from core.report import (
     APFigure,
     AttackFigure,
-    BudgetPoint,
     CertifiedFloor,
     Check,
     DatasetProvenance,
     Difference,
     EpsilonCurve,
     EpsilonPoint,
-    GroupFigures,
-    GroupGap,
-    Groups,
     ModelProvenance,
     Provenance,
     Report,
@@ -46,9 +44,14 @@ CONFIG: dict[str, Any] = {
 }
 CHECKS = [
     Check(name="converged", status="pass", message="Twice the steps change little.", figures={}),
-    Check(name="monotone", status="caution", message="It rises once.", figures={"rise": 0.01}),
+    Check(name="monotone", status="caution", message="It rises once.", figures={"rise": 0.06}),
     Check(name="transfer", status="skipped", message="There is no surrogate.", figures={}),
-    Check(name="repeatable", status="fail", message="The scores differ.", figures={"by": 0.5}),
+    Check(
+        name="repeatable",
+        status="fail",
+        message="The scores differ.",
+        figures={"largest_change": 0.9, "share_of_spread": 0.5},
+    ),
 ]
 
 
@@ -75,7 +78,7 @@ def scores_of(examples: int = 60, *, seed: int = 0) -> Scores:
 
 
 def task_of(scores: Scores, *, positive: Sequence[str] = ("truck",), **changes: Any) -> TaskReport:
-    """The figures by our own functions, but for the budget curve, which tries out everything."""
+    """The figures by our own functions."""
     targets, (worst, won) = scores.targets, worst_case(scores)
     assert scores.bounds is not None
     lowest = np.where(targets == 1, *scores.bounds)
@@ -127,68 +130,13 @@ def task_of(scores: Scores, *, positive: Sequence[str] = ("truck",), **changes: 
             attack={"name": "apgd"},
             points=[EpsilonPoint(**figure(str(e)), epsilon=e) for e in scores.curve],
         ),
-        budget_curve=budget_of(scores, worst),
-        groups=groups_of(scores, worst),
+        budget_curve=budget_curve(scores.clean, worst, targets, budgets=config.budgets),
+        groups=group_figures(
+            scores.clean, worst, targets, scores.groups or [], generator=np.random.default_rng(4)
+        ),
         resamples=1000,
         operating=operating_figures(scores.clean, worst, targets, at=OperatingPoint()),
         **changes,
-    )
-
-
-def budget_of(scores: Scores, worst: Floats) -> list[BudgetPoint]:
-    """Each time every image is tried, and the one kept that leaves the lowest AP."""
-    points = []
-    for images in CONFIG["budgets"]:
-        left = {}
-        for role, allowed in {
-            "hide_positives": scores.targets == 1,
-            "push_negatives": scores.targets == 0,
-            "both": scores.targets >= 0,
-        }.items():
-            logits = scores.clean.copy()
-            for _ in range(images):
-                tried = []
-                for i in np.flatnonzero(allowed):
-                    changed = logits.copy()
-                    changed[i] = worst[i]
-                    tried.append((average_precision(changed, scores.targets), i))
-                best = min(tried)[1]
-                logits[best] = worst[best]
-            left[role] = average_precision(logits, scores.targets)
-        points.append(BudgetPoint(images=images, **left))
-    return points
-
-
-def groups_of(scores: Scores, worst: Floats) -> Groups:
-    assert scores.groups is not None
-    names, targets = np.array(scores.groups), scores.targets
-    figures = []
-    for group in sorted(set(scores.groups)):
-        own = names == group
-        mine = targets[own]
-        bare: dict[str, Any] = dict.fromkeys(("clean", "worst_case"))
-        bare |= {f"{side}_at_prevalence": None for side in bare}
-        for side, logits in (("clean", scores.clean[own]), ("worst_case", worst[own])):
-            if min(mine.sum(), len(mine) - mine.sum()) >= 2:
-                bare[side] = APFigure(ap=average_precision(logits, mine))
-                bare[f"{side}_at_prevalence"] = ap_at_prevalence(
-                    logits, mine, prevalence=float(targets.mean())
-                )
-        figures.append(
-            GroupFigures(group=group, examples=len(mine), positives=int(mine.sum()), **bare)
-        )
-
-    def gap(name: str) -> GroupGap:
-        with_figures = [group for group in figures if getattr(group, name) is not None]
-        ordered = sorted(with_figures, key=lambda group: getattr(group, name))
-        best, worst = ordered[-1], ordered[0]
-        value = getattr(best, name) - getattr(worst, name)
-        return GroupGap(best=best.group, worst=worst.group, difference=Difference(value=value))
-
-    return Groups(
-        groups=figures,
-        clean_gap=gap("clean_at_prevalence"),
-        worst_case_gap=gap("worst_case_at_prevalence"),
     )
 
 
@@ -203,6 +151,7 @@ def report_of(
     """The report of these tasks, its thresholds evaluated."""
     config = AuditConfig.model_validate({**CONFIG, "thresholds": list(required)})
     keys = list(tasks[0].attacks)
+    floors = [task.certified_floor.ap for task in tasks if task.certified_floor is not None]
 
     def mean(values: Sequence[float]) -> float:
         return sum(values) / len(values)
@@ -213,6 +162,7 @@ def report_of(
             "clean": mean([task.clean.ap for task in tasks]),
             "worst_case": mean([task.worst_case.ap for task in tasks]),
             **{key: mean([task.attacks[key].ap for task in tasks]) for key in keys},
+            **({"certified_floor": mean(floors)} if len(floors) == len(tasks) else {}),
         },
         provenance=Provenance(
             model=ModelProvenance(id="mdl_1", name=name, sha256="a" * 64, architecture="cnn"),

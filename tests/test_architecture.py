@@ -61,7 +61,10 @@ def test_an_import_against_the_contracts_is_found(tmp_path: Path, module: str, l
     assert f"{module}.intruder" in run.stdout
 
 
-@pytest.mark.parametrize("module", ["api.main", "client.cli", "store.jobs", "worker.app"])
+@pytest.mark.parametrize(
+    "module",
+    ["api.main", "client.cli", "store.jobs", "worker.app", "worker.scoring.link"],
+)
 def test_no_torch_is_loaded_by(module: str) -> None:
     code = f"import {module}, sys; print(*sorted(set(sys.modules) & {{'torch', 'torchvision'}}))"
     run = subprocess.run(

@@ -39,7 +39,7 @@ SECRETS = dict.fromkeys(
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
 PACKAGES = set(PROJECT["tool"]["importlinter"]["root_packages"])
 WORKERS = {"worker-compute", "worker-gpu", "worker-intake"}
-OURS = {"api", "setup"} | WORKERS
+OURS = {"api", "scoring", "setup"} | WORKERS
 
 
 def compose(*arguments: str, file: Path = COMPOSE, env: dict[str, str]) -> Any:
@@ -278,7 +278,7 @@ def test_the_image_holds_every_package_and_extra() -> None:
     dockerfile = (REPOSITORY / "Dockerfile").read_text()
     assert {line.removeprefix("!") for line in context if line.startswith("!")} >= PACKAGES
     assert set(re.findall(r"^COPY (\w+) \1$", dockerfile, flags=re.MULTILINE)) == PACKAGES
-    assert re.findall(r"""pip install "\.\[(.*)\]\"""", dockerfile) == ["postgres,s3"]
+    assert re.findall(r"""pip install "\.\[(.*)\]\"""", dockerfile) == ["otel,postgres,s3"]
 
 
 def test_an_installation_holds_every_file_of_the_packages(tmp_path: Path) -> None:

@@ -208,7 +208,7 @@ def warm_up() -> None:
 def _forked(connection: Connection, threads: int | None) -> None:
     """Entry of a child that came from the fork server."""
     os.setsid()
-    _die_with_the_worker(connection)
+    die_with_the_worker(connection)
     import torch
 
     if threads is not None:
@@ -216,7 +216,7 @@ def _forked(connection: Connection, threads: int | None) -> None:
     serve(connection)
 
 
-def _die_with_the_worker(connection: Connection) -> None:
+def die_with_the_worker(connection: Connection) -> None:
     """End this process group when the worker does, also while it computes.
 
     The worker's end of the pipe closes with it, even after `kill -9`; waiting for that takes no
@@ -227,7 +227,9 @@ def _die_with_the_worker(connection: Connection) -> None:
         poll = select.poll()
         poll.register(connection.fileno(), select.POLLRDHUP)
         poll.poll()
-        os.killpg(os.getpgrp(), signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # the group's leader is outside the sandbox
+            os.killpg(os.getpgrp(), signal.SIGKILL)
+        os._exit(1)
 
     Thread(target=watch, daemon=True).start()
 
@@ -236,7 +238,7 @@ def _main() -> None:
     """Entry of a child that was started inside a sandbox: the pipe is an inherited descriptor."""
     limit_resources(memory_bytes=int(sys.argv[2]))
     connection: Connection = Connection(int(sys.argv[1]))
-    _die_with_the_worker(connection)
+    die_with_the_worker(connection)
     serve(connection)
 
 

@@ -1,9 +1,9 @@
 """The whole service on one machine, as one command: `python -m worker.embedded`.
 
 It starts a broker of its own (Valkey, on a unix socket), brings the database up to date, starts a
-worker for each queue and the API, and says so when all of them are ready. A part that dies is
-started again. SIGINT, SIGTERM or SIGHUP stop them all, workers giving back their jobs; a second
-signal stops them at once.
+worker for each queue, the scoring process and the API, and says so when all of them are ready. A
+part that dies is started again. SIGINT, SIGTERM or SIGHUP stop them all, workers giving back their
+jobs; a second signal stops them at once.
 
 Nothing outlives it, not even after `kill -9`: the kernel then kills the parts (PR_SET_PDEATHSIG),
 and what the workers had started ends with them (see `worker.child`). That is Linux's; on other
@@ -137,7 +137,12 @@ class Service:
 
     def __init__(self, settings: Settings, *, socket_folder: Path) -> None:
         broker = socket_folder / "valkey.sock"
-        self.settings = settings.model_copy(update={"broker_url": f"redis+socket://{broker}"})
+        self.settings = settings.model_copy(
+            update={
+                "broker_url": f"redis+socket://{broker}",
+                "scoring_url": f"unix://{socket_folder / 'scoring.sock'}",
+            }
+        )
         self.signals = 0  # how often it was told to stop
         self._logs = settings.home / "logs"
         self._logs.mkdir(exist_ok=True)
@@ -152,8 +157,9 @@ class Service:
         )
         self._migration = self._python("store")
         self._workers = [self._python("worker", "--queue", queue) for queue in QUEUES]
+        self._scoring = self._python("worker.scoring")
         self._api = self._python("api")
-        self.parts = [self._valkey, *self._workers, self._api]
+        self.parts = [self._valkey, *self._workers, self._scoring, self._api]
 
     def run(self, *, on_ready: Callable[[], None]) -> None:
         """Start, serve until a signal comes, stop. StartError if it never becomes ready."""
@@ -184,7 +190,7 @@ class Service:
             time.sleep(LOOK_EVERY_S)
         if code:
             raise StartError(f"The database cannot be used:\n{self._migration.last_words()}")
-        for part in (*self._workers, self._api):
+        for part in (*self._workers, self._scoring, self._api):
             part.start()
         deadline = time.monotonic() + START_LIMIT_S
         while not self.signals:
@@ -218,7 +224,10 @@ class Service:
     def _stop(self, *, at_once: bool) -> None:
         """End every part, the broker last; at once where there is no work to save."""
         before = self.signals
-        for parts in ([self._api, *self._workers, self._migration], [self._valkey]):
+        for parts in (
+            [self._api, self._scoring, *self._workers, self._migration],
+            [self._valkey],
+        ):
             for part in parts:
                 part.terminate()  # once: a second signal makes a worker drop its job
             deadline = time.monotonic() + STOP_LIMIT_S
@@ -227,7 +236,7 @@ class Service:
 
     def _python(self, module: str, *arguments: str) -> Part:
         # -P: a folder called `store` where the service is started from is not ours
-        name = "-".join((module, *arguments[1:]))
+        name = "-".join((module.rpartition(".")[2], *arguments[1:]))
         return self._part(name, sys.executable, "-P", "-m", module, *arguments)
 
     def _part(self, name: str, *command: str) -> Part:
@@ -266,9 +275,9 @@ def locked(home: Path, *, url: str) -> Iterator[None]:
 
 @contextmanager
 def short_folder(home: Path) -> Iterator[Path]:
-    """A folder of ours for the broker's socket, whose path must not be long."""
+    """A folder of ours for sockets, whose paths must not be long."""
     inside = home / "valkey"
-    if len(os.fsencode(inside / "valkey.sock")) <= SOCKET_PATH_BYTES:
+    if len(os.fsencode(inside / "scoring.sock")) <= SOCKET_PATH_BYTES:
         inside.mkdir(exist_ok=True, mode=0o700)
         yield inside
         return

@@ -18,6 +18,7 @@ from core.config import (
     CURVE_ATTACK,
     AuditConfig,
     AuditRequest,
+    EachClass,
     RankingRequest,
     Task,
     Threat,
@@ -39,8 +40,9 @@ from store import scores
 from store.ids import new_id
 from store.jobs import JobError
 from store.tables import AssetStatus, DatasetRow, JobKind, JobRow, ModelRow
+from worker.work import BOUNDS_SAMPLE
 
-SCORES_VERSION = 1  # of the code that attacks: another one makes other scores
+SCORES_VERSION = 2  # of the code that attacks: another one makes other scores
 NOMINAL_CHECKS = 1000  # images that the checks of a task count for in the progress of an audit
 
 
@@ -76,7 +78,8 @@ def audit_plan(session: Session, job: JobRow) -> list[dict[str, Any]]:
 
     For each task some shards of examples, in which every column (clean, an attack, a point of the
     epsilon curve, the bounds) is kept for itself, under a hash of all that it depends on; and one
-    shard for the checks of the audit itself.
+    shard for the checks of the audit itself. Whether to bound at all is a column too, but the same
+    one in all shards of a task: the first to have it saves the others asking.
     """
     config = AuditConfig.model_validate(_without_ids(job.request))
     dataset, model = _dataset(session, job), _model(session, job.model_id)
@@ -96,6 +99,7 @@ def audit_plan(session: Session, job: JobRow) -> list[dict[str, Any]]:
         check_fits(summary, **_size(surrogate))
     examples = sum(summary.counts(split).values())
     columns = _columns(config)
+    measured = [name for name in columns if name != BOUNDS_SAMPLE]
     shards: list[dict[str, Any]] = []
     for number, task in enumerate(tasks):
         common = {
@@ -108,13 +112,16 @@ def audit_plan(session: Session, job: JobRow) -> list[dict[str, Any]]:
             shards.append({**common, "part": "checks", "images": NOMINAL_CHECKS})
         for shard, start in enumerate(range(0, examples, config.shard_size)):
             stop = min(start + config.shard_size, examples)
-            depends_on = {
+            of_task = {
                 "version": SCORES_VERSION,
                 "tenant": job.tenant,
                 "model": model.content_sha256,
                 "dataset": dataset.content_sha256,
                 "split": split,
                 "positive": task.positive,
+            }
+            of_shard = {
+                **of_task,
                 "examples": [start, stop],
                 "shard": shard,
                 "batch_size": config.batch_size,
@@ -127,9 +134,15 @@ def audit_plan(session: Session, job: JobRow) -> list[dict[str, Any]]:
                     "shard": shard,
                     "start": start,
                     "stop": stop,
-                    "images": (stop - start) * len(columns),
+                    "images": (stop - start) * len(measured),
                     "columns": [
-                        {"name": name, "key": _key(depends_on, recipe, surrogate), **recipe}
+                        {
+                            "name": name,
+                            "key": _key(
+                                of_shard if name in measured else of_task, recipe, surrogate
+                            ),
+                            **recipe,
+                        }
                         for name, recipe in columns.items()
                     ],
                 }
@@ -148,6 +161,8 @@ def _columns(config: AuditConfig) -> dict[str, dict[str, Any]]:
             "attack": CURVE_ATTACK.as_json(),
             "threat": Threat(norm=threat.norm, epsilon=epsilon).as_json(),
         }
+    if config.certify == "auto":  # of no shard: whichever comes first finds out for all
+        columns[BOUNDS_SAMPLE] = {"certify": "sample", "threat": threat.as_json()}
     if config.certify != "off":
         columns["bounds"] = {"certify": config.certify, "threat": threat.as_json()}
     return columns
@@ -169,7 +184,6 @@ def audit_report(session: Session, job: JobRow, shards: list[JobRow]) -> Prepare
     model, dataset = _model(session, job.model_id), _dataset(session, job)
     surrogate = None if job.surrogate_id is None else _model(session, job.surrogate_id)
     first = shards[0].request
-    trained_on = ((model.manifest or {}).get("training") or {}).get("dataset", {})
     return Prepared(
         "audit_report",
         {
@@ -190,8 +204,7 @@ def audit_report(session: Session, job: JobRow, shards: list[JobRow]) -> Prepare
                 "split": first["split"],
             },
             # a split that is not the test split has been seen by the model that was trained on it
-            "trained_on_these": trained_on.get("sha256") == dataset.content_sha256
-            and first["split"] != "test",
+            "trained_on_these": dataset.content_sha256 in _seen(model) and first["split"] != "test",
         },
         {
             "dataset": _blob(dataset.content_sha256, dataset),
@@ -227,11 +240,23 @@ def _prepare_training(session: Session, job: JobRow) -> Prepared:
     blobs = {"dataset": _blob(dataset.content_sha256, dataset)}
     if job.checkpoint_sha256 is not None:
         blobs["checkpoint"] = job.checkpoint_sha256
+    task, start = request.task, None
+    if not isinstance(task, EachClass):
+        task = resolve_task(task, _summary(dataset))
+    if request.warm_start is not None:
+        model = _model(session, job.model_id)
+        blobs["warm_start"] = _blob(model.content_sha256, model)
+        start = {
+            "model": _provenance(model),
+            "fresh_head": request.fresh_head(),
+            "seen": sorted(_seen(model)),
+        }
     return Prepared(
         "train",
         {
             "config": config.as_json(),
-            "task": resolve_task(request.task, _summary(dataset)).as_json(),
+            "task": task.as_json(),
+            "warm_start": start,
             "dataset": {
                 "id": dataset.id,
                 "name": dataset.name,
@@ -260,14 +285,8 @@ def _prepare_shard(session: Session, job: JobRow) -> Prepared:
     return Prepared("audit_shard", {**job.request, "known": known}, blobs)
 
 
-def _prepare_scoring(session: Session, job: JobRow) -> Prepared:
-    model = _model(session, job.model_id)
-    assert job.upload_sha256 is not None
-    return Prepared(
-        "score",
-        {"file_names": job.request["file_names"], "positive": job.request.get("positive")},
-        {"upload": job.upload_sha256, "model": _blob(model.content_sha256, model)},
-    )
+def _prepare_scoring(_session: Session, _job: JobRow) -> Prepared:
+    raise InputError("expected no job for scores, which are answered at once: ask again, got one")
 
 
 def _prepare_ranking(session: Session, job: JobRow) -> Prepared:
@@ -376,15 +395,6 @@ def _publish_files(
     return {**({"summary": result["summary"]} if "summary" in result else {}), "blobs": blobs}
 
 
-def _publish_scores(
-    _session: Session, job: JobRow, result: dict[str, Any], _blobs: dict[str, str]
-) -> dict[str, Any] | JobError:
-    job.upload_sha256 = None
-    if "rejected" in result:
-        return JobError("invalid_data", "; ".join(result["rejected"][:3]))
-    return result
-
-
 _PUBLISH: dict[
     JobKind,
     Callable[[Session, JobRow, dict[str, Any], dict[str, str]], dict[str, Any] | JobError],
@@ -395,7 +405,6 @@ _PUBLISH: dict[
     JobKind.AUDIT: _publish_files,
     JobKind.AUDIT_SHARD: _publish_shard,
     JobKind.RANK: _publish_files,
-    JobKind.SCORE: _publish_scores,
 }
 
 
@@ -449,6 +458,19 @@ def _provenance(model: ModelRow) -> dict[str, Any]:
         "sha256": model.content_sha256,
         "architecture": (model.manifest or {})["architecture"],
     }
+
+
+def _seen(model: ModelRow) -> set[str]:
+    """Hashes of the data sets that a model was trained on, or the models that it started from.
+
+    As its manifest says, which may have been uploaded and hold anything.
+    """
+    training = (model.manifest or {}).get("training") or {}
+    dataset, start = training.get("dataset"), training.get("warm_start")
+    seen = [dataset.get("sha256")] if isinstance(dataset, dict) else []
+    before = start.get("seen") if isinstance(start, dict) else None
+    seen += before if isinstance(before, list) else []
+    return {sha256 for sha256 in seen if isinstance(sha256, str)}
 
 
 def _without_ids(request: dict[str, Any]) -> dict[str, Any]:

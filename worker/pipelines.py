@@ -9,8 +9,8 @@ import hashlib
 import json
 import logging
 import platform
-import zipfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from importlib.metadata import version
@@ -23,7 +23,16 @@ from pydantic import TypeAdapter
 from safetensors.numpy import save_file
 
 from core import audit, checks, report_page, training
-from core.config import Attack, AuditConfig, RankingRequest, Task, Threat, TrainingConfig
+from core.config import (
+    AnyTask,
+    Attack,
+    AuditConfig,
+    EachClass,
+    RankingRequest,
+    Task,
+    Threat,
+    TrainingConfig,
+)
 from core.datasets import ImageSet
 from core.errors import DataError, ModelError
 from core.objectives.registry import build_objective
@@ -32,11 +41,10 @@ from core.report import Check, DatasetProvenance, ModelProvenance, Provenance
 from core.scores import Scores, load_scores, save_scores
 from models import architectures, loading
 from models.errors import ModelFileError
-from models.header import InputSpec, Manifest
-from models.wrappers import Scorer
-from worker.intake import IntakeLimits
-from worker.intake.images import UnusableImageError, decode, strict_decoding
-from worker.work import Reporter, Work
+from models.header import ONE_LOGIT, InputSpec, Manifest, logit_a_class
+from models.wrappers import EveryLogit, Scorer
+from worker.ranking_files import WRITERS
+from worker.work import BOUNDS_SAMPLE, Reporter, Work
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +52,7 @@ Result = dict[str, Any]
 
 CERTIFIED_SAMPLE = 8  # of each side
 _ATTACK: TypeAdapter[Attack] = TypeAdapter(Attack)
+_TASK: TypeAdapter[AnyTask] = TypeAdapter(AnyTask)
 
 
 def validate_model(work: Work, reporter: Reporter) -> Result:
@@ -71,7 +80,7 @@ def validate_model(work: Work, reporter: Reporter) -> Result:
 def train(work: Work, reporter: Reporter) -> Result:
     """Train a model; hands over a checkpoint after every epoch and goes on from one it is given."""
     config = TrainingConfig.model_validate(work.request["config"])
-    task = Task.model_validate(work.request["task"])
+    task = _TASK.validate_python(work.request["task"])
     image_set = ImageSet.load(work.inputs["dataset"])
     train_index, validation_index = _training_split(image_set, task, config)
     parts = image_set.subset(train_index), image_set.subset(validation_index)
@@ -79,15 +88,31 @@ def train(work: Work, reporter: Reporter) -> Result:
     validation = _tensors(parts[1], task)
 
     channels, height, width = images.shape[1:]
-    mean, std = _channel_statistics(parts[0].images)
+    classes = list(image_set.classes) if isinstance(task, EachClass) else None
+    output = ONE_LOGIT if classes is None else logit_a_class(classes)
+    network = architectures.build(
+        config.architecture, channels=channels, seed=config.seed, outputs=output.count
+    )
+    start = work.request["warm_start"]
+    if start is None:
+        mean, std = _channel_statistics(parts[0].images)
+        spec = InputSpec(channels=channels, height=height, width=width, mean=mean, std=std)
+    else:
+        source, known = loading.load(work.inputs["warm_start"], device="cpu")
+        spec = known.input  # its weights belong to its own mean and std
+        architectures.start_from(
+            network, source.network.state_dict(), fresh_head=start["fresh_head"]
+        )
     manifest = Manifest(
         architecture=config.architecture,
-        input=InputSpec(channels=channels, height=height, width=width, mean=mean, std=std),
-        positive=task.positive,
+        input=spec,
+        output=output,
+        positive=None if isinstance(task, EachClass) else task.positive,
     )
-    network = architectures.build(config.architecture, channels=channels, seed=config.seed)
-    scorer = Scorer(network, manifest.input)
-    objective = build_objective(config.method, examples=len(targets))
+    scorer = (Scorer if classes is None else EveryLogit)(network, spec, output=output)
+    objective = build_objective(
+        config.method, examples=len(targets), classes=None if classes is None else len(classes)
+    )
 
     def checkpoint_of(epoch: int) -> Path:
         # a name of its own: the worker may still read the one before
@@ -122,8 +147,13 @@ def train(work: Work, reporter: Reporter) -> Result:
         checkpoint=checkpoint,
         save=save,
     )
+    if result.stopped_early:
+        best, last = result.best.epoch, result.history[-1].epoch
+        reporter.event("stopped_early", {"epoch": last, "best_epoch": best})
     summary = {
         "method": config.method.as_json(),
+        "task": task.as_json(),
+        "warm_start": start,
         "config": config.as_json(),
         "config_sha256": config.sha256(),
         "dataset": work.request["dataset"],
@@ -184,34 +214,43 @@ def audit_shard(work: Work, reporter: Reporter) -> Result:
             clean=clean,
         )
 
-    def measure(column: dict[str, Any], clean: Scores | None) -> Scores:
-        if clean is None:
+    def measure(column: dict[str, Any]) -> Scores:
+        if column["name"] == "clean":
             return attack([], config.threat, None)
-        threat = Threat.model_validate(column["threat"])
+        threat, clean = Threat.model_validate(column["threat"]), found["clean"]
         if "attack" in column:
             return attack([_ATTACK.validate_python(column["attack"])], threat, clean.clean)
+        method = column["certify"]
+        if method == "sample":
+            rows = _certified_sample(targets)
+            some = image_set.subset(index[rows])
+            return audit.certify_sample(
+                scorer, some.images, targets[rows], some.example_ids, threat=threat, device=device
+            )
+        if method == "auto" and found[BOUNDS_SAMPLE].no_bounds is not None:
+            return replace(clean, no_bounds=found[BOUNDS_SAMPLE].no_bounds)
         return audit.certify_shard(
             scorer,
             clean,
             part.images,
-            sample=_certified_sample(image_set, index, targets),
             threat=threat,
-            method=column["certify"],
+            method="crown_ibp" if method == "auto" else method,
             batch_size=config.batch_size,
             device=device,
             on_progress=on_progress,
         )
 
-    clean: Scores | None = None
+    found: dict[str, Scores] = {}  # what other columns are made of
     for i, column in enumerate(request["columns"]):
         name = column["name"]
         if name not in request["known"]:
             files[name] = f"column-{i}.safetensors"
-            save_scores([measure(column, clean)], work.folder / files[name])
-        if name == "clean":
-            known = work.inputs.get("known/clean", work.folder / files.get(name, ""))
-            (clean,) = load_scores(known)
-        done += stop - start
+            save_scores([measure(column)], work.folder / files[name])
+        if name in ("clean", BOUNDS_SAMPLE):
+            known = work.inputs.get(f"known/{name}", work.folder / files.get(name, ""))
+            (found[name],) = load_scores(known)
+        if name != BOUNDS_SAMPLE:
+            done += stop - start
         reporter.progress("attacking", done, request["images"], "images")
     return {"files": files, "known": request["known"]}
 
@@ -352,7 +391,7 @@ def audit_report(work: Work, reporter: Reporter) -> Result:
 
 
 def rank(work: Work, reporter: Reporter) -> Result:
-    """Score every image of a split and write them best first."""
+    """Score every image of a split and write them best first, in each form of `WRITERS`."""
     request = RankingRequest.model_validate(work.request["config"])
     image_set = ImageSet.load(work.inputs["dataset"])
     index = image_set.in_split(work.request["split"])
@@ -371,52 +410,22 @@ def rank(work: Work, reporter: Reporter) -> Result:
     matrix = None
     if request.task is not None:
         matrix = image_set.label_matrix(request.task.positive)[index]
-    with (work.folder / "ranking.ndjson").open("w") as file:
-        for position, i in enumerate(rank_order(logits, example_ids), start=1):
-            row = {
-                "rank": position,
-                "example_id": example_ids[i],
-                "score": float(logits[i]),
-                "label": image_set.label_of(index[i]),
-            }
-            if matrix is not None:
-                row["positive"] = bool(matrix[i].any())
-            file.write(json.dumps(row) + "\n")
-    return {"summary": {"examples": len(index)}, "files": {"ranking": "ranking.ndjson"}}
-
-
-def score(work: Work, reporter: Reporter) -> Result:
-    """Score the images of one request, in the order in which they came."""
-    positive = work.request["positive"]
-    scorer = _load_scorer(
-        work.inputs["model"], "cpu", None if positive is None else tuple(positive)
-    )
-    spec = scorer.input_spec
-    names = work.request["file_names"]
-    images = np.empty((len(names), spec.channels, spec.height, spec.width), np.uint8)
-    reasons = []
-    with zipfile.ZipFile(work.inputs["upload"]) as bundle, strict_decoding():
-        for i, name in enumerate(names):
-            try:
-                data = bundle.read(f"{i:06d}")
-                images[i] = _fitted(decode(data, max_pixels=IntakeLimits().pixels), spec)
-            except UnusableImageError as error:
-                reasons.append(f"{name}: {error}")
-    if reasons:
-        return {"rejected": reasons}
-    with torch.inference_mode():
-        logits = scorer(torch.from_numpy(images).float() / 255).double().numpy()
-    if not np.isfinite(logits).all():
-        raise ModelError("expected finite scores, got NaN or infinity from the model")
-    ranks = np.empty(len(names), np.int64)
-    ranks[rank_order(logits, [f"{i:06d}" for i in range(len(names))])] = np.arange(len(names)) + 1
-    reporter.progress("scoring", len(names), len(names), "images")
-    return {
-        "scores": [
-            {"file_name": name, "score": float(logits[i]), "rank": int(ranks[i])}
-            for i, name in enumerate(names)
-        ]
-    }
+    rows = []
+    for position, i in enumerate(rank_order(logits, example_ids), start=1):
+        row = {
+            "rank": position,
+            "example_id": example_ids[i],
+            "score": float(logits[i]),
+            "label": image_set.label_of(index[i]),
+        }
+        if matrix is not None:
+            row["positive"] = bool(matrix[i].any())
+        rows.append(row)
+    files = {}
+    for suffix, write in WRITERS.items():
+        files["ranking" if suffix == "ndjson" else suffix] = name = f"ranking.{suffix}"
+        write(rows, work.folder / name)
+    return {"summary": {"examples": len(index)}, "files": files}
 
 
 PIPELINES: dict[str, Callable[[Work, Reporter], Result]] = {
@@ -426,22 +435,7 @@ PIPELINES: dict[str, Callable[[Work, Reporter], Result]] = {
     "audit_checks": audit_checks,
     "audit_report": audit_report,
     "rank": rank,
-    "score": score,
 }
-
-
-def _fitted(pixels: np.ndarray[Any, np.dtype[np.uint8]], spec: InputSpec) -> Any:
-    """Decoded pixels as the (C, H, W) that a model takes: grey for all channels, else RGB."""
-    if pixels.shape[:2] != (spec.height, spec.width):
-        raise UnusableImageError(
-            f"expected {spec.height}x{spec.width} pixels (height x width), "
-            f"got {pixels.shape[0]}x{pixels.shape[1]}"
-        )
-    if pixels.ndim == 2:
-        return pixels[None].repeat(spec.channels, axis=0)
-    if spec.channels == 1:
-        raise UnusableImageError("expected a grey image, as the model has one channel, got colours")
-    return pixels.transpose(2, 0, 1)
 
 
 def _device(work: Work) -> str:
@@ -458,7 +452,7 @@ def _load_scorer(path: Path, device: str, positive: tuple[str, ...] | None = Non
 
 
 def _training_split(
-    image_set: ImageSet, task: Task, config: TrainingConfig
+    image_set: ImageSet, task: AnyTask, config: TrainingConfig
 ) -> tuple[np.ndarray[Any, np.dtype[np.int64]], np.ndarray[Any, np.dtype[np.int64]]]:
     """The declared splits, or a stratified random one of the examples that are not for testing."""
     if image_set.has_split("train"):
@@ -471,23 +465,62 @@ def _training_split(
             raise DataError("expected a train split beside the other splits, got none")
         train_index = image_set.in_split(None)
     generator = np.random.default_rng(config.seed)
-    targets = image_set.targets(task, train_index)
+    if isinstance(task, EachClass) and image_set.multilabel:
+        return _multilabel_split(image_set, train_index, config)
+    if isinstance(task, EachClass):
+        names = [f"images of {name!r}" for name in image_set.classes]
+        strata = image_set.labels[train_index]
+    else:
+        names = ["negatives", "positives"]
+        strata = image_set.targets(task, train_index)
     held_out = []
-    for value in (0, 1):
-        members = generator.permutation(train_index[targets == value])
+    for stratum, name in enumerate(names):
+        members = generator.permutation(train_index[strata == stratum])
         count = round(len(members) * config.validation.fraction)
         if not 0 < count < len(members):
             raise DataError(
-                f"expected enough {'positives' if value else 'negatives'} for a training and a "
-                f"validation part, got {len(members)}"
+                f"expected enough {name} for a training and a validation part, got {len(members)}"
             )
         held_out.append(members[:count])
     validation_index = np.sort(np.concatenate(held_out))
     return np.setdiff1d(train_index, validation_index), validation_index
 
 
-def _tensors(part: ImageSet, task: Task) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.from_numpy(part.images), torch.from_numpy(part.targets(task))
+def _multilabel_split(
+    image_set: ImageSet, train_index: np.ndarray[Any, np.dtype[np.int64]], config: TrainingConfig
+) -> tuple[np.ndarray[Any, np.dtype[np.int64]], np.ndarray[Any, np.dtype[np.int64]]]:
+    """A random split of images with several labels: rarest class first, each class is shared out.
+
+    An image that a rarer class has placed stays there; the images without any class come last.
+    """
+    generator = np.random.default_rng(config.seed)
+    matrix = image_set.label_matrix()[train_index]
+    placed = np.zeros(len(train_index), bool)
+    held_out = np.zeros(len(train_index), bool)
+    for k in np.argsort(matrix.sum(axis=0), kind="stable"):
+        members = matrix[:, k] == 1
+        wanted = round(int(members.sum()) * config.validation.fraction)
+        free = generator.permutation(np.flatnonzero(members & ~placed))
+        held_out[free[: max(0, wanted - int((members & held_out).sum()))]] = True
+        placed |= members
+        if not 0 < int((members & held_out).sum()) < int(members.sum()):
+            raise DataError(
+                f"expected enough images of {image_set.classes[k]!r} for a training and a "
+                f"validation part, got {int(members.sum())}"
+            )
+    rest = generator.permutation(np.flatnonzero(~placed))
+    held_out[rest[: round(len(rest) * config.validation.fraction)]] = True
+    return train_index[~held_out], train_index[held_out]
+
+
+def _tensors(part: ImageSet, task: AnyTask) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images, and (N,) targets of a task or (N, K) of each class against the rest."""
+    if isinstance(task, Task):
+        targets = part.targets(task)
+    else:
+        of_each = [part.targets(Task(positive=[name])) for name in part.classes]
+        targets = np.stack(of_each, axis=1)
+    return torch.from_numpy(part.images), torch.from_numpy(targets)
 
 
 def _channel_statistics(
@@ -521,18 +554,15 @@ def _load_surrogate(work: Work, task: Task) -> Scorer | None:
 
 
 def _certified_sample(
-    image_set: ImageSet,
-    index: np.ndarray[Any, np.dtype[np.int64]],
     targets: np.ndarray[Any, np.dtype[np.int64]],
-) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], np.ndarray[Any, np.dtype[np.int64]]]:
-    """Some positives and some negatives, evenly spread: what `auto` tries bounds on."""
-    rows = np.concatenate(
+) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Rows of some positives and some negatives, evenly spread: what `auto` tries bounds on."""
+    return np.concatenate(
         [
             members[np.unique(np.linspace(0, len(members) - 1, CERTIFIED_SAMPLE, dtype=np.int64))]
             for members in (np.flatnonzero(targets == 1), np.flatnonzero(targets == 0))
         ]
     )
-    return image_set.images[index[rows]], targets[rows]
 
 
 def _joined_scores(

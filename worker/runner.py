@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session
 
 from core.errors import AdapError
 from models.errors import ModelFileError
-from store import idempotency, jobs, scores, uploads
+from store import idempotency, jobs, scores, sweeps, uploads, webhooks
 from store.artifacts import Blobs, collect_garbage, open_blobs
 from store.database import Database, now
 from store.ids import new_id
@@ -31,10 +31,12 @@ from store.jobs import Claim, ClaimLostError, JobError
 from store.logs import log_about
 from store.settings import Settings
 from store.tables import TERMINAL, JobKind, JobRow, JobStatus, WorkerRow
+from store.traces import Traces
 from worker import kinds
 from worker.app import ring
 from worker.child import Child, ChildDiedError, ChildFailedError, warm_up
 from worker.sandbox import make_sandbox
+from worker.sweeps import advance
 from worker.work import Message, Work
 
 log = logging.getLogger(__name__)
@@ -66,6 +68,7 @@ class Worker:
         self.database = Database(settings)
         self.blobs: Blobs = open_blobs(settings)
         self.sandbox = make_sandbox(settings)
+        self.traces = Traces(settings, service="adap-worker")
         self.stopping = Event()
         self.slot = Lock()
         self.folder = settings.home / "work" / str(os.getpid())
@@ -96,6 +99,7 @@ class Worker:
         with self.slot, suppress(SQLAlchemyError), self.database.writing() as session:
             session.execute(delete(WorkerRow).where(WorkerRow.id == self.id))
         shutil.rmtree(self.folder, ignore_errors=True)
+        self.traces.stop()
 
     # --- one job ----------------------------------------------------------------------------------
 
@@ -119,13 +123,36 @@ class Worker:
                 self._attempt(job, claim, lambda attempt: self._audit(job, attempt, child))
             else:
                 self._attempt(job, claim, lambda attempt: self._pipeline(job, attempt, child))
+        if job.kind == JobKind.TRAIN:
+            with self.database.reading() as session:
+                sweep_id = sweeps.sweep_of(session, job.id)
+            if sweep_id is not None:
+                self._advance(sweep_id)
+
+    def _advance(self, sweep_id: str) -> None:
+        """Make the trials of a sweep that may be made now."""
+        try:
+            with self.database.writing() as session:
+                made = advance(session, sweep_id)
+        except Exception:  # no other work may suffer from it; it is tried again soon
+            log.exception("sweep.not_advanced", extra={"sweep_id": sweep_id})
+            return
+        for job in made:
+            log.info("trial.made", extra={"sweep_id": sweep_id, "job_id": job.id})
+            ring(self.app, job)
 
     def _attempt(self, job: JobRow, claim: Claim, work: Callable[["Attempt"], None]) -> None:
         """Run `work`, and turn whatever ends it into the job's next state."""
         attempt = Attempt(self, job, claim)
         ended: Callable[[Session], None] | None
         try:
-            with log_about(job_id=job.id), attempt.heartbeat():
+            with (
+                log_about(job_id=job.id),
+                self.traces.span(
+                    f"job {job.kind}", adap__job_id=job.id, adap__attempt=claim.attempt
+                ),
+                attempt.heartbeat(),
+            ):
                 work(attempt)
             return
         except ClaimLostError:
@@ -264,7 +291,8 @@ class Worker:
             self.stopping.wait(self.settings.sweep_s)
 
     def sweep(self) -> None:
-        """Say that this worker lives, take back the jobs of those that do not, collect garbage."""
+        """Say that this worker lives, take back the jobs of those that do not, see to the searches,
+        collect garbage."""
         with self.database.writing() as session:
             session.merge(
                 WorkerRow(id=self.id, queue=self.queue, sandbox=self.sandbox.kind, seen_at=now())
@@ -274,10 +302,16 @@ class Worker:
             )
             for job_id in jobs.take_back_expired(session, max_lost=self.settings.max_lost_attempts):
                 log.warning("job.taken_back", extra={"job_id": job_id})
+        if self.queue == "compute":  # trials of searches whose worker died before it made the next
+            with self.database.reading() as session:
+                waiting = sweeps.unfinished(session)
+            for sweep_id in waiting:
+                self._advance(sweep_id)
         if time.monotonic() > self._garbage_at:
             self._garbage_at = time.monotonic() + GARBAGE_EVERY_S
             with self.database.writing() as session:
                 scores.forget(session, unused_s=self.settings.scores_kept_s)
+                webhooks.forget(session)
                 idempotency.forget(session, older_s=self.settings.idempotency_kept_s)
                 uploads.forget(session)
             with self.database.reading() as session:

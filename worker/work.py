@@ -9,6 +9,8 @@ from typing import Any
 
 Message = dict[str, Any]
 
+BOUNDS_SAMPLE = "bounds.sample"  # the column of an audit on which `certify: auto` decides
+
 
 @dataclass(frozen=True)
 class Work:

@@ -310,20 +310,16 @@ def _surrogate(
         check_fits(summary, **_size(manifest))
         return surrogate, None
     assert asked.train_on is not None
-    if len(tasks) > 1:
-        raise ConfigError(
-            f"expected one task for a surrogate that is trained first, got {len(tasks)}; name "
-            "one positive class, or a surrogate with an output for each class by its model_id"
-        )
     dataset = assets.find(session, DatasetRow, asked.train_on, caller)
     assets.require_ready(dataset)
     known = DatasetSummary.model_validate(dataset.summary)
-    resolve_tasks(tasks[0], known)  # raises where the data set lacks these classes
+    for task in tasks:
+        resolve_tasks(task, known)  # raises where the data set lacks these classes
     manifest = Manifest.model_validate(model.manifest)
     check_fits(known, **_size(manifest))
     training = TrainingRequest(
         dataset_id=dataset.id,
-        task=tasks[0],
+        task=tasks[0] if len(tasks) == 1 else EachClass(each=True),
         method=CEMethod(),
         architecture=asked.architecture or manifest.architecture,
         name=f"surrogate on {dataset.name}"[:200],

@@ -7,6 +7,7 @@ from fastapi import APIRouter
 from api.deps import Reader
 from api.errors import problems
 from api.schemas import CatalogueEntry
+from core import presets
 from core.config import Attack, Config, Method
 from models import catalogue
 
@@ -23,6 +24,15 @@ def list_methods(_caller: Reader) -> list[CatalogueEntry]:
 def list_attacks(_caller: Reader) -> list[CatalogueEntry]:
     """The attacks."""
     return _entries(Attack)
+
+
+@router.get("/presets", responses=problems())
+def list_presets(_caller: Reader) -> list[CatalogueEntry]:
+    """The presets of a training: what its fields are where they are left out."""
+    return [
+        CatalogueEntry(name=name, description=presets.DESCRIPTIONS[name], parameters=values)
+        for name, values in presets.TRAINING_PRESETS.items()
+    ]
 
 
 @router.get("/architectures", responses=problems())

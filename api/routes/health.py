@@ -1,7 +1,10 @@
 """Health: whether the process answers, and whether jobs will be worked on."""
 
+import asyncio
+from typing import Annotated, Literal
+
 import redis
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from sqlalchemy import select
 
 from api.deps import Admin, HouseDep
@@ -9,6 +12,7 @@ from api.errors import problems
 from api.schemas import Liveness, Readiness, WorkerInfo
 from store.database import now
 from store.tables import QUEUES, WorkerRow
+from worker.scoring.link import ScoringGoneError
 
 router = APIRouter(tags=["health"])
 
@@ -21,8 +25,26 @@ async def live() -> Liveness:
     return Liveness()
 
 
+Scoring = Literal["ok", "unreachable", "none"]
+
+
+async def scoring_state(house: HouseDep) -> Scoring:
+    """Whether the scoring process answers."""
+    if house.settings.scoring_url is None:
+        return "none"
+    try:
+        async with asyncio.timeout(2):
+            await house.scoring.ask({"ask": "status"})
+    except (ScoringGoneError, TimeoutError):
+        return "unreachable"
+    return "ok"
+
+
+ScoringState = Annotated[Scoring, Depends(scoring_state)]
+
+
 @router.get("/readyz", responses={503: problems()[503]})
-def ready(house: HouseDep) -> Readiness:
+def ready(house: HouseDep, scoring: ScoringState) -> Readiness:
     """Whether jobs will be worked on. 503 without a database; `degraded` where work would wait."""
     with house.database.reading() as session:
         rows = session.execute(
@@ -42,8 +64,11 @@ def ready(house: HouseDep) -> Readiness:
     broker = _broker_answers(house)
     if not broker:
         problems_found.append("the broker does not answer: jobs start some seconds later")
+    if scoring == "unreachable":
+        problems_found.append("the scoring process does not answer: no scores of single images")
     return Readiness(
         status="degraded" if problems_found else "ok",
+        scoring=scoring,
         broker="ok" if broker else "unreachable",
         workers=workers,
         problems=problems_found,

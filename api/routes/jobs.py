@@ -201,7 +201,13 @@ def finished_blob(house: House, job_id: str, caller: Caller, kind: JobKind, name
             f"The {_NOUNS[kind]} {job_id} is {row.status.value}"
             + (f": {reason}" if reason else "."),
         )
-    return str((row.result or {})["blobs"][name])
+    blobs = (row.result or {})["blobs"]
+    if name not in blobs:  # made before there was such a file
+        raise ApiError(
+            "not_acceptable",
+            f"The {_NOUNS[kind]} {job_id} has {', '.join(blobs)}, and no {name}: run it again.",
+        )
+    return str(blobs[name])
 
 
 def answer_job(house: House, row: JobRow) -> Job:

@@ -1,29 +1,22 @@
-"""Models: upload, look at, download, remove, score a few images."""
+"""Models: upload, look at, download, remove."""
 
-import time
-import zipfile
-from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Annotated, TypeVar
 
-from fastapi import APIRouter, Form, Request, Response, UploadFile
-from fastapi.responses import JSONResponse
+from fastapi import APIRouter, BackgroundTasks, Form, Request, Response, UploadFile
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sqlalchemy import select
 
 from api import assets
 from api.assets import AssetId
-from api.deps import House, HouseDep, Reader, Writer
+from api.deps import HouseDep, Reader, Writer
 from api.errors import POSTED, ApiError, explain_validation, problems
 from api.idempotency import IdempotencyDep
 from api.listing import After, Limit, page
-from api.routes.jobs import answer_job, wait_until_done
-from api.schemas import ImageScore, ImageScores, Job, Model, Page, model_answer
+from api.schemas import Model, Page, model_answer
 from core.config import Identifier, Name
 from models.catalogue import ARCHITECTURES
 from models.header import ONE_LOGIT, InputSpec, Manifest, OutputSpec
-from store import jobs
-from store.tables import JobKind, JobStatus, ModelRow
+from store.tables import ModelRow
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
@@ -164,93 +157,11 @@ def download_model(
 
 
 @router.delete("/{model_id}", status_code=204, responses=problems("not_found", "in_use"))
-def remove_model(model_id: AssetId, house: HouseDep, caller: Writer) -> Response:
+def remove_model(
+    model_id: AssetId, house: HouseDep, caller: Writer, background: BackgroundTasks
+) -> Response:
     """Remove a model; 409 while a job uses it."""
     with house.database.writing() as session:
-        return assets.remove(session, ModelRow, model_id, caller)
-
-
-MAX_SCORED_IMAGES = 1000
-
-
-class ScoreForm(BaseModel):
-    """`POST /v1/models/{model_id}/scores`, multipart/form-data."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    images: list[UploadFile] = Field(
-        min_length=1,
-        max_length=MAX_SCORED_IMAGES,
-        description="PNG, JPEG or WebP files of the model's input size",
-    )
-    positive: list[str] | None = Field(
-        None,
-        max_length=1000,
-        description="the classes to score, repeated for several; needed by a model with a logit "
-        "for each class, refused for a model with one logit",
-        examples=[["cat"]],
-    )
-
-
-@router.post(
-    "/{model_id}/scores",
-    responses=problems("not_found", "not_ready", "too_large", "invalid_config", "invalid_data")
-    | {202: {"model": Job, "description": "Still being scored: watch this job"}},
-)
-def score_images(
-    model_id: AssetId,
-    form: Annotated[ScoreForm, Form(media_type="multipart/form-data")],
-    house: HouseDep,
-    caller: Writer,
-) -> ImageScores:
-    """Score a few images, in the order in which they came; for data sets, `POST /v1/rankings`."""
-    with house.database.reading() as session:
-        row = assets.find(session, ModelRow, model_id, caller)
-        assets.require_ready(row)
-        manifest = Manifest.model_validate(row.manifest)
-    if form.positive and manifest.output == ONE_LOGIT:
-        raise ApiError(
-            "invalid_config",
-            f"/body/positive: expected none, as the model {model_id} has one logit; got "
-            f"{', '.join(form.positive)[:200]}",
-        )
-    positive = form.positive or manifest.positive
-    manifest.output.columns(positive)  # raises where these classes have no score
-    sha256 = _bundle(form.images, house)
-    names = [assets.display_name(None, image) for image in form.images]
-    with house.database.writing() as session:
-        job = jobs.enqueue(
-            session,
-            JobKind.SCORE,
-            tenant=caller.tenant,
-            request={"model_id": model_id, "file_names": names, "positive": positive},
-            model_id=model_id,
-            upload_sha256=sha256,
-        )
-    house.ring(job)
-    ended = wait_until_done(house, job.id, wait_s=house.settings.max_wait_s)
-    if ended.status == JobStatus.FAILED:
-        error = ended.error or {}
-        raise ApiError(error["code"], error["message"])
-    if ended.status != JobStatus.SUCCEEDED:
-        answer = answer_job(house, ended)
-        return JSONResponse(  # type: ignore[return-value]
-            answer.model_dump(mode="json"), 202, headers={"Location": f"/v1/jobs/{ended.id}"}
-        )
-    scores = [ImageScore.model_validate(item) for item in (ended.result or {})["scores"]]
-    return ImageScores(model_id=model_id, scores=scores)
-
-
-def _bundle(images: list[UploadFile], house: House) -> str:
-    """The images of one request as one blob: a zip without compression, entries by number."""
-    folder = house.settings.home / "incoming"
-    folder.mkdir(parents=True, exist_ok=True)
-    with NamedTemporaryFile(dir=folder) as file:
-        with zipfile.ZipFile(file, "w") as bundle:
-            for number, image in enumerate(images):
-                entry = zipfile.ZipInfo(f"{number:06d}", time.gmtime()[:6])
-                with bundle.open(entry, "w") as target:
-                    while chunk := image.file.read(1 << 20):
-                        target.write(chunk)
-        file.flush()
-        return house.blobs.put(Path(file.name))
+        answer = assets.remove(session, ModelRow, model_id, caller)
+    background.add_task(house.scoring.forget, model_id)
+    return answer

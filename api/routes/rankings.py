@@ -1,8 +1,11 @@
 """Rankings: every image of a data set by its score, best first."""
 
-from fastapi import APIRouter, Response
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Request, Response
 
 from api import assets
+from api.accept import choose
 from api.assets import AssetId
 from api.deps import HouseDep, Reader, Writer
 from api.errors import POSTED, problems
@@ -62,11 +65,58 @@ def rank(
     return answer
 
 
-@router.get("/{job_id}", responses=problems("not_found", "not_ready"))
+FORMS = {
+    "application/json": None,
+    "text/csv": "csv",
+    "application/vnd.apache.parquet": "parquet",
+    "application/x-ndjson": "ranking",
+}
+_SUFFIXES = {"csv": "csv", "parquet": "parquet", "ranking": "ndjson"}
+
+
+@router.get(
+    "/{job_id}",
+    response_model=Page[RankedExample],
+    responses=problems("not_found", "not_ready", "not_acceptable")
+    | {
+        200: {
+            "description": "A page of the ranking, or all of it as one file",
+            "content": {
+                form: {"schema": {"type": "string", "format": "binary"}} for form in list(FORMS)[1:]
+            },
+        },
+        304: {"description": "Not modified"},
+    },
+)
 def show_ranking(
-    job_id: AssetId, house: HouseDep, caller: Reader, limit: Limit = 100, after: After = None
-) -> Page[RankedExample]:
-    """A finished ranking, best first; equal scores are ordered by example id."""
+    job_id: AssetId,
+    request: Request,
+    response: Response,
+    house: HouseDep,
+    caller: Reader,
+    limit: Limit = 100,
+    after: After = None,
+    accept: Annotated[str, Header()] = "application/json",
+) -> Page[RankedExample] | Response:
+    """A finished ranking, best first; equal scores are ordered by example id.
+
+    With `Accept: text/csv`, `application/vnd.apache.parquet` or `application/x-ndjson` the whole
+    ranking as one file, with ranges and an ETag. In CSV a text that a spreadsheet would run as a
+    formula gets an apostrophe before it.
+    """
+    form = choose(accept, list(FORMS))
+    name = FORMS[form]
+    if name is not None:
+        answer = assets.blob_response(
+            request,
+            house,
+            finished_blob(house, job_id, caller, JobKind.RANK, name),
+            media_type=form,
+            filename=f"{job_id}.{_SUFFIXES[name]}",
+        )
+        answer.headers["Vary"] = "Accept"
+        return answer
+    response.headers["Vary"] = "Accept"
     sha256 = finished_blob(house, job_id, caller, JobKind.RANK, "ranking")
     rows, cursor = read_rows(house, sha256, limit=limit, after=after)
     return Page(

@@ -1,18 +1,20 @@
 """Training jobs: their result is a model."""
 
 from fastapi import APIRouter, Response
+from sqlalchemy.orm import Session
 
 from api import assets
-from api.deps import HouseDep, Writer
+from api.deps import Caller, HouseDep, Writer
 from api.errors import POSTED, ApiError, problems
 from api.idempotency import IdempotencyDep
 from api.routes.jobs import describe_job
 from api.schemas import Job
-from core.config import TrainingRequest
-from core.resolve import DatasetSummary, check_both_sides, resolve_task
+from core.config import EachClass, TrainingRequest
+from core.resolve import DatasetSummary, check_fits, check_start, resolve_training
 from models.catalogue import ARCHITECTURES
+from models.header import ONE_LOGIT, Manifest, logit_a_class
 from store import jobs
-from store.tables import DatasetRow, JobKind
+from store.tables import DatasetRow, JobKind, ModelRow
 
 router = APIRouter(prefix="/v1/training-jobs", tags=["training"])
 
@@ -29,25 +31,58 @@ def train(
     once: IdempotencyDep,
     response: Response,
 ) -> Job:
-    """Train a model. `{dataset_id, task}` alone trains AdAP_LPN with the small network."""
+    """Train a model. `{dataset_id, task}` alone trains AdAP_LPN with the small network.
+
+    With the task `{"each": true}` the model has a logit for each class, and is trained on their
+    mean AP. `warm_start` names a model whose weights to start from.
+    """
     with once.writing(request.as_json(), new_jobs=1) as session:
-        dataset = assets.find(session, DatasetRow, request.dataset_id, caller)
-        assets.require_ready(dataset)
-        summary = DatasetSummary.model_validate(dataset.summary)
-        task = resolve_task(request.task, summary)
-        check_both_sides(task, summary, "train" if "train" in summary.splits else None)
-        check_trainable(request.architecture, summary)
+        request, columns = resolve(session, request, caller)
         job = jobs.enqueue(
-            session,
-            JobKind.TRAIN,
-            tenant=caller.tenant,
-            request=request.model_copy(update={"task": task}).as_json(),
-            dataset_id=dataset.id,
+            session, JobKind.TRAIN, tenant=caller.tenant, request=request.as_json(), **columns
         )
         location = response.headers["Location"] = f"/v1/jobs/{job.id}"
         answer = once.keep(session, describe_job(session, house, job), location=location)
     house.ring(job)
     return answer
+
+
+def resolve(
+    session: Session, request: TrainingRequest, caller: Caller
+) -> tuple[TrainingRequest, dict[str, str | None]]:
+    """The request with its task filled in, and the rows that its job refers to.
+
+    Raises where no training could come of it: ApiError, ConfigError or DataError.
+    """
+    dataset = assets.find(session, DatasetRow, request.dataset_id, caller)
+    assets.require_ready(dataset)
+    summary = DatasetSummary.model_validate(dataset.summary)
+    (task, *_) = resolve_training(request.task, summary)
+    check_trainable(request.architecture, summary)
+    each = isinstance(request.task, EachClass)
+    start = request.warm_start
+    if start is not None:
+        output = logit_a_class(list(summary.classes)) if each else ONE_LOGIT
+        model = assets.find(session, ModelRow, start.model_id, caller)
+        assets.require_ready(model)
+        known = Manifest.model_validate(model.manifest)
+        check_fits(
+            summary,
+            channels=known.input.channels,
+            height=known.input.height,
+            width=known.input.width,
+        )
+        check_start(
+            architecture=known.architecture,
+            outputs=known.output.classes,
+            wanted=request.architecture,
+            classes=output.classes,
+            fresh_head=request.fresh_head(),
+        )
+    return request.model_copy(update={} if each else {"task": task}), {
+        "dataset_id": dataset.id,
+        "model_id": None if start is None else start.model_id,
+    }
 
 
 def check_trainable(architecture: str, summary: DatasetSummary) -> None:

@@ -27,6 +27,7 @@ from client.base import (
     IN_PARTS_ABOVE_BYTES,
     LONGEST_RETRY_S,
     PING_LIMIT_S,
+    RANKING_FORMS,
     RECONNECT_AFTER_S,
     RECONNECT_FOR_S,
     RETRIED_CODES,
@@ -97,6 +98,7 @@ class AsyncClient:
         self.datasets = Datasets(self)
         self.models = Models(self)
         self.jobs = Jobs(self)
+        self.sweeps = Sweeps(self)
         self.keys = Keys(self)
         self.trainings = Trainings(self)
         self.audits = Audits(self)
@@ -121,6 +123,10 @@ class AsyncClient:
     async def rank(self, request: Mapping[str, Any]) -> Json:
         """`POST /v1/rankings`: the job, whose result is a ranking."""
         return await self.post("/v1/rankings", json=request)
+
+    async def sweep(self, request: Mapping[str, Any]) -> Json:
+        """`POST /v1/sweeps`: the sweep, whose trials are training jobs."""
+        return await self.post("/v1/sweeps", json=request)
 
     # --- results ----------------------------------------------------------------------------------
 
@@ -151,10 +157,17 @@ class AsyncClient:
         """A page of a finished ranking, best first."""
         return await self.get(f"/v1/rankings/{job_id}", limit=limit, after=after)
 
+    async def save_ranking(self, job_id: str, target: Path) -> None:
+        """Download a whole ranking: CSV, Parquet or NDJSON, by the suffix of the file."""
+        if target.suffix not in RANKING_FORMS:
+            raise ValueError(f"expected a file {', '.join(RANKING_FORMS)}, got {target.name}")
+        accept = RANKING_FORMS[target.suffix]
+        await self.download(f"/v1/rankings/{job_id}", target, accept=accept)
+
     async def score(
         self, model_id: str, images: Sequence[Path], *, positive: Sequence[str] | None = None
     ) -> Json:
-        """Score a few images: scores in the order given, or the job where it takes long.
+        """Score a few images: scores and ranks, in the order given.
 
         positive: the classes to score, for a model with a logit for each class.
         """
@@ -162,7 +175,7 @@ class AsyncClient:
             files = [("images", part(stack, path, None)) for path in images]
             return await self.post(
                 f"/v1/models/{model_id}/scores",
-                data={"positive": list(positive or [])},
+                data={"positive": list(positive or []), "rank": "true"},
                 files=files,
                 timeout=httpx.Timeout(self.timeout_s, read=SCORE_READ_LIMIT_S),
             )
@@ -180,6 +193,10 @@ class AsyncClient:
     async def attacks(self) -> list[Json]:
         """The attacks, with the JSON schemas of their parameters."""
         return list((await self.request("GET", "/v1/attacks")).json())
+
+    async def presets(self) -> list[Json]:
+        """The presets of a training, with the values that they fill in."""
+        return list((await self.request("GET", "/v1/presets")).json())
 
     async def architectures(self) -> list[Json]:
         """The networks that can be trained."""
@@ -435,6 +452,35 @@ class Keys(_Resource):
     async def revoke(self, key_id: str) -> None:
         """End a key at once."""
         await self._client.delete(f"{self.path}/{key_id}")
+
+
+class Sweeps(_Resource):
+    """`/v1/sweeps`."""
+
+    path = "/v1/sweeps"
+
+    async def cancel(self, sweep_id: str) -> Json:
+        """Cancel all trials that have not ended, and make no more."""
+        return await self._client.post(f"{self.path}/{sweep_id}/cancel")
+
+    async def follow(self, sweep_id: str, *, every_s: float = 1.0) -> AsyncIterator[Json]:
+        """The sweep as it is every second or so, at last as it has ended.
+
+        A service that is away is waited for, for as long as a restart may take.
+        """
+        give_up_at = 0.0  # at first nothing is tried again
+        while True:
+            try:
+                sweep = await self.show(sweep_id)
+            except ConnectionFailedError:
+                if monotonic() > give_up_at:
+                    raise
+            else:
+                give_up_at = monotonic() + RECONNECT_FOR_S
+                yield sweep
+                if sweep["done"]:
+                    return
+            await asyncio.sleep(every_s)
 
 
 class Jobs(_Resource):

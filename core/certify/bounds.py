@@ -1,7 +1,8 @@
 """Bounds on the logit of every image of a threat model, and the AP that no attack gets below.
 
 - 'ibp': one interval an element, layer by layer (Gowal et al. 2018). Three forward passes.
-- 'crown_ibp': one backward pass of lines, drawn on those intervals (Zhang et al. 2020).
+- 'crown_ibp': one backward pass of lines, drawn on those intervals (Zhang et al. 2020). Where the
+  logit is a margin between the logits of K classes, each of those gets a pass of its own first.
 - 'crown': the intervals before each ReLU are themselves tightened by backward passes, two for each
   element whose sign is open (Zhang et al. 2018). The tightest and by far the dearest.
 
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from core.attacks.threat_model import ThreatModel
-from core.certify.operations import UNIT, Ball, Interval, Program, ReLU, flat
+from core.certify.operations import UNIT, Ball, Interval, LogSumExp, Program, ReLU, flat
 from core.certify.tracing import trace
 from core.errors import ConfigError, DataError
 from core.ranking import average_precision
@@ -123,9 +124,10 @@ class _Pass:
 
     def logits(self, method: Method) -> Interval:
         """(B,) the bounds of the last operation."""
-        before_relu = {
-            operation.inputs[0] for operation in self._operations if isinstance(operation, ReLU)
-        }
+        before_relu, before_logsumexp = (
+            {operation.inputs[0] for operation in self._operations if isinstance(operation, kind)}
+            for kind in (ReLU, LogSumExp)
+        )
         last = len(self._operations) - 1
         mixed = [0]  # how often pixels have been mixed on the way to each operation
         for place, operation in enumerate(self._operations[1:], start=1):
@@ -134,7 +136,7 @@ class _Pass:
             self._peaks.append(operation.peak(*inputs))
             mixed.append(max(mixed[i] for i in operation.inputs) + operation.mixes)
             value = self._values[place]
-            if method != "ibp" and place == last:
+            if method != "ibp" and (place == last or place in before_logsumexp):
                 self._tighten(place, torch.ones_like(value.lo, dtype=torch.bool))
             elif method == "crown" and place in before_relu and mixed[place] > 1:
                 self._tighten(place, (value.lo < 0) & (value.hi > 0))

@@ -349,6 +349,57 @@ class MaxPool(Operation):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
+class LogSumExp(Operation):
+    """log sum_i exp(x_i) over all k elements of an image, such as the logits of some classes.
+
+    It rises in every element and is convex. Exponents are taken relative to the largest, so that
+    nothing overflows; what exp, log and the sums round is far below `_slack`.
+    """
+
+    input_shape: tuple[int, ...]
+
+    def value(self, *inputs: Tensor) -> Tensor:
+        return flat(inputs[0]).logsumexp(dim=1).view(-1, *self.shape)
+
+    def interval(self, *inputs: Interval) -> Interval:
+        (x,) = inputs
+        slack = self._slack(x.peak()).view(-1, *(1,) * len(self.shape))
+        return Interval(self.value(x.lo) - slack, self.value(x.hi) + slack)
+
+    def peak(self, *inputs: Interval) -> Tensor:
+        return inputs[0].peak() + math.log(math.prod(self.input_shape))
+
+    def backward(self, a: Tensor, inputs: list[Interval], image: Tensor) -> Lines:
+        """Below: the tangent at the middle of the box. Above: exp is below its chords, and log of
+        their sum below its tangent at their sum in the middle."""
+        lo, hi = flat(inputs[0].lo)[image], flat(inputs[0].hi)[image]
+        peak = inputs[0].peak()[image]
+        a = a.reshape(len(a))
+        up, down = a.clamp_min(0), a.clamp_max(0)
+
+        middle = (lo + hi) / 2
+        tangent = middle.softmax(dim=1)
+        below = middle.logsumexp(dim=1) - (tangent * middle).sum(dim=1)
+
+        top = hi.amax(dim=1, keepdim=True)
+        low, high = (lo - top).exp(), (hi - top).exp()
+        slope = torch.where(hi > lo, (high - low) / (hi - lo), high)
+        # as for ReLU: the rounded slope is used, and its line raised above both ends
+        chord = torch.maximum(low - slope * (lo - top), high - slope * (hi - top))
+        total = ((low + high) / 2).sum(dim=1, keepdim=True)  # at least 1/2
+        above = (top + total.log() - 1).squeeze(1) + ((chord - slope * top) / total).sum(dim=1)
+
+        width = (hi - lo).sum(dim=1)
+        slack = self._slack(peak + width + (chord / total).sum(dim=1))
+        constant = up * (below - slack) + down * (above + slack)
+        coefficients = up[:, None] * tangent + down[:, None] * slope / total
+        return (coefficients.view(-1, *self.input_shape),), constant
+
+    def _slack(self, magnitude: Tensor) -> Tensor:
+        return 16 * (math.prod(self.input_shape) + 16) * UNIT * (1 + magnitude)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Add(Operation):
     """The sum of two branches, as at the end of a residual block."""
 

@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.certify.operations import (
     Add,
     Conv,
     Linear,
+    LogSumExp,
     MaxPool,
     Operation,
     Program,
@@ -186,7 +188,8 @@ class _Site:
 def _refused(node: torch.fx.Node, reason: str = "") -> ModelError:
     return ModelError(
         "expected convolution, linear, BatchNorm, ReLU, average and max pooling, flatten, sums of "
-        f"branches and constants, got {node.target}{f': {reason}' if reason else ''}"
+        "branches and constants, logsumexp of logits, "
+        f"got {node.target}{f': {reason}' if reason else ''}"
     )
 
 
@@ -224,8 +227,14 @@ def _add(site: _Site, x: Any, y: Any, *, alpha: float = 1) -> Operation:
 
 def _subtract(site: _Site, x: Any, y: Any, *, alpha: float = 1) -> Operation:
     site.need(alpha == 1, f"alpha is {alpha}")
-    site.need(not _are_refs(x, y), "both sides depend on the images")
+    if _are_refs(x, y):
+        return _add(site, x, _Ref(site.result.append(_negated(site, y))))
     return _scale(site, x, 1.0, -y) if _are_refs(x) else _scale(site, y, -1.0, x)
+
+
+def _negated(site: _Site, x: _Ref) -> Operation:
+    one = torch.ones((), dtype=torch.float64, device=site.device)
+    return Scale(inputs=(x.place,), shape=site.shape_of(x), scale=-one, bias=0 * one)
 
 
 def _multiply(site: _Site, x: Any, y: Any) -> Operation:
@@ -363,11 +372,33 @@ def _average_pool(
 
 
 def _adaptive_average_pool(site: _Site, x: Any, size: Any) -> Operation:
-    height, width = site.shape_of(x)[1:]
+    channels, height, width = site.shape_of(x)
     rows, columns = _pair(size)
-    site.need(height % rows == 0 and width % columns == 0, "windows of different sizes")
-    kernel = (height // rows, width // columns)
-    return _average(site, x, kernel, kernel, (0, 0))
+    if height % rows == 0 and width % columns == 0:
+        kernel = (height // rows, width // columns)
+        return _average(site, x, kernel, kernel, (0, 0))
+    # windows of different sizes, which may overlap: a matrix over the places of a channel
+    down, across = (
+        F.adaptive_avg_pool1d(torch.eye(size, dtype=torch.float64, device=site.device), windows).T
+        for size, windows in ((height, rows), (width, columns))
+    )
+    weight = torch.kron(down, across)  # (rows * columns, height * width)
+    places = site.result.append(
+        Reshape(
+            inputs=(x.place,),
+            shape=(channels, height * width),
+            input_shape=(channels, height, width),
+        )
+    )
+    pooled = site.result.append(
+        Linear(
+            inputs=(places,),
+            shape=(channels, rows * columns),
+            weight=weight,
+            bias=weight.new_zeros(1),
+        )
+    )
+    return Reshape(inputs=(pooled,), shape=site.shape, input_shape=(channels, rows * columns))
 
 
 def _mean(site: _Site, x: Any, dims: Any, keepdim: bool = False) -> Operation:
@@ -386,6 +417,28 @@ def _reshape(site: _Site, x: Any, *_args: Any) -> Operation:
     return Reshape(inputs=(x.place,), shape=site.shape, input_shape=before)
 
 
+def _index(site: _Site, x: Any, indices: Any) -> Operation:
+    """Some classes of the logits, as a matrix of zeros and ones."""
+    shape, columns = site.shape_of(x), list(indices)
+    some = len(shape) == 1 and len(columns) == 2 and columns[0] is None
+    site.need(
+        some and not _are_refs(columns[1]) and columns[1].dim() == 1,
+        "only constant columns of logits (B, K)",
+    )
+    each = torch.eye(shape[0], dtype=torch.float64, device=site.device)
+    weight = each[columns[1]]
+    return Linear(inputs=(x.place,), shape=site.shape, weight=weight, bias=weight.new_zeros(1))
+
+
+def _logsumexp(site: _Site, x: Any, dims: Any, _keepdim: bool = False) -> Operation:
+    shape = site.shape_of(x)
+    over = {dim % (len(shape) + 1) for dim in dims}
+    site.need(len(shape) == 1 and over == {1}, "only over the columns of logits (B, K)")
+    if shape == (1,):
+        return _reshape(site, x)  # of one element that element
+    return LogSumExp(inputs=(x.place,), shape=site.shape, input_shape=shape)
+
+
 HANDLERS: dict[str, Callable[..., Operation]] = {
     "aten.add.Tensor": _add,
     "aten.sub.Tensor": _subtract,
@@ -402,6 +455,8 @@ HANDLERS: dict[str, Callable[..., Operation]] = {
     "aten.avg_pool2d.default": _average_pool,
     "aten._adaptive_avg_pool2d.default": _adaptive_average_pool,
     "aten.mean.dim": _mean,
+    "aten.index.Tensor": _index,
+    "aten.logsumexp.default": _logsumexp,
     # the same elements in the same order, if none is left out
     "aten.view.default": _reshape,
     "aten._unsafe_view.default": _reshape,

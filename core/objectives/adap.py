@@ -34,8 +34,8 @@ class AdapPZ(APObjective):
 
     needs_clean = needs_adversarial = inner_needs_clean = True
 
-    def __init__(self, method: AdapPZMethod, *, examples: int) -> None:
-        super().__init__(method, examples=examples)
+    def __init__(self, method: AdapPZMethod, *, examples: int, classes: int | None = None) -> None:
+        super().__init__(method, examples=examples, classes=classes)
         self.weight = method.lambda_
 
     def inner_loss(self, clean: Tensor, adv: Tensor, targets: Tensor, index: Tensor) -> Tensor:
@@ -51,17 +51,23 @@ class AdapLN(APObjective):
     needs_clean = needs_adversarial = True
 
     def __init__(
-        self, method: AdapLZMethod | AdapLNMethod | AdapLPNMethod, *, examples: int
+        self,
+        method: AdapLZMethod | AdapLNMethod | AdapLPNMethod,
+        *,
+        examples: int,
+        classes: int | None = None,
     ) -> None:
-        super().__init__(method, examples=examples)
+        super().__init__(method, examples=examples, classes=classes)
         self.weight = method.lambda_
-        self.listwise = ListwiseEstimator(gamma=method.gamma2, first_visit=method.first_visit)
+        self.listwise = ListwiseEstimator(
+            gamma=method.gamma2, first_visit=method.first_visit, classes=classes
+        )
 
     def inner_loss(self, clean: Any, adv: Tensor, targets: Tensor, index: Tensor) -> Tensor:
         return negative_margin(adv, targets)
 
     def forward(self, clean: Tensor, adv: Tensor, targets: Tensor, index: Tensor) -> Tensor:
-        r = self.listwise.shares(clean, adv, commit=True).sum()
+        r = self.listwise.shares(clean, adv, commit=True).sum(dim=0).mean()
         return self.p(clean, targets, index) + self.weight * r
 
 

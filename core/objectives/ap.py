@@ -24,15 +24,19 @@ class APObjective(Objective):
 
     needs_positives = True
 
-    def __init__(self, method: APMethods, *, examples: int) -> None:
+    def __init__(self, method: APMethods, *, examples: int, classes: int | None = None) -> None:
         super().__init__()
         self.ap = APEstimator(
-            examples, margin=method.margin, gamma=method.gamma1, first_visit=method.first_visit
+            examples,
+            margin=method.margin,
+            gamma=method.gamma1,
+            first_visit=method.first_visit,
+            classes=classes,
         )
 
     def p(self, logits: Tensor, targets: Tensor, index: Tensor) -> Tensor:
-        """() the surrogate of P(w), its estimators committed."""
-        return self.ap.shares(logits, targets, index, commit=True).sum()
+        """() the surrogate of P(w), of K classes their mean, its estimators committed."""
+        return self.ap.shares(logits, targets, index, commit=True).sum(dim=0).mean()
 
     def metrics(self) -> dict[str, float]:
         """surrogate_ap, on the images whose AP is optimised: attacked ones for AdAP_MM."""

@@ -9,7 +9,9 @@ class Objective(nn.Module):
     """What a network is trained towards: one loss to descend, and one for its attacker to ascend.
 
     Logits come in, (B,) each, and every squashing happens inside. `targets` is (B,) float in
-    {0, 1}; `index` is (B,) int64, the examples' places in the training set. A pass that an
+    {0, 1}; `index` is (B,) int64, the examples' places in the training set. An objective that was
+    built for K classes takes (B, K) logits and targets: a column is a class against the rest, with
+    estimators of its own, and what is descended is the mean over the classes. A pass that an
     objective does not declare is not run, since it would cost time and move BatchNorm's
     statistics; its logits are None. State lives in buffers, so `state_dict` is all that resuming
     needs.
@@ -25,7 +27,10 @@ class Objective(nn.Module):
     """Every batch must hold positives: the objective is a mean over them."""
 
     def inner_loss(self, clean: Any, adv: Tensor, targets: Tensor, index: Tensor) -> Tensor:
-        """(B,) whose sum the training attack ascends in `adv`; estimators are read, not written."""
+        """(B,) or (B, K), whose sum the training attack ascends in `adv`.
+
+        Estimators are read, not written.
+        """
         raise NotImplementedError(f"{type(self).__name__} trains on clean images only")
 
     def forward(self, clean: Any, adv: Any, targets: Tensor, index: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ class CE(Objective):
 
     needs_clean = True
 
-    def __init__(self, method: CEMethod, *, examples: int) -> None:
+    def __init__(self, method: CEMethod, *, examples: int, classes: int | None = None) -> None:
         super().__init__()
 
     def forward(self, clean: Tensor, adv: None, targets: Tensor, index: Tensor) -> Tensor:
@@ -33,7 +33,7 @@ class PGDTraining(Objective):
 
     needs_adversarial = True
 
-    def __init__(self, method: PGDMethod, *, examples: int) -> None:
+    def __init__(self, method: PGDMethod, *, examples: int, classes: int | None = None) -> None:
         super().__init__()
 
     def inner_loss(self, clean: None, adv: Tensor, targets: Tensor, index: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ class TRADES(Objective):
 
     needs_clean = needs_adversarial = inner_needs_clean = True
 
-    def __init__(self, method: TRADESMethod, *, examples: int) -> None:
+    def __init__(self, method: TRADESMethod, *, examples: int, classes: int | None = None) -> None:
         super().__init__()
         self.weight = method.lambda_
 
@@ -68,7 +68,7 @@ class MART(Objective):
 
     needs_clean = needs_adversarial = True
 
-    def __init__(self, method: MARTMethod, *, examples: int) -> None:
+    def __init__(self, method: MARTMethod, *, examples: int, classes: int | None = None) -> None:
         super().__init__()
         self.weight = method.lambda_
 

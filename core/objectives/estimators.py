@@ -6,6 +6,9 @@ grad F(u) * grad g(batch). Hence each surrogate here is <grad F(u), g(batch)> wi
 constant: its gradient is the one wanted, while its value carries no meaning (it is 0 at a first
 visit).
 
+Logits and targets are (B,), or (B, K) for K classes at once: then every formula holds for each
+column by itself, and each class has estimators of its own.
+
 The published estimators start at 0, which makes the first gradient of each example 1/gamma times
 too large; `first_visit="batch"` starts them at the first batch's value instead.
 """
@@ -38,54 +41,66 @@ class MovingAverage:
 class APEstimator(nn.Module):
     """u_pos and u_all of every example, eq. (2), and the surrogate whose gradient is eq. (3).
 
-    u_pos, u_all: (N,) buffers, the averages over j of [y_j = 1] * loss_ij and of loss_ij. Only
-    positives' entries are ever written. u_all = 0 marks an example not visited yet.
+    u_pos, u_all: (N,) or (N, K) buffers, the averages over j of [y_j = 1] * loss_ij and of loss_ij.
+    Only positives' entries are ever written. u_all = 0 marks an example not visited yet.
     """
 
     u_pos: Tensor
     u_all: Tensor
 
     def __init__(
-        self, examples: int, *, margin: float, gamma: float, first_visit: FirstVisit
+        self,
+        examples: int,
+        *,
+        margin: float,
+        gamma: float,
+        first_visit: FirstVisit,
+        classes: int | None = None,
     ) -> None:
         super().__init__()
         self.margin = margin
         self.average = MovingAverage(gamma, first_visit)
-        self.register_buffer("u_pos", torch.zeros(examples))
-        self.register_buffer("u_all", torch.zeros(examples))
+        shape = (examples,) if classes is None else (examples, classes)
+        self.register_buffer("u_pos", torch.zeros(shape))
+        self.register_buffer("u_all", torch.zeros(shape))
 
     def shares(self, logits: Tensor, targets: Tensor, index: Tensor, *, commit: bool) -> Tensor:
-        """(B,) each positive's share of the surrogate, 0 for negatives; their sum is the surrogate.
+        """Each positive's share of the surrogate, 0 for negatives; their sum is the surrogate.
 
-        The estimators are used as they are after this batch; `commit` says whether they stay so.
-        Works on all B rows under a mask: picking out the positives would make a GPU wait for the
-        host to learn how many there are.
+        (B,) or (B, K), as logits and targets are. The estimators are used as they are after this
+        batch; `commit` says whether they stay so. Works on all B rows under a mask: picking out the
+        positives would make a GPU wait for the host to learn how many there are.
         """
-        losses = squared_hinge(logits, margin=self.margin)  # (B, B)
+        losses = squared_hinge(logits, margin=self.margin)  # (B, B) or (B, B, K)
         constant = losses.detach()
-        u_pos, u_all = self.u_pos[index], self.u_all[index]  # (B,)
+        u_pos, u_all = self.u_pos[index], self.u_all[index]  # (B,) or (B, K)
         visited = u_all > 0
-        u_pos = self.average.moved(u_pos, (constant * targets).mean(dim=1), visited=visited)
+        u_pos = self.average.moved(u_pos, (constant * targets[None]).mean(dim=1), visited=visited)
         u_all = self.average.moved(u_all, constant.mean(dim=1), visited=visited)
         if commit:
             self._commit(self.u_pos, u_pos, targets, index)
             self._commit(self.u_all, u_all, targets, index)
         # F(u) = -u_pos / u_all; its gradient is written without u_all^2, which could underflow.
         precision = u_pos / u_all
-        weights = (precision[:, None] - targets[None, :]) / u_all[:, None]  # (B, B)
-        return targets / targets.sum().clamp_min(1) * (weights * losses).mean(dim=1)
+        weights = (precision[:, None] - targets[None]) / u_all[:, None]  # as losses
+        return targets / targets.sum(dim=0).clamp_min(1) * (weights * losses).mean(dim=1)
 
     def surrogate_ap(self) -> float:
-        """Mean of u_pos / u_all over the positives visited so far; NaN before the first."""
+        """Mean of u_pos / u_all over the positives visited so far; NaN before the first.
+
+        Of K classes the mean over those with any visited.
+        """
         visited = self.u_all > 0
-        return float((self.u_pos[visited] / self.u_all[visited]).mean())
+        precision = torch.where(visited, self.u_pos / self.u_all, 0)
+        return float((precision.sum(dim=0) / visited.sum(dim=0)).nanmean())
 
     @staticmethod
     def _commit(u: Tensor, values: Tensor, targets: Tensor, index: Tensor) -> None:
         values = torch.where(targets > 0, values, u[index])
         # An example may occur several times in a batch, under different augmentations, when
         # positives are few: it gets the mean, whatever order the device writes in.
-        u.scatter_reduce_(0, index, values, "mean", include_self=False)
+        where = index if values.ndim == 1 else index[:, None].expand_as(values)
+        u.scatter_reduce_(0, where, values, "mean", include_self=False)
 
 
 class ListwiseEstimator(nn.Module):
@@ -93,25 +108,27 @@ class ListwiseEstimator(nn.Module):
 
     R = F(g) with F(g) = g1 / g2 - log g2 + log g3 and h = tanh(logit): KL between the top-one
     probabilities of the clean and of the attacked images.
-    u: (3,) buffer. u[1] averages exp(tanh) >= 1/e, so 0 there means no batch yet.
+    u: (3,) or (3, K) buffer. u[1] averages exp(tanh) >= 1/e, so 0 there means no batch yet.
     """
 
     u: Tensor
 
-    def __init__(self, *, gamma: float, first_visit: FirstVisit) -> None:
+    def __init__(
+        self, *, gamma: float, first_visit: FirstVisit, classes: int | None = None
+    ) -> None:
         super().__init__()
         self.average = MovingAverage(gamma, first_visit)
-        self.register_buffer("u", torch.zeros(3))
+        self.register_buffer("u", torch.zeros(3 if classes is None else (3, classes)))
 
     def shares(self, clean: Tensor, adv: Tensor, *, commit: bool) -> Tensor:
-        """(B,) each image's share of the surrogate; their sum is the surrogate.
+        """Each image's share of the surrogate, (B,) or (B, K); their sum is the surrogate.
 
         The estimator is used as it is after this batch; `commit` says whether it stays so.
         """
         h, h_adv = torch.tanh(clean), torch.tanh(adv)
-        g = torch.stack([h.exp() * (h - h_adv), h.exp(), h_adv.exp()])  # (3, B)
+        g = torch.stack([h.exp() * (h - h_adv), h.exp(), h_adv.exp()])  # (3, B) or (3, B, K)
         u = self.average.moved(self.u, g.detach().mean(dim=1), visited=self.u[1] > 0)
         if commit:
             self.u.copy_(u)
         slope = torch.stack([1 / u[1], -(u[0] + u[1]) / u[1].square(), 1 / u[2]])  # grad F(u)
-        return slope @ g / len(clean)
+        return (slope[:, None] * g).sum(dim=0) / len(clean)

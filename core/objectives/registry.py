@@ -20,6 +20,9 @@ OBJECTIVES: dict[str, type[Objective]] = {
 }
 
 
-def build_objective(method: Method, *, examples: int) -> Objective:
-    """The objective of this method for a training set of so many examples."""
-    return OBJECTIVES[method.name](method, examples=examples)
+def build_objective(method: Method, *, examples: int, classes: int | None = None) -> Objective:
+    """The objective of this method for a training set of so many examples.
+
+    classes: K for a network with a logit for each of K classes; by default one logit.
+    """
+    return OBJECTIVES[method.name](method, examples=examples, classes=classes)

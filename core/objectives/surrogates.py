@@ -1,5 +1,8 @@
 """The differentiable pieces that objectives are made of. All are pure, and take logits.
 
+Logits and targets may have a second axis of K classes, whose columns never meet: shapes below are
+those for one class.
+
 The attacks' losses at the end are not the paper's, only equivalent to them: they have the same
 sign of gradient in each image's logit, hence the same steepest ascent, but never saturate. In
 float32 the gradient of cross-entropy is exactly 0 for a positive from logit 17 on, and the

@@ -1,5 +1,11 @@
 """The API as a real server on a port, without workers: jobs stay queued, rows are made by hand."""
 
+import asyncio
+import contextlib
+import io
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -9,17 +15,25 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
+import psutil
 import pytest
+import torch
 import uvicorn
+from numpy.typing import NDArray
+from PIL import Image
 from sqlalchemy import update
 
 from api.main import create_app
+from models import architectures, loading
+from models.header import Manifest
 from store.artifacts import open_blobs
 from store.database import Database
 from store.ids import new_id
 from store.migrate import migrate
 from store.settings import Settings
 from store.tables import AssetStatus, DatasetRow, JobRow, ModelRow, Table
+from worker.scoring.link import ScoringLink
 
 SUMMARY = {
     "examples": 40,
@@ -37,6 +51,9 @@ MANIFEST = {
     "training": None,
 }
 PETS = {"kind": "multiclass", "classes": ["cat", "dog", "other"]}
+WAITING = 150  # images, at most
+LIMIT_S = 8.0
+Uint8 = NDArray[np.uint8]
 CLASSIFIER = {**MANIFEST, "positive": None, "output": PETS}
 
 
@@ -90,22 +107,29 @@ def running(settings: Settings) -> Iterator[str]:
         thread.join()
 
 
+@contextmanager
+def running_in(folder: Path, **settings: Any) -> Iterator[Api]:
+    """An API with these settings, on a home in this folder."""
+    made = Settings(home=folder / "home", **settings)
+    made.home.mkdir()
+    database = Database(made)
+    migrate(database)
+    with running(made) as url, httpx.Client(base_url=url, timeout=20) as http:
+        yield Api(http, database, made, folder)
+    database.dispose()
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    folder = tmp_path_factory.mktemp("api")
-    settings = Settings(
-        home=folder / "home",
+    with running_in(
+        tmp_path_factory.mktemp("api"),
         broker_url="redis://127.0.0.1:1/0",  # nobody there: a doorbell that nobody hears
+        scoring_url="tcp://127.0.0.1:1",  # nobody there either
         max_upload_bytes=2_000_000,
         max_json_bytes=100_000,
         max_wait_s=1,
-    )
-    settings.home.mkdir()
-    database = Database(settings)
-    migrate(database)
-    with running(settings) as url, httpx.Client(base_url=url, timeout=20) as http:
-        yield Api(http, database, settings, folder)
-    database.dispose()
+    ) as api:
+        yield api
 
 
 @pytest.fixture
@@ -116,6 +140,131 @@ def api(server: Api) -> Api:
         for table in reversed(Table.metadata.sorted_tables):
             session.execute(table.delete())
     return server
+
+
+class Scoring:
+    """The API and the scoring process behind it."""
+
+    def __init__(self, api: Api) -> None:
+        self.api = api
+        self.networks: dict[str, Any] = {}
+        self.process = self.start()
+
+    def start(self) -> subprocess.Popen[bytes]:
+        """The process as the service starts it, once it answers."""
+        settings = self.api.settings
+        with (self.api.folder / "scoring.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "worker.scoring"],
+                env={
+                    **os.environ,
+                    "ADAP_HOME": str(settings.home),
+                    "ADAP_SCORING_URL": str(settings.scoring_url),
+                    "ADAP_SCORING_MAX_WAITING": str(WAITING),
+                    "ADAP_SCORING_MEMORY_BYTES": "500000",  # one small_cnn of 373 kB
+                    "ADAP_THREADS": "1",
+                },
+                stderr=log,
+            )
+        wait_for(
+            lambda: (self.status() or {}).get("loaded_torch"),
+            because="the scoring process has loaded torch",
+            timeout_s=60,
+        )
+        return self.process
+
+    def status(self, model_id: str | None = None) -> dict[str, Any] | None:
+        """What the process says of itself, None while it does not answer."""
+
+        async def ask() -> dict[str, Any]:
+            link = ScoringLink(self.api.settings.scoring_url)
+            try:
+                return await link.ask({"ask": "status", "model_id": model_id})
+            finally:
+                await link.close()
+
+        with contextlib.suppress(Exception):
+            return asyncio.run(ask())
+        return None
+
+    def model(self, seed: int = 0, manifest: dict[str, Any] = MANIFEST, **columns: Any) -> str:
+        """A model with random weights, in the database; its network is in `networks`."""
+        read = Manifest.model_validate(manifest)
+        network = architectures.build(
+            "small_cnn", channels=1, seed=seed, outputs=read.output.count
+        ).eval()
+        path = self.api.folder / f"{seed}.safetensors"
+        loading.save(network, path, read)
+        sha256 = open_blobs(self.api.settings).put(path)
+        model_id = self.api.model(manifest=manifest, content_sha256=sha256, **columns)
+        self.networks[model_id] = network
+        return model_id
+
+    def expected(self, model_id: str, pixels: NDArray[Any]) -> list[float]:
+        """The logits of each image alone, in torch alone: (N, 8, 8) pixels in [0, 1]."""
+        with torch.no_grad():
+            return [
+                float(self.networks[model_id](((torch.from_numpy(image) - 0.5) / 0.5)[None, None]))
+                for image in pixels.astype(np.float32)
+            ]
+
+    def decoder(self) -> psutil.Process:
+        """The process that opens files, once there is one."""
+        found: list[psutil.Process] = []
+
+        def look() -> bool:
+            for process in psutil.Process(self.process.pid).children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    if process.name().startswith("python"):  # not bubblewrap around it
+                        found.append(process)
+            return bool(found)
+
+        wait_for(look, because="a decoder lives")
+        return found[0]
+
+
+def wait_for(what: Callable[[], object], *, because: str, timeout_s: float = 30) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not what():
+        assert time.monotonic() < deadline, f"timed out: {because}"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def running_scoring(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scoring]:
+    folder = tmp_path_factory.mktemp("scoring")
+    with running_in(
+        folder,
+        broker_url="redis://127.0.0.1:1/0",
+        scoring_url=f"unix://{folder}/s.sock",
+        scoring_limit_s=LIMIT_S,
+        max_scoring_bytes=400_000,
+    ) as api:
+        scoring = Scoring(api)
+        yield scoring
+        scoring.process.terminate()
+        assert scoring.process.wait(20) == 0
+        assert not (api.settings.home / "work" / str(scoring.process.pid)).exists()
+        log = (folder / "scoring.log").read_text()
+        assert '"level": "error"' not in log
+        assert "Traceback" not in log
+
+
+@pytest.fixture
+def scoring(running_scoring: Scoring) -> Scoring:
+    wait_for(lambda: (running_scoring.status() or {}).get("waiting") == 0, because="it is idle")
+    return running_scoring
+
+
+def noise(count: int, seed: int = 0) -> Uint8:
+    """(N, 8, 8) images."""
+    return np.random.default_rng(seed).integers(0, 256, (count, 8, 8), np.uint8)
+
+
+def png(pixels: Uint8) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from core.errors import AdapError
 from models.errors import ModelFileError
 from store.ids import new_id
 from store.tables import AssetStatus
-from tests.api.conftest import CLASSIFIER, MANIFEST, PETS, Api
+from tests.api.conftest import CLASSIFIER, MANIFEST, PETS, SUMMARY, Api
 from tests.conftest import REPOSITORY
 
 Check = Callable[..., dict[str, Any]]
@@ -96,6 +96,19 @@ def test_what_is_not_there_or_not_valid_is_a_problem(
         ({"task": {"positive": ["horse"]}}, "among cat, dog; got horse"),
         ({"task": None}, "expected a task"),
         ({"batch_size": 8, "positives_per_batch": 8}, "below batch_size 8, got 8"),
+        (
+            {"method": {"name": "ap", "gamma1": 0}},
+            "/body/method/ap/gamma1: Input should be greater",
+        ),
+        ({"method": {"name": "ap", "margin": -0.6}}, "greater than 0, got -0.6"),
+        ({"method": {"name": "adap_ln", "gamma2": 1.5}}, "less than or equal to 1, got 1.5"),
+        ({"method": {"name": "trades", "lambda": -1}}, "greater than or equal to 0, got -1"),
+        ({"ema": 1.0}, "/body/ema: Input should be less than 1, got 1.0"),
+        ({"validation": {"patience": 0}}, "/body/validation/patience: Input should be greater"),
+        ({"optimizer": {"name": "lion"}}, "'radam', 'rmsprop' or 'sgd', got 'lion'"),
+        ({"optimizer": {"nesterov": True}}, "nesterov for sgd with a momentum above 0, got adam"),
+        ({"task": {"each": False}}, "/body/task/each/each: Input should be True, got False"),
+        ({"warm_start": {"model_id": "mdl_" + 26 * "0", "head": 1}}, "Extra inputs are not"),
     ],
 )
 def test_a_training_request_that_cannot_work_is_refused_with_its_reason(
@@ -111,6 +124,95 @@ def test_a_training_request_that_cannot_work_is_refused_with_its_reason(
     problem(response, 422, body["code"])
     assert sentence in body["detail"]
     assert api.http.get("/v1/jobs").json()["data"] == [], "nothing half-made stays"
+
+
+LOPSIDED = {"train": {"cat": 1, "dog": 19}, "test": {"cat": 19, "dog": 1}}
+BLIND = {"train": {"cat": 10, "dog": 10}, "validation": {"cat": 0, "dog": 20}}
+THREE = {"cat": 20, "dog": 20, "owl": 0}
+
+
+@pytest.mark.parametrize(
+    ("summary", "task", "sentence"),
+    [
+        ({"splits": LOPSIDED}, {"positive": ["cat"]}, "in the train split, got 1 positives (cat)"),
+        (
+            {"splits": BLIND},
+            {"positive": ["cat"]},
+            "in the validation split, got 0 positives (cat)",
+        ),
+        ({"splits": {}, "classes": THREE}, {"positive": ["owl"]}, "got 0 positives (owl)"),
+        ({"splits": {}, "classes": THREE}, {"each": True}, "got 0 positives (owl)"),
+        ({"splits": LOPSIDED}, {"each": True}, "got 1 positives (cat) and 19 negatives"),
+        ({"splits": {}, "classes": {"cat": 40}}, {"each": True}, "40 positives (cat)"),
+    ],
+)
+def test_a_training_without_enough_of_both_sides_is_refused(
+    api: Api, problem: Check, summary: dict[str, Any], task: dict[str, Any], sentence: str
+) -> None:
+    dataset = api.dataset(summary={**SUMMARY, **summary})
+    request = {"dataset_id": dataset, "task": task}
+    body = problem(api.http.post("/v1/training-jobs", json=request), 422, "invalid_data")
+    assert sentence in body["detail"]
+
+
+EACH = {**MANIFEST, "positive": None, "output": {"kind": "multilabel", "classes": ["cat", "dog"]}}
+TURNED = {**EACH, "output": {"kind": "multilabel", "classes": ["dog", "cat"]}}
+WIDE = {**MANIFEST, "input": {**MANIFEST["input"], "width": 9}}
+
+
+@pytest.mark.parametrize(
+    ("manifest", "change", "sentence"),
+    [
+        ({**MANIFEST, "architecture": "resnet18_3x3"}, {}, "small_cnn to start from, got one of"),
+        (WIDE, {}, "input size 1x8x9"),
+        (EACH, {}, "with one logit to start from, got one with the outputs cat, dog"),
+        (MANIFEST, {"task": {"each": True}}, "got one with one logit; fresh_head: true"),
+        (TURNED, {"task": {"each": True}}, "cat, dog, in this order to start from"),
+    ],
+)
+def test_a_start_from_weights_of_another_shape_is_refused(
+    api: Api, problem: Check, manifest: dict[str, Any], change: dict[str, Any], sentence: str
+) -> None:
+    start = {"model_id": api.model(manifest=manifest), "fresh_head": False}
+    request = {
+        "dataset_id": api.dataset(),
+        "task": {"positive": ["cat"]},
+        "method": "ap",
+        "warm_start": start,
+        **change,
+    }
+    body = problem(api.http.post("/v1/training-jobs", json=request), 422, "invalid_config")
+    assert sentence in body["detail"]
+    assert api.http.get("/v1/jobs").json()["data"] == []
+
+
+def test_a_start_from_a_model_that_is_not_there_or_not_ready_is_refused(
+    api: Api, problem: Check
+) -> None:
+    request = {"dataset_id": api.dataset(), "task": {"positive": ["cat"]}}
+    for columns, status, code in (
+        ({"tenant": "other"}, 404, "not_found"),
+        ({"status": AssetStatus.VALIDATING, "manifest": None}, 409, "not_ready"),
+    ):
+        start = {"warm_start": {"model_id": api.model(**columns)}}
+        problem(api.http.post("/v1/training-jobs", json=request | start), status, code)
+
+
+def test_a_model_that_a_training_starts_from_cannot_be_removed(api: Api, problem: Check) -> None:
+    start = api.model(manifest=EACH)
+    request = {
+        "dataset_id": api.dataset(),
+        "task": {"positive": ["cat"]},
+        "method": "ap",  # whose last layer starts afresh
+        "warm_start": {"model_id": start},
+    }
+    job = api.http.post("/v1/training-jobs", json=request)
+    assert job.status_code == 201, job.text
+    problem(api.http.delete(f"/v1/models/{start}"), 409, "in_use")
+    api.http.post(f"/v1/jobs/{job.json()['id']}/cancel")
+    again = api.http.post(f"/v1/jobs/{job.json()['id']}/retry").json()
+    assert again["request"]["warm_start"]["model_id"] == start
+    problem(api.http.delete(f"/v1/models/{start}"), 409, "in_use")
 
 
 @pytest.mark.parametrize(
@@ -165,8 +267,6 @@ def test_a_leaderboard_of_a_data_set_that_is_not_ready_says_so(api: Api, problem
 
 
 def test_a_model_of_another_input_size_is_refused(api: Api, problem: Check) -> None:
-    from tests.api.conftest import SUMMARY
-
     wide = api.dataset(summary={**SUMMARY, "width": 9})
     request = {"dataset_id": wide, "model_id": api.model()}
     for path in ("/v1/audits", "/v1/rankings"):

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import re
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from store import jobs, keys
 from store.logs import configure_logging
 from store.tables import JobKind, JobRow
 from tests.api.conftest import Api
+from tests.conftest import REPOSITORY
 
 
 def scrape(api: Api, **headers: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
@@ -86,6 +88,15 @@ def test_requests_are_counted_by_route_and_not_by_id(api: Api) -> None:
     assert after[name, ok] - before.get((name, ok), 0) == 3
     assert after[name, missing] - before.get((name, missing), 0) == 1
     assert not any(dataset_id in str(labels) or "nothing" in str(labels) for _, labels in after)
+
+
+def test_the_documentation_lists_every_metric(api: Api) -> None:
+    api.http.get("/livez")
+    page = (REPOSITORY / "docs" / "operating.md").read_text()
+    text = api.http.get("/metrics").text
+    kinds = dict(re.findall(r"^# TYPE (\w+) (\w+)$", text, re.MULTILINE))
+    served = {name for name in kinds if not name.endswith("_created")}
+    assert set(re.findall(r"`(adap_\w+)`", page)) == served
 
 
 def test_metrics_are_for_administrators(api: Api) -> None:

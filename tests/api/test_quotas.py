@@ -1,5 +1,6 @@
 """Limits of a request and quotas of a tenant: each is a setting, and named where it is exceeded."""
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from core.config import PGDAttack, SquareAttack, TrainingAttack, TrainingRequest
 from store import keys
 from store.settings import Settings
 from tests.api.conftest import Api, running
+from tests.conftest import REPOSITORY
 
 Check = Callable[..., dict[str, Any]]
 
@@ -63,6 +65,27 @@ def test_every_limited_field_is_in_a_request_and_every_limit_is_a_setting() -> N
     }
     assert set(LIMITS) <= fields
     assert set(LIMITS.values()) <= set(Settings.model_fields)
+
+
+@pytest.mark.parametrize("page", ["operating.md", "problems.md", "webhooks.md"])
+def test_every_setting_in_the_documentation_exists(page: str) -> None:
+    text = (REPOSITORY / "docs" / page).read_text()
+    named = {name.lower() for name in re.findall(r"ADAP_([A-Z0-9_]+)", text)} - {"api_key"}
+    assert named
+    assert named <= set(Settings.model_fields)
+
+
+def test_every_limit_and_quota_is_in_the_documentation_with_its_default() -> None:
+    page = (REPOSITORY / "docs" / "operating.md").read_text()
+    rows = dict(re.findall(r"^\| `ADAP_(MAX_\w+)` \| .+? \| (.+?) \|$", page, re.MULTILINE))
+    limits = {name for name in Settings.model_fields if name.startswith("max_")}
+    assert {name.lower() for name in rows} == limits - {"max_lost_attempts"}
+    for name, shown in rows.items():
+        default = Settings.model_fields[name.lower()].default
+        units = {"GiB": 2**30, "MiB": 2**20}
+        number, _, unit = shown.partition(" ")
+        value = int(number) * units[unit] if unit in units else shown.replace(" ", "")
+        assert str(value) in (str(default), f"unset:{str(default).lower()}"), name
 
 
 def test_jobs_over_the_quota_wait_until_another_has_ended(api: Api, problem: Check) -> None:

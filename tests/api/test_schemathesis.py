@@ -24,7 +24,7 @@ from store.settings import Settings
 from tests.api.conftest import Api, running
 from tests.api.test_routes import finished_audit
 
-EXAMPLES = 8
+EXAMPLES = 6
 
 # What no schema can say: rules between fields, cursors, and the forms of an answer.
 REFUSED = [400, 406, 415, 422]
@@ -42,6 +42,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fuzzed]:
         max_wait_s=0.1,
         max_tenant_jobs=None,
         max_tenant_requests_per_s=None,
+        webhook_hosts="127.0.0.0/8",
     )
     config.home.mkdir()
     database = Database(config)
@@ -52,6 +53,8 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fuzzed]:
         ids = {"dataset_id": api.dataset(), "model_id": api.model(), "job_id": job_id}
         for _ in range(2):  # used by a job that has not ended, so that nothing removes them
             http.post("/v1/audits", json={name: ids[name] for name in ("dataset_id", "model_id")})
+        hook = http.post("/v1/webhooks", json={"url": "http://127.0.0.1:1/"}).json()
+        ids["webhook_id"] = hook["id"]
         with database.writing() as session:
             _, key = keys.create(session, name="fuzz", scopes=["read", "write", "admin"])
         yield url, key, ids
@@ -116,7 +119,7 @@ def test_journeys_along_the_links_keep_to_the_openapi(service: Fuzzed) -> None:
 
     Journey.run(
         settings=settings(
-            max_examples=30,
+            max_examples=20,
             stateful_step_count=10,
             deadline=None,
             derandomize=True,

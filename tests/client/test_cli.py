@@ -16,10 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pandas
 import pytest
+from pandas.testing import assert_frame_equal
 from safetensors import safe_open
 
 from tests.client.conftest import ADAP, TINY, Adap
+from tests.published import celeba
 from tests.worker.archives import grouped
 
 pytestmark = pytest.mark.xdist_group("service")
@@ -28,8 +31,10 @@ NO_DATASET = f"ds_{'0' * 26}"
 NO_MODEL = f"mdl_{'0' * 26}"
 NO_JOB = f"job_{'0' * 26}"
 NO_KEY = f"key_{'0' * 26}"
+NO_SWEEP = f"swp_{'0' * 26}"
 COMMANDS = """
-    up  demo  dataset add|list|show|remove  model add|list|show|export|remove  train  audit  rank
+    up  demo  dataset add|list|show|remove  model add|list|show|export|remove  train  sweep
+    sweeps list|show|watch|cancel  audit  rank
     leaderboard  score  jobs list|show|watch|cancel|retry  report show|open|save|verify
     key create|list|revoke
 """
@@ -81,6 +86,13 @@ def listed_by_help(*group: str) -> set[str]:
         (f"model export {NO_MODEL}", f"There is no model {NO_MODEL}."),
         (f"train --dataset {NO_DATASET} --positive cat", f"There is no data set {NO_DATASET}."),
         (f"rank --model {NO_MODEL} --dataset {NO_DATASET}", f"There is no model {NO_MODEL}."),
+        (f"sweeps show {NO_SWEEP}", f"There is no sweep {NO_SWEEP}."),
+        (f"sweeps watch {NO_SWEEP}", f"There is no sweep {NO_SWEEP}."),
+        (f"sweeps cancel {NO_SWEEP}", f"There is no sweep {NO_SWEEP}."),
+        (
+            f"sweep --dataset {NO_DATASET} --vary seed=0,1 --preset quick",
+            f"There is no data set {NO_DATASET}.",
+        ),
         (f"jobs show {NO_JOB}", f"There is no job {NO_JOB}."),
         (f"jobs watch {NO_JOB}", f"There is no job {NO_JOB}."),
         (f"jobs cancel {NO_JOB}", f"There is no job {NO_JOB}."),
@@ -136,11 +148,17 @@ def test_with_json_a_problem_is_also_printed_as_it_came(adap: Adap) -> None:
     "command",
     [
         "dataset add nowhere.zip",
+        f"dataset add {__file__} --labels weather",
         "model add nowhere.safetensors",
         f"model add {__file__} --multilabel",
         "jobs list --limit 0",
         "train --set epochs",
         "train --set epochs=1 --set epochs.more=2",
+        "sweep",
+        "sweep --vary seed",
+        "sweep --vary seed=1..5",
+        "sweep --vary seed=1,2 --at-once 2",
+        "sweep --vary optimizer.lr=1e-5..1e-2:square --trials 3",
         "audit --epsilon a/b",
         f"report save {NO_JOB} -o report.pdf",
         "nonsense",
@@ -203,6 +221,32 @@ def test_a_folder_with_a_table_is_shown_with_its_groups(adap: Adap, tmp_path: Pa
     ]
     shown = adap("dataset", "show", one_id(added.out, "ds"), "--json")
     assert shown.json["summary"]["groups"] == {"north": 12, "south": 12}
+
+
+def test_a_published_data_set_is_packed_and_sent(adap: Adap, service: str, tmp_path: Path) -> None:
+    celeba(tmp_path / "faces")
+    options = ["--from", "celeba", "--labels", "Mustache", "--size", 16]
+    added = adap("dataset", "add", "faces", *options, "--watch", "--json")
+    assert added.code == 0, added.err
+    dataset = get(service, f"/v1/datasets/{added.json['id']}")
+    assert dataset["name"] == "celeba Mustache"
+    assert dataset["summary"]["classes"] == {"other": 5, "Mustache": 4}
+    assert {split: sum(n.values()) for split, n in dataset["summary"]["splits"].items()} == {
+        "train": 3,
+        "validation": 3,
+        "test": 3,
+    }
+    assert (dataset["summary"]["height"], dataset["summary"]["channels"]) == (16, 3)
+
+
+def test_a_published_data_set_with_a_file_missing_is_not_sent(adap: Adap, tmp_path: Path) -> None:
+    celeba(tmp_path / "faces")
+    (tmp_path / "faces" / "celeba" / "list_attr_celeba.txt").unlink()
+    run = adap("dataset", "add", "faces", "--from", "celeba")
+    assert (run.code, run.out) == (1, "")
+    missing, said = run.err.splitlines()
+    assert "list_attr_celeba.txt, got no such file; it comes from https://mmlab" in missing
+    assert said == "The data set in faces was not packed; nothing was sent."
 
 
 def test_a_data_set_that_cannot_be_read_is_refused_with_the_reason(
@@ -272,7 +316,8 @@ def test_weights_without_architecture_are_described_on_the_command_line(
 
     wrong = adap("model", "add", "bare.safetensors", "--architecture", "nope", "--input", "{}")
     assert wrong.err.splitlines()[-1] == (
-        "/body/architecture: expected one of small_cnn, resnet18, resnet18_3x3; got 'nope'"
+        "/body/architecture: expected one of small_cnn, resnet18, resnet18_3x3, thin_cnn; "
+        "got 'nope'"
     )
 
 
@@ -316,6 +361,37 @@ def test_training_is_watched_epoch_by_epoch(adap: Adap, service: str, dataset: s
     assert "lambda 2" in run.out
     best = trained["best"]
     assert re.search(rf"^clean AP +{best['clean_ap']:.4f} *$", run.out, re.M)
+
+
+def test_a_training_of_all_classes_and_one_that_starts_from_a_model_are_shown_as_made(
+    adap: Adap, service: str, dataset: str
+) -> None:
+    options = ("--dataset", dataset, "--set", "batch_size=8", "--set", "attack.steps=1", "--watch")
+    still = ("--set", "optimizer.name=sgd", "--set", "optimizer.lr=1e-9")
+    run = adap(
+        *("train", *options, *still, "--each", "--method", "ce", "--epochs", "50"),
+        *("--set", "validation.patience=1", "--set", "ema=0.5"),
+    )
+    assert run.code == 0, run.err
+    source = one_id(run.out.split("Attack it:")[1], "mdl")
+    made = get(service, f"/v1/models/{source}")["manifest"]
+    assert made["training"]["task"] == {"each": True}
+    best, done = made["training"]["best"]["epoch"], len(made["training"]["history"])
+    assert done == best + 1 < 50
+    assert re.search(rf"^best epoch +{best} of {done} *$", run.out, re.M)
+    chosen = "validation clean AP of averaged weights (decay 0.5), stopped after 1 epochs without"
+    assert chosen in re.sub(r"\s+", " ", run.out)
+    assert f"stops early: no epoch was better than {best}" in run.err
+    run = adap(
+        *("train", *options, "--positive", "cat", "--method", "ap", "--epochs", "1"),
+        *("--start-from", source),
+    )
+    assert run.code == 0, run.err
+    assert re.search(rf"^started from +{source}, with a fresh last layer *$", run.out, re.M)
+    assert re.search(r"^optimiser +adam \(", run.out, re.M)
+    both = adap("train", "--dataset", dataset, "--each", "--positive", "cat")
+    assert both.code == 2
+    assert "expected --each or --positive, got both" in both.err
 
 
 def test_a_request_is_a_file_changed_by_options_changed_by_set(
@@ -411,6 +487,26 @@ def test_a_ranking_is_shown_best_first(adap: Adap, service: str, dataset: str, m
     assert "There is more: --after " in later.err
 
 
+def test_a_ranking_is_saved_in_the_form_that_its_name_says(
+    adap: Adap, model: str, dataset: str, tmp_path: Path
+) -> None:
+    asked = ("rank", "--model", model, "--dataset", dataset, "--positive", "cat")
+    run = adap(*asked, "-o", "all.parquet", "--json")
+    assert run.code == 0, run.err
+    table = pandas.read_parquet(tmp_path / "all.parquet")
+    job = adap("jobs", "list", "--kind", "rank", "--json").json["data"][0]
+    assert adap("rank", "--job", job["id"], "-o", "all.csv").out == "Saved all.csv.\n"
+    assert adap("rank", "--job", job["id"], "-o", "all.ndjson").code == 0
+    for other in (
+        pandas.read_csv(tmp_path / "all.csv"),
+        pandas.read_json(tmp_path / "all.ndjson", lines=True, precise_float=True),
+    ):
+        assert_frame_equal(other, table, check_dtype=False)
+    assert table["score"].is_monotonic_decreasing
+    refused = adap("rank", "--job", job["id"], "-o", "all.xlsx")
+    assert (refused.code, "expected a name ending in .csv" in refused.err) == (2, True)
+
+
 def test_images_are_scored_in_the_order_given(adap: Adap, model: str, images: Path) -> None:
     files = [images / "test/dog/00.png", images / "test/cat/00.png"]
     run = adap("score", model, *files)
@@ -430,6 +526,74 @@ def test_an_image_that_cannot_be_scored_is_named(adap: Adap, model: str, tmp_pat
         "words.png: expected a sound PNG, JPEG or WebP image, got a file of a kind that is not "
         "known here\n"
     )
+
+
+# --- sweeps ---------------------------------------------------------------------------------------
+
+
+def dominates(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    pairs = [(one[name], other[name]) for name in ("clean_ap", "robust_ap")]
+    return all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)
+
+
+def test_a_grid_is_trained_and_shown_with_its_pareto_front(
+    adap: Adap, service: str, dataset: str
+) -> None:
+    varied = ["--vary", "method=ce,adap_lpn", "--vary", "optimizer.lr=0.01,0.0001"]
+    run = adap("sweep", *training(dataset), *varied, "--name", "first", "--watch")
+    assert run.code == 0, run.err
+    assert re.search(r"^sweep: \d/4 trials, \d running$", run.err, re.M)
+    assert run.err.endswith("sweep: succeeded\n")
+    assert len(re.findall(r"sweep: trial \d  method .* clean AP \d.* robust AP \d", run.err)) == 4
+
+    found = get(service, f"/v1/sweeps/{one_id(run.out, 'swp')}")
+    rows = re.findall(
+        r"^ *(\d) +succeeded +(\w+) +([\d.]+) +([\d.]+) +([\d.]+) +1 +(\*?) +(mdl_\w+)",
+        run.out,
+        re.M,
+    )
+    assert rows == [
+        (
+            str(trial["number"]),
+            trial["parameters"]["method"],
+            f"{trial['parameters']['optimizer.lr']:.4g}",
+            f"{trial['clean_ap']:.4f}",
+            f"{trial['robust_ap']:.4f}",
+            "*" if trial["on_front"] else "",
+            trial["model_id"],
+        )
+        for trial in found["trials"]
+    ]
+    for trial in found["trials"]:
+        beaten = any(dominates(other, trial) for other in found["trials"])
+        assert trial["on_front"] == (not beaten)
+    for trial in found["trials"]:  # the figures are those of the models
+        best = get(service, f"/v1/models/{trial['model_id']}")["manifest"]["training"]["best"]
+        assert (trial["clean_ap"], trial["robust_ap"]) == (best["clean_ap"], best["robust_ap"])
+
+    assert adap("sweeps", "show", found["id"], "--json").json == found
+    assert re.search(rf"{found['id']} +first +succeeded +4 +4 ", adap("sweeps", "list").out)
+
+
+def test_a_search_is_asked_for_cancelled_and_shown(adap: Adap, service: str, dataset: str) -> None:
+    varied = ["--vary", "method.lambda=0.1..10:log", "--trials", 6, "--at-once", 1]
+    options = training(dataset, epochs=1000)
+    made = adap("sweep", *options, "--set", "method=adap_lpn", *varied, "--json").json
+    assert made["request"]["search"] == {
+        "kind": "tpe",
+        "parameters": {"method.lambda": {"low": 0.1, "high": 10, "log": True}},
+        "trials": 6,
+        "at_once": 1,
+        "maximise": "both",
+        "seed": 0,
+    }
+    assert len(made["trials"]) == 1
+    cancelled = adap("sweeps", "cancel", made["id"])
+    assert cancelled.code == 0
+    watched = adap("sweeps", "watch", made["id"])
+    assert watched.code == 1
+    assert watched.err.endswith(f"The sweep {made['id']} has ended cancelled.\n")
+    assert get(service, f"/v1/sweeps/{made['id']}")["counts"] == {"cancelled": 1}
 
 
 # --- jobs -----------------------------------------------------------------------------------------

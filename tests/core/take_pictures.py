@@ -18,6 +18,7 @@ from tests.core.browser import chromium
 
 WIDTH, HEIGHT = 1280, 1900
 SECTIONS = {
+    "ap": "h-ap",
     "evidence": "h-cards",
     "epsilon": "h-epsilon",
     "budget": "h-budget",

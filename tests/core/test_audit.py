@@ -467,3 +467,58 @@ def test_epsilon_zero_gives_the_clean_logits_bit_by_bit():
     for logits in found.attacked.values():
         np.testing.assert_array_equal(logits, found.clean)
     assert list(found.evidence) == []
+
+
+# --- bounds ---------------------------------------------------------------------------------------
+
+
+def sample(scorer, data=None, *, epsilon=EPSILON):
+    images, targets, example_ids = examples() if data is None else data
+    return audit.certify_sample(
+        scorer, images, targets, example_ids, threat=Threat(epsilon=epsilon), device=CPU
+    )
+
+
+def test_bounds_of_a_sample_are_its_own_and_the_shards_alike():
+    # a linear scorer whose worst case is known, written with operations that can be bounded
+    scorer = nn.Sequential(nn.Flatten(), nn.Linear(48, 1), nn.Flatten(0))
+    with torch.no_grad():
+        scorer[1].weight.copy_(Linear().w.flatten()[None])
+        scorer[1].bias.zero_()
+    reach = EPSILON * float(Linear().w.detach().abs().sum())
+    images, _, example_ids = examples()
+    found = sample(scorer)
+    shard = audit.certify_shard(
+        scorer,
+        attack(scorer, attacks=[]),
+        images,
+        threat=THREAT,
+        method="crown_ibp",
+        batch_size=5,
+        device=CPU,
+        on_progress=lambda done: None,
+    )
+    # the slack for float32, times slopes that add up to `reach / EPSILON`
+    assert shard.bounds == pytest.approx(
+        np.stack([shard.clean - reach, shard.clean + reach]), abs=1e-3
+    )
+    assert found.bounds == pytest.approx(shard.bounds, abs=1e-12)
+    assert (found.example_ids, found.no_bounds, shard.no_bounds) == (example_ids, None, None)
+
+
+@pytest.mark.parametrize(
+    ("scorer", "size", "epsilon", "reason"),
+    [
+        (nn.Flatten(), 65, 0.0, "Images larger than 64x64"),
+        (network(), 4, EPSILON, "cannot be bounded: .*aten.silu"),
+        (nn.Flatten(), 4, 1.0, "prove the order of no two of 12"),
+    ],
+)
+def test_no_bounds_where_they_cost_too_much_or_prove_nothing(scorer, size, epsilon, reason):
+    if isinstance(scorer, nn.Flatten):
+        scorer = nn.Sequential(nn.Flatten(), nn.Linear(3 * size * size, 1), nn.Flatten(0))
+    images, targets, example_ids = examples()
+    images = np.resize(images, (12, 3, size, size))
+    found = sample(scorer, (images, targets, example_ids), epsilon=epsilon)
+    assert found.bounds is None or found.no_bounds is not None
+    assert re.search(reason, found.no_bounds)

@@ -17,9 +17,10 @@ from core.attacks.apgd import APGD
 from core.attacks.pgd import PGD
 from core.attacks.threat_model import ThreatModel
 from core.certify.bounds import certified_bounds, certified_floor_ap
+from core.certify.operations import Interval, LogSumExp
 from core.errors import ConfigError, DataError, ModelError
 from models.architectures import build
-from models.header import InputSpec
+from models.header import InputSpec, OutputSpec
 from models.wrappers import Scorer
 
 METHODS = ("ibp", "crown_ibp", "crown")
@@ -53,12 +54,13 @@ def randomised(network, seed=0):
     return network
 
 
-def scorer_of(network, shape):
+def scorer_of(network, shape, *, kind="logit", classes=None, positive=None):
     channels, height, width = shape
     spec = InputSpec(
         channels=channels, height=height, width=width, mean=[0.4] * channels, std=[0.3] * channels
     )
-    return Scorer(network, spec).double().eval()
+    output = OutputSpec(kind=kind, classes=classes)
+    return Scorer(network, spec, output=output, positive=positive).double().eval()
 
 
 class Residual(nn.Module):
@@ -103,11 +105,32 @@ NETWORKS = {
     ),
     "residual": (Residual, (2, 7, 7)),
     "small_cnn": (lambda: build("small_cnn", channels=1, seed=0), (1, 4, 4)),
+    "thin_cnn": (lambda: build("thin_cnn", channels=1, seed=0), (1, 8, 8)),
+    "uneven windows": (
+        lambda: nn.Sequential(
+            nn.Conv2d(2, 3, 3),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d((2, 4)),  # of (3, 5), so that windows overlap
+            nn.Flatten(),
+            nn.Linear(24, 1),
+        ),
+        (2, 5, 7),
+    ),
 }
-every_network = pytest.mark.parametrize("name", NETWORKS)
+CLASSES = ["a", "b", "c", "d"]
+TASKS = {  # of a network with a logit for each class
+    "one class of four": {"kind": "multiclass", "positive": ["b"]},
+    "two classes of four": {"kind": "multiclass", "positive": ["d", "b"]},
+    "three classes of four": {"kind": "multiclass", "positive": ["a", "c", "d"]},
+    "one of four labels": {"kind": "multilabel", "positive": ["c"]},
+}
+every_network = pytest.mark.parametrize("name", [*NETWORKS, *TASKS])
 
 
 def network_of(name):
+    if name in TASKS:
+        network = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4))
+        return scorer_of(randomised(network), (1, 4, 4), classes=CLASSES, **TASKS[name]), (1, 4, 4)
     make, shape = NETWORKS[name]
     return scorer_of(randomised(make()), shape), shape
 
@@ -237,6 +260,75 @@ def test_a_dense_grid_finds_nothing_outside_the_bounds_of_a_max_pool(method, nor
             assert high - low <= 1.6 * (logits.max() - logits.min())
 
 
+# --- a logit for each class -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [0.0, 1e-9, 0.1, 3.0, 50.0])
+@pytest.mark.parametrize("elements", [2, 5])
+def test_the_lines_and_intervals_of_logsumexp_hold_in_the_whole_box(elements, width):
+    operation = LogSumExp(inputs=(0,), shape=(), input_shape=(elements,))
+    source = generator(elements)
+    lo = 10 * torch.randn(50, elements, dtype=torch.float64, generator=source)
+    hi = lo + width * torch.rand(50, elements, dtype=torch.float64, generator=source)
+    box, rows = Interval(lo, hi), torch.arange(50)
+    found = operation.interval(box)
+    inside = torch.rand(400, 50, elements, dtype=torch.float64, generator=source)
+    inside[:200] = inside[:200].round()  # corners
+    x = lo + inside * (hi - lo)
+    exact = x.exp().sum(dim=2).log()
+    assert (found.lo <= exact).all()
+    assert (exact <= found.hi).all()
+    for sign in (1.0, -1.0):
+        a = torch.full((50,), sign, dtype=torch.float64)
+        (coefficients,), constant = operation.backward(a, [box], rows)
+        gap = sign * exact - (x * coefficients).sum(dim=2) - constant
+        assert (gap >= 0).all()
+        if width <= 0.1:  # where hardly curved, a line is all but exact
+            assert (gap <= width**2 + 1e-10).all()
+        # above: never worse than the highest value by more than 1 - log 2
+        highest = (torch.where(coefficients < 0, lo, hi) * -coefficients).sum(dim=1) - constant
+        if sign < 0:
+            assert (highest <= found.hi + 1 - np.log(2) + 1e-9).all()
+
+
+@every_method
+@pytest.mark.parametrize("task", TASKS)
+def test_a_dense_grid_finds_nothing_outside_the_bounds_of_a_task_of_classes(task, method):
+    network = randomised(
+        nn.Sequential(nn.Flatten(), nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 4)), seed=3
+    )
+    scorer = scorer_of(network, (1, 1, 3), classes=CLASSES, **TASKS[task])
+    x = images(3, (1, 1, 3), seed=4)
+    for epsilon in (0.02, 0.3):
+        lo, hi = bounds(scorer, x, epsilon=epsilon, method=method)
+        axis = torch.linspace(-epsilon, epsilon, 25, dtype=torch.float64)
+        grid = torch.cartesian_prod(axis, axis, axis).view(-1, 1, 1, 3)
+        for image, low, high in zip(x, lo, hi, strict=True):
+            logits = scorer((image + grid).clamp(0, 1))
+            assert low <= logits.min()
+            assert logits.max() <= high
+            if epsilon == 0.02 and method != "ibp":
+                assert high - low <= 1.1 * (logits.max() - logits.min())
+
+
+@every_method
+def test_the_margin_of_two_classes_is_that_of_the_difference_as_one_logit(method):
+    # what moves both logits alike cancels, except for intervals, which look at one at a time
+    network = randomised(nn.Sequential(nn.Flatten(), nn.Linear(16, 2)))
+    difference = nn.Sequential(nn.Flatten(), nn.Linear(16, 1)).double()
+    with torch.no_grad():
+        network[1].weight += 5.0
+        difference[1].weight.copy_(network[1].weight[:1] - network[1].weight[1:])
+        difference[1].bias.copy_(network[1].bias[:1] - network[1].bias[1:])
+    two = scorer_of(network, (1, 4, 4), kind="multiclass", classes=["yes", "no"], positive=["yes"])
+    x = images()
+    for ours, expected in zip(
+        bounds(two, x, method=method), bounds(scorer_of(difference, (1, 4, 4)), x), strict=True
+    ):
+        gap = (ours - expected).abs().max()
+        assert gap > 1 if method == "ibp" else gap < SLACK
+
+
 # --- against attacks ------------------------------------------------------------------------------
 
 
@@ -363,6 +455,11 @@ class Constant(nn.Module):
         return torch.zeros(len(x), dtype=x.dtype)
 
 
+class AllPixels(nn.Module):
+    def forward(self, x):
+        return x.logsumexp((1, 2, 3))
+
+
 REFUSED = {
     "aten.gelu": nn.Sequential(nn.Flatten(), nn.GELU(), nn.Linear(16, 1), nn.Flatten(0)),
     "aten.sigmoid": nn.Sequential(nn.Flatten(), nn.Linear(16, 1), nn.Sigmoid(), nn.Flatten(0)),
@@ -372,6 +469,7 @@ REFUSED = {
     "repeat": OutsideTorch(),
     "constants": Constant(),
     "one logit an image": nn.Sequential(nn.Flatten(), nn.Linear(16, 2)),
+    "only over the columns of logits": AllPixels(),
 }
 
 

@@ -439,6 +439,11 @@ def test_one_step_is_compared_with_ten():
     assert "pgd with 10 steps" in found["converged"].message
 
 
+def test_an_attack_with_patience_is_examined_too():
+    found = audit(trained(linear), attacks=[APGDAttack(steps=10, patience=3)])
+    assert_all_pass(found)
+
+
 def test_the_strongest_attack_is_the_one_examined():
     attacks = [FGSMAttack(), PGDAttack(steps=4), APGDAttack(steps=4), SquareAttack()]
     assert "apgd with 4 steps" in audit(trained(linear), attacks=attacks)["converged"].message

@@ -34,12 +34,12 @@ EXAMPLES = 16
 MARGIN = 0.6
 
 
-def objective_for(name, *, examples=EXAMPLES, **parameters):
+def objective_for(name, *, examples=EXAMPLES, classes=None, **parameters):
     """An objective with those of the parameters that its method has."""
     fields = METHODS[name].model_fields
     known = {field.alias or key for key, field in fields.items()}
     method = METHODS[name](**{k: v for k, v in parameters.items() if k in known})
-    return build_objective(method, examples=examples).double()
+    return build_objective(method, examples=examples, classes=classes).double()
 
 
 def batch(seed, *, size=8):
@@ -164,21 +164,35 @@ def test_with_gamma_1_and_the_full_batch_the_gradient_is_that_of_the_exact_objec
                 torch.testing.assert_close(actual, reference, rtol=1e-11, atol=1e-15)
 
 
-@pytest.mark.parametrize("name", ["ap", "adap_lz"])
+@pytest.mark.parametrize("name", OBJECTIVES)
 def test_with_gamma_1_and_the_full_batch_finite_differences_agree(name):
-    objective = objective_for(name, margin=MARGIN, gamma1=1.0, gamma2=1.0)
+    objective = objective_for(name, margin=MARGIN, gamma1=1.0, gamma2=1.0, **{"lambda": 0.7})
     clean, adv, targets, index = (tensor.detach() for tensor in full_batch(3))
 
-    def exact(clean):
-        listwise = exact_listwise(clean, adv) if name == "adap_lz" else 0.0
-        return listwise - exact_surrogate_ap(clean, targets)
+    def exact(*logits):
+        return exact_loss(name, *logits, targets, weight=0.7)
 
     step = 1e-6
-    differences = torch.stack(
-        [(exact(clean + step * e) - exact(clean - step * e)) / (2 * step) for e in torch.eye(16)]
-    )
-    gradient, _ = update(objective, clean, adv, targets, index)
-    torch.testing.assert_close(gradient, differences, rtol=1e-6, atol=1e-9)  # O(step^2)
+    differences = [
+        torch.stack(
+            [
+                (exact(clean + step * dc, adv + step * da))
+                - (exact(clean - step * dc, adv - step * da))
+                for dc, da in directions
+            ]
+        )
+        / (2 * step)
+        for directions in (
+            [(e, 0 * e) for e in torch.eye(EXAMPLES)],
+            [(0 * e, e) for e in torch.eye(EXAMPLES)],
+        )
+    ]
+    gradients = update(objective, clean, adv, targets, index)
+    for gradient, difference in zip(gradients, differences, strict=True):
+        if gradient is None:
+            assert not difference.any()
+        else:
+            torch.testing.assert_close(gradient, difference, rtol=1e-6, atol=1e-9)  # O(step^2)
 
 
 def test_the_surrogate_ap_is_that_of_eq_1():
@@ -187,6 +201,114 @@ def test_the_surrogate_ap_is_that_of_eq_1():
     objective(clean, None, targets, index)
     expected = exact_surrogate_ap(clean, targets).item()
     assert objective.metrics() == {"surrogate_ap": pytest.approx(expected, rel=1e-12)}
+
+
+# --- a task a class -------------------------------------------------------------------------------
+
+CLASSES = 3
+VARIANTS = [{}, {"gamma1": 1.0, "gamma2": 1.0}, {"gamma1": 0.1, "first_visit": "batch"}]
+
+
+def class_batch(seed, *, classes=CLASSES, size=8):
+    """As `batch`, with a column of logits and of targets for each class; images of any number of
+    classes, none included, and an example that comes twice."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (size, classes)
+    clean = torch.randn(shape, generator=generator, dtype=torch.float64)
+    adv = clean + torch.randn(shape, generator=generator, dtype=torch.float64)
+    labels = torch.Generator().manual_seed(0)
+    targets = (torch.rand((EXAMPLES, classes), generator=labels) < 0.4).double()
+    index = torch.randperm(EXAMPLES, generator=generator)[:size]
+    index[-1] = index[0]
+    return clean, adv, targets[index], index
+
+
+@pytest.mark.parametrize("parameters", VARIANTS)
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_gradient_of_many_classes_is_the_mean_of_one_objective_for_each(name, parameters):
+    objective = objective_for(name, classes=CLASSES, **parameters)
+    alone = [objective_for(name, **parameters) for _ in range(CLASSES)]
+    for seed in (1, 2, 3):
+        clean, adv, targets, index = class_batch(seed)
+        if name in ADVERSARIAL:
+            actual = inner_gradient(objective, clean, adv, targets, index)
+            for k, one in enumerate(alone):
+                expected = inner_gradient(one, clean[:, k], adv[:, k], targets[:, k], index)
+                torch.testing.assert_close(actual[:, k], expected, rtol=1e-12, atol=1e-15)
+        gradients = update(objective, clean, adv, targets, index)
+        for k, one in enumerate(alone):
+            singles = update(one, clean[:, k], adv[:, k], targets[:, k], index)
+            for actual, expected in zip(gradients, singles, strict=True):
+                assert (actual is None) == (expected is None)
+                if actual is not None:
+                    torch.testing.assert_close(
+                        actual[:, k], expected / CLASSES, rtol=1e-12, atol=1e-15
+                    )
+    for key, value in objective.metrics().items():
+        singles = [one.metrics()[key] for one in alone]
+        assert value == pytest.approx(sum(singles) / CLASSES, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_one_class_of_many_is_the_binary_method(name):
+    objective, binary = objective_for(name, classes=1), objective_for(name)
+    for seed in (1, 2, 3):
+        clean, adv, targets, index = batch(seed)
+        columns = [tensor[:, None] for tensor in (clean, adv, targets)]
+        pairs = zip(
+            update(objective, *columns, index),
+            update(binary, clean, adv, targets, index),
+            strict=True,
+        )
+        for actual, expected in pairs:
+            assert (actual is None) == (expected is None)
+            if actual is not None:
+                torch.testing.assert_close(actual[:, 0], expected, rtol=1e-12, atol=1e-16)
+    for key, value in binary.state_dict().items():
+        columns = objective.state_dict()[key]
+        torch.testing.assert_close(columns.squeeze(-1), value, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_order_of_the_classes_does_not_matter(name):
+    order = torch.tensor([2, 0, 1])
+    first, permuted = (objective_for(name, classes=CLASSES) for _ in range(2))
+    for seed in (1, 2, 3):
+        clean, adv, targets, index = class_batch(seed)
+        expected = update(first, clean, adv, targets, index)
+        other = update(permuted, clean[:, order], adv[:, order], targets[:, order], index)
+        for a, b in zip(expected, other, strict=True):
+            if a is not None:
+                torch.testing.assert_close(a[:, order], b, rtol=1e-12, atol=1e-16)
+
+
+def test_with_gamma_1_many_classes_have_the_gradient_of_the_exact_mean():
+    objective = objective_for(
+        "adap_lpn", classes=CLASSES, margin=MARGIN, gamma1=1.0, gamma2=1.0, **{"lambda": 0.7}
+    )
+    clean, adv, _, _ = class_batch(1, size=EXAMPLES)
+    targets = (torch.arange(EXAMPLES)[:, None] % torch.tensor([2, 3, 5]) == 0).double()
+    clean.requires_grad_()
+    adv.requires_grad_()
+    losses = [
+        exact_loss("adap_lpn", clean[:, k], adv[:, k], targets[:, k], weight=0.7)
+        for k in range(CLASSES)
+    ]
+    expected = torch.autograd.grad(torch.stack(losses).mean(), (clean, adv))
+    gradients = update(objective, clean.detach(), adv.detach(), targets, torch.randperm(EXAMPLES))
+    for actual, reference in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(actual, reference, rtol=1e-11, atol=1e-15)
+
+
+def test_a_class_without_positives_in_the_batch_moves_nothing_of_its_own():
+    objective = objective_for("ap", classes=CLASSES)
+    clean, adv, targets, index = class_batch(1)
+    targets[:, 1] = 0
+    gradient, _ = update(objective, clean, adv, targets, index)
+    assert gradient[:, [0, 2]].any(dim=0).all()
+    assert not gradient[:, 1].any()
+    assert not objective.ap.u_all[:, 1].any()
+    assert 0 < objective.metrics()["surrogate_ap"] < 1, "the mean over the classes seen"
 
 
 # --- what every objective keeps -------------------------------------------------------------------

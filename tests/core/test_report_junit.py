@@ -87,7 +87,7 @@ def test_every_threshold_and_every_check_is_a_test_case(task):
     ]
     assert said["trust >= caution"] == ["expected trust >= caution, got not trustworthy"]
     assert said["repeatable"] == ["The scores differ."]
-    assert cases["monotone"].findtext("system-out") == "caution: It rises once.\nrise 0.01"
+    assert cases["monotone"].findtext("system-out") == "caution: It rises once.\nrise 0.06"
     assert suite.get("timestamp") == "2026-09-03T12:12:08", "in UTC"
 
 

@@ -1025,7 +1025,7 @@ def test_pictures_for_the_documents_are_taken(browser, tmp_path: Path):
     file = tmp_path / "page.html"
     file.write_text(render(rich_report(scores), [scores]), encoding="utf-8")
     written = take(file, tmp_path, browser=browser)
-    names = ("light", "evidence", "epsilon", "budget", "groups", "checks", "dark")
+    names = ("light", "ap", "evidence", "epsilon", "budget", "groups", "checks", "dark")
     assert [path.name for path in written] == [f"page-{name}.png" for name in names]
     assert all(path.stat().st_size < 300_000 for path in written)
     light, dark = (Image.open(written[i]).convert("L") for i in (0, -1))

@@ -3,8 +3,14 @@
 import pytest
 
 from core.config import EachClass, Task
-from core.errors import ConfigError
-from core.resolve import DatasetSummary, resolve_task, resolve_tasks
+from core.errors import ConfigError, DataError
+from core.resolve import (
+    DatasetSummary,
+    check_start,
+    resolve_task,
+    resolve_tasks,
+    resolve_training,
+)
 
 EACH = EachClass(each=True)
 
@@ -114,3 +120,61 @@ def test_a_class_that_the_data_set_lacks_is_refused(
 def test_where_nothing_is_obvious_a_task_is_asked_for(classes: tuple[str, ...]) -> None:
     with pytest.raises(ConfigError, match=rf'\{{"positive": \["{classes[-1]}"\]\}}.*not plain'):
         resolve_tasks(None, summary(*classes))
+
+
+def test_a_training_has_the_task_asked_for_or_one_for_each_class() -> None:
+    assert resolve_training(task("dog"), PETS) == [task("dog")]
+    assert resolve_training(None, YES_NO) == [task("yes")]
+    assert resolve_training(EACH, PETS) == [task("cat"), task("dog"), task("other")]
+    with pytest.raises(ConfigError, match="not plain"):
+        resolve_training(None, PETS)
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_a_class_that_training_or_validation_lacks_is_refused(split: str) -> None:
+    full = {"cat": 5, "dog": 5, "other": 5}
+    splits = {"train": full, "validation": full, "test": {}, split: {**full, "dog": 1}}
+    pets = PETS.model_copy(update={"splits": splits})
+    assert resolve_training(task("cat"), pets) == [task("cat")]
+    for asked in (task("dog"), EACH):
+        with pytest.raises(DataError, match=rf"in the {split} split, got 1 positives \(dog\)"):
+            resolve_training(asked, pets)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "classes", "fresh_head", "sentence"),
+    [
+        (None, None, False, None),
+        (["a", "b"], ["a", "b"], False, None),
+        (["a", "b"], None, True, None),
+        (["a", "b"], None, False, "with one logit to start from, got one with the outputs a, b"),
+        (
+            None,
+            ["a", "b"],
+            False,
+            "the outputs a, b, in this order to start from, got one with one",
+        ),
+        (["b", "a"], ["a", "b"], False, "got one with the outputs b, a, in this order; fresh_head"),
+    ],
+)
+def test_a_start_needs_the_same_outputs_or_a_fresh_last_layer(
+    outputs: list[str] | None, classes: list[str] | None, fresh_head: bool, sentence: str | None
+) -> None:
+    def check(architecture: str) -> None:
+        check_start(
+            architecture=architecture,
+            outputs=outputs,
+            wanted="small_cnn",
+            classes=classes,
+            fresh_head=fresh_head,
+        )
+
+    with pytest.raises(
+        ConfigError, match="architecture small_cnn to start from, got one of resnet"
+    ):
+        check("resnet18")
+    if sentence is None:
+        check("small_cnn")
+    else:
+        with pytest.raises(ConfigError, match=sentence):
+            check("small_cnn")

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import ConfigError, DataError
-from core.sampling import PlainSampler, PositiveSampler
+from core.sampling import ClassSampler, PlainSampler, PositiveSampler
 
 
 def generator(seed=0):
@@ -37,7 +37,26 @@ def positive(positives=3, negatives=9, *, batch_size=4, positives_per_batch=2, s
     )
 
 
-SAMPLERS = pytest.mark.parametrize("make", [plain, positive])
+def labels_of(counts, *, unlabelled=0):
+    """(N, K): so many positives of each class, and some of none."""
+    labels = torch.zeros((sum(counts) + unlabelled, len(counts)))
+    first = 0
+    for number, count in enumerate(counts):
+        labels[first : first + count, number] = 1
+        first += count
+    return labels[torch.randperm(len(labels), generator=generator())]
+
+
+def classes(counts=(2, 1, 4), *, batch_size=4, unlabelled=3, seed=0):
+    return ClassSampler(
+        labels_of(counts, unlabelled=unlabelled),
+        batch_size=batch_size,
+        positives_per_batch=batch_size // 2,
+        generator=generator(seed),
+    )
+
+
+SAMPLERS = pytest.mark.parametrize("make", [plain, positive, classes])
 
 
 def epochs(sampler, count):
@@ -83,14 +102,13 @@ def test_plain_batches_have_one_size_and_draw_every_example_equally_often(exampl
 
 
 @given(examples=st.integers(2, 60), batch_size=st.integers(2, 12), positives=st.integers(1, 59))
-def test_an_epoch_has_the_same_number_of_batches_with_either_sampler(
-    examples, batch_size, positives
-):
+def test_an_epoch_has_the_same_number_of_batches_with_any_sampler(examples, batch_size, positives):
     positives = min(positives, examples - 1)
     steps = math.ceil(examples / batch_size)
     samplers = (
         plain(examples, batch_size=batch_size),
         positive(positives, examples - positives, batch_size=batch_size, positives_per_batch=1),
+        classes((positives, examples - positives), batch_size=batch_size, unlabelled=0),
     )
     for sampler in samplers:
         assert len(sampler) == steps
@@ -103,6 +121,63 @@ def test_a_single_positive_fills_its_half_of_every_batch():
     for batch in sampler:
         assert batch[:64].tolist() == [the_one] * 64
         assert the_one not in batch[64:]
+
+
+@given(
+    counts=st.lists(st.integers(1, 9), min_size=2, max_size=7),
+    unlabelled=st.integers(0, 5),
+    batch_size=st.integers(2, 24),
+    data=st.data(),
+)
+def test_each_class_has_its_share_of_every_batch_and_draws_its_positives_equally_often(
+    counts, unlabelled, batch_size, data
+):
+    places = data.draw(st.integers(1, batch_size - 1))
+    labels = labels_of(counts, unlabelled=unlabelled)  # one class at most: so it shows for which
+    sampler = ClassSampler(
+        labels, batch_size=batch_size, positives_per_batch=places, generator=generator(1)
+    )
+    least, remainder = divmod(places, len(counts))
+    drawn, rest = torch.zeros((2, len(labels)), dtype=torch.int64)
+    for _ in range(3):
+        for batch in sampler:
+            assert batch.dtype == torch.int64
+            assert batch.shape == (batch_size,)
+            of_classes = labels[batch[:places]].sum(dim=0)
+            assert of_classes.sum() == places
+            assert least <= of_classes.min()
+            assert remainder > 0 or of_classes.max() == least
+            drawn += batch[:places].bincount(minlength=len(labels))
+            rest += batch[places:].bincount(minlength=len(labels))
+            assert rest.max() - rest.min() <= 1
+            for column in labels.T:
+                mine = drawn[column == 1]
+                assert mine.max() - mine.min() <= 1
+            by_class = drawn.float() @ labels
+            assert by_class.max() - by_class.min() <= (1 if remainder else 0)
+
+
+def test_an_example_of_two_classes_is_drawn_for_each_and_a_single_one_often_enough():
+    labels = torch.tensor([[1, 1], [0, 1], [0, 0], [0, 0]])
+    sampler = ClassSampler(labels, batch_size=6, positives_per_batch=4, generator=generator())
+    for batch in sampler:
+        assert batch[:2].tolist() == [0, 0], "the one positive of the first class"
+        assert sorted(batch[2:4].tolist()) == [0, 1]
+
+
+def test_more_classes_than_places_take_turns():
+    labels = torch.eye(10)
+    sampler = ClassSampler(labels, batch_size=5, positives_per_batch=4, generator=generator())
+    drawn = torch.stack([batch[:4] for _ in range(5) for batch in sampler])
+    assert len(drawn) == 10
+    assert (drawn.flatten().bincount() == 4).all()
+
+
+@pytest.mark.parametrize("column", [[0, 0, 0], [1, 1, 1]])
+def test_a_class_without_both_sides_is_refused(column):
+    labels = torch.tensor([[1, 0, 0], column]).T
+    with pytest.raises(DataError, match=f"got {sum(column)} positives of class 1 among 3"):
+        ClassSampler(labels, batch_size=3, positives_per_batch=2, generator=generator())
 
 
 @SAMPLERS

@@ -8,10 +8,11 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save
+from safetensors.torch import load, save
 from sklearn.datasets import load_digits
 from sklearn.metrics import average_precision_score
 
+from client.verify import verify
 from models import architectures
 from tests.worker.archives import grouped, pack
 
@@ -102,6 +103,12 @@ def test_groups_curves_bounds_checks_and_thresholds(http: httpx.Client, pets: st
     assert http.get(f"/v1/models/{surrogate['id']}").json()["status"] == "ready"
     page = http.get(job["links"]["report"], headers={"Accept": "text/html"}).text
     assert "dusk" in page
+    accepted = {"Accept": "application/vnd.safetensors"}
+    lines = verify(report, http.get(job["links"]["scores"], headers=accepted).content)
+    assert [line for line in lines if not line.ok] == []
+    named = {line.figure for line in lines}
+    assert {"trust.monotone.ap_clean", "trust.noise_weaker.status", "budget_curve.5.both"} <= named
+    assert {"groups.dusk.clean.interval", "groups.worst_case_gap.interval"} <= named
     again = http.post(
         "/v1/audits",
         json={
@@ -159,19 +166,19 @@ def test_every_class_of_a_network_with_an_output_for_each(http: httpx.Client) ->
     labels = np.array(["zero", "one", "two"])[digits.target[kept][:90]]
     np.savez(arrays, images=images, labels=labels)
     dataset = add_dataset(http, "digits.npz", arrays.getvalue())
-    network = architectures.build("small_cnn", channels=1, seed=3, outputs=3).eval()
+    network = architectures.build("thin_cnn", channels=1, seed=3, outputs=3).eval()
     classes = ["two", "zero", "one"]
     added = http.post(
         "/v1/models",
         files={"file": ("k.safetensors", save(network.state_dict()))},
         data={
-            "architecture": "small_cnn",
+            "architecture": "thin_cnn",
             "input": '{"channels": 1, "height": 8, "width": 8, "mean": [0.3], "std": [0.3]}',
             "output": '{"kind": "multiclass", "classes": ["two", "zero", "one"]}',
         },
     ).json()
     finished(http, added["job_id"])
-    job = audit(http, added["id"], dataset)
+    job = audit(http, added["id"], dataset, threat={"epsilon": 0.001}, certify="crown_ibp")
     report = report_of(http, job)
     assert sorted(task["positive"][0] for task in report["tasks"]) == sorted(classes)
     x = (torch.tensor(images)[:, None].float() / 255 - 0.3) / 0.3
@@ -182,9 +189,111 @@ def test_every_class_of_a_network_with_an_output_for_each(http: httpx.Client) ->
         judged = average_precision_score(labels == name, p[:, classes.index(name)])
         assert task["clean"]["ap"] == pytest.approx(judged, abs=1e-6)
         assert task["worst_case"]["ap"] < task["clean"]["ap"]
-        assert "cannot be bounded" in task["no_certified_floor"]
+        floor = task["certified_floor"]
+        assert floor["proven_pairs"] > 0
+        assert task["floor"] < floor["ap"] <= task["worst_case"]["ap"]
     means = [task["worst_case"]["ap"] for task in report["tasks"]]
     assert report["mean"]["worst_case"] == pytest.approx(np.mean(means))
+
+
+@pytest.fixture(scope="module")
+def digits(http: httpx.Client) -> str:
+    """240 real digits of three classes, a quarter of them for testing."""
+    known = load_digits()
+    rows = np.flatnonzero(known.target < 3)[:240]
+    arrays = io.BytesIO()
+    np.savez(
+        arrays,
+        images=np.rint(known.images[rows] * 255 / 16).astype(np.uint8),
+        labels=np.array(["zero", "one", "two"])[known.target[rows]],
+        split=np.array(["train", "train", "train", "test"])[np.arange(len(rows)) % 4],
+    )
+    return add_dataset(http, "digits.npz", arrays.getvalue())
+
+
+MEAN_AP = {"task": {"each": True}, "epochs": 4, "batch_size": 32, "attack": {"steps": 2}}
+
+
+def test_a_network_trained_on_the_mean_ap_of_all_classes_is_audited_class_by_class(
+    http: httpx.Client, digits: str
+) -> None:
+    model = train(http, digits, "adap_lpn", optimizer={"lr": 0.01}, **MEAN_AP)
+    made = http.get(f"/v1/models/{model}").json()["manifest"]
+    assert made["output"] == {"kind": "multilabel", "classes": ["one", "two", "zero"]}
+    assert made["positive"] is None
+    training = made["training"]
+    assert training["task"] == {"each": True}
+    assert training["select_by"] == "robust_ap"
+    assert 0 < training["best"]["metrics"]["surrogate_ap"] < 1
+    strong = {"threat": {"epsilon": 0.3}, "attacks": ["pgd", "transfer"], "certify": "off"}
+    job = audit(http, model, digits, surrogate={"train_on": digits}, **strong)
+    report = report_of(http, job)
+    assert [task["positive"] for task in report["tasks"]] == [["one"], ["two"], ["zero"]]
+    assert report["mean"]["clean"] > 0.8, "three digits in four epochs"
+    for task in report["tasks"]:
+        assert task["worst_case"]["ap"] < task["clean"]["ap"]
+    surrogate = http.get(f"/v1/models/{report['provenance']['surrogate']['id']}").json()["manifest"]
+    assert surrogate["output"] == made["output"]
+    assert surrogate["training"]["method"]["name"] == "ce"
+    weights = http.get(f"/v1/models/{model}/content").content
+    assert report["mean"]["clean"] == pytest.approx(mean_ap(weights, made), abs=1e-6)
+
+
+def mean_ap(weights: bytes, manifest: dict[str, Any]) -> float:
+    """The mean AP of a downloaded network on the digits kept for testing, without our code."""
+    network = architectures.build("small_cnn", channels=1, seed=0, outputs=3).eval()
+    network.load_state_dict(load(weights))
+    known = load_digits()
+    rows = np.flatnonzero(known.target < 3)[:240][3::4]
+    pixels = torch.tensor(np.rint(known.images[rows] * 255 / 16) / 255, dtype=torch.float32)
+    spec = manifest["input"]
+    with torch.no_grad():
+        logits = network((pixels[:, None] - spec["mean"][0]) / spec["std"][0]).double().numpy()
+    names = np.array(["zero", "one", "two"])[known.target[rows]]
+    return float(
+        np.mean(
+            [
+                average_precision_score(names == name, logits[:, k])
+                for k, name in enumerate(manifest["output"]["classes"])
+            ]
+        )
+    )
+
+
+def test_ap_is_fine_tuned_from_ce_with_a_fresh_last_layer(http: httpx.Client, digits: str) -> None:
+    ce = train(http, digits, "ce", optimizer={"lr": 0.01}, **MEAN_AP)
+    still: dict[str, Any] = {
+        **MEAN_AP,
+        "epochs": 1,
+        # steps so small that the last layer shows where it started
+        "optimizer": {"name": "sgd", "lr": 1e-9, "momentum": 0.0, "weight_decay": 0.0},
+        "validation": {"patience": 1},
+        "ema": 0.5,
+    }
+    fresh = train(http, digits, "ap", warm_start={"model_id": ce}, **still)
+    kept = train(http, digits, "adap_mm", warm_start={"model_id": ce}, **still)
+    start, first, second = (
+        load(http.get(f"/v1/models/{model}/content").content) for model in (ce, fresh, kept)
+    )
+    for name, value in start.items():
+        if "norm" in name:
+            continue
+        same = torch.allclose(first[name], value, atol=1e-6)
+        assert same != name.startswith("fc."), name
+        assert torch.allclose(second[name], value, atol=1e-6), name
+    made = [http.get(f"/v1/models/{model}").json()["manifest"] for model in (ce, fresh)]
+    assert made[1]["input"] == made[0]["input"]
+    assert made[1]["training"]["warm_start"]["model"]["id"] == ce
+    assert made[1]["training"]["warm_start"]["fresh_head"] is True
+    job = http.get("/v1/jobs", params={"kind": "train", "limit": 1}).json()["data"][0]
+    assert job["links"]["model"].endswith(kept), "its result, not what it started from"
+    other = http.post(
+        "/v1/training-jobs",
+        json={"dataset_id": digits, "task": {"positive": ["one"]}, "warm_start": {"model_id": ce}},
+    )
+    assert other.status_code == 422
+    assert other.json()["code"] == "invalid_config"
+    assert "with one logit to start from" in other.json()["detail"]
 
 
 @pytest.mark.parametrize(

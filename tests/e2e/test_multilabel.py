@@ -115,6 +115,18 @@ def test_each_of_several_labels_is_audited_and_trained_for(http: httpx.Client) -
     assert report["tasks"][0]["clean"]["ap"] == pytest.approx(judged)
 
 
+def test_a_network_is_trained_on_every_label_at_once(http: httpx.Client) -> None:
+    content, _, _ = scenes()
+    form = {"resize": json.dumps(RULE)}
+    added = http.post("/v1/datasets", files={"file": ("s.zip", content)}, data=form).json()
+    finished(http, added["job_id"])
+    model = train(http, added["id"], "ce", task={"each": True}, epochs=1)
+    output = http.get(f"/v1/models/{model}").json()["manifest"]["output"]
+    assert (output["kind"], output["classes"]) == ("multilabel", CLASSES)
+    report = report_of(http, audit(http, model, added["id"]))
+    assert [task["positive"] for task in report["tasks"]] == [[name] for name in CLASSES]
+
+
 def test_parquet_is_a_data_set_too(http: httpx.Client) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq

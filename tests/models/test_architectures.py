@@ -7,7 +7,7 @@ import pytest
 import torch
 from torchvision.models import resnet18
 
-from models.architectures import BUILDERS, build, build_empty
+from models.architectures import BUILDERS, build, build_empty, start_from
 from models.catalogue import ARCHITECTURES, check
 from models.errors import ModelFileError
 from models.header import InputSpec, Manifest
@@ -50,6 +50,18 @@ class TestEveryArchitecture:
         last = {k: v.shape[0] for k, v in empty.items() if k.startswith("fc.")}
         assert last == {"fc.weight": 5, "fc.bias": 5}
 
+    def test_starts_from_another_network_with_or_without_its_last_layer(self, name: str) -> None:
+        known = build(name, channels=1, seed=1).state_dict()
+        for fresh_head, outputs in ((False, 1), (True, 1), (True, 3)):
+            network = build(name, channels=1, seed=2, outputs=outputs)
+            own = {key: value.clone() for key, value in network.state_dict().items()}
+            start_from(network, known, fresh_head=fresh_head)
+            for key, value in network.state_dict().items():
+                kept = fresh_head and key in ("fc.weight", "fc.bias")
+                assert torch.equal(value, own[key] if kept else known[key]), key
+        with pytest.raises(RuntimeError, match="size mismatch for fc"):
+            start_from(network, known, fresh_head=False)
+
     def test_has_the_number_of_parameters_that_is_published(self, name: str) -> None:
         network = build(name, channels=3, seed=0)
         assert sum(p.numel() for p in network.parameters()) == ARCHITECTURES[name].parameters
@@ -82,7 +94,9 @@ class TestEveryArchitecture:
 
 
 def test_an_unknown_architecture_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ModelFileError, match=r"small_cnn, resnet18, resnet18_3x3, got 'os.system'"):
+    with pytest.raises(
+        ModelFileError, match=r"small_cnn, resnet18, resnet18_3x3, thin_cnn, got 'os.system'"
+    ):
         check(manifest("os.system", size=8))
 
 

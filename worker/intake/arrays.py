@@ -81,6 +81,41 @@ def read_arrays(
     )
 
 
+def read_pixels(
+    archive: Archive, *, channels: int, height: int, width: int, limits: IntakeLimits
+) -> NDArray[Any]:
+    """(N, C, H, W) of an NPZ that holds `images` and nothing else, of exactly this size.
+
+    uint8 as it is; floats in [0, 1] as float32 and not rounded to levels, since one image may
+    differ from another by less. Grey images are repeated for each channel. Raises Rejected.
+    """
+    if archive.names != ("images.npy",):
+        raise Rejected(
+            f"expected one array 'images' in the NPZ, got {', '.join(map(shown, archive.names))}"
+        )
+    with archive.open("images.npy") as member:
+        shape, dtype = _read_header(member, "images")
+        if dtype != np.uint8 and dtype.kind != "f":
+            raise Rejected(f"images: expected uint8, or float in [0, 1], got {dtype}")
+        if not shape or not 0 < shape[0] <= limits.entries:
+            raise Rejected(f"images: expected 1 to {limits.entries} images, got {shape}")
+        layouts: dict[tuple[int, ...], tuple[int, ...]] = {
+            (height, width, channels): (0, 3, 1, 2),
+            (channels, height, width): (0, 1, 2, 3),  # last, so that it wins where both are one
+        }
+        if shape[1:] not in {*layouts, (height, width)}:
+            raise Rejected(
+                f"images: expected (N, {channels}, {height}, {width}), "
+                f"(N, {height}, {width}, {channels}) or (N, {height}, {width}), got {shape}"
+            )
+        pixels = np.frombuffer(member.read(), dtype).reshape(shape)
+    if dtype.kind == "f":
+        pixels = _in_range(pixels)
+    if len(shape) == 3:
+        return np.repeat(pixels[:, None], channels, axis=1)
+    return np.ascontiguousarray(pixels.transpose(layouts[shape[1:]]))
+
+
 def _check_names(archive: Archive) -> None:
     reasons = Reasons()
     for name in ("images", "labels"):
@@ -168,14 +203,19 @@ def _layout(shape: tuple[int, ...]) -> tuple[tuple[int, ...], bool]:
 def _as_uint8(block: NDArray[Any]) -> NDArray[np.uint8]:
     if block.dtype == np.uint8:
         return block
+    levels: NDArray[np.uint8] = np.rint(_in_range(block) * 255).astype(np.uint8)
+    return levels
+
+
+def _in_range(block: NDArray[Any]) -> NDArray[np.float32]:
+    """Floats in [0, 1], but for rounding; raises Rejected for others."""
     low, high = block.min(), block.max()
     if not (low >= -_SLACK and high <= 1 + _SLACK):  # NaN fails both
         raise Rejected(
             f"images: expected floats in [0, 1], got values from {low:g} to {high:g}; "
             "undo the normalisation, or send uint8"
         )
-    levels: NDArray[np.uint8] = np.rint(block.astype(np.float32).clip(0, 1) * 255).astype(np.uint8)
-    return levels
+    return block.astype(np.float32).clip(0, 1)
 
 
 def _read_texts(archive: Archive, name: str, *, limits: IntakeLimits) -> list[str] | None:

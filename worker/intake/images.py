@@ -148,3 +148,20 @@ def _without_alpha(image: Image.Image) -> NDArray[np.uint8]:
             "flatten it on a background"
         )
     return pixels[..., 0] if image.mode == "LA" else pixels[..., :3]
+
+
+def fitted(
+    pixels: NDArray[np.uint8], *, channels: int, height: int, width: int
+) -> NDArray[np.uint8]:
+    """Decoded pixels as the (C, H, W) that a model takes: grey for all channels, else RGB."""
+    if pixels.shape[:2] != (height, width):
+        raise UnusableImageError(
+            f"expected {height}x{width} pixels (height x width), "
+            f"got {pixels.shape[0]}x{pixels.shape[1]}"
+        )
+    if pixels.ndim == 2:
+        return pixels[None].repeat(channels, axis=0)
+    if channels != 3:
+        has = "one channel" if channels == 1 else f"{channels} channels"
+        raise UnusableImageError(f"expected a grey image, as the model has {has}, got colours")
+    return pixels.transpose(2, 0, 1)

@@ -1,0 +1,202 @@
+"""Sends webhooks: signed by the Standard Webhooks scheme, to allowed hosts and addresses only.
+
+It runs in the API, as only the API has a way out of the cluster. Any number of processes may send:
+each takes what it sends in the database.
+"""
+
+import asyncio
+import ipaddress
+import logging
+import socket
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from threading import Event, Thread
+
+import httpx
+from sqlalchemy.exc import SQLAlchemyError
+from standardwebhooks import Webhook
+
+from store import webhooks
+from store.database import Database
+from store.webhooks import Sending
+
+log = logging.getLogger(__name__)
+
+LOOK_EVERY_S = 1.0
+TIMEOUT_S = 10.0
+AT_ONCE = 8  # a receiver that is slow holds up one of them
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+
+class RefusedError(Exception):
+    """An address that nothing may be sent to."""
+
+
+class Allowed:
+    """The hosts and networks of the setting ADAP_WEBHOOK_HOSTS."""
+
+    def __init__(self, setting: str | None) -> None:
+        self.names: set[str] = set()
+        self.networks: list[ipaddress.IPv4Network | ipaddress.IPv6Network] = []
+        for entry in filter(None, (part.strip().lower() for part in (setting or "").split(","))):
+            try:
+                self.networks.append(ipaddress.ip_network(entry))
+            except ValueError:
+                self.names.add(entry)
+
+    def __bool__(self) -> bool:
+        return bool(self.names or self.networks)
+
+    def check(self, url: str) -> httpx.URL:
+        """The URL, if its form and host may be sent to. Raises RefusedError."""
+        try:
+            parsed = httpx.URL(url)
+        except httpx.InvalidURL as error:
+            raise RefusedError(f"expected a URL, got {url!r:.80}") from error
+        if parsed.scheme not in ("https", "http") or not parsed.host:
+            raise RefusedError(f"expected https://host/path, got {url!r:.80}")
+        if parsed.userinfo or parsed.fragment:
+            raise RefusedError("expected a URL without user name, password and fragment")
+        literal = _literal(_host(parsed))
+        if literal is None and _host(parsed) not in self.names:
+            raise RefusedError(f"expected a host among ADAP_WEBHOOK_HOSTS, got {parsed.host!r:.80}")
+        if literal is not None and not self._listed(literal):
+            raise RefusedError(
+                f"expected an address among ADAP_WEBHOOK_HOSTS, got {parsed.host!r:.80}"
+            )
+        return parsed
+
+    def choose(self, url: httpx.URL, addresses: Sequence[Address]) -> Address:
+        """Which of the addresses of a host to connect to. Raises RefusedError.
+
+        Every one must be public or listed, or a name could be made to mean an inner machine; what
+        is not encrypted goes to listed ones only.
+        """
+        for address in addresses:
+            if not self._listed(address) and (url.scheme != "https" or not _is_public(address)):
+                raise RefusedError(
+                    f"expected a public address by https, or a listed one; {url.host} is {address}"
+                )
+        if not addresses:
+            raise RefusedError(f"{url.host} has no address")
+        return addresses[0]
+
+    def _listed(self, address: Address) -> bool:
+        return any(address in network for network in self.networks)
+
+
+def _literal(host: str) -> Address | None:
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None
+
+
+def _is_public(address: Address) -> bool:
+    """Whether an address is one of the internet, also where it carries another one inside."""
+    inside: list[Address | None] = []
+    if isinstance(address, ipaddress.IPv6Address):
+        inside = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
+        if address in _NAT64:
+            inside.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
+    return all(found.is_global and not found.is_multicast for found in (address, *inside) if found)
+
+
+def send(sending: Sending, allowed: Allowed) -> tuple[int | None, str | None]:
+    """One attempt: the status that the receiver answered, or why there is none.
+
+    The name is resolved once and the connection goes to the address that was checked. Redirects are
+    not followed, and what the receiver says is not read.
+    """
+    try:
+        url = allowed.check(sending.url)
+        port = url.port or (443 if url.scheme == "https" else 80)
+        found = socket.getaddrinfo(_host(url), port, type=socket.SOCK_STREAM)
+        addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
+        address = allowed.choose(url, addresses)
+        # a receiver that answers a byte now and then never runs into a timeout of httpx
+        return asyncio.run(asyncio.wait_for(_post(sending, url, address), TIMEOUT_S)), None
+    except TimeoutError:
+        return None, f"no answer within {TIMEOUT_S:g} s"
+    except (RefusedError, OSError, httpx.HTTPError) as error:
+        return None, str(error)[:300] or type(error).__name__
+
+
+async def _post(sending: Sending, url: httpx.URL, address: Address) -> int:
+    at = datetime.now(UTC)
+    headers = {
+        "Host": url.netloc.decode(),
+        "Content-Type": "application/json",
+        "User-Agent": "adap",
+        "webhook-id": sending.id,
+        "webhook-timestamp": str(int(at.timestamp())),
+        "webhook-signature": Webhook(sending.secret).sign(sending.id, at, sending.payload),
+    }
+    async with (
+        httpx.AsyncClient(trust_env=False, timeout=TIMEOUT_S) as client,
+        client.stream(
+            "POST",
+            url.copy_with(host=str(address)),
+            content=sending.payload,
+            headers=headers,
+            extensions={"sni_hostname": _host(url)},
+        ) as answer,
+    ):
+        return answer.status_code
+
+
+def _host(url: httpx.URL) -> str:
+    """The name as it is resolved and certified."""
+    return url.raw_host.decode().strip("[]").lower()
+
+
+class Deliveries:
+    """Sends what is due, from a thread of its own, until it is stopped."""
+
+    def __init__(self, database: Database, allowed: Allowed) -> None:
+        self._database = database
+        self._allowed = allowed
+        self._stopping = Event()
+        self._thread = Thread(target=self._run, name="deliveries", daemon=True)
+
+    def start(self) -> None:
+        """Begin, if anything may be sent to at all."""
+        if self._allowed:
+            self._thread.start()
+
+    def stop(self) -> None:
+        """End after what is being sent."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="delivery") as pool:
+            while not self._stopping.wait(LOOK_EVERY_S):
+                try:
+                    with self._database.reading() as session:
+                        due = webhooks.due(session, limit=AT_ONCE)
+                    list(pool.map(self._deliver, due))
+                except SQLAlchemyError:
+                    log.exception("deliveries.failed")  # a database that is away comes back
+
+    def _deliver(self, delivery_id: str) -> None:
+        with self._database.writing() as session:
+            sending = webhooks.take(session, delivery_id)
+        if sending is None:
+            return
+        answered, error = send(sending, self._allowed)
+        with self._database.writing() as session:
+            webhooks.settle(session, sending, answered=answered, error=error)
+        log.info(
+            "webhook.sent",
+            extra={
+                "delivery_id": sending.id,
+                "attempt": sending.attempt,
+                "answered": answered,
+                "error": error,
+            },
+        )

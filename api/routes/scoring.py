@@ -1,0 +1,307 @@
+"""Scores of a few images at once; the scoring process opens and scores them, with all others'.
+
+This process checks who asks, reads the request and passes bytes on: it opens no image.
+"""
+
+import asyncio
+import base64
+import binascii
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
+
+from fastapi import APIRouter, Query, Request, UploadFile
+from fastapi.concurrency import run_in_threadpool
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from api import assets
+from api.assets import AssetId
+from api.deps import Caller, House, HouseDep, Writer
+from api.errors import ApiError, ErrorItem, explain_validation, problems
+from api.schemas import ImageScore, ImageScores
+from models.header import ONE_LOGIT, Manifest
+from store.tables import ModelRow
+from worker.scoring.link import ScoringGoneError
+
+router = APIRouter(prefix="/v1/models", tags=["models"])
+
+MAX_IMAGES = 1000
+SHORT_BYTES = 64 * 1024  # of a body that is read in less time than a thread takes to start
+Read = TypeVar("Read")
+Positive = Annotated[
+    list[str] | None,
+    Field(
+        max_length=1000,
+        description="the classes to score, needed by a model with a logit for each class, refused "
+        "for a model with one logit",
+        examples=[["cat"]],
+    ),
+]
+RANK = "whether to say the place of each image among those of the request"
+
+
+class ScoreRequest(BaseModel):
+    """`POST /v1/models/{model_id}/scores`, application/json."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    images: list[str] = Field(
+        min_length=1,
+        max_length=MAX_IMAGES,
+        description="PNG, JPEG or WebP files of the model's input size, in base64",
+    )
+    positive: Positive = None
+    rank: bool = Field(False, description=RANK)
+
+
+class ScoreForm(BaseModel):
+    """`POST /v1/models/{model_id}/scores`, multipart/form-data."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    images: list[UploadFile] = Field(
+        min_length=1,
+        max_length=MAX_IMAGES,
+        description="PNG, JPEG or WebP files of the model's input size",
+    )
+    positive: Positive = None
+    rank: bool = Field(False, description=RANK)
+
+
+@dataclass(frozen=True)
+class Images:
+    """What a request brings, as the scoring process takes it."""
+
+    form: str  # `files`, `npz` or `tensor`
+    data: list[bytes]
+    names: Sequence[str | None] = ()  # of files, where they have names
+    dtype: str | None = None  # of a tensor
+    shape: Sequence[int] | None = None
+    positive: list[str] | None = None
+    rank: bool = False
+
+
+@dataclass(frozen=True)
+class Target:
+    """A model that the caller may use, ready to score."""
+
+    model_id: str
+    sha256: str
+    manifest: Manifest
+
+
+_BODIES = {
+    "multipart/form-data": {"schema": {"$ref": "#/components/schemas/ScoreForm"}},
+    "application/json": {"schema": {"$ref": "#/components/schemas/ScoreRequest"}},
+    "application/octet-stream": {
+        "schema": {
+            "type": "string",
+            "format": "binary",
+            "description": "an NPZ that holds `images` alone: (N, C, H, W), (N, H, W, C) or "
+            "(N, H, W), uint8 or float in [0, 1]; with `positive` and `rank` in the query",
+        }
+    },
+}
+
+
+@router.post(
+    "/{model_id}/scores",
+    responses=problems(
+        *("not_found", "not_ready", "too_large", "unsupported_media_type", "bad_request"),
+        *("invalid_config", "invalid_data", "invalid_model"),
+        *("overloaded", "scoring_unavailable", "timed_out"),
+    ),
+    openapi_extra={"requestBody": {"required": True, "content": _BODIES}},
+)
+async def score_images(
+    model_id: AssetId,
+    request: Request,
+    house: HouseDep,
+    caller: Writer,
+    positive: Annotated[list[str] | None, Query(max_length=1000)] = None,
+    rank: Annotated[bool, Query(description=RANK)] = False,
+) -> ImageScores:
+    """Score a few images, in the order in which they came; for data sets, `POST /v1/rankings`.
+
+    Requests of the same moment share a forward pass. A score is the same alone and in company, to
+    1e-5. `positive` and `rank` stand in the body, or in the query for an NPZ.
+    """
+    target = await run_in_threadpool(find_target, house, caller, model_id)
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type == "application/octet-stream":
+        images = Images("npz", [await request.body()], positive=positive, rank=rank)
+    elif positive is not None or rank:
+        raise ApiError(
+            "invalid_request", "/query: expected `positive` and `rank` in the body, got a query."
+        )
+    elif content_type == "application/json":
+        images = await off_the_loop(_from_json, await request.body())
+    elif content_type == "multipart/form-data":
+        images = await _from_form(request)
+    else:
+        raise ApiError(
+            "unsupported_media_type",
+            f"Expected {', '.join(_BODIES)}; got {content_type or 'nothing'}.",
+        )
+    scores = await scores_of(request, house, target, images)
+    ranks = _ranks(scores) if images.rank else [None] * len(scores)
+    names = images.names or [None] * len(scores)
+    return ImageScores(
+        model_id=model_id,
+        scores=[
+            ImageScore(file_name=name, score=score, rank=place)
+            for name, score, place in zip(names, scores, ranks, strict=True)
+        ],
+    )
+
+
+async def off_the_loop(read: Callable[..., Read], body: bytes, *arguments: Any) -> Read:
+    """Read a body in a thread where it is long, so that other requests need not wait for it."""
+    if len(body) <= SHORT_BYTES:
+        return read(body, *arguments)
+    return await run_in_threadpool(read, body, *arguments)
+
+
+def find_target(house: House, caller: Caller, model_id: str) -> Target:
+    """The caller's model; 404 for anybody else's, 409 until it is ready."""
+    with house.database.reading() as session:
+        row = assets.find(session, ModelRow, model_id, caller)
+        assets.require_ready(row)
+        assert row.content_sha256 is not None
+        return Target(row.id, row.content_sha256, Manifest.model_validate(row.manifest))
+
+
+async def scores_of(request: Request, house: House, target: Target, images: Images) -> list[float]:
+    """The scores of these images, in their order.
+
+    Raises ApiError with the scoring process's own reason; 503 where it is away or has too much to
+    do; 504 after the time limit. If the client leaves, the work is taken back.
+    """
+    limit_s = house.settings.scoring_limit_s
+    question = {
+        "ask": "score",
+        "model_id": target.model_id,
+        "sha256": target.sha256,
+        "positive": _positive(target, images.positive),
+        "spec": target.manifest.input.model_dump(),
+        "form": images.form,
+        "data": images.data,
+        "dtype": images.dtype,
+        "shape": images.shape,
+    }
+    try:
+        async with asyncio.timeout(limit_s):
+            answer = await _unless_gone(request, house.scoring.ask(question))
+    except ScoringGoneError as error:
+        raise ApiError(
+            "scoring_unavailable",
+            f"The scoring process cannot be reached: {error}. Nothing was kept; try again.",
+            headers={"Retry-After": "2"},
+        ) from error
+    except TimeoutError as error:
+        raise ApiError(
+            "timed_out",
+            f"Expected the scores within {limit_s:g} s (ADAP_SCORING_LIMIT_S). Send fewer images "
+            "at a time, or rank a data set.",
+        ) from error
+    if "error" in answer:
+        raise _refusal(answer, images)
+    scores: list[float] = answer["scores"]
+    return scores
+
+
+def _positive(target: Target, asked: list[str] | None) -> list[str] | None:
+    """The classes to score: those asked for, else those that the model was trained to rank."""
+    output = target.manifest.output
+    if asked and output == ONE_LOGIT:
+        raise ApiError(
+            "invalid_config",
+            f"/body/positive: expected none, as the model {target.model_id} has one logit; got "
+            f"{', '.join(asked)[:200]}",
+        )
+    positive = asked or target.manifest.positive
+    output.columns(positive)  # raises where these classes have no score
+    return positive
+
+
+def _from_json(body: bytes) -> Images:
+    try:
+        request = ScoreRequest.model_validate_json(body)
+    except ValidationError as error:
+        raise explain_validation(error.errors()) from error
+    files = []
+    for place, text in enumerate(request.images):
+        try:
+            files.append(base64.b64decode(text, validate=True))
+        except (binascii.Error, ValueError) as error:
+            detail = f"expected base64, got {str(error)[:100]}"
+            pointer = f"/body/images/{place}"
+            raise ApiError(
+                "invalid_request",
+                f"{pointer}: {detail}",
+                errors=[ErrorItem(pointer=pointer, detail=detail)],
+            ) from error
+    return Images("files", files, positive=request.positive, rank=request.rank)
+
+
+async def _from_form(request: Request) -> Images:
+    # one more file than is taken, so that too many are told by number
+    async with request.form(max_files=MAX_IMAGES + 1, max_fields=MAX_IMAGES + 1) as form:
+        given: dict[str, Any] = {}
+        for name, value in form.multi_items():
+            if name in ("images", "positive"):
+                given.setdefault(name, []).append(value)
+            else:
+                given[name] = value
+        try:
+            checked = ScoreForm.model_validate(given)
+        except ValidationError as error:
+            raise explain_validation(error.errors()) from error
+        return Images(
+            "files",
+            [await image.read() for image in checked.images],
+            names=[assets.display_name(None, image) for image in checked.images],
+            positive=checked.positive,
+            rank=checked.rank,
+        )
+
+
+def _ranks(scores: list[float]) -> list[int | None]:
+    """1 for the highest; equal scores in the order of the images."""
+    ranks: list[int | None] = [None] * len(scores)
+    for place, i in enumerate(sorted(range(len(scores)), key=lambda i: -scores[i]), start=1):
+        ranks[i] = place
+    return ranks
+
+
+def _refusal(answer: dict[str, Any], images: Images) -> ApiError:
+    items = []
+    for place, reason in answer.get("reasons", []):
+        name = images.names[place] if place is not None and images.names else None
+        pointer = "/body" if place is None else f"/body/images/{place}"
+        items.append(
+            ErrorItem(pointer=pointer, detail=reason if name is None else f"{name}: {reason}")
+        )
+    detail = "; ".join(item.detail for item in items[:3]) or answer["message"]
+    headers = {"Retry-After": "1"} if answer["error"] == "overloaded" else None
+    return ApiError(answer["error"], detail, errors=items, headers=headers)
+
+
+async def _unless_gone(
+    request: Request, work: Coroutine[Any, Any, dict[str, Any]]
+) -> dict[str, Any]:
+    """Do the work unless the client leaves first, which cancels it."""
+
+    async def leave() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    working, leaving = asyncio.create_task(work), asyncio.create_task(leave())
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ApiError("bad_request", "Expected a client that waits for its scores, got none.")
+        return await working
+    finally:
+        working.cancel()
+        leaving.cancel()

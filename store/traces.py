@@ -1,0 +1,73 @@
+"""Traces for OpenTelemetry, where ADAP_OTLP_ENDPOINT is set: of requests and attempts at jobs.
+
+The extra `otel` is needed then, and only then.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from store.settings import Settings
+
+Describe = Callable[..., None]
+"""Called inside of a span, with its name or None and attributes that became known."""
+
+
+class Traces:
+    """Spans of one process, sent from a thread of its own; nothing at all without an endpoint."""
+
+    def __init__(self, settings: Settings, *, service: str) -> None:
+        self._provider: Any = None
+        if settings.otlp_endpoint is not None:
+            self._provider = _provider(settings.otlp_endpoint, service)
+
+    @contextmanager
+    def span(
+        self, name: str, *, headers: Mapping[str, str] | None = None, **attributes: Any
+    ) -> Iterator[Describe]:
+        """A span as long as the block, below the caller's own where `headers` carry one."""
+        if self._provider is None:
+            yield lambda *_, **__: None
+            return
+        from opentelemetry.trace import SpanKind
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+        context = None if headers is None else TraceContextTextMapPropagator().extract(headers)
+        kind = SpanKind.INTERNAL if headers is None else SpanKind.SERVER
+        tracer = self._provider.get_tracer("adap")
+        with tracer.start_as_current_span(
+            name, context=context, kind=kind, attributes=_dotted(attributes)
+        ) as span:
+
+            def describe(known_as: str | None = None, **known: Any) -> None:
+                if known_as is not None:
+                    span.update_name(known_as)
+                span.set_attributes(_dotted(known))
+
+            yield describe
+
+    def stop(self) -> None:
+        """Send what is left."""
+        if self._provider is not None:
+            self._provider.shutdown()
+
+
+def _dotted(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """`http__route` is the keyword for the attribute http.route."""
+    return {name.replace("__", "."): value for name, value in attributes.items()}
+
+
+def _provider(endpoint: str, service: str) -> Any:
+    try:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    except ImportError as error:
+        raise RuntimeError(
+            "ADAP_OTLP_ENDPOINT is set: expected the extra `otel` (pip install 'adap[otel]')"
+        ) from error
+    provider = TracerProvider(resource=Resource.create({"service.name": service}))
+    exporter = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces")
+    provider.add_span_processor(BatchSpanProcessor(exporter))
+    return provider

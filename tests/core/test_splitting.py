@@ -1,0 +1,83 @@
+"""Splits by seed: counts are written out; what must not move is compared with what it was."""
+
+import numpy as np
+import pytest
+
+from core.config import Task
+from core.datasets import ImageSet
+from core.errors import ConfigError
+from core.splitting import hold_out, make_rare
+
+COUNTS = {"a": 50, "b": 30, "c": 5, "d": 1}
+TASK = Task(positive=["a"])
+
+
+def image_set(*, test: bool = True) -> ImageSet:
+    """The classes above for training, and as many again for testing."""
+    labels = np.repeat(np.arange(4), list(COUNTS.values()))
+    labels = np.concatenate([labels, labels]) if test else labels
+    total = len(labels)
+    splits = np.where(np.arange(total) < 86, 0, 2).astype(np.int8)
+    return ImageSet(
+        images=np.arange(total, dtype=np.uint8).reshape(total, 1, 1, 1),
+        labels=labels.astype(np.int64),
+        classes=list(COUNTS),
+        example_ids=[str(i) for i in range(total)],
+        splits=splits if test else None,
+    )
+
+
+def counts(made: ImageSet, split: str | None) -> list[int]:
+    return np.bincount(made.labels[made.in_split(split)], minlength=4).tolist()
+
+
+@pytest.mark.parametrize("test", [True, False])
+def test_a_fifth_of_each_class_is_held_out(test: bool) -> None:
+    made = hold_out(image_set(test=test), fraction=0.2, seed=0)
+    assert counts(made, "validation") == [10, 6, 1, 0]
+    assert counts(made, "train") == [40, 24, 4, 1]
+    if test:
+        assert made.in_split("test").tolist() == list(range(86, 172))
+
+
+def test_the_seed_moves_the_split_and_nothing_else_does() -> None:
+    first, again, other = (
+        hold_out(image_set(), seed=seed).in_split("validation").tolist() for seed in (1, 1, 2)
+    )
+    assert first == again != other
+
+
+def test_what_is_held_out_is_not_held_out_again() -> None:
+    with pytest.raises(ConfigError, match="without a validation split"):
+        hold_out(hold_out(image_set()))
+    with pytest.raises(ConfigError, match="between 0 and 1, got 1"):
+        hold_out(image_set(), fraction=1)
+
+
+def test_positives_become_as_rare_as_asked_and_the_test_split_stays() -> None:
+    whole = hold_out(image_set(), seed=0)  # 40 of 69 and 10 of 17 are positive
+    made = make_rare(whole, TASK, prevalence=0.1, seed=0)
+    assert counts(made, "train") == [3, 24, 4, 1]  # 3 of 32 is the nearest to a tenth
+    assert counts(made, "validation") == [1, 6, 1, 0]
+    assert counts(made, "test") == list(COUNTS.values())
+    kept = made.images[:, 0, 0, 0]
+    assert [made.example_ids[i] for i in range(len(made))] == [str(i) for i in kept]
+
+
+def test_which_positives_stay_is_a_matter_of_the_seed() -> None:
+    first, again, other = (
+        list(make_rare(image_set(), TASK, prevalence=0.2, seed=seed).example_ids)
+        for seed in (1, 1, 2)
+    )
+    assert first == again != other
+
+
+def test_without_splits_everything_is_thinned() -> None:
+    made = make_rare(image_set(test=False), TASK, prevalence=0.25)
+    assert counts(made, None) == [12, 30, 5, 1]
+
+
+@pytest.mark.parametrize("prevalence", [0.6, 0.001, 0, 1])
+def test_a_prevalence_that_dropping_cannot_reach_is_refused(prevalence: float) -> None:
+    with pytest.raises(ConfigError, match="expected a prevalence"):
+        make_rare(image_set(), TASK, prevalence=prevalence)

@@ -1,0 +1,152 @@
+"""Batches: who shares one, whose turn it is, and what happens to those that leave or fail."""
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from worker.scoring.batches import Batches
+
+
+class Recorded:
+    """A computation that doubles, waits until it may, and remembers what it was given."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[float]] = []
+        self.fail = False
+
+    def __call__(self, parts: Sequence[NDArray[Any]], /) -> NDArray[np.float64]:
+        items = np.concatenate(parts)
+        self.batches.append(items.tolist())
+        if self.fail:
+            raise ValueError("it fails")
+        doubled: NDArray[np.float64] = items * 2.0
+        return doubled
+
+
+@asynccontextmanager
+async def running(**options: Any) -> Any:
+    sizes: list[tuple[Any, int]] = []
+    options = {"max_batch": 4, "max_wait_s": 0.05, **options}
+    batches = Batches(**options, on_batch=lambda key, size: sizes.append((key, size)))
+    task = asyncio.create_task(batches.run())
+    try:
+        yield batches, sizes
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def items(*values: float) -> NDArray[np.float64]:
+    return np.array(values)
+
+
+def test_requests_that_come_together_are_computed_together_and_get_their_own() -> None:
+    compute = Recorded()
+
+    async def scenario() -> list[list[float]]:
+        async with running() as (batches, _):
+            results = await asyncio.gather(
+                *(batches.run_through("a", items(i, i + 10), compute) for i in (1, 2))
+            )
+            return [result.tolist() for result in results]
+
+    assert asyncio.run(scenario()) == [[2, 22], [4, 24]]
+    assert compute.batches == [[1, 11, 2, 12]]
+
+
+def test_a_large_request_is_cut_and_its_rest_shares_a_batch() -> None:
+    compute = Recorded()
+
+    async def scenario() -> list[list[float]]:
+        async with running() as (batches, sizes):
+            results = await asyncio.gather(
+                batches.run_through("a", items(*range(6)), compute),
+                batches.run_through("a", items(7), compute),
+            )
+            assert sizes == [("a", 4), ("a", 3)]
+            return [result.tolist() for result in results]
+
+    assert asyncio.run(scenario()) == [[0, 2, 4, 6, 8, 10], [14]]
+    assert compute.batches == [[0, 1, 2, 3], [4, 5, 7]]
+
+
+def test_keys_take_turns_whoever_sends_more() -> None:
+    compute = Recorded()
+
+    async def scenario() -> list[str]:
+        async with running() as (batches, sizes):
+            await asyncio.gather(
+                batches.run_through("greedy", items(*range(12)), compute),
+                batches.run_through("modest", items(100), compute),
+            )
+            return [key for key, _ in sizes]
+
+    assert asyncio.run(scenario()) == ["greedy", "modest", "greedy", "greedy"]
+
+
+def test_a_batch_that_is_not_full_waits_but_not_long() -> None:
+    async def scenario(max_wait_s: float) -> tuple[float, int]:
+        compute, loop = Recorded(), asyncio.get_running_loop()
+        async with running(max_wait_s=max_wait_s) as (batches, sizes):
+            started = loop.time()
+            first = asyncio.create_task(batches.run_through("a", items(1), compute))
+            await asyncio.sleep(0.02)
+            await batches.run_through("a", items(2), compute)
+            await first
+            return loop.time() - started, len(sizes)
+
+    elapsed_s, count = asyncio.run(scenario(0.3))
+    assert (elapsed_s >= 0.29, count) == (True, 1)
+    assert asyncio.run(scenario(0))[1] == 2
+
+
+def test_who_leaves_is_not_computed() -> None:
+    compute = Recorded()
+
+    async def scenario() -> list[float]:
+        async with running(max_wait_s=0.2) as (batches, _):
+            leaves = asyncio.create_task(batches.run_through("a", items(1), compute))
+            stays = asyncio.create_task(batches.run_through("a", items(2), compute))
+            await asyncio.sleep(0.01)
+            leaves.cancel()
+            return list((await stays).tolist())
+
+    assert asyncio.run(scenario()) == [4]
+    assert compute.batches == [[2]]
+
+
+def test_an_error_reaches_everybody_of_the_batch_and_nobody_else() -> None:
+    compute = Recorded()
+
+    async def scenario() -> None:
+        async with running() as (batches, _):
+            compute.fail = True
+            failed = await asyncio.gather(
+                *(batches.run_through("a", items(i), compute) for i in (1, 2)),
+                return_exceptions=True,
+            )
+            assert [str(error) for error in failed] == ["it fails"] * 2
+            compute.fail = False
+            assert (await batches.run_through("a", items(3), compute)).tolist() == [6]
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("count", [5, 9])
+def test_an_error_ends_a_request_of_several_batches_once(count: int) -> None:
+    compute = Recorded()
+    compute.fail = True
+
+    async def scenario() -> None:
+        async with running() as (batches, _):
+            with pytest.raises(ValueError, match="it fails"):
+                await batches.run_through("a", items(*range(count)), compute)
+            await asyncio.sleep(0.1)
+
+    asyncio.run(scenario())
+    assert len(compute.batches) == 1, "the rest is dropped"

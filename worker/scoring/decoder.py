@@ -1,0 +1,270 @@
+"""Image files to pixels, in the sandbox: the only place of scoring that reads a stranger's format.
+
+One decoder process serves all requests. It is told the size that the model takes, so a larger
+image is refused by its header. What ends the process (a crash, or the time limit) fails the
+request whose files it was reading, and no other: it is started again, and everybody of that frame
+is tried once more, alone. What this does NOT keep apart: a decoder that a file has taken over,
+without crashing, could give wrong pixels to the requests after it.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+from numpy.typing import NDArray
+
+from models.header import InputSpec
+from worker.child import die_with_the_worker
+from worker.intake import IntakeLimits
+from worker.intake.archive import Archive
+from worker.intake.arrays import read_pixels
+from worker.intake.images import UnusableImageError, decode, fitted, strict_decoding
+from worker.intake.limits import Rejected
+from worker.sandbox import Sandbox, limit_resources
+from worker.scoring.link import BUFFER_BYTES, Frame, read_frame, write_frame
+
+log = logging.getLogger(__name__)
+
+MAX_IMAGES = 1000  # of one request
+FRAME_FILES = 64  # decoded between two looks at who else is waiting
+REQUEST_FILES = 16  # of these, from one request
+DECODE_LIMIT_S = 20.0  # of one frame
+MAX_PIXEL_BYTES = 256 * 2**20  # of one request, decoded
+
+
+class UnusableImagesError(Exception):
+    """Images that cannot be scored: pairs of an image's place in the request, or None, and why."""
+
+    def __init__(self, reasons: Sequence[tuple[int | None, str]]) -> None:
+        super().__init__("; ".join(reason for _, reason in reasons))
+        self.reasons = list(reasons)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Some files of one request, decoded together: image files, or one NPZ."""
+
+    form: str
+    files: list[bytes]
+    spec: InputSpec
+    done: "asyncio.Future[NDArray[Any]]" = field(compare=False)
+
+    def as_frame(self) -> Frame:
+        """What crosses to the process."""
+        size = {name: getattr(self.spec, name) for name in ("channels", "height", "width")}
+        return {"form": self.form, "files": self.files, "size": size}
+
+
+class Decoder:
+    """The decoder process, seen from the event loop of the scoring process."""
+
+    def __init__(self, sandbox: Sandbox, folder: Path) -> None:
+        self.restarts = -1
+        self._sandbox = sandbox
+        self._folder = folder
+        self._waiting: deque[Unit] = deque()
+        self._more = asyncio.Event()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stream: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def decode(self, form: str, files: list[bytes], spec: InputSpec) -> NDArray[Any]:
+        """(N, C, H, W), uint8, or float32 in [0, 1] from an NPZ. Raises UnusableImagesError.
+
+        form: `files` for image files, `npz` for one NPZ.
+        """
+        parts, reasons = [], []
+        for start in range(0, len(files), REQUEST_FILES):
+            unit = Unit(
+                form,
+                files[start : start + REQUEST_FILES],
+                spec,
+                asyncio.get_running_loop().create_future(),
+            )
+            self._waiting.append(unit)
+            self._more.set()
+            try:
+                parts.append(await unit.done)
+            except UnusableImagesError as error:
+                reasons += [
+                    (None if place is None else start + place, reason)
+                    for place, reason in error.reasons
+                ]
+        if reasons:
+            raise UnusableImagesError(reasons)
+        return np.concatenate(parts) if len(parts) > 1 else parts[0]
+
+    async def run(self) -> None:
+        """Decode what is asked for until cancelled; the process then ends, too."""
+        try:
+            await self._start()  # ready before it is needed
+            while True:
+                await self._more.wait()
+                units, count = [], 0
+                while self._waiting and count < FRAME_FILES:
+                    unit = self._waiting.popleft()
+                    if not unit.done.cancelled():
+                        units.append(unit)
+                        count += len(unit.files)
+                if not self._waiting:
+                    self._more.clear()
+                if units:
+                    await self._decode(units)
+        finally:
+            self._stop()
+
+    async def _decode(self, units: list[Unit], *, alone: bool = False) -> None:
+        """Answer units; if the process ends over them, each by itself and once more."""
+        try:
+            async with asyncio.timeout(DECODE_LIMIT_S):
+                answers = await self._exchange(units)
+        except (EOFError, OSError, ValueError, TimeoutError) as error:
+            log.warning("decoder.died", extra={"units": len(units), "reason": repr(error)})
+            self._stop()
+            await self._start()
+            if alone:
+                _fail(units[0], [(None, "expected images that decode, got the decoder's end")])
+                return
+            for unit in units:
+                if not unit.done.done():
+                    await self._decode([unit], alone=True)
+            return
+        for unit, answer in zip(units, answers, strict=True):
+            if unit.done.done():
+                continue
+            if "reasons" in answer:
+                _fail(unit, [(place, str(reason)) for place, reason in answer["reasons"]])
+            else:
+                unit.done.set_result(_pixels(unit, answer))
+
+    async def _exchange(self, units: list[Unit]) -> list[Any]:
+        if self._stream is None:
+            await self._start()
+        assert self._stream is not None
+        reader, writer = self._stream
+        write_frame(writer, {"units": [unit.as_frame() for unit in units]})
+        await writer.drain()
+        answers = (await read_frame(reader, max_bytes=2**31))["answers"]
+        if len(answers) != len(units):
+            raise ValueError(f"expected {len(units)} answers, got {len(answers)}")
+        for unit, answer in zip(units, answers, strict=True):
+            if "reasons" not in answer:
+                _pixels(unit, answer)
+        return list(answers)
+
+    async def _start(self) -> None:
+        self.restarts += 1
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = self._sandbox.start(
+                [
+                    *(sys.executable, "-P", "-m", "worker.scoring.decoder"),
+                    *(str(theirs.fileno()), str(self._sandbox.memory_bytes)),
+                ],
+                pass_fd=theirs.fileno(),
+                folder=self._folder,
+                inputs=[],
+            )
+        self._stream = await asyncio.open_connection(sock=ours, limit=BUFFER_BYTES)
+
+    def _stop(self) -> None:
+        process, self._process = self._process, None
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            stream[1].close()
+        if process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _fail(unit: Unit, reasons: list[tuple[int | None, str]]) -> None:
+    if not unit.done.done():
+        unit.done.set_exception(UnusableImagesError(reasons))
+
+
+def _pixels(unit: Unit, answer: Frame) -> NDArray[Any]:
+    """What the decoder made, if it is what it can only be; ValueError otherwise."""
+    dtype, spec = np.dtype(answer["dtype"]), unit.spec
+    if dtype not in (np.uint8, np.float32):
+        raise ValueError(f"expected uint8 or float32, got {dtype}")
+    count = len(unit.files) if unit.form == "files" else -1
+    flat = np.frombuffer(answer["pixels"], dtype)
+    pixels = flat.reshape(count, spec.channels, spec.height, spec.width)
+    if not 0 < len(pixels) <= MAX_IMAGES:
+        raise ValueError(f"expected 1 to {MAX_IMAGES} images, got {len(pixels)}")
+    return pixels
+
+
+# --- inside the sandbox ---------------------------------------------------------------------------
+
+
+def _answer(unit: Frame) -> Frame:
+    """Decode the files of one unit; every reason against them."""
+    try:
+        if unit["form"] == "npz":
+            pixels = _decode_npz(unit["files"][0], unit["size"])
+        else:
+            pixels = _decode_files(unit["files"], unit["size"])
+    except UnusableImagesError as error:
+        return {"reasons": error.reasons}
+    except MemoryError:
+        return {"reasons": [(None, "expected images that fit the memory for decoding, got larger")]}
+    return {"pixels": pixels.tobytes(), "dtype": pixels.dtype.str}
+
+
+def _decode_files(files: list[bytes], size: dict[str, int]) -> NDArray[np.uint8]:
+    images = np.empty((len(files), size["channels"], size["height"], size["width"]), np.uint8)
+    most = size["height"] * size["width"]
+    reasons = []
+    for i, data in enumerate(files):
+        try:
+            images[i] = fitted(decode(data, max_pixels=most), **size)
+        except UnusableImageError as error:
+            reasons.append((i, str(error)))
+    if reasons:
+        raise UnusableImagesError(reasons)
+    return images
+
+
+def _decode_npz(data: bytes, size: dict[str, int]) -> NDArray[Any]:
+    limits = IntakeLimits(entries=MAX_IMAGES, unpacked_bytes=MAX_PIXEL_BYTES)
+    descriptor = os.memfd_create("npz")
+    try:
+        with open(descriptor, "wb", closefd=False) as file:
+            file.write(data)
+        with Archive(Path(f"/proc/self/fd/{descriptor}"), limits=limits) as archive:
+            return read_pixels(archive, **size, limits=limits)
+    except Rejected as error:
+        raise UnusableImagesError([(None, reason) for reason in error.reasons]) from error
+    finally:
+        os.close(descriptor)
+
+
+def main() -> None:
+    """Answer frame after frame on an inherited descriptor, until the other end is closed."""
+    limit_resources(memory_bytes=int(sys.argv[2]))
+    stream = socket.socket(fileno=int(sys.argv[1]))
+    die_with_the_worker(Connection(os.dup(stream.fileno())))
+    with strict_decoding(), stream.makefile("rwb") as file:
+        while head := file.read(4):
+            frame = msgpack.unpackb(file.read(int.from_bytes(head)))
+            content = msgpack.packb({"answers": [_answer(unit) for unit in frame["units"]]})
+            file.write(len(content).to_bytes(4) + content)
+            file.flush()
+
+
+if __name__ == "__main__":
+    main()

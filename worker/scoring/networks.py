@@ -1,0 +1,106 @@
+"""The networks that scoring holds in memory: loaded on first use, least recently used out first."""
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from core.errors import ModelError
+from models import loading
+from models.wrappers import Scorer
+from store.artifacts import Blobs
+from store.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A network for a task: the model by its id and content, and the classes to score."""
+
+    model_id: str
+    sha256: str
+    positive: tuple[str, ...] | None
+
+
+class Networks:
+    """Scorers by what was asked for. For use within one event loop."""
+
+    def __init__(self, settings: Settings, blobs: Blobs) -> None:
+        if settings.threads is not None:
+            torch.set_num_threads(settings.threads)
+        device = settings.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = torch.device(device)
+        self.evicted = 0
+        self._blobs = blobs
+        self._max_bytes = settings.scoring_memory_bytes
+        self._loaded: OrderedDict[Wanted, Scorer] = OrderedDict()
+        self._loading: dict[Wanted, asyncio.Task[Scorer]] = {}
+        self._thread = ThreadPoolExecutor(1, "loading")
+
+    @property
+    def in_memory(self) -> list[str]:
+        """The ids of the models whose weights are in memory, the next to leave first."""
+        return list(dict.fromkeys(wanted.model_id for wanted in self._loaded))
+
+    async def get(self, wanted: Wanted) -> Scorer:
+        """The network, from memory or from its file, once for all who ask at the same time.
+
+        Raises ModelError or ModelFileError where it cannot be loaded.
+        """
+        if wanted in self._loaded:
+            self._loaded.move_to_end(wanted)
+            return self._loaded[wanted]
+        if wanted not in self._loading:
+            task = self._loading[wanted] = asyncio.create_task(self._load(wanted))
+            task.add_done_callback(lambda _: self._loading.pop(wanted))
+        return await asyncio.shield(self._loading[wanted])  # who asked first may leave
+
+    def forget(self, model_id: str) -> None:
+        """Give back the memory of a model that was removed."""
+        for wanted in [wanted for wanted in self._loaded if wanted.model_id == model_id]:
+            del self._loaded[wanted]
+
+    async def _load(self, wanted: Wanted) -> Scorer:
+        loop = asyncio.get_running_loop()
+        scorer = await loop.run_in_executor(self._thread, self._read, wanted)
+        self._loaded[wanted] = scorer
+        while len(self._loaded) > 1 and sum(map(_bytes, self._loaded.values())) > self._max_bytes:
+            left, _ = self._loaded.popitem(last=False)
+            self.evicted += 1
+            log.info("network.evicted", extra={"model_id": left.model_id})
+        return scorer
+
+    def _read(self, wanted: Wanted) -> Scorer:
+        try:
+            path = self._blobs.local_path(wanted.sha256)
+            scorer, _ = loading.load(path, None, device=self.device, positive=wanted.positive)
+        except FileNotFoundError as error:
+            raise ModelError(f"expected the file of {wanted.model_id}, got none") from error
+        log.info("network.loaded", extra={"model_id": wanted.model_id})
+        return scorer.requires_grad_(False)
+
+
+def forward(
+    scorer: Scorer, images: Sequence[NDArray[Any]], device: torch.device
+) -> NDArray[np.float64]:
+    """(N,) logits of (N, C, H, W) images in parts, uint8 or float32 in [0, 1], all of one dtype."""
+    x = torch.from_numpy(np.concatenate(images)).to(device)
+    if x.dtype == torch.uint8:
+        x = x.float() / 255
+    with torch.inference_mode():
+        logits: NDArray[np.float64] = scorer(x).double().cpu().numpy()
+    return logits
+
+
+def _bytes(scorer: Scorer) -> int:
+    return sum(tensor.nbytes for tensor in scorer.state_dict().values())

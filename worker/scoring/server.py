@@ -1,0 +1,295 @@
+"""The scoring process: takes questions over a stream, has images decoded and batched, answers.
+
+A question is a frame with `ask` (see `link`):
+
+- `score`: `model_id`, `sha256`, `positive` (or None), `spec` (an InputSpec), `form` and `data`, a
+  list of bytes: image `files`, one `npz`, or one `tensor` of raw numbers (N, C, H, W) whose `dtype`
+  and `shape` come with it. The answer holds `scores`, or `error` and `message`, with `reasons`
+  where images are refused.
+- `cancel`: whoever asked the question of this number has left. No answer.
+- `forget`: a model was removed. - `status`: what is in memory and how large batches were.
+
+Whether the caller may use the model is the API's business: this process answers whoever reaches it.
+"""
+
+import asyncio
+import contextlib
+import functools
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.errors import AdapError
+from models.errors import ModelFileError
+from models.header import InputSpec
+from store.artifacts import Blobs
+from store.settings import MIB, Settings
+from worker.scoring.batches import Batches
+from worker.scoring.decoder import MAX_IMAGES, MAX_PIXEL_BYTES, Decoder, UnusableImagesError
+from worker.scoring.link import BUFFER_BYTES, UNIX, Frame, read_frame, write_frame
+
+log = logging.getLogger(__name__)
+
+STOP_LIMIT_S = 5.0  # to answer what was asked before the end
+_SLACK = 1e-4  # floats that were computed overshoot [0, 1] by rounding
+
+
+class _RefusedError(Exception):
+    """A question that gets an error for an answer."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Server:
+    """Everything that the scoring process holds. Torch is loaded when it starts to serve."""
+
+    def __init__(self, settings: Settings, blobs: Blobs, decoder: Decoder) -> None:
+        self._settings = settings
+        self._blobs = blobs
+        self._decoder = decoder
+        self._batches = Batches(
+            max_batch=settings.scoring_max_batch,
+            max_wait_s=settings.scoring_max_wait_s,
+            on_batch=self._count_batch,
+        )
+        self._waiting = 0  # images of unanswered questions
+        self._sizes: dict[str, Counter[int]] = {}  # of batches, by model
+        self._questions: set[asyncio.Task[None]] = set()
+        self._lines: dict[asyncio.StreamWriter, asyncio.Event] = {}  # and whether each has ended
+
+    async def serve(self, url: str, *, stop: asyncio.Event) -> None:
+        """Listen until `stop`, then answer what was asked; raises if a part of it breaks."""
+        self._networks = asyncio.create_task(asyncio.to_thread(self._load_torch))
+        parts = [
+            asyncio.create_task(part)
+            for part in (
+                self._decoder.run(),
+                self._batches.run(),
+                _for_ever(self._networks),
+                stop.wait(),
+            )
+        ]
+        server = await self._listen(url)
+        log.info("scoring.ready", extra={"url": url})
+        try:
+            done, _ = await asyncio.wait(parts, return_when="FIRST_COMPLETED")
+            for task in done:
+                await task
+            server.close()
+            if self._questions:
+                await asyncio.wait(self._questions, timeout=STOP_LIMIT_S)
+        finally:
+            server.close()
+            for task in (*parts, *self._questions):
+                task.cancel()
+            await asyncio.gather(*parts, *self._questions, return_exceptions=True)
+            for writer, ended in list(self._lines.items()):
+                writer.close()
+                await ended.wait()
+
+    async def _listen(self, url: str) -> asyncio.Server:
+        if url.startswith(UNIX):
+            path = Path(url.removeprefix(UNIX))
+            path.unlink(missing_ok=True)  # of one that was killed
+            server = await asyncio.start_unix_server(self._connection, path, limit=BUFFER_BYTES)
+            path.chmod(0o600)
+            return server
+        parts = urlsplit(url)
+        return await asyncio.start_server(
+            self._connection, parts.hostname, parts.port, limit=BUFFER_BYTES
+        )
+
+    def _load_torch(self) -> Any:
+        from worker.scoring import networks
+
+        return networks, networks.Networks(self._settings, self._blobs)
+
+    async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer one API process; its questions end with its connection."""
+        mine: dict[int, asyncio.Task[None]] = {}
+        ended = self._lines[writer] = asyncio.Event()
+        answers: dict[str, Callable[[Frame], Awaitable[Frame]]] = {
+            "score": self._score,
+            "forget": self._forget,
+            "status": self._status,
+        }
+        max_bytes = self._settings.max_scoring_bytes + MIB
+        try:
+            while True:
+                question = await read_frame(reader, max_bytes=max_bytes)
+                number = question["number"]
+                if question["ask"] == "cancel":
+                    if number in mine:
+                        mine[number].cancel()
+                    continue
+                task = asyncio.create_task(self._answer(question, answers[question["ask"]], writer))
+                mine[number] = task
+                self._questions.add(task)
+                task.add_done_callback(self._questions.discard)
+                task.add_done_callback(functools.partial(_drop, mine, number))
+        except (EOFError, OSError):
+            pass
+        except (ValueError, KeyError) as error:
+            log.warning("scoring.bad_frame", extra={"reason": repr(error)})
+        finally:
+            for task in list(mine.values()):
+                task.cancel()
+            writer.close()
+            del self._lines[writer]
+            ended.set()
+
+    async def _answer(
+        self,
+        question: Frame,
+        answer: Callable[[Frame], Awaitable[Frame]],
+        writer: asyncio.StreamWriter,
+    ) -> None:
+        try:
+            frame = await answer(question)
+        except UnusableImagesError as error:
+            frame = {
+                "error": "invalid_data",
+                "message": str(error),
+                "reasons": [list(reason) for reason in error.reasons],
+            }
+        except _RefusedError as error:
+            frame = {"error": error.code, "message": str(error)}
+        except (AdapError, ModelFileError) as error:
+            frame = {"error": error.code, "message": str(error)}
+        except Exception as error:
+            log.exception("scoring.failed", extra={"model_id": question.get("model_id")})
+            message = f"The service met an error that it did not expect: {error!r}"
+            frame = {"error": "internal_error", "message": message}
+        with contextlib.suppress(OSError):
+            write_frame(writer, {**frame, "number": question["number"]})
+            await writer.drain()
+
+    async def _score(self, question: Frame) -> Frame:
+        spec = InputSpec.model_validate(question["spec"])
+        form, data = question["form"], question["data"]
+        count = {"files": len(data), "tensor": (question.get("shape") or [1])[0]}.get(form, 1)
+        _check_count(count, spec)
+        with self._counted(count):
+            if form == "tensor":
+                images = _tensor(data[0], question["dtype"], question["shape"], spec)
+            else:
+                images = await self._decoder.decode(form, data, spec)
+            with self._counted(len(images) - count):
+                scores = await self._scored(question, images)
+        return {"scores": scores.tolist()}
+
+    async def _scored(self, question: Frame, images: NDArray[Any]) -> NDArray[np.float64]:
+        networks, in_memory = await asyncio.shield(self._networks)
+        positive = question["positive"]
+        wanted = networks.Wanted(
+            question["model_id"],
+            question["sha256"],
+            None if positive is None else tuple(positive),
+        )
+        scorer = await in_memory.get(wanted)
+        compute = functools.partial(networks.forward, scorer, device=in_memory.device)
+        key = (wanted, images.dtype.str)
+        scores = await self._batches.run_through(key, images, compute)
+        if not np.isfinite(scores).all():
+            raise _RefusedError(
+                "invalid_model", "expected finite scores, got NaN or infinity from the model"
+            )
+        return scores
+
+    @contextlib.contextmanager
+    def _counted(self, images: int) -> Any:
+        """Count images as waiting. Raises _RefusedError where too many wait already."""
+        limit = self._settings.scoring_max_waiting
+        if self._waiting and self._waiting + images > limit:
+            raise _RefusedError(
+                "overloaded",
+                f"Expected at most {limit} images waiting to be scored, got {images} more than "
+                f"{self._waiting} that wait. Try again in a moment.",
+            )
+        self._waiting += images
+        try:
+            yield
+        finally:
+            self._waiting -= images
+
+    async def _forget(self, question: Frame) -> Frame:
+        _, in_memory = await asyncio.shield(self._networks)
+        in_memory.forget(question["model_id"])
+        self._sizes.pop(question["model_id"], None)
+        return {}
+
+    async def _status(self, question: Frame) -> Frame:
+        """What this process holds, and has done with one model or with all of them."""
+        in_memory = self._networks.result()[1] if self._networks.done() else None
+        model_id = question.get("model_id")
+        sizes: Counter[int] = Counter()
+        for each, counted in self._sizes.items():
+            if model_id in (None, each):
+                sizes += counted
+        return {
+            "loaded_torch": in_memory is not None,
+            "waiting": self._waiting,
+            "images": sum(size * count for size, count in sizes.items()),
+            "batch_sizes": {str(size): count for size, count in sizes.items()},
+            "in_memory": [] if in_memory is None else in_memory.in_memory,
+            "evicted": 0 if in_memory is None else in_memory.evicted,
+            "decoder_restarts": self._decoder.restarts,
+        }
+
+    def _count_batch(self, key: Any, size: int) -> None:
+        wanted, _ = key
+        self._sizes.setdefault(wanted.model_id, Counter())[size] += 1
+
+
+def _drop(tasks: dict[int, asyncio.Task[None]], number: int, _: asyncio.Task[None]) -> None:
+    del tasks[number]
+
+
+async def _for_ever(task: "asyncio.Task[Any]") -> None:
+    """Never end, unless the task fails."""
+    await task
+    await asyncio.Event().wait()
+
+
+def _check_count(count: int, spec: InputSpec) -> None:
+    """As many images as one request may have, by number and by memory."""
+    largest = MAX_PIXEL_BYTES // (spec.channels * spec.height * spec.width * 4)
+    if not 1 <= count <= min(MAX_IMAGES, max(largest, 1)):
+        raise UnusableImagesError(
+            [(None, f"expected 1 to {min(MAX_IMAGES, largest)} images of this size, got {count}")]
+        )
+
+
+def _tensor(data: bytes, dtype: str, shape: list[int], spec: InputSpec) -> NDArray[Any]:
+    """(N, C, H, W) raw numbers, uint8 or float32 in [0, 1]."""
+    if dtype not in ("uint8", "float32"):
+        raise UnusableImagesError([(None, f"expected uint8 or float32, got {dtype}")])
+    size = [spec.channels, spec.height, spec.width]
+    wanted = shape[0] * spec.channels * spec.height * spec.width * np.dtype(dtype).itemsize
+    if shape[1:] != size or len(data) != wanted:
+        raise UnusableImagesError(
+            [
+                (
+                    None,
+                    f"expected the shape {[-1, *size]} and as many numbers, got {shape} and "
+                    f"{len(data)} bytes of {dtype}",
+                )
+            ]
+        )
+    images = np.frombuffer(data, np.dtype(dtype).newbyteorder("<")).reshape(shape)
+    if dtype == "uint8":
+        return images
+    low, high = images.min(), images.max()
+    if not (low >= -_SLACK and high <= 1 + _SLACK):  # NaN fails both
+        raise UnusableImagesError(
+            [(None, f"expected floats in [0, 1], got values from {low:g} to {high:g}")]
+        )
+    return images.astype(np.float32).clip(0, 1)
