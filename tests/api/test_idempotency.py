@@ -15,7 +15,7 @@ from tests.api.conftest import Api
 
 Check = Callable[..., dict[str, Any]]
 ARTEFACTS = {"model": ("m.safetensors", b"m"), "dataset": ("d.zip", b"d")}
-REPEATABLE = {"/v1/models/{model_id}/scores"}  # makes nothing that stays
+REPEATABLE = {"/v1/models/{model_id}/scores", "/v2/models/{model_id}/infer"}  # make nothing
 
 
 def count(api: Api) -> int:
@@ -30,12 +30,16 @@ def posts(api: Api) -> dict[str, dict[str, Any]]:
     train = {"dataset_id": ids["dataset_id"], "task": {"positive": ["cat"]}, "epochs": 2}
     queued, ended = (api.http.post("/v1/training-jobs", json=train).json()["id"] for _ in range(2))
     api.http.post(f"/v1/jobs/{ended}/cancel")
+    sweep = {"training": train, "search": {"kind": "grid", "parameters": {"seed": [0, 1]}}}
+    swept = api.http.post("/v1/sweeps", json=sweep).json()["id"]
     return {
         "/v1/datasets": {"files": {"file": ("d.zip", b"d")}},
         "/v1/models": {"files": {"file": ("m.safetensors", b"m")}},
         "/v1/training-jobs": {"json": train},
         "/v1/audits": {"json": ids},
         "/v1/rankings": {"json": ids},
+        "/v1/sweeps": {"json": sweep},
+        f"/v1/sweeps/{swept}/cancel": {},
         f"/v1/jobs/{queued}/cancel": {},
         f"/v1/jobs/{ended}/retry": {},
     }
