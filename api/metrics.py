@@ -1,6 +1,7 @@
 """Figures for Prometheus: of the jobs from the database, of requests from this process."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import (
@@ -35,14 +36,46 @@ class Metrics:
         """Count a request that was answered."""
         self._requests.labels(scope["method"], route_of(scope), str(status)).observe(seconds)
 
-    def exposition(self) -> bytes:
-        """All figures as text."""
-        return generate_latest(self._registry)
+    def exposition(self, scoring: dict[str, Any] | None) -> bytes:
+        """All figures as text; `scoring` is the status of the scoring process, if it answered."""
+        registry = CollectorRegistry()
+        registry.register(_Scoring(scoring))
+        return generate_latest(self._registry) + generate_latest(registry)
 
 
 def route_of(scope: Scope) -> str:
     """The route that answered, without the ids of its path: they would make endless names."""
     return str(getattr(scope.get("route"), "path", "none"))
+
+
+class _Scoring(Collector):
+    def __init__(self, status: dict[str, Any] | None) -> None:
+        self._status = status
+
+    def collect(self) -> Iterator[Metric]:
+        """What the scoring process has told."""
+        up = GaugeMetricFamily("adap_scoring_up", "whether the scoring process answers")
+        up.add_metric([], self._status is not None)
+        yield up
+        if self._status is None:
+            return
+        sizes = {int(size): count for size, count in self._status["batch_sizes"].items()}
+        total, within, buckets = sum(sizes.values()), 0, []
+        for size in sorted(sizes):
+            within += sizes[size]
+            buckets.append((f"{size:g}", float(within)))
+        batches = HistogramMetricFamily("adap_scoring_batch_images", "images scored in one batch")
+        images = sum(size * count for size, count in sizes.items())
+        batches.add_metric([], [*buckets, ("+Inf", total)], sum_value=images)
+        yield batches
+        for name, help_, value in (
+            ("adap_scoring_waiting_images", "images that wait", self._status["waiting"]),
+            ("adap_scoring_models", "models in memory", len(self._status["in_memory"])),
+        ):
+            yield GaugeMetricFamily(name, help_, value=value)
+        yield CounterMetricFamily(
+            "adap_scoring_evictions", "models that left memory", value=self._status["evicted"]
+        )
 
 
 class _Jobs(Collector):

@@ -1,7 +1,7 @@
 """Health: whether the process answers, and whether jobs will be worked on."""
 
 import asyncio
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import redis
 from fastapi import APIRouter, Depends, Request, Response
@@ -28,16 +28,25 @@ async def live() -> Liveness:
 Scoring = Literal["ok", "unreachable", "none"]
 
 
-async def scoring_state(house: HouseDep) -> Scoring:
+async def scoring_status(house: HouseDep) -> dict[str, Any] | None:
+    """What the scoring process says of itself, None where it does not answer or there is none."""
+    if house.settings.scoring_url is None:
+        return None
+    try:
+        async with asyncio.timeout(2):
+            return await house.scoring.ask({"ask": "status"})
+    except (ScoringGoneError, TimeoutError):
+        return None
+
+
+ScoringStatus = Annotated[dict[str, Any] | None, Depends(scoring_status)]
+
+
+async def scoring_state(house: HouseDep, status: ScoringStatus) -> Scoring:
     """Whether the scoring process answers."""
     if house.settings.scoring_url is None:
         return "none"
-    try:
-        async with asyncio.timeout(2):
-            await house.scoring.ask({"ask": "status"})
-    except (ScoringGoneError, TimeoutError):
-        return "unreachable"
-    return "ok"
+    return "unreachable" if status is None else "ok"
 
 
 ScoringState = Annotated[Scoring, Depends(scoring_state)]
@@ -80,9 +89,9 @@ def ready(house: HouseDep, scoring: ScoringState) -> Readiness:
     response_class=Response,
     responses=problems() | {200: {"content": {METRICS_TYPE: {"schema": {"type": "string"}}}}},
 )
-def metrics(request: Request, _caller: Admin) -> Response:
+def metrics(request: Request, _caller: Admin, scoring: ScoringStatus) -> Response:
     """Figures for Prometheus, of all tenants together; needs the scope `admin`."""
-    return Response(request.app.state.metrics.exposition(), media_type=METRICS_TYPE)
+    return Response(request.app.state.metrics.exposition(scoring), media_type=METRICS_TYPE)
 
 
 def _broker_answers(house: HouseDep) -> bool:

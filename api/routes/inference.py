@@ -144,13 +144,13 @@ def describe_server() -> ServerMetadata:
 
 
 @router.get("/health/live")
-async def live() -> Live:
+async def server_live() -> Live:
     """The process answers; looks at nothing else."""
     return Live()
 
 
 @router.get("/health/ready", responses=problems("scoring_unavailable"))
-async def ready(scoring: ScoringState) -> Ready:
+async def server_ready(scoring: ScoringState) -> Ready:
     """200 where the scoring process answers, 503 where it does not."""
     if scoring != "ok":
         raise ApiError(

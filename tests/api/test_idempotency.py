@@ -16,7 +16,7 @@ from tests.api.conftest import Api
 
 Check = Callable[..., dict[str, Any]]
 ARTEFACTS = {"model": ("m.safetensors", b"m"), "dataset": ("d.zip", b"d")}
-REPEATABLE = {"/v1/models/{model_id}/scores"}  # makes nothing that stays
+REPEATABLE = {"/v1/models/{model_id}/scores", "/v2/models/{model_id}/infer"}  # make nothing
 
 
 def count(api: Api) -> int:
@@ -34,6 +34,8 @@ def posts(api: Api) -> dict[str, dict[str, Any]]:
     upload = {"file_name": "d.zip", "size": 1}
     started = api.http.post("/v1/uploads", json=upload).json()["id"]
     api.http.put(f"/v1/uploads/{started}/parts/1", content=b"d")
+    sweep = {"training": train, "search": {"kind": "grid", "parameters": {"seed": [0, 1]}}}
+    swept = api.http.post("/v1/sweeps", json=sweep).json()["id"]
     return {
         "/v1/uploads": {"json": upload},
         f"/v1/uploads/{started}/complete": {"json": {"sha256": sha256(b"d").hexdigest()}},
@@ -42,6 +44,8 @@ def posts(api: Api) -> dict[str, dict[str, Any]]:
         "/v1/training-jobs": {"json": train},
         "/v1/audits": {"json": ids},
         "/v1/rankings": {"json": ids},
+        "/v1/sweeps": {"json": sweep},
+        f"/v1/sweeps/{swept}/cancel": {},
         f"/v1/jobs/{queued}/cancel": {},
         f"/v1/jobs/{ended}/retry": {},
     }

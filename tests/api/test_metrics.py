@@ -13,7 +13,7 @@ from sqlalchemy import select, update
 from store import jobs, keys
 from store.logs import configure_logging
 from store.tables import JobKind, JobRow
-from tests.api.conftest import Api
+from tests.api.conftest import Api, Scoring, noise, png
 from tests.conftest import REPOSITORY
 
 
@@ -90,7 +90,23 @@ def test_requests_are_counted_by_route_and_not_by_id(api: Api) -> None:
     assert not any(dataset_id in str(labels) or "nothing" in str(labels) for _, labels in after)
 
 
-def test_the_documentation_lists_every_metric(api: Api) -> None:
+def test_metrics_tell_of_the_scoring_process(scoring: Scoring) -> None:
+    model = scoring.model()
+    images = [("images", (f"{i}.png", png(image))) for i, image in enumerate(noise(3))]
+    before = scrape(scoring.api).get(("adap_scoring_batch_images_sum", labels()), 0)
+    assert scoring.api.http.post(f"/v1/models/{model}/scores", files=images).status_code == 200
+    after = scrape(scoring.api)
+    assert after["adap_scoring_up", labels()] == 1
+    assert after["adap_scoring_batch_images_sum", labels()] - before == 3
+    assert after["adap_scoring_models", labels()] >= 1
+
+
+def test_metrics_say_that_no_scoring_process_answers(api: Api) -> None:
+    assert scrape(api)["adap_scoring_up", labels()] == 0
+
+
+def test_the_documentation_lists_every_metric(scoring: Scoring) -> None:
+    api = scoring.api
     api.http.get("/livez")
     page = (REPOSITORY / "docs" / "operating.md").read_text()
     text = api.http.get("/metrics").text
