@@ -6,6 +6,7 @@
 from pydantic import BaseModel, ConfigDict, Field
 
 from models.errors import ModelFileError
+from models.graphs import GRAPH
 from models.header import Manifest
 
 
@@ -48,17 +49,29 @@ ARCHITECTURES: dict[str, ArchitectureInfo] = {
 }
 
 
-def check(manifest: Manifest) -> ArchitectureInfo:
+def is_known(name: str) -> bool:
+    """Whether weights of this architecture can be uploaded."""
+    return name == GRAPH or name in ARCHITECTURES
+
+
+def known() -> str:
+    """What can be uploaded, for a message."""
+    return f"{', '.join(ARCHITECTURES)}, {GRAPH}"
+
+
+def check(manifest: Manifest) -> ArchitectureInfo | None:
     """The architecture that a manifest names, once it is known to take such images.
 
-    Raises ModelFileError for an unknown architecture, or images that are too small for it.
+    None for one that the file itself describes. Raises ModelFileError for an unknown architecture,
+    or images that are too small for it.
     """
+    if not is_known(manifest.architecture):
+        raise ModelFileError(
+            f"expected an architecture among {known()}, got {manifest.architecture!r}"
+        )
     info = ARCHITECTURES.get(manifest.architecture)
     if info is None:
-        raise ModelFileError(
-            f"expected an architecture among {', '.join(ARCHITECTURES)}, "
-            f"got {manifest.architecture!r}"
-        )
+        return None
     if min(manifest.input.height, manifest.input.width) < info.minimum_size:
         raise ModelFileError(
             f"expected images of at least {info.minimum_size}x{info.minimum_size} pixels for "

@@ -9,7 +9,7 @@ EDGE_BYTES = 64 * 1024
 
 SEND_INSTEAD = (
     "Send the weights alone: safetensors.torch.save_file(model.state_dict(), 'model.safetensors'), "
-    "and name their architecture"
+    "and name their architecture; or the network as ONNX: torch.onnx.export (docs/models.md)"
 )
 
 _PROGRAM = ", which can run code when it is opened, so it is never opened here"
@@ -74,8 +74,8 @@ def describe(head: bytes, tail: bytes) -> str:
             return description
     if _is_pickle(head, tail):
         return "a Python pickle, for example a PyTorch checkpoint or a joblib dump" + _PROGRAM
-    if _is_onnx(head):
-        return "an ONNX model, which is not supported yet"
+    if is_onnx(head):
+        return "an ONNX model"
     if head[4:8] == b"TFL3":
         return "a TensorFlow Lite model"
     if head[257:262] == b"ustar":
@@ -102,8 +102,14 @@ def _is_pickle(head: bytes, tail: bytes) -> bool:
     return head[:1] in (b"(", b"]", b"}", b"c") and tail.rstrip(b"\n").endswith(b".")
 
 
-def _is_onnx(head: bytes) -> bool:
-    """A protobuf whose first field is ir_version (a small number), then another ModelProto one."""
+def is_onnx(head: bytes) -> bool:
+    """Whether a file begins as ONNX does.
+
+    A protobuf whose first field is ir_version (a small number), then another ModelProto one.
+    """
     return (
-        len(head) > 2 and head[0] == 0x08 and 0 < head[1] < 0x20 and head[2] in b"\x12\x1a\x3a\x42"
+        len(head) > 2
+        and head[0] == 0x08
+        and 0 < head[1] < 0x20
+        and head[2] in b"\x12\x1a\x22\x28\x32\x3a\x42"
     )

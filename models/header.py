@@ -191,6 +191,14 @@ class ProbeResult(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    format: Literal["safetensors", "onnx", "state dict"] = Field(
+        "safetensors", description="what the file was, before it became what is kept"
+    )
+    onnx_difference: float | None = Field(
+        None,
+        description="of an ONNX file: largest difference of an output to onnxruntime on random "
+        "images, relative to the largest output",
+    )
     images: int = Field(description="probe images shown to the model")
     lowest: float | None = Field(None, description="lowest logit, where all were finite")
     highest: float | None = Field(None, description="highest logit, where all were finite")

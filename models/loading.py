@@ -1,9 +1,11 @@
 """Models to files and back: safetensors with the manifest in the metadata, nothing executable.
 
-A file is opened only if its tensors are exactly those of the architecture that the manifest names:
-a stranger chooses numbers, never code, shapes or amounts of memory.
+A file is opened only if its tensors are exactly those of the architecture that the manifest names,
+or of a graph of known operations (`models.graphs`) that it brings: a stranger chooses numbers and
+their order, never code.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from itertools import compress
 from pathlib import Path
@@ -17,21 +19,26 @@ from torch import Tensor, nn
 from models import catalogue
 from models.architectures import build_empty
 from models.errors import ModelFileError
+from models.graphs import GRAPH, GRAPH_TENSOR, decode
 from models.header import (
     MANIFEST_KEY,
     MAX_HEADER_BYTES,
+    Header,
     Manifest,
     ProbeResult,
     embedded_manifest,
     read_header,
     shown,
 )
+from models.onnx_files import GraphNetwork
 from models.wrappers import Scorer
 
 _DTYPE_NAMES = {torch.float32: "F32", torch.int64: "I64"}
 
 # BatchNorm counts its batches but does not use the count; some exporters leave it out
 _OPTIONAL = ".num_batches_tracked"
+
+_GRAPH_DTYPES = {"F32", "I64", "I32", "BOOL"}
 
 _Kind = tuple[str, tuple[int, ...]]  # dtype by its safetensors name, shape
 
@@ -51,9 +58,10 @@ def save(model: nn.Module, path: Path, manifest: Manifest) -> None:
                 )
         model = model.network
     catalogue.check(manifest)
-    tensors = {
-        name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()
-    }
+    if isinstance(model, GraphNetwork):
+        write(graph_tensors(model), path, manifest)
+        return
+    tensors = model.state_dict()
     _check_names(
         {
             name: (_DTYPE_NAMES.get(value.dtype, str(value.dtype)), tuple(value.shape))
@@ -62,8 +70,14 @@ def save(model: nn.Module, path: Path, manifest: Manifest) -> None:
         manifest=manifest,
     )
     _check_finite(tensors)
+    write(tensors, path, manifest)
+
+
+def write(tensors: Mapping[str, Tensor], path: Path, manifest: Manifest) -> None:
+    """Write tensors as they are, with a manifest that is not compared with them."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     # one metadata key only: the library writes several in an order of its own choosing
-    content = write_tensors(tensors, metadata={MANIFEST_KEY: manifest.as_json()})
+    content = write_tensors(dict(tensors), metadata={MANIFEST_KEY: manifest.as_json()})
     header_bytes = int.from_bytes(content[:8], "little")
     if header_bytes > MAX_HEADER_BYTES:  # a thousand long names, each character escaped
         raise ModelFileError(
@@ -71,6 +85,12 @@ def save(model: nn.Module, path: Path, manifest: Manifest) -> None:
             f"got one of {header_bytes}"
         )
     path.write_bytes(content)
+
+
+def graph_tensors(network: GraphNetwork) -> dict[str, Tensor]:
+    """What is kept of a network that brings its own graph: the graph as bytes, and its tensors."""
+    graph = torch.frombuffer(bytearray(network.graph.encode()), dtype=torch.uint8)
+    return {GRAPH_TENSOR: graph, **network.tensors()}
 
 
 def load(
@@ -95,22 +115,35 @@ def load(
             f"its file carries no manifest (metadata {MANIFEST_KEY!r})"
         )
     catalogue.check(manifest)
-    _check_names(
-        {name: (tensor.dtype, tensor.shape) for name, tensor in header.tensors.items()},
-        manifest=manifest,
-    )
+    if manifest.architecture == GRAPH:
+        _check_graph_names(header)
+    else:
+        _check_names(
+            {name: (tensor.dtype, tensor.shape) for name, tensor in header.tensors.items()},
+            manifest=manifest,
+        )
     try:
         # read, not mapped: a mapped file that shrinks later would kill the process
         tensors = read_tensors(path.read_bytes())
     except SafetensorError as error:
         raise ModelFileError(f"expected a sound safetensors file, got {error}") from error
     _check_finite(tensors)
+    network = _network(tensors, manifest)
+    scorer = Scorer(network, manifest.input, output=manifest.output, positive=positive)
+    return scorer.to(device).eval(), manifest
+
+
+def _network(tensors: dict[str, Tensor], manifest: Manifest) -> nn.Module:
+    """The network that these tensors, found to be the right ones, belong to."""
+    if manifest.architecture == GRAPH:
+        graph = decode(tensors.pop(GRAPH_TENSOR).numpy().tobytes())
+        graph.check(set(tensors))
+        return GraphNetwork(graph, tensors)
     network = _empty(manifest)
     absent = network.state_dict().keys() - tensors.keys()  # optional counts, if any
     counts = {name: torch.zeros((), dtype=torch.int64) for name in absent}
     network.load_state_dict({**tensors, **counts}, strict=True, assign=True)
-    scorer = Scorer(network, manifest.input, output=manifest.output, positive=positive)
-    return scorer.to(device).eval(), manifest
+    return network
 
 
 def probe(scorer: Scorer) -> ProbeResult:
@@ -192,6 +225,27 @@ def _check_names(got: Mapping[str, _Kind], *, manifest: Manifest) -> None:
         raise ModelFileError(
             f"expected exactly the tensors of {manifest.architecture} for "
             f"{manifest.input.channels} channels and {_logits(manifest)}, got {'; '.join(told)}"
+        )
+
+
+def _check_graph_names(header: Header) -> None:
+    """A graph and tensors of it; whether they fit each other shows when it is built."""
+    graph = header.tensors.get(GRAPH_TENSOR)
+    if graph is None or graph.dtype != "U8" or len(graph.shape) != 1:
+        raise ModelFileError(
+            f"expected an ONNX file, or one with a graph (tensor {GRAPH_TENSOR!r} of bytes), "
+            f"got {_first([shown(name) for name in header.tensors]) or 'no tensors'}"
+        )
+    wrong = [
+        f"{shown(name)} ({tensor.dtype})"
+        for name, tensor in header.tensors.items()
+        if name != GRAPH_TENSOR
+        and not (re.fullmatch(r"w\d{1,6}", name) and tensor.dtype in _GRAPH_DTYPES)
+    ]
+    if wrong:
+        raise ModelFileError(
+            f"expected tensors w0, w1, ... of {', '.join(sorted(_GRAPH_DTYPES))} beside the graph, "
+            f"got {_first(wrong)}"
         )
 
 

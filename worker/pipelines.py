@@ -30,7 +30,7 @@ from core.objectives.registry import build_objective
 from core.ranking import rank_order
 from core.report import Check, DatasetProvenance, ModelProvenance, Provenance
 from core.scores import Scores, load_scores, save_scores
-from models import architectures, loading
+from models import architectures, conversion, loading
 from models.errors import ModelFileError
 from models.header import InputSpec, Manifest
 from models.wrappers import Scorer
@@ -52,9 +52,12 @@ def validate_model(work: Work, reporter: Reporter) -> Result:
     try:
         manifest = None if declared is None else Manifest.model_validate(declared)
         reporter.progress("loading", 0, 2, "steps")
-        scorer, manifest = loading.load(work.inputs["upload"], manifest, device="cpu")
+        converted = conversion.to_safetensors(work.inputs["upload"], manifest, folder=work.folder)
+        scorer, manifest = loading.load(converted.path, manifest, device="cpu")
         reporter.progress("probing", 1, 2, "steps")
-        findings = loading.probe(scorer)
+        findings = loading.probe(scorer).model_copy(
+            update={"format": converted.format, "onnx_difference": converted.onnx_difference}
+        )
         if findings.problems:
             return {"rejected": findings.problems}
         loading.save(scorer, work.folder / "content.safetensors", manifest)

@@ -19,7 +19,7 @@ from api.listing import After, Limit, page
 from api.routes.jobs import answer_job, wait_until_done
 from api.schemas import ImageScore, ImageScores, Job, Model, Page, model_answer
 from core.config import Name
-from models.catalogue import ARCHITECTURES
+from models import catalogue
 from models.header import ONE_LOGIT, InputSpec, Manifest, OutputSpec
 from store import jobs
 from store.tables import JobKind, JobStatus, ModelRow
@@ -34,13 +34,13 @@ class ModelForm(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    file: UploadFile = Field(description="weights as a safetensors file")
+    file: UploadFile = Field(description="weights as safetensors, or a network as ONNX")
     name: Name | None = Field(None, description="by default the file's name")
     architecture: str | None = Field(
         None,
         max_length=64,
-        description="what the tensors belong to, see GET /v1/architectures; may be left out "
-        "for a file that this service has written",
+        description="what the tensors belong to, see GET /v1/architectures, or `onnx`; may be "
+        "left out for a file that this service has written",
     )
     input: str | None = Field(
         None,
@@ -72,10 +72,10 @@ def declared_manifest(
             "/body: expected `architecture` and `input` together, with `output` unless it is one "
             "logit, or none of them for a file that carries its own manifest.",
         )
-    if architecture not in ARCHITECTURES:
+    if not catalogue.is_known(architecture):
         raise ApiError(
             "invalid_request",
-            f"/body/architecture: expected one of {', '.join(ARCHITECTURES)}; got {architecture!r}",
+            f"/body/architecture: expected one of {catalogue.known()}; got {architecture!r}",
         )
     return Manifest(
         architecture=architecture,
