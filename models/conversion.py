@@ -5,12 +5,13 @@ For the sandboxed child alone. What a file is, its bytes tell; its name is never
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
-from models import onnx_files
+from models import onnx_files, state_dicts
 from models.errors import ModelFileError
-from models.formats import EDGE_BYTES, is_onnx
+from models.formats import EDGE_BYTES, is_checkpoint, is_onnx
 from models.graphs import GRAPH
 from models.header import Manifest
 from models.loading import graph_tensors, write
@@ -21,7 +22,7 @@ class Converted:
     """A file in the form that `models.loading.load` opens, and what was seen on the way."""
 
     path: Path
-    format: str
+    format: Literal["safetensors", "onnx", "state dict"]
     onnx_difference: float | None = None  # relative, to onnxruntime on random images
 
 
@@ -31,10 +32,15 @@ def to_safetensors(path: Path, manifest: Manifest | None, *, folder: Path) -> Co
     folder: where a converted file is written.  manifest: what the upload declares.
     Raises ModelFileError where the content cannot be used, with what was expected instead.
     """
+    target = folder / "converted.safetensors"
     with path.open("rb") as file:
         head = file.read(EDGE_BYTES)
+        file.seek(max(0, path.stat().st_size - EDGE_BYTES))
+        tail = file.read()
     if is_onnx(head):
-        return _from_onnx(path, manifest, folder / "converted.safetensors")
+        return _from_onnx(path, manifest, target)
+    if is_checkpoint(head, tail):
+        return _from_state_dict(path, manifest, target)
     return Converted(path, "safetensors")
 
 
@@ -52,3 +58,13 @@ def _from_onnx(path: Path, manifest: Manifest | None, target: Path) -> Converted
     difference = onnx_files.compare(path, network, manifest.input)
     write(graph_tensors(network), target, manifest)
     return Converted(target, "onnx", difference)
+
+
+def _from_state_dict(path: Path, manifest: Manifest | None, target: Path) -> Converted:
+    if manifest is None or manifest.architecture == GRAPH:
+        raise ModelFileError(
+            "expected the architecture that the tensors belong to, and an input declaration, with "
+            "a state dict"
+        )
+    write(state_dicts.read(path), target, manifest)
+    return Converted(target, "state dict")

@@ -42,6 +42,8 @@ _BEGINNINGS = (
     (b"\x7fELF", "an ELF program"),
 )
 
+_CHECKPOINT = "a PyTorch checkpoint, a zip around a pickle" + _PROGRAM
+
 # Names that only this kind of archive holds. The order matters: the ones above the plain
 # checkpoint hold a data.pkl too.
 _ZIP_MEMBERS = (
@@ -49,7 +51,7 @@ _ZIP_MEMBERS = (
     ((b".data/extern_modules",), "a torch.package archive" + _PROGRAM),
     ((b"archive_format", b"/models/"), "a torch.export (.pt2) archive" + _PROGRAM),
     ((b"serialized_exported_program",), "a torch.export (.pt2) archive" + _PROGRAM),
-    ((b"data.pkl",), "a PyTorch checkpoint, a zip around a pickle" + _PROGRAM),
+    ((b"data.pkl",), _CHECKPOINT),
     ((b"model.weights.h5",), "a Keras archive" + _PROGRAM),
     ((b".npy",), "an NPZ archive of NumPy arrays"),
 )
@@ -100,6 +102,11 @@ def _is_pickle(head: bytes, tail: bytes) -> bool:
     if head[0] == 0x80:
         return len(head) > 1 and 1 <= head[1] <= 5
     return head[:1] in (b"(", b"]", b"}", b"c") and tail.rstrip(b"\n").endswith(b".")
+
+
+def is_checkpoint(head: bytes, tail: bytes) -> bool:
+    """Whether a file is what `torch.save` writes: a zip around a pickle, and no program beside."""
+    return head.startswith(b"PK") and _describe_zip(head + tail) == _CHECKPOINT
 
 
 def is_onnx(head: bytes) -> bool:

@@ -34,7 +34,10 @@ class ModelForm(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    file: UploadFile = Field(description="weights as safetensors, or a network as ONNX")
+    file: UploadFile = Field(
+        description="weights as safetensors or as a state dict that torch.save wrote, or a whole "
+        "network as ONNX"
+    )
     name: Name | None = Field(None, description="by default the file's name")
     architecture: str | None = Field(
         None,
