@@ -256,7 +256,10 @@ def remove_dataset(context: typer.Context, dataset_id: str) -> None:
 def add_model(
     context: typer.Context,
     path: Annotated[
-        Path, typer.Argument(exists=True, dir_okay=False, help="Weights as safetensors.")
+        Path,
+        typer.Argument(
+            exists=True, dir_okay=False, help="Weights as safetensors or .pt, or a network as ONNX."
+        ),
     ],
     name: Annotated[str | None, typer.Option(help="By default the file's name.")] = None,
     architecture: Annotated[
@@ -282,12 +285,19 @@ def add_model(
     multilabel: Annotated[
         bool, typer.Option("--multilabel", help="Several of the classes may be true of an image.")
     ] = False,
+    probabilities: Annotated[
+        bool,
+        typer.Option(
+            "--probabilities",
+            help="The network ends in a sigmoid, or with --classes in a softmax.",
+        ),
+    ] = False,
     watch_: Watch = False,
 ) -> None:
     """Upload a model; a job loads and tries it."""
     here = session(context)
     spec = None if input_ is None else _parse_json(input_, option="--input")
-    output = _output(classes, multilabel=multilabel)
+    output = _output(classes, multilabel=multilabel, probabilities=probabilities)
     with _uploading(here, path) as on_bytes:
         model = here.client.models.add(
             path,
@@ -797,17 +807,20 @@ def _task(positive: list[str] | None) -> Json | None:
     return {"positive": positive} if positive else None
 
 
-def _output(classes: str | None, *, multilabel: bool) -> Json | None:
-    """What a network with a logit for each class answers; the service checks the names."""
+def _output(classes: str | None, *, multilabel: bool, probabilities: bool) -> Json | None:
+    """What a network answers, where it is not one logit; the service checks the names."""
+    if multilabel and probabilities:
+        raise typer.BadParameter("expected one of the two", param_hint="--multilabel")
     if classes is None:
         if multilabel:
             raise typer.BadParameter("expected --classes with it", param_hint="--multilabel")
-        return None
+        return {"kind": "probability"} if probabilities else None
     if classes.lstrip().startswith("["):
         names = _parse_json(classes, option="--classes")
     else:
         names = [name.strip() for name in classes.split(",")]
-    return {"kind": "multilabel" if multilabel else "multiclass", "classes": names}
+    kind = "probabilities" if probabilities else "multilabel" if multilabel else "multiclass"
+    return {"kind": kind, "classes": names}
 
 
 def _number(text: str) -> float:

@@ -5,6 +5,7 @@ or of a graph of known operations (`models.graphs`) that it brings: a stranger c
 their order, never code.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from itertools import compress
@@ -158,7 +159,7 @@ def probe(scorer: Scorer) -> ProbeResult:
         with torch.no_grad():
             together = scorer.outputs(images)  # (B, K)
             alone = torch.cat([scorer.outputs(image[None]) for image in images])
-        blind = _blind_images(scorer, images)
+        gradients = _gradient_norms(scorer, images)
     except (RuntimeError, ValueError) as error:
         problem = f"the model does not run on images of the declared size: {str(error)[:300]}"
         return ProbeResult(images=len(images), problems=[problem], warnings=[])
@@ -170,6 +171,7 @@ def probe(scorer: Scorer) -> ProbeResult:
         return ProbeResult(images=len(images), problems=[problem], warnings=[])
 
     problems, warnings = [], []
+    blind = sum(not (math.isfinite(norm) and norm > 0) for norm in gradients)
     lowest, highest = float(together.min()), float(together.max())
     difference = float((together - alone).abs().max())
     same = (together == together[0]).all(dim=0).tolist()  # K times: whether for every image
@@ -188,6 +190,14 @@ def probe(scorer: Scorer) -> ProbeResult:
             "expected scores that do not depend on the rest of the batch, got a logit that moves "
             f"by {difference:.3g} when its image is scored alone"
         )
+    if scorer.output.are_probabilities:
+        with torch.no_grad():
+            problems += _not_probabilities(scorer.raw_outputs(images), scorer)
+        warnings.append(
+            "the network answers with probabilities, which in float32 are all 1 above 1 - 6e-8: "
+            "images there tie in AP and have no gradient to attack; prefer the network without its "
+            f"last {'sigmoid' if scorer.output.classes is None else 'softmax'}"
+        )
     if blind:
         warnings.append(
             f"{blind} of {len(images)} probe images have no finite, non-zero gradient: attacks "
@@ -199,9 +209,22 @@ def probe(scorer: Scorer) -> ProbeResult:
         highest=highest,
         batch_difference=difference,
         blind_images=blind,
+        smallest_gradient=_finite(min(gradients)),
+        largest_gradient=_finite(max(gradients)),
         problems=problems,
         warnings=warnings,
     )
+
+
+def _not_probabilities(outputs: Tensor, scorer: Scorer) -> list[str]:
+    """What is wrong with (B, K) outputs that are declared to be probabilities."""
+    low, high = float(outputs.min()), float(outputs.max())
+    if low < -1e-6 or high > 1 + 1e-6:
+        return [f"expected probabilities from 0 to 1, got outputs from {low:g} to {high:g}"]
+    off = float((outputs.sum(dim=1) - 1).abs().max())
+    if scorer.output.classes is not None and off > 1e-3:
+        return [f"expected probabilities that add up to 1, got a sum that is off by {off:.3g}"]
+    return []
 
 
 def _check_names(got: Mapping[str, _Kind], *, manifest: Manifest) -> None:
@@ -290,17 +313,20 @@ def _probe_images(scorer: Scorer) -> Tensor:
     return images.to(scorer.mean.device)
 
 
-def _blind_images(scorer: Scorer, images: Tensor) -> int:
-    """How many images have a gradient that is zero everywhere, or not finite somewhere."""
+def _gradient_norms(scorer: Scorer, images: Tensor) -> list[float]:
+    """L1 norm of the gradient to the pixels, image by image; it may be infinite or NaN."""
     images = images.clone().requires_grad_()
     with torch.enable_grad():
         logits = scorer.outputs(images)
     if not logits.requires_grad:
-        return len(images)
+        return [0.0] * len(images)
     # weights that differ: the plain sum of logits that add up to a constant has no gradient
     weights = torch.linspace(1, 2, logits.shape[1], device=logits.device, dtype=logits.dtype)
     gradient, *_ = torch.autograd.grad(
         (logits * weights).sum(), images, allow_unused=True, materialize_grads=True
     )
-    magnitude = gradient.flatten(1).abs().sum(dim=1)  # (B,)
-    return int((~torch.isfinite(magnitude) | (magnitude == 0)).sum())
+    return [float(norm) for norm in gradient.flatten(1).abs().sum(dim=1)]
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -58,7 +58,8 @@ class ModelForm(BaseModel):
         max_length=60_000,  # a thousand names of a usual length
         description="what the network answers, as JSON: by default one logit of the positive "
         "side; else a logit for each class, of which one is true (`multiclass`) or each may be "
-        "(`multilabel`); goes with `architecture`",
+        "(`multilabel`); or a `probability`, or `probabilities` of classes; goes with "
+        "`architecture`",
         examples=['{"kind": "multiclass", "classes": ["cat", "dog", "other"]}'],
     )
 
@@ -199,7 +200,7 @@ def score_images(
         row = assets.find(session, ModelRow, model_id, caller)
         assets.require_ready(row)
         manifest = Manifest.model_validate(row.manifest)
-    if form.positive and manifest.output == ONE_LOGIT:
+    if form.positive and manifest.output.classes is None:
         raise ApiError(
             "invalid_config",
             f"/body/positive: expected none, as the model {model_id} has one logit; got "
