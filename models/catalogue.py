@@ -1,7 +1,12 @@
 """The architectures that can be asked for, described without torch for the web process.
 
-`models.architectures` builds them; a test holds the two lists equal, and the figures true.
+`models.architectures` builds them; a test holds the two lists equal, and the figures true. Those of
+torchvision and timm (`models.foreign`) can be uploaded but not trained here; their names are the
+closed lists in the text files beside this one, which a test holds equal to the libraries' own.
 """
+
+from functools import cache
+from importlib.resources import files
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -49,14 +54,30 @@ ARCHITECTURES: dict[str, ArchitectureInfo] = {
 }
 
 
+LIBRARIES = ("torchvision", "timm")
+
+
+@cache
+def foreign_names(library: str) -> frozenset[str]:
+    """The names of the architectures of torchvision or timm."""
+    return frozenset(files("models").joinpath(f"{library}.txt").read_text().split())
+
+
+def is_foreign(name: str) -> bool:
+    """Whether this is an architecture of torchvision or timm, as `torchvision/resnet50`."""
+    library, _, own = name.partition("/")
+    return library in LIBRARIES and own in foreign_names(library)
+
+
 def is_known(name: str) -> bool:
     """Whether weights of this architecture can be uploaded."""
-    return name == GRAPH or name in ARCHITECTURES
+    return name == GRAPH or name in ARCHITECTURES or is_foreign(name)
 
 
 def known() -> str:
     """What can be uploaded, for a message."""
-    return f"{', '.join(ARCHITECTURES)}, {GRAPH}"
+    libraries = ", ".join(f"{library}/NAME" for library in LIBRARIES)
+    return f"{', '.join(ARCHITECTURES)}, {GRAPH}, {libraries}"
 
 
 def check(manifest: Manifest) -> ArchitectureInfo | None:

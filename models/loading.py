@@ -17,7 +17,7 @@ from safetensors.torch import load as read_tensors
 from safetensors.torch import save as write_tensors
 from torch import Tensor, nn
 
-from models import catalogue
+from models import catalogue, foreign
 from models.architectures import build_empty
 from models.errors import ModelFileError
 from models.graphs import GRAPH, GRAPH_TENSOR, decode
@@ -140,7 +140,11 @@ def _network(tensors: dict[str, Tensor], manifest: Manifest) -> nn.Module:
         graph = decode(tensors.pop(GRAPH_TENSOR).numpy().tobytes())
         graph.check(set(tensors))
         return GraphNetwork(graph, tensors)
-    network = _empty(manifest)
+    if catalogue.is_foreign(manifest.architecture):
+        # with memory, as some hold tensors that are in no file
+        network = foreign.build(manifest, empty=False)
+    else:
+        network = _empty(manifest)
     absent = network.state_dict().keys() - tensors.keys()  # optional counts, if any
     counts = {name: torch.zeros((), dtype=torch.int64) for name in absent}
     network.load_state_dict({**tensors, **counts}, strict=True, assign=True)
@@ -231,7 +235,7 @@ def _check_names(got: Mapping[str, _Kind], *, manifest: Manifest) -> None:
     """Names, dtypes and shapes must be the architecture's, apart from optional counts."""
     network = _empty(manifest)
     expected: dict[str, _Kind] = {
-        name: (_DTYPE_NAMES[value.dtype], tuple(value.shape))
+        name: (_DTYPE_NAMES.get(value.dtype, str(value.dtype)), tuple(value.shape))
         for name, value in network.state_dict().items()
     }
     findings = {
@@ -273,6 +277,8 @@ def _check_graph_names(header: Header) -> None:
 
 
 def _empty(manifest: Manifest) -> nn.Module:
+    if catalogue.is_foreign(manifest.architecture):
+        return foreign.build(manifest, empty=True)
     return build_empty(
         manifest.architecture, channels=manifest.input.channels, outputs=manifest.output.count
     )

@@ -42,8 +42,8 @@ class ModelForm(BaseModel):
     architecture: str | None = Field(
         None,
         max_length=64,
-        description="what the tensors belong to, see GET /v1/architectures, or `onnx`; may be "
-        "left out for a file that this service has written",
+        description="what the tensors belong to, see GET /v1/architectures; also "
+        "`torchvision/NAME` and `timm/NAME`, and `onnx` for ONNX; may be left out for a file that this service has written",
     )
     input: str | None = Field(
         None,
