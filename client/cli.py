@@ -339,13 +339,15 @@ def export_model(
     context: typer.Context,
     model_id: str,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="By default ID.safetensors.")
+        Path | None,
+        typer.Option("--output", "-o", help="By default ID.safetensors; ONNX if it ends in .onnx."),
     ] = None,
 ) -> None:
-    """Save the weights, with all that loading them needs, as safetensors."""
+    """Save the weights, with all that loading them needs, as safetensors; or the model as ONNX."""
     here = session(context)
     target = output or Path(f"{model_id}.safetensors")
-    here.client.models.export(model_id, target)
+    file_format = "onnx" if target.suffix == ".onnx" else "safetensors"
+    here.client.models.export(model_id, target, file_format=file_format)
     here.answer({"path": str(target)}, f"Saved {target}.")
 
 

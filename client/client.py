@@ -328,9 +328,9 @@ class Models(_Resource):
         }
         return self._client.upload(self.path, file, fields=fields, on_bytes=on_bytes)
 
-    def export(self, model_id: str, target: Path) -> None:
-        """Write the weights, manifest inside, to a file."""
-        self._client.download(f"{self.path}/{model_id}/content", target)
+    def export(self, model_id: str, target: Path, *, file_format: str = "safetensors") -> None:
+        """Write the model to a file: weights with their manifest, or `onnx`."""
+        self._client.download(f"{self.path}/{model_id}/content?format={file_format}", target)
 
     def remove(self, model_id: str) -> None:
         """Remove one that no job uses."""

@@ -4,6 +4,7 @@ The names are a closed list (`models.catalogue`); nothing is ever downloaded.
 """
 
 import warnings
+from typing import Any
 
 import torch
 from torch import nn
@@ -65,7 +66,7 @@ def _timm(name: str, manifest: Manifest) -> nn.Module:
     spec = manifest.input
     known = timm.models.get_pretrained_cfg(name)
     fixed = known is not None and known.fixed_input_size
-    size = {"img_size": (spec.height, spec.width)} if fixed else {}
+    size: dict[str, Any] = {"img_size": (spec.height, spec.width)} if fixed else {}
     network: nn.Module = timm.create_model(
         name,
         pretrained=False,

@@ -46,6 +46,7 @@ class JobKind(StrEnum):
     AUDIT_SHARD = "audit_shard"
     RANK = "rank"
     SCORE = "score"
+    EXPORT = "export"
 
     @property
     def queue(self) -> str:
@@ -53,7 +54,10 @@ class JobKind(StrEnum):
         return "intake" if self in OPENS_UPLOADS else "compute"
 
 
-OPENS_UPLOADS = frozenset({JobKind.VALIDATE_DATASET, JobKind.VALIDATE_MODEL, JobKind.SCORE})
+# An export takes seconds, and somebody waits for it.
+OPENS_UPLOADS = frozenset(
+    {JobKind.VALIDATE_DATASET, JobKind.VALIDATE_MODEL, JobKind.SCORE, JobKind.EXPORT}
+)
 QUEUES = ("compute", "intake")
 
 

@@ -269,6 +269,11 @@ def _prepare_scoring(session: Session, job: JobRow) -> Prepared:
     )
 
 
+def _prepare_export(session: Session, job: JobRow) -> Prepared:
+    model = _model(session, job.model_id)
+    return Prepared("export", {}, {"model": _blob(model.content_sha256, model)})
+
+
 def _prepare_ranking(session: Session, job: JobRow) -> Prepared:
     request = RankingRequest.model_validate(job.request)
     dataset, model = _dataset(session, job), _model(session, job.model_id)
@@ -292,6 +297,7 @@ _PREPARE: dict[JobKind, Callable[[Session, JobRow], Prepared]] = {
     JobKind.AUDIT_SHARD: _prepare_shard,
     JobKind.RANK: _prepare_ranking,
     JobKind.SCORE: _prepare_scoring,
+    JobKind.EXPORT: _prepare_export,
 }
 
 
@@ -389,6 +395,7 @@ _PUBLISH: dict[
     JobKind.AUDIT_SHARD: _publish_shard,
     JobKind.RANK: _publish_files,
     JobKind.SCORE: _publish_scores,
+    JobKind.EXPORT: _publish_files,
 }
 
 

@@ -30,7 +30,7 @@ from core.objectives.registry import build_objective
 from core.ranking import rank_order
 from core.report import Check, DatasetProvenance, ModelProvenance, Provenance
 from core.scores import Scores, load_scores, save_scores
-from models import architectures, conversion, loading
+from models import architectures, conversion, exporting, loading
 from models.errors import ModelFileError
 from models.header import InputSpec, Manifest
 from models.wrappers import Scorer
@@ -420,6 +420,15 @@ def score(work: Work, reporter: Reporter) -> Result:
     }
 
 
+def export(work: Work, reporter: Reporter) -> Result:
+    """Write a stored model as ONNX, and see that onnxruntime gives its logits."""
+    reporter.progress("exporting", 0, 1, "models")
+    scorer, manifest = loading.load(work.inputs["model"], None, device="cpu")
+    difference = exporting.to_onnx(scorer, manifest, work.folder / "model.onnx")
+    reporter.progress("exporting", 1, 1, "models")
+    return {"summary": {"onnx_difference": difference}, "files": {"onnx": "model.onnx"}}
+
+
 PIPELINES: dict[str, Callable[[Work, Reporter], Result]] = {
     "validate_model": validate_model,
     "train": train,
@@ -428,6 +437,7 @@ PIPELINES: dict[str, Callable[[Work, Reporter], Result]] = {
     "audit_report": audit_report,
     "rank": rank,
     "score": score,
+    "export": export,
 }
 
 

@@ -4,16 +4,16 @@ import time
 import zipfile
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
-from fastapi import APIRouter, Form, Request, Response, UploadFile
+from fastapi import APIRouter, Form, Query, Request, Response, UploadFile
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sqlalchemy import select
 
 from api import assets
 from api.assets import AssetId
-from api.deps import House, HouseDep, Reader, Writer
+from api.deps import Caller, House, HouseDep, Reader, Writer
 from api.errors import ApiError, explain_validation, problems
 from api.listing import After, Limit, page
 from api.routes.jobs import answer_job, wait_until_done
@@ -22,10 +22,11 @@ from core.config import Name
 from models import catalogue
 from models.header import ONE_LOGIT, InputSpec, Manifest, OutputSpec
 from store import jobs
-from store.tables import JobKind, JobStatus, ModelRow
+from store.tables import JobKind, JobRow, JobStatus, ModelRow
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
+Format = Literal["safetensors", "onnx"]
 Spec = TypeVar("Spec", InputSpec, OutputSpec)
 
 
@@ -43,7 +44,8 @@ class ModelForm(BaseModel):
         None,
         max_length=64,
         description="what the tensors belong to, see GET /v1/architectures; also "
-        "`torchvision/NAME` and `timm/NAME`, and `onnx` for ONNX; may be left out for a file that this service has written",
+        "`torchvision/NAME` and `timm/NAME`, and `onnx` for ONNX; may be left out for "
+        "a file that this service has written",
     )
     input: str | None = Field(
         None,
@@ -142,17 +144,58 @@ def show_model(model_id: AssetId, house: HouseDep, caller: Reader) -> Model:
 @router.get(
     "/{model_id}/content",
     response_class=Response,
-    responses=problems("not_found", "not_ready") | {304: {"description": "Not modified"}},
+    responses=problems("not_found", "not_ready", "invalid_model")
+    | {304: {"description": "Not modified"}},
 )
 def download_model(
-    model_id: AssetId, request: Request, house: HouseDep, caller: Reader
+    model_id: AssetId,
+    request: Request,
+    house: HouseDep,
+    caller: Reader,
+    file_format: Annotated[Format, Query(alias="format")] = "safetensors",
 ) -> Response:
-    """The weights as safetensors, with the manifest inside: upload it elsewhere as it is."""
+    """The model as a file.
+
+    safetensors: the weights with the manifest inside; upload it elsewhere as it is. onnx: pixels in
+    [0, 1] to logits, for use without PyTorch; made by a job when it is first asked for.
+    """
     with house.database.reading() as session:
         row = assets.find(session, ModelRow, model_id, caller)
         assets.require_ready(row)
     assert row.content_sha256 is not None
-    return assets.content(request, house, row.content_sha256, filename=f"{row.id}.safetensors")
+    sha256 = row.content_sha256
+    if file_format == "onnx":
+        sha256 = _exported(house, caller, model_id)
+    return assets.content(request, house, sha256, filename=f"{row.id}.{file_format}")
+
+
+def _exported(house: House, caller: Caller, model_id: str) -> str:
+    """The hash of a model as ONNX, by the job that made it or one that makes it now."""
+    query = select(JobRow).where(
+        JobRow.kind == JobKind.EXPORT,
+        JobRow.model_id == model_id,  # its content never changes
+        JobRow.status.not_in([JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.CANCELLING]),
+    )
+    with house.database.writing() as session:
+        job = session.scalars(query.order_by(JobRow.id)).first()
+        if job is None:
+            job = jobs.enqueue(
+                session,
+                JobKind.EXPORT,
+                tenant=caller.tenant,
+                request={"model_id": model_id},
+                model_id=model_id,
+            )
+    house.ring(job)
+    ended = wait_until_done(house, job.id, wait_s=house.settings.max_wait_s)
+    if ended.status == JobStatus.FAILED:
+        error = ended.error or {}
+        raise ApiError(error["code"], error["message"])
+    if ended.status != JobStatus.SUCCEEDED:
+        raise ApiError(
+            "not_ready", f"The model {model_id} is still being exported; wait for {job.id}."
+        )
+    return str((ended.result or {})["blobs"]["onnx"])
 
 
 @router.delete("/{model_id}", status_code=204, responses=problems("not_found", "in_use"))

@@ -3,16 +3,21 @@
 import io
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
+import onnxruntime
+import psutil
 import pytest
 import torch
 from torch import nn
 from torchvision.models import resnet18
 
+from models import architectures
 from tests.e2e.test_audit import add_dataset, audit, rows
+from tests.models import test_state_dicts as hostile
 from tests.models.exports import export, small_network
 
 pytestmark = pytest.mark.xdist_group("service")
@@ -89,3 +94,58 @@ def test_an_onnx_file_that_is_no_plain_network_is_rejected(http: httpx.Client) -
     model = upload(http, content, "m.onnx", architecture="onnx", input=small)
     assert model["status"] == "rejected"
     assert "as declared, got (any, 3, 32, 32)" in model["reasons"][0]
+
+
+def test_a_state_dict_is_converted_audited_and_exported_as_onnx(
+    http: httpx.Client, dataset: str, images: np.ndarray[Any, Any]
+) -> None:
+    network = architectures.build("small_cnn", channels=3, seed=0).eval()
+    content = io.BytesIO()
+    torch.save(network.state_dict(), content)
+    model = upload(http, content.getvalue(), "m.pth", architecture="small_cnn", input=INPUT)
+    assert model["findings"]["format"] == "state dict"
+    assert model["findings"]["smallest_gradient"] > 0
+    got = clean_scores(http, model, dataset)
+    assert np.allclose(got, in_pytorch(network, images)[:, 0], atol=1e-6)
+
+    kept = http.get(f"/v1/models/{model['id']}/content")
+    assert b"data.pkl" not in kept.content
+    exported = http.get(f"/v1/models/{model['id']}/content", params={"format": "onnx"})
+    assert exported.status_code == 200, exported.text
+    assert exported.headers["content-disposition"].endswith('.onnx"')
+    session = onnxruntime.InferenceSession(exported.content)
+    (logits,) = session.run(None, {"images": images.astype(np.float32) / 255})
+    assert np.allclose(logits[:, 0], got, atol=1e-5)
+    again = http.get(f"/v1/models/{model['id']}/content", params={"format": "onnx"})
+    assert again.headers["etag"] == exported.headers["etag"]
+
+
+def test_probabilities_are_audited_by_their_logits(
+    http: httpx.Client, dataset: str, images: np.ndarray[Any, Any]
+) -> None:
+    network = small_network(last=nn.Sigmoid())
+    content = export(network, torch.rand(2, 3, 32, 32), legacy=True)
+    output = {"kind": "probability"}
+    model = upload(http, content, "m.onnx", architecture="onnx", input=INPUT, output=output)
+    assert any("last sigmoid" in warning for warning in model["findings"]["warnings"])
+    got = clean_scores(http, model, dataset)
+    assert np.allclose(got, in_pytorch(network[:-1], images)[:, 0], atol=1e-4)
+
+
+def test_a_hostile_checkpoint_is_rejected_and_leaves_nothing(
+    http: httpx.Client, tmp_path: Path
+) -> None:
+    canary = tmp_path / "canary"
+    for case in ("os mkdir", "stack", "a payload among tensors"):
+        content = hostile.EVIL[case](canary)
+        model = upload(http, content, "m.safetensors", architecture="small_cnn", input=INPUT)
+        assert model["status"] == "rejected"
+        assert "a state dict of tensors alone" in model["reasons"][0]
+    assert not canary.exists()
+    sandboxed = [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if "worker.child" in " ".join(process.cmdline())
+    ]
+    _, alive = psutil.wait_procs(sandboxed, timeout=30)
+    assert alive == []
