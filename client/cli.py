@@ -330,7 +330,10 @@ def remove_dataset(context: typer.Context, dataset_id: str) -> None:
 def add_model(
     context: typer.Context,
     path: Annotated[
-        Path, typer.Argument(exists=True, dir_okay=False, help="Weights as safetensors.")
+        Path,
+        typer.Argument(
+            exists=True, dir_okay=False, help="Weights as safetensors or .pt, or a network as ONNX."
+        ),
     ],
     name: Annotated[str | None, typer.Option(help="By default the file's name.")] = None,
     architecture: Annotated[
@@ -356,12 +359,19 @@ def add_model(
     multilabel: Annotated[
         bool, typer.Option("--multilabel", help="Several of the classes may be true of an image.")
     ] = False,
+    probabilities: Annotated[
+        bool,
+        typer.Option(
+            "--probabilities",
+            help="The network ends in a sigmoid, or with --classes in a softmax.",
+        ),
+    ] = False,
     watch_: Watch = False,
 ) -> None:
     """Upload a model; a job loads and tries it."""
     here = session(context)
     spec = None if input_ is None else _parse_json(input_, option="--input")
-    output = _output(classes, multilabel=multilabel)
+    output = _output(classes, multilabel=multilabel, probabilities=probabilities)
     with _uploading(here, path) as on_bytes:
         model = here.client.models.add(
             path,
@@ -403,13 +413,15 @@ def export_model(
     context: typer.Context,
     model_id: str,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="By default ID.safetensors.")
+        Path | None,
+        typer.Option("--output", "-o", help="By default ID.safetensors; ONNX if it ends in .onnx."),
     ] = None,
 ) -> None:
-    """Save the weights, with all that loading them needs, as safetensors."""
+    """Save the weights, with all that loading them needs, as safetensors; or the model as ONNX."""
     here = session(context)
     target = output or Path(f"{model_id}.safetensors")
-    here.client.models.export(model_id, target)
+    file_format = "onnx" if target.suffix == ".onnx" else "safetensors"
+    here.client.models.export(model_id, target, file_format=file_format)
     here.answer({"path": str(target)}, f"Saved {target}.")
 
 
@@ -1040,17 +1052,20 @@ def _task(positive: list[str] | None, *, each: bool = False) -> Json | None:
     return {"positive": positive} if positive else None
 
 
-def _output(classes: str | None, *, multilabel: bool) -> Json | None:
-    """What a network with a logit for each class answers; the service checks the names."""
+def _output(classes: str | None, *, multilabel: bool, probabilities: bool) -> Json | None:
+    """What a network answers, where it is not one logit; the service checks the names."""
+    if multilabel and probabilities:
+        raise typer.BadParameter("expected one of the two", param_hint="--multilabel")
     if classes is None:
         if multilabel:
             raise typer.BadParameter("expected --classes with it", param_hint="--multilabel")
-        return None
+        return {"kind": "probability"} if probabilities else None
     if classes.lstrip().startswith("["):
         names = _parse_json(classes, option="--classes")
     else:
         names = [name.strip() for name in classes.split(",")]
-    return {"kind": "multilabel" if multilabel else "multiclass", "classes": names}
+    kind = "probabilities" if probabilities else "multilabel" if multilabel else "multiclass"
+    return {"kind": kind, "classes": names}
 
 
 def _number(text: str) -> float:

@@ -421,9 +421,10 @@ class Models(_Resource):
         Run(self._client, self._client.jobs.show(added["job_id"])).wait(on_progress=on_progress)
         return Model.model_validate(self.show(added["id"]))
 
-    def export(self, model_id: str, target: Path) -> None:
-        """Write the weights, manifest inside, to a file."""
-        self._client.download(f"{self.path}/{model_id}/content", target)
+    def export(self, model_id: str, target: Path, *, file_format: str = "safetensors") -> None:
+        """Write the model to a file: weights with their manifest, or `onnx`."""
+        path = f"{self.path}/{model_id}/content?format={file_format}"
+        self._client.download(path, target)
 
     def remove(self, model_id: str) -> None:
         """Remove one that no job uses."""

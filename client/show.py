@@ -210,9 +210,26 @@ def model(item: Json) -> RenderableType:
             ("chosen by", _rule(training)),
             ("clean AP", figure(best.get("clean_ap"))),
             ("robust AP", figure(best.get("robust_ap"))),
+            *_probed(findings),
             ("warnings", "\n".join(findings.get("warnings", []))),
         )
     )
+
+
+def _probed(findings: Json) -> list[tuple[str, str]]:
+    """What trying the model on probe images showed."""
+    if findings.get("lowest") is None:
+        return []
+    seeing = findings["images"] - findings["blind_images"]
+    lines = [
+        ("came as", findings["format"]),
+        ("probe: logits", f"{findings['lowest']:.4g} to {findings['highest']:.4g}, finite"),
+        ("probe: batch", f"moves a logit by at most {findings['batch_difference']:.2g}"),
+        ("probe: gradient", f"at {seeing} of {findings['images']} images"),
+    ]
+    if findings["onnx_difference"] is not None:
+        lines.append(("onnxruntime", f"differs by at most {findings['onnx_difference']:.2g}"))
+    return lines
 
 
 # --- jobs -----------------------------------------------------------------------------------------
@@ -593,7 +610,8 @@ def _input(spec: Json | None) -> str:
     if spec is None:
         return ""
     channels = "1 channel" if spec["channels"] == 1 else f"{spec['channels']} channels"
-    return f"{spec['height']}x{spec['width']}, {channels}"
+    values = f", pixels in {spec['value_range']}" if "value_range" in spec else ""
+    return f"{spec['height']}x{spec['width']}, {channels}{values}"
 
 
 def _output(spec: Json | None) -> str:
@@ -601,7 +619,7 @@ def _output(spec: Json | None) -> str:
         return ""
     classes = spec["classes"]
     if classes is None:
-        return "one logit"
+        return f"one {spec['kind']}"
     more = f", and {len(classes) - 20:,} more" if len(classes) > 20 else ""
     return f"{spec['kind']}: {_names(classes[:20])}{more}"
 

@@ -1,11 +1,17 @@
 """The architectures that can be asked for, described without torch for the web process.
 
-`models.architectures` builds them; a test holds the two lists equal, and the figures true.
+`models.architectures` builds them; a test holds the two lists equal, and the figures true. Those of
+torchvision and timm (`models.foreign`) can be uploaded but not trained here; their names are the
+closed lists in the text files beside this one, which a test holds equal to the libraries' own.
 """
+
+from functools import cache
+from importlib.resources import files
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from models.errors import ModelFileError
+from models.graphs import GRAPH
 from models.header import Manifest
 
 
@@ -55,17 +61,45 @@ ARCHITECTURES: dict[str, ArchitectureInfo] = {
 }
 
 
-def check(manifest: Manifest) -> ArchitectureInfo:
+LIBRARIES = ("torchvision", "timm")
+
+
+@cache
+def foreign_names(library: str) -> frozenset[str]:
+    """The names of the architectures of torchvision or timm."""
+    return frozenset(files("models").joinpath(f"{library}.txt").read_text().split())
+
+
+def is_foreign(name: str) -> bool:
+    """Whether this is an architecture of torchvision or timm, as `torchvision/resnet50`."""
+    library, _, own = name.partition("/")
+    return library in LIBRARIES and own in foreign_names(library)
+
+
+def is_known(name: str) -> bool:
+    """Whether weights of this architecture can be uploaded."""
+    return name == GRAPH or name in ARCHITECTURES or is_foreign(name)
+
+
+def known() -> str:
+    """What can be uploaded, for a message."""
+    libraries = ", ".join(f"{library}/NAME" for library in LIBRARIES)
+    return f"{', '.join(ARCHITECTURES)}, {GRAPH}, {libraries}"
+
+
+def check(manifest: Manifest) -> ArchitectureInfo | None:
     """The architecture that a manifest names, once it is known to take such images.
 
-    Raises ModelFileError for an unknown architecture, or images that are too small for it.
+    None for one that the file itself describes. Raises ModelFileError for an unknown architecture,
+    or images that are too small for it.
     """
+    if not is_known(manifest.architecture):
+        raise ModelFileError(
+            f"expected an architecture among {known()}, got {manifest.architecture!r}"
+        )
     info = ARCHITECTURES.get(manifest.architecture)
     if info is None:
-        raise ModelFileError(
-            f"expected an architecture among {', '.join(ARCHITECTURES)}, "
-            f"got {manifest.architecture!r}"
-        )
+        return None
     if min(manifest.input.height, manifest.input.width) < info.minimum_size:
         raise ModelFileError(
             f"expected images of at least {info.minimum_size}x{info.minimum_size} pixels for "

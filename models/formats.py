@@ -9,7 +9,7 @@ EDGE_BYTES = 64 * 1024
 
 SEND_INSTEAD = (
     "Send the weights alone: safetensors.torch.save_file(model.state_dict(), 'model.safetensors'), "
-    "and name their architecture"
+    "and name their architecture; or the network as ONNX: torch.onnx.export (docs/models.md)"
 )
 
 _PROGRAM = ", which can run code when it is opened, so it is never opened here"
@@ -42,6 +42,8 @@ _BEGINNINGS = (
     (b"\x7fELF", "an ELF program"),
 )
 
+_CHECKPOINT = "a PyTorch checkpoint, a zip around a pickle" + _PROGRAM
+
 # Names that only this kind of archive holds. The order matters: the ones above the plain
 # checkpoint hold a data.pkl too.
 _ZIP_MEMBERS = (
@@ -49,7 +51,7 @@ _ZIP_MEMBERS = (
     ((b".data/extern_modules",), "a torch.package archive" + _PROGRAM),
     ((b"archive_format", b"/models/"), "a torch.export (.pt2) archive" + _PROGRAM),
     ((b"serialized_exported_program",), "a torch.export (.pt2) archive" + _PROGRAM),
-    ((b"data.pkl",), "a PyTorch checkpoint, a zip around a pickle" + _PROGRAM),
+    ((b"data.pkl",), _CHECKPOINT),
     ((b"model.weights.h5",), "a Keras archive" + _PROGRAM),
     ((b".npy",), "an NPZ archive of NumPy arrays"),
 )
@@ -74,8 +76,8 @@ def describe(head: bytes, tail: bytes) -> str:
             return description
     if _is_pickle(head, tail):
         return "a Python pickle, for example a PyTorch checkpoint or a joblib dump" + _PROGRAM
-    if _is_onnx(head):
-        return "an ONNX model, which is not supported yet"
+    if is_onnx(head):
+        return "an ONNX model"
     if head[4:8] == b"TFL3":
         return "a TensorFlow Lite model"
     if head[257:262] == b"ustar":
@@ -102,8 +104,19 @@ def _is_pickle(head: bytes, tail: bytes) -> bool:
     return head[:1] in (b"(", b"]", b"}", b"c") and tail.rstrip(b"\n").endswith(b".")
 
 
-def _is_onnx(head: bytes) -> bool:
-    """A protobuf whose first field is ir_version (a small number), then another ModelProto one."""
+def is_checkpoint(head: bytes, tail: bytes) -> bool:
+    """Whether a file is what `torch.save` writes: a zip around a pickle, and no program beside."""
+    return head.startswith(b"PK") and _describe_zip(head + tail) == _CHECKPOINT
+
+
+def is_onnx(head: bytes) -> bool:
+    """Whether a file begins as ONNX does.
+
+    A protobuf whose first field is ir_version (a small number), then another ModelProto one.
+    """
     return (
-        len(head) > 2 and head[0] == 0x08 and 0 < head[1] < 0x20 and head[2] in b"\x12\x1a\x3a\x42"
+        len(head) > 2
+        and head[0] == 0x08
+        and 0 < head[1] < 0x20
+        and head[2] in b"\x12\x1a\x22\x28\x32\x3a\x42"
     )

@@ -46,8 +46,19 @@ DTYPE_BYTES = {
 }
 
 
+ValueRange = Literal["0..1", "0..255", "-1..1"]
+_RANGES: dict[ValueRange, tuple[float, float]] = {
+    "0..1": (0.0, 1.0),
+    "0..255": (0.0, 255.0),
+    "-1..1": (-1.0, 1.0),
+}
+
+
 class InputSpec(BaseModel):
-    """How images in [0, 1] become the network's input: (x - mean) / std, channel by channel."""
+    """How images become the network's input: (x - mean) / std, channel by channel.
+
+    x: the pixels in `value_range`, black being its lower end and white its upper end.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -56,6 +67,12 @@ class InputSpec(BaseModel):
     width: int = Field(ge=1, le=1024)
     mean: list[float] = Field(description="one value a channel", examples=[[0.485, 0.456, 0.406]])
     std: list[float] = Field(description="one value a channel", examples=[[0.229, 0.224, 0.225]])
+    value_range: ValueRange = Field(
+        "0..1",
+        description="of the pixels that mean and std are meant for",
+        # left out where it is the usual one, as in the files from before there was another
+        exclude_if=lambda value: value == "0..1",
+    )
 
     @model_validator(mode="after")
     def _one_value_a_channel(self) -> "InputSpec":
@@ -68,8 +85,18 @@ class InputSpec(BaseModel):
             raise ValueError(f"expected std above 0, got {self.std}")
         return self
 
+    def for_unit_range(self) -> tuple[list[float], list[float]]:
+        """Mean and std that do the same to pixels in [0, 1]."""
+        low, high = _RANGES[self.value_range]
+        width = high - low
+        return [(mean - low) / width for mean in self.mean], [std / width for std in self.std]
+
 
 Class = Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARACTERS)]
+
+
+SMALLEST_PROBABILITY = 2.0**-126  # the smallest normal float32: a score of -87.3
+LARGEST_PROBABILITY = 1 - 2.0**-24  # the largest float32 below 1: a score of 16.6
 
 
 class OutputSpec(BaseModel):
@@ -81,30 +108,37 @@ class OutputSpec(BaseModel):
     softmax probability p does, being log(p / (1 - p)), and does not saturate where p rounds to 1.
     multilabel: a logit a class, each of which may be true (a sigmoid each). The score of a class is
     its own logit; several have no joint score, as nothing says how they depend on each other.
+    probability: p of the positive side, a sigmoid's. The score is log(p) - log(1 - p).
+    probabilities: p of each class, a softmax's. Scored as multiclass, log(p) being the logits.
+
+    Probabilities are held to [`SMALLEST_PROBABILITY`, `LARGEST_PROBABILITY`] before the logarithm.
+    In float32 all above 1 - 6e-8 are 1: their images tie, and have no gradient. Logits have neither
+    flaw.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    kind: Literal["logit", "multiclass", "multilabel"] = Field(
+    kind: Literal["logit", "multiclass", "multilabel", "probability", "probabilities"] = Field(
         "logit",
-        description="one logit; or a logit a class, where one class is true (multiclass) or each "
-        "may be (multilabel)",
+        description="one logit; or a logit a class, where one class is true (multiclass; two "
+        "logits are two classes) or each may be (multilabel); or one probability, or one a class "
+        "that add up to 1 (probabilities)",
     )
     classes: list[Class] | None = Field(
         None,
         min_length=2,
         max_length=1000,
-        description="names of the classes in the order of the logits; for multiclass and "
-        "multilabel only",
+        description="names of the classes in the order of the outputs; for multiclass, "
+        "multilabel and probabilities only",
         examples=[["cat", "dog", "other"]],
     )
 
     @model_validator(mode="after")
     def _classes_of_many_logits(self) -> "OutputSpec":
-        if (self.kind == "logit") != (self.classes is None):
+        single = self.kind in ("logit", "probability")
+        if single != (self.classes is None):
             raise ValueError(
-                f"expected {'no classes' if self.kind == 'logit' else 'classes'} for the kind "
-                f"{self.kind}"
+                f"expected {'no classes' if single else 'classes'} for the kind {self.kind}"
             )
         for name in self.classes or []:
             if not name.isprintable():
@@ -112,6 +146,16 @@ class OutputSpec(BaseModel):
         if len(set(self.classes or [])) < len(self.classes or []):
             raise ValueError("expected each class once")
         return self
+
+    @property
+    def are_probabilities(self) -> bool:
+        """Whether the network ends in a sigmoid or a softmax."""
+        return self.kind in ("probability", "probabilities")
+
+    @property
+    def one_is_true(self) -> bool:
+        """Whether exactly one of several classes is true of an image."""
+        return self.kind in ("multiclass", "probabilities")
 
     @property
     def count(self) -> int:
@@ -137,7 +181,7 @@ class OutputSpec(BaseModel):
                 f"got {', '.join(unknown[:20])}"
             )
         found = [i for i, name in enumerate(self.classes) if name in positive]
-        if self.kind == "multiclass" and len(found) == len(self.classes):
+        if self.one_is_true and len(found) == len(self.classes):
             raise TaskError(f"expected a class against the positive ones, got all of {known}")
         if self.kind == "multilabel" and len(found) > 1:
             raise TaskError(
@@ -207,12 +251,26 @@ class ProbeResult(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    format: Literal["safetensors", "onnx", "state dict"] = Field(
+        "safetensors", description="what the file was, before it became what is kept"
+    )
+    onnx_difference: float | None = Field(
+        None,
+        description="of an ONNX file: largest difference of an output to onnxruntime on random "
+        "images, relative to the largest output",
+    )
     images: int = Field(description="probe images shown to the model")
     lowest: float | None = Field(None, description="lowest logit, where all were finite")
     highest: float | None = Field(None, description="highest logit, where all were finite")
     batch_difference: float | None = Field(
         None, description="largest change of a logit when its image is scored alone"
     )
+    smallest_gradient: float | None = Field(
+        None,
+        description="L1 norm of the gradient to the pixels, of the image where it is smallest; "
+        "None where it is not finite",
+    )
+    largest_gradient: float | None = Field(None, description="and where it is largest")
     blind_images: int | None = Field(
         None, description="images at which no pixel moves the logit: gradient attacks see nothing"
     )

@@ -1,9 +1,12 @@
 """Models to files and back: safetensors with the manifest in the metadata, nothing executable.
 
-A file is opened only if its tensors are exactly those of the architecture that the manifest names:
-a stranger chooses numbers, never code, shapes or amounts of memory.
+A file is opened only if its tensors are exactly those of the architecture that the manifest names,
+or of a graph of known operations (`models.graphs`) that it brings: a stranger chooses numbers and
+their order, never code.
 """
 
+import math
+import re
 from collections.abc import Mapping, Sequence
 from itertools import compress
 from pathlib import Path
@@ -14,24 +17,29 @@ from safetensors.torch import load as read_tensors
 from safetensors.torch import save as write_tensors
 from torch import Tensor, nn
 
-from models import catalogue
+from models import catalogue, foreign
 from models.architectures import build_empty
 from models.errors import ModelFileError
+from models.graphs import GRAPH, GRAPH_TENSOR, decode
 from models.header import (
     MANIFEST_KEY,
     MAX_HEADER_BYTES,
+    Header,
     Manifest,
     ProbeResult,
     embedded_manifest,
     read_header,
     shown,
 )
+from models.onnx_files import GraphNetwork
 from models.wrappers import Scorer
 
 _DTYPE_NAMES = {torch.float32: "F32", torch.int64: "I64"}
 
 # BatchNorm counts its batches but does not use the count; some exporters leave it out
 _OPTIONAL = ".num_batches_tracked"
+
+_GRAPH_DTYPES = {"F32", "I64", "I32", "BOOL"}
 
 _Kind = tuple[str, tuple[int, ...]]  # dtype by its safetensors name, shape
 
@@ -51,9 +59,10 @@ def save(model: nn.Module, path: Path, manifest: Manifest) -> None:
                 )
         model = model.network
     catalogue.check(manifest)
-    tensors = {
-        name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()
-    }
+    if isinstance(model, GraphNetwork):
+        write(graph_tensors(model), path, manifest)
+        return
+    tensors = model.state_dict()
     _check_names(
         {
             name: (_DTYPE_NAMES.get(value.dtype, str(value.dtype)), tuple(value.shape))
@@ -62,8 +71,14 @@ def save(model: nn.Module, path: Path, manifest: Manifest) -> None:
         manifest=manifest,
     )
     _check_finite(tensors)
+    write(tensors, path, manifest)
+
+
+def write(tensors: Mapping[str, Tensor], path: Path, manifest: Manifest) -> None:
+    """Write tensors as they are, with a manifest that is not compared with them."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     # one metadata key only: the library writes several in an order of its own choosing
-    content = write_tensors(tensors, metadata={MANIFEST_KEY: manifest.as_json()})
+    content = write_tensors(dict(tensors), metadata={MANIFEST_KEY: manifest.as_json()})
     header_bytes = int.from_bytes(content[:8], "little")
     if header_bytes > MAX_HEADER_BYTES:  # a thousand long names, each character escaped
         raise ModelFileError(
@@ -71,6 +86,12 @@ def save(model: nn.Module, path: Path, manifest: Manifest) -> None:
             f"got one of {header_bytes}"
         )
     path.write_bytes(content)
+
+
+def graph_tensors(network: GraphNetwork) -> dict[str, Tensor]:
+    """What is kept of a network that brings its own graph: the graph as bytes, and its tensors."""
+    graph = torch.frombuffer(bytearray(network.graph.encode()), dtype=torch.uint8)
+    return {GRAPH_TENSOR: graph, **network.tensors()}
 
 
 def load(
@@ -95,22 +116,39 @@ def load(
             f"its file carries no manifest (metadata {MANIFEST_KEY!r})"
         )
     catalogue.check(manifest)
-    _check_names(
-        {name: (tensor.dtype, tensor.shape) for name, tensor in header.tensors.items()},
-        manifest=manifest,
-    )
+    if manifest.architecture == GRAPH:
+        _check_graph_names(header)
+    else:
+        _check_names(
+            {name: (tensor.dtype, tensor.shape) for name, tensor in header.tensors.items()},
+            manifest=manifest,
+        )
     try:
         # read, not mapped: a mapped file that shrinks later would kill the process
         tensors = read_tensors(path.read_bytes())
     except SafetensorError as error:
         raise ModelFileError(f"expected a sound safetensors file, got {error}") from error
     _check_finite(tensors)
-    network = _empty(manifest)
+    network = _network(tensors, manifest)
+    scorer = Scorer(network, manifest.input, output=manifest.output, positive=positive)
+    return scorer.to(device).eval(), manifest
+
+
+def _network(tensors: dict[str, Tensor], manifest: Manifest) -> nn.Module:
+    """The network that these tensors, found to be the right ones, belong to."""
+    if manifest.architecture == GRAPH:
+        graph = decode(tensors.pop(GRAPH_TENSOR).numpy().tobytes())
+        graph.check(set(tensors))
+        return GraphNetwork(graph, tensors)
+    if catalogue.is_foreign(manifest.architecture):
+        # with memory, as some hold tensors that are in no file
+        network = foreign.build(manifest, empty=False)
+    else:
+        network = _empty(manifest)
     absent = network.state_dict().keys() - tensors.keys()  # optional counts, if any
     counts = {name: torch.zeros((), dtype=torch.int64) for name in absent}
     network.load_state_dict({**tensors, **counts}, strict=True, assign=True)
-    scorer = Scorer(network, manifest.input, output=manifest.output, positive=positive)
-    return scorer.to(device).eval(), manifest
+    return network
 
 
 def probe(scorer: Scorer) -> ProbeResult:
@@ -125,7 +163,7 @@ def probe(scorer: Scorer) -> ProbeResult:
         with torch.no_grad():
             together = scorer.outputs(images)  # (B, K)
             alone = torch.cat([scorer.outputs(image[None]) for image in images])
-        blind = _blind_images(scorer, images)
+        gradients = _gradient_norms(scorer, images)
     except (RuntimeError, ValueError) as error:
         problem = f"the model does not run on images of the declared size: {str(error)[:300]}"
         return ProbeResult(images=len(images), problems=[problem], warnings=[])
@@ -137,6 +175,7 @@ def probe(scorer: Scorer) -> ProbeResult:
         return ProbeResult(images=len(images), problems=[problem], warnings=[])
 
     problems, warnings = [], []
+    blind = sum(not (math.isfinite(norm) and norm > 0) for norm in gradients)
     lowest, highest = float(together.min()), float(together.max())
     difference = float((together - alone).abs().max())
     same = (together == together[0]).all(dim=0).tolist()  # K times: whether for every image
@@ -155,6 +194,14 @@ def probe(scorer: Scorer) -> ProbeResult:
             "expected scores that do not depend on the rest of the batch, got a logit that moves "
             f"by {difference:.3g} when its image is scored alone"
         )
+    if scorer.output.are_probabilities:
+        with torch.no_grad():
+            problems += _not_probabilities(scorer.raw_outputs(images), scorer)
+        warnings.append(
+            "the network answers with probabilities, which in float32 are all 1 above 1 - 6e-8: "
+            "images there tie in AP and have no gradient to attack; prefer the network without its "
+            f"last {'sigmoid' if scorer.output.classes is None else 'softmax'}"
+        )
     if blind:
         warnings.append(
             f"{blind} of {len(images)} probe images have no finite, non-zero gradient: attacks "
@@ -166,16 +213,29 @@ def probe(scorer: Scorer) -> ProbeResult:
         highest=highest,
         batch_difference=difference,
         blind_images=blind,
+        smallest_gradient=_finite(min(gradients)),
+        largest_gradient=_finite(max(gradients)),
         problems=problems,
         warnings=warnings,
     )
+
+
+def _not_probabilities(outputs: Tensor, scorer: Scorer) -> list[str]:
+    """What is wrong with (B, K) outputs that are declared to be probabilities."""
+    low, high = float(outputs.min()), float(outputs.max())
+    if low < -1e-6 or high > 1 + 1e-6:
+        return [f"expected probabilities from 0 to 1, got outputs from {low:g} to {high:g}"]
+    off = float((outputs.sum(dim=1) - 1).abs().max())
+    if scorer.output.classes is not None and off > 1e-3:
+        return [f"expected probabilities that add up to 1, got a sum that is off by {off:.3g}"]
+    return []
 
 
 def _check_names(got: Mapping[str, _Kind], *, manifest: Manifest) -> None:
     """Names, dtypes and shapes must be the architecture's, apart from optional counts."""
     network = _empty(manifest)
     expected: dict[str, _Kind] = {
-        name: (_DTYPE_NAMES[value.dtype], tuple(value.shape))
+        name: (_DTYPE_NAMES.get(value.dtype, str(value.dtype)), tuple(value.shape))
         for name, value in network.state_dict().items()
     }
     findings = {
@@ -195,7 +255,30 @@ def _check_names(got: Mapping[str, _Kind], *, manifest: Manifest) -> None:
         )
 
 
+def _check_graph_names(header: Header) -> None:
+    """A graph and tensors of it; whether they fit each other shows when it is built."""
+    graph = header.tensors.get(GRAPH_TENSOR)
+    if graph is None or graph.dtype != "U8" or len(graph.shape) != 1:
+        raise ModelFileError(
+            f"expected an ONNX file, or one with a graph (tensor {GRAPH_TENSOR!r} of bytes), "
+            f"got {_first([shown(name) for name in header.tensors]) or 'no tensors'}"
+        )
+    wrong = [
+        f"{shown(name)} ({tensor.dtype})"
+        for name, tensor in header.tensors.items()
+        if name != GRAPH_TENSOR
+        and not (re.fullmatch(r"w\d{1,6}", name) and tensor.dtype in _GRAPH_DTYPES)
+    ]
+    if wrong:
+        raise ModelFileError(
+            f"expected tensors w0, w1, ... of {', '.join(sorted(_GRAPH_DTYPES))} beside the graph, "
+            f"got {_first(wrong)}"
+        )
+
+
 def _empty(manifest: Manifest) -> nn.Module:
+    if catalogue.is_foreign(manifest.architecture):
+        return foreign.build(manifest, empty=True)
     return build_empty(
         manifest.architecture, channels=manifest.input.channels, outputs=manifest.output.count
     )
@@ -236,17 +319,20 @@ def _probe_images(scorer: Scorer) -> Tensor:
     return images.to(scorer.mean.device)
 
 
-def _blind_images(scorer: Scorer, images: Tensor) -> int:
-    """How many images have a gradient that is zero everywhere, or not finite somewhere."""
+def _gradient_norms(scorer: Scorer, images: Tensor) -> list[float]:
+    """L1 norm of the gradient to the pixels, image by image; it may be infinite or NaN."""
     images = images.clone().requires_grad_()
     with torch.enable_grad():
         logits = scorer.outputs(images)
     if not logits.requires_grad:
-        return len(images)
+        return [0.0] * len(images)
     # weights that differ: the plain sum of logits that add up to a constant has no gradient
     weights = torch.linspace(1, 2, logits.shape[1], device=logits.device, dtype=logits.dtype)
     gradient, *_ = torch.autograd.grad(
         (logits * weights).sum(), images, allow_unused=True, materialize_grads=True
     )
-    magnitude = gradient.flatten(1).abs().sum(dim=1)  # (B,)
-    return int((~torch.isfinite(magnitude) | (magnitude == 0)).sum())
+    return [float(norm) for norm in gradient.flatten(1).abs().sum(dim=1)]
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -5,7 +5,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from models.header import ONE_LOGIT, InputSpec, OutputSpec
+from models.header import (
+    LARGEST_PROBABILITY,
+    ONE_LOGIT,
+    SMALLEST_PROBABILITY,
+    InputSpec,
+    OutputSpec,
+)
 
 
 class Scorer(nn.Module):
@@ -38,8 +44,8 @@ class Scorer(nn.Module):
         self.network = network
         self.input_spec = input_spec
         self.output = output
-        for name in ("mean", "std"):
-            values = torch.tensor(getattr(input_spec, name), dtype=torch.float32)
+        for name, numbers in zip(("mean", "std"), input_spec.for_unit_range(), strict=True):
+            values = torch.tensor(numbers, dtype=torch.float32)
             self.register_buffer(name, values.view(1, -1, 1, 1), persistent=False)
         # columns of the positive classes, none where no task is given, and of all the others
         ours = [] if positive is None else output.columns(positive)
@@ -56,12 +62,25 @@ class Scorer(nn.Module):
         if len(self.ours) == 0:
             self.output.columns(None)  # raises, as there is no score without a task
         score = logits[:, self.ours].logsumexp(dim=1)  # of one class: its logit, bit for bit
-        if self.output.kind == "multiclass":
+        if self.output.one_is_true:
             score = score - logits[:, self.theirs].logsumexp(dim=1)
         return score
 
     def outputs(self, images: Tensor) -> Tensor:
-        """(B, K) the network's own logits, one a class, or K = 1; raises as `forward` does."""
+        """(B, K) logits, one a class, or K = 1; raises as `forward` does.
+
+        The network's own, or those of its probabilities, as `OutputSpec` says.
+        """
+        raw = self.raw_outputs(images)
+        if not self.output.are_probabilities:
+            return raw
+        held = raw.clamp(SMALLEST_PROBABILITY, LARGEST_PROBABILITY)
+        if self.output.kind == "probability":
+            return held.log() - (-held).log1p()
+        return held.log()
+
+    def raw_outputs(self, images: Tensor) -> Tensor:
+        """(B, K) what the network answers, logits or probabilities; raises as `forward` does."""
         spec, count = self.input_spec, self.output.count
         if images.shape[1:] != (spec.channels, spec.height, spec.width):
             raise ValueError(

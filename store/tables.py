@@ -49,6 +49,7 @@ class JobKind(StrEnum):
     AUDIT_SHARD = "audit_shard"
     RANK = "rank"
     SCORE = "score"  # in older databases: scores of single images are no job any more
+    EXPORT = "export"
 
     @property
     def queue(self) -> str:
@@ -56,7 +57,10 @@ class JobKind(StrEnum):
         return "intake" if self in OPENS_UPLOADS else "compute"
 
 
-OPENS_UPLOADS = frozenset({JobKind.VALIDATE_DATASET, JobKind.VALIDATE_MODEL, JobKind.SCORE})
+# An export takes seconds, and somebody waits for it.
+OPENS_UPLOADS = frozenset(
+    {JobKind.VALIDATE_DATASET, JobKind.VALIDATE_MODEL, JobKind.SCORE, JobKind.EXPORT}
+)
 QUEUES = ("compute", "intake")
 
 

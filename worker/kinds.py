@@ -289,6 +289,11 @@ def _prepare_scoring(_session: Session, _job: JobRow) -> Prepared:
     raise InputError("expected no job for scores, which are answered at once: ask again, got one")
 
 
+def _prepare_export(session: Session, job: JobRow) -> Prepared:
+    model = _model(session, job.model_id)
+    return Prepared("export", {}, {"model": _blob(model.content_sha256, model)})
+
+
 def _prepare_ranking(session: Session, job: JobRow) -> Prepared:
     request = RankingRequest.model_validate(job.request)
     dataset, model = _dataset(session, job), _model(session, job.model_id)
@@ -312,6 +317,7 @@ _PREPARE: dict[JobKind, Callable[[Session, JobRow], Prepared]] = {
     JobKind.AUDIT_SHARD: _prepare_shard,
     JobKind.RANK: _prepare_ranking,
     JobKind.SCORE: _prepare_scoring,
+    JobKind.EXPORT: _prepare_export,
 }
 
 
@@ -405,6 +411,7 @@ _PUBLISH: dict[
     JobKind.AUDIT: _publish_files,
     JobKind.AUDIT_SHARD: _publish_shard,
     JobKind.RANK: _publish_files,
+    JobKind.EXPORT: _publish_files,
 }
 
 

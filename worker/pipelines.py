@@ -39,7 +39,7 @@ from core.objectives.registry import build_objective
 from core.ranking import rank_order
 from core.report import Check, DatasetProvenance, ModelProvenance, Provenance
 from core.scores import Scores, load_scores, save_scores
-from models import architectures, loading
+from models import architectures, conversion, exporting, loading
 from models.errors import ModelFileError
 from models.header import ONE_LOGIT, InputSpec, Manifest, logit_a_class
 from models.wrappers import EveryLogit, Scorer
@@ -61,9 +61,12 @@ def validate_model(work: Work, reporter: Reporter) -> Result:
     try:
         manifest = None if declared is None else Manifest.model_validate(declared)
         reporter.progress("loading", 0, 2, "steps")
-        scorer, manifest = loading.load(work.inputs["upload"], manifest, device="cpu")
+        converted = conversion.to_safetensors(work.inputs["upload"], manifest, folder=work.folder)
+        scorer, manifest = loading.load(converted.path, manifest, device="cpu")
         reporter.progress("probing", 1, 2, "steps")
-        findings = loading.probe(scorer)
+        findings = loading.probe(scorer).model_copy(
+            update={"format": converted.format, "onnx_difference": converted.onnx_difference}
+        )
         if findings.problems:
             return {"rejected": findings.problems}
         loading.save(scorer, work.folder / "content.safetensors", manifest)
@@ -428,6 +431,15 @@ def rank(work: Work, reporter: Reporter) -> Result:
     return {"summary": {"examples": len(index)}, "files": files}
 
 
+def export(work: Work, reporter: Reporter) -> Result:
+    """Write a stored model as ONNX, and see that onnxruntime gives its logits."""
+    reporter.progress("exporting", 0, 1, "models")
+    scorer, manifest = loading.load(work.inputs["model"], None, device="cpu")
+    difference = exporting.to_onnx(scorer, manifest, work.folder / "model.onnx")
+    reporter.progress("exporting", 1, 1, "models")
+    return {"summary": {"onnx_difference": difference}, "files": {"onnx": "model.onnx"}}
+
+
 PIPELINES: dict[str, Callable[[Work, Reporter], Result]] = {
     "validate_model": validate_model,
     "train": train,
@@ -435,6 +447,7 @@ PIPELINES: dict[str, Callable[[Work, Reporter], Result]] = {
     "audit_checks": audit_checks,
     "audit_report": audit_report,
     "rank": rank,
+    "export": export,
 }
 
 

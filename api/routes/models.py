@@ -1,25 +1,28 @@
 """Models: upload, look at, download, remove."""
 
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
-from fastapi import APIRouter, BackgroundTasks, Form, Request, Response, UploadFile
+from fastapi import APIRouter, BackgroundTasks, Form, Query, Request, Response, UploadFile
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sqlalchemy import select
 
-from api import assets
+from api import assets, quotas
 from api.assets import AssetId
-from api.deps import HouseDep, Reader, Writer
+from api.deps import Caller, House, HouseDep, Reader, Writer
 from api.errors import POSTED, ApiError, explain_validation, problems
 from api.idempotency import IdempotencyDep
 from api.listing import After, Limit, page
+from api.routes.jobs import wait_until_done
 from api.schemas import Model, Page, model_answer
 from core.config import Identifier, Name
-from models.catalogue import ARCHITECTURES
+from models import catalogue
 from models.header import ONE_LOGIT, InputSpec, Manifest, OutputSpec
-from store.tables import ModelRow
+from store import jobs
+from store.tables import JobKind, JobRow, JobStatus, ModelRow
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
+Format = Literal["safetensors", "onnx"]
 Spec = TypeVar("Spec", InputSpec, OutputSpec)
 
 
@@ -28,7 +31,11 @@ class ModelForm(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    file: UploadFile | None = Field(None, description="weights as a safetensors file")
+    file: UploadFile | None = Field(
+        None,
+        description="weights as safetensors or as a state dict that torch.save wrote, or a whole "
+        "network as ONNX",
+    )
     upload_id: Identifier | None = Field(
         None, description="instead of `file`: one that came in parts, see POST /v1/uploads"
     )
@@ -36,8 +43,9 @@ class ModelForm(BaseModel):
     architecture: str | None = Field(
         None,
         max_length=64,
-        description="what the tensors belong to, see GET /v1/architectures; may be left out "
-        "for a file that this service has written",
+        description="what the tensors belong to, see GET /v1/architectures; also "
+        "`torchvision/NAME` and `timm/NAME`, and `onnx` for ONNX; may be left out for "
+        "a file that this service has written",
     )
     input: str | None = Field(
         None,
@@ -52,7 +60,8 @@ class ModelForm(BaseModel):
         max_length=60_000,  # a thousand names of a usual length
         description="what the network answers, as JSON: by default one logit of the positive "
         "side; else a logit for each class, of which one is true (`multiclass`) or each may be "
-        "(`multilabel`); goes with `architecture`",
+        "(`multilabel`); or a `probability`, or `probabilities` of classes; goes with "
+        "`architecture`",
         examples=['{"kind": "multiclass", "classes": ["cat", "dog", "other"]}'],
     )
 
@@ -69,10 +78,10 @@ def declared_manifest(
             "/body: expected `architecture` and `input` together, with `output` unless it is one "
             "logit, or none of them for a file that carries its own manifest.",
         )
-    if architecture not in ARCHITECTURES:
+    if not catalogue.is_known(architecture):
         raise ApiError(
             "invalid_request",
-            f"/body/architecture: expected one of {', '.join(ARCHITECTURES)}; got {architecture!r}",
+            f"/body/architecture: expected one of {catalogue.known()}; got {architecture!r}",
         )
     return Manifest(
         architecture=architecture,
@@ -143,17 +152,59 @@ def show_model(model_id: AssetId, house: HouseDep, caller: Reader) -> Model:
 @router.get(
     "/{model_id}/content",
     response_class=Response,
-    responses=problems("not_found", "not_ready") | {304: {"description": "Not modified"}},
+    responses=problems("not_found", "not_ready", "invalid_model", "too_many_jobs")
+    | {304: {"description": "Not modified"}},
 )
 def download_model(
-    model_id: AssetId, request: Request, house: HouseDep, caller: Reader
+    model_id: AssetId,
+    request: Request,
+    house: HouseDep,
+    caller: Reader,
+    file_format: Annotated[Format, Query(alias="format")] = "safetensors",
 ) -> Response:
-    """The weights as safetensors, with the manifest inside: upload it elsewhere as it is."""
+    """The model as a file.
+
+    safetensors: the weights with the manifest inside; upload it elsewhere as it is. onnx: pixels in
+    [0, 1] to logits, for use without PyTorch; made by a job when it is first asked for.
+    """
     with house.database.reading() as session:
         row = assets.find(session, ModelRow, model_id, caller)
         assets.require_ready(row)
     assert row.content_sha256 is not None
-    return assets.content(request, house, row.content_sha256, filename=f"{row.id}.safetensors")
+    sha256 = row.content_sha256
+    if file_format == "onnx":
+        sha256 = _exported(house, caller, model_id)
+    return assets.content(request, house, sha256, filename=f"{row.id}.{file_format}")
+
+
+def _exported(house: House, caller: Caller, model_id: str) -> str:
+    """The hash of a model as ONNX, by the job that made it or one that makes it now."""
+    query = select(JobRow).where(
+        JobRow.kind == JobKind.EXPORT,
+        JobRow.model_id == model_id,  # its content never changes
+        JobRow.status.not_in([JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.CANCELLING]),
+    )
+    with house.database.writing() as session:
+        job = session.scalars(query.order_by(JobRow.id)).first()
+        if job is None:
+            quotas.check_jobs(session, house.settings, caller.tenant, new=1)
+            job = jobs.enqueue(
+                session,
+                JobKind.EXPORT,
+                tenant=caller.tenant,
+                request={"model_id": model_id},
+                model_id=model_id,
+            )
+    house.ring(job)
+    ended = wait_until_done(house, job.id, wait_s=house.settings.max_wait_s)
+    if ended.status == JobStatus.FAILED:
+        error = ended.error or {}
+        raise ApiError(error["code"], error["message"])
+    if ended.status != JobStatus.SUCCEEDED:
+        raise ApiError(
+            "not_ready", f"The model {model_id} is still being exported; wait for {job.id}."
+        )
+    return str((ended.result or {})["blobs"]["onnx"])
 
 
 @router.delete("/{model_id}", status_code=204, responses=problems("not_found", "in_use"))

@@ -19,7 +19,7 @@ from api.assets import AssetId
 from api.deps import Caller, House, HouseDep, Writer
 from api.errors import ApiError, ErrorItem, explain_validation, problems
 from api.schemas import ImageScore, ImageScores
-from models.header import ONE_LOGIT, Manifest
+from models.header import Manifest
 from store.tables import ModelRow
 from worker.scoring.link import ScoringGoneError
 
@@ -213,7 +213,7 @@ async def scores_of(request: Request, house: House, target: Target, images: Imag
 def _positive(target: Target, asked: list[str] | None) -> list[str] | None:
     """The classes to score: those asked for, else those that the model was trained to rank."""
     output = target.manifest.output
-    if asked and output == ONE_LOGIT:
+    if asked and output.classes is None:
         raise ApiError(
             "invalid_config",
             f"/body/positive: expected none, as the model {target.model_id} has one logit; got "

@@ -431,9 +431,12 @@ class Models(_Resource):
         )
         return Model.model_validate(await self.show(added["id"]))
 
-    async def export(self, model_id: str, target: Path) -> None:
-        """Write the weights, manifest inside, to a file."""
-        await self._client.download(f"{self.path}/{model_id}/content", target)
+    async def export(
+        self, model_id: str, target: Path, *, file_format: str = "safetensors"
+    ) -> None:
+        """Write the model to a file: weights with their manifest, or `onnx`."""
+        path = f"{self.path}/{model_id}/content?format={file_format}"
+        await self._client.download(path, target)
 
     async def remove(self, model_id: str) -> None:
         """Remove one that no job uses."""

@@ -353,8 +353,8 @@ def test_unknown_form_fields_are_refused(api: Api, problem: Check) -> None:
         ({**DECLARED, "output": "cat,dog"}, "/body/output: Invalid JSON"),
         (
             {**DECLARED, "output": '{"kind": "softmax"}'},
-            "/body/output/kind: Input should be 'logit', 'multiclass' or 'multilabel', "
-            "got 'softmax'",
+            "/body/output/kind: Input should be 'logit', 'multiclass', 'multilabel', 'probability' "
+            "or 'probabilities', got 'softmax'",
         ),
         (
             {**DECLARED, "output": '{"kind": "multiclass"}'},

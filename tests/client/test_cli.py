@@ -316,8 +316,8 @@ def test_weights_without_architecture_are_described_on_the_command_line(
 
     wrong = adap("model", "add", "bare.safetensors", "--architecture", "nope", "--input", "{}")
     assert wrong.err.splitlines()[-1] == (
-        "/body/architecture: expected one of small_cnn, resnet18, resnet18_3x3, thin_cnn; "
-        "got 'nope'"
+        "/body/architecture: expected one of small_cnn, resnet18, resnet18_3x3, thin_cnn, onnx, "
+        "torchvision/NAME, timm/NAME; got 'nope'"
     )
 
 

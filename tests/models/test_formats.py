@@ -149,7 +149,7 @@ FOREIGN: dict[str, tuple[Callable[[Path], bytes], str]] = {
         "a Keras archive",
     ),
     "HDF5": (lambda _: b"\x89HDF\r\n\x1a\n" + bytes(64), "an HDF5 file"),
-    "ONNX": (lambda _: ONNX, "an ONNX model, which is not supported yet"),
+    "ONNX": (lambda _: ONNX, "an ONNX model"),
     "plain zip": (lambda _: zip_of(readme=b"hello"), "a zip archive"),
     "pickle in a zip in a zip": (
         lambda canary: zip_of(inner=zip_of(payload=pickled(canary))),

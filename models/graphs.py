@@ -1,0 +1,157 @@
+"""A network as a list of operations: what is kept of an ONNX file, as JSON beside its tensors.
+
+The list is ours: every name in it is made here (`x` the images, `v0`, `v1`, ... what operations
+give, `w0`, `w1`, ... the tensors), every operation is one of `OPERATORS`, every attribute a number,
+a text, a list of them or a tensor. There is nothing in it that could run, name a file, branch or
+loop. Sizes may follow from the size of the images, never from the values of their pixels.
+"""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from models.errors import ModelFileError
+
+GRAPH = "onnx"
+"""The architecture of a model that brings its own graph."""
+
+GRAPH_TENSOR = "graph"
+"""The tensor (n,) of bytes that holds the JSON, in the file of such a model."""
+
+MAX_GRAPH_BYTES = 4 * 1024 * 1024
+MAX_NODES = 10_000
+SMALLEST_OPSET, LARGEST_OPSET = 9, 25
+
+# Each with the places of its inputs that say how large something becomes.
+OPERATORS: dict[str, frozenset[int]] = {
+    **dict.fromkeys(
+        (
+            *("Abs", "Add", "AveragePool", "BatchNormalization", "Cast", "Clip", "Concat", "Conv"),
+            *("Div", "Elu", "Equal", "Erf", "Exp", "Flatten", "Gelu", "Gemm"),
+            *("GlobalAveragePool", "GlobalMaxPool", "GroupNormalization", "HardSigmoid"),
+            *("HardSwish", "InstanceNormalization", "LayerNormalization", "LeakyRelu"),
+            *("Log", "LogSoftmax", "MatMul", "Max", "MaxPool", "Mean", "Min", "Mish", "Mod", "Mul"),
+            *("Neg", "PRelu", "Pow", "Reciprocal", "ReduceL2", "ReduceMax", "Relu", "Selu"),
+            *("Shape", "Sigmoid", "Softmax", "Softplus", "Sqrt", "Sub", "Sum", "Tanh"),
+            *("Transpose", "Where"),
+        ),
+        frozenset[int](),
+    ),
+    "ConstantOfShape": frozenset({0}),
+    "Expand": frozenset({1}),
+    "Gather": frozenset({1}),
+    "GatherND": frozenset({1}),
+    "Pad": frozenset({1, 3}),
+    "Range": frozenset({0, 1, 2}),
+    "ReduceMean": frozenset({1}),
+    "ReduceSum": frozenset({1}),
+    "Reshape": frozenset({1}),
+    "Slice": frozenset({1, 2, 3, 4}),
+    "Split": frozenset({1}),
+    "Squeeze": frozenset({1}),
+    "Unsqueeze": frozenset({1}),
+}
+
+Name = Annotated[str, Field(pattern=r"^(x|[vw]\d{1,6})$")]
+Text = Annotated[str, Field(max_length=40)]
+Number = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+
+
+class TensorAttribute(BaseModel):
+    """An attribute whose value is one of the tensors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    tensor: Name
+
+
+Attribute = (
+    Number | float | Text | TensorAttribute | Annotated[list[Number | float], Field(max_length=64)]
+)
+
+
+class Node(BaseModel):
+    """One operation; an input that is left out is an empty name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    operator: Annotated[str, Field(max_length=40)]
+    inputs: list[Name | Annotated[str, Field(max_length=0)]] = Field(max_length=1000)
+    outputs: list[Name] = Field(min_length=1, max_length=1000)
+    attributes: dict[Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z_]{0,39}$")], Attribute] = (
+        Field(max_length=20)
+    )
+
+
+class Graph(BaseModel):
+    """Operations in the order in which they run, from the images `x` to `output`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    opset: int = Field(ge=SMALLEST_OPSET, le=LARGEST_OPSET)
+    output: Name
+    rank: int = Field(2, ge=1, le=2, description="of the output: (B,) or (B, K)")
+    nodes: list[Node] = Field(min_length=1, max_length=MAX_NODES)
+
+    def encode(self) -> bytes:
+        """The text that is kept: equal graphs, equal bytes."""
+        return self.model_dump_json().encode()
+
+    def check(self, tensors: set[str]) -> None:
+        """Every name is made before it is used, and no size depends on a pixel.
+
+        tensors: the names of those beside the graph. Raises ModelFileError.
+        """
+        made = {"x", *tensors}
+        known = set(tensors)  # values that are the same for all images of a size
+        for node in self.nodes:
+            sizes = OPERATORS.get(node.operator)
+            if sizes is None:
+                raise ModelFileError(refused_operator(node.operator))
+            named = [name for name in node.inputs if name]
+            named += [
+                value.tensor
+                for value in node.attributes.values()
+                if isinstance(value, TensorAttribute)
+            ]
+            for name in named:
+                if name not in made:
+                    raise _unsound(f"{name} to be made before {node.operator} uses it")
+            for place, name in enumerate(node.inputs):
+                if name and place in sizes and name not in known:
+                    raise ModelFileError(
+                        f"expected sizes and positions that do not depend on pixel values, got "
+                        f"{node.operator} with one that does (input {place})"
+                    )
+            if not made.isdisjoint(node.outputs) or len(set(node.outputs)) < len(node.outputs):
+                raise _unsound(f"{node.operator} to make new names, got {node.outputs[0]} again")
+            made.update(node.outputs)
+            if node.operator == "Shape" or known.issuperset(n for n in node.inputs if n):
+                known.update(node.outputs)
+        if self.output not in made - known - {"x"}:
+            raise ModelFileError("expected an output that depends on the images, got a constant")
+
+
+def decode(content: bytes) -> Graph:
+    """Read what `Graph.encode` wrote. Raises ModelFileError for anything else."""
+    if len(content) > MAX_GRAPH_BYTES:
+        raise _unsound(f"at most {MAX_GRAPH_BYTES} bytes, got {len(content)}")
+    try:
+        return Graph.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"][:3])
+        raise _unsound(f"valid operations, got {where}: {first['msg']}") from error
+
+
+def refused_operator(name: str) -> str:
+    """Why an operation that is not known here is refused."""
+    return (
+        f"expected ONNX operators that are known here, got {name!r:.60}; export the network that "
+        "scores images alone, without pre- and post-processing. Known: "
+        f"{', '.join(sorted(OPERATORS))}"
+    )
+
+
+def _unsound(expected_and_got: str) -> ModelFileError:
+    return ModelFileError(f"damaged graph: expected {expected_and_got}")

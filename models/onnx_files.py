@@ -1,0 +1,407 @@
+"""ONNX in and out: a file to a `Graph` with tensors, and such a graph to a torch network.
+
+A file is parsed in the sandboxed child alone, once. What goes on from there is the graph and the
+tensors, from which the same torch network is built (by onnx2pytorch) wherever the model is used:
+nothing of the file itself is kept, and no pickle is made.
+"""
+
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from models.errors import ModelFileError
+from models.graphs import (
+    LARGEST_OPSET,
+    MAX_NODES,
+    OPERATORS,
+    SMALLEST_OPSET,
+    Graph,
+    Node,
+    TensorAttribute,
+    refused_operator,
+)
+from models.header import InputSpec, shown
+
+MAX_BYTES = 1024**3  # protobuf itself ends at 2 GiB
+MAX_TENSORS = 9_000  # the header of the stored form holds as many
+MAX_DIMENSIONS = 8
+TOLERANCE = 1e-4  # of the largest output: float32 sums in another order stay far below
+
+_KEPT = (np.float32, np.int64, np.int32, np.bool_)
+_UNFOLDED = ("Constant", "Dropout", "Identity")  # of a file, gone from the graph
+_DOMAINS = ("", "ai.onnx")
+_DYNAMIC = (
+    "export it with one: torch.onnx.export(model, (x,), 'model.onnx', dynamo=True, "
+    "external_data=False, dynamic_shapes=({0: torch.export.Dim('batch')},)) with 2 images in x"
+)
+
+
+class GraphNetwork(nn.Module):
+    """(B, C, H, W) to the graph's output; the tensors are held under their names in the graph."""
+
+    def __init__(self, graph: Graph, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        from onnx2pytorch import ConvertModel  # onnx takes a second to import: only where used
+
+        self.graph = graph
+        self.names = sorted(tensors)
+        model = as_onnx(graph, tensors)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about how numbers are shared, not about the network
+            try:
+                self.converted = ConvertModel(model)
+            except Exception as error:  # whatever the library cannot do is a reason for the user
+                raise ModelFileError(
+                    f"expected a graph that PyTorch can repeat, got one that it cannot: {error!r}"
+                ) from error
+        for name, value in tensors.items():  # one copy of each tensor is enough
+            setattr(self.converted, _buffer(name), value)
+        # the library keeps the model for its list of nodes alone
+        del self.converted.onnx_model.graph.initializer[:]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> the output, by torch operations alone."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the library's Slice warns of its own indexing
+            output: Tensor = self.converted(images)
+        return output
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What the graph was built from."""
+        return {name: getattr(self.converted, _buffer(name)) for name in self.names}
+
+
+def read(path: Path, spec: InputSpec) -> tuple[Graph, dict[str, NDArray[Any]]]:
+    """The graph of an ONNX file for images of this size, and its tensors.
+
+    For the sandboxed child alone. Raises ModelFileError for a file that is not one network with
+    all its tensors inside, made of known operators, of one input and one output.
+    """
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise ModelFileError(f"expected an ONNX file of at most {MAX_BYTES} bytes, got {size}")
+    from google.protobuf.message import DecodeError
+    from onnx import ModelProto
+
+    model = ModelProto()
+    try:
+        model.ParseFromString(path.read_bytes())  # of bytes: it knows no folder to read beside
+    except DecodeError as error:
+        raise ModelFileError(f"expected a sound ONNX file, got a damaged one: {error}") from error
+    return _Reader(model).read(spec)
+
+
+def as_onnx(graph: Graph, tensors: Mapping[str, Tensor | NDArray[Any]]) -> Any:
+    """The ModelProto of a graph: `x` (batch, C, H, W) to its output."""
+    from onnx import TensorProto, checker, helper, numpy_helper
+
+    arrays = {
+        name: numpy_helper.from_array(np.ascontiguousarray(np.asarray(value)), name)
+        for name, value in tensors.items()
+    }
+
+    def value(attribute: Any) -> Any:
+        return arrays[attribute.tensor] if isinstance(attribute, TensorAttribute) else attribute
+
+    output = ["batch", None][: graph.rank]
+    try:
+        nodes = [helper.make_node(node.operator, node.inputs, node.outputs) for node in graph.nodes]
+        for made_node, node in zip(nodes, graph.nodes, strict=True):
+            made_node.attribute.extend(
+                helper.make_attribute(key, value(item)) for key, item in node.attributes.items()
+            )
+        made = helper.make_graph(
+            nodes,
+            "network",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", None, None, None])],
+            [helper.make_tensor_value_info(graph.output, TensorProto.FLOAT, output)],
+            initializer=list(arrays.values()),
+        )
+        model = helper.make_model(made, opset_imports=[helper.make_opsetid("", graph.opset)])
+        checker.check_model(model)
+    except (checker.ValidationError, ValueError, TypeError) as error:
+        raise ModelFileError(
+            f"expected operators used as ONNX defines them, got {str(error)[:300]}"
+        ) from error
+    return model
+
+
+def compare(path: Path, network: nn.Module, spec: InputSpec) -> float:
+    """The largest difference between a network and onnxruntime on the file that it came from.
+
+    On random images, in batches of three and one; relative to the largest output, if above 1.
+    For the sandboxed child alone. Raises ModelFileError where either cannot run or they differ.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    generator = torch.Generator().manual_seed(0)
+    largest = 0.0
+    for count in (3, 1):
+        images = torch.randn(count, spec.channels, spec.height, spec.width, generator=generator)
+        try:
+            session = onnxruntime.InferenceSession(
+                path.read_bytes(), options, providers=["CPUExecutionProvider"]
+            )
+            (name,) = (item.name for item in session.get_inputs())
+            (expected,) = session.run(None, {name: images.numpy()})
+        except Exception as error:
+            raise ModelFileError(
+                f"expected a network that onnxruntime runs on {count} images of the declared size, "
+                f"got {str(error)[:300]}; if it has no dynamic batch, {_DYNAMIC}"
+            ) from error
+        try:
+            with torch.no_grad():
+                got = network(images).numpy()
+        except Exception as error:
+            raise ModelFileError(
+                f"expected a graph that PyTorch can repeat on {count} images of the declared size, "
+                f"got {error!r:.300}"
+            ) from error
+        if got.shape != expected.shape:
+            raise ModelFileError(
+                f"expected the outputs of onnxruntime, {expected.shape}, got {got.shape}"
+            )
+        if not np.isfinite(expected).all():
+            raise ModelFileError("expected finite outputs, got NaN or infinity from onnxruntime")
+        scale = max(1.0, float(np.abs(expected).max(initial=0)))
+        difference = float(np.abs(got - expected).max(initial=0)) / scale
+        if not difference <= TOLERANCE:
+            raise ModelFileError(
+                "expected the outputs of onnxruntime, got a network in PyTorch whose outputs are "
+                f"off by {difference:.2g} of the largest: an operator is read differently"
+            )
+        largest = max(largest, difference)
+    return largest
+
+
+class _Reader:
+    """One ONNX model on its way to a graph: names are replaced, everything else is checked."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._names: dict[str, str] = {"": ""}
+        self._tensors: dict[str, NDArray[Any]] = {}
+        self._values = 0
+
+    def read(self, spec: InputSpec) -> tuple[Graph, dict[str, NDArray[Any]]]:
+        model, graph = self._model, self._model.graph
+        opset = self._opset()
+        for found, what in (
+            (model.functions, "local functions"),
+            (model.training_info, "training information"),
+            (graph.sparse_initializer, "sparse tensors"),
+        ):
+            if len(found):
+                raise ModelFileError(f"expected a plain ONNX network, got one with {what}")
+        if len(graph.node) > MAX_NODES:
+            raise ModelFileError(f"expected at most {MAX_NODES} operators, got {len(graph.node)}")
+        # all of them before one is read: what lies outside the file is refused by its name
+        for tensor in graph.initializer:
+            _refuse_external(tensor)
+        for node in graph.node:
+            if node.domain not in _DOMAINS or node.op_type not in (*OPERATORS, *_UNFOLDED):
+                domain = f"{node.domain}." if node.domain not in _DOMAINS else ""
+                raise ModelFileError(refused_operator(domain + node.op_type))
+            for attribute in node.attribute:
+                _refuse_external(attribute.t)
+                if attribute.HasField("sparse_tensor") or attribute.ref_attr_name:
+                    raise ModelFileError(
+                        f"expected plain attributes, got another kind in {node.op_type}"
+                    )
+        for tensor in graph.initializer:
+            self._bind(tensor.name, self._add_tensor(tensor))
+        self._bind_images(spec)
+        nodes = [made for node in graph.node if (made := self._node(node)) is not None]
+        if len(graph.output) != 1:
+            raise ModelFileError(
+                f"expected one output, the scores, got {len(graph.output)}: "
+                f"{', '.join(shown(item.name) for item in graph.output[:5])}"
+            )
+        if not nodes:
+            raise ModelFileError("expected a network, got an ONNX file without operators")
+        output = graph.output[0]
+        rank = len(output.type.tensor_type.shape.dim) or 2  # where it is not declared
+        if rank > 2:
+            raise ModelFileError(f"expected an output (batch, K) or (batch,), got {rank} axes")
+        made_graph = Graph(opset=opset, output=self._name(output.name), rank=rank, nodes=nodes)
+        made_graph.check(set(self._tensors))
+        return made_graph, self._tensors
+
+    def _opset(self) -> int:
+        versions = {item.domain: item.version for item in self._model.opset_import}
+        opset = next((versions[domain] for domain in _DOMAINS if domain in versions), None)
+        if opset is None or not SMALLEST_OPSET <= opset <= LARGEST_OPSET:
+            raise ModelFileError(
+                f"expected an ONNX opset from {SMALLEST_OPSET} to {LARGEST_OPSET}, got {opset}"
+            )
+        return int(opset)
+
+    def _bind_images(self, spec: InputSpec) -> None:
+        from onnx import TensorProto
+
+        inputs = [item for item in self._model.graph.input if item.name not in self._names]
+        if len(inputs) != 1:
+            raise ModelFileError(
+                f"expected one input, the images, got {len(inputs)}: "
+                f"{', '.join(shown(item.name) for item in inputs[:5])}"
+            )
+        kind = inputs[0].type.tensor_type
+        if kind.elem_type != TensorProto.FLOAT:
+            name = TensorProto.DataType.Name(kind.elem_type)
+            raise ModelFileError(f"expected images as float32, got an input of {name}")
+        sizes = [item.dim_value if item.HasField("dim_value") else None for item in kind.shape.dim]
+        wanted = (spec.channels, spec.height, spec.width)
+        if len(sizes) != 4 or any(
+            size not in (None, want) for size, want in zip(sizes[1:], wanted, strict=True)
+        ):
+            got = ", ".join("any" if size is None else str(size) for size in sizes)
+            raise ModelFileError(
+                f"expected an input (batch, {spec.channels}, {spec.height}, {spec.width}) as "
+                f"declared, got ({got})"
+            )
+        if sizes[0] is not None:
+            raise ModelFileError(
+                f"expected a dynamic batch dimension, got batches of {sizes[0]}; {_DYNAMIC}"
+            )
+        self._bind(inputs[0].name, "x")
+
+    def _node(self, node: Any) -> Node | None:
+        from onnx import AttributeProto
+
+        attributes: dict[str, Any] = {}
+        for item in node.attribute:
+            if not re.fullmatch(r"[A-Za-z_]{1,40}", item.name) or item.name in attributes:
+                raise ModelFileError(f"expected known attributes, got {shown(item.name)}")
+            match item.type:
+                case AttributeProto.FLOAT:
+                    attributes[item.name] = float(item.f)
+                case AttributeProto.INT:
+                    attributes[item.name] = int(item.i)
+                case AttributeProto.STRING:
+                    attributes[item.name] = _text(item.s)
+                case AttributeProto.FLOATS:
+                    attributes[item.name] = [float(value) for value in item.floats]
+                case AttributeProto.INTS:
+                    attributes[item.name] = [int(value) for value in item.ints]
+                case AttributeProto.TENSOR:
+                    attributes[item.name] = TensorAttribute(tensor=self._add_tensor(item.t))
+                case _:
+                    raise ModelFileError(
+                        f"expected numbers, texts and tensors as attributes, got another kind in "
+                        f"{node.op_type}: branches and loops are not taken"
+                    )
+        if node.op_type == "Constant":
+            self._bind(node.output[0] if node.output else "", self._constant(attributes))
+            return None
+        inputs = [self._name(name) for name in node.input]
+        if attributes.pop("training_mode", 0) or (node.op_type == "Dropout" and len(inputs) > 2):
+            raise ModelFileError(
+                f"expected a network in eval mode, got {node.op_type} in training mode; call "
+                "model.eval() before the export"
+            )
+        if node.op_type in ("Dropout", "Identity"):  # the same value under another name
+            self._bind(node.output[0], inputs[0])
+            return None
+        outputs = []
+        for name in node.output:
+            outputs.append(f"v{self._values}")
+            self._values += 1
+            if name:
+                self._bind(name, outputs[-1])
+        try:
+            return Node(
+                operator=node.op_type, inputs=inputs, outputs=outputs, attributes=attributes
+            )
+        except ValueError as error:
+            raise ModelFileError(
+                f"expected plain numbers in {node.op_type}, got others: {str(error)[:200]}"
+            ) from error
+
+    def _constant(self, attributes: dict[str, Any]) -> str:
+        match attributes:
+            case {"value": TensorAttribute(tensor=name)}:
+                return name
+            case {"value_float": float() | list() as value} | {"value_floats": value}:
+                return self._add_array(np.array(value, np.float32))
+            case {"value_int": value} | {"value_ints": value}:
+                return self._add_array(np.array(value, np.int64))
+            case _:
+                raise ModelFileError("expected a constant made of numbers, got another kind")
+
+    def _add_tensor(self, tensor: Any) -> str:
+        from onnx import TensorProto, numpy_helper
+
+        kinds = (TensorProto.FLOAT, TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL)
+        if tensor.data_type not in kinds:
+            known = tensor.data_type in TensorProto.DataType.values()
+            kind = TensorProto.DataType.Name(tensor.data_type) if known else "another kind"
+            raise ModelFileError(
+                f"expected tensors of float32, int64, int32 or bool, got {kind} in "
+                f"{shown(tensor.name)}; export the network in float32, not quantised"
+            )
+        if len(tensor.dims) > MAX_DIMENSIONS:
+            raise ModelFileError(
+                f"expected tensors of at most {MAX_DIMENSIONS} dimensions, got {len(tensor.dims)}"
+            )
+        try:
+            array = numpy_helper.to_array(tensor)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise ModelFileError(
+                f"expected as many numbers as {shown(tensor.name)} declares, got others: {error}"
+            ) from error
+        return self._add_array(array)
+
+    def _add_array(self, array: NDArray[Any]) -> str:
+        if len(self._tensors) == MAX_TENSORS:
+            raise ModelFileError(f"expected at most {MAX_TENSORS} tensors, got more")
+        if array.dtype not in _KEPT:
+            raise ModelFileError(f"expected float32, int64, int32 or bool, got {array.dtype}")
+        if not np.isfinite(array).all():
+            raise ModelFileError("expected finite weights, got NaN or infinity in a tensor")
+        name = f"w{len(self._tensors)}"
+        self._tensors[name] = array
+        return name
+
+    def _bind(self, name: str, ours: str) -> None:
+        if not name or name in self._names:
+            raise ModelFileError(f"expected each value to be named once, got {shown(name)} again")
+        self._names[name] = ours
+
+    def _name(self, name: str) -> str:
+        if name not in self._names:
+            raise ModelFileError(
+                f"expected values to be made before they are used, got {shown(name)}"
+            )
+        return self._names[name]
+
+
+def _refuse_external(tensor: Any) -> None:
+    from onnx import TensorProto
+
+    if tensor.data_location == TensorProto.EXTERNAL or len(tensor.external_data):
+        raise ModelFileError(
+            f"expected all tensors inside the file, got {shown(tensor.name)} with external data, "
+            "which is never looked for; export with external_data=False, or join the files: "
+            "onnx.save(onnx.load('model.onnx'), 'whole.onnx')"
+        )
+
+
+def _text(value: bytes) -> str:
+    try:
+        return value.decode("ascii")
+    except UnicodeDecodeError as error:
+        raise ModelFileError(f"expected plain text in attributes, got {value!r:.60}") from error
+
+
+def _buffer(name: str) -> str:
+    return f"_initializer_{name}"  # what onnx2pytorch calls the tensor of this name
