@@ -203,7 +203,7 @@ def test_a_folder_becomes_a_data_set_and_goes_again(adap: Adap, service: str, im
     shown = adap("dataset", "show", dataset_id, "--json")
     assert shown.json == get(service, f"/v1/datasets/{dataset_id}")
     assert shown.json["name"] == "pets"
-    assert f"{dataset_id}   pets   ready" in adap("dataset", "list").out
+    assert re.search(rf"{dataset_id} +pets +ready", adap("dataset", "list").out)
 
     removed = adap("dataset", "remove", dataset_id)
     assert (removed.code, removed.out) == (0, f"Removed {dataset_id}.\n")
@@ -258,7 +258,7 @@ def test_a_data_set_that_cannot_be_read_is_refused_with_the_reason(
     assert run.code == 1
     assert run.err.endswith(
         f"The data set {dataset_id} was rejected.\n"
-        "  - expected a zip of class folders or an NPZ, "
+        "  - expected a zip of class folders, an NPZ or Parquet, "
         "got a file of a kind that is not known here\n"
     )
 
