@@ -14,10 +14,12 @@ to other machines.
 """
 
 import argparse
+import json
 import os
 import platform
 import signal
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
@@ -64,9 +66,7 @@ from store.tables import (
     ModelRow,
     UploadRow,
 )
-from worker.child import Child
 from worker.embedded import free_port
-from worker.work import Work
 
 MIB = 2**20
 TINY = {"task": {"positive": ["positive"]}, "epochs": 1, "batch_size": 16, "attack": {"steps": 1}}
@@ -124,7 +124,7 @@ def below(value: float | None, limit: float) -> bool:
 def errors(load: dict[str, Any]) -> int:
     """Answers that are none of 2xx, 304, 429 and 503, and broken connections."""
     fine = {"200", "201", "206", "304", "429", "503"}
-    return int(load["broken"]) + sum(n for s, n in load["statuses"].items() if s not in fine)
+    return int(load["broken"] + sum(n for s, n in load["statuses"].items() if s not in fine))
 
 
 # --- L1, L2: requests -----------------------------------------------------------------------------
@@ -304,18 +304,10 @@ def no_ops(plan: Plan) -> Rows:
                 f"{beside / 4:.0f}/s: four transactions of one insert",
                 share(rate, beside / 4),
             )
-    upload, times = plan.folder / "upload", []
-    upload.write_bytes(b"no weights")
-    for number in range(plan.pick(10, 2) + 1):
-        work = Work("validate_model", {}, {"upload": upload}, plan.folder)
-        with Child(threads=1) as child:
-            for _ in range(2):
-                started = time.perf_counter()
-                child.run(work, on_message=lambda _: None, check=lambda: None, poll_s=1)
-                times.append(time.perf_counter() - started)
-        if number == 0:
-            times.clear()  # torch was loaded here, once
-    cold, warm = statistics.median(times[::2]), statistics.median(times[1::2])
+    script = "from benchmarks.load_child import main; main()"
+    command = (sys.executable, "-c", script, str(plan.folder), str(plan.pick(10, 2)))
+    times = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    cold, warm = (statistics.median(times) for times in zip(*times, strict=True))
     yield Row(
         "a child of the warm fork server: its first answer",
         ms(cold),
@@ -370,17 +362,16 @@ def event_streams(plan: Plan) -> Rows:
         peer_busy = peer.load("/", **asking)
         beside = finish(ticks)
         accept = {"Accept": "text/event-stream"}
-        with ours.peak():
-            stream = ours.start_load(f"/v1/jobs/{job}/events", headers=accept, **following)
-            time.sleep(1)  # until all are connected, or nearly
-            asked = ours.start_load(f"/v1/jobs/{job}", **asking)
-            end = time.monotonic() + seconds
-            while time.monotonic() < end:
-                with ours.database.writing() as session:
-                    jobs.record(session, claim, "tick", {"sent": time.time()})
-                time.sleep(0.5)
-            rss = ours.rss()
-            busy, got = finish(asked), finish(stream)
+        stream = ours.start_load(f"/v1/jobs/{job}/events", headers=accept, **following)
+        time.sleep(1)  # until all are connected, or nearly
+        asked = ours.start_load(f"/v1/jobs/{job}", **asking)
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            with ours.database.writing() as session:
+                jobs.record(session, claim, "tick", {"sent": time.time()})
+            time.sleep(0.5)
+        rss = ours.rss()
+        busy, got = finish(asked), finish(stream)
     yield Row(
         f"event delay, {clients} clients of a stream, {got['events']} events",
         f"p50 {ms(got['p50'])}, p95 {ms(got['p95'])}",

@@ -150,9 +150,11 @@ async def opened(spec: Spec) -> Answer:
             task.add_done_callback(busy.discard)
         await asyncio.sleep(0.002)
     seconds = time.perf_counter() - started
+    in_time = tally.answer(seconds)
     if busy:
         await asyncio.wait(busy, timeout=30)
-    return {**tally.answer(seconds), "unanswered": len(busy)}
+    rates = {name: in_time[name] for name in ("rate", "sent_rate")}  # not of the stragglers
+    return {**tally.answer(seconds), **rates, "unanswered": len(busy)}
 
 
 async def streams(spec: Spec) -> Answer:

