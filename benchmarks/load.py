@@ -174,13 +174,16 @@ def reads(plan: Plan) -> Rows:
 
 
 def writes(plan: Plan) -> Rows:
-    """L2: audits, each with an Idempotency-Key of its own; nobody works on them."""
+    """L2: audits, each with an Idempotency-Key of its own; the broker takes the bells, and nobody hears them."""
     load: dict[str, Any] = {"method": "POST", "concurrency": 16, "seconds": plan.seconds}
-    with databases(plan.folder / "postgres") as found:
+    with (
+        valkey(plan.folder / "broker") as broker,
+        databases(plan.folder / "postgres") as found,
+    ):
         for name, url in found.items():
             folder, least = plan.folder / name, 200 if url else 100
             with (
-                api(folder / "home", database_url=url) as ours,
+                api(folder / "home", database_url=url, broker_url=broker) as ours,
                 bare(folder / "bare", database_url=url) as peer,
             ):
                 audit = f'{{"model_id": "{ours.model()}", "dataset_id": "{ours.dataset()}"}}'
