@@ -174,7 +174,7 @@ def reads(plan: Plan) -> Rows:
 
 
 def writes(plan: Plan) -> Rows:
-    """L2: audits, each with an Idempotency-Key of its own; the broker takes the bells, and nobody hears them."""
+    """L2: audits, each with an Idempotency-Key of its own; the bells ring and nobody comes."""
     load: dict[str, Any] = {"method": "POST", "concurrency": 16, "seconds": plan.seconds}
     with (
         valkey(plan.folder / "broker") as broker,
@@ -827,7 +827,10 @@ def main() -> None:
     )
     print(f"\n{machine}")
     if options.write is not None:
-        command = "python -m benchmarks.load" + " --quick" * options.quick
+        command = "python -m benchmarks.load"
+        if options.only != list(GOALS):
+            command += f" --only {' '.join(options.only)}"
+        command += " --quick" if options.quick else f" --minutes {options.minutes:g}"
         text_before = [
             "# What the service bears",
             "",
