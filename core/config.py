@@ -330,7 +330,9 @@ class TrainingConfig(Config):
     """How a network is trained, apart from the data."""
 
     preset: TrainingPreset | None = Field(
-        None, description="values of the fields that are left out, see GET /v1/presets"
+        None,
+        exclude_if=_is_off,
+        description="values of the fields that are left out, see GET /v1/presets",
     )
     method: Method = Field(AdapLPNMethod(), description="a method, or its bare name")
     architecture: str = Field("small_cnn", max_length=64, description="see GET /v1/architectures")

@@ -29,7 +29,7 @@ class Normalised(nn.Module):
         return logits.squeeze(1)
 
 
-def thin_cnn() -> nn.Module:
+def strided_cnn() -> nn.Module:
     """Three convolutions of stride 2 with 16, 64 and 128 channels, and the mean over what is left.
 
     As large as two CPU cores can train some hundred times in two hours.
@@ -50,7 +50,7 @@ def thin_cnn() -> nn.Module:
 
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
-    "thin_cnn": thin_cnn,
+    "strided_cnn": strided_cnn,
     "resnet18": lambda: architectures.BUILDERS["resnet18"](3, 1),
 }
 

@@ -49,6 +49,7 @@ class Scale(Config):
     sources: dict[str, str]
     full: Size
     small: Size
+    reading: str = Field("", description="what the figures say, written by who has read them")
     training: dict[str, Any] = Field({}, description="fields of `core.config.TrainingConfig`")
 
 
@@ -78,6 +79,11 @@ class Experiment(Config):
         {}, description="by task or data set (its average), then by `entry_name`"
     )
     note: str = ""
+
+    def of_paper(self, task: str, method: str, varied: Values) -> PaperValue:
+        """What the paper has for an entry: of the task, or else the mean over its data set."""
+        values = self.paper.get(task) or self.paper.get(task.split("/")[0]) or {}
+        return values.get(entry_name(method, varied), PaperValue())
 
 
 def entry_name(method: str, varied: Values) -> str:

@@ -256,7 +256,7 @@ def test_a_training_goes_on_from_its_checkpoint(root: Path, tmp_path: Path) -> N
 
 
 def test_a_fresh_last_layer_leaves_the_others(tmp_path: Path) -> None:
-    network = networks.build("thin_cnn", seed=0)
+    network = networks.build("strided_cnn", seed=0)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     after = networks.with_fresh_last_layer(network).state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
