@@ -1,6 +1,7 @@
 """The load of `benchmarks.load` on a real bare server: what is counted is what was answered."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -43,7 +44,7 @@ def test_a_file_that_went_in_parts_comes_back_by_ranges(peer: Server) -> None:
     part = 1 << 20
     sent = peer.load("/bytes/{}", mode="upload", part_bytes=part, parts=2)
     assert len(sent["sha256"]) == 64
-    down = {"mode": "download", "part_bytes": part // 4}
+    down: dict[str, Any] = {"mode": "download", "part_bytes": part // 4}
     assert peer.load("/bytes/2", size=part, **down)["seconds"] > 0
     with pytest.raises(RuntimeError, match="load generator ended"):
         peer.load("/bytes/2", size=part + 1, **down)
