@@ -46,15 +46,17 @@ def main() -> None:
         weak=False,
     )
     worker.start()
-    app.worker_main(
-        [
-            *("worker", "--pool", "threads", "--concurrency", "1", "--queues", queue),
-            *("--hostname", f"{queue}@%h", "--without-gossip", "--without-mingle"),
-            *("--without-heartbeat", "--loglevel", settings.log_level),
-        ]
-    )
-    worker.stop()
-    worker.join()
+    try:
+        app.worker_main(
+            [
+                *("worker", "--pool", "threads", "--concurrency", "1", "--queues", queue),
+                *("--hostname", f"{queue}@%h", "--without-gossip", "--without-mingle"),
+                *("--without-heartbeat", "--loglevel", settings.log_level),
+            ]
+        )
+    finally:  # Celery exits the interpreter when it meets bytes in the broker that are no message
+        worker.stop()
+        worker.join()
 
 
 if __name__ == "__main__":

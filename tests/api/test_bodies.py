@@ -94,7 +94,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Alone]:
         made = Api(http, database, settings, folder)
         yield Alone(made, own(made), psutil.Process(process.pid), folder / "tmp")
     process.terminate()
-    assert process.wait(30) == 0
+    assert process.wait(30) in (0, -15)  # uvicorn raises the signal again once it has stopped
     database.dispose()
     assert "Traceback" not in (folder / "log").read_text()
 

@@ -59,14 +59,24 @@ def message(
             "content-encoding": encoding,
             "content-type": content_type,
             "headers": {
-                **{"lang": "py", "task": task, "id": identifier, "root_id": identifier},
-                **{"parent_id": None, "group": None, "retries": 0, "timelimit": [None, None]},
+                "lang": "py",
+                "task": task,
+                "id": identifier,
+                "root_id": identifier,
+                "parent_id": None,
+                "group": None,
+                "retries": 0,
+                "timelimit": [None, None],
                 **headers,
             },
             "properties": {
-                **{"correlation_id": identifier, "reply_to": "r", "delivery_mode": 2},
+                "correlation_id": identifier,
+                "reply_to": "r",
+                "delivery_mode": 2,
                 "delivery_info": {"exchange": "", "routing_key": "compute"},
-                **{"priority": 0, "body_encoding": "base64", "delivery_tag": str(uuid.uuid4())},
+                "priority": 0,
+                "body_encoding": "base64",
+                "delivery_tag": str(uuid.uuid4()),
             },
         }
     ).encode()
@@ -127,12 +137,17 @@ def test_messages_made_by_hand_run_nothing_and_stop_nothing(
     assert "application/x-python-serialize" in log
 
 
-def test_bytes_that_are_no_message_do_not_lose_a_job(rung: tuple[Plant, redis.Redis]) -> None:
+@pytest.mark.parametrize("junk", [b"\0\xff", b"{}", b"null"])
+def test_bytes_that_are_no_message_end_the_worker_and_lose_no_job(
+    rung: tuple[Plant, redis.Redis], junk: bytes
+) -> None:
     plant, stranger = rung
-    plant.start_worker()
+    worker = plant.start_worker()
     plant.wait(lambda: "worker.ready" in plant.log_of(0))
-    for junk in (b"", b"\0\xff", b"{}", b"null", b"[1]", pickle.dumps("x"), b"{" * 100_000):
-        stranger.lpush("compute", junk)
-    job = plant.train(plant.dataset(), epochs=1)
-    row = plant.wait_done(job)
-    assert (row.status, row.attempt) == (JobStatus.SUCCEEDED, 1)
+    stranger.lpush("compute", junk)
+    plant.wait(lambda: worker.poll() is not None, because="it ends, to be started again")
+    assert worker.returncode != 0, "or nobody would start it again"
+    job = plant.enqueue(JobKind.RANK, {})
+    assert stranger.llen("compute") == 0
+    with plant.database.reading() as session:
+        assert jobs.claimable(session, "compute", limit=10) == [job]
