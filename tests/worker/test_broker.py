@@ -137,17 +137,20 @@ def test_messages_made_by_hand_run_nothing_and_stop_nothing(
     assert "application/x-python-serialize" in log
 
 
-@pytest.mark.parametrize("junk", [b"\0\xff", b"{}", b"null"])
-def test_bytes_that_are_no_message_end_the_worker_and_lose_no_job(
-    rung: tuple[Plant, redis.Redis], junk: bytes
+def test_bytes_that_are_no_message_cost_a_connection_or_a_start_and_no_job(
+    rung: tuple[Plant, redis.Redis],
 ) -> None:
     plant, stranger = rung
     worker = plant.start_worker()
     plant.wait(lambda: "worker.ready" in plant.log_of(0))
-    stranger.lpush("compute", junk)
+    stranger.lpush("compute", b"{}")
+    plant.wait(lambda: stranger.llen("compute") == 0)
+    stranger.lpush("compute", message(arguments("job_nobody")))
+    plant.wait(lambda: "doorbell.ignored" in plant.log_of(0), because="it hears bells again")
+    stranger.lpush("compute", b"\0\xff")
     plant.wait(lambda: worker.poll() is not None, because="it ends, to be started again")
     assert worker.returncode != 0, "or nobody would start it again"
+    assert list((plant.settings.home / "work").iterdir()) == [], "it has tidied up"
     job = plant.enqueue(JobKind.RANK, {})
-    assert stranger.llen("compute") == 0
     with plant.database.reading() as session:
         assert jobs.claimable(session, "compute", limit=10) == [job]
