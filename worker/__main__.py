@@ -54,9 +54,14 @@ def main() -> None:
                 *("--without-heartbeat", "--loglevel", settings.log_level),
             ]
         )
-    finally:  # Celery exits the interpreter when it meets bytes in the broker that are no message
+    except SystemExit:  # Celery's, whose status is 0 after some errors too
+        pass
+    finally:
+        told = worker.stopping.is_set()
         worker.stop()
         worker.join()
+    if not told:  # for example by bytes in the broker that are no message
+        sys.exit("The worker ended without being told to; its log says why.")
 
 
 if __name__ == "__main__":
