@@ -56,6 +56,8 @@ WITH_ID = [operation for operation in GUARDED if "{" in operation and operation 
 def own(api: Api) -> dict[str, str]:
     """Something of the tenant `local` for every id that a path can have, but for keys."""
     dataset_id, model_id = api.dataset(), api.model()
+    training = {"dataset_id": dataset_id, "task": {"positive": ["cat"]}}
+    search = {"kind": "grid", "parameters": {"seed": [0, 1]}}
     with api.database.writing() as session:
         job_id, ranking_id = (
             jobs.enqueue(
@@ -70,7 +72,11 @@ def own(api: Api) -> dict[str, str]:
         )
         made = {
             "sweep_id": SweepRow(
-                id=new_id("swp"), tenant="local", request={}, dataset_id=dataset_id, planned=1
+                id=new_id("swp"),
+                tenant="local",
+                request={"training": training, "search": search},
+                dataset_id=dataset_id,
+                planned=2,
             ),
             "upload_id": UploadRow(
                 id=new_id("upl"),
@@ -189,7 +195,9 @@ def test_what_another_tenant_owns_is_answered_as_if_it_were_not_there(
     problem(seen, 404, "not_found")
     assert told(seen, ids) == told(ask(api, operation, nobody, other), nobody)
     owner = key_of(api, scopes=["read", "write"])
-    assert ask(api, operation, ids, owner).status_code != 404, "so the id was the only fault"
+    assert ask(api, operation, ids, owner).status_code not in (404, 500), (
+        "so the id was the only fault"
+    )
 
 
 def naming(ids: dict[str, str]) -> Iterator[tuple[str, str, dict[str, Any]]]:
