@@ -46,15 +46,22 @@ def main() -> None:
         weak=False,
     )
     worker.start()
-    app.worker_main(
-        [
-            *("worker", "--pool", "threads", "--concurrency", "1", "--queues", queue),
-            *("--hostname", f"{queue}@%h", "--without-gossip", "--without-mingle"),
-            *("--without-heartbeat", "--loglevel", settings.log_level),
-        ]
-    )
-    worker.stop()
-    worker.join()
+    try:
+        app.worker_main(
+            [
+                *("worker", "--pool", "threads", "--concurrency", "1", "--queues", queue),
+                *("--hostname", f"{queue}@%h", "--without-gossip", "--without-mingle"),
+                *("--without-heartbeat", "--loglevel", settings.log_level),
+            ]
+        )
+    except SystemExit:  # Celery's, whose status is 0 after some errors too
+        pass
+    finally:
+        told = worker.stopping.is_set()
+        worker.stop()
+        worker.join()
+    if not told:  # for example by bytes in the broker that are no message
+        sys.exit("The worker ended without being told to; its log says why.")
 
 
 if __name__ == "__main__":

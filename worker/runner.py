@@ -112,10 +112,14 @@ class Worker:
         if self.stopping.is_set():
             return
         with self.database.writing() as session:
+            job = session.get(JobRow, job_id)
+            if job is None or job.queue != self.queue:  # no bell of ours rings for it here
+                log.warning("doorbell.ignored", extra={"job_id": job_id})
+                return
             claim = jobs.claim(session, job_id, worker=self.id, lease_s=self.settings.lease_s)
             if claim is None:
                 return
-            job = session.get_one(JobRow, job_id)
+            session.refresh(job)
         log.info("job.claimed", extra={"job_id": job.id, "attempt": claim.attempt})
         sandbox = self.sandbox if job.queue == "intake" else None
         with Child(sandbox=sandbox, threads=self.settings.threads) as child:

@@ -1,0 +1,179 @@
+"""Bodies that never end and clients that never finish, against the API in a process of its own.
+
+Judges: the kernel's figures for the process, the bytes that a plain socket got rid of, and the
+files that are left.
+"""
+
+import os
+import select
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from api.main import create_app
+from store.database import Database
+from store.migrate import migrate
+from store.settings import Settings
+from tests.api.conftest import Api, wait_for
+from tests.api.test_access import ALL, ask, own
+
+MIB = 2**20
+LIMIT = 2 * MIB  # the largest body that any route of this API takes
+ENOUGH = 128 * MIB  # what is offered to each route
+BUFFERED = 16 * MIB  # what the kernel may hold between the two ends
+
+STARTS = {
+    "application/json": b'{"x": "',
+    "application/octet-stream": b"PK\3\4",
+    "multipart/form-data": (
+        b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.zip"\r\n'
+        b"Content-Type: application/zip\r\n\r\n"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Alone:
+    """An API process, its client, something of everything, and where it puts its files."""
+
+    api: Api
+    ids: dict[str, str]
+    process: psutil.Process
+    temporary: Path
+
+    def peak(self) -> int:
+        """The most bytes of memory that the process has had."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        (line,) = [line for line in status.splitlines() if line.startswith("VmHWM:")]
+        return 1024 * int(line.split()[1])
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Alone]:
+    folder = tmp_path_factory.mktemp("bodies")
+    (folder / "home").mkdir()
+    (folder / "tmp").mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    settings = Settings(home=folder / "home", port=port)
+    database = Database(settings)
+    migrate(database)
+    environment = {
+        "ADAP_HOME": str(settings.home),
+        "ADAP_PORT": str(port),
+        "ADAP_BROKER_URL": "redis://127.0.0.1:1/0",
+        "ADAP_SCORING_URL": "tcp://127.0.0.1:1",
+        "ADAP_MAX_UPLOAD_BYTES": str(LIMIT),
+        "ADAP_MAX_SCORING_BYTES": str(LIMIT),
+        "ADAP_MAX_JSON_BYTES": "100000",
+        "TMPDIR": str(folder / "tmp"),
+    }
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "api"], env={**os.environ, **environment}, stderr=log
+        )
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as http:
+
+        def answers() -> bool:
+            assert process.poll() is None, (folder / "log").read_text()
+            try:
+                return http.get("/livez").is_success
+            except httpx.TransportError:
+                return False
+
+        wait_for(answers, because="the API answers", timeout_s=60)
+        made = Api(http, database, settings, folder)
+        yield Alone(made, own(made), psutil.Process(process.pid), folder / "tmp")
+    process.terminate()
+    assert process.wait(30) in (0, -15)  # uvicorn raises the signal again once it has stopped
+    database.dispose()
+
+
+def taking_bodies() -> list[tuple[str, str]]:
+    """Every operation with each kind of body that it takes."""
+    paths = create_app(Settings()).app.openapi()["paths"]  # type: ignore[attr-defined]
+    return [
+        (operation, kind)
+        for operation in ALL
+        for method, path in [operation.split()]
+        for kind in paths[path][method.lower()].get("requestBody", {}).get("content", {})
+    ]
+
+
+def pour(alone: Alone, operation: str, kind: str) -> tuple[int, int]:
+    """Send a body without a length until there is an answer: its status, and the bytes sent."""
+    method, path = operation.split()
+    path = path.format(**alone.ids)
+    url = alone.api.http.base_url
+    sent, block = 0, bytes(2**16) if kind != "application/json" else b" " * 2**16
+    with socket.create_connection((url.host, url.port), timeout=30) as connection:
+        head = (
+            f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{url.port}\r\n"
+            f"Content-Type: {kind}{'; boundary=b' if 'multipart' in kind else ''}\r\n"
+            "Transfer-Encoding: chunked\r\n\r\n"
+        )
+        start = STARTS[kind]
+        connection.sendall(head.encode() + f"{len(start):x}\r\n".encode() + start + b"\r\n")
+        chunk = f"{len(block):x}\r\n".encode() + block + b"\r\n"
+        try:
+            while sent < ENOUGH and not select.select([connection], [], [], 0)[0]:
+                connection.sendall(chunk)
+                sent += len(block)
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # it has hung up, and its answer may still be there
+        answer = connection.recv(4096)
+    return int(answer.split(b" ")[1]), sent
+
+
+@pytest.mark.parametrize(("operation", "kind"), taking_bodies())
+def test_a_body_without_length_or_end_is_refused_early_and_costs_no_memory(
+    alone: Alone, operation: str, kind: str
+) -> None:
+    before = alone.peak()
+    status, sent = pour(alone, operation, kind)
+    # a part has a size of its own, and is refused as another one
+    assert status == (422 if operation.startswith("PUT /v1/uploads") else 413)
+    assert sent < LIMIT + BUFFERED < ENOUGH
+    assert alone.peak() - before < 16 * MIB
+    left = [path for path in alone.temporary.rglob("*") if path.is_file()]
+    left += list((alone.api.settings.home / "incoming").glob("*"))
+    assert left == []
+
+
+def test_what_takes_no_body_reads_none(alone: Alone) -> None:
+    before = alone.peak()
+    taking = {operation for operation, _ in taking_bodies()}
+    for operation in ALL:
+        if operation not in taking and not operation.startswith("DELETE"):
+            _, sent = pour(alone, operation, "application/octet-stream")
+            assert sent < LIMIT + BUFFERED, operation
+    assert alone.peak() - before < 16 * MIB
+
+
+def test_a_hundred_clients_that_never_finish_keep_nobody_waiting(alone: Alone) -> None:
+    url = alone.api.http.base_url
+    with ExitStack() as stack:
+        for n in range(100):
+            connection = stack.enter_context(socket.create_connection((url.host, url.port)))
+            unfinished = (
+                b"POST /v1/training-jobs HTTP/1.1\r\nHost: 127.0.0.1\r\n",
+                b"POST /v1/training-jobs HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+                b"Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n{",
+            )[n % 2]
+            connection.sendall(unfinished)
+        times = []
+        for _ in range(20):
+            started = time.monotonic()
+            assert alone.api.http.get("/livez").is_success
+            assert ask(alone.api, "GET /v1/jobs/{job_id}", alone.ids, None).status_code == 200
+            times.append(time.monotonic() - started)
+    assert sorted(times)[10] < 1
