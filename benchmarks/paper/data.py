@@ -14,6 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.paper.runs import DataSpec
+from core import published
+from core.splitting import hold_out
 
 VALIDATION_SHARE = 0.2
 
@@ -35,9 +37,15 @@ class Split:
 def load(spec: DataSpec, root: Path, cache: Path) -> Split:
     """The examples that a spec names, of the data set below `root`; decoded once into `cache`.
 
-    80 % of each class are for training and 20 % for validation, by the seed. Smaller sets are the
-    fronts of the larger ones, class by class, so every set has the prevalence of the whole.
+    A source is a key of `SOURCES`, or a published data set, read from its own folder below `root`,
+    with the labelling that is wanted of it: `cifar10`, `cifar100:superclass`, `celeba:Mustache`.
+
+    80 % of each class are for training and 20 % for validation, by the seed, unless the publisher
+    has declared a validation split. Smaller sets are the fronts of the larger ones, class by class,
+    so every set has the prevalence of the whole.
     """
+    if spec.source not in SOURCES:
+        return _published(spec, root, cache)
     images, labels, classes = _cached(spec.source, "train", root, cache)
     test_images, test_labels, _ = _cached(spec.source, "test", root, cache)
     positive = [classes.index(name) for name in spec.positive]
@@ -62,6 +70,31 @@ def load(spec: DataSpec, root: Path, cache: Path) -> Split:
         examples(images, labels, _front(train, spec.train)),
         examples(images, labels, _front(validation, spec.validation)),
         examples(test_images, test_labels, _front(test, spec.test)),
+    )
+
+
+def _published(spec: DataSpec, root: Path, cache: Path) -> Split:
+    name, _, labels = spec.source.partition(":")
+    image_set = published.load(name, root / name, labels=labels or None, cache=cache / name)
+    if not image_set.has_split("validation"):
+        image_set = hold_out(image_set, fraction=VALIDATION_SHARE, seed=spec.seed)
+    rng = np.random.default_rng(spec.seed)
+    positive = image_set.label_matrix(spec.positive).max(axis=1).astype(np.int64)
+
+    def examples(split: str, count: int | None) -> Examples:
+        rows = image_set.in_split(split)
+        labels = image_set.labels[rows]
+        parts = [rng.permutation(rows[labels == label]) for label in np.unique(labels)]
+        front = _front(parts, count)
+        return (
+            torch.from_numpy(np.ascontiguousarray(image_set.images[front])),
+            torch.from_numpy(positive[front]),
+        )
+
+    return Split(
+        examples("train", spec.train),
+        examples("validation", spec.validation),
+        examples("test", spec.test),
     )
 
 

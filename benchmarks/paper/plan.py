@@ -38,6 +38,13 @@ class Size(Config):
     epochs: int
 
 
+class Own(Config):
+    """What a data set has of its own, in place of the scale's."""
+
+    epochs: int | None = None
+    optimizer: dict[str, Any] = Field({}, description="fields of `core.config.Optimizer`")
+
+
 class Scale(Config):
     """What all experiments of one scale have in common."""
 
@@ -46,7 +53,8 @@ class Scale(Config):
     bf16: bool = False
     network: str
     tasks: list[str]
-    sources: dict[str, str]
+    sources: dict[str, str] = Field(description="by task or by data set, see `data.load`")
+    own: dict[str, Own] = Field({}, description="by data set")
     full: Size
     small: Size
     reading: str = Field("", description="what the figures say, written by who has read them")
@@ -156,7 +164,9 @@ class Planner:
         if experiment.read != "test":
             return Cell(task, method, varied, chosen, trainings)
         evaluations = [
-            self.evaluation(training, experiment.epoch, with_black_box=experiment.size == "full")
+            self.evaluation(
+                training, experiment.epoch, task=task, with_black_box=experiment.size == "full"
+            )
             for training in trainings
         ]
         needed = [e.surrogate for e in evaluations if e.surrogate is not None]
@@ -191,8 +201,9 @@ class Planner:
             start = self.training(before, task, self.tuned(before, task), seed=seed, size=size)
             self.compute([start])
         dataset, positive = task.split("/")
+        ours = self.scale.own.get(dataset, Own())
         own = {name: values[name] for name in values if name not in ("lr", "batch_size")}
-        optimizer = {**self.scale.training.get("optimizer", {})}
+        optimizer = {**self.scale.training.get("optimizer", {}), **ours.optimizer}
         if "lr" in values:
             optimizer["lr"] = values["lr"]
         config = TrainingConfig.model_validate(
@@ -200,14 +211,14 @@ class Planner:
                 **self.scale.training,
                 "method": {"name": method, **own},
                 "optimizer": optimizer,
-                "epochs": size.epochs,
+                "epochs": ours.epochs or size.epochs,
                 "batch_size": int(values.get("batch_size", 128)),
                 "seed": seed,
             }
         )
         return Training(
             data=DataSpec(
-                source=self.scale.sources[dataset],
+                source=self.scale.sources.get(task) or self.scale.sources[dataset],
                 positive=[positive],
                 seed=seed,
                 train=size.train,
@@ -222,14 +233,16 @@ class Planner:
         )
 
     def evaluation(
-        self, training: Training, epoch: Literal["best", "last"], *, with_black_box: bool
+        self,
+        training: Training,
+        epoch: Literal["best", "last"],
+        *,
+        task: str,
+        with_black_box: bool,
     ) -> Evaluation:
         """The test figures of a network; black box by a CE network of the same task and seed."""
         if not with_black_box:
             return Evaluation(training=training, epoch=epoch)
-        (positive,) = training.data.positive
-        (dataset,) = (k for k, v in self.scale.sources.items() if v == training.data.source)
-        task = f"{dataset}/{positive}"
         surrogate = self.training(
             "ce",
             task,

@@ -16,7 +16,7 @@ from core.config import EPSILON_PAPER, Config, TrainingConfig
 class DataSpec(Config):
     """Which examples: as many of each class as there are, from the front of a seeded shuffle."""
 
-    source: str = Field(description="a key of `benchmarks.paper.data.SOURCES`")
+    source: str = Field(description="see `benchmarks.paper.data.load`")
     positive: list[str]
     seed: int = Field(description="moves the split into training and validation")
     train: int | None = Field(None, description="training examples, None for all there are")

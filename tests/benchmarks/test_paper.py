@@ -17,6 +17,7 @@ from benchmarks.paper.compute import compute
 from benchmarks.paper.render import render
 from benchmarks.paper.runs import Evaluation, Piece, Training, digest
 from core.objectives.registry import OBJECTIVES
+from tests import published
 
 CLASSES = ("airplane", "automobile", "truck")
 
@@ -186,13 +187,47 @@ def test_the_split_keeps_prevalence_and_moves_with_the_seed(root: Path, tmp_path
     assert not seen & {image.numpy().tobytes() for image in split.validation[0]}
 
 
+@pytest.mark.parametrize(
+    ("task", "source"),
+    [
+        ("cifar10/truck", "cifar10"),
+        ("cifar100/fish", "cifar100:superclass"),
+        ("celeba/Mustache", "celeba:Mustache"),
+        ("bdd100k/rainy", "bdd100k:weather"),
+    ],
+)
+def test_the_papers_data_sets_come_in_their_publishers_layouts(
+    tmp_path: Path, task: str, source: str
+) -> None:
+    dataset = task.split("/")[0]
+    root = tmp_path / dataset
+    root.mkdir()
+    getattr(published, dataset)(root)
+    planner = plan.Planner(plan.scale("paper"), made_up)
+    size = planner.scale.full
+    training = planner.training("pgd", task, {"lr": 1e-3}, seed=0, size=size)
+    assert training.data.source == source
+    assert training.config.epochs == (60 if dataset.startswith("cifar") else 32)
+
+    split = data.load(training.data, tmp_path, tmp_path / "cache")
+    for images, targets in (split.train, split.validation, split.test):
+        assert images.dtype == torch.uint8
+        assert len(targets) == len(images)
+    assert 0 < int(split.train[1].sum()) < len(split.train[1])
+
+
+def test_every_task_of_the_papers_scale_has_figures_of_the_paper() -> None:
+    known = plan.experiments()["table2"].paper
+    assert set(plan.scale("paper").tasks) <= set(known)
+
+
 @pytest.fixture(scope="module")
 def computed(
     root: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Path, Evaluation, list[dict[str, Any]]]]:
     """ResNet-18 for two steps of the paper's own scale, and all that its evaluation needs."""
     out = tmp_path_factory.mktemp("out")
-    planner = plan.Planner(small("paper", bf16=False), made_up)
+    planner = plan.Planner(small("paper", bf16=False, sources=plan.scale("cpu").sources), made_up)
     size = planner.scale.full
     ce = planner.training("ce", "cifar10/truck", {"lr": 1e-3}, seed=0, size=size)
     values = {"lr": 1e-3, "lambda": 1.0, "gamma1": 0.9, "gamma2": 0.1}
