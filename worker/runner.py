@@ -1,8 +1,9 @@
 """One worker: claims jobs, has children do the work, publishes what they made.
 
-A worker works on one job at a time (`slot`). It hears of a job by a doorbell, or, when it is idle,
-finds it itself: every few seconds it looks for a queued job that nobody rang for. As often it says
-that it lives, and takes back the jobs of workers that are silent.
+A worker works on one job at a time (`slot`). A doorbell makes it look for the job whose turn it is,
+which need not be the one that the bell rang for; so does, when it is idle, the clock: every few
+seconds it looks for a queued job that nobody rang for. As often it says that it lives, and takes
+back the jobs of workers that are silent.
 """
 
 import logging
@@ -104,22 +105,26 @@ class Worker:
     # --- one job ----------------------------------------------------------------------------------
 
     def run_job(self, job_id: str) -> None:
-        """Work on a job if it can be claimed; nothing happens if it cannot."""
+        """A bell rang for this job: work on the one whose turn it is, if there is any."""
         with self.slot:
-            self._run_job(job_id)
-
-    def _run_job(self, job_id: str) -> None:
-        if self.stopping.is_set():
-            return
-        with self.database.writing() as session:
-            job = session.get(JobRow, job_id)
+            with self.database.reading() as session:
+                job = session.get(JobRow, job_id)
             if job is None or job.queue != self.queue:  # no bell of ours rings for it here
                 log.warning("doorbell.ignored", extra={"job_id": job_id})
                 return
-            claim = jobs.claim(session, job_id, worker=self.id, lease_s=self.settings.lease_s)
+            self._run_next()
+
+    def _run_next(self) -> bool:
+        """Work on the job whose turn it is; False if there is none."""
+        if self.stopping.is_set():
+            return False
+        with self.database.writing() as session:
+            claim = jobs.claim_next(
+                session, self.queue, worker=self.id, lease_s=self.settings.lease_s
+            )
             if claim is None:
-                return
-            session.refresh(job)
+                return False
+            job = session.get_one(JobRow, claim.job_id)
         log.info("job.claimed", extra={"job_id": job.id, "attempt": claim.attempt})
         sandbox = self.sandbox if job.queue == "intake" else None
         with Child(sandbox=sandbox, threads=self.settings.threads) as child:
@@ -132,6 +137,7 @@ class Worker:
                 sweep_id = sweeps.sweep_of(session, job.id)
             if sweep_id is not None:
                 self._advance(sweep_id)
+        return True
 
     def _advance(self, sweep_id: str) -> None:
         """Make the trials of a sweep that may be made now."""
@@ -326,11 +332,8 @@ class Worker:
         """While this worker is idle, work on queued jobs that nobody rang for."""
         while not self.stopping.is_set() and self.slot.acquire(blocking=False):
             try:
-                with self.database.reading() as session:
-                    queued = jobs.claimable(session, self.queue, limit=1)
-                if not queued:
+                if not self._run_next():
                     return
-                self._run_job(queued[0])
             finally:
                 self.slot.release()
 

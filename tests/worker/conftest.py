@@ -114,10 +114,12 @@ class Plant:
             JobKind.TRAIN, request.as_json(), dataset_id=dataset_id, model_id=model_id
         )
 
-    def enqueue(self, kind: JobKind, request: dict[str, Any], **columns: Any) -> str:
+    def enqueue(
+        self, kind: JobKind, request: dict[str, Any], *, tenant: str = "local", **columns: Any
+    ) -> str:
         """Enqueue any job."""
         with self.database.writing() as session:
-            return jobs.enqueue(session, kind, tenant="local", request=request, **columns).id
+            return jobs.enqueue(session, kind, tenant=tenant, request=request, **columns).id
 
     def read(self, job_id: str) -> JobRow:
         """A job as it is now."""
