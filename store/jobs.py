@@ -241,6 +241,7 @@ def request_cancel(session: Session, job_id: str) -> JobStatus | None:
         select(JobRow.id).where(JobRow.parent_id == job_id, JobRow.status.in_(LIVE))
     ).all():
         request_cancel(session, shard)
+    _lock(session, job_id)
     if _move(
         session,
         job_id,
@@ -459,6 +460,7 @@ def _take_back(
     session: Session, job_id: str, attempt: int, *, max_lost: int, expired_only: bool = False
 ) -> JobStatus | None:
     """Move a job whose worker died to queued, failed or cancelled; None if it has moved on."""
+    _lock(session, job_id)
     mine: tuple[Any, ...] = (JobRow.attempt == attempt,)
     if expired_only:
         mine += (JobRow.lease_expires_at < now(),)
@@ -500,6 +502,11 @@ def _take_back(
         event=lambda _: {"reason": "worker_lost"},
     )
     return JobStatus.QUEUED if queued else None
+
+
+def _lock(session: Session, job_id: str) -> None:
+    """Keep a job as it is while several moves are tried, or none may find it where it was."""
+    session.execute(select(JobRow.id).where(JobRow.id == job_id).with_for_update())
 
 
 def _move(

@@ -15,6 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from tests import postgres
+from tests.postgres import Postgres
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -47,6 +50,20 @@ def embedded_service(home: Path, **environment: str) -> Iterator[tuple[str, subp
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a service with default settings."""
     with embedded_service(tmp_path_factory.mktemp("home")) as (url, _):
+        yield url
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[Postgres]:
+    """A PostgreSQL server that lives as long as the tests; nobody stops it."""
+    with postgres.postgres_server() as server:
+        yield server
+
+
+@pytest.fixture
+def postgres_url(postgres_server: Postgres) -> Iterator[str]:
+    """The URL of an empty PostgreSQL database."""
+    with postgres_server.empty_database() as url:
         yield url
 
 

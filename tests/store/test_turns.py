@@ -110,7 +110,7 @@ def test_an_audit_and_its_shard_are_one_worker(database: Database) -> None:
     assert take(database, "w2")[0] == "a", "one worker each, and b was served later"
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_the_position_that_is_shown_is_the_order_in_which_jobs_are_taken(
     database: Database, seed: int
 ) -> None:
@@ -118,10 +118,10 @@ def test_the_position_that_is_shown_is_the_order_in_which_jobs_are_taken(
     names = ["a", "b", "c", "d"]
     for _ in range(12):  # a history: who was served when
         enqueue(database, random.choice(names))
-    for _ in range(random.randrange(6, 12)):
+    for _ in range(8):
         finish(database, take(database)[1])
     running = take(database)[1] if seed else None
-    for _ in range(24):
+    for _ in range(16):
         enqueue(database, random.choice(names))
     with database.reading() as session:
         queued = session.scalars(select(JobRow.id).where(JobRow.status == "queued")).all()

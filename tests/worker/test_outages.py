@@ -1,0 +1,201 @@
+"""PostgreSQL goes away under load, and the API is killed at its worst moments: nothing is lost."""
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from sqlalchemy import func, select, text
+
+from store.database import Database
+from store.tables import IdempotencyRow, JobRow, JobStatus
+from tests.postgres import postgres_server
+from tests.worker.conftest import Plant, plant_on
+
+POSTS = 12
+AWAY_S = 2.0
+
+
+@contextmanager
+def api_process(plant: Plant, **environment: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """The API as a process of its own on the plant's home and database."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with (plant.settings.home / "api.log").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "api"],
+            env={
+                **os.environ,
+                "ADAP_HOME": str(plant.settings.home),
+                "ADAP_DATABASE_URL": plant.settings.database,
+                "ADAP_BROKER_URL": plant.settings.broker_url or "",
+                "ADAP_PORT": str(port),
+                **environment,
+            },
+            stderr=log,
+        )
+    url = f"http://127.0.0.1:{port}"
+
+    def answers() -> bool:
+        assert process.poll() is None, (plant.settings.home / "api.log").read_text()[-2000:]
+        with suppress(httpx.TransportError):
+            return httpx.get(f"{url}/livez").is_success
+        return False
+
+    try:
+        plant.wait(answers)
+        yield url, process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def training(dataset: str, **fields: Any) -> dict[str, Any]:
+    return {
+        "dataset_id": dataset,
+        "task": {"positive": ["positive"]},
+        "epochs": 1,
+        "batch_size": 32,
+        "attack": {"steps": 1},
+        **fields,
+    }
+
+
+def count(database: Database, table: Any) -> int:
+    with database.reading() as session:
+        return session.scalar(select(func.count()).select_from(table)) or 0
+
+
+def test_a_restart_of_postgresql_under_load_costs_time_and_nothing_else(tmp_path: Path) -> None:
+    with postgres_server() as server, plant_on(tmp_path, database_url=server.url) as plant:
+        dataset = plant.dataset()
+        plant.start_worker(ADAP_LEASE_S="20")
+        with api_process(plant) as (url, api), httpx.Client(base_url=url, timeout=30) as http:
+            long = http.post("/v1/training-jobs", json=training(dataset, epochs=40)).json()["id"]
+            plant.wait_epoch(long, 1)
+            answers: list[tuple[int, float, httpx.Headers]] = []
+            over = threading.Event()
+
+            def ask() -> None:
+                while not over.is_set():
+                    asked(http.get("/v1/jobs"))
+                    time.sleep(0.05)
+
+            def asked(response: httpx.Response) -> httpx.Response:
+                answers.append(
+                    (response.status_code, response.elapsed.total_seconds(), response.headers)
+                )
+                return response
+
+            def post(number: int) -> str:
+                """A client that sends again until it is taken, under one key."""
+                time.sleep(number * 2 * AWAY_S / POSTS)
+                while True:
+                    response = asked(
+                        http.post(
+                            "/v1/training-jobs",
+                            json=training(dataset, seed=number),
+                            headers={"Idempotency-Key": f"job-{number}"},
+                        )
+                    )
+                    if response.status_code == 201:
+                        return str(response.json()["id"])
+                    assert response.status_code == 503, response.text
+                    time.sleep(0.2)
+
+            with ThreadPoolExecutor(POSTS + 1) as pool:
+                asking = pool.submit(ask)
+                posting = [pool.submit(post, number) for number in range(POSTS)]
+                time.sleep(AWAY_S / 2)
+                server.stop()
+                time.sleep(AWAY_S)
+                server.start()
+                queued = [future.result() for future in posting]
+                over.set()
+                asking.result()
+            assert {status for status, _, _ in answers} == {200, 201, 503}
+            assert all("retry-after" in headers for status, _, headers in answers if status == 503)
+            assert max(seconds for _, seconds, _ in answers) < 10
+            assert len(set(queued)) == POSTS
+            assert count(plant.database, JobRow) == POSTS + 1
+            for job in (long, *queued):
+                row = plant.wait_done(job)
+                assert (row.status, row.lost) == (JobStatus.SUCCEEDED, 0), row.error
+            names = [data["epoch"] for name, data in plant.events(long) if name == "epoch"]
+            assert sorted(set(names)) == [*range(1, 41)]
+            assert api.poll() is None
+            assert plant.processes[0].poll() is None, "neither was started again"
+        plant.database.dispose()
+
+
+def test_an_api_that_is_killed_in_the_transaction_has_made_nothing(
+    tmp_path: Path, postgres_url: str
+) -> None:
+    with plant_on(tmp_path, database_url=postgres_url) as plant:
+        body = training(plant.dataset())
+        key = {"Idempotency-Key": "mine"}
+
+        def post(url: str) -> httpx.Response:
+            return httpx.post(f"{url}/v1/training-jobs", json=body, headers=key, timeout=60)
+
+        with api_process(plant) as (url, process), ThreadPoolExecutor(1) as pool:
+            with plant.database.writing() as session:
+                # the row of the job is in, its first event waits for this lock
+                session.execute(text("LOCK TABLE job_events IN EXCLUSIVE MODE"))
+                answer = pool.submit(post, url)
+                plant.wait(lambda: waits_for_a_lock(plant.database), because="it is in between")
+                process.kill()
+                process.wait()
+            with pytest.raises(httpx.TransportError):
+                answer.result()
+        plant.wait(lambda: not waits_for_a_lock(plant.database))
+        assert (count(plant.database, JobRow), count(plant.database, IdempotencyRow)) == (0, 0)
+        with api_process(plant) as (url, _):
+            with ThreadPoolExecutor(20) as pool:  # the client sends it again, and many times
+                again = [pool.submit(post, url) for _ in range(20)]
+            answers = [future.result() for future in again]
+        assert {answer.status_code for answer in answers} <= {201, 409}
+        made = {answer.json()["id"] for answer in answers if answer.status_code == 201}
+        assert len(made) == count(plant.database, JobRow) == 1
+
+
+def waits_for_a_lock(database: Database) -> bool:
+    with database.reading() as session:
+        waiting = text(
+            "SELECT count(*) FROM pg_stat_activity "
+            "WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        )
+        return bool(session.scalar(waiting))
+
+
+def test_an_api_that_is_killed_before_it_can_ring_has_made_a_job_that_runs(plant: Plant) -> None:
+    dataset = plant.dataset()
+    with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor(1) as pool:
+        # a broker that takes connections and never says a word
+        broker = f"redis://127.0.0.1:{silent.getsockname()[1]}/0"
+        with api_process(plant, ADAP_BROKER_URL=broker) as (url, process):
+            silent.settimeout(20)
+            answer: Future[httpx.Response] = pool.submit(
+                httpx.post, f"{url}/v1/training-jobs", json=training(dataset), timeout=60
+            )
+            ringing, _ = silent.accept()
+            with ringing:
+                process.kill()
+                process.wait()
+        with pytest.raises(httpx.TransportError):
+            answer.result()
+    with plant.database.reading() as session:
+        (job,) = session.scalars(select(JobRow.id)).all()
+    plant.start_worker()
+    row = plant.wait_done(job)
+    assert (row.status, row.attempt) == (JobStatus.SUCCEEDED, 1)
