@@ -7,19 +7,19 @@ import uvicorn
 from api.deps import is_loopback
 from api.main import create_app
 from store import keys
-from store.database import Database
 from store.logs import configure_logging
-from store.migrate import is_migrated
 from store.settings import Settings
+from store.start import UnusableDatabaseError, open_database
 
 
 def main() -> None:
     """Serve on the address of the settings; refuse to serve strangers without keys."""
     settings = Settings()
     configure_logging(settings)
-    database = Database(settings)
-    if not is_migrated(database):
-        sys.exit("The database has no tables of this version yet: run `python -m store` first.")
+    try:
+        database = open_database(settings)
+    except UnusableDatabaseError as error:
+        sys.exit(str(error))
     with database.reading() as session:
         protected = keys.any_valid(session)
     database.dispose()

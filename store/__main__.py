@@ -6,16 +6,19 @@ from tempfile import NamedTemporaryFile
 
 from store import keys
 from store.artifacts import open_blobs
-from store.database import Database
 from store.migrate import migrate
 from store.settings import Settings
+from store.start import UnusableDatabaseError, open_database
 
 
 def main() -> None:
     """Prepare the database of the settings; safe to run again at any time."""
     settings = Settings()
     settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    database = Database(settings)
+    try:
+        database = open_database(settings, migrated=False)
+    except UnusableDatabaseError as error:
+        sys.exit(str(error))
     migrate(database)
     with NamedTemporaryFile() as file:  # a wrong bucket or credential shows here, not in a job
         open_blobs(settings).put(Path(file.name))

@@ -1,6 +1,7 @@
-"""A disk without room, as it shows itself to those who write."""
+"""Disks: one without room, as it shows itself to those who write, and one on another machine."""
 
 import errno
+from pathlib import Path
 
 CODE = "disk_full"  # of problems and of jobs
 MESSAGE = (
@@ -23,3 +24,48 @@ def is_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+NETWORK = frozenset(
+    [
+        "afs",
+        "beegfs",
+        "ceph",
+        "cifs",
+        "coda",
+        "fuse.gcsfuse",
+        "fuse.glusterfs",
+        "fuse.rclone",
+        "fuse.s3fs",
+        "fuse.sshfs",
+        "glusterfs",
+        "gpfs",
+        "lustre",
+        "ncpfs",
+        "nfs",
+        "nfs4",
+        "smb2",
+        "smb3",
+        "smbfs",
+    ]
+)
+
+
+def network_file_system(path: Path, *, mounts: str | None = None) -> str | None:
+    """The type of the file system that a path lies on, if it is reached over a network.
+
+    mounts: the text of `/proc/self/mountinfo`; None where there is no such file.
+    """
+    if mounts is None:
+        try:
+            mounts = Path("/proc/self/mountinfo").read_text()
+        except OSError:  # another system than Linux
+            return None
+    folder = path.absolute().resolve()
+    found, kind = Path("/"), ""
+    for line in mounts.splitlines():
+        before, _, after = line.partition(" - ")
+        point = Path(before.split()[4].encode().decode("unicode_escape"))  # a space is \040
+        if folder.is_relative_to(point) and len(point.parts) >= len(found.parts):
+            found, kind = point, after.split()[0]  # the last of several on one folder is on top
+    return kind if kind in NETWORK else None

@@ -4,8 +4,6 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
-from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
 
 from store.database import Database
 
@@ -14,13 +12,6 @@ def migrate(database: Database) -> None:
     """Upgrade the tables; nothing happens where they are new enough."""
     with database.engine.begin() as connection:
         command.upgrade(config(connection), "head")
-
-
-def is_migrated(database: Database) -> bool:
-    """Whether the tables are those that this code expects."""
-    with database.engine.connect() as connection:
-        current = MigrationContext.configure(connection).get_current_revision()
-        return current == ScriptDirectory.from_config(config(connection)).get_current_head()
 
 
 def config(connection: object) -> Config:

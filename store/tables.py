@@ -189,10 +189,12 @@ class JobRow(Table):
             )
             for column in ("started_at", "worker")
         ),
-        Index("ix_jobs_tenant_newest", "tenant", text("id DESC")),
         Index(None, "dataset_id"),
         Index(None, "model_id"),
     )
+
+
+Index("ix_jobs_tenant_newest", JobRow.tenant, JobRow.id.desc())
 
 
 class JobEventRow(Table):

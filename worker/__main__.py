@@ -9,6 +9,7 @@ from celery.signals import worker_ready, worker_shutting_down
 
 from store.logs import configure_logging
 from store.settings import Settings
+from store.start import UnusableDatabaseError, open_database
 from store.tables import QUEUES
 from worker.app import TASK, make_app
 from worker.runner import Worker, is_alive
@@ -34,8 +35,9 @@ def main() -> None:
         sys.exit("ADAP_BROKER_URL is not set: expected redis://host:port/0")
     app = make_app(settings)
     try:
+        open_database(settings).dispose()
         worker = Worker(settings, app, queue=queue)
-    except RuntimeError as error:
+    except (UnusableDatabaseError, RuntimeError) as error:
         sys.exit(str(error))
 
     app.task(name=TASK)(worker.run_job)

@@ -1,0 +1,88 @@
+"""A database that this version must not touch is refused with a sentence, by every process."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+
+from store import disk
+from store.database import Database
+from store.settings import Settings, child_environment
+from store.start import UnusableDatabaseError, open_database
+
+# /proc/self/mountinfo as Linux writes it, with a local disk below a network one and the reverse
+MOUNTS = """\
+22 1 254:1 / / rw,relatime shared:1 - ext4 /dev/vda1 rw
+31 22 0:27 / /mnt/lab rw,relatime shared:9 - nfs4 server:/lab rw,vers=4.2
+32 31 254:2 / /mnt/lab/scratch rw,relatime shared:10 - xfs /dev/vdb1 rw
+33 22 0:28 / /home/ann/my\\040share rw - cifs //server/share rw
+34 22 0:29 / /srv rw - ext4 /dev/vdc rw
+35 34 0:30 / /srv rw - fuse.sshfs ann@server: rw
+"""
+
+
+@pytest.mark.parametrize(
+    ("home", "kind"),
+    [
+        ("/home/ann/adap", None),
+        ("/mnt/lab/adap", "nfs4"),
+        ("/mnt/lab2/adap", None),
+        ("/mnt/lab/scratch/adap", None),
+        ("/home/ann/my share/adap", "cifs"),
+        ("/srv/adap", "fuse.sshfs"),
+    ],
+)
+def test_a_network_file_system_is_known_by_its_mount(home: str, kind: str | None) -> None:
+    assert disk.network_file_system(Path(home), mounts=MOUNTS) == kind
+
+
+def test_sqlite_on_a_network_file_system_is_refused_and_postgresql_is_not_asked(
+    tmp_path: Path, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = disk.network_file_system(tmp_path)
+    assert here is None, "these tests need a local disk"
+    monkeypatch.setattr(disk, "NETWORK", {kind_of(tmp_path)})  # as if ours were one
+    with pytest.raises(UnusableDatabaseError, match="SQLite loses data"):
+        open_database(Settings(home=tmp_path), migrated=False)
+    assert not (tmp_path / "adap.db").exists()
+    open_database(Settings(home=tmp_path, database_url=postgres_url), migrated=False).dispose()
+
+
+def kind_of(folder: Path) -> str:
+    """The type of the file system of a folder, as `stat` of the system says it."""
+    table = subprocess.run(
+        ["findmnt", "--noheadings", "--output", "FSTYPE", "--target", str(folder)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return table.stdout.strip()
+
+
+def run(settings: Settings, *module: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", *module],
+        env=child_environment(settings),
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_every_process_refuses_tables_that_are_not_of_its_version(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path, broker_url="redis://127.0.0.1:1/0", port=0)
+    for module in ("api", "worker"):
+        refused = run(settings, module)
+        assert refused.returncode == 1
+        assert "run `python -m store` first" in refused.stderr
+    assert run(settings, "store").returncode == 0
+    database = Database(settings)
+    with database.writing() as session:
+        session.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    database.dispose()
+    for module in ("store", "api", "worker"):
+        refused = run(settings, module)
+        assert refused.returncode == 1
+        assert "got 9999: a newer AdAP has upgraded it" in refused.stderr
+        assert "Traceback" not in refused.stderr
