@@ -2,6 +2,8 @@
 
 import json
 import sqlite3
+import subprocess
+import sys
 from random import Random
 from typing import Any
 
@@ -225,3 +227,52 @@ def test_a_claim_costs_the_same_at_a_hundred_thousand_queued_jobs(database: Data
     with database.reading() as session:
         row = session.get_one(JobRow, claim.job_id)
         assert row.status == JobStatus.RUNNING
+
+
+CLAIMER = """
+import json, sys
+from store import jobs
+from store.database import Database
+from store.settings import Settings
+
+database, mine = Database(Settings(database_url=sys.argv[1])), []
+sys.stdin.readline()
+while True:
+    with database.writing() as session:
+        claim = jobs.claim_next(session, "compute", worker=sys.argv[2], lease_s=600)
+    if claim is None:
+        break
+    mine.append(claim.job_id)
+print(json.dumps(mine))
+"""
+
+
+def test_claimers_in_processes_of_their_own_share_the_jobs_without_remainder(
+    database: Database,
+) -> None:
+    """Each of many jobs of two tenants is taken once, by four processes at once."""
+    count = 150 if database.engine.dialect.name == "sqlite" else 500  # a commit each
+    ids = {*enqueue(database, "a", 2 * count), *enqueue(database, "b", count)}
+    url = database.engine.url.render_as_string(hide_password=False)
+    claimers = [
+        subprocess.Popen(
+            [sys.executable, "-c", CLAIMER, url, f"w{number}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(4)
+    ]
+    for claimer in claimers:
+        assert claimer.stdin is not None
+        claimer.stdin.write("go\n")
+        claimer.stdin.flush()
+    taken = [json.loads(claimer.communicate(timeout=120)[0]) for claimer in claimers]
+    assert sorted(job for mine in taken for job in mine) == sorted(ids)
+    assert all(len(mine) > 10 for mine in taken), [len(mine) for mine in taken]
+    with database.reading() as session:
+        rows = session.scalars(select(JobRow)).all()
+    assert {(row.status, row.attempt) for row in rows} == {(JobStatus.RUNNING, 1)}
+    assert {row.id: row.worker for row in rows} == {
+        job: f"w{number}" for number, mine in enumerate(taken) for job in mine
+    }

@@ -1,5 +1,6 @@
 """Workers under fire: real processes, really killed. Every job ends once, with one result."""
 
+import contextlib
 import csv
 import json
 import os
@@ -10,6 +11,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -25,7 +27,16 @@ from core.datasets import ImageSet
 from core.scores import Scores, load_scores, save_scores
 from store import jobs
 from store.artifacts import open_blobs
-from store.tables import DatasetRow, JobEventRow, JobKind, JobRow, JobStatus, ModelRow, ScoresRow
+from store.tables import (
+    TERMINAL,
+    DatasetRow,
+    JobEventRow,
+    JobKind,
+    JobRow,
+    JobStatus,
+    ModelRow,
+    ScoresRow,
+)
 from tests.worker.conftest import LEASE_S, Plant, descendants
 from worker.app import make_app, ring
 from worker.intake import summarise
@@ -82,6 +93,29 @@ def test_a_killed_training_goes_on_elsewhere_to_the_same_weights(plant: Plant) -
     assert same_weights(plant.model_path(reference), plant.model_path(finished))
     assert finished.attempt == 2
     assert finished.checkpoint_sha256 is None, "checkpoints go when the job has ended"
+
+
+def test_kills_at_random_moments_never_change_the_weights(plant: Plant) -> None:
+    """Five trainings that are the same, each of which loses its process once, at any moment."""
+    dataset, random = plant.dataset(), Random(4)
+    worker = plant.start_worker()
+    whole = plant.wait_done(plant.train(dataset, epochs=4))
+    assert whole.started_at is not None
+    assert whole.finished_at is not None
+    lasts_s = whole.finished_at - whole.started_at
+    lost = 0
+    for _ in range(5):
+        job = plant.train(dataset, epochs=4)
+        plant.wait(lambda job=job: plant.read(job).status == JobStatus.RUNNING)
+        time.sleep(random.uniform(0, lasts_s))
+        for child in children_that_work(worker):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+        row = plant.wait_done(job)
+        assert row.status == JobStatus.SUCCEEDED, row.error
+        assert same_weights(plant.model_path(whole), plant.model_path(row))
+        lost += row.lost
+    assert lost >= 2, "too few of the kills came in time"
 
 
 def test_a_killed_training_of_all_classes_with_everything_on_goes_on_to_the_same_weights(
@@ -387,6 +421,36 @@ def test_an_audit_spreads_over_workers_and_survives_one(plant: Plant) -> None:
         assert (a.attacked[name] == b.attacked[name]).all(), "who attacked changed the scores"
     assert sum((shard.progress or {})["completed"] for shard in shards()) == 192 * 3
     assert (row.progress or {})["completed"] == (row.progress or {})["total"]
+
+
+def test_an_audit_survives_the_loss_of_the_process_of_each_shard_in_turn(plant: Plant) -> None:
+    dataset = plant.dataset(64)
+    worker = plant.start_worker()
+    trained = plant.train(dataset, method="ce", epochs=1)
+    model = (plant.wait_done(trained).result or {})["model_id"]
+    slow = [{"name": "pgd", "steps": 200}]
+    whole = plant.wait_done(audit(plant, model, dataset, attacks=slow))
+    with plant.database.writing() as session:
+        session.execute(delete(ScoresRow))
+    job = audit(plant, model, dataset, attacks=slow)
+    killed: set[int] = set()
+    deadline = time.monotonic() + 90
+    while plant.read(job).status not in TERMINAL:
+        assert time.monotonic() < deadline, killed
+        with plant.database.reading() as session:
+            of_audit = select(JobRow).where(JobRow.parent_id == job)
+            for shard in session.scalars(of_audit.where(JobRow.status == JobStatus.RUNNING)):
+                if shard.shard not in killed and shard.lost == 0:
+                    for child in children_that_work(worker):
+                        child.kill()
+                        killed.add(shard.shard or 0)
+        time.sleep(0.02)
+    row = plant.read(job)
+    assert row.status == JobStatus.SUCCEEDED, row.error
+    assert killed == {0, 1, 2, 3}
+    with plant.database.reading() as session:
+        assert {shard.lost for shard in session.scalars(of_audit)} == {1}
+    assert (scores_of(plant, row).attacked["pgd"] == scores_of(plant, whole).attacked["pgd"]).all()
 
 
 def test_what_was_attacked_once_is_not_attacked_again(plant: Plant) -> None:
