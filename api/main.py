@@ -218,6 +218,7 @@ def _complete_openapi(app: FastAPI) -> None:
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)
     _mark_files(schemas)
+    errors.document_writes(schema)
 
 
 def _mark_files(value: Any) -> None:
