@@ -25,6 +25,7 @@ from PIL import (
 
 from core.config import Resize
 from models.formats import describe
+from worker.intake.plain import decode_plain
 
 # importing a plugin makes it known; the others (EPS, FITS, TIFF, …) are never loaded
 FORMATS = tuple(
@@ -75,6 +76,9 @@ def decode(data: bytes, *, max_pixels: int) -> NDArray[np.uint8]:
 
     Raises UnusableImageError for everything else, before memory for the pixels is taken.
     """
+    plain = decode_plain(data, max_pixels=max_pixels)
+    if plain is not None:
+        return plain
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(image, max_pixels)
