@@ -60,7 +60,7 @@ class UnusableImageError(ValueError):
 
 @contextlib.contextmanager
 def strict_decoding() -> Iterator[None]:
-    """Within this, a decoder's warning is an error. Not for use by several threads at once."""
+    """Within this, a decoder's warning is an error, in all threads: only one of them enters it."""
     pillows_limit = Image.MAX_IMAGE_PIXELS
     with warnings.catch_warnings():
         warnings.simplefilter("error")

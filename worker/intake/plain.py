@@ -4,8 +4,8 @@ For a small image Pillow's parsers in Python cost more than its decoders in C. S
 fields that matter are read here, and the same decoder is called with the same arguments. Plain is
 what most data sets are full of: JPEG, baseline or progressive, grey or of three components, without
 EXIF or profiles; PNG, 8 bits, grey or RGB, not interlaced, no transparency. Everything else, and
-whatever is damaged, is None: `worker.intake.images` then reads it and says what is wrong. So nothing
-is accepted here that Pillow refuses; tests compare the two.
+whatever is damaged, is None: `worker.intake.images` then reads it and says what is wrong. So
+nothing is accepted here that Pillow refuses; tests compare the two.
 """
 
 import struct
