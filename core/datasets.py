@@ -149,7 +149,7 @@ class ImageSet:
                 array.tofile(file)
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
-        """What is stored, in the order of the file: 64-bit numbers first, so that all lie aligned."""
+        """What is stored, in its order in the file: 64-bit ones first, so that all lie aligned."""
         arrays: dict[str, NDArray[Any]] = {
             "labels": np.ascontiguousarray(self.labels),
             "images": np.ascontiguousarray(self.images),
@@ -221,7 +221,7 @@ class Draft:
 
 
 def release(images: NDArray[np.uint8]) -> None:
-    """Let go of the memory of mapped images: their bytes stay in the file. Others stay as they are."""
+    """Let go of the memory of mapped images, whose bytes stay in the file; of others, nothing."""
     base: object = images.base
     if isinstance(base, mmap.mmap):
         base.madvise(mmap.MADV_DONTNEED)

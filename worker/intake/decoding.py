@@ -5,6 +5,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain
 from threading import Lock
 from typing import Any
 
@@ -28,6 +29,7 @@ Room = Callable[[NDArray[Any], Shape], NDArray[np.uint8]]
 
 MAX_SIZES = 20  # that are listed
 MAX_THREADS = 4
+SMALL_BYTES = 2048  # files smaller than this: threads would wait for each other more than they gain
 
 _CHUNK_FILES = 100  # decoded by a thread between two words to the others
 _CHUNK_BYTES = 1024**2  # of these files; the last may be larger
@@ -65,7 +67,8 @@ def decode_all(
 ) -> NDArray[np.uint8]:
     """(N, C, H, W) of `count` files by name, read as they are decoded; `sizes` is filled.
 
-    Several threads decode, each one image at a time; Pillow's decoders let go of the interpreter.
+    Threads decode, one for small files, each one image at a time: Pillow's decoders let go of the
+    interpreter, and what is left of it for a small file is too short to share.
     What is found does not depend on how many they are, nor on which is first. Raises Rejected for
     what does not decode, and for several sizes where no rule is declared that makes them one.
     """
@@ -119,11 +122,13 @@ def _in_order(
     work: Callable[[int, Sequence[File]], _Found], chunks: Iterator[tuple[int, list[File]]]
 ) -> Iterator[_Found]:
     """Work on chunks in threads, no more at once than there are threads, and one that waits."""
-    threads = min(len(os.sched_getaffinity(0)), MAX_THREADS)
+    first = next(chunks)
+    small = sum(file.size for file in first[1]) < SMALL_BYTES * len(first[1])
+    threads = 1 if small else min(len(os.sched_getaffinity(0)), MAX_THREADS)
     running: deque[Future[_Found]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:
-            for chunk in chunks:
+            for chunk in chain([first], chunks):
                 running.append(pool.submit(work, *chunk))
                 if len(running) > threads:
                     yield running.popleft().result()
