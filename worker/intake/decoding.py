@@ -29,7 +29,7 @@ Room = Callable[[NDArray[Any], Shape], NDArray[np.uint8]]
 
 MAX_SIZES = 20  # that are listed
 MAX_THREADS = 4
-SMALL_BYTES = 2048  # files smaller than this: threads would wait for each other more than they gain
+SMALL_BYTES = 4096  # files smaller than this: threads would wait for each other more than they gain
 
 _CHUNK_FILES = 100  # decoded by a thread between two words to the others
 _CHUNK_BYTES = 1024**2  # of these files; the last may be larger

@@ -77,8 +77,11 @@ def decode(data: bytes, *, max_pixels: int) -> NDArray[np.uint8]:
     Raises UnusableImageError for everything else, before memory for the pixels is taken.
     """
     plain = decode_plain(data, max_pixels=max_pixels)
-    if plain is not None:
-        return plain
+    return decode_by_pillow(data, max_pixels=max_pixels) if plain is None else plain
+
+
+def decode_by_pillow(data: bytes, *, max_pixels: int) -> NDArray[np.uint8]:
+    """The same of any file, slower where it is small, with a reason for what is refused."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(image, max_pixels)

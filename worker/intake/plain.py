@@ -1,11 +1,12 @@
-"""The plainest JPEG and PNG files to pixels, by Pillow's own decoders without its Python in front.
+"""The plainest JPEG and PNG files to pixels, in a fraction of the time that Pillow takes.
 
-For a small image Pillow's parsers in Python cost more than its decoders in C. So the few header
-fields that matter are read here, and the same decoder is called with the same arguments. Plain is
-what most data sets are full of: JPEG, baseline or progressive, grey or of three components, without
-EXIF or profiles; PNG, 8 bits, grey or RGB, not interlaced, no transparency. Everything else, and
-whatever is damaged, is None: `worker.intake.images` then reads it and says what is wrong. So
-nothing is accepted here that Pillow refuses; tests compare the two.
+For a small image Pillow's parsers in Python cost more than its decoders. So the few header fields
+that matter are read here; then simplejpeg, the same libjpeg-turbo as Pillow's, decodes a JPEG, and
+Pillow's own decoder, called with the same arguments, a PNG. Plain is what most data sets are full
+of: JPEG, baseline or progressive, grey or of three components, without EXIF or profiles; PNG, 8
+bits, grey or RGB, not interlaced, no transparency. Everything else, and whatever is damaged, is
+None: `worker.intake.images` then reads it and says what is wrong. So nothing is accepted here that
+Pillow refuses, and pixels are the same; tests compare the two.
 """
 
 import struct
@@ -14,8 +15,9 @@ import zlib
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from simplejpeg import decode_jpeg
 
-_MODES = {1: "L", 3: "RGB"}  # by components of a JPEG
+_COLOURS = {1: "GRAY", 3: "RGB"}  # by components of a JPEG
 
 _SOS = 0xDA
 _APP0 = 0xE0
@@ -33,26 +35,27 @@ def decode_plain(data: bytes, *, max_pixels: int) -> NDArray[np.uint8] | None:
     """(H, W) or (H, W, 3) of a plain file of at most `max_pixels`; None for all others."""
     try:
         if data.startswith(b"\xff\xd8\xff"):
-            found = _jpeg_size(data)
+            found = _jpeg_header(data)
             if found is None or not 0 < found[1] * found[2] <= max_pixels:
                 return None
-            mode, width, height = found
-            image = Image.frombytes(mode, (width, height), data, "jpeg", mode, "")
-        elif data.startswith(_PNG):
+            colour, width, height = found
+            pixels: NDArray[np.uint8] = decode_jpeg(data, colour)
+            if pixels.shape[:2] != (height, width):
+                return None
+            return pixels[..., 0] if colour == "GRAY" else pixels
+        if data.startswith(_PNG):
             parts = _png_parts(data, max_pixels)
             if parts is None:
                 return None
             mode, size, packed = parts
-            image = Image.frombytes(mode, size, packed, "zip", mode)
-        else:
-            return None
-        return np.asarray(image)
+            return np.asarray(Image.frombytes(mode, size, packed, "zip", mode))
+        return None
     except (IndexError, KeyError, ValueError, OSError, struct.error):
         return None
 
 
-def _jpeg_size(data: bytes) -> tuple[str, int, int] | None:
-    """Mode, width and height, where there are no markers but those of a plain file."""
+def _jpeg_header(data: bytes) -> tuple[str, int, int] | None:
+    """Colours, width and height, where there are no markers but those of a plain file."""
     found = None
     at = 2
     while data[at] == 0xFF:
@@ -63,7 +66,7 @@ def _jpeg_size(data: bytes) -> tuple[str, int, int] | None:
                 return None
             height = data[at + 5] << 8 | data[at + 6]
             width = data[at + 7] << 8 | data[at + 8]
-            found = _MODES[data[at + 9]], width, height
+            found = _COLOURS[data[at + 9]], width, height
         elif marker == _SOS:
             return found
         elif marker == _APP0:
