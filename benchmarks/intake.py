@@ -7,14 +7,19 @@ in Parquet (row groups of 10,000), or as an NPZ that is not compressed. Small im
 noise; larger ones are noise of an eighth of their size made larger, so that their files are as
 large as those of photographs. The pipeline runs as a worker runs it, in its sandboxed child.
 
+Beside it, in the same run, the bare cost: Pillow decodes the same files in one thread, NumPy loads
+the same NPZ. Seconds of wall clock are those of the machine's state; seconds of CPU less so. Memory
 is the child's peak as the kernel counts it (VmHWM) and, of it, what the kernel could not take back
 (RssAnon, looked at twenty times a second).
 """
 
 import argparse
 import io
+import json
 import os
 import re
+import subprocess
+import sys
 import tempfile
 import time
 import zipfile
@@ -29,6 +34,7 @@ import psutil
 from numpy.typing import NDArray
 from PIL import Image
 
+from client.client import Client
 from store.settings import Settings
 from worker.child import Child
 from worker.sandbox import make_sandbox
@@ -125,6 +131,7 @@ class Usage:
 
     def __init__(self) -> None:
         self.peak_kib = self.anonymous_kib = 0
+        self.of_part: dict[str, int] = {}  # the largest VmHWM in KiB of each `python -m part`
         self._cpu_s: dict[int, float] = {}
         self._end = Event()
         self._thread = Thread(target=self._watch)
@@ -147,7 +154,11 @@ class Usage:
         for process in psutil.Process().children(recursive=True):
             with suppress(OSError, psutil.NoSuchProcess):  # it has ended
                 status = Path(f"/proc/{process.pid}/status").read_text()
-                self.peak_kib = max(self.peak_kib, _kib(status, "VmHWM"))
+                peak, command = _kib(status, "VmHWM"), process.cmdline()
+                self.peak_kib = max(self.peak_kib, peak)
+                if "-m" in command and "bwrap" not in command[0]:
+                    part = command[command.index("-m") + 1]
+                    self.of_part[part] = max(self.of_part.get(part, 0), peak)
                 self.anonymous_kib = max(self.anonymous_kib, _kib(status, "RssAnon"))
                 times = process.cpu_times()
                 self._cpu_s[process.pid] = times.user + times.system
@@ -200,6 +211,55 @@ def measure(form: str, count: int, side: int, folder: Path) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def measure_service(form: str, count: int, side: int, folder: Path) -> str:
+    """A row: a file sent to the whole service by its client, in parts where it is large."""
+    upload = folder / f"upload.{form}"
+    FORMS[form][0](upload, count, side)
+    service = subprocess.Popen(
+        [
+            *(sys.executable, "-P", "-m", "worker.embedded", "--json", "--with-parent"),
+            *("--port", "0", "--home", str(folder / "home")),
+        ],
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert service.stdout is not None
+        url = json.loads(service.stdout.readline())["url"]
+        before, usage = Usage(), Usage()
+        before.look()
+        started = time.perf_counter()
+        with Client(url) as client, usage:
+            added = client.datasets.add(upload)
+            sent_s = time.perf_counter() - started
+            client.jobs.wait(added["job_id"])
+            seconds = time.perf_counter() - started
+            dataset = client.datasets.show(added["id"])
+            usage.look()
+    finally:
+        service.terminate()
+        service.wait()
+    assert dataset["summary"]["examples"] == count
+    parts = [
+        f"{before.of_part.get(part, 0) / 1024:.0f} to {usage.of_part[part] / 1024:.0f}"
+        for part in PARTS
+    ]
+    cells = [
+        f"{form}, {side}x{side}",
+        f"{count:,}",
+        f"{upload.stat().st_size / MIB:.0f}",
+        f"{sent_s:.1f}",
+        f"{seconds:.1f}",
+        *parts,
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+PARTS = ("api", "worker", "worker.child")
+
+SERVICE_HEAD = """\
+| form | images | MiB sent | s to send | s until ready | API: MiB before, peak | worker | sandbox |
+|---|---|---|---|---|---|---|---|"""
+
 HEAD = """\
 | form | images | MiB sent | MiB stored | s | CPU s | bare: s | bare: CPU s | CPU ratio | peak MiB \
 | of it anonymous |
@@ -212,11 +272,15 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=100_000)
     parser.add_argument("--side", type=int, default=32, help="pixels")
     parser.add_argument("--form", choices=FORMS, nargs="+", default=list(FORMS))
+    parser.add_argument(
+        "--service", action="store_true", help="sent to the whole service, for the memory of each"
+    )
     arguments = parser.parse_args()
-    print(f"load average {os.getloadavg()[0]:.1f} before, {os.cpu_count()} cores\n\n{HEAD}")
+    row, head = (measure_service, SERVICE_HEAD) if arguments.service else (measure, HEAD)
+    print(f"load average {os.getloadavg()[0]:.1f} before, {os.cpu_count()} cores\n\n{head}")
     for form in arguments.form:
         with tempfile.TemporaryDirectory() as home:
-            print(measure(form, arguments.images, arguments.side, Path(home)), flush=True)
+            print(row(form, arguments.images, arguments.side, Path(home)), flush=True)
     print(f"\nload average {os.getloadavg()[0]:.1f} after")
 
 
