@@ -198,10 +198,12 @@ class Draft:
         self.discard()
         offset = _HEADER_BYTES + labels.nbytes
         size = int(np.prod(shape, dtype=np.int64))
-        with self._path.open("wb") as file:
+        with self._path.open("w+b") as file:
             # a full disk is an error here, and would be the end of the process in a mapped page
             os.posix_fallocate(file.fileno(), 0, offset + size)
-        self._images = np.memmap(self._path, np.uint8, mode="r+", offset=offset, shape=shape)
+            pages = mmap.mmap(file.fileno(), offset + size)
+        # not np.memmap, whose every item is made in Python
+        self._images = np.ndarray(shape, np.uint8, buffer=pages, offset=offset)
         return self._images
 
     def finish(self, image_set: ImageSet) -> None:
