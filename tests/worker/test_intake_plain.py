@@ -3,7 +3,10 @@
 Also that threads, memory that is mapped and sums in place of digests change no result.
 """
 
+import io
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -220,6 +223,49 @@ def test_a_draft_that_is_given_up_leaves_nothing(tmp_path: Path) -> None:
         )
     draft.discard()
     assert [path.name for path in tmp_path.iterdir()] == ["upload"]
+
+
+MEASURE = """
+import resource, sys
+from pathlib import Path
+from worker.intake.pipeline import validate_dataset
+from worker.work import Work
+class Silent:
+    def progress(self, *_): pass
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+work = Work("validate_dataset", {}, {"upload": Path(sys.argv[1])}, Path(sys.argv[2]))
+before = peak()
+examples = validate_dataset(work, Silent())["summary"]["examples"]
+print(examples, (peak() - before) // 1024)
+"""
+
+
+def large(form: str) -> bytes:
+    """300 images of a MiB of pixels each, the first in grey: 300 MiB once decoded."""
+    if form == "npz":
+        file = io.BytesIO()
+        images = np.zeros((300, 592, 592, 3), np.uint8)
+        np.savez(file, images=images, labels=np.arange(300) % 2)
+        return file.getvalue()
+    grey, colour = (encode(np.full((592, 592, *c), 7, np.uint8)) for c in ((), (3,)))
+    return pack({f"{'ab'[i % 2]}/{i:03d}": colour if i else grey for i in range(300)})
+
+
+@pytest.mark.parametrize("form", ["zip", "npz"])
+def test_memory_does_not_grow_with_the_images(form: str, tmp_path: Path) -> None:
+    (tmp_path / "upload").write_bytes(large(form))
+    (tmp_path / "work").mkdir()
+    run = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(tmp_path / "upload"), str(tmp_path / "work")],
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    examples, mebibytes = map(int, run.stdout.split())
+    assert (tmp_path / "work" / "content.safetensors").stat().st_size > 300 * 2**20
+    assert examples == 300
+    assert mebibytes < 120  # 32 MiB of mapped pages, and what each thread has in hand
 
 
 # --- duplicates -----------------------------------------------------------------------------------
