@@ -200,7 +200,7 @@ class _Stack:
     def _add_colour(self) -> None:
         grey = self.images
         self.images = self._allocate(3, *grey.shape[2:])
-        step = max(1, RELEASE_BYTES // grey[0].size)
+        step = max(1, RELEASE_BYTES // self.images[0].size)
         for start in range(0, len(grey), step):
             self.images[start : start + step] = grey[start : start + step]
             release(grey)
