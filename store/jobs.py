@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, exists, func, insert, or_, select, update
+from sqlalchemy import Row, bindparam, exists, func, insert, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from store import webhooks
@@ -72,6 +72,9 @@ class JobError:
         return {"code": self.code, "message": self.message, "retryable": self.retryable}
 
 
+_FIRST_EVENT = insert(JobEventRow).values(job_id=bindparam("job_id"), seq=1, type="queued", data={})
+
+
 def enqueue(session: Session, kind: JobKind, *, tenant: str, **columns: Any) -> JobRow:
     """Insert a queued job and its first event; ring for it after the commit."""
     job = JobRow(
@@ -85,8 +88,7 @@ def enqueue(session: Session, kind: JobKind, *, tenant: str, **columns: Any) -> 
     )
     session.add(job)
     session.flush()
-    session.add(JobEventRow(job_id=job.id, seq=1, type="queued", data={}))
-    session.flush()
+    session.execute(_FIRST_EVENT, {"job_id": job.id})
     return job
 
 
@@ -281,18 +283,19 @@ def add_shards(session: Session, parent: JobRow, requests: Sequence[dict[str, An
         )
 
 
+_AHEAD = select(func.count()).where(  # built once: that takes as long as to run it
+    JobRow.status == JobStatus.QUEUED,
+    JobRow.queue == bindparam("queue"),
+    JobRow.parent_id.is_(None),
+    JobRow.id < bindparam("job_id"),
+)
+
+
 def queue_position(session: Session, job: JobRow) -> int | None:
     """How many jobs of the same queue are ahead of a queued one; shards count with their audit."""
     if job.status != JobStatus.QUEUED:
         return None
-    return session.scalar(
-        select(func.count()).where(
-            JobRow.status == JobStatus.QUEUED,
-            JobRow.queue == job.queue,
-            JobRow.parent_id.is_(None),
-            JobRow.id < job.id,
-        )
-    )
+    return session.scalar(_AHEAD, {"queue": job.queue, "job_id": job.id})
 
 
 def uses(session: Session, asset_id: str) -> bool:
