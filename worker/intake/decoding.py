@@ -122,7 +122,9 @@ def _in_order(
     work: Callable[[int, Sequence[File]], _Found], chunks: Iterator[tuple[int, list[File]]]
 ) -> Iterator[_Found]:
     """Work on chunks in threads, no more at once than there are threads, and one that waits."""
-    first = next(chunks)
+    first = next(chunks, None)
+    if first is None:
+        return
     small = sum(file.size for file in first[1]) < SMALL_BYTES * len(first[1])
     threads = 1 if small else min(len(os.sched_getaffinity(0)), MAX_THREADS)
     running: deque[Future[_Found]] = deque()
