@@ -207,6 +207,7 @@ def test_every_container_is_confined(services: dict[str, dict[str, Any]]) -> Non
         assert service["security_opt"] == ["no-new-privileges:true"], name
         assert service["read_only"] is True, name
         assert int(service["mem_limit"]) > 0, name
+        assert 0 < int(service["pids_limit"]) <= 1024, name
         assert name in OURS or service["user"] not in ("root", "0"), name
 
 
