@@ -6,6 +6,7 @@ import sys
 
 import uvicorn
 
+from api.arriving import patient_protocol
 from api.deps import is_loopback
 from api.main import create_app
 from store import keys
@@ -41,6 +42,7 @@ def main() -> None:
         port=settings.port,
         log_config=None,
         access_log=False,
+        http=patient_protocol(settings.request_patience_s),
         timeout_graceful_shutdown=5,
         h11_max_incomplete_event_size=64 * 1024,
     )

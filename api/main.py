@@ -13,6 +13,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import errors
+from api.arriving import at_a_pace, has_body
 from api.deliveries import Allowed, Deliveries
 from api.deps import House, refuse_unknown_query
 from api.metrics import Metrics, route_of
@@ -140,14 +141,15 @@ def create_app(settings: Settings) -> "RequestLog":
         limit = limit_of.get(module, settings.max_json_bytes)
         app.include_router(module.router, max_body_size=limit)
     _complete_openapi(app)
-    return RequestLog(app, metrics, traces)
+    return RequestLog(app, metrics, traces, settings)
 
 
 class RequestLog:
     """Give every request an id, say it in the answer and in every line of the log, and count it."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, traces: Traces) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, traces: Traces, settings: Settings) -> None:
         self.app = app
+        self.settings = settings
         self.traces = traces
         self.metrics = metrics
 
@@ -174,6 +176,13 @@ class RequestLog:
                 message = {**message, "body": errors.too_large(request_id), "more_body": False}
             await send(message)
 
+        if has_body(scope):
+            receive = at_a_pace(
+                receive,
+                seconds=self.settings.request_patience_s,
+                size=self.settings.request_patience_bytes,
+                answered=lambda: status != 0,
+            )
         method = scope["method"]
         headers = {
             name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
@@ -217,6 +226,11 @@ def _complete_openapi(app: FastAPI) -> None:
     schemas |= ours["$defs"]
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)
+    too_slow = errors.problems("too_slow")[408]
+    for operations in schema["paths"].values():
+        for operation in operations.values():
+            if "requestBody" in operation:
+                operation["responses"]["408"] = too_slow
     _mark_files(schemas)
     errors.document_writes(schema)
 

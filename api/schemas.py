@@ -216,7 +216,10 @@ class SweepInfo(Answer):
     dataset_id: str
     planned: int = Field(description="trials in all")
     counts: dict[JobStatus, int] = Field(description="trials made so far, by status")
-    request: dict[str, Any]
+    # generators of clients name it by its title, and SweepRequest is the body of the POST
+    request: dict[str, Any] = Field(
+        title="Asked", description="the SweepRequest, with its defaults"
+    )
     links: dict[str, str]
 
 
