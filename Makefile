@@ -2,12 +2,13 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
+TOOLS := .venv-tools
 # The first of these that runs: a version manager may offer a name that it cannot start.
 PYTHON ?= $(or $(firstword $(foreach name,python3.11 python3.12 python3,$(shell $(name) -c 'print("$(name)")' 2>/dev/null))),python3)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo up test test-fast check lint fmt browser clean
+.PHONY: help demo up test test-fast check lint fmt browser lock sbom audit clean
 
 help: ## list the tasks
 	@awk -F ':.*## ' '/^[.a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,7 +20,7 @@ up: $(VENV)/.installed ## run the service on this machine until Ctrl-C
 	@$(BIN)/adap up
 
 # One thread a process: two test processes on two cores would otherwise fight over them.
-test: $(VENV)/.installed-dev browser ## install what tests need and run all of them
+test: $(VENV)/.installed-dev $(TOOLS)/.installed browser ## install what tests need and run all of them
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 test-fast: $(VENV)/.installed-dev ## run the tests that take seconds
@@ -47,6 +48,19 @@ browser: # page tests need Chromium: installed where that is possible, otherwise
 		echo "Chromium is not installed, so the page tests will be skipped."; \
 	fi
 
+lock: $(TOOLS)/.installed ## pin every package of the image, with its hashes
+	$(TOOLS)/bin/uv pip compile pyproject.toml --extra otel --extra postgres --extra s3 \
+		--universal --python-version 3.11 --generate-hashes --quiet \
+		--custom-compile-command "make lock" --output-file requirements.lock
+
+sbom: $(TOOLS)/.installed ## list the packages of the image, as CycloneDX, in dist/sbom.json
+	@mkdir -p dist
+	$(TOOLS)/bin/cyclonedx-py requirements requirements.lock --pyproject pyproject.toml \
+		--output-reproducible --output-file dist/sbom.json
+
+audit: $(TOOLS)/.installed ## look for known advisories against the packages of the image
+	$(TOOLS)/bin/pip-audit --strict --disable-pip --require-hashes --requirement requirements.lock
+
 .env: ## write random secrets for docker-compose.yml, unless there are some
 	@umask 077; while IFS= read -r line; do \
 		case "$$line" in [A-Z]*=) line="$$line$$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')" ;; esac; \
@@ -55,7 +69,7 @@ browser: # page tests need Chromium: installed where that is possible, otherwise
 	@echo "Wrote .env. ADAP_BOOTSTRAP_ADMIN_KEY in it is the first API key."
 
 clean: ## remove all that these tasks made here, the environment included
-	rm -rf $(VENV) build dist *.egg-info .*_cache .hypothesis
+	rm -rf $(VENV) $(TOOLS) build dist *.egg-info .*_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.installed: pyproject.toml | $(BIN)/python
@@ -66,6 +80,11 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 $(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
 	$(BIN)/pip install --disable-pip-version-check --editable '.[dev]'
 	@touch $(VENV)/.installed $@
+
+$(TOOLS)/.installed: .ci/tools.txt | $(BIN)/python
+	$(BIN)/python -m venv --clear $(TOOLS)
+	$(TOOLS)/bin/pip install --disable-pip-version-check --quiet --requirement .ci/tools.txt
+	@touch $@
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \

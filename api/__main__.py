@@ -1,9 +1,12 @@
 """`python -m api`: serve until told to stop."""
 
+import gc
+import os
 import sys
 
 import uvicorn
 
+from api.arriving import patient_protocol
 from api.deps import is_loopback
 from api.main import create_app
 from store import keys
@@ -15,6 +18,7 @@ from store.start import UnusableDatabaseError, open_database
 def main() -> None:
     """Serve on the address of the settings; refuse to serve strangers without keys."""
     settings = Settings()
+    _stay_on_one_core()
     configure_logging(settings)
     try:
         database = open_database(settings)
@@ -29,15 +33,26 @@ def main() -> None:
             "could use it. Start on 127.0.0.1, run `adap key create me --scope admin`, then start "
             "again."
         )
+    app = create_app(settings)
+    gc.collect()
+    gc.freeze()  # what is here will stay: to look through it again and again stops every request
     uvicorn.run(
-        create_app(settings),
+        app,
         host=settings.host,
         port=settings.port,
         log_config=None,
         access_log=False,
+        http=patient_protocol(settings.request_patience_s),
         timeout_graceful_shutdown=5,
         h11_max_incomplete_event_size=64 * 1024,
     )
+
+
+def _stay_on_one_core() -> None:
+    """Where the system can: docs/decisions/0012-the-api-stays-on-one-core.md has the figures."""
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[os.getpid() % len(cores)]})
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from api.errors import ApiError, not_found
 from core.config import Resize, TrainingRequest
 from models.header import Manifest
 from store import jobs, uploads
-from store.database import now
+from store.database import now, row_by_id
 from store.ids import new_id
 from store.tables import AssetStatus, DatasetRow, JobKind, JobRow, ModelRow, UploadRow
 
@@ -49,15 +49,22 @@ class Received:
 
 
 def receive(
-    file: UploadFile | None, upload_id: str | None, house: House, caller: Caller
+    file: UploadFile | None,
+    upload_id: str | None,
+    house: House,
+    caller: Caller,
+    *,
+    fields: tuple[str, str] = ("file", "upload_id"),
 ) -> Received:
-    """The file of a request that has one, or names an upload. Nothing stays behind on an error."""
-    if file is not None and upload_id is None:
-        sha256 = store_file(file, house, caller)
+    """The file of a request that has one, or names an upload. Nothing stays behind on an error.
+
+    `fields` is what the two are called in the request.
+    """
+    expect_one_of(file, upload_id, fields=fields)
+    if file is not None:
+        sha256 = store_file(file, house, caller, field=fields[0])
         return Received(sha256, file.size or 0, display_name(None, file))
-    if file is not None or upload_id is None:
-        got = "neither" if file is None else "both"
-        raise ApiError("invalid_request", f"/body: expected `file` or `upload_id`, got {got}.")
+    assert upload_id is not None
     with house.database.reading() as session:
         row = find_upload(session, upload_id, caller)
     if row.blob_sha256 is None:
@@ -67,7 +74,17 @@ def receive(
     return Received(row.blob_sha256, row.size, row.file_name, upload_id)
 
 
-def store_file(upload: UploadFile, house: House, caller: Caller) -> str:
+def expect_one_of(
+    file: UploadFile | None, upload_id: str | None, *, fields: tuple[str, str]
+) -> None:
+    """ApiError unless a request has either the file or the upload."""
+    if (file is None) == (upload_id is None):
+        got = "neither" if file is None else "both"
+        expected = " or ".join(f"`{field}`" for field in fields)
+        raise ApiError("invalid_request", f"/body: expected {expected}, got {got}.")
+
+
+def store_file(upload: UploadFile, house: House, caller: Caller, *, field: str) -> str:
     """Store an uploaded file as a blob; returns its SHA-256. Nothing stays behind on an error."""
     with house.database.reading() as session:
         quotas.check_bytes(session, house.settings, caller.tenant, new=upload.size or 0)
@@ -77,7 +94,7 @@ def store_file(upload: UploadFile, house: House, caller: Caller) -> str:
         shutil.copyfileobj(upload.file, file, 1 << 20)
         file.flush()
         if file.tell() == 0:
-            raise ApiError("invalid_request", "/body/file: expected a file, got an empty one.")
+            raise ApiError("invalid_request", f"/body/{field}: expected a file, got an empty one.")
         return house.blobs.put(Path(file.name))
 
 
@@ -203,7 +220,7 @@ def add_surrogate(
 
 def find(session: Session, table: type[AssetRow], asset_id: str, caller: Caller) -> AssetRow:
     """A row of the caller's. 404 for one that is removed, somebody else's, or nobody's."""
-    row = session.get(table, asset_id)
+    row = row_by_id(session, table, asset_id)
     if row is None or row.tenant != caller.tenant or row.deleted_at is not None:
         raise not_found(_WORD[table], asset_id)
     return row

@@ -32,6 +32,7 @@ CODES: dict[str, tuple[int, str]] = {
     "not_found": (404, "There is no such thing"),
     "method_not_allowed": (405, "This path does not take that method"),
     "not_acceptable": (406, "Not available in that form"),
+    "too_slow": (408, "The request came too slowly"),
     "conflict": (409, "The state of things does not allow this"),
     "not_ready": (409, "Not ready yet, or rejected"),
     "in_use": (409, "A job that has not ended uses it"),

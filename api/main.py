@@ -13,6 +13,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import errors
+from api.arriving import at_a_pace, has_body
 from api.deliveries import Allowed, Deliveries
 from api.deps import House, refuse_unknown_query
 from api.metrics import Metrics, route_of
@@ -41,7 +42,7 @@ from store.ids import new_id
 from store.logs import log_about
 from store.settings import Settings
 from store.traces import Traces
-from worker.app import make_app
+from worker.app import Bells, make_app
 from worker.scoring.link import ScoringLink
 
 log = logging.getLogger(__name__)
@@ -68,6 +69,25 @@ READ_BY_ROUTES = (
     inference.InferenceRequest,
 )
 
+# in this order they are tried: what is asked for most often comes first
+ROUTES = (
+    health,
+    jobs,
+    scoring,
+    inference,
+    audits,
+    training,
+    rankings,
+    models,
+    datasets,
+    uploads,
+    sweeps,
+    leaderboard,
+    catalogue,
+    keys,
+    webhooks,
+)
+
 
 def create_app(settings: Settings) -> "RequestLog":
     """The API on the database, blobs and broker of the settings.
@@ -79,7 +99,7 @@ def create_app(settings: Settings) -> "RequestLog":
         settings,
         Database(settings),
         open_blobs(settings),
-        make_app(settings),
+        Bells(make_app(settings)),
         Rates(settings.max_tenant_requests_per_s),
         ScoringLink(settings.scoring_url),
     )
@@ -90,7 +110,9 @@ def create_app(settings: Settings) -> "RequestLog":
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         deliveries = Deliveries(house.database, Allowed(settings.webhook_hosts))
         deliveries.start()
+        house.bells.start()
         yield
+        house.bells.stop()
         deliveries.stop()
         await house.scoring.close()
         house.database.dispose()
@@ -111,32 +133,23 @@ def create_app(settings: Settings) -> "RequestLog":
     app.state.house = house
     app.state.metrics = metrics = Metrics(house.database, lease_s=settings.lease_s)
     errors.install(app)
-    for module in (datasets, models, audits):  # these take files
-        app.include_router(module.router)
-    for module in (scoring, inference):
-        app.include_router(module.router, max_body_size=settings.max_scoring_bytes)
-    for module in (
-        uploads,
-        training,
-        sweeps,
-        rankings,
-        leaderboard,
-        jobs,
-        catalogue,
-        keys,
-        webhooks,
-        health,
-    ):
-        app.include_router(module.router, max_body_size=settings.max_json_bytes)
+    limit_of = {
+        **dict.fromkeys((datasets, models, audits), settings.max_upload_bytes),  # these take files
+        **dict.fromkeys((scoring, inference), settings.max_scoring_bytes),
+    }
+    for module in ROUTES:
+        limit = limit_of.get(module, settings.max_json_bytes)
+        app.include_router(module.router, max_body_size=limit)
     _complete_openapi(app)
-    return RequestLog(app, metrics, traces)
+    return RequestLog(app, metrics, traces, settings)
 
 
 class RequestLog:
     """Give every request an id, say it in the answer and in every line of the log, and count it."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, traces: Traces) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, traces: Traces, settings: Settings) -> None:
         self.app = app
+        self.settings = settings
         self.traces = traces
         self.metrics = metrics
 
@@ -163,6 +176,13 @@ class RequestLog:
                 message = {**message, "body": errors.too_large(request_id), "more_body": False}
             await send(message)
 
+        if has_body(scope):
+            receive = at_a_pace(
+                receive,
+                seconds=self.settings.request_patience_s,
+                size=self.settings.request_patience_bytes,
+                answered=lambda: status != 0,
+            )
         method = scope["method"]
         headers = {
             name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
@@ -206,6 +226,11 @@ def _complete_openapi(app: FastAPI) -> None:
     schemas |= ours["$defs"]
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)
+    too_slow = errors.problems("too_slow")[408]
+    for operations in schema["paths"].values():
+        for operation in operations.values():
+            if "requestBody" in operation:
+                operation["responses"]["408"] = too_slow
     _mark_files(schemas)
     errors.document_writes(schema)
 

@@ -47,7 +47,9 @@ class Dataset(Answer):
     status: Status = Field(description="validating, then ready or rejected")
     created_at: Timestamp
     job_id: str | None = Field(description="the job that checks it: watch it, or wait for it")
-    reasons: list[str] = Field(description="why it was rejected")
+    reasons: list[str] = Field(
+        description="why it was rejected, by file: the first hundred reasons, where there are more"
+    )
     sha256: str | None = Field(description="hash of the stored form, once ready")
     summary: DatasetSummary | None = Field(description="counts and sizes, once ready")
 
@@ -214,7 +216,10 @@ class SweepInfo(Answer):
     dataset_id: str
     planned: int = Field(description="trials in all")
     counts: dict[JobStatus, int] = Field(description="trials made so far, by status")
-    request: dict[str, Any]
+    # generators of clients name it by its title, and SweepRequest is the body of the POST
+    request: dict[str, Any] = Field(
+        title="Asked", description="the SweepRequest, with its defaults"
+    )
     links: dict[str, str]
 
 

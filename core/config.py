@@ -334,7 +334,12 @@ class TrainingConfig(Config):
         exclude_if=_is_off,
         description="values of the fields that are left out, see GET /v1/presets",
     )
-    method: Method = Field(AdapLPNMethod(), description="a method, or its bare name")
+    method: Method = Field(
+        AdapLPNMethod(),
+        description="a method, or its bare name",
+        # the same by its name: some generators of clients take no object here
+        json_schema_extra={"default": "adap_lpn"},
+    )
     architecture: str = Field("small_cnn", max_length=64, description="see GET /v1/architectures")
     epochs: int = Field(30, ge=1, le=1000)
     batch_size: int = Field(128, ge=2, le=4096)

@@ -13,9 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import (
+    Integer,
     Row,
     ScalarSelect,
     Select,
+    String,
+    bindparam,
     exists,
     func,
     insert,
@@ -54,6 +57,7 @@ TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
 
 _NOBODY: dict[str, Any] = {"worker": None, "lease_expires_at": None}
 
+MOST_AHEAD = 1000  # further jobs before one are not counted
 BACKOFF_S = (1.0, 5.0, 15.0)  # after the first, second, … lost attempt
 
 
@@ -82,6 +86,9 @@ class JobError:
         return {"code": self.code, "message": self.message, "retryable": self.retryable}
 
 
+_FIRST_EVENT = insert(JobEventRow).values(job_id=bindparam("job_id"), seq=1, type="queued", data={})
+
+
 def enqueue(session: Session, kind: JobKind, *, tenant: str, **columns: Any) -> JobRow:
     """Insert a queued job and its first event; ring for it after the commit."""
     job = JobRow(
@@ -95,8 +102,7 @@ def enqueue(session: Session, kind: JobKind, *, tenant: str, **columns: Any) -> 
     )
     session.add(job)
     session.flush()
-    session.add(JobEventRow(job_id=job.id, seq=1, type="queued", data={}))
-    session.flush()
+    session.execute(_FIRST_EVENT, {"job_id": job.id})
     return job
 
 
@@ -128,13 +134,8 @@ def claim_next(session: Session, queue: str, *, worker: str, lease_s: float) -> 
     It is the turn of the tenant that holds the fewest workers, of several such tenants of the one
     that was served longest ago; each tenant's jobs are taken oldest first.
     """
-    for turn in session.execute(_turns(queue)).all():
-        job_id = session.scalar(
-            _line(queue, turn.tenant)
-            .where(JobRow.not_before <= now(), _inputs_settled())
-            .limit(1)
-            .with_for_update(skip_locked=True)  # claimers on PostgreSQL do not wait in a row
-        )
+    for turn in session.execute(_TURNS, {"queue": queue}).all():
+        job_id = session.scalar(_NEXT, {"queue": queue, "tenant": turn.tenant})
         taken = None if job_id is None else claim(session, job_id, worker=worker, lease_s=lease_s)
         if taken is not None:
             return taken
@@ -299,17 +300,20 @@ def add_shards(session: Session, parent: JobRow, requests: Sequence[dict[str, An
 def queue_position(session: Session, job: JobRow) -> int | None:
     """How many jobs would be taken before a queued one, as things are; None if it is not queued.
 
-    Shards count with their audit.
+    Counted up to `MOST_AHEAD`. Shards count with their audit.
     """
     if job.status != JobStatus.QUEUED:
         return None
-    before = _line(job.queue, job.tenant).where(JobRow.parent_id.is_(None), JobRow.id < job.id)
-    ahead = session.scalar(select(func.count()).select_from(before.subquery())) or 0
-    held = session.scalar(select(_workers_of(job.queue, job.tenant))) or 0
+    mine = {"queue": job.queue, "tenant": job.tenant}
+    found = session.execute(_AHEAD, {**mine, "job_id": job.id}).one()
+    ahead: int = found.ahead
+    if not found.others or ahead == MOST_AHEAD:
+        return ahead
+    held = session.scalar(_HELD, mine) or 0
     # Each job that is taken gives its tenant one more worker, so a job that has n others of its
     # tenant before it is taken when its tenant holds n more, and all others as many as that.
     level = held + ahead
-    turns = session.execute(_turns(job.queue, count_up_to=level + 1)).all()
+    turns = session.execute(_COUNTED_TURNS, {**mine, "count_up_to": level + 1}).all()
     own = next((turn for turn in turns if turn.tenant == job.tenant), None)
     if own is None:  # it was taken just now
         return 0
@@ -317,7 +321,7 @@ def queue_position(session: Session, job: JobRow) -> int | None:
         if turn is not own:
             sooner = (-turn.held, turn.served, turn.oldest) < (-held, own.served, own.oldest)
             ahead += max(0, min(turn.waiting, level - turn.held + sooner))
-    return ahead
+    return min(ahead, MOST_AHEAD)
 
 
 def uses(session: Session, asset_id: str) -> bool:
@@ -342,7 +346,7 @@ def uses(session: Session, asset_id: str) -> bool:
     )
 
 
-def _line(queue: str, tenant: Any) -> Select[str]:
+def _line(queue: Any, tenant: Any) -> Select[str]:
     """The queued jobs of a tenant, oldest first.
 
     Tenants are a range of one, so that the order is by tenant and id and only the index of queued
@@ -359,7 +363,7 @@ def _line(queue: str, tenant: Any) -> Select[str]:
     )
 
 
-def _workers_of(queue: str, tenant: Any) -> ScalarSelect[int]:
+def _workers_of(queue: Any, tenant: Any) -> ScalarSelect[int]:
     """How many workers work for a tenant; the worker of an audit has one of its shards too."""
     return (
         select(func.count(JobRow.worker.distinct()))
@@ -368,7 +372,7 @@ def _workers_of(queue: str, tenant: Any) -> ScalarSelect[int]:
     )
 
 
-def _turns(queue: str, *, count_up_to: int | None = None) -> Select[Any]:
+def _turns(queue: Any, *, count_up_to: Any = None) -> Select[Any]:
     """The tenants with queued jobs in the order of their turns.
 
     tenant; held: how many workers work for it; served: when one last began a job of it, or 0;
@@ -554,3 +558,28 @@ def _reject_upload(session: Session, job_id: str, reason: str) -> None:
             .values(status=AssetStatus.REJECTED, reasons=[reason], upload_sha256=None)
             .execution_options(synchronize_session=False)
         )
+
+
+# Statements that run often, built once: to build one takes longer than to run it.
+
+_MINE: Any = (bindparam("queue", type_=String), bindparam("tenant", type_=String))
+_TURNS = _turns(_MINE[0])
+_COUNTED_TURNS = _turns(_MINE[0], count_up_to=bindparam("count_up_to", type_=Integer))
+_HELD = select(_workers_of(*_MINE))
+_NEXT = (
+    _line(*_MINE)
+    .where(JobRow.not_before <= now(), _inputs_settled())
+    .limit(1)
+    .with_for_update(skip_locked=True)  # claimers on PostgreSQL do not wait in a row
+)
+_BEFORE = _line(*_MINE).where(JobRow.parent_id.is_(None), JobRow.id < bindparam("job_id"))
+_OTHERS = exists().where(JobRow.status == JobStatus.QUEUED, JobRow.queue == _MINE[0])
+_AHEAD = select(
+    select(func.count())
+    .select_from(_BEFORE.limit(MOST_AHEAD).subquery())
+    .scalar_subquery()
+    .label("ahead"),
+    or_(_OTHERS.where(JobRow.tenant < _MINE[1]), _OTHERS.where(JobRow.tenant > _MINE[1])).label(
+        "others"
+    ),
+)

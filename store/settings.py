@@ -61,6 +61,15 @@ class Settings(BaseSettings):
         gt=0,
         description="how long an upload in parts is kept after its last part or use",
     )
+    request_patience_s: float = Field(
+        30,
+        gt=0,
+        description="how long the API waits for the head of a request, and for each "
+        "`request_patience_bytes` of its body; then it hangs up",
+    )
+    request_patience_bytes: int = Field(
+        30_000, ge=1, description="least bytes of a body in `request_patience_s`"
+    )
     max_json_bytes: int = Field(1 * MIB, gt=0, description="largest JSON request body")
     max_epochs: int = Field(1000, ge=1, description="most epochs of one training")
     max_attack_steps: int = Field(1000, ge=1, description="most steps of one attack")

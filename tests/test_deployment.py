@@ -16,6 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.markers import Marker
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from sqlalchemy import update
 
 from store.database import Database
@@ -207,6 +210,7 @@ def test_every_container_is_confined(services: dict[str, dict[str, Any]]) -> Non
         assert service["security_opt"] == ["no-new-privileges:true"], name
         assert service["read_only"] is True, name
         assert int(service["mem_limit"]) > 0, name
+        assert 0 < int(service["pids_limit"]) <= 1024, name
         assert name in OURS or service["user"] not in ("root", "0"), name
 
 
@@ -278,7 +282,71 @@ def test_the_image_holds_every_package_and_extra() -> None:
     dockerfile = (REPOSITORY / "Dockerfile").read_text()
     assert {line.removeprefix("!") for line in context if line.startswith("!")} >= PACKAGES
     assert set(re.findall(r"^COPY (\w+) \1$", dockerfile, flags=re.MULTILINE)) == PACKAGES
-    assert re.findall(r"""pip install "\.\[(.*)\]\"""", dockerfile) == ["otel,postgres,s3"]
+    assert {line.removeprefix("!") for line in context} >= {"requirements.lock"}
+    assert "pip install --require-hashes --requirement requirements.lock" in dockerfile
+    assert "pip install --no-deps --no-build-isolation ." in dockerfile
+
+
+def locked() -> set[tuple[str, str, Marker | None]]:
+    """Name, version and marker of each line of requirements.lock."""
+    text = (REPOSITORY / "requirements.lock").read_text().replace("\\\n", "")
+    lines = [line.split(" --hash=")[0] for line in text.splitlines() if "#" not in line[:6]]
+    return {
+        (canonicalize_name(r.name), str(r.specifier), r.marker) for r in map(Requirement, lines)
+    }
+
+
+def test_every_package_of_the_image_is_pinned_with_its_hashes() -> None:
+    text = (REPOSITORY / "requirements.lock").read_text().replace("\\\n", "")
+    for line in text.splitlines():
+        if not line.lstrip().startswith("#"):
+            assert re.fullmatch(r"\S+==\S+( ; .+?)?(\s+--hash=sha256:[0-9a-f]{64})+", line), line
+    assert "://" not in text  # neither a place to install from nor a file outside of it
+
+
+def test_the_lock_is_of_this_project_as_it_is_now() -> None:
+    here = [(name, pin) for name, pin, marker in locked() if marker is None or marker.evaluate()]
+    pins, extras = dict(here), ("otel", "postgres", "s3")
+    assert len(pins) == len(here)
+    project = PROJECT["project"]
+    asked = [Requirement(line) for line in project["dependencies"]]
+    for extra in extras:
+        asked += [Requirement(line) for line in project["optional-dependencies"][extra]]
+        assert f"--extra {extra} " in (REPOSITORY / "Makefile").read_text()
+    for requirement in asked:
+        pin = pins.get(canonicalize_name(requirement.name))
+        assert pin == str(requirement.specifier), f"run `make lock`: {requirement}"
+    assert "setuptools" in pins  # of the lock too: it builds our own package
+
+    # and what these need in turn, as it is installed here
+    waiting, seen = [(r.name, frozenset(r.extras)) for r in asked], set()
+    while waiting:
+        name, chosen = waiting.pop()
+        if (name, chosen) in seen:
+            continue
+        seen.add((name, chosen))
+        assert canonicalize_name(name) in pins, f"run `make lock`: {name} is not in it"
+        for line in importlib.metadata.requires(name) or []:
+            needed = Requirement(line)
+            if needed.marker is None or any(
+                needed.marker.evaluate({"extra": extra}) for extra in chosen or [""]
+            ):
+                waiting.append((needed.name, frozenset(needed.extras)))
+
+
+def test_the_bill_of_materials_lists_what_is_pinned(tmp_path: Path) -> None:
+    program = REPOSITORY / ".venv-tools" / "bin" / "cyclonedx-py"
+    if not program.exists():
+        pytest.skip("needs .venv-tools, which `make test` makes")
+    recipe = (REPOSITORY / "Makefile").read_text()
+    (command,) = re.findall(r"\$\(TOOLS\)/bin/cyclonedx-py ((?:.*\\\n)*.*)", recipe)
+    arguments = command.replace("\\\n", " ").replace("dist/", f"{tmp_path}/").split()
+    run = subprocess.run([program, *arguments], cwd=REPOSITORY, capture_output=True, check=False)
+    assert run.returncode == 0, run.stderr
+    bill = json.loads((tmp_path / "sbom.json").read_text())
+    assert bill["bomFormat"] == "CycloneDX"
+    listed = {(canonicalize_name(c["name"]), f"=={c['version']}") for c in bill["components"]}
+    assert listed == {(name, pin) for name, pin, _ in locked()}
 
 
 def test_an_installation_holds_every_file_of_the_packages(tmp_path: Path) -> None:

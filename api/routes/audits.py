@@ -3,19 +3,20 @@
 import json
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Request, Response
+from fastapi import APIRouter, Header, Request, Response, UploadFile
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sqlalchemy.orm import Session
-from starlette.datastructures import FormData, UploadFile
+from starlette.datastructures import FormData
 
-from api import assets, quotas
+from api import assets
 from api.accept import choose
 from api.assets import AssetId
 from api.deps import Caller, House, HouseDep, Reader, Writer
 from api.errors import POSTED, ApiError, explain_validation, problems
 from api.idempotency import Idempotency, IdempotencyDep
 from api.listing import After, Limit, make_cursor, read_offset
+from api.routes.datasets import declared_resize
 from api.routes.jobs import describe_job, finished_blob
 from api.routes.models import declared_manifest
 from api.routes.training import check_trainable
@@ -26,6 +27,7 @@ from core.config import (
     AuditRequest,
     CEMethod,
     EachClass,
+    Identifier,
     Task,
     TrainingRequest,
 )
@@ -55,14 +57,17 @@ class AuditForm(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    model: str = Field(json_schema_extra={"format": "binary"}, description="see POST /v1/models")
-    dataset: str = Field(
-        json_schema_extra={"format": "binary"}, description="see POST /v1/datasets"
+    model: UploadFile | None = Field(None, description="see POST /v1/models")
+    model_upload_id: Identifier | None = Field(
+        None, description="instead of `model`: one that came in parts, see POST /v1/uploads"
     )
+    dataset: UploadFile | None = Field(None, description="see POST /v1/datasets")
+    dataset_upload_id: Identifier | None = Field(None, description="instead of `dataset`")
     config: str = Field("{}", description="an AuditConfig as JSON")
-    architecture: str | None = None
+    architecture: str | None = Field(None, description="this and the next two: see POST /v1/models")
     input: str | None = None
     output: str | None = None
+    resize: str | None = Field(None, description="see POST /v1/datasets")
 
 
 @router.post(
@@ -93,8 +98,9 @@ async def audit(
 ) -> Job:
     """Audit a model on a data set: clean AP, AP under each attack, and the worst case.
 
-    `{model_id, dataset_id}` alone is a good audit. As multipart, `model` and `dataset` are files,
-    both are checked first, and the audit starts by itself when they are ready.
+    `{model_id, dataset_id}` alone is a good audit. As multipart, the model and the data set come
+    with the request, as files or by their uploads in parts; both are checked first, and the audit
+    starts by itself when they are ready.
     """
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type == "application/json":
@@ -337,41 +343,35 @@ def _size(manifest: Manifest) -> dict[str, int]:
 
 def _audit_files(form: FormData, house: House, caller: Caller, once: Idempotency) -> Job:
     """The model and the data set become assets of their own; the audit waits for their checks."""
-    unknown = sorted(set(form) - set(AuditForm.model_fields))
-    if unknown:
-        raise ApiError("invalid_request", f"/body/{unknown[0]}: expected no such field")
-    files = {name: form.get(name) for name in ("model", "dataset")}
-    for name, value in files.items():
-        if not isinstance(value, UploadFile):
-            raise ApiError("invalid_request", f"/body/{name}: expected a file, got {value!r:.40}")
-    fields = ("config", "architecture", "input", "output")
-    text: dict[str, str] = {}
-    for name in fields:
-        value = form.get(name)
-        if isinstance(value, UploadFile):
-            raise ApiError("invalid_request", f"/body/{name}: expected text, got a file")
-        if value is not None:
-            text[name] = value
     try:
-        config = AuditConfig.model_validate_json(text.get("config", "{}"))
+        asked = AuditForm.model_validate(dict(form))
+    except ValidationError as error:
+        raise explain_validation(error.errors()) from error
+    try:
+        config = AuditConfig.model_validate_json(asked.config)
     except ValidationError as error:
         raise explain_validation(error.errors(), prefix="body/config") from error
-    manifest = declared_manifest(*(text.get(name) for name in ("architecture", "input", "output")))
-    model_file, dataset_file = files["model"], files["dataset"]
-    assert isinstance(model_file, UploadFile)
-    assert isinstance(dataset_file, UploadFile)
-    model_sha256 = assets.store_file(model_file, house, caller)
-    dataset_sha256 = assets.store_file(dataset_file, house, caller)
-    model_size, dataset_size = model_file.size or 0, dataset_file.size or 0
+    manifest = declared_manifest(asked.architecture, asked.input, asked.output)
+    resize = declared_resize(asked.resize)
+    files = (
+        (asked.model, asked.model_upload_id, ("model", "model_upload_id")),
+        (asked.dataset, asked.dataset_upload_id, ("dataset", "dataset_upload_id")),
+    )
+    for file, upload_id, fields in files:  # before anything is stored
+        assets.expect_one_of(file, upload_id, fields=fields)
+    of_model, of_dataset = (
+        assets.receive(file, upload_id, house, caller, fields=fields)
+        for file, upload_id, fields in files
+    )
     content = {
         **_asked(config),
-        "model": model_sha256,
-        "dataset": dataset_sha256,
+        "model": of_model.sha256,
+        "dataset": of_dataset.sha256,
         "manifest": None if manifest is None else manifest.model_dump(mode="json"),
-        "names": [assets.display_name(None, file) for file in (model_file, dataset_file)],
+        "resize": None if resize is None else resize.as_json(),
+        "names": [of_model.name, of_dataset.name],
     }
     with once.writing(content, new_jobs=3) as session:
-        quotas.check_bytes(session, house.settings, caller.tenant, new=model_size + dataset_size)
         surrogate = None
         if config.surrogate is not None:
             if config.surrogate.model_id is None:
@@ -381,20 +381,23 @@ def _audit_files(form: FormData, house: House, caller: Caller, once: Idempotency
                 )
             surrogate = assets.find(session, ModelRow, config.surrogate.model_id, caller)
             assets.require_ready(surrogate)
+        of_model.take(session, house, caller)
         model, model_job = assets.add_model(
             session,
             caller,
-            name=assets.display_name(None, model_file),
-            sha256=model_sha256,
-            size=model_size,
+            name=of_model.name,
+            sha256=of_model.sha256,
+            size=of_model.size,
             manifest=manifest,
         )
+        of_dataset.take(session, house, caller)
         dataset, dataset_job = assets.add_dataset(
             session,
             caller,
-            name=assets.display_name(None, dataset_file),
-            sha256=dataset_sha256,
-            size=dataset_size,
+            name=of_dataset.name,
+            sha256=of_dataset.sha256,
+            size=of_dataset.size,
+            resize=resize,
         )
         job = jobs.enqueue(
             session,

@@ -5,6 +5,7 @@ files that are left.
 """
 
 import os
+import re
 import select
 import socket
 import subprocess
@@ -29,6 +30,7 @@ from tests.api.test_access import ALL, ask, own
 MIB = 2**20
 LIMIT = 2 * MIB  # the largest body that any route of this API takes
 ENOUGH = 128 * MIB  # what is offered to each route
+PATIENCE_S = 3.0
 BUFFERED = 16 * MIB  # what the kernel may hold between the two ends
 
 STARTS = {
@@ -75,6 +77,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Alone]:
         "ADAP_MAX_UPLOAD_BYTES": str(LIMIT),
         "ADAP_MAX_SCORING_BYTES": str(LIMIT),
         "ADAP_MAX_JSON_BYTES": "100000",
+        "ADAP_REQUEST_PATIENCE_S": str(PATIENCE_S),
         "TMPDIR": str(folder / "tmp"),
     }
     with (folder / "log").open("wb") as log:
@@ -96,6 +99,9 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Alone]:
     process.terminate()
     assert process.wait(30) in (0, -15)  # uvicorn raises the signal again once it has stopped
     database.dispose()
+    log = (folder / "log").read_text()
+    assert '"request.done"' in log
+    assert "Traceback" not in log
 
 
 def taking_bodies() -> list[tuple[str, str]]:
@@ -177,3 +183,55 @@ def test_a_hundred_clients_that_never_finish_keep_nobody_waiting(alone: Alone) -
             assert ask(alone.api, "GET /v1/jobs/{job_id}", alone.ids, None).status_code == 200
             times.append(time.monotonic() - started)
     assert sorted(times)[10] < 1
+
+
+def test_clients_that_send_little_at_a_time_are_hung_up_on_and_keep_nobody_waiting(
+    alone: Alone,
+) -> None:
+    url = alone.api.http.base_url
+    head = b"POST /v1/%s HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: %s\r\nContent-Length: 1000"
+    form = b"multipart/form-data; boundary=b"
+    ways = (
+        b"GET /livez HTTP/1.1\r\nX-Slow: ",  # of this one the head never ends
+        head % (b"training-jobs", b"application/json") + b"\r\n\r\n{",
+        head % (b"datasets", form) + b"\r\n\r\n" + STARTS["multipart/form-data"],
+        head % (b"audits", form) + b"\r\n\r\n" + STARTS["multipart/form-data"],
+        # these two are answered at once, and the rest of their bodies goes on coming
+        head % (b"nothing", b"application/json") + b"\r\n\r\n{",
+        b"GET /livez HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n",
+    )
+    times, answers = [], dict.fromkeys(ways, b"")
+    with ExitStack() as stack:
+        open_ = {
+            stack.enter_context(socket.create_connection((url.host, url.port))): ways[n % len(ways)]
+            for n in range(500)
+        }
+        for connection, start in open_.items():
+            connection.sendall(start)
+            connection.setblocking(False)
+        deadline = time.monotonic() + 5 * PATIENCE_S
+        while open_ and time.monotonic() < deadline:
+            for connection, way in list(open_.items()):
+                try:
+                    connection.send(b"1\r\n \r\n" if b"chunked" in way else b" ")
+                    while block := connection.recv(4096):
+                        answers[way] += block
+                    del open_[connection]
+                except BlockingIOError:
+                    pass
+                except (BrokenPipeError, ConnectionResetError):
+                    del open_[connection]
+            for _ in range(10):
+                started = time.monotonic()
+                assert alone.api.http.get("/livez").is_success
+                times.append(time.monotonic() - started)
+            time.sleep(0.2)
+        assert not open_
+    never, *slow, unknown, unasked = answers.values()
+    assert never == b""
+    for answer in slow:
+        assert b'"code":"too_slow"' in answer
+        assert set(re.findall(rb"HTTP/1.1 (\d+)", answer)) == {b"408"}
+    assert set(re.findall(rb"HTTP/1.1 (\d+)", unknown)) == {b"404"}
+    assert set(re.findall(rb"HTTP/1.1 (\d+)", unasked)) == {b"200"}
+    assert sorted(times)[int(0.95 * len(times))] < 0.2

@@ -428,7 +428,8 @@ def test_an_empty_file_is_refused(api: Api, problem: Check) -> None:
 
 def test_a_multipart_audit_needs_its_two_files(api: Api, problem: Check) -> None:
     response = api.http.post("/v1/audits", files={"model": ("m", b"x")})
-    assert "/body/dataset" in problem(response, 422, "invalid_request")["detail"]
+    body = problem(response, 422, "invalid_request")
+    assert "expected `dataset` or `dataset_upload_id`, got neither" in body["detail"]
     response = api.http.post(
         "/v1/audits",
         files={"model": ("m", b"x"), "dataset": ("d", b"x")},

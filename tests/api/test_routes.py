@@ -105,6 +105,17 @@ def test_a_multipart_audit_waits_for_the_checks_of_its_files(api: Api) -> None:
     assert sorted(kinds) == ["audit", "validate_dataset", "validate_model"]
 
 
+def test_a_multipart_audit_resizes_the_images_of_its_data_set(api: Api, problem: Check) -> None:
+    files = {"model": ("m.safetensors", b"m"), "dataset": ("d.zip", b"d")}
+    rule = {"height": 32, "width": 32, "fit": "crop"}
+    job = api.http.post("/v1/audits", files=files, data={"resize": json.dumps(rule)}).json()
+    dataset = api.http.get(job["links"]["dataset"]).json()
+    check = api.http.get(f"/v1/jobs/{dataset['job_id']}").json()
+    assert rule.items() <= check["request"]["resize"].items()
+    refused = api.http.post("/v1/audits", files=files, data={"resize": '{"height": 0}'})
+    assert "/body/resize/" in problem(refused, 422, "invalid_request")["detail"]
+
+
 def test_lists_come_in_pages_newest_first(api: Api) -> None:
     made = [train(api)["id"] for _ in range(5)]
     seen, cursor = [], None

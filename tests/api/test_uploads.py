@@ -6,8 +6,8 @@ Judges: hashlib over what was sent, the files that are in the blob store, and th
 import hashlib
 import json
 import os
+import re
 import socket
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,7 +20,7 @@ from sqlalchemy import select, update
 from store import keys, uploads
 from store.artifacts import collect_garbage, open_blobs
 from store.tables import DatasetRow, ModelRow, UploadPartRow, UploadRow
-from tests.api.conftest import Api
+from tests.api.conftest import Api, wait_for
 from tests.api.test_quotas import limited
 
 Check = Callable[..., dict[str, Any]]
@@ -194,7 +194,15 @@ def test_a_body_without_a_length_is_counted_as_it_comes(api: Api, problem: Check
 
 
 def test_a_connection_that_breaks_leaves_no_part(api: Api) -> None:
-    upload = start(api)
+    def answered() -> float:
+        counts = re.findall(
+            r"^adap_http_request_seconds_count\{.*/parts/.*\} (.+)$",
+            api.http.get("/metrics").text,
+            re.MULTILINE,
+        )
+        return sum(map(float, counts))
+
+    upload, before = start(api), answered()
     url = api.http.base_url
     for sent in (0, 1, PART // 2, PART - 1):
         with socket.create_connection((url.host, url.port)) as connection:
@@ -203,10 +211,7 @@ def test_a_connection_that_breaks_leaves_no_part(api: Api) -> None:
                 f"Content-Length: {PART}\r\n\r\n"
             )
             connection.sendall(head.encode() + CONTENT[:sent])
-    for _ in range(100):
-        if not staged(api):
-            break
-        threading.Event().wait(0.05)
+    wait_for(lambda: answered() == before + 4, because="it has noticed each of them")
     assert (shown(api, upload)["received"], staged(api)) == ([], [])
 
 
@@ -254,6 +259,38 @@ def test_a_data_set_or_a_model_is_made_of_an_upload(
         path, files={"upload_id": (None, upload["id"])}, headers={"Idempotency-Key": "once"}
     )
     assert again.json() == response.json()
+
+
+def test_an_audit_is_made_of_uploads(api: Api, problem: Check) -> None:
+    upload, fields = whole(api), {"dataset_upload_id", "model_upload_id"}
+    config = {"config": (None, '{"threat": {"epsilon": 0.1}}')}
+    response = api.http.post(
+        "/v1/audits", files={**config, **dict.fromkeys(fields, (None, upload["id"]))}
+    )
+    assert response.status_code == 201, response.text
+    with api.database.reading() as session:
+        for table, what in ((DatasetRow, "dataset"), (ModelRow, "model")):
+            identifier = response.json()["links"][what].rpartition("/")[2]
+            row = session.get_one(table, identifier)
+            assert (row.upload_sha256, row.stored_bytes) == (SHA256, len(CONTENT))
+            assert row.name == "pets.zip"
+    # one may come in the request, and the other before
+    mixed = {"model": ("m.safetensors", b"m"), "dataset_upload_id": (None, upload["id"])}
+    assert api.http.post("/v1/audits", files=mixed).status_code == 201
+
+    before = api.http.get("/v1/jobs").json()["data"]
+    unfinished = start(api, content=b"x" * PART)
+    for files, status, code, sentence in (
+        ({"model_upload_id": (None, unfinished["id"])}, 409, "not_ready", "is not complete"),
+        ({"model_upload_id": (None, f"upl_{'0' * 26}")}, 404, "not_found", "no upload"),
+        ({"model_upload_id": (None, "../x")}, 422, "invalid_request", "/body/model_upload_id"),
+        ({}, 422, "invalid_request", "expected `model` or `model_upload_id`, got neither"),
+        ({**mixed, "model_upload_id": (None, upload["id"])}, 422, "invalid_request", "got both"),
+    ):
+        files = {"dataset_upload_id": (None, upload["id"]), **files}
+        body = problem(api.http.post("/v1/audits", files=files), status, code)
+        assert sentence in body["detail"]
+    assert api.http.get("/v1/jobs").json()["data"] == before
 
 
 def test_an_upload_that_is_not_complete_makes_nothing(api: Api, problem: Check) -> None:

@@ -1,0 +1,89 @@
+"""How slowly a request may come, its head and its body, and what becomes of a body unasked for."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.types import Message, Receive, Scope
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
+_BODY_HEADERS = frozenset({b"content-length", b"transfer-encoding"})
+
+
+def has_body(scope: Scope) -> bool:
+    """Whether a request brings a body, or says so."""
+    return any(name in _BODY_HEADERS for name, _ in scope["headers"])
+
+
+def at_a_pace(
+    receive: Receive, *, seconds: float, size: int, answered: Callable[[], bool]
+) -> Receive:
+    """Receive a body of which each `size` bytes, and its end, come within these seconds.
+
+    Only waiting for the client counts. Where they do not come, HTTPException with 408. Once the
+    answer has begun, what still comes of the body is dropped, at any pace: whoever reads then only
+    wants to know when the client hangs up, and no limit of size may end an answer in the middle.
+    """
+    waited, got, ended = 0.0, 0, False
+
+    async def received() -> Message:
+        nonlocal waited, got, ended
+        while True:
+            begun = time.monotonic()
+            try:
+                async with asyncio.timeout(None if ended or answered() else seconds - waited):
+                    message = await receive()
+            except TimeoutError as error:
+                if answered():
+                    continue
+                detail = f"Expected {size} bytes of the body, or its end, in {seconds:g} s, got "
+                raise HTTPException(
+                    408, f"{detail}{got}; nothing of it was kept.", {"Connection": "close"}
+                ) from error
+            if message["type"] != "http.request":
+                return message
+            if answered():
+                return {**message, "body": b""}
+            waited += time.monotonic() - begun
+            got += len(message.get("body", b""))
+            ended = not message.get("more_body", False)
+            if got >= size:
+                waited, got = 0.0, 0
+            return message
+
+    return received
+
+
+def patient_protocol(seconds: float) -> type[asyncio.Protocol]:
+    """uvicorn's HTTP protocol, for its option `http`; it waits so long for the head of a request.
+
+    A connection that has brought none since it was made, or since the last answer, is closed after
+    these seconds, or after twice as many at most. What it sends in between does not matter.
+    """
+
+    class Patient(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
+        """One connection."""
+
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            super().connection_made(transport)
+            self._look(before=_BUSY)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._next_look.cancel()
+            super().connection_lost(exc)
+
+        def _look(self, *, before: Any) -> None:
+            idle = self.cycle is None or self.cycle.response_complete
+            if self.transport.is_closing():
+                self.transport.abort()  # what it was to read before, it has not read
+            elif idle and self.cycle is before:
+                self.transport.close()
+            last = self.cycle if idle else _BUSY
+            self._next_look = self.loop.call_later(seconds, lambda: self._look(before=last))
+
+    return Patient
+
+
+_BUSY = object()  # neither None nor any cycle of a request and its answer
