@@ -90,7 +90,12 @@ class Database:
 def _engine(url: str) -> Engine:
     if not url.startswith("sqlite"):
         return create_engine(
-            url, pool_size=CONNECTIONS, pool_pre_ping=True, connect_args={"connect_timeout": 5}
+            url,
+            pool_size=CONNECTIONS,
+            pool_pre_ping=True,
+            # No statement is prepared: after some runs of one PostgreSQL would plan it for values
+            # that it does not know, and walk through the whole queue.
+            connect_args={"connect_timeout": 5, "prepare_threshold": None},
         )
     engine = create_engine(
         url, pool_size=CONNECTIONS, connect_args={"timeout": 30, "check_same_thread": False}

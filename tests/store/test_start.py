@@ -17,7 +17,7 @@ MOUNTS = """\
 22 1 254:1 / / rw,relatime shared:1 - ext4 /dev/vda1 rw
 31 22 0:27 / /mnt/lab rw,relatime shared:9 - nfs4 server:/lab rw,vers=4.2
 32 31 254:2 / /mnt/lab/scratch rw,relatime shared:10 - xfs /dev/vdb1 rw
-33 22 0:28 / /home/ann/my\\040share rw - cifs //server/share rw
+33 22 0:28 / /people/ann/my\\040share rw - cifs //server/share rw
 34 22 0:29 / /srv rw - ext4 /dev/vdc rw
 35 34 0:30 / /srv rw - fuse.sshfs ann@server: rw
 """
@@ -26,11 +26,11 @@ MOUNTS = """\
 @pytest.mark.parametrize(
     ("home", "kind"),
     [
-        ("/home/ann/adap", None),
+        ("/people/ann/adap", None),
         ("/mnt/lab/adap", "nfs4"),
         ("/mnt/lab2/adap", None),
         ("/mnt/lab/scratch/adap", None),
-        ("/home/ann/my share/adap", "cifs"),
+        ("/people/ann/my share/adap", "cifs"),
         ("/srv/adap", "fuse.sshfs"),
     ],
 )
