@@ -238,11 +238,13 @@ def request_cancel(session: Session, job_id: str) -> JobStatus | None:
 
     The shards of an audit are cancelled with it.
     """
+    _lock(session, job_id)
     for shard in session.scalars(
-        select(JobRow.id).where(JobRow.parent_id == job_id, JobRow.status.in_(LIVE))
+        select(JobRow.id)
+        .where(JobRow.parent_id == job_id, JobRow.status.in_(LIVE))
+        .order_by(JobRow.id)
     ).all():
         request_cancel(session, shard)
-    _lock(session, job_id)
     if _move(
         session,
         job_id,
@@ -265,10 +267,12 @@ def request_cancel(session: Session, job_id: str) -> JobStatus | None:
 def take_back_expired(session: Session, *, max_lost: int) -> list[str]:
     """Queue again, end or cancel the jobs whose worker is silent; returns the queued ones."""
     expired = session.execute(
-        select(JobRow.id, JobRow.attempt).where(
+        select(JobRow.id, JobRow.attempt)
+        .where(
             JobRow.status.in_((JobStatus.RUNNING, JobStatus.CANCELLING)),
             JobRow.lease_expires_at < now(),
         )
+        .order_by(JobRow.id)
     ).all()
     return [
         row.id
@@ -509,7 +513,10 @@ def _take_back(
 
 
 def _lock(session: Session, job_id: str) -> None:
-    """Keep a job as it is while several moves are tried, or none may find it where it was."""
+    """Keep a job as it is while several moves are tried, or none may find it where it was.
+
+    Of several jobs always the older first, so that no two transactions wait for each other.
+    """
     session.execute(select(JobRow.id).where(JobRow.id == job_id).with_for_update())
 
 
