@@ -99,15 +99,17 @@ def test_kills_at_random_moments_never_change_the_weights(plant: Plant) -> None:
     """Five trainings that are the same, each of which loses its process once, at any moment."""
     dataset, random = plant.dataset(), Random(4)
     worker = plant.start_worker()
-    whole = plant.wait_done(plant.train(dataset, epochs=4))
+    for _ in range(2):  # the first waits until torch is loaded
+        whole = plant.wait_done(plant.train(dataset, epochs=8))
     assert whole.started_at is not None
     assert whole.finished_at is not None
     lasts_s = whole.finished_at - whole.started_at
     lost = 0
     for _ in range(5):
-        job = plant.train(dataset, epochs=4)
+        job = plant.train(dataset, epochs=8)
         plant.wait(lambda job=job: plant.read(job).status == JobStatus.RUNNING)
-        time.sleep(random.uniform(0, lasts_s))
+        plant.wait_epoch(job, random.randrange(6))
+        time.sleep(random.uniform(0, lasts_s / 8))
         for child in children_that_work(worker):
             with contextlib.suppress(psutil.NoSuchProcess):
                 child.kill()
