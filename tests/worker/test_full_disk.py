@@ -78,17 +78,17 @@ def enqueue_many(plant: Plant) -> None:
 
 
 def run_out_of_all_room(plant: Plant, disk: Path) -> None:
-    job = plant.train(plant.dataset(), epochs=30)
+    job = plant.train(plant.dataset(), epochs=120)
     plant.start_worker(ADAP_LEASE_S="20")
     plant.wait_epoch(job, 2)
     fill(disk)
     with pytest.raises(OperationalError):
         enqueue_many(plant)
-    time.sleep(2)  # the worker finds out for itself; its log has no room either
+    time.sleep(1)  # the worker finds out for itself; its log has no room either
     make_room(disk)
     row = plant.wait_done(job)
     assert (row.status, row.lost) == (JobStatus.SUCCEEDED, 0), row.error
     assert row.attempt == 1, "the worker waited"
     assert sorted({data["epoch"] for name, data in plant.events(job) if name == "epoch"}) == [
-        *range(1, 31)
+        *range(1, 121)
     ]

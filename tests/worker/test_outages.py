@@ -192,8 +192,8 @@ def test_an_api_that_is_killed_before_it_can_ring_has_made_a_job_that_runs(plant
             with ringing:
                 process.kill()
                 process.wait()
-        with pytest.raises(httpx.TransportError):
-            answer.result()
+        with suppress(httpx.TransportError):  # it may have been answered by then
+            assert answer.result().status_code == 201
     with plant.database.reading() as session:
         (job,) = session.scalars(select(JobRow.id)).all()
     plant.start_worker()
