@@ -1,11 +1,13 @@
 """Jobs of every kind: look, wait, follow, cancel, retry."""
 
-import json
+import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
-from typing import Annotated, Any
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated
 
-from anyio import sleep
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
@@ -38,7 +40,7 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 _NOUNS = {JobKind.AUDIT: "audit", JobKind.RANK: "ranking"}  # kinds that have pages of their own
 
 POLL_S = 0.2
-STREAM_POLL_S = 0.3
+REFRESH_S = 2.0  # places in the queue change without news of the job
 PING_S = 15.0
 
 
@@ -177,7 +179,8 @@ def job_events(
             media_type="text/event-stream",
             headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
         )
-    events = _events(house, job_id, after=read_offset(after), limit=limit + 1)
+    with house.database.reading() as session:
+        events = _events(session, job_id, after=read_offset(after), limit=limit + 1)
     more = len(events) > limit
     shown = events[:limit]
     return Page(
@@ -227,7 +230,7 @@ async def wait_until_done(house: House, job_id: str, *, wait_s: float) -> JobRow
         row = await run_in_threadpool(look)
         if row.status in TERMINAL or time.monotonic() >= deadline:
             return row
-        await sleep(POLL_S)
+        await asyncio.sleep(POLL_S)
 
 
 def describe_job(session: Session, house: House, row: JobRow) -> Job:
@@ -296,46 +299,66 @@ def _wait_s(prefer: str | None) -> float:
     return 0.0
 
 
-def _events(house: House, job_id: str, *, after: int, limit: int) -> list[JobEvent]:
+def _events(session: Session, job_id: str, *, after: int, limit: int) -> list[JobEvent]:
     query = (
         select(JobEventRow)
         .where(JobEventRow.job_id == job_id, JobEventRow.seq > after)
         .order_by(JobEventRow.seq)
         .limit(limit)
     )
-    with house.database.reading() as session:
-        return [
-            JobEvent(seq=row.seq, at=timestamp(row.at), type=row.type, data=row.data)
-            for row in session.scalars(query)
-        ]
+    return [
+        JobEvent(seq=row.seq, at=timestamp(row.at), type=row.type, data=row.data)
+        for row in session.scalars(query)
+    ]
 
 
-def _status(house: House, job_id: str) -> Job:
+@dataclass(frozen=True)
+class _Look:
+    """What a follower of a job is sent who has seen some of its events."""
+
+    events: bytes
+    seen: int
+    state: str
+    done: bool
+
+
+def _look(house: House, job_id: str, seen: int) -> _Look:
     with house.database.reading() as session:
-        return describe_job(session, house, session.get_one(JobRow, job_id))
+        job = describe_job(session, house, session.get_one(JobRow, job_id))
+        events = _events(session, job_id, after=seen, limit=1000)
+    return _Look(
+        events=b"".join(
+            format_sse_event(data_str=event.model_dump_json(), event=event.type, id=str(event.seq))
+            for event in events
+        ),
+        seen=events[-1].seq if events else seen,
+        state=job.model_dump_json(include={"status", "progress", "queue_position"}),
+        done=job.done and not events,
+    )
 
 
 async def _stream(house: House, job_id: str, seen: int) -> AsyncIterator[bytes]:
     """Events as they happen and progress as it changes; ends when the job has ended."""
-    shown: Any = None
-    quiet_s = 0.0
-    while True:
-        job = await run_in_threadpool(_status, house, job_id)
-        events = await run_in_threadpool(_events, house, job_id, after=seen, limit=1000)
-        for event in events:
-            seen = event.seq
-            yield format_sse_event(
-                data_str=event.model_dump_json(), event=event.type, id=str(event.seq)
-            )
-        state = job.model_dump(mode="json", include={"status", "progress", "queue_position"})
-        if state != shown:  # without id: only events are resumed
-            shown = state
-            yield format_sse_event(data_str=json.dumps(state), event="progress")
-            quiet_s = 0.0
-        if job.done and not events:
-            return
-        await sleep(STREAM_POLL_S)
-        quiet_s += STREAM_POLL_S
-        if quiet_s > PING_S:
-            quiet_s = 0.0
-            yield format_sse_event(comment="ping")
+    shown = ""
+    quiet_since = time.monotonic()
+    async with house.watch.follow(job_id) as watched:
+        while True:
+            news = watched.news
+            look = await watched.look(seen, partial(_look, house, job_id))
+            seen = look.seen
+            if look.events:
+                yield look.events
+            if look.state != shown:  # without id: only events are resumed
+                shown = look.state
+                yield format_sse_event(data_str=shown, event="progress")
+                quiet_since = time.monotonic()
+            if look.done:
+                return
+            if look.events:  # there may be more, or an end after them
+                continue
+            if time.monotonic() - quiet_since > PING_S:
+                quiet_since = time.monotonic()
+                yield format_sse_event(comment="ping")
+            with suppress(TimeoutError):
+                async with asyncio.timeout(REFRESH_S):
+                    await news.wait()
