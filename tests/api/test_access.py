@@ -3,7 +3,9 @@
 The judge is the OpenAPI alone: what takes an id, and what says that it needs no key.
 """
 
+import time
 from collections.abc import Callable, Iterator
+from statistics import median
 from typing import Any
 
 import httpx
@@ -198,6 +200,25 @@ def test_what_another_tenant_owns_is_answered_as_if_it_were_not_there(
     assert ask(api, operation, ids, owner).status_code not in (404, 500), (
         "so the id was the only fault"
     )
+
+
+def test_what_another_tenant_owns_takes_as_long_as_what_is_not_there(
+    api: Api, ids: dict[str, str]
+) -> None:
+    other = key_of(api, tenant="other", scopes=["read", "write"])
+    for operation in WITH_ID:
+        if not operation.startswith("GET"):
+            continue
+        times: dict[str, list[float]] = {"owned": [], "nowhere": []}
+        for _ in range(30):  # in turn, so that whatever else the machine does falls on both alike
+            nobody = {name: new_id(value.split("_")[0]) for name, value in ids.items()}
+            for kind, named in (("owned", ids), ("nowhere", nobody)):
+                started = time.perf_counter()
+                assert ask(api, operation, named, other).status_code == 404
+                times[kind].append(time.perf_counter() - started)
+        owned, nowhere = (median(taken) for taken in times.values())
+        # far apart if more than the row were looked at, as its file or its jobs
+        assert abs(owned - nowhere) < max(0.3 * nowhere, 0.001), (operation, owned, nowhere)
 
 
 def naming(ids: dict[str, str]) -> Iterator[tuple[str, str, dict[str, Any]]]:
