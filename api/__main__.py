@@ -1,5 +1,7 @@
 """`python -m api`: serve until told to stop."""
 
+import gc
+import os
 import sys
 
 import uvicorn
@@ -17,6 +19,7 @@ from store.settings import Settings
 def main() -> None:
     """Serve on the address of the settings; refuse to serve strangers without keys."""
     settings = Settings()
+    _stay_on_one_core()
     configure_logging(settings)
     database = Database(settings)
     if not is_migrated(database):
@@ -30,8 +33,11 @@ def main() -> None:
             "could use it. Start on 127.0.0.1, run `adap key create me --scope admin`, then start "
             "again."
         )
+    app = create_app(settings)
+    gc.collect()
+    gc.freeze()  # what is here will stay: to look through it again and again stops every request
     uvicorn.run(
-        create_app(settings),
+        app,
         host=settings.host,
         port=settings.port,
         log_config=None,
@@ -40,6 +46,13 @@ def main() -> None:
         timeout_graceful_shutdown=5,
         h11_max_incomplete_event_size=64 * 1024,
     )
+
+
+def _stay_on_one_core() -> None:
+    """Where the system can: docs/decisions/0012-the-api-stays-on-one-core.md has the figures."""
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[os.getpid() % len(cores)]})
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from api.errors import ApiError, not_found
 from core.config import Resize, TrainingRequest
 from models.header import Manifest
 from store import jobs, uploads
-from store.database import now
+from store.database import now, row_by_id
 from store.ids import new_id
 from store.tables import AssetStatus, DatasetRow, JobKind, JobRow, ModelRow, UploadRow
 
@@ -220,7 +220,7 @@ def add_surrogate(
 
 def find(session: Session, table: type[AssetRow], asset_id: str, caller: Caller) -> AssetRow:
     """A row of the caller's. 404 for one that is removed, somebody else's, or nobody's."""
-    row = session.get(table, asset_id)
+    row = row_by_id(session, table, asset_id)
     if row is None or row.tenant != caller.tenant or row.deleted_at is not None:
         raise not_found(_WORD[table], asset_id)
     return row

@@ -2,25 +2,45 @@
 
 import ipaddress
 import logging
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from typing import Annotated
 
-from celery import Celery
 from fastapi import Depends, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from api.errors import ApiError, ErrorItem
 from api.quotas import Rates
+from api.recent import Recent
+from models.header import Manifest
 from store import keys
 from store.artifacts import Blobs
 from store.database import Database
 from store.keys import Scope
 from store.settings import Settings
 from store.tables import LOCAL_TENANT, JobRow
-from worker.app import ring
+from worker.app import Bells
 from worker.scoring.link import ScoringLink
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks, and what they may do."""
+
+    tenant: str
+    scopes: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A model that the caller may use, ready to score."""
+
+    model_id: str
+    sha256: str
+    manifest: Manifest
 
 
 @dataclass(frozen=True)
@@ -30,22 +50,16 @@ class House:
     settings: Settings
     database: Database
     blobs: Blobs
-    broker: Celery
+    bells: Bells
     rates: Rates
     scoring: ScoringLink
+    callers: Recent[str, Caller] = field(default_factory=Recent)  # by API key
+    targets: Recent[tuple[str, str], Target] = field(default_factory=Recent)  # by tenant and id
 
     def ring(self, job: JobRow) -> None:
         """Tell the workers of a job whose row is committed; they find it by themselves too."""
         log.info("job.queued", extra={"job_id": job.id, "kind": job.kind})
-        ring(self.broker, job)
-
-
-@dataclass(frozen=True)
-class Caller:
-    """Who asks, and what they may do."""
-
-    tenant: str
-    scopes: frozenset[str]
+        self.bells.ring(job)
 
 
 _bearer = HTTPBearer(auto_error=False, description="an API key, `Authorization: Bearer adap_…`")
@@ -60,27 +74,46 @@ async def _house(request: Request) -> House:  # async: no thread is needed for t
 HouseDep = Annotated[House, Depends(_house)]
 
 
-def _caller(
+async def _caller(
     request: Request,
     house: HouseDep,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
 ) -> Caller:
     """The owner of the key; without any key in the database, whoever is on this machine."""
+    if credentials is None:
+        await run_in_threadpool(_require_no_keys, house)
+        _require_this_machine(request)
+        caller = Caller(LOCAL_TENANT, frozenset({"read", "write", "admin"}))
+    else:
+        caller = await _owner(house, credentials.credentials)
+    house.rates.take(caller.tenant)
+    return caller
+
+
+def _require_no_keys(house: House) -> None:
     with house.database.reading() as session:
-        if credentials is not None:
-            row = keys.find(session, credentials.credentials)
-            if row is None:
-                raise ApiError("unauthorized", "This API key is unknown, revoked or expired.")
-            house.rates.take(row.tenant)
-            return Caller(row.tenant, frozenset(row.scopes))
         if keys.any_valid(session):
             raise ApiError(
                 "unauthorized",
                 "Expected an API key in the header `Authorization: Bearer …`, got none.",
             )
-    _require_this_machine(request)
-    house.rates.take(LOCAL_TENANT)
-    return Caller(LOCAL_TENANT, frozenset({"read", "write", "admin"}))
+
+
+async def _owner(house: House, key: str) -> Caller:
+    known = house.callers.get(key)
+    if known is None:
+        asked_at = time.monotonic()
+        known = await run_in_threadpool(_read_owner, house, key)
+        house.callers.keep(key, known, asked_at=asked_at)
+    return known
+
+
+def _read_owner(house: House, key: str) -> Caller:
+    with house.database.reading() as session:
+        row = keys.find(session, key)
+    if row is None:
+        raise ApiError("unauthorized", "This API key is unknown, revoked or expired.")
+    return Caller(row.tenant, frozenset(row.scopes))
 
 
 def _require_this_machine(request: Request) -> None:
@@ -99,8 +132,10 @@ def _require_this_machine(request: Request) -> None:
         )
 
 
-def refuse_unknown_query(request: Request) -> None:
+async def refuse_unknown_query(request: Request) -> None:
     """Refuse what a path does not take in its query, as unknown fields of a body are refused."""
+    if not request.scope["query_string"]:
+        return
     operation = request.app.openapi()["paths"][request.scope["route"].path]
     parameters = operation[request.method.lower()].get("parameters", [])
     known = {parameter["name"] for parameter in parameters if parameter["in"] == "query"}

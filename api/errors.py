@@ -18,6 +18,7 @@ from starlette.routing import Match
 
 from core.errors import AdapError
 from models.errors import ModelFileError
+from store import disk
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ CODES: dict[str, tuple[int, str]] = {
     "storage_unavailable": (503, "The database does not answer"),
     "scoring_unavailable": (503, "The scoring process does not answer"),
     "overloaded": (503, "Too much is waiting already"),
+    "disk_full": (507, "The service has no room on its disk"),
     "timed_out": (504, "The answer took longer than the service allows"),
 }
 
@@ -132,6 +134,17 @@ def problems(*codes: str) -> dict[int | str, dict[str, Any]]:
     return documented
 
 
+def document_writes(openapi: dict[str, Any]) -> None:
+    """Add to the OpenAPI what every route that writes may answer."""
+    status, title = CODES["disk_full"]
+    for operations in openapi["paths"].values():
+        for method in operations.keys() - {"get", "head"}:
+            operations[method]["responses"][str(status)] = {
+                "description": title,
+                "content": {MEDIA_TYPE: {"schema": _SCHEMA}},
+            }
+
+
 _SCHEMA = {"$ref": "#/components/schemas/Problem"}
 
 
@@ -159,6 +172,8 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     def _http(request: Request, error: HTTPException) -> JSONResponse:
+        if disk.is_full(error):  # FastAPI's 400 for a form that could not be written to the disk
+            return _full(request, error)
         by_status = {CODES[code][0]: code for code in reversed(CODES)}
         code = by_status.get(error.status_code, "bad_request")
         detail = str(error.detail)
@@ -173,9 +188,17 @@ def install(app: FastAPI) -> None:
             detail = f"Expected {' or '.join(allowed)} at {request.url.path}, got {request.method}."
         return _response(request, code, detail, headers=headers)
 
+    @app.exception_handler(OSError)
+    def _file(request: Request, error: OSError) -> JSONResponse:
+        if not disk.is_full(error):
+            raise error
+        return _full(request, error)
+
     @app.exception_handler(OperationalError)
     @app.exception_handler(InterfaceError)
     def _database(request: Request, error: Exception) -> JSONResponse:
+        if disk.is_full(error):
+            return _full(request, error)
         log.error("database.unavailable", extra={"reason": str(error)})
         detail = "The database does not answer at the moment; nothing was changed. Try again."
         return _response(request, "storage_unavailable", detail, headers={"Retry-After": "5"})
@@ -184,6 +207,12 @@ def install(app: FastAPI) -> None:
     def _unexpected(request: Request, _error: Exception) -> JSONResponse:
         detail = "The service met an error that it did not expect; the log has the details."
         return _response(request, "internal_error", detail)
+
+
+def _full(request: Request, error: Exception) -> JSONResponse:
+    log.error("disk.full", extra={"reason": str(error)})
+    detail = "There is no room for this on the service's disk; nothing of it was kept. Try later."
+    return _response(request, "disk_full", detail, headers={"Retry-After": "60"})
 
 
 def _allowed(request: Request) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Header, Request
 from pydantic import BaseModel
+from sqlalchemy import bindparam, insert, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -21,6 +22,10 @@ from api.errors import ApiError, Replayed
 from store.tables import IdempotencyRow
 
 Answer = TypeVar("Answer", bound=BaseModel)
+
+_EARLIER = select(IdempotencyRow).where(
+    IdempotencyRow.tenant == bindparam("tenant"), IdempotencyRow.key == bindparam("key")
+)
 
 
 class Idempotency:
@@ -68,22 +73,22 @@ class Idempotency:
     ) -> None:
         if self.key is None:
             return
-        session.add(
-            IdempotencyRow(
-                tenant=self.caller.tenant,
-                key=self.key,
-                fingerprint=self._fingerprint,
-                status=status,
-                location=location,
-                body=body,
-            )
+        session.execute(
+            insert(IdempotencyRow),
+            {
+                "tenant": self.caller.tenant,
+                "key": self.key,
+                "fingerprint": self._fingerprint,
+                "status": status,
+                "location": location,
+                "body": body,
+            },
         )
-        session.flush()
 
     def _recall(self, session: Session) -> None:
         if self.key is None:
             return
-        row = session.get(IdempotencyRow, (self.caller.tenant, self.key))
+        row = session.scalar(_EARLIER, {"tenant": self.caller.tenant, "key": self.key})
         if row is None:
             return
         if row.fingerprint != self._fingerprint:

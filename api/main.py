@@ -42,7 +42,7 @@ from store.ids import new_id
 from store.logs import log_about
 from store.settings import Settings
 from store.traces import Traces
-from worker.app import make_app
+from worker.app import Bells, make_app
 from worker.scoring.link import ScoringLink
 
 log = logging.getLogger(__name__)
@@ -69,6 +69,25 @@ READ_BY_ROUTES = (
     inference.InferenceRequest,
 )
 
+# in this order they are tried: what is asked for most often comes first
+ROUTES = (
+    health,
+    jobs,
+    scoring,
+    inference,
+    audits,
+    training,
+    rankings,
+    models,
+    datasets,
+    uploads,
+    sweeps,
+    leaderboard,
+    catalogue,
+    keys,
+    webhooks,
+)
+
 
 def create_app(settings: Settings) -> "RequestLog":
     """The API on the database, blobs and broker of the settings.
@@ -80,7 +99,7 @@ def create_app(settings: Settings) -> "RequestLog":
         settings,
         Database(settings),
         open_blobs(settings),
-        make_app(settings),
+        Bells(make_app(settings)),
         Rates(settings.max_tenant_requests_per_s),
         ScoringLink(settings.scoring_url),
     )
@@ -91,7 +110,9 @@ def create_app(settings: Settings) -> "RequestLog":
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         deliveries = Deliveries(house.database, Allowed(settings.webhook_hosts))
         deliveries.start()
+        house.bells.start()
         yield
+        house.bells.stop()
         deliveries.stop()
         await house.scoring.close()
         house.database.dispose()
@@ -112,23 +133,13 @@ def create_app(settings: Settings) -> "RequestLog":
     app.state.house = house
     app.state.metrics = metrics = Metrics(house.database, lease_s=settings.lease_s)
     errors.install(app)
-    for module in (datasets, models, audits):  # these take files
-        app.include_router(module.router)
-    for module in (scoring, inference):
-        app.include_router(module.router, max_body_size=settings.max_scoring_bytes)
-    for module in (
-        uploads,
-        training,
-        sweeps,
-        rankings,
-        leaderboard,
-        jobs,
-        catalogue,
-        keys,
-        webhooks,
-        health,
-    ):
-        app.include_router(module.router, max_body_size=settings.max_json_bytes)
+    limit_of = {
+        **dict.fromkeys((datasets, models, audits), settings.max_upload_bytes),  # these take files
+        **dict.fromkeys((scoring, inference), settings.max_scoring_bytes),
+    }
+    for module in ROUTES:
+        limit = limit_of.get(module, settings.max_json_bytes)
+        app.include_router(module.router, max_body_size=limit)
     _complete_openapi(app)
     return RequestLog(app, metrics, traces, settings)
 
@@ -221,6 +232,7 @@ def _complete_openapi(app: FastAPI) -> None:
             if "requestBody" in operation:
                 operation["responses"]["408"] = too_slow
     _mark_files(schemas)
+    errors.document_writes(schema)
 
 
 def _mark_files(value: Any) -> None:

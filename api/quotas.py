@@ -3,7 +3,7 @@
 import time
 from threading import Lock
 
-from sqlalchemy import func, or_, select, text
+from sqlalchemy import bindparam, func, or_, select, text
 from sqlalchemy.orm import Session
 
 from api.errors import ApiError
@@ -12,19 +12,26 @@ from store.tables import LIVE, DatasetRow, JobRow, ModelRow, UploadRow
 
 JOBS_RETRY_S = 10  # until a job of the tenant may have ended
 BYTES_RETRY_S = 60  # until somebody may have removed something
+AT_ONCE = 100  # more requests than are answered in one moment
+
+_LIVE_JOBS = select(func.count()).where(
+    JobRow.tenant == bindparam("tenant"), JobRow.status.in_(LIVE), JobRow.parent_id.is_(None)
+)
 
 
 def check_jobs(session: Session, settings: Settings, tenant: str, *, new: int) -> None:
-    """Raise ApiError where this many more jobs would be too many."""
+    """Raise ApiError where this many more jobs would be too many.
+
+    Requests of one moment wait for each other only near the limit: far from it they cannot pass it
+    together.
+    """
     if new == 0 or settings.max_tenant_jobs is None:
         return
-    _one_at_a_time(session, tenant)
-    live = session.scalar(
-        select(func.count()).where(
-            JobRow.tenant == tenant, JobRow.status.in_(LIVE), JobRow.parent_id.is_(None)
-        )
-    )
-    if (live or 0) + new > settings.max_tenant_jobs:
+    live = session.scalar(_LIVE_JOBS, {"tenant": tenant}) or 0
+    if live + new + AT_ONCE > settings.max_tenant_jobs:
+        _one_at_a_time(session, tenant)
+        live = session.scalar(_LIVE_JOBS, {"tenant": tenant}) or 0
+    if live + new > settings.max_tenant_jobs:
         raise ApiError(
             "too_many_jobs",
             f"Expected at most {settings.max_tenant_jobs} queued and running jobs "

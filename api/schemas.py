@@ -47,7 +47,9 @@ class Dataset(Answer):
     status: Status = Field(description="validating, then ready or rejected")
     created_at: Timestamp
     job_id: str | None = Field(description="the job that checks it: watch it, or wait for it")
-    reasons: list[str] = Field(description="why it was rejected")
+    reasons: list[str] = Field(
+        description="why it was rejected, by file: the first hundred reasons, where there are more"
+    )
     sha256: str | None = Field(description="hash of the stored form, once ready")
     summary: DatasetSummary | None = Field(description="counts and sizes, once ready")
 

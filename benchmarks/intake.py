@@ -1,16 +1,25 @@
 """How long a large data set takes to be checked, and how much memory.
 
-    python -m benchmarks.intake --images 100000 --form zip
+    python -m benchmarks.intake --images 100000 --form jpeg
 
-Random 32x32 colour images, all different: as JPEG files in a zip of class folders, as JPEG files in
-Parquet (row groups of 10,000), or as an NPZ that is not compressed. The pipeline runs as a worker
-runs it, in its sandboxed child; seconds from the start of the child to its result, and the child's
-peak of resident memory as the kernel counts it (VmHWM), looked at twenty times a second.
+Random colour images, all different: as JPEG or PNG files in a zip of class folders, as JPEG files
+in Parquet (row groups of 10,000), or as an NPZ that is not compressed. Small images (32x32) are
+noise; larger ones are noise of an eighth of their size made larger, so that their files are as
+large as those of photographs. The pipeline runs as a worker runs it, in its sandboxed child.
+
+Beside it, in the same run, the bare cost: Pillow decodes the same files in one thread, NumPy loads
+the same NPZ. Seconds of wall clock are those of the machine's state; seconds of CPU less so. Memory
+is the child's peak as the kernel counts it (VmHWM) and, of it, what the kernel could not take back
+(RssAnon, looked at twenty times a second).
 """
 
 import argparse
 import io
+import json
+import os
 import re
+import subprocess
+import sys
 import tempfile
 import time
 import zipfile
@@ -18,111 +27,261 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from threading import Event, Thread
+from typing import Literal
 
 import numpy as np
 import psutil
+from numpy.typing import NDArray
 from PIL import Image
 
+from client.client import Client
 from store.settings import Settings
 from worker.child import Child
 from worker.sandbox import make_sandbox
 from worker.work import Work
 
-SIDE = 32
 CLASSES = [f"class {i}" for i in range(10)]
+MIB = 2**20
 
 
-def files(count: int) -> Iterator[tuple[int, bytes]]:
-    """JPEG files with the number of each one's class."""
+def pictures(count: int, side: int) -> Iterator[NDArray[np.uint8]]:
+    """(side, side, 3), one after the other."""
     random = np.random.default_rng(0)
-    for i in range(count):
+    for _ in range(count):
+        if side <= 32:
+            yield random.integers(0, 256, (side, side, 3), np.uint8)
+        else:
+            rough = random.integers(0, 256, (side // 8, side // 8, 3), np.uint8)
+            image = Image.fromarray(rough).resize((side, side), Image.Resampling.BICUBIC)
+            yield np.asarray(image)
+
+
+def files(count: int, side: int, kind: Literal["JPEG", "PNG"]) -> Iterator[tuple[int, bytes]]:
+    """Image files with the number of each one's class."""
+    options: dict[str, int] = {"quality": 75} if kind == "JPEG" else {"compress_level": 1}
+    for i, pixels in enumerate(pictures(count, side)):
         buffer = io.BytesIO()
-        pixels = random.integers(0, 256, (SIDE, SIDE, 3), np.uint8)
-        Image.fromarray(pixels).save(buffer, "JPEG", quality=75)
+        Image.fromarray(pixels).save(buffer, kind, **options)
         yield i % len(CLASSES), buffer.getvalue()
 
 
-def write_zip(path: Path, count: int) -> None:
+def write_zip(path: Path, count: int, side: int, kind: Literal["JPEG", "PNG"]) -> None:
     """Class folders."""
     with zipfile.ZipFile(path, "w") as archive:
-        for i, (label, data) in enumerate(files(count)):
-            archive.writestr(f"{CLASSES[label]}/{i:06d}.jpg", data)
+        for i, (label, data) in enumerate(files(count, side, kind)):
+            archive.writestr(f"{CLASSES[label]}/{i:06d}.{kind.lower()}", data)
 
 
-def write_parquet(path: Path, count: int) -> None:
+def write_parquet(path: Path, count: int, side: int) -> None:
     """As the Hugging Face library writes it."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    rows = [(CLASSES[label], {"bytes": data, "path": None}) for label, data in files(count)]
+    rows = [(CLASSES[k], {"bytes": data, "path": None}) for k, data in files(count, side, "JPEG")]
     labels, images = zip(*rows, strict=True)
     pq.write_table(pa.table({"image": images, "label": labels}), path, row_group_size=10_000)
 
 
-def write_npz(path: Path, count: int) -> None:
+def write_npz(path: Path, count: int, side: int) -> None:
     """Pixels as they are."""
-    images = np.random.default_rng(0).integers(0, 256, (count, SIDE, SIDE, 3), np.uint8)
+    images = np.empty((count, side, side, 3), np.uint8)
+    for i, pixels in enumerate(pictures(count, side)):
+        images[i] = pixels
     with path.open("wb") as file:
         np.savez(file, images=images, labels=np.arange(count) % len(CLASSES))
 
 
-WRITE: dict[str, Callable[[Path, int], None]] = {
-    "zip": write_zip,
-    "parquet": write_parquet,
-    "npz": write_npz,
+def _decode(data: bytes) -> None:
+    with Image.open(io.BytesIO(data)) as image:
+        np.asarray(image)
+
+
+def read_zip(path: Path) -> None:
+    """The bare cost."""
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            _decode(archive.read(member))
+
+
+def read_parquet(path: Path) -> None:
+    """The bare cost."""
+    import pyarrow.parquet as pq
+
+    for batch in pq.ParquetFile(path).iter_batches(columns=["image"], use_threads=False):
+        for value in batch["image"].to_pylist():
+            _decode(value["bytes"])
+
+
+def read_npz(path: Path) -> None:
+    """The bare cost: loaded, and laid out as (N, C, H, W)."""
+    with np.load(path) as arrays:
+        np.ascontiguousarray(arrays["images"].transpose(0, 3, 1, 2))
+
+
+FORMS: dict[str, tuple[Callable[[Path, int, int], None], Callable[[Path], None]]] = {
+    "jpeg": (lambda path, count, side: write_zip(path, count, side, "JPEG"), read_zip),
+    "png": (lambda path, count, side: write_zip(path, count, side, "PNG"), read_zip),
+    "parquet": (write_parquet, read_parquet),
+    "npz": (write_npz, read_npz),
 }
 
 
-class Peak:
-    """The largest resident memory of any process below this one, while it is watched."""
+class Usage:
+    """What the processes below this one have used, while they are watched."""
 
     def __init__(self) -> None:
-        self.kib = 0
+        self.peak_kib = self.anonymous_kib = 0
+        self.of_part: dict[str, int] = {}  # the largest VmHWM in KiB of each `python -m part`
+        self._cpu_s: dict[int, float] = {}
         self._end = Event()
         self._thread = Thread(target=self._watch)
 
-    def __enter__(self) -> None:
+    @property
+    def cpu_s(self) -> float:
+        """User and system time of all of them."""
+        return sum(self._cpu_s.values())
+
+    def __enter__(self) -> "Usage":
         self._thread.start()
+        return self
 
     def __exit__(self, *_: object) -> None:
         self._end.set()
         self._thread.join()
 
+    def look(self) -> None:
+        """Count once more."""
+        for process in psutil.Process().children(recursive=True):
+            with suppress(OSError, psutil.NoSuchProcess):  # it has ended
+                status = Path(f"/proc/{process.pid}/status").read_text()
+                peak, command = _kib(status, "VmHWM"), process.cmdline()
+                self.peak_kib = max(self.peak_kib, peak)
+                if "-m" in command and "bwrap" not in command[0]:
+                    part = command[command.index("-m") + 1]
+                    self.of_part[part] = max(self.of_part.get(part, 0), peak)
+                self.anonymous_kib = max(self.anonymous_kib, _kib(status, "RssAnon"))
+                times = process.cpu_times()
+                self._cpu_s[process.pid] = times.user + times.system
+
     def _watch(self) -> None:
         while not self._end.wait(0.05):
-            for process in psutil.Process().children(recursive=True):
-                with suppress(OSError):  # it has ended
-                    status = Path(f"/proc/{process.pid}/status").read_text()
-                    found = re.search(r"VmHWM:\s+(\d+) kB", status)
-                    self.kib = max(self.kib, int(found[1]) if found else 0)
+            self.look()
+
+
+def _kib(status: str, name: str) -> int:
+    found = re.search(rf"{name}:\s+(\d+) kB", status)
+    return int(found[1]) if found else 0
+
+
+def measure(form: str, count: int, side: int, folder: Path) -> str:
+    """A row of the table."""
+    write, read = FORMS[form]
+    upload = folder / "upload"
+    write(upload, count, side)
+    sent = upload.stat().st_size
+    started, before = time.perf_counter(), time.process_time()
+    read(upload)
+    bare_s, bare_cpu_s = time.perf_counter() - started, time.process_time() - before
+
+    (folder / "work").mkdir()
+    (folder / "home").mkdir()
+    sandbox = make_sandbox(Settings(home=folder / "home"))
+    work = Work("validate_dataset", {}, {"upload": upload}, folder / "work")
+    usage = Usage()
+    started = time.perf_counter()
+    with Child(sandbox=sandbox) as child, usage:
+        result = child.run(work, on_message=lambda _: None, check=lambda: None)
+        seconds = time.perf_counter() - started
+        usage.look()
+    assert result["summary"]["examples"] == count
+    stored = (folder / "work" / "content.safetensors").stat().st_size
+    cells = [
+        f"{form}, {side}x{side}",
+        f"{count:,}",
+        f"{sent / MIB:.0f}",
+        f"{stored / MIB:.0f}",
+        f"{seconds:.1f}",
+        f"{usage.cpu_s:.1f}",
+        f"{bare_s:.1f}",
+        f"{bare_cpu_s:.1f}",
+        f"{usage.cpu_s / bare_cpu_s:.2f}",
+        f"{usage.peak_kib / 1024:.0f}",
+        f"{usage.anonymous_kib / 1024:.0f}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def measure_service(form: str, count: int, side: int, folder: Path) -> str:
+    """A row: a file sent to the whole service by its client, in parts where it is large."""
+    upload = folder / f"upload.{form}"
+    FORMS[form][0](upload, count, side)
+    service = subprocess.Popen(
+        [
+            *(sys.executable, "-P", "-m", "worker.embedded", "--json", "--with-parent"),
+            *("--port", "0", "--home", str(folder / "home")),
+        ],
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert service.stdout is not None
+        url = json.loads(service.stdout.readline())["url"]
+        before, usage = Usage(), Usage()
+        before.look()
+        started = time.perf_counter()
+        with Client(url) as client, usage:
+            added = client.datasets.add(upload)
+            sent_s = time.perf_counter() - started
+            client.jobs.wait(added["job_id"])
+            seconds = time.perf_counter() - started
+            dataset = client.datasets.show(added["id"])
+            usage.look()
+    finally:
+        service.terminate()
+        service.wait()
+    assert dataset["summary"]["examples"] == count
+    parts = [
+        f"{before.of_part.get(part, 0) / 1024:.0f} to {usage.of_part[part] / 1024:.0f}"
+        for part in PARTS
+    ]
+    cells = [
+        f"{form}, {side}x{side}",
+        f"{count:,}",
+        f"{upload.stat().st_size / MIB:.0f}",
+        f"{sent_s:.1f}",
+        f"{seconds:.1f}",
+        *parts,
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+PARTS = ("api", "worker", "worker.child")
+
+SERVICE_HEAD = """\
+| form | images | MiB sent | s to send | s until ready | API: MiB before, peak | worker | sandbox |
+|---|---|---|---|---|---|---|---|"""
+
+HEAD = """\
+| form | images | MiB sent | MiB stored | s | CPU s | bare: s | bare: CPU s | CPU ratio | peak MiB \
+| of it anonymous |
+|---|---|---|---|---|---|---|---|---|---|---|"""
 
 
 def main() -> None:
-    """Measure one form."""
+    """Measure forms, one after the other."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=100_000)
-    parser.add_argument("--form", choices=WRITE, default="zip")
+    parser.add_argument("--side", type=int, default=32, help="pixels")
+    parser.add_argument("--form", choices=FORMS, nargs="+", default=list(FORMS))
+    parser.add_argument(
+        "--service", action="store_true", help="sent to the whole service, for the memory of each"
+    )
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as home:
-        folder = Path(home)
-        upload = folder / "upload"
-        WRITE[arguments.form](upload, arguments.images)
-        (folder / "work").mkdir()
-        (folder / "home").mkdir()
-        sandbox = make_sandbox(Settings(home=folder / "home"))
-        work = Work("validate_dataset", {}, {"upload": upload}, folder / "work")
-        peak = Peak()
-        started = time.perf_counter()
-        with peak, Child(sandbox=sandbox, threads=2) as child:
-            result = child.run(work, on_message=lambda _: None, check=lambda: None)
-            seconds = time.perf_counter() - started
-        summary = result["summary"]
-        stored = (folder / "work" / "content.safetensors").stat().st_size / 2**20
-        print(
-            f"{arguments.form}: {summary['examples']} images, {upload.stat().st_size / 2**20:.0f} "
-            f"MiB sent, {stored:.0f} MiB stored, {seconds:.1f} s, peak {peak.kib / 1024:.0f} MiB "
-            f"({sandbox.kind})"
-        )
+    row, head = (measure_service, SERVICE_HEAD) if arguments.service else (measure, HEAD)
+    print(f"load average {os.getloadavg()[0]:.1f} before, {os.cpu_count()} cores\n\n{head}")
+    for form in arguments.form:
+        with tempfile.TemporaryDirectory() as home:
+            print(row(form, arguments.images, arguments.side, Path(home)), flush=True)
+    print(f"\nload average {os.getloadavg()[0]:.1f} after")
 
 
 if __name__ == "__main__":

@@ -327,8 +327,7 @@ def _no_ops_rate(database: Database, seconds: float) -> float:
         with database.writing() as session:
             jobs.enqueue(session, JobKind.TRAIN, tenant=LOCAL_TENANT, request={})
         with database.writing() as session:
-            (job,) = jobs.claimable(session, "compute", limit=1)
-            claim = jobs.claim(session, job, worker="load", lease_s=30)
+            claim = jobs.claim_next(session, "compute", worker="load", lease_s=30)
         assert claim is not None
         with database.writing() as session:
             jobs.record(session, claim, "nothing", {})
@@ -582,33 +581,35 @@ def _queue(database: Database, count: int) -> None:
 
 
 def _claim(database: Database, count: int) -> tuple[list[float], list[float], list[str]]:
-    """Seconds of claims, seconds of updates by key, and the database's plan of finding a job."""
+    """Seconds of claims, seconds of updates by key, and the database's plans of finding a job."""
     finding: list[tuple[str, Any]] = []
 
     def remember(_c: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
-        finding.append((statement, parameters))
+        if not statement.startswith(("UPDATE", "INSERT", "BEGIN")):
+            finding.append((statement, parameters))
 
     event.listen(database.engine, "before_cursor_execute", remember)
-    with database.reading() as session:
-        jobs.claimable(session, "compute", limit=1)
+    with database.writing() as session:
+        jobs.claim_next(session, "compute", worker="load", lease_s=30)
     event.remove(database.engine, "before_cursor_execute", remember)
-    statement, parameters = finding[-1]
     explain = "EXPLAIN QUERY PLAN" if database.engine.dialect.name == "sqlite" else "EXPLAIN"
     with database.reading() as session:
-        found = session.connection().exec_driver_sql(f"{explain} {statement}", parameters).all()
+        found = [
+            row
+            for statement, parameters in finding
+            for row in session.connection().exec_driver_sql(f"{explain} {statement}", parameters)
+        ]
     claims, updates = [], []
     for _ in range(count):
         started = time.perf_counter()
-        with database.reading() as session:
-            (job,) = jobs.claimable(session, "compute", limit=1)
         with database.writing() as session:
-            claim = jobs.claim(session, job, worker="load", lease_s=30)
+            claim = jobs.claim_next(session, "compute", worker="load", lease_s=30)
         claims.append(time.perf_counter() - started)
         assert claim is not None
         started = time.perf_counter()
         with database.writing() as session:
             session.execute(
-                update(JobRow).where(JobRow.id == job).values(lease_expires_at=now() + 30)
+                update(JobRow).where(JobRow.id == claim.job_id).values(lease_expires_at=now() + 30)
             )
         updates.append(time.perf_counter() - started)
     return claims, updates, [str(row[-1]) for row in found]

@@ -1205,7 +1205,7 @@ def main() -> None:
             if "--json" in arguments:
                 sys.stdout.write(f"{json_.dumps(error.problem, indent=2)}\n")
         elif isinstance(error, _Rejected):
-            details = error.reasons
+            details = show.reasons(error.reasons)
         err.print(show.problem(str(error), details), highlight=False, soft_wrap=True)
         sys.exit(1)
 

@@ -83,6 +83,11 @@ def figure(value: float | None) -> str:
 # --- data sets and models -------------------------------------------------------------------------
 
 
+def reasons(found: Sequence[str]) -> list[str]:
+    """Why an upload was rejected, one a line; at a hundred the service stops looking for more."""
+    return [*found, *(["(the first 100; there may be more)"] if len(found) >= 100 else [])]
+
+
 def datasets(items: Sequence[Json]) -> RenderableType:
     """A list of data sets."""
     return table(
@@ -110,7 +115,7 @@ def dataset(item: Json) -> RenderableType:
                 ("id", item["id"]),
                 ("name", item["name"]),
                 ("status", status(item["status"])),
-                ("reasons", "\n".join(item["reasons"])),
+                ("reasons", "\n".join(reasons(item["reasons"]))),
                 ("added", when(item["created_at"])),
                 ("checked by", item["job_id"]),
                 ("sha256", item["sha256"]),
@@ -123,21 +128,21 @@ def dataset(item: Json) -> RenderableType:
     ]
     if summary is not None:
         splits = summary["splits"]
-        share = summary.get("prevalence") or {}
+        prevalence = summary.get("prevalence") or {}
         sums = summary.get("split_examples") or {k: sum(s.values()) for k, s in splits.items()}
         parts += [
             Text(),
             table(
-                *("class", "examples", *splits, "share"),
+                *("class", "examples", *splits, "prevalence"),
                 rows=[
                     (
                         *(name, count, *(split.get(name, 0) for split in splits.values())),
-                        f"{share[name]:.1%}" if name in share else "",
+                        f"{prevalence[name]:.2%}" if name in prevalence else "",
                     )
                     for name, count in summary["classes"].items()
                 ]
                 + [("all", summary["examples"], *(sums[split] for split in splits), "")],
-                right=("examples", *splits, "share"),
+                right=("examples", *splits, "prevalence"),
             ),
         ]
         if summary.get("groups"):

@@ -5,6 +5,8 @@ Opening what users upload is not done here but in `worker.intake`, inside a sand
 """
 
 import json
+import mmap
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,8 @@ from safetensors import safe_open
 
 from core.config import SPLITS, Task
 from core.errors import ConfigError, DataError
+
+_HEADER_BYTES = 1024  # of the stored form: six arrays at most, 120 bytes at most for each
 
 
 @dataclass(frozen=True)
@@ -138,7 +142,15 @@ class ImageSet:
 
     def save(self, path: Path) -> None:
         """Write the stored form."""
-        arrays: dict[str, NDArray[Any]] = {  # 64-bit ones first, so that all lie aligned
+        arrays = self._arrays()
+        with path.open("wb") as file:
+            file.write(_header(arrays))
+            for array in arrays.values():
+                array.tofile(file)
+
+    def _arrays(self) -> dict[str, NDArray[Any]]:
+        """What is stored, in its order in the file: 64-bit ones first, so that all lie aligned."""
+        arrays: dict[str, NDArray[Any]] = {
             "labels": np.ascontiguousarray(self.labels),
             "images": np.ascontiguousarray(self.images),
             "classes": _pack(self.classes),
@@ -148,7 +160,7 @@ class ImageSet:
             arrays["splits"] = np.ascontiguousarray(self.splits)
         if self.groups is not None:
             arrays["groups"] = _pack(self.groups)
-        _write(arrays, path)
+        return arrays
 
     @classmethod
     def load(cls, path: Path) -> "ImageSet":
@@ -165,8 +177,63 @@ class ImageSet:
             )
 
 
-def _write(arrays: dict[str, NDArray[Any]], path: Path) -> None:
-    """A safetensors file, array after array: the library would hold a second copy of them all."""
+class Draft:
+    """The stored form of a data set too large for memory: images are set where they will lie.
+
+    draft = Draft(path)
+    images = draft.room(labels, shape)      # zeros, mapped from the file; set them in place
+    draft.finish(ImageSet(images, labels, ...))
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._images: NDArray[np.uint8] | None = None
+
+    def room(self, labels: NDArray[Any], shape: tuple[int, int, int, int]) -> NDArray[np.uint8]:
+        """(N, C, H, W) uint8 in the file, behind room for the labels.
+
+        When asked again, what was given before stays usable, but is no longer part of the file.
+        Raises OSError where the disk does not hold it.
+        """
+        self.discard()
+        offset = _HEADER_BYTES + labels.nbytes
+        size = int(np.prod(shape, dtype=np.int64))
+        with self._path.open("w+b") as file:
+            # a full disk is an error here, and would be the end of the process in a mapped page
+            os.posix_fallocate(file.fileno(), 0, offset + size)
+            pages = mmap.mmap(file.fileno(), offset + size)
+        # not np.memmap, whose every item is made in Python
+        self._images = np.ndarray(shape, np.uint8, buffer=pages, offset=offset)
+        return self._images
+
+    def finish(self, image_set: ImageSet) -> None:
+        """Write what goes around the images: they must be the ones of `room`, for these labels."""
+        assert image_set.images is self._images
+        arrays = image_set._arrays()
+        with self._path.open("r+b") as file:
+            file.write(_header(arrays))
+            arrays.pop("labels").tofile(file)
+            file.seek(arrays.pop("images").nbytes, os.SEEK_CUR)
+            for array in arrays.values():
+                array.tofile(file)
+
+    def discard(self) -> None:
+        """Leave nothing of it behind."""
+        self._path.unlink(missing_ok=True)
+
+
+def release(images: NDArray[np.uint8]) -> None:
+    """Let go of the memory of mapped images, whose bytes stay in the file; of others, nothing."""
+    base: object = images.base
+    if isinstance(base, mmap.mmap):
+        base.madvise(mmap.MADV_DONTNEED)
+
+
+def _header(arrays: dict[str, NDArray[Any]]) -> bytes:
+    """What stands before the arrays in a safetensors file.
+
+    The library is not used for writing: it would hold a second copy of all arrays.
+    """
     names = {"uint8": "U8", "int8": "I8", "int64": "I64"}
     header, offset = {}, 0
     for name, array in arrays.items():
@@ -178,11 +245,10 @@ def _write(arrays: dict[str, NDArray[Any]], path: Path) -> None:
         }
         offset = end
     text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # the format asks for aligned arrays
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for array in arrays.values():
-            array.tofile(file)
+    # always as long, so that images can be written first; spaces are what the format fills it with
+    text = text.ljust(_HEADER_BYTES - 8)
+    assert len(text) == _HEADER_BYTES - 8
+    return len(text).to_bytes(8, "little") + text
 
 
 def _map(path: Path, name: str) -> NDArray[np.uint8]:

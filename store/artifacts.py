@@ -121,10 +121,14 @@ class FolderBlobs:
         name = f"{STAGING}/{uuid4().hex}"
         target = self.root / name
         target.parent.mkdir(exist_ok=True)
-        shutil.move(path, target)  # a rename, unless the blobs have a disk of their own
-        with target.open("rb") as file:
-            os.fsync(file.fileno())
-        _fsync_folder(target.parent)
+        try:
+            shutil.move(path, target)  # a rename, unless the blobs have a disk of their own
+            with target.open("rb") as file:
+                os.fsync(file.fileno())
+            _fsync_folder(target.parent)
+        except OSError:
+            target.unlink(missing_ok=True)
+            raise
         return name
 
     def join(self, staged: Sequence[str], *, sha256: str) -> None:

@@ -6,15 +6,19 @@ failing in the middle.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, nullcontext
+from functools import cache
+from threading import Lock
+from typing import Any, TypeVar, cast
 
-from sqlalchemy import Connection, Double, Engine, create_engine, event
+from sqlalchemy import Connection, Double, Engine, Select, bindparam, create_engine, event, select
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.expression import FunctionElement
 
 from store.settings import Settings
+
+CONNECTIONS = 20  # kept open, once they were needed
 
 
 class now(FunctionElement[float]):  # noqa: N801 - reads as a SQL function
@@ -35,11 +39,27 @@ def _now_postgresql(*_: Any, **__: Any) -> str:
     return "extract(epoch from clock_timestamp())::double precision"
 
 
+Row = TypeVar("Row")
+
+
+def row_by_id(session: Session, table: type[Row], row_id: str) -> Row | None:
+    """The row of this id, as `session.get` finds it in twice the time."""
+    found: Row | None = session.scalar(_by_id(cast(Any, table)), {"row_id": row_id})
+    return found
+
+
+@cache  # to build a statement takes longer than to run it
+def _by_id(table: Any) -> Select[Any]:
+    return select(table).where(table.id == bindparam("row_id"))
+
+
 class Database:
     """Sessions on the database of the settings."""
 
     def __init__(self, settings: Settings) -> None:
         self.engine = _engine(settings.database)
+        # SQLite has one writer, and a second one polls for its turn: within a process it waits here
+        self._turn = Lock() if self.engine.dialect.name == "sqlite" else nullcontext()
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
@@ -50,7 +70,7 @@ class Database:
     @contextmanager
     def writing(self) -> Iterator[Session]:
         """One transaction, committed at the end, rolled back on any error."""
-        with self._session("BEGIN IMMEDIATE") as session:
+        with self._turn, self._session("BEGIN IMMEDIATE") as session:
             yield session
 
     @contextmanager
@@ -69,8 +89,12 @@ class Database:
 
 def _engine(url: str) -> Engine:
     if not url.startswith("sqlite"):
-        return create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": 5})
-    engine = create_engine(url, connect_args={"timeout": 30, "check_same_thread": False})
+        return create_engine(
+            url, pool_size=CONNECTIONS, pool_pre_ping=True, connect_args={"connect_timeout": 5}
+        )
+    engine = create_engine(
+        url, pool_size=CONNECTIONS, connect_args={"timeout": 30, "check_same_thread": False}
+    )
 
     @event.listens_for(engine, "connect")
     def _configure(connection: Any, _: Any) -> None:

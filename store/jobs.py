@@ -12,7 +12,20 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, exists, func, insert, or_, select, update
+from sqlalchemy import (
+    Integer,
+    Row,
+    ScalarSelect,
+    Select,
+    String,
+    bindparam,
+    exists,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.orm import Session, aliased
 
 from store import webhooks
@@ -44,6 +57,7 @@ TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
 
 _NOBODY: dict[str, Any] = {"worker": None, "lease_expires_at": None}
 
+MOST_AHEAD = 1000  # further jobs before one are not counted
 BACKOFF_S = (1.0, 5.0, 15.0)  # after the first, second, … lost attempt
 
 
@@ -72,6 +86,9 @@ class JobError:
         return {"code": self.code, "message": self.message, "retryable": self.retryable}
 
 
+_FIRST_EVENT = insert(JobEventRow).values(job_id=bindparam("job_id"), seq=1, type="queued", data={})
+
+
 def enqueue(session: Session, kind: JobKind, *, tenant: str, **columns: Any) -> JobRow:
     """Insert a queued job and its first event; ring for it after the commit."""
     job = JobRow(
@@ -85,8 +102,7 @@ def enqueue(session: Session, kind: JobKind, *, tenant: str, **columns: Any) -> 
     )
     session.add(job)
     session.flush()
-    session.add(JobEventRow(job_id=job.id, seq=1, type="queued", data={}))
-    session.flush()
+    session.execute(_FIRST_EVENT, {"job_id": job.id})
     return job
 
 
@@ -110,6 +126,20 @@ def claim(session: Session, job_id: str, *, worker: str, lease_s: float) -> Clai
         event=lambda row: {"attempt": row.attempt, "worker": worker},
     )
     return None if moved is None else Claim(job_id, moved.attempt)
+
+
+def claim_next(session: Session, queue: str, *, worker: str, lease_s: float) -> Claim | None:
+    """Take the queued job whose turn it is.
+
+    It is the turn of the tenant that holds the fewest workers, of several such tenants of the one
+    that was served longest ago; each tenant's jobs are taken oldest first.
+    """
+    for turn in session.execute(_TURNS, {"queue": queue}).all():
+        job_id = session.scalar(_NEXT, {"queue": queue, "tenant": turn.tenant})
+        taken = None if job_id is None else claim(session, job_id, worker=worker, lease_s=lease_s)
+        if taken is not None:
+            return taken
+    return None
 
 
 def claim_shard(session: Session, parent: Claim, *, worker: str, lease_s: float) -> Claim | None:
@@ -247,21 +277,6 @@ def take_back_expired(session: Session, *, max_lost: int) -> list[str]:
     ]
 
 
-def claimable(session: Session, queue: str, *, limit: int) -> Sequence[str]:
-    """The oldest queued jobs that a worker could claim now."""
-    return session.scalars(
-        select(JobRow.id)
-        .where(
-            JobRow.status == JobStatus.QUEUED,
-            JobRow.queue == queue,
-            JobRow.not_before <= now(),
-            _inputs_settled(),
-        )
-        .order_by(JobRow.id)
-        .limit(limit)
-    ).all()
-
-
 def add_shards(session: Session, parent: JobRow, requests: Sequence[dict[str, Any]]) -> None:
     """Create the shards of an audit, unless an earlier attempt already has."""
     present = session.scalar(select(exists().where(JobRow.parent_id == parent.id)))
@@ -282,17 +297,30 @@ def add_shards(session: Session, parent: JobRow, requests: Sequence[dict[str, An
 
 
 def queue_position(session: Session, job: JobRow) -> int | None:
-    """How many jobs of the same queue are ahead of a queued one; shards count with their audit."""
+    """How many jobs would be taken before a queued one, as things are; None if it is not queued.
+
+    Counted up to `MOST_AHEAD`. Shards count with their audit.
+    """
     if job.status != JobStatus.QUEUED:
         return None
-    return session.scalar(
-        select(func.count()).where(
-            JobRow.status == JobStatus.QUEUED,
-            JobRow.queue == job.queue,
-            JobRow.parent_id.is_(None),
-            JobRow.id < job.id,
-        )
-    )
+    mine = {"queue": job.queue, "tenant": job.tenant}
+    found = session.execute(_AHEAD, {**mine, "job_id": job.id}).one()
+    ahead: int = found.ahead
+    if not found.others or ahead == MOST_AHEAD:
+        return ahead
+    held = session.scalar(_HELD, mine) or 0
+    # Each job that is taken gives its tenant one more worker, so a job that has n others of its
+    # tenant before it is taken when its tenant holds n more, and all others as many as that.
+    level = held + ahead
+    turns = session.execute(_COUNTED_TURNS, {**mine, "count_up_to": level + 1}).all()
+    own = next((turn for turn in turns if turn.tenant == job.tenant), None)
+    if own is None:  # it was taken just now
+        return 0
+    for turn in turns:
+        if turn is not own:
+            sooner = (-turn.held, turn.served, turn.oldest) < (-held, own.served, own.oldest)
+            ahead += max(0, min(turn.waiting, level - turn.held + sooner))
+    return min(ahead, MOST_AHEAD)
 
 
 def uses(session: Session, asset_id: str) -> bool:
@@ -315,6 +343,73 @@ def uses(session: Session, asset_id: str) -> bool:
             )
         )
     )
+
+
+def _line(queue: Any, tenant: Any) -> Select[str]:
+    """The queued jobs of a tenant, oldest first.
+
+    Tenants are a range of one, so that the order is by tenant and id and only the index of queued
+    jobs has it. For an order by id alone PostgreSQL may walk through all jobs that there ever were.
+    """
+    return (
+        select(JobRow.id)
+        .where(
+            JobRow.status == JobStatus.QUEUED,
+            JobRow.queue == queue,
+            JobRow.tenant.between(tenant, tenant),
+        )
+        .order_by(JobRow.tenant, JobRow.id)
+    )
+
+
+def _workers_of(queue: Any, tenant: Any) -> ScalarSelect[int]:
+    """How many workers work for a tenant; the worker of an audit has one of its shards too."""
+    return (
+        select(func.count(JobRow.worker.distinct()))
+        .where(JobRow.queue == queue, JobRow.tenant == tenant, JobRow.worker.is_not(None))
+        .scalar_subquery()
+    )
+
+
+def _turns(queue: Any, *, count_up_to: Any = None) -> Select[Any]:
+    """The tenants with queued jobs in the order of their turns.
+
+    tenant; held: how many workers work for it; served: when one last began a job of it, or 0;
+    oldest: its oldest queued job; waiting: if asked for, its queued jobs without shards, up to so
+    many.
+
+    However many jobs are queued, a few entries of an index are read for each tenant: the tenants
+    themselves are found by leaps from one to the next.
+    """
+    line = (
+        select(JobRow.tenant)
+        .where(JobRow.status == JobStatus.QUEUED, JobRow.queue == queue)
+        .order_by(JobRow.tenant, JobRow.id)
+        .limit(1)
+    )
+    found = select(line.scalar_subquery().label("tenant")).cte(recursive=True)
+    leap = line.where(JobRow.tenant > found.c.tenant).correlate(found).scalar_subquery()
+    found = found.union_all(select(leap).where(found.c.tenant.is_not(None)))
+    tenant = found.c.tenant
+    served = select(func.coalesce(func.max(JobRow.started_at), 0.0)).where(
+        JobRow.queue == queue, JobRow.tenant == tenant, JobRow.started_at.is_not(None)
+    )
+    oldest = _line(queue, tenant).limit(1)
+    query = (
+        select(
+            tenant,
+            _workers_of(queue, tenant).label("held"),
+            served.correlate(found).scalar_subquery().label("served"),
+            oldest.correlate(found).scalar_subquery().label("oldest"),
+        )
+        .where(tenant.is_not(None))
+        .order_by("held", "served", "oldest")
+    )
+    if count_up_to is None:
+        return query
+    some = _line(queue, tenant).where(JobRow.parent_id.is_(None)).limit(count_up_to)
+    waiting = select(func.count()).select_from(some.correlate(found).subquery())
+    return query.add_columns(waiting.correlate(found).scalar_subquery().label("waiting"))
 
 
 def _held(claim: Claim) -> tuple[Any, ...]:
@@ -456,3 +551,28 @@ def _reject_upload(session: Session, job_id: str, reason: str) -> None:
             .values(status=AssetStatus.REJECTED, reasons=[reason], upload_sha256=None)
             .execution_options(synchronize_session=False)
         )
+
+
+# Statements that run often, built once: to build one takes longer than to run it.
+
+_MINE: Any = (bindparam("queue", type_=String), bindparam("tenant", type_=String))
+_TURNS = _turns(_MINE[0])
+_COUNTED_TURNS = _turns(_MINE[0], count_up_to=bindparam("count_up_to", type_=Integer))
+_HELD = select(_workers_of(*_MINE))
+_NEXT = (
+    _line(*_MINE)
+    .where(JobRow.not_before <= now(), _inputs_settled())
+    .limit(1)
+    .with_for_update(skip_locked=True)  # claimers on PostgreSQL do not wait in a row
+)
+_BEFORE = _line(*_MINE).where(JobRow.parent_id.is_(None), JobRow.id < bindparam("job_id"))
+_OTHERS = exists().where(JobRow.status == JobStatus.QUEUED, JobRow.queue == _MINE[0])
+_AHEAD = select(
+    select(func.count())
+    .select_from(_BEFORE.limit(MOST_AHEAD).subquery())
+    .scalar_subquery()
+    .label("ahead"),
+    or_(_OTHERS.where(JobRow.tenant < _MINE[1]), _OTHERS.where(JobRow.tenant > _MINE[1])).label(
+        "others"
+    ),
+)

@@ -15,6 +15,7 @@ from sqlalchemy import (
     String,
     UniqueConstraint,
     and_,
+    text,
 )
 from sqlalchemy.ext.hybrid import hybrid_property
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -178,8 +179,17 @@ class JobRow(Table):
 
     __table_args__ = (
         UniqueConstraint("parent_id", "shard"),
-        Index(None, "status", "queue", "id"),
-        Index(None, "tenant", "id"),
+        Index(None, "status", "queue", "tenant", "id", "parent_id"),
+        *(
+            Index(
+                None,
+                *("queue", "tenant", column),
+                sqlite_where=text(f"{column} IS NOT NULL"),
+                postgresql_where=text(f"{column} IS NOT NULL"),
+            )
+            for column in ("started_at", "worker")
+        ),
+        Index("ix_jobs_tenant_newest", "tenant", text("id DESC")),
         Index(None, "dataset_id"),
         Index(None, "model_id"),
     )

@@ -5,6 +5,11 @@ delaying it changes nothing but latency, because every worker also looks for que
 """
 
 import logging
+import time
+from contextlib import suppress
+from contextvars import Context, copy_context
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any
 
 import kombu.exceptions
@@ -17,6 +22,7 @@ from store.tables import JobRow
 log = logging.getLogger(__name__)
 
 TASK = "worker.run_job"
+AWAY_S = 1.0  # for so long a broker that was away is not asked again
 
 
 def make_app(settings: Settings) -> Celery:
@@ -51,13 +57,76 @@ def make_app(settings: Settings) -> Celery:
     return app
 
 
+FAULTS = (kombu.exceptions.OperationalError, redis.exceptions.RedisError, OSError)
+
+
 def ring(app: Celery, job: JobRow | Any) -> bool:
     """Tell the workers of the job's queue that it is there; False if the broker is away."""
     try:
         with app.connection_for_write() as connection:
             connection.ensure_connection(max_retries=0)  # else it waits for a broker that is away
             app.send_task(TASK, args=[job.id], queue=job.queue, connection=connection, retry=False)
-    except (kombu.exceptions.OperationalError, redis.exceptions.RedisError, OSError) as error:
+    except FAULTS as error:
         log.warning("doorbell.failed", extra={"job_id": job.id, "reason": str(error)})
         return False
     return True
+
+
+class Bells:
+    """Rings for many from a thread of its own, over a connection that is kept.
+
+    While the broker is away nobody waits for it, and no bell is kept for its return: workers have
+    found the jobs by then.
+    """
+
+    def __init__(self, app: Celery) -> None:
+        self._app = app
+        self._asked: SimpleQueue[tuple[Context, str, str] | None] = SimpleQueue()
+        self._thread = Thread(target=self._run, name="bells", daemon=True)
+        self._connection: Any = None  # kombu has no types
+        self._away_until = 0.0
+
+    def start(self) -> None:
+        """Begin to ring."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ring what was asked for, and end."""
+        self._asked.put(None)
+        self._thread.join(timeout=5)
+
+    def ring(self, job: JobRow) -> None:
+        """Tell the workers of the job's queue that it is there, in a moment."""
+        self._asked.put((copy_context(), job.id, job.queue))  # the log names the request
+
+    def _run(self) -> None:
+        while (asked := self._asked.get()) is not None:
+            context, job_id, queue = asked
+            away = time.monotonic() < self._away_until
+            if not away and not context.run(self._rung, job_id, queue):
+                self._away_until = time.monotonic() + AWAY_S
+        self._hang_up()
+
+    def _rung(self, job_id: str, queue: str) -> bool:
+        kept = self._connection is not None
+        try:
+            if self._connection is None:
+                self._connection = self._app.connection_for_write()
+                self._connection.ensure_connection(max_retries=0)
+                self._producer = self._app.amqp.Producer(self._connection)
+            self._app.send_task(
+                TASK, args=[job_id], queue=queue, producer=self._producer, retry=False
+            )
+        except FAULTS as error:
+            self._hang_up()
+            if kept:  # it may have broken long ago
+                return self._rung(job_id, queue)
+            log.warning("doorbell.failed", extra={"job_id": job_id, "reason": str(error)})
+            return False
+        return True
+
+    def _hang_up(self) -> None:
+        if self._connection is not None:
+            with suppress(*FAULTS):
+                self._connection.release()
+            self._connection = None

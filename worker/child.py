@@ -26,6 +26,7 @@ from multiprocessing.process import BaseProcess
 from threading import Thread
 from typing import Any
 
+from store import disk
 from worker.sandbox import Sandbox, limit_resources
 from worker.work import Message, Reporter, Work
 
@@ -39,6 +40,7 @@ _NO_MEMORY = (
     "The work needs more memory than the service grants it; "
     "a smaller batch_size or a smaller data set may help."
 )
+_UNEXPECTED = "The service met an error that it did not expect"
 
 
 class ChildFailedError(Exception):
@@ -183,8 +185,10 @@ def serve(connection: Connection) -> None:
             reporter.send({"type": "failure", "code": "out_of_memory", "message": _NO_MEMORY})
         except Exception as error:
             log.exception("pipeline.failed", extra={"pipeline": work.pipeline})
-            message = f"The service met an error that it did not expect: {error!r}"
-            reporter.send({"type": "failure", "code": "internal_error", "message": message})
+            code, message = "internal_error", f"{_UNEXPECTED}: {error!r}"
+            if disk.is_full(error):
+                code, message = disk.CODE, disk.MESSAGE
+            reporter.send({"type": "failure", "code": code, "message": message})
         else:
             reporter.send({"type": "result", "result": result})
 

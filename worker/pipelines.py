@@ -6,6 +6,7 @@ set needs no torch and stands in `worker.intake.pipeline`.
 """
 
 import hashlib
+import io
 import json
 import logging
 import platform
@@ -43,6 +44,7 @@ from models import architectures, conversion, exporting, loading
 from models.errors import ModelFileError
 from models.header import ONE_LOGIT, InputSpec, Manifest, logit_a_class
 from models.wrappers import EveryLogit, Scorer
+from store import disk
 from worker.ranking_files import WRITERS
 from worker.work import BOUNDS_SAMPLE, Reporter, Work
 
@@ -122,13 +124,23 @@ def train(work: Work, reporter: Reporter) -> Result:
         return work.folder / f"checkpoint-{epoch}.pt"
 
     def save(checkpoint: dict[str, Any]) -> None:
-        content = {**checkpoint, "job": work.request["job_id"]}
-        torch.save(content, checkpoint_of(checkpoint["epoch"]))
+        content = io.BytesIO()
+        torch.save({**checkpoint, "job": work.request["job_id"]}, content)
+        path = checkpoint_of(checkpoint["epoch"])
+        try:
+            path.write_bytes(content.getbuffer())
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            if not disk.is_full(error):
+                raise
 
     def on_epoch(record: training.EpochRecord) -> None:
         # the event first: if the worker dies in between, it is told twice rather than never
         reporter.event("epoch", record.as_json())
-        reporter.checkpoint(checkpoint_of(record.epoch))
+        if checkpoint_of(record.epoch).exists():
+            reporter.checkpoint(checkpoint_of(record.epoch))
+        else:  # the training is worth more than this checkpoint of it
+            reporter.event("checkpoint_not_kept", {"reason": disk.CODE})
         reporter.progress("training", record.epoch, config.epochs, "epochs")
 
     checkpoint = None

@@ -1,8 +1,9 @@
 """One worker: claims jobs, has children do the work, publishes what they made.
 
-A worker works on one job at a time (`slot`). It hears of a job by a doorbell, or, when it is idle,
-finds it itself: every few seconds it looks for a queued job that nobody rang for. As often it says
-that it lives, and takes back the jobs of workers that are silent.
+A worker works on one job at a time (`slot`). A doorbell makes it look for the job whose turn it is,
+which need not be the one that the bell rang for; so does, when it is idle, the clock: every few
+seconds it looks for a queued job that nobody rang for. As often it says that it lives, and takes
+back the jobs of workers that are silent.
 """
 
 import logging
@@ -14,16 +15,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event, Lock, Thread
-from typing import Any
+from typing import Any, TypeVar
 
 from celery import Celery
 from sqlalchemy import delete, exists, select
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from core.errors import AdapError
 from models.errors import ModelFileError
-from store import idempotency, jobs, scores, sweeps, uploads, webhooks
+from store import disk, idempotency, jobs, scores, sweeps, uploads, webhooks
 from store.artifacts import Blobs, collect_garbage, open_blobs
 from store.database import Database, now
 from store.ids import new_id
@@ -41,8 +42,13 @@ from worker.work import Message, Work
 
 log = logging.getLogger(__name__)
 
+Written = TypeVar("Written")
+
 GARBAGE_EVERY_S = 3600.0
 PROGRESS_EVERY_S = 0.5
+DATABASE_RETRY_S = 0.5
+DATABASE_AWAY = (OperationalError, InterfaceError)
+RETRYABLE = ("worker_lost", "timeout", disk.CODE)  # the same request may well succeed
 
 
 class CancelledError(Exception):
@@ -104,22 +110,26 @@ class Worker:
     # --- one job ----------------------------------------------------------------------------------
 
     def run_job(self, job_id: str) -> None:
-        """Work on a job if it can be claimed; nothing happens if it cannot."""
+        """A bell rang for this job: work on the one whose turn it is, if there is any."""
         with self.slot:
-            self._run_job(job_id)
-
-    def _run_job(self, job_id: str) -> None:
-        if self.stopping.is_set():
-            return
-        with self.database.writing() as session:
-            job = session.get(JobRow, job_id)
+            with self.database.reading() as session:
+                job = session.get(JobRow, job_id)
             if job is None or job.queue != self.queue:  # no bell of ours rings for it here
                 log.warning("doorbell.ignored", extra={"job_id": job_id})
                 return
-            claim = jobs.claim(session, job_id, worker=self.id, lease_s=self.settings.lease_s)
+            self._run_next()
+
+    def _run_next(self) -> bool:
+        """Work on the job whose turn it is; False if there is none."""
+        if self.stopping.is_set():
+            return False
+        with self.database.writing() as session:
+            claim = jobs.claim_next(
+                session, self.queue, worker=self.id, lease_s=self.settings.lease_s
+            )
             if claim is None:
-                return
-            session.refresh(job)
+                return False
+            job = session.get_one(JobRow, claim.job_id)
         log.info("job.claimed", extra={"job_id": job.id, "attempt": claim.attempt})
         sandbox = self.sandbox if job.queue == "intake" else None
         with Child(sandbox=sandbox, threads=self.settings.threads) as child:
@@ -132,6 +142,7 @@ class Worker:
                 sweep_id = sweeps.sweep_of(session, job.id)
             if sweep_id is not None:
                 self._advance(sweep_id)
+        return True
 
     def _advance(self, sweep_id: str) -> None:
         """Make the trials of a sweep that may be made now."""
@@ -174,34 +185,44 @@ class Worker:
         except TimeLimitError as error:
             ended = _failure(claim, JobError("timeout", str(error), retryable=True))
         except (ChildFailedError, AdapError, ModelFileError) as error:
-            ended = _failure(claim, JobError(error.code, str(error)))
+            retryable = error.code in RETRYABLE
+            ended = _failure(claim, JobError(error.code, str(error), retryable=retryable))
+        except DATABASE_AWAY as error:
+            log.warning("job.interrupted", extra={"job_id": job.id, "reason": str(error)})
+            ended = lambda session: jobs.release(session, claim)  # noqa: E731
         except SQLAlchemyError:
             log.exception("job.abandoned", extra={"job_id": job.id})  # its lease will run out
             return
-        except Exception:
+        except Exception as error:
             log.exception("job.failed", extra={"job_id": job.id})
             unexpected = "The service met an error that it did not expect."
             ended = _failure(claim, JobError("internal_error", unexpected))
+            if disk.is_full(error):
+                ended = _failure(claim, JobError(disk.CODE, disk.MESSAGE, retryable=True))
         try:
-            with self.database.writing() as session:
-                ended(session)
+            attempt.write(ended)
         except ClaimLostError:
             log.warning("job.claim_lost", extra={"job_id": job.id, "attempt": claim.attempt})
+        except SQLAlchemyError:
+            log.exception("job.abandoned", extra={"job_id": job.id})
 
     def _pipeline(self, job: JobRow, attempt: "Attempt", child: Child) -> None:
         with self.database.writing() as session:
             prepared = kinds.prepare(session, job)
         result, blobs = attempt.run(prepared, child)
         checkpoint = attempt.checkpoint or job.checkpoint_sha256
-        with self.database.writing() as session:
+
+        def publish(session: Session) -> bool:
             published = kinds.publish(session, job, result, blobs)
             if isinstance(published, JobError):
                 jobs.fail(session, attempt.claim, published)
-            else:
-                jobs.succeed(session, attempt.claim, published)
-                if attempt.content_bytes is not None:
-                    kinds.note_size(session, job, attempt.content_bytes)
-        if checkpoint is not None and not isinstance(published, JobError):
+                return False
+            jobs.succeed(session, attempt.claim, published)
+            if attempt.content_bytes is not None:
+                kinds.note_size(session, job, attempt.content_bytes)
+            return True
+
+        if attempt.write(publish) and checkpoint is not None:
             self.blobs.delete(checkpoint)  # it carries the job's id, so no other row refers to it
         self._ring_waiting(job)
 
@@ -249,10 +270,13 @@ class Worker:
         with self.database.reading() as session:
             prepared = kinds.audit_report(session, job, self.shards(job.id))
         result, blobs = attempt.run(prepared, child)
-        with self.database.writing() as session:
+
+        def publish(session: Session) -> None:
             published = kinds.publish(session, job, result, blobs)
             assert not isinstance(published, JobError)
             jobs.succeed(session, attempt.claim, published)
+
+        attempt.write(publish)
 
     def shards(self, audit_id: str, status: JobStatus | None = None) -> list[JobRow]:
         """The shards of an audit, in order."""
@@ -326,11 +350,8 @@ class Worker:
         """While this worker is idle, work on queued jobs that nobody rang for."""
         while not self.stopping.is_set() and self.slot.acquire(blocking=False):
             try:
-                with self.database.reading() as session:
-                    queued = jobs.claimable(session, self.queue, limit=1)
-                if not queued:
+                if not self._run_next():
                     return
-                self._run_job(queued[0])
             finally:
                 self.slot.release()
 
@@ -390,12 +411,31 @@ class Attempt:
             done.set()
             thread.join()
 
+    def write(self, work: Callable[[Session], Written]) -> Written:
+        """Do a transaction; where the database is away, wait for it while the lease holds.
+
+        It may be done twice, if the connection broke after the commit. Raises ClaimLostError.
+        """
+        while True:
+            try:
+                with self.worker.database.writing() as session:
+                    return work(session)
+            except DATABASE_AWAY as error:
+                log.warning("database.away", extra={"job_id": self.job.id, "reason": str(error)})
+                if self.worker.stopping.is_set():
+                    raise
+                self._check_lease()
+                time.sleep(DATABASE_RETRY_S)
+
+    def _check_lease(self) -> None:
+        # silent for most of the lease: stop before somebody else may start
+        if self._lost or time.monotonic() - self._renewed > 0.8 * self._settings.lease_s:
+            raise ClaimLostError(self.claim)
+
     def check(self) -> None:
         """Raise whatever stops this attempt: lost, cancelled, shutting down, or too slow."""
+        self._check_lease()
         elapsed = time.monotonic()
-        # silent for most of the lease: stop before somebody else may start
-        if self._lost or elapsed - self._renewed > 0.8 * self._settings.lease_s:
-            raise ClaimLostError(self.claim)
         if self._status == JobStatus.CANCELLING:
             raise CancelledError
         if self.worker.stopping.is_set():
@@ -459,8 +499,7 @@ class Attempt:
                 if self._outer is not None:
                     self._outer.shard_moved()
             case "event":
-                with self.worker.database.writing() as session:
-                    jobs.record(session, self.claim, message["name"], message["data"])
+                self._record(message["name"], message["data"])
             case "checkpoint":
                 self._keep_checkpoint(_inside(folder, message["file"]))
 
@@ -492,13 +531,23 @@ class Attempt:
         )
 
     def _keep_checkpoint(self, path: Path) -> None:
-        sha256 = self.worker.blobs.put(path)
-        path.unlink()  # the next one has a name of its own
-        with self.worker.database.writing() as session:
-            previous = jobs.save_checkpoint(session, self.claim, sha256)
+        try:
+            sha256 = self.worker.blobs.put(path)
+        except OSError as error:
+            if not disk.is_full(error):
+                raise
+            log.warning("checkpoint.not_kept", extra={"job_id": self.job.id, "reason": str(error)})
+            self._record("checkpoint_not_kept", {"reason": disk.CODE})  # the one before stays
+            return
+        finally:
+            path.unlink()  # the next one has a name of its own
+        previous = self.write(lambda session: jobs.save_checkpoint(session, self.claim, sha256))
         self.checkpoint = sha256
         if previous is not None and previous != sha256:
             self.worker.blobs.delete(previous)
+
+    def _record(self, name: str, data: dict[str, Any]) -> None:
+        self.write(lambda session: jobs.record(session, self.claim, name, data))
 
     def _renew(self, progress: dict[str, Any] | None) -> None:
         try:

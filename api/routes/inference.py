@@ -20,7 +20,6 @@ from importlib.metadata import version
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Request, Response
-from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from api.assets import AssetId
@@ -162,9 +161,9 @@ async def server_ready(scoring: ScoringState) -> Ready:
 
 
 @router.get("/models/{model_id}", responses=problems("not_found", "not_ready"))
-def describe_model(model_id: AssetId, house: HouseDep, caller: Reader) -> ModelMetadata:
+async def describe_model(model_id: AssetId, house: HouseDep, caller: Reader) -> ModelMetadata:
     """The input and output of a model."""
-    spec = find_target(house, caller, model_id).manifest.input
+    spec = (await find_target(house, caller, model_id)).manifest.input
     shape = [-1, spec.channels, spec.height, spec.width]
     return ModelMetadata(
         name=model_id,
@@ -174,9 +173,9 @@ def describe_model(model_id: AssetId, house: HouseDep, caller: Reader) -> ModelM
 
 
 @router.get("/models/{model_id}/ready", responses=problems("not_found", "not_ready"))
-def model_ready(model_id: AssetId, house: HouseDep, caller: Reader) -> Ready:
+async def model_ready(model_id: AssetId, house: HouseDep, caller: Reader) -> Ready:
     """200 where the model can be scored with; its weights are loaded when they are needed."""
-    find_target(house, caller, model_id)
+    await find_target(house, caller, model_id)
     return Ready(ready=True)
 
 
@@ -185,7 +184,7 @@ def model_ready(model_id: AssetId, house: HouseDep, caller: Reader) -> Ready:
 )
 async def model_statistics(model_id: AssetId, house: HouseDep, caller: Reader) -> Statistics:
     """How much was scored, and in how large batches."""
-    await run_in_threadpool(find_target, house, caller, model_id)
+    await find_target(house, caller, model_id)
     try:
         async with asyncio.timeout(2):
             status = await house.scoring.ask({"ask": "status", "model_id": model_id})
@@ -239,7 +238,7 @@ async def infer(
     ] = None,
 ) -> InferenceAnswer | Response:
     """Score images, given and answered as tensors."""
-    target = await run_in_threadpool(find_target, house, caller, model_id)
+    target = await find_target(house, caller, model_id)
     body = await request.body()
     asked, images = await off_the_loop(_read, body, header_bytes)
     scores = await scores_of(request, house, target, images)

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 from fastapi.sse import format_sse_event
-from sqlalchemy import func, select
+from sqlalchemy import bindparam, exists, select
 from sqlalchemy.orm import Session
 
 from api.assets import AssetId
@@ -20,7 +20,7 @@ from api.idempotency import IdempotencyDep
 from api.listing import After, Limit, make_cursor, page, read_offset
 from api.schemas import Job, JobEvent, Page, job_answer, timestamp
 from store import jobs
-from store.database import now
+from store.database import now, row_by_id
 from store.tables import (
     TERMINAL,
     AssetStatus,
@@ -37,7 +37,7 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
 _NOUNS = {JobKind.AUDIT: "audit", JobKind.RANK: "ranking"}  # kinds that have pages of their own
 
-POLL_S = 0.1
+POLL_S = 0.2
 STREAM_POLL_S = 0.3
 PING_S = 15.0
 
@@ -69,7 +69,7 @@ def list_jobs(
 
 
 @router.get("/{job_id}", responses=problems("not_found"))
-def show_job(
+async def show_job(
     job_id: AssetId,
     house: HouseDep,
     caller: Reader,
@@ -78,12 +78,17 @@ def show_job(
     ] = None,
 ) -> Job:
     """One job: status, progress, result or error."""
+    job = await run_in_threadpool(_show, house, caller, job_id)
+    wait_s = min(_wait_s(prefer), house.settings.max_wait_s)
+    if wait_s == 0 or job.done:
+        return job
+    await wait_until_done(house, job_id, wait_s=wait_s)
+    return await run_in_threadpool(_show, house, caller, job_id)
+
+
+def _show(house: House, caller: Caller, job_id: str) -> Job:
     with house.database.reading() as session:
-        row = find_job(session, job_id, caller)
-    wait_s = _wait_s(prefer)
-    if wait_s and row.status not in TERMINAL:
-        row = wait_until_done(house, job_id, wait_s=min(wait_s, house.settings.max_wait_s))
-    return answer_job(house, row)
+        return describe_job(session, house, find_job(session, job_id, caller))
 
 
 @router.post(
@@ -184,7 +189,7 @@ def job_events(
 
 def find_job(session: Session, job_id: str, caller: Caller, kind: JobKind | None = None) -> JobRow:
     """A job of the caller's, of this kind if one is named; else 404."""
-    row = session.get(JobRow, job_id)
+    row = row_by_id(session, JobRow, job_id)
     if row is None or row.tenant != caller.tenant or kind not in (None, row.kind):
         raise not_found("job" if kind is None else _NOUNS[kind], job_id)
     return row
@@ -210,25 +215,23 @@ def finished_blob(house: House, job_id: str, caller: Caller, kind: JobKind, name
     return str(blobs[name])
 
 
-def answer_job(house: House, row: JobRow) -> Job:
-    """A job as the API shows it, with its place in the queue."""
-    with house.database.reading() as session:
-        return describe_job(session, house, row)
+async def wait_until_done(house: House, job_id: str, *, wait_s: float) -> JobRow:
+    """The job once it has ended, or as it is after this long; holds no thread meanwhile."""
 
+    def look() -> JobRow:
+        with house.database.reading() as session:
+            return session.get_one(JobRow, job_id)
 
-def wait_until_done(house: House, job_id: str, *, wait_s: float) -> JobRow:
-    """The job once it has ended, or as it is after this long."""
     deadline = time.monotonic() + wait_s
     while True:
-        with house.database.reading() as session:
-            row = session.get_one(JobRow, job_id)
-        if row.status in TERMINAL or time.monotonic() > deadline:
+        row = await run_in_threadpool(look)
+        if row.status in TERMINAL or time.monotonic() >= deadline:
             return row
-        time.sleep(POLL_S)
+        await sleep(POLL_S)
 
 
 def describe_job(session: Session, house: House, row: JobRow) -> Job:
-    """The same, inside a transaction."""
+    """A job as the API shows it, with its place in the queue."""
     return job_answer(
         row,
         queue_position=jobs.queue_position(session, row),
@@ -236,17 +239,18 @@ def describe_job(session: Session, house: House, row: JobRow) -> Job:
     )
 
 
+_ALIVE = select(  # whether a queue has a worker
+    exists().where(
+        WorkerRow.queue == bindparam("queue"), WorkerRow.seen_at > now() - bindparam("lease_s")
+    )
+)
+
+
 def _waiting_for(session: Session, house: House, row: JobRow) -> str | None:
     """Why a queued job does not start, where it is not only the queue."""
     if row.status != JobStatus.QUEUED:
         return None
-    alive = session.scalar(
-        select(func.count()).where(
-            WorkerRow.queue == row.queue,
-            WorkerRow.seen_at > now() - house.settings.lease_s,
-        )
-    )
-    if not alive:
+    if not session.scalar(_ALIVE, {"queue": row.queue, "lease_s": house.settings.lease_s}):
         return f"no worker of the queue {row.queue!r} is alive"
     if row.queue == "compute":
         for table, asset_id, what in (

@@ -62,7 +62,9 @@ def create_key(request: ApiKeyRequest, caller: Admin, once: IdempotencyDep) -> N
             f"This Idempotency-Key made the API key {row.id}, which was shown then and is not "
             "kept; revoke it and create another.",
         )
-        return NewApiKey(**_answer(row).model_dump(), key=key)
+        answer = NewApiKey(**_answer(row).model_dump(), key=key)
+    once.house.callers.forget()
+    return answer
 
 
 @router.get("", responses=problems())
@@ -78,10 +80,11 @@ def list_keys(
 
 @router.delete("/{key_id}", status_code=204, responses=problems("not_found"))
 def revoke_key(key_id: AssetId, house: HouseDep, _caller: Admin) -> Response:
-    """Revoke a key; it stops working at once."""
+    """Revoke a key; it stops working at once, in other processes of the API within a second."""
     with house.database.writing() as session:
         if not keys.revoke(session, key_id):
             raise not_found("valid API key", key_id)
+    house.callers.forget()
     return Response(status_code=204)
 
 

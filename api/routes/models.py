@@ -3,6 +3,7 @@
 from typing import Annotated, Literal, TypeVar
 
 from fastapi import APIRouter, BackgroundTasks, Form, Query, Request, Response, UploadFile
+from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sqlalchemy import select
 
@@ -155,7 +156,7 @@ def show_model(model_id: AssetId, house: HouseDep, caller: Reader) -> Model:
     responses=problems("not_found", "not_ready", "invalid_model", "too_many_jobs")
     | {304: {"description": "Not modified"}},
 )
-def download_model(
+async def download_model(
     model_id: AssetId,
     request: Request,
     house: HouseDep,
@@ -167,18 +168,41 @@ def download_model(
     safetensors: the weights with the manifest inside; upload it elsewhere as it is. onnx: pixels in
     [0, 1] to logits, for use without PyTorch; made by a job when it is first asked for.
     """
+    exported = None
+    if file_format == "onnx":
+        exported = await _exported(house, caller, model_id)
+
+    def answer() -> Response:
+        sha256 = exported or _content_sha256(house, caller, model_id)
+        return assets.content(request, house, sha256, filename=f"{model_id}.{file_format}")
+
+    return await run_in_threadpool(answer)
+
+
+def _content_sha256(house: House, caller: Caller, model_id: str) -> str:
     with house.database.reading() as session:
         row = assets.find(session, ModelRow, model_id, caller)
         assets.require_ready(row)
     assert row.content_sha256 is not None
-    sha256 = row.content_sha256
-    if file_format == "onnx":
-        sha256 = _exported(house, caller, model_id)
-    return assets.content(request, house, sha256, filename=f"{row.id}.{file_format}")
+    return row.content_sha256
 
 
-def _exported(house: House, caller: Caller, model_id: str) -> str:
+async def _exported(house: House, caller: Caller, model_id: str) -> str:
     """The hash of a model as ONNX, by the job that made it or one that makes it now."""
+    job = await run_in_threadpool(_export_job, house, caller, model_id)
+    ended = await wait_until_done(house, job.id, wait_s=house.settings.max_wait_s)
+    if ended.status == JobStatus.FAILED:
+        error = ended.error or {}
+        raise ApiError(error["code"], error["message"])
+    if ended.status != JobStatus.SUCCEEDED:
+        raise ApiError(
+            "not_ready", f"The model {model_id} is still being exported; wait for {job.id}."
+        )
+    return str((ended.result or {})["blobs"]["onnx"])
+
+
+def _export_job(house: House, caller: Caller, model_id: str) -> JobRow:
+    _content_sha256(house, caller, model_id)  # raises where it is not ready
     query = select(JobRow).where(
         JobRow.kind == JobKind.EXPORT,
         JobRow.model_id == model_id,  # its content never changes
@@ -196,15 +220,7 @@ def _exported(house: House, caller: Caller, model_id: str) -> str:
                 model_id=model_id,
             )
     house.ring(job)
-    ended = wait_until_done(house, job.id, wait_s=house.settings.max_wait_s)
-    if ended.status == JobStatus.FAILED:
-        error = ended.error or {}
-        raise ApiError(error["code"], error["message"])
-    if ended.status != JobStatus.SUCCEEDED:
-        raise ApiError(
-            "not_ready", f"The model {model_id} is still being exported; wait for {job.id}."
-        )
-    return str((ended.result or {})["blobs"]["onnx"])
+    return job
 
 
 @router.delete("/{model_id}", status_code=204, responses=problems("not_found", "in_use"))
@@ -214,5 +230,6 @@ def remove_model(
     """Remove a model; 409 while a job uses it."""
     with house.database.writing() as session:
         answer = assets.remove(session, ModelRow, model_id, caller)
+    house.targets.forget()
     background.add_task(house.scoring.forget, model_id)
     return answer

@@ -6,6 +6,7 @@ This process checks who asks, reads the request and passes bytes on: it opens no
 import asyncio
 import base64
 import binascii
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
@@ -16,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from api import assets
 from api.assets import AssetId
-from api.deps import Caller, House, HouseDep, Writer
+from api.deps import Caller, House, HouseDep, Target, Writer
 from api.errors import ApiError, ErrorItem, explain_validation, problems
 from api.schemas import ImageScore, ImageScores
 from models.header import Manifest
@@ -81,15 +82,6 @@ class Images:
     rank: bool = False
 
 
-@dataclass(frozen=True)
-class Target:
-    """A model that the caller may use, ready to score."""
-
-    model_id: str
-    sha256: str
-    manifest: Manifest
-
-
 _BODIES = {
     "multipart/form-data": {"schema": {"$ref": "#/components/schemas/ScoreForm"}},
     "application/json": {"schema": {"$ref": "#/components/schemas/ScoreRequest"}},
@@ -126,7 +118,7 @@ async def score_images(
     Requests of the same moment share a forward pass. A score is the same alone and in company, to
     1e-5. `positive` and `rank` stand in the body, or in the query for an NPZ.
     """
-    target = await run_in_threadpool(find_target, house, caller, model_id)
+    target = await find_target(house, caller, model_id)
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type == "application/octet-stream":
         images = Images("npz", [await request.body()], positive=positive, rank=rank)
@@ -162,8 +154,18 @@ async def off_the_loop(read: Callable[..., Read], body: bytes, *arguments: Any) 
     return await run_in_threadpool(read, body, *arguments)
 
 
-def find_target(house: House, caller: Caller, model_id: str) -> Target:
+async def find_target(house: House, caller: Caller, model_id: str) -> Target:
     """The caller's model; 404 for anybody else's, 409 until it is ready."""
+    key = (caller.tenant, model_id)
+    target = house.targets.get(key)
+    if target is None:
+        asked_at = time.monotonic()
+        target = await run_in_threadpool(_read_target, house, caller, model_id)
+        house.targets.keep(key, target, asked_at=asked_at)
+    return target
+
+
+def _read_target(house: House, caller: Caller, model_id: str) -> Target:
     with house.database.reading() as session:
         row = assets.find(session, ModelRow, model_id, caller)
         assets.require_ready(row)

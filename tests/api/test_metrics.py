@@ -13,7 +13,7 @@ from sqlalchemy import select, update
 from store import jobs, keys
 from store.logs import configure_logging
 from store.tables import JobKind, JobRow
-from tests.api.conftest import Api, Scoring, noise, png
+from tests.api.conftest import Api, Scoring, noise, png, wait_for
 from tests.conftest import REPOSITORY
 
 
@@ -137,6 +137,7 @@ def test_every_line_of_the_log_names_its_request_and_its_job(api: Api) -> None:
         handler.setStream(stream)
         request = {"dataset_id": api.dataset(), "model_id": api.model()}
         answer = api.http.post("/v1/rankings", json=request)
+        wait_for(lambda: "doorbell.failed" in stream.getvalue(), because="the bell was tried")
     finally:
         root.handlers[:] = handlers
         root.setLevel(level)

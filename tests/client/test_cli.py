@@ -23,7 +23,7 @@ from safetensors import safe_open
 
 from tests.client.conftest import ADAP, TINY, Adap
 from tests.published import celeba
-from tests.worker.archives import grouped
+from tests.worker.archives import grouped, pack, png, two_classes
 
 pytestmark = pytest.mark.xdist_group("service")
 
@@ -261,6 +261,42 @@ def test_a_data_set_that_cannot_be_read_is_refused_with_the_reason(
         "  - expected a zip of class folders, an NPZ or Parquet, "
         "got a file of a kind that is not known here\n"
     )
+
+
+def test_what_was_found_in_a_data_set_is_shown(adap: Adap, tmp_path: Path) -> None:
+    (tmp_path / "pets.zip").write_bytes(pack(two_classes(**{"dog/again.png": png(1)})))
+    added = adap("dataset", "add", "pets.zip", "--watch")
+    assert added.code == 0, added.err
+    lines = [" ".join(line.split()) for line in added.out.splitlines()]
+    assert "images 8x8, 3 channels" in lines
+    assert "duplicates 1 (1 with other labels)" in lines
+    assert lines[-4:] == [
+        "class examples prevalence",
+        "cat 2 40.00%",
+        "dog 3 60.00%",
+        "all 5",
+    ]
+
+
+def test_the_first_hundred_reasons_are_listed_by_file(adap: Adap, tmp_path: Path) -> None:
+    bad = {f"cat/{i:03d}.png": b"GIF89a" for i in range(120)}
+    (tmp_path / "pets.zip").write_bytes(pack({**two_classes(), **bad}))
+    run = adap("dataset", "add", "pets.zip", "--watch")
+    dataset_id = one_id(run.err, "ds")
+    listed = [
+        *(
+            f"'cat/{i:03d}.png': expected a sound PNG, JPEG or WebP image, got a GIF image"
+            for i in range(100)
+        ),
+        "(the first 100; there may be more)",
+    ]
+    assert run.code == 1
+    said = f"The data set {dataset_id} was rejected.\n"
+    assert run.err.endswith(said + "".join(f"  - {line}\n" for line in listed))
+    shown = adap("dataset", "show", dataset_id)
+    for line in listed:
+        assert line in shown.out
+    assert adap("dataset", "show", dataset_id, "--json").json["reasons"] == listed[:-1]
 
 
 def test_without_watch_an_upload_says_how_to_watch_it(

@@ -263,10 +263,11 @@ def test_a_job_waits_until_its_data_set_is_checked(database: Database) -> None:
     waiting = enqueue(database, dataset_id=dataset_id)
     checking = enqueue(database, JobKind.VALIDATE_DATASET, dataset_id=dataset_id)
     assert claim(database, waiting) is None
-    with database.reading() as session:
-        assert jobs.claimable(session, "compute", limit=10) == []
-        assert jobs.claimable(session, "intake", limit=10) == [checking]
-    assert claim(database, checking) is not None
+    with database.writing() as session:
+        assert jobs.claim_next(session, "compute", worker="w", lease_s=60) is None
+        taken = jobs.claim_next(session, "intake", worker="w", lease_s=60)
+        assert taken is not None
+        assert taken.job_id == checking
     with database.writing() as session:
         session.get_one(DatasetRow, dataset_id).status = AssetStatus.READY
     assert claim(database, waiting) is not None

@@ -53,6 +53,7 @@ class Plant:
             env={
                 **os.environ,
                 "ADAP_HOME": str(self.settings.home),
+                "ADAP_DATABASE_URL": self.settings.database,
                 "ADAP_BROKER_URL": self.settings.broker_url or "",
                 "ADAP_LEASE_S": str(LEASE_S),
                 "ADAP_HEARTBEAT_S": "0.5",
@@ -114,10 +115,12 @@ class Plant:
             JobKind.TRAIN, request.as_json(), dataset_id=dataset_id, model_id=model_id
         )
 
-    def enqueue(self, kind: JobKind, request: dict[str, Any], **columns: Any) -> str:
+    def enqueue(
+        self, kind: JobKind, request: dict[str, Any], *, tenant: str = "local", **columns: Any
+    ) -> str:
         """Enqueue any job."""
         with self.database.writing() as session:
-            return jobs.enqueue(session, kind, tenant="local", request=request, **columns).id
+            return jobs.enqueue(session, kind, tenant=tenant, request=request, **columns).id
 
     def read(self, job_id: str) -> JobRow:
         """A job as it is now."""
@@ -172,7 +175,14 @@ def descendants(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
 @pytest.fixture
 def plant(tmp_path: Path) -> Iterator[Plant]:
     """A home without workers; whatever a test starts is killed, and must leave nothing behind."""
-    settings = Settings(home=tmp_path, broker_url="redis://127.0.0.1:1/0")
+    with plant_on(tmp_path) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def plant_on(home: Path, **settings_: Any) -> Iterator[Plant]:
+    """The same on a home of one's own."""
+    settings = Settings(home=home, broker_url="redis://127.0.0.1:1/0", **settings_)
     database = Database(settings)
     migrate(database)
     made = Plant(settings, database)

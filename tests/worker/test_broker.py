@@ -21,7 +21,7 @@ from store import jobs
 from store.tables import JobKind, JobStatus
 from tests.worker.conftest import Plant
 from tests.worker.test_intake_hostile import Payload
-from worker.app import TASK
+from worker.app import TASK, make_app, ring
 
 
 @pytest.fixture
@@ -152,5 +152,25 @@ def test_bytes_that_are_no_message_cost_a_connection_or_a_start_and_no_job(
     assert worker.returncode != 0, "or nobody would start it again"
     assert list((plant.settings.home / "work").iterdir()) == [], "it has tidied up"
     job = plant.enqueue(JobKind.RANK, {})
-    with plant.database.reading() as session:
-        assert jobs.claimable(session, "compute", limit=10) == [job]
+    with plant.database.writing() as session:
+        assert jobs.claim_next(session, "compute", worker="w", lease_s=1) == jobs.Claim(job, 1)
+
+
+def test_bells_that_wait_for_one_tenant_do_not_keep_another_waiting(
+    rung: tuple[Plant, redis.Redis],
+) -> None:
+    """A bell says that there is work, not whose: eight bells lie before the other tenant's two."""
+    plant, stranger = rung
+    app = make_app(plant.settings)
+    queued = []
+    for tenant, count in (("long", 8), ("short", 2)):
+        for _ in range(count):  # jobs that fail as soon as they start
+            queued.append(plant.enqueue(JobKind.RANK, {}, tenant=tenant))
+            assert ring(app, plant.read(queued[-1]))
+    plant.start_worker(ADAP_SWEEP_S="600")
+    for job in queued:
+        plant.wait_done(job)
+    rows = sorted((plant.read(job) for job in queued), key=lambda row: row.started_at or 0)
+    assert [row.tenant for row in rows[:5]] == ["long", "short", "long", "short", "long"]
+    assert all(row.attempt == 1 for row in rows)
+    plant.wait(lambda: stranger.llen("compute") == 0)

@@ -14,6 +14,7 @@ import math
 import unicodedata
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,11 +22,11 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from core.config import SPLITS, Resize
-from core.datasets import ImageSet
+from core.datasets import ImageSet, release
 from models.header import shown
 from worker.intake.archive import Archive, Member
 from worker.intake.counts import MAX_LABELS, check_counts
-from worker.intake.decoding import Sizes
+from worker.intake.decoding import Room, Shape, Sizes
 from worker.intake.folders import (
     MAX_NAME_CHARACTERS,
     SPLIT_NAMES,
@@ -53,6 +54,7 @@ def read_arrays(
     limits: IntakeLimits,
     resize: Resize | None,
     sizes: Sizes,
+    room: Room,
     on_progress: Callable[[int, int], None],
 ) -> ImageSet:
     """The data set in an NPZ; raises Rejected for all that is not as described above."""
@@ -71,6 +73,7 @@ def read_arrays(
             limits=limits,
             resize=resize,
             sizes=sizes,
+            allocate=partial(room, labels),
             on_progress=on_progress,
         ),
         labels=labels,
@@ -135,6 +138,7 @@ def _read_images(
     limits: IntakeLimits,
     resize: Resize | None,
     sizes: Sizes,
+    allocate: Callable[[Shape], NDArray[np.uint8]],
     on_progress: Callable[[int, int], None],
 ) -> NDArray[np.uint8]:
     """(N, C, H, W) uint8, allocated once and filled block by block."""
@@ -162,7 +166,7 @@ def _read_images(
             raise Rejected(
                 f"images: expected at most {limits.decoded_bytes} bytes as uint8, got {decoded}"
             )
-        images = np.empty((count, channels, height, width), np.uint8)
+        images = allocate((count, channels, height, width))
         example_bytes = math.prod(shape[1:]) * dtype.itemsize
         step = max(1, _BLOCK_BYTES // example_bytes)
         for start in range(0, count, step):
@@ -173,6 +177,7 @@ def _read_images(
             if rule is not None:
                 pixels = _resized(pixels, rule)
             images[start:stop] = pixels.transpose(0, 3, 1, 2)
+            release(images)
             on_progress(stop, count)
     return images
 

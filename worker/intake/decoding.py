@@ -1,12 +1,19 @@
 """Many image files to one array, image by image: what is wrong with any of them is said of all."""
 
-from collections import Counter
-from collections.abc import Callable, Iterable
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import chain
+from threading import Lock
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from core.config import Resize
+from core.datasets import release
 from models.header import shown
 from worker.intake.images import UnusableImageError, decode, resized, strict_decoding
 from worker.intake.limits import IntakeLimits, Reasons, Rejected
@@ -14,47 +21,73 @@ from worker.intake.limits import IntakeLimits, Reasons, Rejected
 Sizes = Counter[tuple[int, int]]
 """How many images came in each size: height, width."""
 
-MAX_SIZES = 20  # that are listed
+Shape = tuple[int, int, int, int]
+"""N, C, H, W."""
 
-_PROGRESS_EVERY = 100
+Room = Callable[[NDArray[Any], Shape], NDArray[np.uint8]]
+"""Gives room for the images of these labels: in memory, or mapped from the file they end up in."""
+
+MAX_SIZES = 20  # that are listed
+MAX_THREADS = 4
+SMALL_BYTES = 4096  # files smaller than this: threads would wait for each other more than they gain
+
+_CHUNK_FILES = 100  # decoded by a thread between two words to the others
+_CHUNK_BYTES = 1024**2  # of these files; the last may be larger
+RELEASE_BYTES = 32 * 1024**2  # of a mapped file, written and not let go of
+
+
+@dataclass(frozen=True)
+class File:
+    """An image file that is still to be read: its name, its bytes and how to get them."""
+
+    name: str
+    size: int
+    read: Callable[[], bytes]
+
+
+@dataclass
+class _Found:
+    """What came of some files, in their order."""
+
+    files: int = 0
+    sizes: Sizes = field(default_factory=Counter)
+    first_of_size: dict[tuple[int, int], str] = field(default_factory=dict)
+    reasons: list[str] = field(default_factory=list)
 
 
 def decode_all(
-    files: Iterable[tuple[str, Callable[[], bytes]]],
+    files: Iterable[File],
     count: int,
     *,
     limits: IntakeLimits,
     resize: Resize | None,
     sizes: Sizes,
+    allocate: Callable[[Shape], NDArray[np.uint8]],
     on_progress: Callable[[int, int], None],
 ) -> NDArray[np.uint8]:
-    """(N, C, H, W) of `count` files by name, read one by one; `sizes` is filled.
+    """(N, C, H, W) of `count` files by name, read as they are decoded; `sizes` is filled.
 
-    In one thread: Pillow spends most of the time of a small image in Python, so that a second
-    thread makes it slower. Raises Rejected for what does not decode, and for several sizes where
-    no rule is declared that makes them one.
+    Threads decode, one for small files, each one image at a time: Pillow's decoders let go of the
+    interpreter, and what is left of it for a small file is too short to share.
+    What is found does not depend on how many they are, nor on which is first. Raises Rejected for
+    what does not decode, and for several sizes where no rule is declared that makes them one.
     """
     reasons = Reasons()
-    stack = _Stack(count, limits)
+    stack = _Stack(count, limits, allocate)
     first_of_size: dict[tuple[int, int], str] = {}
+    done = 0
+
+    def work(start: int, chunk: Sequence[File]) -> _Found:
+        return _decode(start, chunk, stack, limits=limits, resize=resize)
+
     with strict_decoding():
-        for done, (name, read) in enumerate(files, start=1):
-            try:
-                pixels = decode(read(), max_pixels=limits.pixels)
-            except UnusableImageError as error:
-                reasons.add(f"{shown(name)}: {error}")
-            except Rejected as error:
-                reasons.add(str(error))
-            else:
-                height, width = pixels.shape[:2]
-                sizes[height, width] += 1
-                first_of_size.setdefault((height, width), name)
-                if resize is not None:
-                    stack.put(done - 1, resized(pixels, resize))
-                elif len(sizes) == 1:
-                    stack.put(done - 1, pixels)
-            if done % _PROGRESS_EVERY == 0 or done == count:
-                on_progress(done, count)
+        for found in _in_order(work, _chunks(files)):
+            sizes.update(found.sizes)
+            first_of_size = found.first_of_size | first_of_size
+            for reason in found.reasons:
+                reasons.add(reason)
+            done += found.files
+            on_progress(done, count)
     if len(sizes) > 1 and resize is None:
         for (height, width), of_size in sizes.most_common(MAX_SIZES):
             reasons.add(
@@ -71,30 +104,111 @@ def decode_all(
     return stack.images
 
 
+def _chunks(files: Iterable[File]) -> Iterator[tuple[int, list[File]]]:
+    """Files a few at a time, and few bytes, each few with the index of its first."""
+    start, size = 0, 0
+    chunk: list[File] = []
+    for file in files:
+        chunk.append(file)
+        size += file.size
+        if len(chunk) == _CHUNK_FILES or size > _CHUNK_BYTES:
+            yield start, chunk
+            start, size, chunk = start + len(chunk), 0, []
+    if chunk:
+        yield start, chunk
+
+
+def _in_order(
+    work: Callable[[int, Sequence[File]], _Found], chunks: Iterator[tuple[int, list[File]]]
+) -> Iterator[_Found]:
+    """Work on chunks in threads, no more at once than there are threads, and one that waits."""
+    first = next(chunks, None)
+    if first is None:
+        return
+    small = sum(file.size for file in first[1]) < SMALL_BYTES * len(first[1])
+    threads = 1 if small else min(len(os.sched_getaffinity(0)), MAX_THREADS)
+    running: deque[Future[_Found]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for chunk in chain([first], chunks):
+                running.append(pool.submit(work, *chunk))
+                if len(running) > threads:
+                    yield running.popleft().result()
+            while running:
+                yield running.popleft().result()
+        finally:
+            for future in running:
+                future.cancel()
+
+
+def _decode(
+    start: int,
+    chunk: Sequence[File],
+    stack: "_Stack",
+    *,
+    limits: IntakeLimits,
+    resize: Resize | None,
+) -> _Found:
+    found = _Found(files=len(chunk))
+    for index, file in enumerate(chunk, start):
+        try:
+            pixels = decode(file.read(), max_pixels=limits.pixels)
+        except UnusableImageError as error:
+            found.reasons.append(f"{shown(file.name)}: {error}")
+        except Rejected as error:
+            found.reasons.append(str(error))
+        else:
+            size = (pixels.shape[0], pixels.shape[1])
+            found.sizes[size] += 1
+            found.first_of_size.setdefault(size, file.name)
+            stack.put(index, pixels if resize is None else resized(pixels, resize))
+    return found
+
+
 class _Stack:
     """(N, C, H, W) uint8, allocated when the first image tells H and W.
 
-    It is grey until an image in colour comes: only then are there three channels for all.
+    It is grey until an image in colour comes: only then are there three channels for all. An image
+    of another size than the first is left out: then all are refused in the end.
     """
 
     images: NDArray[np.uint8]
 
-    def __init__(self, count: int, limits: IntakeLimits) -> None:
+    def __init__(
+        self, count: int, limits: IntakeLimits, allocate: Callable[[Shape], NDArray[np.uint8]]
+    ) -> None:
         self._limits = limits
+        self._make = allocate
+        self._lock = Lock()
+        self._written = 0  # bytes, since mapped pages were let go
         self.images = np.empty((count, 0, 0, 0), np.uint8)
 
     def put(self, index: int, pixels: NDArray[np.uint8]) -> None:
-        """Set one image from (H, W) or (H, W, 3)."""
+        """Set one image from (H, W) or (H, W, 3). May be called by threads."""
         channels = 1 if pixels.ndim == 2 else 3
-        if self.images.size == 0:
-            self._allocate(channels, *pixels.shape[:2])
-        elif channels > self.images.shape[1]:
-            grey = self.images
-            self._allocate(channels, *pixels.shape[:2])
-            self.images[:index] = grey[:index]
-        self.images[index] = pixels if channels == 1 else pixels.transpose(2, 0, 1)
+        with self._lock:
+            if self.images.size == 0:
+                self.images = self._allocate(channels, *pixels.shape[:2])
+            elif pixels.shape[:2] != self.images.shape[2:]:
+                return
+            elif channels > self.images.shape[1]:
+                self._add_colour()
+            self.images[index] = pixels if channels == 1 else pixels.transpose(2, 0, 1)
+            self._written += pixels.size
+            if self._written > RELEASE_BYTES:
+                release(self.images)
+                self._written = 0
 
-    def _allocate(self, channels: int, height: int, width: int) -> None:
+    def _add_colour(self) -> None:
+        grey = self.images
+        self.images = self._allocate(3, *grey.shape[2:])
+        step = max(1, RELEASE_BYTES // self.images[0].size)
+        for start in range(0, len(grey), step):
+            self.images[start : start + step] = grey[start : start + step]
+            release(grey)
+            release(self.images)
+
+    def _allocate(self, channels: int, height: int, width: int) -> NDArray[np.uint8]:
         shape = (len(self.images), channels, height, width)
         wanted = int(np.prod(shape, dtype=np.int64))
         if wanted > self._limits.decoded_bytes:
@@ -102,4 +216,4 @@ class _Stack:
                 f"expected images of at most {self._limits.decoded_bytes} bytes together once "
                 f"decoded, got {shape[0]} of {width}x{height}: {wanted} bytes"
             )
-        self.images = np.empty(shape, np.uint8)
+        return self._make(shape)

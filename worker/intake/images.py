@@ -25,6 +25,7 @@ from PIL import (
 
 from core.config import Resize
 from models.formats import describe
+from worker.intake.plain import decode_plain
 
 # importing a plugin makes it known; the others (EPS, FITS, TIFF, …) are never loaded
 FORMATS = tuple(
@@ -59,7 +60,7 @@ class UnusableImageError(ValueError):
 
 @contextlib.contextmanager
 def strict_decoding() -> Iterator[None]:
-    """Within this, a decoder's warning is an error. Not for use by several threads at once."""
+    """Within this, a decoder's warning is an error, in all threads: only one of them enters it."""
     pillows_limit = Image.MAX_IMAGE_PIXELS
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -75,6 +76,12 @@ def decode(data: bytes, *, max_pixels: int) -> NDArray[np.uint8]:
 
     Raises UnusableImageError for everything else, before memory for the pixels is taken.
     """
+    plain = decode_plain(data, max_pixels=max_pixels)
+    return decode_by_pillow(data, max_pixels=max_pixels) if plain is None else plain
+
+
+def decode_by_pillow(data: bytes, *, max_pixels: int) -> NDArray[np.uint8]:
+    """The same of any file, slower where it is small, with a reason for what is refused."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(image, max_pixels)

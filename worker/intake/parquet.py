@@ -26,7 +26,7 @@ from core.config import SPLITS, Resize
 from core.datasets import ImageSet
 from models.header import shown
 from worker.intake.counts import check_class_count, check_counts, label_matrix
-from worker.intake.decoding import Sizes, decode_all
+from worker.intake.decoding import File, Room, Sizes, decode_all
 from worker.intake.folders import (
     SPLIT_NAMES,
     group_problem,
@@ -63,13 +63,21 @@ def read_parquet(
     limits: IntakeLimits,
     resize: Resize | None,
     sizes: Sizes,
+    room: Room,
     on_progress: Callable[[int, int], None],
 ) -> ImageSet:
     """The data set in a Parquet file; raises Rejected for all that is not as described above."""
     _check_footer(path)
     try:
         with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
-            return _read(file, limits=limits, resize=resize, sizes=sizes, on_progress=on_progress)
+            return _read(
+                file,
+                limits=limits,
+                resize=resize,
+                sizes=sizes,
+                room=room,
+                on_progress=on_progress,
+            )
     except Rejected:
         raise
     except _DAMAGED as error:
@@ -84,6 +92,7 @@ def _read(
     limits: IntakeLimits,
     resize: Resize | None,
     sizes: Sizes,
+    room: Room,
     on_progress: Callable[[int, int], None],
 ) -> ImageSet:
     count = file.metadata.num_rows
@@ -105,6 +114,7 @@ def _read(
         limits=limits,
         resize=resize,
         sizes=sizes,
+        allocate=partial(room, labels),
         on_progress=on_progress,
     )
     return ImageSet(
@@ -269,7 +279,7 @@ def _index(
 
 def _files(
     file: pq.ParquetFile, column: str, paths: list[str | None], *, limits: IntakeLimits
-) -> Iterator[tuple[str, Callable[[], bytes]]]:
+) -> Iterator[File]:
     """Each row's image by name; `paths` is filled with what the files were called."""
     for row in _rows(file, [column], IMAGE_ROWS):
         value = row[column]
@@ -277,7 +287,7 @@ def _files(
         data = value.get("bytes") if isinstance(value, dict) else value
         name = f"row {len(paths)}" + (f", {path}" if isinstance(path, str) else "")
         paths.append(path if isinstance(path, str) else None)
-        yield name, partial(_checked, name, data, limits)
+        yield File(name, len(data or b""), partial(_checked, name, data, limits))
 
 
 def _checked(name: str, data: bytes | None, limits: IntakeLimits) -> bytes:

@@ -4,6 +4,7 @@ from collections import Counter
 from typing import Any
 
 from core.config import Resize
+from core.datasets import Draft
 from core.resolve import DatasetSummary
 from worker.intake.decoding import Sizes
 from worker.intake.limits import IntakeLimits, Rejected
@@ -14,6 +15,7 @@ from worker.work import Reporter, Work
 def validate_dataset(work: Work, reporter: Reporter) -> dict[str, Any]:
     """Open an uploaded data set and convert it to the stored form, or say all that is wrong."""
     sizes: Sizes = Counter()
+    draft = Draft(work.folder / "content.safetensors")
     declared = work.request.get("resize")
     resize = None if declared is None else Resize.model_validate(declared)
     try:
@@ -22,11 +24,13 @@ def validate_dataset(work: Work, reporter: Reporter) -> dict[str, Any]:
             limits=IntakeLimits(**work.request.get("limits", {})),
             resize=resize,
             sizes=sizes,
+            room=draft.room,
             on_progress=lambda done, total: reporter.progress("reading", done, total, "images"),
         )
     except Rejected as rejected:
+        draft.discard()
         return {"rejected": rejected.reasons}
-    image_set.save(work.folder / "content.safetensors")
+    draft.finish(image_set)
     summary = summarise(image_set, sizes=sizes, resize=resize)
     summary["splits"] = summary["splits"] or {}
     return {

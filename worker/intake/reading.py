@@ -1,7 +1,7 @@
 """From an uploaded file to an `ImageSet`, or to every reason why not."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -11,16 +11,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.config import SPLITS, Resize
-from core.datasets import ImageSet
+from core.datasets import ImageSet, release
 from models.formats import EDGE_BYTES, describe
 from worker.intake.archive import Archive
 from worker.intake.arrays import is_arrays, read_arrays
 from worker.intake.counts import check_class_count, check_counts, label_matrix
-from worker.intake.decoding import MAX_SIZES, Sizes, decode_all
+from worker.intake.decoding import MAX_SIZES, RELEASE_BYTES, File, Room, Shape, Sizes, decode_all
 from worker.intake.folders import arrange
 from worker.intake.limits import IntakeLimits, Rejected
 
 PARQUET_MAGIC = b"PAR1"
+
+
+def in_memory(_: NDArray[Any], shape: Shape) -> NDArray[np.uint8]:
+    """Room for a small data set."""
+    return np.empty(shape, np.uint8)
 
 
 def read_dataset(
@@ -30,11 +35,13 @@ def read_dataset(
     on_progress: Callable[[int, int], None],
     resize: Resize | None = None,
     sizes: Sizes | None = None,
+    room: Room = in_memory,
 ) -> ImageSet:
     """Open what somebody sent as a data set: a zip of images, an NPZ or Parquet, by its content.
 
-    `on_progress(done, total)` counts images; it is called every hundred images or more.
-    `resize` makes images of any size one size; `sizes` is told in which sizes they came.
+    `on_progress(done, total)` counts images; it is called at least every hundred images.
+    `resize` makes images of any size one size; `sizes` is told in which sizes they came; `room`
+    says where the pixels go, for example `core.datasets.Draft.room`.
     Raises Rejected with up to 100 reasons.
     """
     size = path.stat().st_size
@@ -45,6 +52,7 @@ def read_dataset(
         "limits": limits,
         "resize": resize,
         "sizes": sizes,
+        "room": room,
         "on_progress": on_progress,
     }
     if _kind(path, size) == "parquet":
@@ -96,7 +104,7 @@ def _repeated(image_set: ImageSet) -> dict[str, int | None]:
     """How many images were seen before, and how many of these with other labels or elsewhere."""
     first: dict[bytes, int] = {}
     duplicates = conflicting = across = 0
-    for i, image in enumerate(image_set.images):
+    for i, image in _alike(image_set.images):
         earlier = first.setdefault(blake2b(image.tobytes(), digest_size=16).digest(), i)
         if earlier == i:
             continue
@@ -109,6 +117,30 @@ def _repeated(image_set: ImageSet) -> dict[str, int | None]:
         "conflicting": conflicting,
         "across_splits": None if image_set.splits is None else across,
     }
+
+
+def _alike(images: NDArray[np.uint8]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    """Every image that may equal another one, with its index, in their order.
+
+    A weighted sum of an image's bytes, modulo 2^64, is far cheaper than a digest of each, and is
+    the same for equal images. That images were made to share one costs time and changes nothing.
+    """
+    count, size = len(images), images[0].size
+    flat = images.reshape(count, size)
+    weights = np.random.default_rng(0).integers(1, 2**64, size // 8 + size % 8, np.uint64)
+    sums = np.empty(count, np.uint64)
+    whole = size // 8 * 8
+    step = max(1, RELEASE_BYTES // size)
+    for start in range(0, count, step):
+        block = flat[start : start + step]
+        words, rest = block[:, :whole].view(np.uint64), block[:, whole:].astype(np.uint64)
+        sums[start : start + step] = words @ weights[: size // 8] + rest @ weights[size // 8 :]
+        release(images)
+    _, group, members = np.unique(sums, return_inverse=True, return_counts=True)
+    for n, i in enumerate(np.flatnonzero(members[group] > 1).tolist(), start=1):
+        yield i, images[i]
+        if n % step == 0:
+            release(images)
 
 
 def _kind(path: Path, size: int) -> Literal["zip", "parquet"]:
@@ -131,6 +163,7 @@ def _read_folders(
     limits: IntakeLimits,
     resize: Resize | None,
     sizes: Sizes,
+    room: Room,
     on_progress: Callable[[int, int], None],
 ) -> ImageSet:
     examples, multilabel = arrange(archive)
@@ -149,11 +182,15 @@ def _read_folders(
     check_counts(classes, labels, splits=splits, groups=groups)
     return ImageSet(
         images=decode_all(
-            ((example.name, partial(archive.read, example.name)) for example in examples),
+            (
+                File(name, archive.size(name), partial(archive.read, name))
+                for name in (example.name for example in examples)
+            ),
             len(examples),
             limits=limits,
             resize=resize,
             sizes=sizes,
+            allocate=partial(room, labels),
             on_progress=on_progress,
         ),
         labels=labels,

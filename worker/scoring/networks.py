@@ -11,14 +11,21 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
+from core.acceleration import accelerate
 from core.errors import ModelError
 from models import loading
+from models.header import InputSpec
 from models.wrappers import Scorer
 from store.artifacts import Blobs
 from store.settings import Settings
 
 log = logging.getLogger(__name__)
+
+FOR_EVER = 2**62  # passes that a network is prepared for
+PROBES = 8  # images on which a rewritten network is compared
+SAME = 1e-6
 
 
 @dataclass(frozen=True)
@@ -43,8 +50,8 @@ class Networks:
         self.evicted = 0
         self._blobs = blobs
         self._max_bytes = settings.scoring_memory_bytes
-        self._loaded: OrderedDict[Wanted, Scorer] = OrderedDict()
-        self._loading: dict[Wanted, asyncio.Task[Scorer]] = {}
+        self._loaded: OrderedDict[Wanted, nn.Module] = OrderedDict()
+        self._loading: dict[Wanted, asyncio.Task[nn.Module]] = {}
         self._thread = ThreadPoolExecutor(1, "loading")
 
     @property
@@ -52,7 +59,7 @@ class Networks:
         """The ids of the models whose weights are in memory, the next to leave first."""
         return list(dict.fromkeys(wanted.model_id for wanted in self._loaded))
 
-    async def get(self, wanted: Wanted) -> Scorer:
+    async def get(self, wanted: Wanted) -> nn.Module:
         """The network, from memory or from its file, once for all who ask at the same time.
 
         Raises ModelError or ModelFileError where it cannot be loaded.
@@ -70,7 +77,7 @@ class Networks:
         for wanted in [wanted for wanted in self._loaded if wanted.model_id == model_id]:
             del self._loaded[wanted]
 
-    async def _load(self, wanted: Wanted) -> Scorer:
+    async def _load(self, wanted: Wanted) -> nn.Module:
         loop = asyncio.get_running_loop()
         scorer = await loop.run_in_executor(self._thread, self._read, wanted)
         self._loaded[wanted] = scorer
@@ -80,18 +87,30 @@ class Networks:
             log.info("network.evicted", extra={"model_id": left.model_id})
         return scorer
 
-    def _read(self, wanted: Wanted) -> Scorer:
+    def _read(self, wanted: Wanted) -> nn.Module:
         try:
             path = self._blobs.local_path(wanted.sha256)
-            scorer, _ = loading.load(path, None, device=self.device, positive=wanted.positive)
+            scorer, manifest = loading.load(
+                path, None, device=self.device, positive=wanted.positive
+            )
         except FileNotFoundError as error:
             raise ModelError(f"expected the file of {wanted.model_id}, got none") from error
         log.info("network.loaded", extra={"model_id": wanted.model_id})
-        return scorer.requires_grad_(False)
+        return _faster(scorer.requires_grad_(False), manifest.input, self.device)
+
+
+def _faster(scorer: Scorer, spec: InputSpec, device: torch.device) -> nn.Module:
+    """The scorer rewritten to cost less, where its scores stay the same to a tenth of 1e-5."""
+    size = (PROBES, spec.channels, spec.height, spec.width)
+    probes = torch.rand(size, generator=torch.Generator().manual_seed(0)).to(device)
+    fast = accelerate(scorer, probes, passes=FOR_EVER)
+    with torch.inference_mode():
+        difference = (fast(probes) - scorer(probes)).abs().max()
+    return fast if difference <= SAME else scorer
 
 
 def forward(
-    scorer: Scorer, images: Sequence[NDArray[Any]], device: torch.device
+    scorer: nn.Module, images: Sequence[NDArray[Any]], device: torch.device
 ) -> NDArray[np.float64]:
     """(N,) logits of (N, C, H, W) images in parts, uint8 or float32 in [0, 1], all of one dtype."""
     x = torch.from_numpy(np.concatenate(images)).to(device)
@@ -102,5 +121,5 @@ def forward(
     return logits
 
 
-def _bytes(scorer: Scorer) -> int:
+def _bytes(scorer: nn.Module) -> int:
     return sum(tensor.nbytes for tensor in scorer.state_dict().values())

@@ -1,0 +1,41 @@
+"""What was read from the database a moment ago, for what every request asks again."""
+
+import time
+from typing import Generic, TypeVar
+
+KEPT_S = 1.0
+MOST = 4096
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+
+class Recent(Generic[Key, Value]):
+    """Values by key, each at most a second old.
+
+    What another process changes is seen after that second. What this process changes is to be
+    forgotten by whoever changes it, after the commit, so that it is seen at once.
+    """
+
+    def __init__(self) -> None:
+        self._values: dict[Key, tuple[float, Value]] = {}
+        self._forgotten_at = 0.0
+
+    def get(self, key: Key) -> Value | None:
+        """The value, None where there is none that is recent."""
+        found = self._values.get(key)
+        if found is None or time.monotonic() - found[0] > KEPT_S:
+            return None
+        return found[1]
+
+    def keep(self, key: Key, value: Value, *, asked_at: float) -> None:
+        """Keep a value; `asked_at` is the `time.monotonic()` before it was read."""
+        if len(self._values) >= MOST:
+            self._values.clear()
+        if asked_at > self._forgotten_at:
+            self._values[key] = (asked_at, value)
+
+    def forget(self) -> None:
+        """Forget everything: something has changed."""
+        self._forgotten_at = time.monotonic()
+        self._values.clear()

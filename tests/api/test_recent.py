@@ -1,0 +1,81 @@
+"""What is kept for a second is never older, and forgotten at once where this process changed it."""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from api.recent import KEPT_S, MOST, Recent
+from store import jobs, keys
+from store.tables import LOCAL_TENANT, JobKind, JobStatus
+from tests.api.conftest import Api, running_in
+
+Check = Callable[..., dict[str, Any]]
+
+
+def test_a_value_is_kept_for_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("api.recent.time.monotonic", lambda: clock[0])
+    values: Recent[str, int] = Recent()
+    values.keep("a", 1, asked_at=99.5)
+    assert values.get("a") == 1
+    assert values.get("b") is None
+    clock[0] = 99.5 + KEPT_S + 0.01
+    assert values.get("a") is None
+
+
+def test_what_was_read_before_a_change_is_not_kept_after_it() -> None:
+    values: Recent[str, int] = Recent()
+    asked_at = time.monotonic()
+    values.forget()  # while somebody reads
+    values.keep("a", 1, asked_at=asked_at)
+    assert values.get("a") is None
+    values.keep("a", 2, asked_at=time.monotonic())
+    assert values.get("a") == 2
+
+
+def test_memory_is_bounded() -> None:
+    values: Recent[int, int] = Recent()
+    for number in range(2 * MOST + 1):
+        values.keep(number, number, asked_at=time.monotonic())
+    assert len(values._values) <= MOST
+    assert values.get(2 * MOST) == 2 * MOST
+
+
+def test_a_key_that_was_revoked_elsewhere_is_refused_within_a_second(
+    api: Api, problem: Check
+) -> None:
+    with api.database.writing() as session:
+        row, secret = keys.create(session, name="k", scopes=["read"])
+    mine = {"Authorization": f"Bearer {secret}"}
+    assert api.http.get("/v1/jobs", headers=mine).status_code == 200
+    with api.database.writing() as session:
+        keys.revoke(session, row.id)
+    time.sleep(KEPT_S + 0.05)
+    problem(api.http.get("/v1/jobs", headers=mine), 401, "unauthorized")
+
+
+def test_those_who_wait_for_jobs_keep_nobody_else_waiting(tmp_path: Path) -> None:
+    """More of them than there are threads."""
+    with running_in(tmp_path, max_wait_s=6) as api:
+        path = f"/v1/jobs/{queued(api)}"
+
+        def wait(_: int) -> str:
+            with httpx.Client(base_url=api.http.base_url, timeout=30) as client:
+                return str(client.get(path, headers={"Prefer": "wait=6"}).json()["status"])
+
+        with ThreadPoolExecutor(60) as pool:
+            waiting = [pool.submit(wait, number) for number in range(60)]
+            time.sleep(2)  # until all of them wait
+            assert api.http.get("/v1/jobs").status_code == 200
+            assert not any(future.done() for future in waiting)
+            assert {future.result() for future in waiting} == {JobStatus.QUEUED}
+
+
+def queued(api: Api) -> str:
+    with api.database.writing() as session:
+        return jobs.enqueue(session, JobKind.TRAIN, tenant=LOCAL_TENANT, request={}).id

