@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any
 
 from anyio import sleep
@@ -10,14 +10,14 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 from fastapi.sse import format_sse_event
-from sqlalchemy import bindparam, exists, select
+from sqlalchemy import bindparam, exists, select, union_all
 from sqlalchemy.orm import Session
 
 from api.assets import AssetId
 from api.deps import Caller, House, HouseDep, Reader, Writer
 from api.errors import POSTED, ApiError, not_found, problems
 from api.idempotency import IdempotencyDep
-from api.listing import After, Limit, make_cursor, page, read_offset
+from api.listing import After, Limit, make_cursor, page_of, read_offset
 from api.schemas import Job, JobEvent, Page, job_answer, timestamp
 from store import jobs
 from store.database import now, row_by_id
@@ -58,13 +58,13 @@ def list_jobs(
     if status is not None:
         query = query.where(JobRow.status == status)
     with house.database.reading() as session:
-        return page(
+        return page_of(
             session,
             query,
             JobRow.id,
             limit=limit,
             after=after,
-            answer=lambda row: describe_job(session, house, row),
+            answers=lambda rows: describe_jobs(session, house, rows),
         )
 
 
@@ -232,11 +232,18 @@ async def wait_until_done(house: House, job_id: str, *, wait_s: float) -> JobRow
 
 def describe_job(session: Session, house: House, row: JobRow) -> Job:
     """A job as the API shows it, with its place in the queue."""
-    return job_answer(
-        row,
-        queue_position=jobs.queue_position(session, row),
-        waiting_for=_waiting_for(session, house, row),
-    )
+    return describe_jobs(session, house, [row])[0]
+
+
+def describe_jobs(session: Session, house: House, rows: Sequence[JobRow]) -> list[Job]:
+    """The same for several, by a few questions for all of them together."""
+    queued = [row for row in rows if row.status == JobStatus.QUEUED]
+    positions = jobs.queue_positions(session, queued)
+    waiting_for = _waiting_for(session, house, queued)
+    return [
+        job_answer(row, queue_position=positions.get(row.id), waiting_for=waiting_for.get(row.id))
+        for row in rows
+    ]
 
 
 _ALIVE = select(  # whether a queue has a worker
@@ -244,24 +251,40 @@ _ALIVE = select(  # whether a queue has a worker
         WorkerRow.queue == bindparam("queue"), WorkerRow.seen_at > now() - bindparam("lease_s")
     )
 )
+_BEING_CHECKED = union_all(
+    *(
+        select(table.id).where(
+            table.id.in_(bindparam("ids", expanding=True)), table.status == AssetStatus.VALIDATING
+        )
+        for table in (DatasetRow, ModelRow)
+    )
+)
 
 
-def _waiting_for(session: Session, house: House, row: JobRow) -> str | None:
-    """Why a queued job does not start, where it is not only the queue."""
-    if row.status != JobStatus.QUEUED:
-        return None
-    if not session.scalar(_ALIVE, {"queue": row.queue, "lease_s": house.settings.lease_s}):
-        return f"no worker of the queue {row.queue!r} is alive"
-    if row.queue == "compute":
-        for table, asset_id, what in (
-            (DatasetRow, row.dataset_id, "data set"),
-            (ModelRow, row.model_id, "model"),
-            (ModelRow, row.surrogate_id, "surrogate model"),
-        ):
-            asset: Any = session.get(table, asset_id) if asset_id is not None else None
-            if asset is not None and asset.status == AssetStatus.VALIDATING:
-                return f"its {what} is being checked"
-    return None
+def _waiting_for(session: Session, house: House, queued: Sequence[JobRow]) -> dict[str, str]:
+    """Why queued jobs do not start, where it is not only the queue."""
+    reasons: dict[str, str] = {}
+    for queue in {row.queue for row in queued}:
+        if not session.scalar(_ALIVE, {"queue": queue, "lease_s": house.settings.lease_s}):
+            reason = f"no worker of the queue {queue!r} is alive"
+            reasons |= {row.id: reason for row in queued if row.queue == queue}
+    needs = {
+        row.id: {
+            row.dataset_id: "data set",
+            row.model_id: "model",
+            row.surrogate_id: "surrogate model",
+        }
+        for row in queued
+        if row.id not in reasons and row.queue == "compute"
+    }
+    ids = {asset_id for assets in needs.values() for asset_id in assets if asset_id is not None}
+    if not ids:
+        return reasons
+    checked = set(session.scalars(_BEING_CHECKED, {"ids": sorted(ids)}))
+    for job_id, assets in needs.items():
+        if what := next((assets[asset_id] for asset_id in assets if asset_id in checked), None):
+            reasons[job_id] = f"its {what} is being checked"
+    return reasons
 
 
 def _wait_s(prefer: str | None) -> float:
