@@ -13,6 +13,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from api.errors import ApiError, ErrorItem
 from api.quotas import Rates
 from api.recent import Recent
+from api.watch import Watch
 from models.header import Manifest
 from store import keys
 from store.artifacts import Blobs
@@ -53,6 +54,7 @@ class House:
     bells: Bells
     rates: Rates
     scoring: ScoringLink
+    watch: Watch
     callers: Recent[str, Caller] = field(default_factory=Recent)  # by API key
     targets: Recent[tuple[str, str], Target] = field(default_factory=Recent)  # by tenant and id
 

@@ -2,7 +2,7 @@
 
 import base64
 import binascii
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Query
@@ -32,6 +32,26 @@ def page(
     answer: Callable[[Row], Item],
 ) -> Page[Item]:
     """One page of rows, newest first; ids sort by creation time."""
+    return page_of(
+        session,
+        query,
+        id_column,
+        limit=limit,
+        after=after,
+        answers=lambda rows: [answer(row) for row in rows],
+    )
+
+
+def page_of(
+    session: Session,
+    query: Select[Row],
+    id_column: InstrumentedAttribute[str],
+    *,
+    limit: int,
+    after: str | None,
+    answers: Callable[[Sequence[Row]], list[Item]],
+) -> Page[Item]:
+    """The same, where rows are better answered together than one by one."""
     if after is not None:
         query = query.where(id_column < read_cursor(after))
     rows = session.scalars(query.order_by(id_column.desc()).limit(limit + 1)).all()
@@ -39,7 +59,7 @@ def page(
     more = len(rows) > limit
     last: Any = shown[-1] if more else None
     return Page(
-        data=[answer(row) for row in shown],
+        data=answers(shown),
         has_more=more,
         next_cursor=make_cursor(last.id) if more else None,
     )

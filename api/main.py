@@ -35,6 +35,7 @@ from api.routes import (
     uploads,
     webhooks,
 )
+from api.watch import Watch
 from core.config import AuditRequest
 from store.artifacts import open_blobs
 from store.database import Database
@@ -95,13 +96,15 @@ def create_app(settings: Settings) -> "RequestLog":
     The FastAPI application is the `app` of the answer: the log stands outside of everything, as
     FastAPI refuses bodies that are too large before any middleware of its own runs.
     """
+    database = Database(settings)
     house = House(
         settings,
-        Database(settings),
+        database,
         open_blobs(settings),
         Bells(make_app(settings)),
         Rates(settings.max_tenant_requests_per_s),
         ScoringLink(settings.scoring_url),
+        Watch(database),
     )
 
     traces = Traces(settings, service="adap-api")

@@ -302,30 +302,55 @@ def add_shards(session: Session, parent: JobRow, requests: Sequence[dict[str, An
 
 
 def queue_position(session: Session, job: JobRow) -> int | None:
-    """How many jobs would be taken before a queued one, as things are; None if it is not queued.
+    """How many jobs would be taken before a queued one, as things are; None if it is not queued."""
+    return queue_positions(session, [job]).get(job.id)
+
+
+def queue_positions(session: Session, queued: Sequence[JobRow]) -> dict[str, int]:
+    """How many jobs would be taken before each of these, of one tenant; without those not queued.
 
     Counted up to `MOST_AHEAD`. Shards count with their audit.
     """
-    if job.status != JobStatus.QUEUED:
-        return None
-    mine = {"queue": job.queue, "tenant": job.tenant}
-    found = session.execute(_AHEAD, {**mine, "job_id": job.id}).one()
-    ahead: int = found.ahead
-    if not found.others or ahead == MOST_AHEAD:
-        return ahead
+    if not queued:
+        return {}
+    if len(queued) == 1:
+        found = session.execute(_AHEAD_OF_ONE, {"job_id": queued[0].id}).all()
+    else:
+        found = session.execute(_AHEAD_OF_MANY, {"job_ids": [job.id for job in queued]}).all()
+    positions: dict[str, int] = {}
+    for queue in {row.queue for row in found}:
+        here = [row for row in found if row.queue == queue]
+        ahead = {row.id: row.ahead for row in here}
+        if any(row.others for row in here):
+            ahead = _among_tenants(session, queue, queued[0].tenant, ahead)
+        positions |= ahead
+    return positions
+
+
+def _among_tenants(
+    session: Session, queue: str, tenant: str, ahead: dict[str, int]
+) -> dict[str, int]:
+    """Positions of a tenant's jobs among those of all tenants, from those among its own."""
+    mine = {"queue": queue, "tenant": tenant}
     held = session.scalar(_HELD, mine) or 0
-    # Each job that is taken gives its tenant one more worker, so a job that has n others of its
-    # tenant before it is taken when its tenant holds n more, and all others as many as that.
-    level = held + ahead
-    turns = session.execute(_COUNTED_TURNS, {**mine, "count_up_to": level + 1}).all()
-    own = next((turn for turn in turns if turn.tenant == job.tenant), None)
-    if own is None:  # it was taken just now
-        return 0
-    for turn in turns:
-        if turn is not own:
-            sooner = (-turn.held, turn.served, turn.oldest) < (-held, own.served, own.oldest)
-            ahead += max(0, min(turn.waiting, level - turn.held + sooner))
-    return min(ahead, MOST_AHEAD)
+    most = held + max(ahead.values())
+    turns = session.execute(_COUNTED_TURNS, {"queue": queue, "count_up_to": most + 1}).all()
+    own = next((turn for turn in turns if turn.tenant == tenant), None)
+    if own is None:  # they were taken just now
+        return dict.fromkeys(ahead, 0)
+
+    def position(before: int) -> int:
+        # Each job that is taken gives its tenant one more worker, so a job that has n others of
+        # its tenant before it is taken when its tenant holds n more, and all others as many.
+        level = held + before
+        place = before
+        for turn in turns:
+            if turn is not own:
+                sooner = (-turn.held, turn.served, turn.oldest) < (-held, own.served, own.oldest)
+                place += max(0, min(turn.waiting, level - turn.held + sooner))
+        return min(place, MOST_AHEAD)
+
+    return {job_id: position(before) for job_id, before in ahead.items()}
 
 
 def uses(session: Session, asset_id: str) -> bool:
@@ -579,14 +604,23 @@ _NEXT = (
     .limit(1)
     .with_for_update(skip_locked=True)  # claimers on PostgreSQL do not wait in a row
 )
-_BEFORE = _line(*_MINE).where(JobRow.parent_id.is_(None), JobRow.id < bindparam("job_id"))
-_OTHERS = exists().where(JobRow.status == JobStatus.QUEUED, JobRow.queue == _MINE[0])
-_AHEAD = select(
-    select(func.count())
-    .select_from(_BEFORE.limit(MOST_AHEAD).subquery())
-    .scalar_subquery()
-    .label("ahead"),
-    or_(_OTHERS.where(JobRow.tenant < _MINE[1]), _OTHERS.where(JobRow.tenant > _MINE[1])).label(
-        "others"
-    ),
+_ASKED = aliased(JobRow)
+_BEFORE = (
+    _line(_ASKED.queue, _ASKED.tenant)
+    .where(JobRow.parent_id.is_(None), JobRow.id < _ASKED.id)
+    .limit(MOST_AHEAD)
+    .correlate(_ASKED)
+    .subquery()
 )
+_OTHERS = exists().where(JobRow.status == JobStatus.QUEUED, JobRow.queue == _ASKED.queue)
+_AHEAD = select(
+    _ASKED.id,
+    _ASKED.queue,
+    select(func.count()).select_from(_BEFORE).correlate(_ASKED).scalar_subquery().label("ahead"),
+    or_(
+        _OTHERS.where(JobRow.tenant < _ASKED.tenant).correlate(_ASKED),
+        _OTHERS.where(JobRow.tenant > _ASKED.tenant).correlate(_ASKED),
+    ).label("others"),
+).where(_ASKED.status == JobStatus.QUEUED)
+_AHEAD_OF_ONE = _AHEAD.where(_ASKED.id == bindparam("job_id"))
+_AHEAD_OF_MANY = _AHEAD.where(_ASKED.id.in_(bindparam("job_ids", expanding=True)))

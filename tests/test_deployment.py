@@ -65,6 +65,11 @@ def services() -> dict[str, dict[str, Any]]:
     run = compose("config", "--format", "json", env=SECRETS)
     assert run.returncode == 0, run.stderr
     parsed: dict[str, dict[str, Any]] = json.loads(run.stdout)["services"]
+    for service in parsed.values():
+        given = service.get("environment", {})
+        service["environment"] = {  # null: a variable that the container does not get
+            name: value for name, value in given.items() if value is not None
+        }
     return parsed
 
 
@@ -153,6 +158,33 @@ def test_each_process_gets_settings_that_it_accepts(
         assert settings.database.startswith("postgresql+psycopg://"), name
         assert (settings.broker_url or "").startswith("redis://:"), name
         assert settings.blobs.startswith("s3://"), name
+
+
+WIRED = {  # what the cluster is built of; for the others an operator's .env has the say
+    *("home", "host", "port", "device", "database_url", "broker_url", "blobs_url", "scoring_url"),
+    *("s3_endpoint", "s3_access_key_id", "s3_secret_access_key", "bootstrap_admin_key"),
+}
+
+
+def test_every_setting_can_be_tuned_in_the_env_file(tmp_path: Path) -> None:
+    tuned = {f"ADAP_{name.upper()}": f"<{name}>" for name in set(Settings.model_fields) - WIRED}
+    shutil.copy(COMPOSE, tmp_path)
+    lines = [f"{name}={value}\n" for name, value in {**SECRETS, **tuned}.items()]
+    (tmp_path / ".env").write_text("".join(lines))
+    run = compose("config", "--format", "json", file=tmp_path / COMPOSE.name, env={})
+    assert run.returncode == 0, run.stderr
+    for name in OURS:
+        given = json.loads(run.stdout)["services"][name]["environment"]
+        assert {variable: given.get(variable) for variable in tuned} == tuned, name
+
+
+def test_what_is_not_tuned_has_its_default(
+    services: dict[str, dict[str, Any]],
+) -> None:
+    for name in OURS:
+        given = services[name]["environment"]
+        named = {variable.removeprefix("ADAP_").lower() for variable in given}
+        assert named <= WIRED | {"log_level"}, name
 
 
 def test_only_the_api_is_published_and_only_on_this_host(

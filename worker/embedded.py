@@ -190,14 +190,19 @@ class Service:
             time.sleep(LOOK_EVERY_S)
         if code:
             raise StartError(f"The database cannot be used:\n{self._migration.last_words()}")
-        for part in (*self._workers, self._scoring, self._api):
-            part.start()
         deadline = time.monotonic() + START_LIMIT_S
+        started = [self._valkey, self._api]
+        self._api.start()  # alone, to take jobs soon: the others load torch on all cores
         while not self.signals:
-            for part in self.parts:
+            for part in started:
                 if part.exit_code() is not None:
                     raise StartError(f"{part.name} did not start:\n{part.last_words()}")
-            if self._is_ready():
+            ready = self._readiness()
+            if ready and len(started) < len(self.parts):
+                for part in (*self._workers, self._scoring):
+                    part.start()
+                started = self.parts
+            elif self._is_complete(ready):
                 return True
             if time.monotonic() > deadline:
                 raise StartError(
@@ -207,19 +212,25 @@ class Service:
             time.sleep(LOOK_EVERY_S)
         return False
 
-    def _is_ready(self) -> bool:
-        """Whether the API says so, and of these very workers: killed ones stay listed a while."""
+    def _readiness(self) -> dict[str, Any]:
+        """What the API says of the service; nothing while it does not answer."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.settings.host, self.settings.host)  # noqa: S104
         connection = http.client.HTTPConnection(host, self.settings.port, timeout=5)
         try:
             connection.request("GET", "/readyz")
             answer: dict[str, Any] = json.loads(connection.getresponse().read())
         except (OSError, http.client.HTTPException, ValueError):
-            return False
+            return {}
         finally:
             connection.close()
-        seen = {worker["id"].split(":")[-2] for worker in answer.get("workers", [])}
-        return answer.get("status") == "ok" and all(str(part.pid) in seen for part in self._workers)
+        return answer
+
+    def _is_complete(self, readiness: dict[str, Any]) -> bool:
+        """Whether all is well, and these very workers live: killed ones stay listed a while."""
+        seen = {worker["id"].split(":")[-2] for worker in readiness.get("workers", [])}
+        return readiness.get("status") == "ok" and all(
+            str(part.pid) in seen for part in self._workers
+        )
 
     def _stop(self, *, at_once: bool) -> None:
         """End every part, the broker last; at once where there is no work to save."""

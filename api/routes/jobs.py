@@ -1,23 +1,25 @@
 """Jobs of every kind: look, wait, follow, cancel, retry."""
 
-import json
+import asyncio
 import time
-from collections.abc import AsyncIterator
-from typing import Annotated, Any
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated
 
-from anyio import sleep
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 from fastapi.sse import format_sse_event
-from sqlalchemy import bindparam, exists, select
+from sqlalchemy import bindparam, exists, select, union_all
 from sqlalchemy.orm import Session
 
 from api.assets import AssetId
 from api.deps import Caller, House, HouseDep, Reader, Writer
 from api.errors import POSTED, ApiError, not_found, problems
 from api.idempotency import IdempotencyDep
-from api.listing import After, Limit, make_cursor, page, read_offset
+from api.listing import After, Limit, make_cursor, page_of, read_offset
 from api.schemas import Job, JobEvent, Page, job_answer, timestamp
 from store import jobs
 from store.database import now, row_by_id
@@ -38,7 +40,7 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 _NOUNS = {JobKind.AUDIT: "audit", JobKind.RANK: "ranking"}  # kinds that have pages of their own
 
 POLL_S = 0.2
-STREAM_POLL_S = 0.3
+REFRESH_S = 2.0  # places in the queue change without news of the job
 PING_S = 15.0
 
 
@@ -58,13 +60,13 @@ def list_jobs(
     if status is not None:
         query = query.where(JobRow.status == status)
     with house.database.reading() as session:
-        return page(
+        return page_of(
             session,
             query,
             JobRow.id,
             limit=limit,
             after=after,
-            answer=lambda row: describe_job(session, house, row),
+            answers=lambda rows: describe_jobs(session, house, rows),
         )
 
 
@@ -177,7 +179,8 @@ def job_events(
             media_type="text/event-stream",
             headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
         )
-    events = _events(house, job_id, after=read_offset(after), limit=limit + 1)
+    with house.database.reading() as session:
+        events = _events(session, job_id, after=read_offset(after), limit=limit + 1)
     more = len(events) > limit
     shown = events[:limit]
     return Page(
@@ -227,16 +230,23 @@ async def wait_until_done(house: House, job_id: str, *, wait_s: float) -> JobRow
         row = await run_in_threadpool(look)
         if row.status in TERMINAL or time.monotonic() >= deadline:
             return row
-        await sleep(POLL_S)
+        await asyncio.sleep(POLL_S)
 
 
 def describe_job(session: Session, house: House, row: JobRow) -> Job:
     """A job as the API shows it, with its place in the queue."""
-    return job_answer(
-        row,
-        queue_position=jobs.queue_position(session, row),
-        waiting_for=_waiting_for(session, house, row),
-    )
+    return describe_jobs(session, house, [row])[0]
+
+
+def describe_jobs(session: Session, house: House, rows: Sequence[JobRow]) -> list[Job]:
+    """The same for several, by a few questions for all of them together."""
+    queued = [row for row in rows if row.status == JobStatus.QUEUED]
+    positions = jobs.queue_positions(session, queued)
+    waiting_for = _waiting_for(session, house, queued)
+    return [
+        job_answer(row, queue_position=positions.get(row.id), waiting_for=waiting_for.get(row.id))
+        for row in rows
+    ]
 
 
 _ALIVE = select(  # whether a queue has a worker
@@ -244,24 +254,40 @@ _ALIVE = select(  # whether a queue has a worker
         WorkerRow.queue == bindparam("queue"), WorkerRow.seen_at > now() - bindparam("lease_s")
     )
 )
+_BEING_CHECKED = union_all(
+    *(
+        select(table.id).where(
+            table.id.in_(bindparam("ids", expanding=True)), table.status == AssetStatus.VALIDATING
+        )
+        for table in (DatasetRow, ModelRow)
+    )
+)
 
 
-def _waiting_for(session: Session, house: House, row: JobRow) -> str | None:
-    """Why a queued job does not start, where it is not only the queue."""
-    if row.status != JobStatus.QUEUED:
-        return None
-    if not session.scalar(_ALIVE, {"queue": row.queue, "lease_s": house.settings.lease_s}):
-        return f"no worker of the queue {row.queue!r} is alive"
-    if row.queue == "compute":
-        for table, asset_id, what in (
-            (DatasetRow, row.dataset_id, "data set"),
-            (ModelRow, row.model_id, "model"),
-            (ModelRow, row.surrogate_id, "surrogate model"),
-        ):
-            asset: Any = session.get(table, asset_id) if asset_id is not None else None
-            if asset is not None and asset.status == AssetStatus.VALIDATING:
-                return f"its {what} is being checked"
-    return None
+def _waiting_for(session: Session, house: House, queued: Sequence[JobRow]) -> dict[str, str]:
+    """Why queued jobs do not start, where it is not only the queue."""
+    reasons: dict[str, str] = {}
+    for queue in {row.queue for row in queued}:
+        if not session.scalar(_ALIVE, {"queue": queue, "lease_s": house.settings.lease_s}):
+            reason = f"no worker of the queue {queue!r} is alive"
+            reasons |= {row.id: reason for row in queued if row.queue == queue}
+    needs = {
+        row.id: {
+            row.dataset_id: "data set",
+            row.model_id: "model",
+            row.surrogate_id: "surrogate model",
+        }
+        for row in queued
+        if row.id not in reasons and row.queue == "compute"
+    }
+    ids = {asset_id for assets in needs.values() for asset_id in assets if asset_id is not None}
+    if not ids:
+        return reasons
+    checked = set(session.scalars(_BEING_CHECKED, {"ids": sorted(ids)}))
+    for job_id, assets in needs.items():
+        if what := next((assets[asset_id] for asset_id in assets if asset_id in checked), None):
+            reasons[job_id] = f"its {what} is being checked"
+    return reasons
 
 
 def _wait_s(prefer: str | None) -> float:
@@ -273,46 +299,66 @@ def _wait_s(prefer: str | None) -> float:
     return 0.0
 
 
-def _events(house: House, job_id: str, *, after: int, limit: int) -> list[JobEvent]:
+def _events(session: Session, job_id: str, *, after: int, limit: int) -> list[JobEvent]:
     query = (
         select(JobEventRow)
         .where(JobEventRow.job_id == job_id, JobEventRow.seq > after)
         .order_by(JobEventRow.seq)
         .limit(limit)
     )
-    with house.database.reading() as session:
-        return [
-            JobEvent(seq=row.seq, at=timestamp(row.at), type=row.type, data=row.data)
-            for row in session.scalars(query)
-        ]
+    return [
+        JobEvent(seq=row.seq, at=timestamp(row.at), type=row.type, data=row.data)
+        for row in session.scalars(query)
+    ]
 
 
-def _status(house: House, job_id: str) -> Job:
+@dataclass(frozen=True)
+class _Look:
+    """What a follower of a job is sent who has seen some of its events."""
+
+    events: bytes
+    seen: int
+    state: str
+    done: bool
+
+
+def _look(house: House, job_id: str, seen: int) -> _Look:
     with house.database.reading() as session:
-        return describe_job(session, house, session.get_one(JobRow, job_id))
+        job = describe_job(session, house, session.get_one(JobRow, job_id))
+        events = _events(session, job_id, after=seen, limit=1000)
+    return _Look(
+        events=b"".join(
+            format_sse_event(data_str=event.model_dump_json(), event=event.type, id=str(event.seq))
+            for event in events
+        ),
+        seen=events[-1].seq if events else seen,
+        state=job.model_dump_json(include={"status", "progress", "queue_position"}),
+        done=job.done and not events,
+    )
 
 
 async def _stream(house: House, job_id: str, seen: int) -> AsyncIterator[bytes]:
     """Events as they happen and progress as it changes; ends when the job has ended."""
-    shown: Any = None
-    quiet_s = 0.0
-    while True:
-        job = await run_in_threadpool(_status, house, job_id)
-        events = await run_in_threadpool(_events, house, job_id, after=seen, limit=1000)
-        for event in events:
-            seen = event.seq
-            yield format_sse_event(
-                data_str=event.model_dump_json(), event=event.type, id=str(event.seq)
-            )
-        state = job.model_dump(mode="json", include={"status", "progress", "queue_position"})
-        if state != shown:  # without id: only events are resumed
-            shown = state
-            yield format_sse_event(data_str=json.dumps(state), event="progress")
-            quiet_s = 0.0
-        if job.done and not events:
-            return
-        await sleep(STREAM_POLL_S)
-        quiet_s += STREAM_POLL_S
-        if quiet_s > PING_S:
-            quiet_s = 0.0
-            yield format_sse_event(comment="ping")
+    shown = ""
+    quiet_since = time.monotonic()
+    async with house.watch.follow(job_id) as watched:
+        while True:
+            news = watched.news
+            look = await watched.look(seen, partial(_look, house, job_id))
+            seen = look.seen
+            if look.events:
+                yield look.events
+            if look.state != shown:  # without id: only events are resumed
+                shown = look.state
+                yield format_sse_event(data_str=shown, event="progress")
+                quiet_since = time.monotonic()
+            if look.done:
+                return
+            if look.events:  # there may be more, or an end after them
+                continue
+            if time.monotonic() - quiet_since > PING_S:
+                quiet_since = time.monotonic()
+                yield format_sse_event(comment="ping")
+            with suppress(TimeoutError):
+                async with asyncio.timeout(REFRESH_S):
+                    await news.wait()

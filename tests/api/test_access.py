@@ -3,11 +3,14 @@
 The judge is the OpenAPI alone: what takes an id, and what says that it needs no key.
 """
 
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import Engine, event
 
 from api.main import create_app
 from store import jobs, keys
@@ -198,6 +201,43 @@ def test_what_another_tenant_owns_is_answered_as_if_it_were_not_there(
     assert ask(api, operation, ids, owner).status_code not in (404, 500), (
         "so the id was the only fault"
     )
+
+
+@contextmanager
+def statements() -> Iterator[list[str]]:
+    """What is asked of databases by requests meanwhile."""
+    asked: list[str] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        # the key is looked for once a second, in a transaction of its own
+        of_a_key = statement.startswith("BEGIN") or "FROM api_keys" in statement
+        if not of_a_key and threading.current_thread().name != "deliveries":
+            asked.append(statement)
+
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        yield asked
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)
+
+
+@pytest.mark.parametrize("operation", WITH_ID)
+def test_what_another_tenant_owns_is_looked_for_like_what_is_not_there(
+    api: Api, ids: dict[str, str], operation: str
+) -> None:
+    other = key_of(api, tenant="other", scopes=["read", "write"])
+    nobody = {
+        name: value if name == "number" else new_id(value.split("_")[0])
+        for name, value in ids.items()
+    }
+    asked = []
+    for named in (ids, nobody):
+        with statements() as those:
+            assert ask(api, operation, named, other).status_code == 404
+        asked.append(list(those))
+    # so neither takes the longer way, by which the one could be told from the other
+    assert asked[0] == asked[1]
+    assert asked[0]
 
 
 def naming(ids: dict[str, str]) -> Iterator[tuple[str, str, dict[str, Any]]]:

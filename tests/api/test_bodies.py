@@ -29,7 +29,7 @@ from tests.api.test_access import ALL, ask, own
 
 MIB = 2**20
 LIMIT = 2 * MIB  # the largest body that any route of this API takes
-ENOUGH = 128 * MIB  # what is offered to each route
+ENOUGH = 5 * 1024 * MIB  # what is offered to each route
 PATIENCE_S = 3.0
 BUFFERED = 16 * MIB  # what the kernel may hold between the two ends
 

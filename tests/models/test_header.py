@@ -2,6 +2,8 @@
 
 import json
 import struct
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -342,3 +344,60 @@ def test_a_refusal_names_no_more_than_twenty_classes() -> None:
     output = OutputSpec(kind="multiclass", classes=[f"c{i:03d}" for i in range(1000)])
     with pytest.raises(TaskError, match="c018, c019, …; got none"):
         output.columns(None)
+
+
+# Judge: the kernel's own figures for a process that does nothing else.
+MEASURED = """
+import os, resource, sys
+from pathlib import Path
+from models.errors import ModelFileError
+from models.header import embedded_manifest, read_header
+
+def spent():
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_maxrss * 1024, used.ru_utime + used.ru_stime
+
+memory, seconds = spent()
+try:
+    embedded_manifest(read_header(Path(sys.argv[1])))
+except ModelFileError:
+    pass
+print(spent()[0] - memory, spent()[1] - seconds)
+"""
+FULL = MAX_HEADER_BYTES
+DENSE = {  # headers as large as may be, each as dear as its kind can be
+    "empty lists": b'{"a":[' + b"[]," * (FULL // 3 - 4) + b"[]]}",
+    "nested lists": b'{"a":' + b"[" * (FULL // 2 - 8) + b"]" * (FULL // 2 - 8) + b"}",
+    "nested objects": b'{"a":' * (FULL // 6 - 2) + b"1" + b"}" * (FULL // 6 - 2),
+    "objects": b'{"a":[' + b"{}," * (FULL // 3 - 4) + b"{}]}",
+    "names": b"{" + b",".join(b'"%06x":1' % i for i in range(FULL // 11 - 1)) + b"}",
+    "numbers": b'{"a":[' + b"1e9," * (FULL // 4 - 4) + b"1]}",
+    "long numbers": b'{"a":[' + (b"9" * 4000 + b",") * (FULL // 4001 - 1) + b"1]}",
+    "escapes": b'{"' + b"\\u0041" * (FULL // 6 - 4) + b'":1}',
+    "metadata": b'{"__metadata__":{'
+    + b",".join(b'"%06x":""' % i for i in range(FULL // 12 - 4))
+    + b"}}",
+    "a manifest": json.dumps({"__metadata__": {MANIFEST_KEY: "[" * (FULL - 200)}}).encode(),
+    "tensors": json.dumps(
+        {
+            f"{i:x}": {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}
+            for i in range(MAX_TENSORS)
+        },
+        separators=(",", ":"),
+    ).encode(),
+}
+
+
+@pytest.mark.parametrize("kind", DENSE)
+def test_no_header_costs_much_memory_or_time(tmp_path: Path, kind: str) -> None:
+    assert FULL // 2 < len(DENSE[kind]) <= FULL
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(assemble(DENSE[kind]))
+    with path.open("r+b") as file:
+        file.truncate(2**33)  # sparse: the weights are not what costs
+    run = subprocess.run(
+        [sys.executable, "-c", MEASURED, path], capture_output=True, text=True, check=True
+    )
+    memory, seconds = map(float, run.stdout.split())
+    assert memory < 200 * 2**20
+    assert seconds < 2
