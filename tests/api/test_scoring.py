@@ -319,13 +319,19 @@ def test_a_file_that_ends_the_decoder_fails_its_own_request_only(
             with contextlib.suppress(psutil.NoSuchProcess, IndexError):
                 scoring.decoder().kill()
 
+    scoring.decoder().suspend()
     killer = threading.Thread(target=kill_whenever_it_lives)
-    killer.start()  # as a file would that its parser does not survive
-    try:
-        answer = score(scoring, model, png(images[0]))
-    finally:
-        stop.set()
-        killer.join()
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(score, scoring, model, png(images[0]))
+        wait_for(lambda: (scoring.status() or {})["waiting"] == 1, because="it waits")
+        killer.start()  # as a file would that its parser does not survive
+        try:
+            answer = asked.result()
+        finally:
+            stop.set()
+            with contextlib.suppress(httpx.HTTPError):
+                score(scoring, model, png(images[0]))  # there is a decoder to be killed once more
+            killer.join()
     body = problem(answer, 422, "invalid_data")
     assert "expected images that decode, got the decoder's end" in body["detail"]
     assert values(score(scoring, model, *map(png, images))) == pytest.approx(expected, abs=1e-5)
