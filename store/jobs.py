@@ -8,6 +8,7 @@ Whoever works on a job holds a `Claim`. Its attempt number is a fencing token: a
 taken for dead and comes back finds that its updates match no row.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -303,26 +304,27 @@ def add_shards(session: Session, parent: JobRow, requests: Sequence[dict[str, An
 
 def queue_position(session: Session, job: JobRow) -> int | None:
     """How many jobs would be taken before a queued one, as things are; None if it is not queued."""
-    return queue_positions(session, [job]).get(job.id)
+    if job.status != JobStatus.QUEUED:
+        return None
+    return queue_positions(session, [job])[job.id]
 
 
 def queue_positions(session: Session, queued: Sequence[JobRow]) -> dict[str, int]:
-    """How many jobs would be taken before each of these, of one tenant; without those not queued.
+    """How many jobs would be taken before each of these queued ones of one tenant.
 
     Counted up to `MOST_AHEAD`. Shards count with their audit.
     """
-    if not queued:
-        return {}
-    if len(queued) == 1:
-        found = session.execute(_AHEAD_OF_ONE, {"job_id": queued[0].id}).all()
-    else:
-        found = session.execute(_AHEAD_OF_MANY, {"job_ids": [job.id for job in queued]}).all()
     positions: dict[str, int] = {}
-    for queue in {row.queue for row in found}:
-        here = [row for row in found if row.queue == queue]
-        ahead = {row.id: row.ahead for row in here}
-        if any(row.others for row in here):
-            ahead = _among_tenants(session, queue, queued[0].tenant, ahead)
+    for queue in {job.queue for job in queued}:
+        here = [job for job in queued if job.queue == queue]
+        mine = {"queue": queue, "tenant": here[0].tenant}
+        if len(here) == 1:
+            ahead = {here[0].id: session.scalar(_AHEAD, {**mine, "job_id": here[0].id}) or 0}
+        else:
+            line = session.scalars(_LINE, mine).all()
+            ahead = {job.id: bisect_left(line, job.id) for job in here}
+        if session.scalar(_OTHERS, mine):
+            ahead = _among_tenants(session, queue, here[0].tenant, ahead)
         positions |= ahead
     return positions
 
@@ -604,23 +606,10 @@ _NEXT = (
     .limit(1)
     .with_for_update(skip_locked=True)  # claimers on PostgreSQL do not wait in a row
 )
-_ASKED = aliased(JobRow)
-_BEFORE = (
-    _line(_ASKED.queue, _ASKED.tenant)
-    .where(JobRow.parent_id.is_(None), JobRow.id < _ASKED.id)
-    .limit(MOST_AHEAD)
-    .correlate(_ASKED)
-    .subquery()
-)
-_OTHERS = exists().where(JobRow.status == JobStatus.QUEUED, JobRow.queue == _ASKED.queue)
-_AHEAD = select(
-    _ASKED.id,
-    _ASKED.queue,
-    select(func.count()).select_from(_BEFORE).correlate(_ASKED).scalar_subquery().label("ahead"),
-    or_(
-        _OTHERS.where(JobRow.tenant < _ASKED.tenant).correlate(_ASKED),
-        _OTHERS.where(JobRow.tenant > _ASKED.tenant).correlate(_ASKED),
-    ).label("others"),
-).where(_ASKED.status == JobStatus.QUEUED)
-_AHEAD_OF_ONE = _AHEAD.where(_ASKED.id == bindparam("job_id"))
-_AHEAD_OF_MANY = _AHEAD.where(_ASKED.id.in_(bindparam("job_ids", expanding=True)))
+_LINE = _line(*_MINE).where(JobRow.parent_id.is_(None)).limit(MOST_AHEAD)
+_BEFORE = _LINE.where(JobRow.id < bindparam("job_id")).subquery()
+_AHEAD = select(func.count()).select_from(_BEFORE)
+_TENANTS = select(JobRow.tenant).where(JobRow.status == JobStatus.QUEUED, JobRow.queue == _MINE[0])
+_FIRST = _TENANTS.order_by(JobRow.tenant, JobRow.id).limit(1).scalar_subquery()
+_LAST = _TENANTS.order_by(JobRow.tenant.desc(), JobRow.id.desc()).limit(1).scalar_subquery()
+_OTHERS = select(or_(_MINE[1] > _FIRST, _MINE[1] < _LAST))  # whether others have queued jobs
