@@ -274,6 +274,7 @@ def _orderings(entries: Mapping[tuple[str, str], Entry]) -> list[str]:
             differences = [
                 a["ap"][kind] - b["ap"][kind]
                 for task in tasks
+                if {(task, first), (task, second)} <= entries.keys()
                 for a, b in zip(
                     entries[task, first]["results"], entries[task, second]["results"], strict=True
                 )
