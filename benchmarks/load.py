@@ -690,7 +690,7 @@ def beside_work(plan: Plan) -> Rows:
         quiet = ours.load("/readyz", **load)
         work = {
             **TINY,
-            "dataset_id": ours.dataset(examples=plan.pick(2000, 200), side=32),
+            "dataset_id": ours.dataset(examples=plan.pick(400, 200), side=32),
             "architecture": "resnet18_3x3",
             "epochs": 100,
         }

@@ -117,7 +117,7 @@ def claim(session: Session, job_id: str, *, worker: str, lease_s: float) -> Clai
         job_id,
         JobStatus.RUNNING,
         sources={JobStatus.QUEUED},
-        where=(JobRow.not_before <= now(), _inputs_settled()),
+        where=_READY,
         values={
             "attempt": JobRow.attempt + 1,
             "worker": worker,
@@ -319,11 +319,13 @@ def queue_positions(session: Session, queued: Sequence[JobRow]) -> dict[str, int
         here = [job for job in queued if job.queue == queue]
         mine = {"queue": queue, "tenant": here[0].tenant}
         if len(here) == 1:
-            ahead = {here[0].id: session.scalar(_AHEAD, {**mine, "job_id": here[0].id}) or 0}
+            before, others = session.execute(_PLACE, {**mine, "job_id": here[0].id}).one()
+            ahead = {here[0].id: before}
         else:
             line = session.scalars(_LINE, mine).all()
             ahead = {job.id: bisect_left(line, job.id) for job in here}
-        if session.scalar(_OTHERS, mine):
+            others = session.scalar(select(_OTHERS), mine)
+        if others:
             ahead = _among_tenants(session, queue, here[0].tenant, ahead)
         positions |= ahead
     return positions
@@ -597,19 +599,21 @@ def _reject_upload(session: Session, job_id: str, reason: str) -> None:
 # Statements that run often, built once: to build one takes longer than to run it.
 
 _MINE: Any = (bindparam("queue", type_=String), bindparam("tenant", type_=String))
+_READY = (JobRow.not_before <= now(), _inputs_settled())
 _TURNS = _turns(_MINE[0])
 _COUNTED_TURNS = _turns(_MINE[0], count_up_to=bindparam("count_up_to", type_=Integer))
 _HELD = select(_workers_of(*_MINE))
 _NEXT = (
     _line(*_MINE)
-    .where(JobRow.not_before <= now(), _inputs_settled())
+    .where(*_READY)
     .limit(1)
     .with_for_update(skip_locked=True)  # claimers on PostgreSQL do not wait in a row
 )
 _LINE = _line(*_MINE).where(JobRow.parent_id.is_(None)).limit(MOST_AHEAD)
 _BEFORE = _LINE.where(JobRow.id < bindparam("job_id")).subquery()
-_AHEAD = select(func.count()).select_from(_BEFORE)
+_AHEAD = select(func.count()).select_from(_BEFORE).scalar_subquery()
 _TENANTS = select(JobRow.tenant).where(JobRow.status == JobStatus.QUEUED, JobRow.queue == _MINE[0])
 _FIRST = _TENANTS.order_by(JobRow.tenant, JobRow.id).limit(1).scalar_subquery()
 _LAST = _TENANTS.order_by(JobRow.tenant.desc(), JobRow.id.desc()).limit(1).scalar_subquery()
-_OTHERS = select(or_(_MINE[1] > _FIRST, _MINE[1] < _LAST))  # whether others have queued jobs
+_OTHERS = or_(_MINE[1] > _FIRST, _MINE[1] < _LAST)  # whether other tenants have queued jobs
+_PLACE = select(_AHEAD, _OTHERS)

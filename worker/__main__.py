@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import sys
+from typing import Any
 
 from celery.signals import worker_ready, worker_shutting_down
 
@@ -13,6 +14,8 @@ from store.start import UnusableDatabaseError, open_database
 from store.tables import QUEUES
 from worker.app import TASK, make_app
 from worker.runner import Worker, is_alive
+
+ROUND_S = 0.05
 
 
 def main() -> None:
@@ -43,10 +46,13 @@ def main() -> None:
     app.task(name=TASK)(worker.run_job)
     # a signal handler of Celery's only starts its own shutdown; ours gives the job back
     worker_shutting_down.connect(lambda **_: worker.stop(), weak=False)
-    worker_ready.connect(
-        lambda **_: logging.getLogger(__name__).info("worker.ready", extra={"queue": queue}),
-        weak=False,
-    )
+
+    def ready(sender: Any, **_: Any) -> None:
+        logging.getLogger(__name__).info("worker.ready", extra={"queue": queue})
+        # Celery's loop asks for the next bell in its rounds: let it go round soon after a job
+        sender.timer.call_repeatedly(ROUND_S, lambda: None)
+
+    worker_ready.connect(ready, weak=False)
     worker.start()
     try:
         app.worker_main(
