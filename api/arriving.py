@@ -7,7 +7,7 @@ from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Scope
-from uvicorn.protocols.http.auto import AutoHTTPProtocol
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 _BODY_HEADERS = frozenset({b"content-length", b"transfer-encoding"})
 
@@ -63,10 +63,10 @@ def patient_protocol(seconds: float) -> type[asyncio.Protocol]:
     these seconds, or after twice as many at most. What it sends in between does not matter.
     """
 
-    class Patient(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
+    class Patient(H11Protocol):  # not httptools, which takes heads of any length
         """One connection."""
 
-        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        def connection_made(self, transport: asyncio.Transport) -> None:
             super().connection_made(transport)
             self._look(before=_BUSY)
 

@@ -25,7 +25,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,7 +103,7 @@ class Plan:
         return 1.0 if self.quick else 10.0
 
 
-Rows = Iterator[Row]
+Rows = Generator[Row, None, None]
 
 
 def ms(seconds: float | None) -> str:
@@ -792,7 +792,7 @@ def measure(goals: list[str], *, quick: bool, minutes: float) -> tuple[list[str]
         with tempfile.TemporaryDirectory(prefix="load-") as folder, ExitStack() as stack:
             plan = Plan(Path(folder), quick, minutes)
             found = GOALS[goal](plan)
-            stack.callback(found.close)  # type: ignore[attr-defined]  # a generator's
+            stack.callback(found.close)
             try:
                 for row in found:
                     lines.append(line(goal, row, quick=quick))

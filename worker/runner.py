@@ -13,6 +13,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import Any, TypeVar
@@ -174,14 +175,12 @@ class Worker:
             log.warning("job.claim_lost", extra={"job_id": job.id, "attempt": claim.attempt})
             return
         except CancelledError:
-            ended = lambda session: jobs.finish_cancelled(session, claim)  # noqa: E731
+            ended = partial(jobs.finish_cancelled, claim=claim)
         except StoppingError:
-            ended = lambda session: jobs.release(session, claim)  # noqa: E731
+            ended = partial(jobs.release, claim=claim)
         except ChildDiedError as error:
             log.warning("job.child_died", extra={"job_id": job.id, "reason": str(error)})
-            ended = lambda session: jobs.lose(  # noqa: E731
-                session, claim, max_lost=self.settings.max_lost_attempts
-            )
+            ended = partial(jobs.lose, claim=claim, max_lost=self.settings.max_lost_attempts)
         except TimeLimitError as error:
             ended = _failure(claim, JobError("timeout", str(error), retryable=True))
         except (ChildFailedError, AdapError, ModelFileError) as error:
@@ -189,7 +188,7 @@ class Worker:
             ended = _failure(claim, JobError(error.code, str(error), retryable=retryable))
         except DATABASE_AWAY as error:
             log.warning("job.interrupted", extra={"job_id": job.id, "reason": str(error)})
-            ended = lambda session: jobs.release(session, claim)  # noqa: E731
+            ended = partial(jobs.release, claim=claim)
         except SQLAlchemyError:
             log.exception("job.abandoned", extra={"job_id": job.id})  # its lease will run out
             return

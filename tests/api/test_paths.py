@@ -71,6 +71,7 @@ def raw(api: Api, method: str, path: str) -> tuple[int, bytes]:
     connection = http.client.HTTPConnection(
         api.http.base_url.host, api.http.base_url.port, timeout=20
     )
+    # it would refuse what is to be sent, and has no public switch for that
     connection._validate_path = lambda _path: None  # type: ignore[attr-defined]
     try:
         connection.putrequest(method, path.encode().decode("latin-1"), skip_accept_encoding=True)

