@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Scope
@@ -66,8 +66,8 @@ def patient_protocol(seconds: float) -> type[asyncio.Protocol]:
     class Patient(H11Protocol):  # not httptools, which takes heads of any length
         """One connection."""
 
-        def connection_made(self, transport: asyncio.Transport) -> None:
-            super().connection_made(transport)
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            super().connection_made(cast(asyncio.Transport, transport))
             self._look(before=_BUSY)
 
         def connection_lost(self, exc: Exception | None) -> None:
