@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Any, cast
 
+import h11
 from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Scope
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -56,11 +57,16 @@ def at_a_pace(
     return received
 
 
-def patient_protocol(seconds: float) -> type[asyncio.Protocol]:
+def patient_protocol(
+    seconds: float, *, refusal_of: Callable[[bytes], bytes | None]
+) -> type[asyncio.Protocol]:
     """uvicorn's HTTP protocol, for its option `http`; it waits so long for the head of a request.
 
     A connection that has brought none since it was made, or since the last answer, is closed after
     these seconds, or after twice as many at most. What it sends in between does not matter.
+
+    `refusal_of` is asked about what comes after all before was read and answered; if it has an
+    answer, that is written, and what came is read by nobody.
     """
 
     class Patient(H11Protocol):  # not httptools, which takes heads of any length
@@ -68,7 +74,18 @@ def patient_protocol(seconds: float) -> type[asyncio.Protocol]:
 
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             super().connection_made(cast(asyncio.Transport, transport))
+            self._refused = False  # a request since the last look
             self._look(before=_BUSY)
+
+        def data_received(self, data: bytes) -> None:
+            if self.conn.states == _IDLE and self.conn.trailing_data == _NOTHING:
+                answer = refusal_of(data)
+                if answer is not None:
+                    self._refused = True
+                    self.transport.write(answer)
+                    self.on_response_complete()
+                    return
+            super().data_received(data)
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._next_look.cancel()
@@ -78,12 +95,15 @@ def patient_protocol(seconds: float) -> type[asyncio.Protocol]:
             idle = self.cycle is None or self.cycle.response_complete
             if self.transport.is_closing():
                 self.transport.abort()  # what it was to read before, it has not read
-            elif idle and self.cycle is before:
+            elif idle and self.cycle is before and not self._refused:
                 self.transport.close()
+            self._refused = False
             last = self.cycle if idle else _BUSY
             self._next_look = self.loop.call_later(seconds, lambda: self._look(before=last))
 
     return Patient
 
 
+_IDLE = {h11.CLIENT: h11.IDLE, h11.SERVER: h11.IDLE}
+_NOTHING = (b"", False)
 _BUSY = object()  # neither None nor any cycle of a request and its answer

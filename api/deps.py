@@ -57,6 +57,7 @@ class House:
     watch: Watch
     callers: Recent[str, Caller] = field(default_factory=Recent)  # by API key
     targets: Recent[tuple[str, str], Target] = field(default_factory=Recent)  # by tenant and id
+    alive: Recent[str, bool] = field(default_factory=Recent)  # by queue: whether it has a worker
 
     def ring(self, job: JobRow) -> None:
         """Tell the workers of a job whose row is committed; they find it by themselves too."""

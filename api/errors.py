@@ -121,10 +121,13 @@ POSTED = (
 )  # of every POST of a job
 
 
+_ANY = ("unauthorized", "forbidden", "invalid_request", "storage_unavailable", "overloaded")
+
+
 def problems(*codes: str) -> dict[int | str, dict[str, Any]]:
     """OpenAPI `responses=` for the errors that a route declares."""
     documented: dict[int | str, dict[str, Any]] = {}
-    for code in (*codes, "unauthorized", "forbidden", "invalid_request", "storage_unavailable"):
+    for code in (*codes, *_ANY):
         status, title = CODES[code]
         entry = documented.setdefault(
             status, {"description": title, "content": {MEDIA_TYPE: {"schema": _SCHEMA}}}
@@ -250,14 +253,19 @@ def _explain(errors: Any) -> tuple[str, list[ErrorItem]]:
 
 def too_large(request_id: str) -> bytes:
     """The answer's body for a request body over the limit, which no handler gets to see."""
-    status, title = CODES["too_large"]
-    problem = Problem(
-        title=title,
-        status=status,
-        detail="The request body is larger than this path takes; nothing of it was kept.",
-        code="too_large",
-        request_id=request_id,
-    )
+    detail = "The request body is larger than this path takes; nothing of it was kept."
+    return _bare("too_large", detail, request_id)
+
+
+def overloaded(request_id: str) -> bytes:
+    """The answer's body for a request that was not looked at, as too many wait already."""
+    detail = "Too many requests wait already; this one was not looked at. Send it again later."
+    return _bare("overloaded", detail, request_id)
+
+
+def _bare(code: str, detail: str, request_id: str) -> bytes:
+    status, title = CODES[code]
+    problem = Problem(title=title, status=status, detail=detail, code=code, request_id=request_id)
     return problem.model_dump_json().encode()
 
 

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
 
+from anyio.to_thread import current_default_thread_limiter
 from fastapi import Depends, FastAPI
 from pydantic.json_schema import models_json_schema
 from starlette.datastructures import MutableHeaders
@@ -17,6 +18,7 @@ from api.arriving import at_a_pace, has_body
 from api.deliveries import Allowed, Deliveries
 from api.deps import House, refuse_unknown_query
 from api.metrics import Metrics, route_of
+from api.overload import Overload
 from api.quotas import Rates
 from api.routes import (
     audits,
@@ -59,6 +61,9 @@ their scores.
 
 Every error is `application/problem+json` (RFC 9457) with a stable `code`.
 """
+
+# that talk to the database for requests; more of them would keep the event loop from its turn
+THREADS = 16
 
 # bodies that routes read themselves, as they take several kinds, and what every error is
 READ_BY_ROUTES = (
@@ -111,6 +116,7 @@ def create_app(settings: Settings) -> "RequestLog":
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        current_default_thread_limiter().total_tokens = THREADS
         deliveries = Deliveries(house.database, Allowed(settings.webhook_hosts))
         deliveries.start()
         house.bells.start()
@@ -155,11 +161,15 @@ class RequestLog:
         self.settings = settings
         self.traces = traces
         self.metrics = metrics
+        self.overload = Overload(settings.max_waiting_requests, metrics)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI entry."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
+            return
+        if self.overload.refuses(scope["path"]):
+            await self.overload.refuse(scope, send)
             return
         request_id = scope["request_id"] = new_id("req")
         started = time.perf_counter()

@@ -1,6 +1,6 @@
 """What the service bears, each goal beside the bare cost of the same work in the same run.
 
-    python -m benchmarks.load                        # all goals, some ten minutes
+    python -m benchmarks.load                        # all goals, some twenty minutes
     python -m benchmarks.load --only L1 L3 --quick   # a few seconds each, only to see that they run
     python -m benchmarks.load --write benchmarks/results/load.md
 
@@ -461,24 +461,24 @@ def scoring(_plan: Plan) -> Rows:
 
 
 def overload(plan: Plan) -> Rows:
-    """L8: three times what the API can do, with the rate of a tenant limited to what it can do."""
-    seconds = plan.pick(30, 2)
-    with api(plan.folder / "first") as ours, bare(plan.folder / "bare") as peer:
-        peak = ours.load("/v1/models", concurrency=32, seconds=plan.seconds)["rate"]
-        bare_peak = peer.load("/", concurrency=32, seconds=plan.seconds)["rate"]
-        beside = peer.load("/", mode="open", rate=3 * bare_peak, seconds=seconds)
-    limit: dict[str, Any] = {"ADAP_MAX_TENANT_REQUESTS_PER_S": f"{peak:.0f}"}
-    with api(plan.folder / "home", **limit) as ours:
-        ours.load("/v1/models", concurrency=8, seconds=plan.seconds / 5)
+    """L8: three times what the API can do, from more clients than it lets wait."""
+    seconds = plan.pick(300, 2)
+    most: dict[str, Any] = {"concurrency": 32, "seconds": plan.seconds}
+    with bare(plan.folder / "bare") as peer:
+        bare_peak = peer.load("/", **most)["rate"]
+        beside = peer.load("/", mode="open", rate=3 * bare_peak, seconds=plan.pick(30, 2))
+    with api(plan.folder / "home") as ours:
+        first = ours.load("/v1/models", **most)["rate"]
         alone = ours.load("/v1/models", concurrency=1, seconds=plan.seconds / 5)
         before = ours.rss()
-        got = ours.load("/v1/models", mode="open", rate=3 * peak, seconds=seconds)
+        got = ours.load("/v1/models", mode="open", rate=3 * first, seconds=seconds)
         ended_at, after = time.perf_counter(), ours.rss()
         recovered = None
         while recovered is None and time.perf_counter() - ended_at < 30:
             once = ours.load("/v1/models", concurrency=1, seconds=0.2)
             if below(once["p50"], 2 * (alone["p50"] or 1)):
                 recovered = time.perf_counter() - ended_at
+        peak = (first + ours.load("/v1/models", **most)["rate"]) / 2  # other guests of the machine
     goodput, peer_goodput = got["rate"] / peak, beside["rate"] / bare_peak
     offered = f"{got['sent_rate'] / peak:.1f}x answered, {got['unsent']} unsent"
     yield Row(
@@ -486,9 +486,8 @@ def overload(plan: Plan) -> Rows:
         f"{goodput:.0%} of {peak:.0f} req/s",
         ">= 80 % of the peak, 5 min",
         goodput >= 0.8,
-        f"{peer_goodput:.0%} of {bare_peak:.0f} req/s",
+        f"{peer_goodput:.0%} of {bare_peak:.0f} req/s, 30 s",
         share(goodput, peer_goodput),
-        f"{seconds} s instead of 5 min",
     )
     refused = sum(int(n) for s, n in got["statuses"].items() if s in ("429", "503"))
     prompt = below(got["refused_p95"], 0.05) and not got["without_retry_after"]

@@ -82,6 +82,8 @@ class Connection:
     async def send(self, request: bytes) -> None:
         """Send a request and count its answer."""
         started = time.perf_counter()
+        if self.streams is not None and self.streams[0].at_eof():
+            self.close()  # the server has ended what was idle, as it may
         try:
             if self.streams is None:
                 self.streams = await asyncio.open_connection("127.0.0.1", self.spec["port"])

@@ -26,7 +26,11 @@ Json = dict[str, Any]
 OnBytes = Callable[[int], None]
 
 RETRY_AFTER_S = (0.1, 0.5)  # before the second and the third try
-RETRIED_CODES = ("rate_limited", "storage_unavailable")  # problems that pass by themselves
+RETRIED_CODES = (
+    "rate_limited",
+    "storage_unavailable",
+    "overloaded",
+)  # problems that pass by themselves
 LONGEST_RETRY_S = 10.0
 PING_LIMIT_S = 45.0  # the service sends something every 15 s
 RECONNECT_AFTER_S = 0.5

@@ -70,6 +70,12 @@ class Settings(BaseSettings):
     request_patience_bytes: int = Field(
         30_000, ge=1, description="least bytes of a body in `request_patience_s`"
     )
+    max_waiting_requests: int = Field(
+        64,
+        ge=0,
+        description="most requests that wait for their turn in one process of the API; "
+        "what comes then is refused at once",
+    )
     max_json_bytes: int = Field(1 * MIB, gt=0, description="largest JSON request body")
     max_epochs: int = Field(1000, ge=1, description="most epochs of one training")
     max_attack_steps: int = Field(1000, ge=1, description="most steps of one attack")

@@ -268,7 +268,7 @@ def _waiting_for(session: Session, house: House, queued: Sequence[JobRow]) -> di
     """Why queued jobs do not start, where it is not only the queue."""
     reasons: dict[str, str] = {}
     for queue in {row.queue for row in queued}:
-        if not session.scalar(_ALIVE, {"queue": queue, "lease_s": house.settings.lease_s}):
+        if not _is_alive(session, house, queue):
             reason = f"no worker of the queue {queue!r} is alive"
             reasons |= {row.id: reason for row in queued if row.queue == queue}
     needs = {
@@ -288,6 +288,15 @@ def _waiting_for(session: Session, house: House, queued: Sequence[JobRow]) -> di
         if what := next((assets[asset_id] for asset_id in assets if asset_id in checked), None):
             reasons[job_id] = f"its {what} is being checked"
     return reasons
+
+
+def _is_alive(session: Session, house: House, queue: str) -> bool:
+    alive = house.alive.get(queue)
+    if alive is None:
+        asked_at = time.monotonic()
+        alive = bool(session.scalar(_ALIVE, {"queue": queue, "lease_s": house.settings.lease_s}))
+        house.alive.keep(queue, alive, asked_at=asked_at)
+    return alive
 
 
 def _wait_s(prefer: str | None) -> float:

@@ -4,27 +4,21 @@ Judges: the kernel's figures for the process, the bytes that a plain socket got 
 files that are left.
 """
 
-import os
 import re
 import select
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 import psutil
 import pytest
 
 from api.main import create_app
-from store.database import Database
-from store.migrate import migrate
 from store.settings import Settings
-from tests.api.conftest import Api, wait_for
+from tests.api.conftest import Api, running_alone
 from tests.api.test_access import ALL, ask, own
 
 MIB = 2**20
@@ -62,46 +56,16 @@ class Alone:
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Alone]:
     folder = tmp_path_factory.mktemp("bodies")
-    (folder / "home").mkdir()
     (folder / "tmp").mkdir()
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    settings = Settings(home=folder / "home", port=port)
-    database = Database(settings)
-    migrate(database)
     environment = {
-        "ADAP_HOME": str(settings.home),
-        "ADAP_PORT": str(port),
-        "ADAP_BROKER_URL": "redis://127.0.0.1:1/0",
-        "ADAP_SCORING_URL": "tcp://127.0.0.1:1",
         "ADAP_MAX_UPLOAD_BYTES": str(LIMIT),
         "ADAP_MAX_SCORING_BYTES": str(LIMIT),
         "ADAP_MAX_JSON_BYTES": "100000",
         "ADAP_REQUEST_PATIENCE_S": str(PATIENCE_S),
         "TMPDIR": str(folder / "tmp"),
     }
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "api"], env={**os.environ, **environment}, stderr=log
-        )
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as http:
-
-        def answers() -> bool:
-            assert process.poll() is None, (folder / "log").read_text()
-            try:
-                return http.get("/livez").is_success
-            except httpx.TransportError:
-                return False
-
-        wait_for(answers, because="the API answers", timeout_s=60)
-        made = Api(http, database, settings, folder)
-        yield Alone(made, own(made), psutil.Process(process.pid), folder / "tmp")
-    process.terminate()
-    assert process.wait(30) in (0, -15)  # uvicorn raises the signal again once it has stopped
-    database.dispose()
-    log = (folder / "log").read_text()
-    assert '"request.done"' in log
-    assert "Traceback" not in log
+    with running_alone(folder, **environment) as (api, process):
+        yield Alone(api, own(api), process, folder / "tmp")
 
 
 def taking_bodies() -> list[tuple[str, str]]:
