@@ -631,7 +631,7 @@ def soak(plan: Plan) -> Rows:
         loads = [ours.start_load("/v1/jobs", **load), peer.start_load("/", **load)]
         time.sleep(min(10, seconds / 4))  # pools and caches have filled
         children, files_open = len(service.children(recursive=True)), ours.process.num_fds()
-        samples, peer_samples = [(time.monotonic(), ours.rss())], [peer.rss()]
+        samples, peer_samples = [(time.monotonic(), ours.rss())], [(time.monotonic(), peer.rss())]
         posted = cancelled = 0
         while loads[0].poll() is None:
             job = ours.post("/v1/training-jobs", body)["id"]
@@ -641,7 +641,7 @@ def soak(plan: Plan) -> Rows:
                     ours.post(f"/v1/jobs/{job}/cancel", {})
                     cancelled += 1
             samples.append((time.monotonic(), ours.rss()))
-            peer_samples.append(peer.rss())
+            peer_samples.append((time.monotonic(), peer.rss()))
             time.sleep(1)
         got, _ = map(finish, loads)
         wait_until(lambda: not _live(ours.database), "all jobs have ended", timeout_s=300)
@@ -650,22 +650,28 @@ def soak(plan: Plan) -> Rows:
         opened = ours.process.num_fds() - files_open
         with ours.database.reading() as session:
             held = session.scalar(select(func.count()).where(JobRow.worker.is_not(None)))
-    growth = samples[-1][1] / samples[0][1] - 1
-    peer_growth = peer_samples[-1] / peer_samples[0] - 1
     hours = (samples[-1][0] - samples[0][0]) / 3600
+    slope, peer_slope = (_slope(taken[len(taken) // 6 :]) for taken in (samples, peer_samples))
     yield Row(
         f"memory of the API in {hours * 60:.1f} min: {sum(got['statuses'].values())} reads, "
         f"{posted} trainings, {cancelled} cancelled",
-        f"{growth:+.2%}",
+        f"{samples[-1][1] / samples[0][1] - 1:+.2%} in all, {slope:+.2%}/h after the first sixth",
         "< 1 %/h over 1 h",
-        growth / hours < 0.01 if hours > 0.9 else None,
-        f"{peer_growth:+.2%}",
+        slope < 0.01 if hours > 0.9 else None,
+        f"{peer_slope:+.2%}/h",
         note=f"{hours * 60:.1f} min show no slope per hour: use --minutes 60",
     )
     yield Row("open files of the API", f"{opened:+d}", "flat", opened <= 5)
     yield Row("children left behind", f"{left:+d}", "0", left <= 0)
     yield Row("leases left behind", str(held), "0", held == 0)
     yield Row("answers that are no 2xx", str(errors(got)), "0", errors(got) == 0)
+
+
+def _slope(samples: list[tuple[float, int]]) -> float:
+    """By which share of their mean (time, bytes) grow in an hour, by least squares."""
+    times, sizes = zip(*samples, strict=True)
+    per_s = statistics.linear_regression(times, sizes).slope
+    return float(3600 * per_s / statistics.mean(sizes))
 
 
 def _live(database: Database) -> int:
