@@ -76,6 +76,8 @@ def follow(client: Client, job: Json, line: Line, *, epochs: bool = True) -> Jso
                 line.note(f"goes on after epoch {event.data['epoch']}")
             case "queued" if event.data.get("reason") == "worker_lost":
                 line.note("its worker died; queued again")
+            case "queued" if event.data.get("reason") == "device_error":
+                line.note("the device of its worker failed; queued again for another")
             case "queued" if event.data.get("reason") == "worker_shutdown":
                 line.note("its worker was stopped; queued again")
 

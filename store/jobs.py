@@ -228,9 +228,12 @@ def release(session: Session, claim: Claim) -> None:
         raise ClaimLostError(claim)
 
 
-def lose(session: Session, claim: Claim, *, max_lost: int) -> None:
-    """The process that did the work died: queue the job again, or give up after several times."""
-    if not _take_back(session, claim.job_id, claim.attempt, max_lost=max_lost):
+def lose(session: Session, claim: Claim, *, max_lost: int, reason: JobError | None = None) -> None:
+    """The process that did the work died, or could not: queue the job again, or give up in the end.
+
+    `reason` is what to say where it did not just die.
+    """
+    if not _take_back(session, claim.job_id, claim.attempt, max_lost=max_lost, reason=reason):
         raise ClaimLostError(claim)
 
 
@@ -494,7 +497,13 @@ def _finish(
 
 
 def _take_back(
-    session: Session, job_id: str, attempt: int, *, max_lost: int, expired_only: bool = False
+    session: Session,
+    job_id: str,
+    attempt: int,
+    *,
+    max_lost: int,
+    reason: JobError | None = None,
+    expired_only: bool = False,
 ) -> JobStatus | None:
     """Move a job whose worker died to queued, failed or cancelled; None if it has moved on."""
     _lock(session, job_id)
@@ -512,12 +521,13 @@ def _take_back(
         return JobStatus.CANCELLED
     lost = session.scalar(select(JobRow.lost).where(JobRow.id == job_id)) or 0
     if lost + 1 >= max_lost:
-        error = JobError(
+        died = JobError(
             "worker_lost",
             f"The process that ran this job died {lost + 1} times, so it was given up. "
             "It may need more memory than there is, or crash on its input.",
             retryable=True,
-        ).as_json()
+        )
+        error = (reason or died).as_json()
         failed = _move(
             session,
             job_id,
@@ -536,7 +546,7 @@ def _take_back(
         sources={JobStatus.RUNNING},
         where=mine,
         values={**_NOBODY, "lost": JobRow.lost + 1, "not_before": now() + wait_s},
-        event=lambda _: {"reason": "worker_lost"},
+        event=lambda _: {"reason": reason.code if reason else "worker_lost"},
     )
     return JobStatus.QUEUED if queued else None
 

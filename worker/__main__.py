@@ -13,7 +13,7 @@ from store.settings import Settings
 from store.start import UnusableDatabaseError, open_database
 from store.tables import QUEUES
 from worker.app import TASK, make_app
-from worker.runner import Worker, is_alive
+from worker.runner import UnusableDeviceError, Worker, is_alive
 
 ROUND_S = 0.05
 
@@ -53,7 +53,10 @@ def main() -> None:
         sender.timer.call_repeatedly(ROUND_S, lambda: None)
 
     worker_ready.connect(ready, weak=False)
-    worker.start()
+    try:
+        worker.start()
+    except UnusableDeviceError as error:
+        sys.exit(str(error))
     try:
         app.worker_main(
             [
@@ -68,6 +71,8 @@ def main() -> None:
         told = worker.stopping.is_set()
         worker.stop()
         worker.join()
+    if worker.lost_device:
+        sys.exit("The device failed; the job that met this was given back. The log says more.")
     if not told:  # for example by bytes in the broker that are no message
         sys.exit("The worker ended without being told to; its log says why.")
 

@@ -27,6 +27,7 @@ from threading import Thread
 from typing import Any
 
 from store import disk
+from worker import devices
 from worker.sandbox import Sandbox, limit_resources
 from worker.work import Message, Reporter, Work
 
@@ -50,6 +51,10 @@ class ChildFailedError(Exception):
         super().__init__(message)
         self.code = code
         self.message = message
+
+
+class DeviceLostError(ChildFailedError):
+    """The device failed, and not the work."""
 
 
 class ChildDiedError(Exception):
@@ -79,7 +84,8 @@ class Child:
         times a second and stops the work by raising. Whatever ends this call with an exception
         other than ChildFailedError has killed the child.
 
-        Raises ChildFailedError with the pipeline's own reason, ChildDiedError if the child ended.
+        Raises ChildFailedError with the pipeline's own reason, DeviceLostError if that is its
+        device, ChildDiedError if the child ended.
         """
         try:
             if self._process is None:
@@ -95,7 +101,9 @@ class Child:
                     case "result":
                         return dict(message["result"])
                     case "failure":
-                        raise ChildFailedError(message["code"], message["message"])
+                        lost = message["code"] == devices.CODE
+                        failed = DeviceLostError if lost else ChildFailedError
+                        raise failed(message["code"], message["message"])
                     case _:
                         on_message(message)
         except ChildFailedError:
@@ -181,13 +189,16 @@ def serve(connection: Connection) -> None:
             result = _pipeline(work.pipeline)(work, reporter)
         except (AdapError, ModelFileError) as error:
             reporter.send({"type": "failure", "code": error.code, "message": str(error)})
-        except MemoryError:
-            reporter.send({"type": "failure", "code": "out_of_memory", "message": _NO_MEMORY})
         except Exception as error:
-            log.exception("pipeline.failed", extra={"pipeline": work.pipeline})
             code, message = "internal_error", f"{_UNEXPECTED}: {error!r}"
-            if disk.is_full(error):
+            if devices.is_out_of_memory(error):
+                code, message = "out_of_memory", _NO_MEMORY
+            elif disk.is_full(error):
                 code, message = disk.CODE, disk.MESSAGE
+            elif devices.is_lost(error):
+                code, message = devices.CODE, f"The device {work.device!r} failed: {error}"
+            if code != "out_of_memory":
+                log.exception("pipeline.failed", extra={"pipeline": work.pipeline})
             reporter.send({"type": "failure", "code": code, "message": message})
         else:
             reporter.send({"type": "result", "result": result})

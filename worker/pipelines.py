@@ -452,6 +452,12 @@ def export(work: Work, reporter: Reporter) -> Result:
     return {"summary": {"onnx_difference": difference}, "files": {"onnx": "model.onnx"}}
 
 
+def try_device(work: Work, _reporter: Reporter) -> Result:
+    """Compute something on the device."""
+    total = torch.ones(8, 8, device=_device(work)).sum().item()
+    return {"works": total == 64}
+
+
 PIPELINES: dict[str, Callable[[Work, Reporter], Result]] = {
     "validate_model": validate_model,
     "train": train,
@@ -460,6 +466,7 @@ PIPELINES: dict[str, Callable[[Work, Reporter], Result]] = {
     "audit_report": audit_report,
     "rank": rank,
     "export": export,
+    "try_device": try_device,
 }
 
 

@@ -9,6 +9,7 @@ back the jobs of workers that are silent.
 import logging
 import os
 import shutil
+import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -34,9 +35,9 @@ from store.logs import log_about
 from store.settings import Settings
 from store.tables import TERMINAL, JobKind, JobRow, JobStatus, WorkerRow
 from store.traces import Traces
-from worker import kinds
+from worker import devices, kinds
 from worker.app import ring
-from worker.child import Child, ChildDiedError, ChildFailedError, warm_up
+from worker.child import Child, ChildDiedError, ChildFailedError, DeviceLostError, warm_up
 from worker.sandbox import make_sandbox
 from worker.sweeps import advance
 from worker.work import Message, Work
@@ -49,7 +50,11 @@ GARBAGE_EVERY_S = 3600.0
 PROGRESS_EVERY_S = 0.5
 DATABASE_RETRY_S = 0.5
 DATABASE_AWAY = (OperationalError, InterfaceError)
-RETRYABLE = ("worker_lost", "timeout", disk.CODE)  # the same request may well succeed
+RETRYABLE = ("worker_lost", "timeout", disk.CODE, devices.CODE)  # the same request may well succeed
+
+
+class UnusableDeviceError(RuntimeError):
+    """The device that this worker must use does not work."""
 
 
 class CancelledError(Exception):
@@ -77,6 +82,7 @@ class Worker:
         self.sandbox = make_sandbox(settings)
         self.traces = Traces(settings, service="adap-worker")
         self.stopping = Event()
+        self.lost_device = False
         self.slot = Lock()
         self.folder = settings.home / "work" / str(os.getpid())
         self._threads = [
@@ -86,14 +92,36 @@ class Worker:
         self._garbage_at = time.monotonic() + GARBAGE_EVERY_S
 
     def start(self) -> None:
-        """Announce this worker, and begin to look for jobs."""
+        """Announce this worker, and begin to look for jobs.
+
+        Raises UnusableDeviceError if it must use a device that does not work.
+        """
         _remove_folders_of_the_dead(self.folder.parent)
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.queue == "compute":
             warm_up()
+            if self.settings.device == "cuda":
+                self._try_device()
         for thread in self._threads:
             thread.start()
         log.info("worker.started", extra={"worker": self.id, "sandbox": self.sandbox.kind})
+
+    def _try_device(self) -> None:
+        work = Work("try_device", {}, {}, self.folder, self.settings.device)
+        try:
+            with Child() as child:
+                child.run(work, on_message=lambda _: None, check=lambda: None)
+        except (ChildFailedError, ChildDiedError) as error:
+            raise UnusableDeviceError(
+                f"{error} This worker takes no jobs. Mend the device, or set ADAP_DEVICE=cpu."
+            ) from error
+
+    def _retire(self, job: JobRow, reason: str) -> None:
+        """Take no more jobs: the device would fail them all."""
+        log.error("device.lost", extra={"job_id": job.id, "reason": reason})
+        self.lost_device = True
+        self.stopping.set()
+        os.kill(os.getpid(), signal.SIGTERM)  # as from outside, so that Celery ends too
 
     def stop(self) -> None:
         """Give the running job back, at once; safe to call again, and from a signal handler."""
@@ -181,6 +209,14 @@ class Worker:
         except ChildDiedError as error:
             log.warning("job.child_died", extra={"job_id": job.id, "reason": str(error)})
             ended = partial(jobs.lose, claim=claim, max_lost=self.settings.max_lost_attempts)
+        except DeviceLostError as error:
+            self._retire(job, str(error))
+            ended = partial(
+                jobs.lose,
+                claim=claim,
+                max_lost=self.settings.max_lost_attempts,
+                reason=JobError(error.code, str(error), retryable=True),
+            )
         except TimeLimitError as error:
             ended = _failure(claim, JobError("timeout", str(error), retryable=True))
         except (ChildFailedError, AdapError, ModelFileError) as error:

