@@ -1,4 +1,4 @@
-"""How slowly a request may come, its head and its body, and what becomes of a body unasked for."""
+"""How slowly a request may come and its answer be read, and what becomes of a body unasked for."""
 
 import asyncio
 import time
@@ -63,7 +63,8 @@ def patient_protocol(
     """uvicorn's HTTP protocol, for its option `http`; it waits so long for the head of a request.
 
     A connection that has brought none since it was made, or since the last answer, is closed after
-    these seconds, or after twice as many at most. What it sends in between does not matter.
+    these seconds, or after twice as many at most. What it sends in between does not matter. One
+    that reads nothing of its answer is closed after these seconds, too, once the buffers are full.
 
     `refusal_of` is asked about what comes after all before was read and answered; if it has an
     answer, that is written, and what came is read by nobody.
@@ -75,6 +76,7 @@ def patient_protocol(
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             super().connection_made(cast(asyncio.Transport, transport))
             self._refused = False  # a request since the last look
+            self._unread: asyncio.TimerHandle | None = None
             self._look(before=_BUSY)
 
         def data_received(self, data: bytes) -> None:
@@ -89,7 +91,18 @@ def patient_protocol(
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._next_look.cancel()
+            if self._unread is not None:
+                self._unread.cancel()
             super().connection_lost(exc)
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._unread = self.loop.call_later(seconds, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            if self._unread is not None:
+                self._unread.cancel()
+            super().resume_writing()
 
         def _look(self, *, before: Any) -> None:
             idle = self.cycle is None or self.cycle.response_complete

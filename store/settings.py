@@ -64,8 +64,8 @@ class Settings(BaseSettings):
     request_patience_s: float = Field(
         30,
         gt=0,
-        description="how long the API waits for the head of a request, and for each "
-        "`request_patience_bytes` of its body; then it hangs up",
+        description="how long the API waits for the head of a request, for each "
+        "`request_patience_bytes` of its body, and for a client to read; then it hangs up",
     )
     request_patience_bytes: int = Field(
         30_000, ge=1, description="least bytes of a body in `request_patience_s`"

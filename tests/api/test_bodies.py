@@ -17,8 +17,9 @@ import psutil
 import pytest
 
 from api.main import create_app
+from store.artifacts import open_blobs
 from store.settings import Settings
-from tests.api.conftest import Api, running_alone
+from tests.api.conftest import Api, running_alone, wait_for
 from tests.api.test_access import ALL, ask, own
 
 MIB = 2**20
@@ -62,6 +63,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Alone]:
         "ADAP_MAX_SCORING_BYTES": str(LIMIT),
         "ADAP_MAX_JSON_BYTES": "100000",
         "ADAP_REQUEST_PATIENCE_S": str(PATIENCE_S),
+        "ADAP_MAX_WAITING_REQUESTS": "1000",  # nobody is to be refused because there are many
         "TMPDIR": str(folder / "tmp"),
     }
     with running_alone(folder, **environment) as (api, process):
@@ -199,3 +201,26 @@ def test_clients_that_send_little_at_a_time_are_hung_up_on_and_keep_nobody_waiti
     assert set(re.findall(rb"HTTP/1.1 (\d+)", unknown)) == {b"404"}
     assert set(re.findall(rb"HTTP/1.1 (\d+)", unasked)) == {b"200"}
     assert sorted(times)[int(0.95 * len(times))] < 0.2
+
+
+def test_clients_that_read_nothing_are_hung_up_on(alone: Alone) -> None:
+    url = alone.api.http.base_url
+    large = alone.api.folder / "large"
+    with large.open("wb") as file:
+        file.truncate(64 * MIB)  # more than the buffers of any kernel
+    model_id = alone.api.model(content_sha256=open_blobs(alone.api.settings).put(large))
+    ask_for_it = f"GET /v1/models/{model_id}/content HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
+
+    def served() -> int:
+        connections = alone.process.net_connections("tcp")
+        return sum(found.status == psutil.CONN_ESTABLISHED for found in connections)
+
+    before = served()
+    with ExitStack() as stack:
+        for _ in range(50):
+            connection = stack.enter_context(socket.create_connection((url.host, url.port)))
+            connection.sendall(ask_for_it)
+        wait_for(lambda: served() >= before + 50, because="all of them are answered")
+        assert alone.api.http.get("/livez").is_success
+        wait_for(lambda: served() <= before, because="they are hung up on")
+        assert connection.recv(15) == b"HTTP/1.1 200 OK"  # what the kernel had is still there
