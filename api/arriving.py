@@ -80,14 +80,14 @@ def patient_protocol(
             self._look(before=_BUSY)
 
         def data_received(self, data: bytes) -> None:
-            if self.conn.states == _IDLE and self.conn.trailing_data == _NOTHING:
-                answer = refusal_of(data)
-                if answer is not None:
-                    self._refused = True
-                    self.transport.write(answer)
-                    self.on_response_complete()
-                    return
-            super().data_received(data)
+            idle = self.conn.states == _IDLE and self.conn.trailing_data == _NOTHING
+            answer = refusal_of(data) if idle and not self.flow.write_paused else None
+            if answer is None:
+                super().data_received(data)
+                return
+            self._refused = True
+            self.transport.write(answer)
+            self.on_response_complete()
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._next_look.cancel()
