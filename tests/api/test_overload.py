@@ -31,12 +31,17 @@ def crowd(api: Api) -> Iterator[list[Future[httpx.Response]]]:
     """So many writers that some are refused, while nobody may write; they are done at the end."""
     path = api.settings.database.removeprefix("sqlite:///")
     with (
-        ThreadPoolExecutor(2 * FULL) as threads,
+        ThreadPoolExecutor(10 * FULL) as threads,
         closing(sqlite3.connect(path, isolation_level=None)) as other,
     ):
         other.execute("BEGIN IMMEDIATE")
-        posts = [threads.submit(api.http.post, "/v1/uploads", json=BODY) for _ in range(2 * FULL)]
-        wait_for(lambda: any(post.done() for post in posts), because="somebody has been refused")
+        posts: list[Future[httpx.Response]] = []
+
+        def one_is_refused() -> bool:
+            posts.append(threads.submit(api.http.post, "/v1/uploads", json=BODY))
+            return any(post.done() for post in posts)
+
+        wait_for(one_is_refused, because="somebody has been refused")
         yield posts
 
 
