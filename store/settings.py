@@ -123,6 +123,13 @@ class Settings(BaseSettings):
         description="scores of an attack that no audit has asked for this long are forgotten",
     )
 
+    checkpoints_kept_s: float = Field(
+        7 * 24 * 3600,
+        ge=0,
+        description="a training that failed or was cancelled keeps its last checkpoint this long, "
+        "so that a retry can go on from it",
+    )
+
     sandbox: Literal["auto", "bubblewrap", "process"] = Field(
         "auto",
         description="how files from outside are opened: in a bubblewrap container without network, "

@@ -168,6 +168,7 @@ class JobRow(Table):
     lease_expires_at: Mapped[float | None]
     last_event: Mapped[int] = mapped_column(default=0)
     checkpoint_sha256: Mapped[str | None]
+    checkpoint_epoch: Mapped[int | None]  # how many epochs were done then
     upload_sha256: Mapped[str | None]  # images that came with the request itself
 
     dataset_id: Mapped[str | None] = mapped_column(ForeignKey("datasets.id"))
@@ -191,6 +192,12 @@ class JobRow(Table):
         ),
         Index(None, "dataset_id"),
         Index(None, "model_id"),
+        Index(
+            None,
+            "retry_of",
+            sqlite_where=text("retry_of IS NOT NULL"),
+            postgresql_where=text("retry_of IS NOT NULL"),
+        ),
     )
 
 

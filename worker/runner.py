@@ -25,7 +25,7 @@ from sqlalchemy.orm import Session
 
 from core.errors import AdapError
 from models.errors import ModelFileError
-from store import disk, idempotency, jobs, scores, sweeps, uploads, webhooks
+from store import disk, idempotency, jobs, retries, scores, sweeps, uploads, webhooks
 from store.artifacts import Blobs, collect_garbage, open_blobs
 from store.database import Database, now
 from store.ids import new_id
@@ -337,6 +337,7 @@ class Worker:
         if time.monotonic() > self._garbage_at:
             self._garbage_at = time.monotonic() + GARBAGE_EVERY_S
             with self.database.writing() as session:
+                retries.forget_checkpoints(session, older_s=self.settings.checkpoints_kept_s)
                 scores.forget(session, unused_s=self.settings.scores_kept_s)
                 webhooks.forget(session)
                 idempotency.forget(session, older_s=self.settings.idempotency_kept_s)
@@ -500,7 +501,7 @@ class Attempt:
             case "event":
                 self._record(message["name"], message["data"])
             case "checkpoint":
-                self._keep_checkpoint(_inside(folder, message["file"]))
+                self._keep_checkpoint(_inside(folder, message["file"]), epoch=message["epoch"])
 
     def shard_moved(self) -> None:
         """One of this audit's shards has moved: so has the audit."""
@@ -529,7 +530,7 @@ class Attempt:
             }
         )
 
-    def _keep_checkpoint(self, path: Path) -> None:
+    def _keep_checkpoint(self, path: Path, *, epoch: int) -> None:
         try:
             sha256 = self.worker.blobs.put(path)
         except OSError as error:
@@ -540,7 +541,9 @@ class Attempt:
             return
         finally:
             path.unlink()  # the next one has a name of its own
-        previous = self.write(lambda session: jobs.save_checkpoint(session, self.claim, sha256))
+        previous = self.write(
+            lambda session: jobs.save_checkpoint(session, self.claim, sha256, epoch=epoch)
+        )
         self.checkpoint = sha256
         if previous is not None and previous != sha256:
             self.worker.blobs.delete(previous)

@@ -21,8 +21,9 @@ from api.errors import POSTED, ApiError, not_found, problems
 from api.idempotency import IdempotencyDep
 from api.listing import After, Limit, make_cursor, page_of, read_offset
 from api.schemas import Job, JobEvent, Page, job_answer, timestamp
-from store import jobs
+from store import jobs, retries
 from store.database import now, row_by_id
+from store.sweeps import NoPlaceError
 from store.tables import (
     TERMINAL,
     AssetStatus,
@@ -120,7 +121,12 @@ def cancel_job(job_id: AssetId, house: HouseDep, caller: Writer, once: Idempoten
 def retry_job(
     job_id: AssetId, house: HouseDep, caller: Writer, once: IdempotencyDep, response: Response
 ) -> Job:
-    """Run the request of a failed or cancelled job again, as a new job."""
+    """Run the request of a failed or cancelled job again, as a new job.
+
+    A training goes on from the last checkpoint, where there is one and it can help; `progress` then
+    says after which epoch. A trial's new job takes its place in the sweep. The event `retry` of the
+    new job tells what it took over.
+    """
     with once.writing(None, new_jobs=1) as session:
         row = find_job(session, job_id, caller)
         if row.status not in (JobStatus.FAILED, JobStatus.CANCELLED) or row.parent_id is not None:
@@ -132,16 +138,10 @@ def retry_job(
             raise ApiError(
                 "conflict", "Checks of uploads are not retried: send the corrected file instead."
             )
-        job = jobs.enqueue(
-            session,
-            row.kind,
-            tenant=row.tenant,
-            request=row.request,
-            dataset_id=row.dataset_id,
-            model_id=row.model_id,
-            surrogate_id=row.surrogate_id,
-            retry_of=row.id,
-        )
+        try:
+            job = retries.retry(session, row)
+        except NoPlaceError as error:
+            raise ApiError("conflict", str(error)) from error
         location = response.headers["Location"] = f"/v1/jobs/{job.id}"
         answer = once.keep(session, describe_job(session, house, job), location=location)
     house.ring(job)

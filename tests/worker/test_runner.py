@@ -25,7 +25,7 @@ from sqlalchemy import delete, select, update
 from core.config import AuditRequest, RankingRequest
 from core.datasets import ImageSet
 from core.scores import Scores, load_scores, save_scores
-from store import jobs
+from store import jobs, retries
 from store.artifacts import open_blobs
 from store.tables import (
     TERMINAL,
@@ -148,6 +148,46 @@ def test_a_killed_training_of_all_classes_with_everything_on_goes_on_to_the_same
     assert finished.status == JobStatus.SUCCEEDED, finished.error
     assert "resumed" in [name for name, _ in plant.events(killed)]
     assert same_weights(plant.model_path(reference), plant.model_path(finished))
+
+
+def test_retries_go_on_from_what_failed_and_was_cancelled_to_the_same_weights(plant: Plant) -> None:
+    dataset = plant.dataset()
+    worker = plant.start_worker(ADAP_MAX_LOST_ATTEMPTS="1")
+    reference = plant.wait_done(plant.train(dataset, epochs=8))
+
+    def retry(job: str) -> tuple[str, int]:
+        with plant.database.writing() as session:
+            new = retries.retry(session, session.get_one(JobRow, job)).id
+        return new, dict(plant.events(new))["retry"]["epoch"]
+
+    failed = plant.train(dataset, epochs=8)
+    plant.wait_epoch(failed, 2)
+    for child in children_that_work(worker):
+        child.kill()
+    error = plant.wait_done(failed).error
+    assert error is not None
+    assert error["code"] == "worker_lost", "it ended before its process could be killed"
+    cancelled, first = retry(failed)
+    plant.wait_epoch(cancelled, 2)
+    with plant.database.writing() as session:
+        assert jobs.request_cancel(session, cancelled) == JobStatus.CANCELLING
+    assert plant.wait_done(cancelled).status == JobStatus.CANCELLED
+    last, second = retry(cancelled)
+    finished = plant.wait_done(last)
+    assert finished.status == JobStatus.SUCCEEDED, finished.error
+    assert 1 <= first < second < 8
+    assert [dict(plant.events(job))["resumed"]["epoch"] for job in (cancelled, last)] == [
+        first,
+        second,
+    ]
+    assert [data["epoch"] for name, data in plant.events(last) if name == "epoch"] == list(
+        range(second + 1, 9)
+    )
+    assert same_weights(plant.model_path(reference), plant.model_path(finished))
+    assert {plant.read(job).checkpoint_sha256 for job in (failed, cancelled, last)} == {None}
+    stored = {path.name for path in (plant.settings.home / "blobs").glob("??/*")}
+    kept = {plant.model_path(job).name for job in (reference, finished)}
+    assert len(stored - kept) == 1, "the data set, and no checkpoint"
 
 
 def test_an_epoch_is_told_with_its_figures_and_what_is_left(plant: Plant) -> None:
