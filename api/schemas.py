@@ -418,7 +418,7 @@ def _links(row: JobRow) -> dict[str, str]:
     model_id = (row.result or {}).get("model_id") or row.model_id
     if model_id is not None:
         links["model"] = f"/v1/models/{model_id}"
-    if row.status == JobStatus.SUCCEEDED:
+    if "blobs" in (row.result or {}):
         if row.kind == JobKind.AUDIT:
             links["report"] = f"/v1/audits/{row.id}/report"
             links["scores"] = f"/v1/audits/{row.id}/scores"

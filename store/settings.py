@@ -83,7 +83,8 @@ class Settings(BaseSettings):
     max_tenant_bytes: int | None = Field(
         None,
         ge=1,
-        description="most bytes of data sets and models of one tenant; no limit if unset",
+        description="most bytes of files of one tenant: data sets, models, reports, rankings and "
+        "unused uploads; no limit if unset",
     )
     max_tenant_requests_per_s: float | None = Field(
         1000, gt=0, description="most requests a second of one tenant, to each process of the API"

@@ -155,6 +155,7 @@ class JobRow(Table):
     status: Mapped[JobStatus] = mapped_column(default=JobStatus.QUEUED)
     request: Mapped[dict[str, Any]]
     result: Mapped[dict[str, Any] | None]
+    result_bytes: Mapped[int | None]  # of the files that it made, until they are removed
     error: Mapped[dict[str, Any] | None]
     progress: Mapped[dict[str, Any] | None]
     created_at: Mapped[float] = mapped_column(default=now())
@@ -181,22 +182,21 @@ class JobRow(Table):
     __table_args__ = (
         UniqueConstraint("parent_id", "shard"),
         Index(None, "status", "queue", "tenant", "id", "parent_id"),
+        Index(None, "dataset_id"),
+        Index(None, "model_id"),
         *(
             Index(
                 None,
-                *("queue", "tenant", column),
-                sqlite_where=text(f"{column} IS NOT NULL"),
-                postgresql_where=text(f"{column} IS NOT NULL"),
+                *columns,
+                sqlite_where=text(f"{columns[-1]} IS NOT NULL"),
+                postgresql_where=text(f"{columns[-1]} IS NOT NULL"),
             )
-            for column in ("started_at", "worker")
-        ),
-        Index(None, "dataset_id"),
-        Index(None, "model_id"),
-        Index(
-            None,
-            "retry_of",
-            sqlite_where=text("retry_of IS NOT NULL"),
-            postgresql_where=text("retry_of IS NOT NULL"),
+            for columns in (
+                ("queue", "tenant", "started_at"),
+                ("queue", "tenant", "worker"),
+                ("tenant", "result_bytes"),
+                ("retry_of",),
+            )
         ),
     )
 

@@ -25,7 +25,7 @@ from sqlalchemy.orm import Session
 
 from core.errors import AdapError
 from models.errors import ModelFileError
-from store import disk, idempotency, jobs, retries, scores, sweeps, uploads, webhooks
+from store import disk, idempotency, jobs, results, retries, scores, sweeps, uploads, webhooks
 from store.artifacts import Blobs, collect_garbage, open_blobs
 from store.database import Database, now
 from store.ids import new_id
@@ -217,8 +217,7 @@ class Worker:
                 jobs.fail(session, attempt.claim, published)
                 return False
             jobs.succeed(session, attempt.claim, published)
-            if attempt.content_bytes is not None:
-                kinds.note_size(session, job, attempt.content_bytes)
+            results.note_size(session, job, attempt.made_bytes)
             return True
 
         if attempt.write(publish) and checkpoint is not None:
@@ -274,6 +273,7 @@ class Worker:
             published = kinds.publish(session, job, result, blobs)
             assert not isinstance(published, JobError)
             jobs.succeed(session, attempt.claim, published)
+            results.note_size(session, job, attempt.made_bytes)
 
         attempt.write(publish)
 
@@ -380,7 +380,7 @@ class Attempt:
         self.job = job
         self.claim = claim
         self.checkpoint: str | None = None
-        self.content_bytes: int | None = None  # of the data set or model that it made
+        self.made_bytes = 0  # of the files that it made
         self._settings = worker.settings
         self._outer: Attempt | None = None
         self._status = JobStatus.RUNNING
@@ -475,8 +475,7 @@ class Attempt:
             )
             files = result.pop("files", {})
             paths = {name: _inside(folder, file) for name, file in files.items()}
-            if "content" in paths:
-                self.content_bytes = paths["content"].stat().st_size
+            self.made_bytes = sum(path.stat().st_size for path in paths.values())
             return result, {name: self.worker.blobs.put(path) for name, path in paths.items()}
         finally:
             shutil.rmtree(folder, ignore_errors=True)

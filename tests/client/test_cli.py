@@ -36,7 +36,7 @@ NO_SWEEP = f"swp_{'0' * 26}"
 COMMANDS = """
     up  demo  dataset add|list|show|remove  model add|list|show|export|remove  train  sweep
     sweeps list|show|watch|cancel  audit  rank
-    leaderboard  score  jobs list|show|watch|cancel|retry  report show|open|save|verify
+    leaderboard  score  jobs list|show|watch|cancel|retry  report show|open|save|remove|verify
     key create|list|revoke
 """
 

@@ -456,6 +456,9 @@ def test_an_audit_spreads_over_workers_and_survives_one(plant: Plant) -> None:
     row = plant.wait_done(together)
     assert row.status == JobStatus.SUCCEEDED, row.error
     assert len(shards()) == 12
+    stored = open_blobs(plant.settings).local_path
+    files = (row.result or {})["blobs"].values()
+    assert row.result_bytes == sum(stored(name).stat().st_size for name in files)
     assert all(shard.status == JobStatus.SUCCEEDED for shard in shards())
     a, b = scores_of(plant, alone), scores_of(plant, row)
     assert a.example_ids == b.example_ids
