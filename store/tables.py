@@ -21,6 +21,7 @@ from sqlalchemy.ext.hybrid import hybrid_property
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from store.database import now
+from store.traces import traceparent
 
 LOCAL_TENANT = "local"
 
@@ -178,6 +179,7 @@ class JobRow(Table):
     parent_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))  # of a shard
     shard: Mapped[int | None]
     retry_of: Mapped[str | None]
+    traceparent: Mapped[str | None] = mapped_column(default=traceparent)  # of what made it
 
     __table_args__ = (
         UniqueConstraint("parent_id", "shard"),

@@ -165,7 +165,10 @@ class Worker:
             with (
                 log_about(job_id=job.id),
                 self.traces.span(
-                    f"job {job.kind}", adap__job_id=job.id, adap__attempt=claim.attempt
+                    f"job {job.kind}",
+                    parent=job.traceparent,
+                    adap__job_id=job.id,
+                    adap__attempt=claim.attempt,
                 ),
                 attempt.heartbeat(),
             ):
