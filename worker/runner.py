@@ -35,7 +35,7 @@ from store.settings import Settings
 from store.tables import TERMINAL, JobKind, JobRow, JobStatus, WorkerRow
 from store.traces import Traces
 from worker import kinds
-from worker.app import ring
+from worker.app import Bells
 from worker.child import Child, ChildDiedError, ChildFailedError, warm_up
 from worker.sandbox import make_sandbox
 from worker.sweeps import advance
@@ -69,7 +69,7 @@ class Worker:
 
     def __init__(self, settings: Settings, app: Celery, *, queue: str) -> None:
         self.settings = settings
-        self.app = app
+        self.bells = Bells(app)
         self.queue = queue
         self.id = f"{queue}@{socket.gethostname()}:{os.getpid()}:{new_id('wrk')[-8:]}"
         self.database = Database(settings)
@@ -91,6 +91,7 @@ class Worker:
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.queue == "compute":
             warm_up()
+        self.bells.start()
         for thread in self._threads:
             thread.start()
         log.info("worker.started", extra={"worker": self.id, "sandbox": self.sandbox.kind})
@@ -106,6 +107,7 @@ class Worker:
         with self.slot, suppress(SQLAlchemyError), self.database.writing() as session:
             session.execute(delete(WorkerRow).where(WorkerRow.id == self.id))
         shutil.rmtree(self.folder, ignore_errors=True)
+        self.bells.stop()
         self.traces.stop()
 
     # --- one job ----------------------------------------------------------------------------------
@@ -155,7 +157,7 @@ class Worker:
             return
         for job in made:
             log.info("trial.made", extra={"sweep_id": sweep_id, "job_id": job.id})
-            ring(self.app, job)
+            self.bells.ring(job)
 
     def _attempt(self, job: JobRow, claim: Claim, work: Callable[["Attempt"], None]) -> None:
         """Run `work`, and turn whatever ends it into the job's next state."""
@@ -238,8 +240,7 @@ class Worker:
                 session, session.get_one(JobRow, job.id), kinds.audit_plan(session, job)
             )
         for shard in self.shards(job.id, JobStatus.QUEUED)[1:]:
-            if not ring(self.app, shard):
-                break  # idle workers will find the shards by themselves
+            self.bells.ring(shard)
         while True:
             attempt.check()
             with self.database.writing() as session:
@@ -308,7 +309,7 @@ class Worker:
                 )
             )
         for row in waiting:
-            ring(self.app, row)
+            self.bells.ring(row)
 
     # --- every few seconds ------------------------------------------------------------------------
 
