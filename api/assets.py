@@ -20,7 +20,7 @@ from api.deps import Caller, House
 from api.errors import ApiError, not_found
 from core.config import Resize, TrainingRequest
 from models.header import Manifest
-from store import jobs, uploads
+from store import jobs, results, uploads
 from store.database import now, row_by_id
 from store.ids import new_id
 from store.tables import AssetStatus, DatasetRow, JobKind, JobRow, ModelRow, UploadRow
@@ -266,6 +266,8 @@ def remove(session: Session, table: type[AssetRow], asset_id: str, caller: Calle
         )
     row.deleted_at = session.scalar(now().select())
     row.content_sha256 = row.upload_sha256 = None
+    if table is ModelRow:
+        results.remove(session, JobRow.kind == JobKind.EXPORT, JobRow.model_id == asset_id)
     return Response(status_code=204)
 
 

@@ -3,12 +3,13 @@
 import time
 from threading import Lock
 
-from sqlalchemy import bindparam, func, or_, select, text
+from sqlalchemy import bindparam, func, select, text
 from sqlalchemy.orm import Session
 
 from api.errors import ApiError
+from store import results
 from store.settings import Settings
-from store.tables import LIVE, DatasetRow, JobRow, ModelRow, UploadRow
+from store.tables import LIVE, JobRow
 
 JOBS_RETRY_S = 10  # until a job of the tenant may have ended
 BYTES_RETRY_S = 60  # until somebody may have removed something
@@ -42,27 +43,15 @@ def check_jobs(session: Session, settings: Settings, tenant: str, *, new: int) -
 
 
 def check_bytes(session: Session, settings: Settings, tenant: str, *, new: int) -> None:
-    """Raise ApiError where this many more bytes of data sets and models would be too many."""
+    """Raise ApiError where this many more bytes of files would be too many."""
     if settings.max_tenant_bytes is None:
         return
     _one_at_a_time(session, tenant)
-    stored = 0
-    for table in (DatasetRow, ModelRow):
-        stored += session.scalar(
-            select(func.coalesce(func.sum(table.stored_bytes), 0)).where(
-                table.tenant == tenant,
-                or_(table.upload_sha256.is_not(None), table.content_sha256.is_not(None)),
-            )
-        ) or 0  # fmt: skip
-    stored += session.scalar(
-        select(func.coalesce(func.sum(UploadRow.size), 0)).where(
-            UploadRow.tenant == tenant, UploadRow.used_at.is_(None)
-        )
-    ) or 0  # fmt: skip
+    stored = results.stored_bytes(session, tenant)
     if stored + new > settings.max_tenant_bytes:
         raise ApiError(
             "storage_full",
-            f"Expected data sets and models of at most {settings.max_tenant_bytes} bytes "
+            f"Expected files of at most {settings.max_tenant_bytes} bytes in all "
             f"(ADAP_MAX_TENANT_BYTES), got {new} more than the {stored} there are; remove some.",
             headers={"Retry-After": str(BYTES_RETRY_S)},
         )

@@ -112,7 +112,9 @@ class Job(Answer):
     started_at: Timestamp | None
     finished_at: Timestamp | None
     attempt: int = Field(description="how often a worker has taken it up")
-    progress: Progress | None
+    progress: Progress | None = Field(
+        description="of a queued job: how far it was when its checkpoint was made, if it has one"
+    )
     queue_position: int | None = Field(description="jobs ahead of it, while it is queued")
     waiting_for: str | None = Field(description="why a queued job cannot start yet")
     request: dict[str, Any]
@@ -211,7 +213,7 @@ class SweepInfo(Answer):
     status: JobStatus = Field(
         description="queued until a trial runs; at the end succeeded if any trial has"
     )
-    done: bool = Field(description="whether the status is final")
+    done: bool = Field(description="whether no trial runs or is to be made")
     created_at: Timestamp
     dataset_id: str
     planned: int = Field(description="trials in all")
@@ -416,7 +418,7 @@ def _links(row: JobRow) -> dict[str, str]:
     model_id = (row.result or {}).get("model_id") or row.model_id
     if model_id is not None:
         links["model"] = f"/v1/models/{model_id}"
-    if row.status == JobStatus.SUCCEEDED:
+    if "blobs" in (row.result or {}):
         if row.kind == JobKind.AUDIT:
             links["report"] = f"/v1/audits/{row.id}/report"
             links["scores"] = f"/v1/audits/{row.id}/scores"

@@ -845,6 +845,14 @@ def save_report(
     here.answer({"path": str(path)}, f"Saved {path}.")
 
 
+@report_app.command("remove")
+def remove_report(context: typer.Context, job_id: str) -> None:
+    """Remove a report with its scores; the job and its figures stay."""
+    here = session(context)
+    here.client.remove_report(job_id)
+    here.answer({"removed": job_id}, f"Removed the report of {job_id}.")
+
+
 @report_app.command("verify")
 def verify_report(
     context: typer.Context,

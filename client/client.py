@@ -139,6 +139,10 @@ class Client:
         path = f"/v1/audits/{job_id}/report"
         return (self.request("GET", path, headers={"Accept": media_type})).content
 
+    def remove_report(self, job_id: str) -> None:
+        """Remove the report of an audit with its scores; the job and its figures stay."""
+        self.delete(f"/v1/audits/{job_id}/report")
+
     def leaderboard(self, dataset_id: str, **query: Any) -> Json:
         """The models that were audited on a data set, the highest worst-case AP first."""
         return self.get("/v1/leaderboard", dataset_id=dataset_id, **query)

@@ -288,11 +288,13 @@ def job(item: Json) -> RenderableType:
 
 def job_progress(item: Json) -> str:
     """How far a job is, in a few words."""
+    done = ""
+    if item["progress"] is not None:
+        done = "{phase} {completed:,}/{total:,} {unit}".format(**item["progress"])
     if item["status"] == "queued":
-        return f"{item['queue_position']} ahead" if item["queue_position"] else "next"
-    if item["done"] or item["progress"] is None:
-        return ""
-    return "{phase} {completed:,}/{total:,} {unit}".format(**item["progress"])
+        place = f"{item['queue_position']} ahead" if item["queue_position"] else "next"
+        return f"{place}, goes on from {done}" if done else place
+    return "" if item["done"] else done
 
 
 # --- sweeps ---------------------------------------------------------------------------------------

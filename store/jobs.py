@@ -184,11 +184,14 @@ def record(session: Session, claim: Claim, type: str, data: dict[str, Any]) -> N
     session.add(JobEventRow(job_id=claim.job_id, seq=row.last_event, type=type, data=data))
 
 
-def save_checkpoint(session: Session, claim: Claim, sha256: str) -> str | None:
+def save_checkpoint(session: Session, claim: Claim, sha256: str, *, epoch: int) -> str | None:
     """Point the job at its newest checkpoint; returns the one it replaces."""
     previous = session.scalar(select(JobRow.checkpoint_sha256).where(JobRow.id == claim.job_id))
     changed = session.execute(
-        update(JobRow).where(*_held(claim)).values(checkpoint_sha256=sha256).returning(JobRow.id)
+        update(JobRow)
+        .where(*_held(claim))
+        .values(checkpoint_sha256=sha256, checkpoint_epoch=epoch)
+        .returning(JobRow.id)
     ).first()
     if changed is None:
         raise ClaimLostError(claim)

@@ -89,7 +89,8 @@ class Settings(BaseSettings):
     max_tenant_bytes: int | None = Field(
         None,
         ge=1,
-        description="most bytes of data sets and models of one tenant; no limit if unset",
+        description="most bytes of files of one tenant: data sets, models, reports, rankings and "
+        "unused uploads; no limit if unset",
     )
     max_tenant_requests_per_s: float | None = Field(
         1000, gt=0, description="most requests a second of one tenant, to each process of the API"
@@ -127,6 +128,13 @@ class Settings(BaseSettings):
         30 * 24 * 3600,
         ge=0,
         description="scores of an attack that no audit has asked for this long are forgotten",
+    )
+
+    checkpoints_kept_s: float = Field(
+        7 * 24 * 3600,
+        ge=0,
+        description="a training that failed or was cancelled keeps its last checkpoint this long, "
+        "so that a retry can go on from it",
     )
 
     sandbox: Literal["auto", "bubblewrap", "process"] = Field(

@@ -7,13 +7,17 @@ number is made once, whoever makes it; nothing else has to be remembered, and no
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import func, literal, select
 from sqlalchemy.orm import Session
 
 from store import jobs
 from store.database import now
 from store.ids import new_id
 from store.tables import LIVE, JobKind, JobRow, JobStatus, SweepRow, TrialRow
+
+
+class NoPlaceError(Exception):
+    """A trial cannot be run again in its sweep; the message says why, and what to do."""
 
 
 def create(
@@ -98,6 +102,32 @@ def unfinished(session: Session) -> Sequence[str]:
 def sweep_of(session: Session, job_id: str) -> str | None:
     """The sweep that a job is a trial of."""
     return session.scalar(select(TrialRow.sweep_id).where(TrialRow.job_id == job_id))
+
+
+def place(session: Session, job: JobRow) -> TrialRow | None:
+    """The place of a job in a sweep, for the job that will have it from now on; None outside.
+
+    Locks the sweep. Raises NoPlaceError where another job has the place, or nobody shall have it.
+    """
+    later = select(literal(job.id).label("id")).cte(recursive=True)  # the job and its retries
+    later = later.union_all(select(JobRow.id).where(JobRow.retry_of == later.c.id))
+    query = select(TrialRow).where(TrialRow.job_id.in_(select(later.c.id)))
+    trial = session.scalar(query)
+    if trial is None:
+        return None
+    sweep = lock(session, trial.sweep_id)
+    session.refresh(trial)
+    if trial.job_id != job.id:
+        raise NoPlaceError(
+            f"The job {trial.job_id} runs trial {trial.number} of the sweep {sweep.id} in place of "
+            f"{job.id} already: retry that one."
+        )
+    if sweep.cancelled_at is not None:
+        raise NoPlaceError(
+            f"The sweep {sweep.id}, whose trial {trial.number} this was, is cancelled: to train "
+            "outside of it, send the job's request to /v1/training-jobs."
+        )
+    return trial
 
 
 def cancel(session: Session, sweep_id: str) -> bool:

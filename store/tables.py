@@ -21,6 +21,7 @@ from sqlalchemy.ext.hybrid import hybrid_property
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from store.database import now
+from store.traces import traceparent
 
 LOCAL_TENANT = "local"
 
@@ -155,6 +156,7 @@ class JobRow(Table):
     status: Mapped[JobStatus] = mapped_column(default=JobStatus.QUEUED)
     request: Mapped[dict[str, Any]]
     result: Mapped[dict[str, Any] | None]
+    result_bytes: Mapped[int | None]  # of the files that it made, until they are removed
     error: Mapped[dict[str, Any] | None]
     progress: Mapped[dict[str, Any] | None]
     created_at: Mapped[float] = mapped_column(default=now())
@@ -168,6 +170,7 @@ class JobRow(Table):
     lease_expires_at: Mapped[float | None]
     last_event: Mapped[int] = mapped_column(default=0)
     checkpoint_sha256: Mapped[str | None]
+    checkpoint_epoch: Mapped[int | None]  # how many epochs were done then
     upload_sha256: Mapped[str | None]  # images that came with the request itself
 
     dataset_id: Mapped[str | None] = mapped_column(ForeignKey("datasets.id"))
@@ -176,21 +179,27 @@ class JobRow(Table):
     parent_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))  # of a shard
     shard: Mapped[int | None]
     retry_of: Mapped[str | None]
+    traceparent: Mapped[str | None] = mapped_column(default=traceparent)  # of what made it
 
     __table_args__ = (
         UniqueConstraint("parent_id", "shard"),
         Index(None, "status", "queue", "tenant", "id", "parent_id"),
+        Index(None, "dataset_id"),
+        Index(None, "model_id"),
         *(
             Index(
                 None,
-                *("queue", "tenant", column),
-                sqlite_where=text(f"{column} IS NOT NULL"),
-                postgresql_where=text(f"{column} IS NOT NULL"),
+                *columns,
+                sqlite_where=text(f"{columns[-1]} IS NOT NULL"),
+                postgresql_where=text(f"{columns[-1]} IS NOT NULL"),
             )
-            for column in ("started_at", "worker")
+            for columns in (
+                ("queue", "tenant", "started_at"),
+                ("queue", "tenant", "worker"),
+                ("tenant", "result_bytes"),
+                ("retry_of",),
+            )
         ),
-        Index(None, "dataset_id"),
-        Index(None, "model_id"),
     )
 
 

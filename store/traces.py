@@ -5,12 +5,20 @@ The extra `otel` is needed then, and only then.
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from store.settings import Settings
 
 Describe = Callable[..., None]
 """Called inside of a span, with its name or None and attributes that became known."""
+
+_here: ContextVar[str | None] = ContextVar("traceparent", default=None)
+
+
+def traceparent() -> str | None:
+    """The span that this runs in, as the W3C writes it; None outside, or where none are made."""
+    return _here.get()
 
 
 class Traces:
@@ -23,16 +31,23 @@ class Traces:
 
     @contextmanager
     def span(
-        self, name: str, *, headers: Mapping[str, str] | None = None, **attributes: Any
+        self,
+        name: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        parent: str | None = None,
+        **attributes: Any,
     ) -> Iterator[Describe]:
-        """A span as long as the block, below the caller's own where `headers` carry one."""
+        """A span as long as the block: below `parent`, or the caller's own that `headers` carry."""
         if self._provider is None:
             yield lambda *_, **__: None
             return
         from opentelemetry.trace import SpanKind
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-        context = None if headers is None else TraceContextTextMapPropagator().extract(headers)
+        propagator = TraceContextTextMapPropagator()
+        above = {"traceparent": parent} if parent else headers
+        context = None if above is None else propagator.extract(above)
         kind = SpanKind.INTERNAL if headers is None else SpanKind.SERVER
         tracer = self._provider.get_tracer("adap")
         with tracer.start_as_current_span(
@@ -44,7 +59,13 @@ class Traces:
                     span.update_name(known_as)
                 span.set_attributes(_dotted(known))
 
-            yield describe
+            carrier: dict[str, str] = {}
+            propagator.inject(carrier)
+            outside = _here.set(carrier["traceparent"])
+            try:
+                yield describe
+            finally:
+                _here.reset(outside)
 
     def stop(self) -> None:
         """Send what is left."""

@@ -12,10 +12,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests import postgres
+from tests.collector import running_collector
 from tests.postgres import Postgres
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -65,6 +67,13 @@ def postgres_url(postgres_server: Postgres) -> Iterator[str]:
     """The URL of an empty PostgreSQL database."""
     with postgres_server.empty_database() as url:
         yield url
+
+
+@pytest.fixture
+def collector() -> Iterator[tuple[str, list[Any]]]:
+    """An OTLP endpoint and the spans that it gets, each with the name of its service."""
+    with running_collector() as made:
+        yield made
 
 
 @pytest.fixture(scope="session")

@@ -60,20 +60,8 @@ def make_app(settings: Settings) -> Celery:
 FAULTS = (kombu.exceptions.OperationalError, redis.exceptions.RedisError, OSError)
 
 
-def ring(app: Celery, job: JobRow | Any) -> bool:
-    """Tell the workers of the job's queue that it is there; False if the broker is away."""
-    try:
-        with app.connection_for_write() as connection:
-            connection.ensure_connection(max_retries=0)  # else it waits for a broker that is away
-            app.send_task(TASK, args=[job.id], queue=job.queue, connection=connection, retry=False)
-    except FAULTS as error:
-        log.warning("doorbell.failed", extra={"job_id": job.id, "reason": str(error)})
-        return False
-    return True
-
-
 class Bells:
-    """Rings for many from a thread of its own, over a connection that is kept.
+    """Rings for a process of the API or a worker: from a thread of its own, over a kept connection.
 
     While the broker is away nobody waits for it, and no bell is kept for its return: workers have
     found the jobs by then.

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from core import thresholds
@@ -349,12 +349,6 @@ def _publish_model(
     model.manifest = result["manifest"]
     model.findings = result["findings"]
     return {"model_id": model.id, "findings": result["findings"]}
-
-
-def note_size(session: Session, job: JobRow, size: int) -> None:
-    """How many bytes the data set or model takes that a job has made."""
-    for table in (DatasetRow, ModelRow):
-        session.execute(update(table).where(table.job_id == job.id).values(stored_bytes=size))
 
 
 def _reject(asset: DatasetRow | ModelRow, code: str, reasons: list[str]) -> JobError:

@@ -138,7 +138,7 @@ def train(work: Work, reporter: Reporter) -> Result:
         # the event first: if the worker dies in between, it is told twice rather than never
         reporter.event("epoch", record.as_json())
         if checkpoint_of(record.epoch).exists():
-            reporter.checkpoint(checkpoint_of(record.epoch))
+            reporter.checkpoint(checkpoint_of(record.epoch), epoch=record.epoch)
         else:  # the training is worth more than this checkpoint of it
             reporter.event("checkpoint_not_kept", {"reason": disk.CODE})
         reporter.progress("training", record.epoch, config.epochs, "epochs")

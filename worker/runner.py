@@ -26,7 +26,7 @@ from sqlalchemy.orm import Session
 
 from core.errors import AdapError
 from models.errors import ModelFileError
-from store import disk, idempotency, jobs, scores, sweeps, uploads, webhooks
+from store import disk, idempotency, jobs, results, retries, scores, sweeps, uploads, webhooks
 from store.artifacts import Blobs, collect_garbage, open_blobs
 from store.database import Database, now
 from store.ids import new_id
@@ -36,7 +36,7 @@ from store.settings import Settings
 from store.tables import TERMINAL, JobKind, JobRow, JobStatus, WorkerRow
 from store.traces import Traces
 from worker import devices, kinds
-from worker.app import ring
+from worker.app import Bells
 from worker.child import Child, ChildDiedError, ChildFailedError, DeviceLostError, warm_up
 from worker.sandbox import make_sandbox
 from worker.sweeps import advance
@@ -74,7 +74,7 @@ class Worker:
 
     def __init__(self, settings: Settings, app: Celery, *, queue: str) -> None:
         self.settings = settings
-        self.app = app
+        self.bells = Bells(app)
         self.queue = queue
         self.id = f"{queue}@{socket.gethostname()}:{os.getpid()}:{new_id('wrk')[-8:]}"
         self.database = Database(settings)
@@ -102,6 +102,7 @@ class Worker:
             warm_up()
             if self.settings.device == "cuda":
                 self._try_device()
+        self.bells.start()
         for thread in self._threads:
             thread.start()
         log.info("worker.started", extra={"worker": self.id, "sandbox": self.sandbox.kind})
@@ -134,6 +135,7 @@ class Worker:
         with self.slot, suppress(SQLAlchemyError), self.database.writing() as session:
             session.execute(delete(WorkerRow).where(WorkerRow.id == self.id))
         shutil.rmtree(self.folder, ignore_errors=True)
+        self.bells.stop()
         self.traces.stop()
 
     # --- one job ----------------------------------------------------------------------------------
@@ -183,7 +185,7 @@ class Worker:
             return
         for job in made:
             log.info("trial.made", extra={"sweep_id": sweep_id, "job_id": job.id})
-            ring(self.app, job)
+            self.bells.ring(job)
 
     def _attempt(self, job: JobRow, claim: Claim, work: Callable[["Attempt"], None]) -> None:
         """Run `work`, and turn whatever ends it into the job's next state."""
@@ -193,7 +195,10 @@ class Worker:
             with (
                 log_about(job_id=job.id),
                 self.traces.span(
-                    f"job {job.kind}", adap__job_id=job.id, adap__attempt=claim.attempt
+                    f"job {job.kind}",
+                    parent=job.traceparent,
+                    adap__job_id=job.id,
+                    adap__attempt=claim.attempt,
                 ),
                 attempt.heartbeat(),
             ):
@@ -253,8 +258,7 @@ class Worker:
                 jobs.fail(session, attempt.claim, published)
                 return False
             jobs.succeed(session, attempt.claim, published)
-            if attempt.content_bytes is not None:
-                kinds.note_size(session, job, attempt.content_bytes)
+            results.note_size(session, job, attempt.made_bytes)
             return True
 
         if attempt.write(publish) and checkpoint is not None:
@@ -272,8 +276,7 @@ class Worker:
                 session, session.get_one(JobRow, job.id), kinds.audit_plan(session, job)
             )
         for shard in self.shards(job.id, JobStatus.QUEUED)[1:]:
-            if not ring(self.app, shard):
-                break  # idle workers will find the shards by themselves
+            self.bells.ring(shard)
         while True:
             attempt.check()
             with self.database.writing() as session:
@@ -310,6 +313,7 @@ class Worker:
             published = kinds.publish(session, job, result, blobs)
             assert not isinstance(published, JobError)
             jobs.succeed(session, attempt.claim, published)
+            results.note_size(session, job, attempt.made_bytes)
 
         attempt.write(publish)
 
@@ -341,7 +345,7 @@ class Worker:
                 )
             )
         for row in waiting:
-            ring(self.app, row)
+            self.bells.ring(row)
 
     # --- every few seconds ------------------------------------------------------------------------
 
@@ -373,6 +377,7 @@ class Worker:
         if time.monotonic() > self._garbage_at:
             self._garbage_at = time.monotonic() + GARBAGE_EVERY_S
             with self.database.writing() as session:
+                retries.forget_checkpoints(session, older_s=self.settings.checkpoints_kept_s)
                 scores.forget(session, unused_s=self.settings.scores_kept_s)
                 webhooks.forget(session)
                 idempotency.forget(session, older_s=self.settings.idempotency_kept_s)
@@ -415,7 +420,7 @@ class Attempt:
         self.job = job
         self.claim = claim
         self.checkpoint: str | None = None
-        self.content_bytes: int | None = None  # of the data set or model that it made
+        self.made_bytes = 0  # of the files that it made
         self._settings = worker.settings
         self._outer: Attempt | None = None
         self._status = JobStatus.RUNNING
@@ -510,8 +515,7 @@ class Attempt:
             )
             files = result.pop("files", {})
             paths = {name: _inside(folder, file) for name, file in files.items()}
-            if "content" in paths:
-                self.content_bytes = paths["content"].stat().st_size
+            self.made_bytes = sum(path.stat().st_size for path in paths.values())
             return result, {name: self.worker.blobs.put(path) for name, path in paths.items()}
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -536,7 +540,7 @@ class Attempt:
             case "event":
                 self._record(message["name"], message["data"])
             case "checkpoint":
-                self._keep_checkpoint(_inside(folder, message["file"]))
+                self._keep_checkpoint(_inside(folder, message["file"]), epoch=message["epoch"])
 
     def shard_moved(self) -> None:
         """One of this audit's shards has moved: so has the audit."""
@@ -565,7 +569,7 @@ class Attempt:
             }
         )
 
-    def _keep_checkpoint(self, path: Path) -> None:
+    def _keep_checkpoint(self, path: Path, *, epoch: int) -> None:
         try:
             sha256 = self.worker.blobs.put(path)
         except OSError as error:
@@ -576,7 +580,9 @@ class Attempt:
             return
         finally:
             path.unlink()  # the next one has a name of its own
-        previous = self.write(lambda session: jobs.save_checkpoint(session, self.claim, sha256))
+        previous = self.write(
+            lambda session: jobs.save_checkpoint(session, self.claim, sha256, epoch=epoch)
+        )
         self.checkpoint = sha256
         if previous is not None and previous != sha256:
             self.worker.blobs.delete(previous)

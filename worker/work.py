@@ -69,6 +69,6 @@ class Reporter:
         """Append an event to the job, for example an epoch's figures."""
         self.send({"type": "event", "name": name, "data": data})
 
-    def checkpoint(self, file: Path) -> None:
-        """Hand over a file in the work folder from which the work can go on later."""
-        self.send({"type": "checkpoint", "file": file.name})
+    def checkpoint(self, file: Path, *, epoch: int) -> None:
+        """Hand over a file in the work folder from which a training can go on after this epoch."""
+        self.send({"type": "checkpoint", "file": file.name, "epoch": epoch})

@@ -17,7 +17,7 @@ from api.errors import POSTED, ApiError, explain_validation, problems
 from api.idempotency import Idempotency, IdempotencyDep
 from api.listing import After, Limit, make_cursor, read_offset
 from api.routes.datasets import declared_resize
-from api.routes.jobs import describe_job, finished_blob
+from api.routes.jobs import describe_job, finished_blob, remove_files
 from api.routes.models import declared_manifest
 from api.routes.training import check_trainable
 from api.schemas import ExampleScores, Job, Page
@@ -158,6 +158,12 @@ def audit_report(
         answer = assets.blob_response(request, house, sha256, media_type=form)
     answer.headers["Vary"] = "Accept"
     return answer
+
+
+@router.delete("/{job_id}/report", status_code=204, responses=problems("not_found", "not_ready"))
+def remove_audit_report(job_id: AssetId, house: HouseDep, caller: Writer) -> Response:
+    """Remove a report with its scores, and from leaderboards; the job and its figures stay."""
+    return remove_files(house, job_id, caller, JobKind.AUDIT)
 
 
 @router.get(

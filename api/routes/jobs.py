@@ -21,8 +21,9 @@ from api.errors import POSTED, ApiError, not_found, problems
 from api.idempotency import IdempotencyDep
 from api.listing import After, Limit, make_cursor, page_of, read_offset
 from api.schemas import Job, JobEvent, Page, job_answer, timestamp
-from store import jobs
+from store import jobs, results, retries
 from store.database import now, row_by_id
+from store.sweeps import NoPlaceError
 from store.tables import (
     TERMINAL,
     AssetStatus,
@@ -120,7 +121,12 @@ def cancel_job(job_id: AssetId, house: HouseDep, caller: Writer, once: Idempoten
 def retry_job(
     job_id: AssetId, house: HouseDep, caller: Writer, once: IdempotencyDep, response: Response
 ) -> Job:
-    """Run the request of a failed or cancelled job again, as a new job."""
+    """Run the request of a failed or cancelled job again, as a new job.
+
+    A training goes on from the last checkpoint, where there is one and it can help; `progress` then
+    says after which epoch. A trial's new job takes its place in the sweep. The event `retry` of the
+    new job tells what it took over.
+    """
     with once.writing(None, new_jobs=1) as session:
         row = find_job(session, job_id, caller)
         if row.status not in (JobStatus.FAILED, JobStatus.CANCELLED) or row.parent_id is not None:
@@ -132,16 +138,10 @@ def retry_job(
             raise ApiError(
                 "conflict", "Checks of uploads are not retried: send the corrected file instead."
             )
-        job = jobs.enqueue(
-            session,
-            row.kind,
-            tenant=row.tenant,
-            request=row.request,
-            dataset_id=row.dataset_id,
-            model_id=row.model_id,
-            surrogate_id=row.surrogate_id,
-            retry_of=row.id,
-        )
+        try:
+            job = retries.retry(session, row)
+        except NoPlaceError as error:
+            raise ApiError("conflict", str(error)) from error
         location = response.headers["Location"] = f"/v1/jobs/{job.id}"
         answer = once.keep(session, describe_job(session, house, job), location=location)
     house.ring(job)
@@ -201,21 +201,34 @@ def find_job(session: Session, job_id: str, caller: Caller, kind: JobKind | None
 def finished_blob(house: House, job_id: str, caller: Caller, kind: JobKind, name: str) -> str:
     """The hash of a file that a finished job made; 404 or 409 with the reason if there is none."""
     with house.database.reading() as session:
-        row = find_job(session, job_id, caller, kind)
-    if row.status != JobStatus.SUCCEEDED:
-        reason = (row.error or {}).get("message")
-        raise ApiError(
-            "not_ready",
-            f"The {_NOUNS[kind]} {job_id} is {row.status.value}"
-            + (f": {reason}" if reason else "."),
-        )
-    blobs = (row.result or {})["blobs"]
+        blobs = _files(find_job(session, job_id, caller, kind))
     if name not in blobs:  # made before there was such a file
         raise ApiError(
             "not_acceptable",
             f"The {_NOUNS[kind]} {job_id} has {', '.join(blobs)}, and no {name}: run it again.",
         )
     return str(blobs[name])
+
+
+def remove_files(house: House, job_id: str, caller: Caller, kind: JobKind) -> Response:
+    """Forget the files that a finished job made; errors as of `finished_blob`."""
+    with house.database.writing() as session:
+        _files(find_job(session, job_id, caller, kind))
+        results.remove(session, JobRow.id == job_id)
+    return Response(status_code=204)
+
+
+def _files(row: JobRow) -> dict[str, str]:
+    """The files that a job made, by name; 404 or 409 with the reason if there are none."""
+    what = f"{_NOUNS[row.kind]} {row.id}"
+    if row.status != JobStatus.SUCCEEDED:
+        reason = (row.error or {}).get("message")
+        raise ApiError(
+            "not_ready", f"The {what} is {row.status.value}" + (f": {reason}" if reason else ".")
+        )
+    if "blobs" not in (row.result or {}):
+        raise ApiError("not_found", f"The files of the {what} were removed.")
+    return dict((row.result or {})["blobs"])
 
 
 async def wait_until_done(house: House, job_id: str, *, wait_s: float) -> JobRow:

@@ -54,7 +54,11 @@ def leaderboard(
             )
             .order_by(JobRow.id.desc())
         )
-        audits = [(job, model) for job, model in session.execute(query)]
+        audits = [
+            (job, model)
+            for job, model in session.execute(query)
+            if "blobs" in (job.result or {})  # a report that was removed has no intervals
+        ]
         summary = DatasetSummary.model_validate(dataset.summary)
     asked: dict[str, Any] = {
         "positive": positive and sorted(positive),

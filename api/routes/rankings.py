@@ -12,7 +12,7 @@ from api.errors import POSTED, problems
 from api.idempotency import IdempotencyDep
 from api.listing import After, Limit
 from api.routes.audits import read_rows
-from api.routes.jobs import describe_job, finished_blob
+from api.routes.jobs import describe_job, finished_blob, remove_files
 from api.schemas import Job, Page, RankedExample
 from core.config import RankingRequest
 from core.resolve import DatasetSummary, check_fits, resolve_split, resolve_task
@@ -124,3 +124,9 @@ def show_ranking(
         has_more=cursor is not None,
         next_cursor=cursor,
     )
+
+
+@router.delete("/{job_id}", status_code=204, responses=problems("not_found", "not_ready"))
+def remove_ranking(job_id: AssetId, house: HouseDep, caller: Writer) -> Response:
+    """Remove the files of a ranking; the job stays."""
+    return remove_files(house, job_id, caller, JobKind.RANK)

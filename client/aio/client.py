@@ -139,6 +139,10 @@ class AsyncClient:
         path = f"/v1/audits/{job_id}/report"
         return (await self.request("GET", path, headers={"Accept": media_type})).content
 
+    async def remove_report(self, job_id: str) -> None:
+        """Remove the report of an audit with its scores; the job and its figures stay."""
+        await self.delete(f"/v1/audits/{job_id}/report")
+
     async def leaderboard(self, dataset_id: str, **query: Any) -> Json:
         """The models that were audited on a data set, the highest worst-case AP first."""
         return await self.get("/v1/leaderboard", dataset_id=dataset_id, **query)

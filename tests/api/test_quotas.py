@@ -8,13 +8,15 @@ from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import select
 
 from api.errors import ApiError
 from api.limits import LIMITS
 from api.quotas import Rates
 from core.config import PGDAttack, SquareAttack, TrainingAttack, TrainingRequest
-from store import keys
+from store import jobs, keys, results
 from store.settings import Settings
+from store.tables import JobKind, JobRow
 from tests.api.conftest import Api, running
 from tests.conftest import REPOSITORY
 
@@ -118,6 +120,47 @@ def test_bytes_over_the_quota_are_refused_until_some_are_removed(api: Api, probl
         assert upload(strict.http, 400).status_code == 201
         strict.http.post(f"/v1/jobs/{first['job_id']}/cancel")  # rejects the upload
         assert upload(strict.http, 600).status_code == 201
+
+
+@pytest.mark.parametrize(
+    ("asked", "path"), [("/v1/audits", "/v1/audits/{}/report"), ("/v1/rankings", "/v1/rankings/{}")]
+)
+def test_what_jobs_make_counts_until_it_is_removed(
+    api: Api, problem: Check, asked: str, path: str
+) -> None:
+    def upload(http: httpx.Client, size: int) -> httpx.Response:
+        return http.post("/v1/datasets", files={"file": ("d.zip", b"x" * size)})
+
+    request = {"dataset_id": api.dataset(), "model_id": api.model()}
+    job = api.http.post(asked, json=request).json()
+    path = path.format(job["id"])
+    problem(api.http.delete(path), 409, "not_ready")
+    with api.database.writing() as session:
+        row = session.get_one(JobRow, job["id"])
+        shard = jobs.enqueue(
+            session, JobKind.AUDIT_SHARD, tenant="local", parent_id=row.id, shard=0, request={}
+        )
+        for made in (shard, row):
+            claim = jobs.claim(session, made.id, worker="w", lease_s=30)
+            assert claim is not None
+            jobs.succeed(session, claim, {"summary": {"n": 1}, "blobs": {"report": "a" * 64}})
+            results.note_size(session, made, 600)
+    with limited(api, max_tenant_bytes=1000) as strict:
+        body = problem(upload(strict.http, 401), 429, "storage_full")
+        assert "got 401 more than the 600 there are" in body["detail"]
+        assert strict.http.delete(path).status_code == 204
+        assert upload(strict.http, 401).status_code == 201
+    removed = problem(api.http.get(path), 404, "not_found")
+    assert "were removed" in removed["detail"]
+    problem(api.http.delete(path), 404, "not_found")
+    shown = api.http.get(f"/v1/jobs/{job['id']}").json()
+    assert shown["result"] == {"summary": {"n": 1}}
+    assert not {"report", "scores", "ranking"} & shown["links"].keys()
+    board = api.http.get("/v1/leaderboard", params={"dataset_id": request["dataset_id"]}).json()
+    assert board["contenders"] == []
+    with api.database.reading() as session:
+        stored = set(session.scalars(select(JobRow.result["blobs"].as_string())))
+    assert stored == {None}, "nothing refers to the files, so they are garbage"
 
 
 def test_one_tenants_quota_is_not_anothers(api: Api, problem: Check) -> None:

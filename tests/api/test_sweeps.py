@@ -113,6 +113,32 @@ def test_a_sweep_whose_trials_all_fail_has_failed(api: Api) -> None:
     assert (ended["status"], ended["best"], ended["front"]) == ("failed", None, [])
 
 
+def test_a_retry_of_a_trial_takes_its_place_and_counts(api: Api, problem: Check) -> None:
+    made = start(api, {"kind": "grid", "parameters": {"seed": [0, 1]}})
+    first, second = (trial["job_id"] for trial in made["trials"])
+    end(api, first, None)
+    end(api, second, (0.8, 0.3))
+    assert show(api, made["id"])["done"]
+    retried = api.http.post(f"/v1/jobs/{first}/retry").json()
+    again = show(api, made["id"])
+    assert (again["status"], again["counts"]) == ("running", {"queued": 1, "succeeded": 1})
+    end(api, retried["id"], (0.9, 0.2))
+    ended = show(api, made["id"])
+    assert (ended["status"], ended["best"], ended["front"]) == ("succeeded", 1, [0, 1])
+    assert ended["trials"][0]["job_id"] == retried["id"]
+    assert ended["trials"][0]["parameters"] == {"seed": 0}
+    told = problem(api.http.post(f"/v1/jobs/{first}/retry"), 409, "conflict")["detail"]
+    assert f"{retried['id']} runs trial 0 of the sweep {made['id']}" in told
+
+
+def test_a_trial_of_a_cancelled_sweep_is_not_retried(api: Api, problem: Check) -> None:
+    made = start(api, GRID)
+    api.http.post(f"/v1/sweeps/{made['id']}/cancel")
+    refused = api.http.post(f"/v1/jobs/{made['trials'][0]['job_id']}/retry")
+    assert "is cancelled: to train outside" in problem(refused, 409, "conflict")["detail"]
+    assert show(api, made["id"])["status"] == "cancelled"
+
+
 @pytest.mark.parametrize("search", [GRID, SEARCH], ids=["grid", "search"])
 def test_cancelling_a_sweep_cancels_its_trials(
     api: Api, search: dict[str, Any], problem: Check

@@ -1,47 +1,18 @@
 """Traces, as a collector receives them."""
 
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
 from typing import Any
 
 import httpx
 import pytest
 
+from store import jobs
+from store.tables import JobKind, JobRow
 from store.traces import Traces
 from tests.api.conftest import Api, running
 
 pytest.importorskip("opentelemetry.sdk")
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
-
-
-@pytest.fixture
-def collector() -> Iterator[tuple[str, list[Any]]]:
-    """An OTLP endpoint and the spans that it gets, each with the name of its service."""
-    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-
-    spans: list[Any] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["content-length"]))
-            assert self.path == "/v1/traces"
-            for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
-                about = {a.key: a.value.string_value for a in resource.resource.attributes}
-                for scope in resource.scope_spans:
-                    spans.extend((about["service.name"], span) for span in scope.spans)
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    Thread(target=server.serve_forever).start()
-    yield f"http://127.0.0.1:{server.server_port}", spans
-    server.shutdown()
-    server.server_close()
 
 
 def attributes(span: Any) -> dict[str, Any]:
@@ -77,6 +48,29 @@ def test_a_span_that_ends_in_an_error_says_so(api: Api, collector: tuple[str, li
     assert span.name == "job train"
     assert attributes(span)["adap.job_id"] == "job_1"
     assert span.status.code == 2  # ERROR
+
+
+def test_a_job_keeps_the_span_that_made_it_and_its_own_is_below(
+    api: Api, collector: tuple[str, list[Any]]
+) -> None:
+    endpoint, spans = collector
+    traces = Traces(api.settings.model_copy(update={"otlp_endpoint": endpoint}), service="w")
+
+    def enqueue() -> JobRow:
+        with api.database.writing() as session:
+            return jobs.enqueue(session, JobKind.RANK, tenant="local", request={})
+
+    with traces.span("request"):
+        inside = enqueue()
+    assert enqueue().traceparent is None
+    with traces.span("job rank", parent=inside.traceparent), traces.span("inner"):
+        pass
+    traces.stop()
+    request, inner, job = (span for _, span in spans)
+    version, *ids, _flags = (inside.traceparent or "").split("-")
+    assert (version, ids) == ("00", [request.trace_id.hex(), request.span_id.hex()])
+    assert (job.trace_id, job.parent_span_id) == (request.trace_id, request.span_id)
+    assert (inner.trace_id, inner.parent_span_id) == (request.trace_id, job.span_id)
 
 
 def test_nothing_is_traced_without_an_endpoint(api: Api) -> None:

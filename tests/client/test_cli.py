@@ -21,6 +21,7 @@ import pytest
 from pandas.testing import assert_frame_equal
 from safetensors import safe_open
 
+from client import show
 from tests.client.conftest import ADAP, TINY, Adap
 from tests.published import celeba
 from tests.worker.archives import grouped, pack, png, two_classes
@@ -35,7 +36,7 @@ NO_SWEEP = f"swp_{'0' * 26}"
 COMMANDS = """
     up  demo  dataset add|list|show|remove  model add|list|show|export|remove  train  sweep
     sweeps list|show|watch|cancel  audit  rank
-    leaderboard  score  jobs list|show|watch|cancel|retry  report show|open|save|verify
+    leaderboard  score  jobs list|show|watch|cancel|retry  report show|open|save|remove|verify
     key create|list|revoke
 """
 
@@ -683,6 +684,15 @@ def test_ctrl_c_leaves_the_job_at_work_and_cancel_ends_it(
     assert retried.out == f"{again} is queued. Watch it: adap jobs watch {again}\n"
     assert get(service, f"/v1/jobs/{again}")["retry_of"] == job_id
     assert adap("jobs", "cancel", again).code == 0
+
+
+def test_a_queued_job_shows_what_it_goes_on_from() -> None:
+    done = {"phase": "training", "completed": 3, "total": 8, "unit": "epochs"}
+    job = {"status": "queued", "queue_position": 2, "done": False, "progress": done}
+    assert show.job_progress(job) == "2 ahead, goes on from training 3/8 epochs"
+    assert show.job_progress({**job, "progress": None}) == "2 ahead"
+    assert show.job_progress({**job, "status": "running"}) == "training 3/8 epochs"
+    assert show.job_progress({**job, "status": "failed", "done": True}) == ""
 
 
 def test_a_job_that_has_not_failed_is_not_retried(adap: Adap, trained: dict[str, Any]) -> None:

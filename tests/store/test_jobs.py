@@ -145,7 +145,7 @@ def test_a_worker_taken_for_dead_writes_nothing(database: Database) -> None:
     for write in (
         lambda s: jobs.renew(s, zombie, lease_s=30),
         lambda s: jobs.record(s, zombie, "epoch", {}),
-        lambda s: jobs.save_checkpoint(s, zombie, "0" * 64),
+        lambda s: jobs.save_checkpoint(s, zombie, "0" * 64, epoch=1),
         lambda s: jobs.succeed(s, zombie, {"from": "zombie"}),
         lambda s: jobs.fail(s, zombie, ERROR),
         lambda s: jobs.release(s, zombie),

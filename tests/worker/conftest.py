@@ -35,6 +35,7 @@ from store.tables import (
     JobRow,
     ModelRow,
 )
+from worker.app import Bells, make_app
 from worker.intake import summarise
 
 LEASE_S = 4.0
@@ -59,6 +60,15 @@ def broker(folder: Path) -> Iterator[redis.Redis]:
     finally:
         valkey.kill()
         valkey.wait()
+
+
+@contextlib.contextmanager
+def ringing(settings: Settings) -> Iterator[Bells]:
+    """Bells on the broker of the settings; at the end all that were asked for are rung."""
+    bells = Bells(make_app(settings))
+    bells.start()
+    yield bells
+    bells.stop()
 
 
 @dataclass

@@ -8,8 +8,8 @@ import pytest
 
 from store.settings import Settings
 from store.tables import JobKind, JobRow, JobStatus
-from tests.worker.conftest import broker
-from worker.app import AWAY_S, Bells, make_app
+from tests.worker.conftest import broker, ringing
+from worker.app import AWAY_S, Bells
 
 
 def wait(what: object, *, seconds: float = 10) -> None:
@@ -22,10 +22,8 @@ def wait(what: object, *, seconds: float = 10) -> None:
 
 @pytest.fixture
 def bells(tmp_path: Path) -> Iterator[Bells]:
-    made = Bells(make_app(Settings(home=tmp_path, broker_url=f"redis+socket://{tmp_path}/v.sock")))
-    made.start()
-    yield made
-    made.stop()
+    with ringing(Settings(home=tmp_path, broker_url=f"redis+socket://{tmp_path}/v.sock")) as made:
+        yield made
 
 
 def job(number: int) -> JobRow:

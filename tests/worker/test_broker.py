@@ -17,9 +17,9 @@ import redis
 
 from store import jobs
 from store.tables import JobKind, JobStatus
-from tests.worker.conftest import Plant, broker
+from tests.worker.conftest import Plant, broker, ringing
 from tests.worker.test_intake_hostile import Payload
-from worker.app import TASK, make_app, ring
+from worker.app import TASK
 
 
 @pytest.fixture
@@ -149,12 +149,13 @@ def test_bells_that_wait_for_one_tenant_do_not_keep_another_waiting(
 ) -> None:
     """A bell says that there is work, not whose: eight bells lie before the other tenant's two."""
     plant, stranger = rung
-    app = make_app(plant.settings)
     queued = []
-    for tenant, count in (("long", 8), ("short", 2)):
-        for _ in range(count):  # jobs that fail as soon as they start
-            queued.append(plant.enqueue(JobKind.RANK, {}, tenant=tenant))
-            assert ring(app, plant.read(queued[-1]))
+    with ringing(plant.settings) as bells:
+        for tenant, count in (("long", 8), ("short", 2)):
+            for _ in range(count):  # jobs that fail as soon as they start
+                queued.append(plant.enqueue(JobKind.RANK, {}, tenant=tenant))
+                bells.ring(plant.read(queued[-1]))
+    assert stranger.llen("compute") == 10
     plant.start_worker(ADAP_SWEEP_S="600")
     for job in queued:
         plant.wait_done(job)
