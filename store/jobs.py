@@ -11,14 +11,16 @@ taken for dead and comes back finds that its updates match no row.
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import (
+    Float,
     Integer,
     Row,
     ScalarSelect,
     Select,
     String,
+    Table,
     bindparam,
     exists,
     func,
@@ -27,7 +29,8 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy.orm import Session
+from sqlalchemy.sql.dml import ReturningUpdate
 
 from store import webhooks
 from store.database import now
@@ -43,6 +46,7 @@ from store.tables import (
     JobStatus,
     ModelRow,
     SweepRow,
+    WebhookRow,
 )
 
 TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
@@ -56,7 +60,10 @@ TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
     JobStatus.CANCELLED: frozenset(),
 }
 
-_NOBODY: dict[str, Any] = {"worker": None, "lease_expires_at": None}
+_WORKED_ON = frozenset({JobStatus.RUNNING, JobStatus.CANCELLING})
+
+_JOBS = cast(Table, JobRow.__table__)
+_JOB = _JOBS.c
 
 MOST_AHEAD = 1000  # further jobs before one are not counted
 BACKOFF_S = (1.0, 5.0, 15.0)  # after the first, second, … lost attempt
@@ -87,9 +94,6 @@ class JobError:
         return {"code": self.code, "message": self.message, "retryable": self.retryable}
 
 
-_FIRST_EVENT = insert(JobEventRow).values(job_id=bindparam("job_id"), seq=1, type="queued", data={})
-
-
 def enqueue(session: Session, kind: JobKind, *, tenant: str, **columns: Any) -> JobRow:
     """Insert a queued job and its first event; ring for it after the commit."""
     job = JobRow(
@@ -103,7 +107,7 @@ def enqueue(session: Session, kind: JobKind, *, tenant: str, **columns: Any) -> 
     )
     session.add(job)
     session.flush()
-    session.execute(_FIRST_EVENT, {"job_id": job.id})
+    _append(session, job.id, 1, "queued", {})
     return job
 
 
@@ -112,21 +116,7 @@ def claim(session: Session, job_id: str, *, worker: str, lease_s: float) -> Clai
 
     None if the job is not to be had: somebody else took it, it ended, or its time has not come.
     """
-    moved = _move(
-        session,
-        job_id,
-        JobStatus.RUNNING,
-        sources={JobStatus.QUEUED},
-        where=_READY,
-        values={
-            "attempt": JobRow.attempt + 1,
-            "worker": worker,
-            "lease_expires_at": now() + lease_s,
-            "started_at": func.coalesce(JobRow.started_at, now()),
-        },
-        event=lambda row: {"attempt": row.attempt, "worker": worker},
-    )
-    return None if moved is None else Claim(job_id, moved.attempt)
+    return _claim(session, _CLAIM, {"job_id": job_id}, worker=worker, lease_s=lease_s)
 
 
 def claim_next(session: Session, queue: str, *, worker: str, lease_s: float) -> Claim | None:
@@ -135,9 +125,16 @@ def claim_next(session: Session, queue: str, *, worker: str, lease_s: float) -> 
     It is the turn of the tenant that holds the fewest workers, of several such tenants of the one
     that was served longest ago; each tenant's jobs are taken oldest first.
     """
-    for turn in session.execute(_TURNS, {"queue": queue}).all():
-        job_id = session.scalar(_NEXT, {"queue": queue, "tenant": turn.tenant})
-        taken = None if job_id is None else claim(session, job_id, worker=worker, lease_s=lease_s)
+    connection = session.connection()
+    first, last = connection.execute(_ENDS, {"in_queue": queue}).one()
+    if first is None:
+        return None
+    tenants = [first]
+    if first != last:  # to find whose turn it is takes longer than all the rest
+        tenants = [turn.tenant for turn in connection.execute(_TURNS, {"in_queue": queue})]
+    for tenant in tenants:
+        mine = {"in_queue": queue, "of_tenant": tenant}
+        taken = _claim(session, _CLAIM_NEXT, mine, worker=worker, lease_s=lease_s)
         if taken is not None:
             return taken
     return None
@@ -173,15 +170,11 @@ def renew(
 
 def record(session: Session, claim: Claim, type: str, data: dict[str, Any]) -> None:  # noqa: A002
     """Append an event to a job that this claim still holds."""
-    row = session.execute(
-        update(JobRow)
-        .where(*_held(claim))
-        .values(last_event=JobRow.last_event + 1)
-        .returning(JobRow.last_event)
-    ).first()
-    if row is None:
+    held = {"job_id": claim.job_id, "held": claim.attempt}
+    seq = session.connection().scalar(_RECORD, held)
+    if seq is None:
         raise ClaimLostError(claim)
-    session.add(JobEventRow(job_id=claim.job_id, seq=row.last_event, type=type, data=data))
+    _append(session, claim.job_id, seq, type, data)
 
 
 def save_checkpoint(session: Session, claim: Claim, sha256: str) -> str | None:
@@ -200,32 +193,22 @@ def succeed(session: Session, claim: Claim, result: dict[str, Any]) -> None:
 
     Nobody will go on from its checkpoint any more, so the row lets go of it.
     """
-    _finish(session, claim, JobStatus.SUCCEEDED, {"result": result, "checkpoint_sha256": None})
+    _move_held(session, claim, _SUCCEED, {"outcome": result})
 
 
 def fail(session: Session, claim: Claim, error: JobError) -> None:
     """End the job with a reason."""
-    _finish(session, claim, JobStatus.FAILED, {"error": error.as_json()}, error.as_json())
+    _move_held(session, claim, _FAIL, {"why": error.as_json()}, error.as_json())
 
 
 def finish_cancelled(session: Session, claim: Claim) -> None:
     """End a job that was asked to stop, once its work has stopped."""
-    _finish(session, claim, JobStatus.CANCELLED, {})
+    _move_held(session, claim, _FINISH_CANCELLED)
 
 
 def release(session: Session, claim: Claim) -> None:
     """Give a running job back unharmed, because this worker is shutting down."""
-    moved = _move(
-        session,
-        claim.job_id,
-        JobStatus.QUEUED,
-        sources={JobStatus.RUNNING},
-        where=(JobRow.attempt == claim.attempt,),
-        values=_NOBODY,
-        event=lambda _: {"reason": "worker_shutdown"},
-    )
-    if moved is None:
-        raise ClaimLostError(claim)
+    _move_held(session, claim, _RELEASE, event={"reason": "worker_shutdown"})
 
 
 def lose(session: Session, claim: Claim, *, max_lost: int) -> None:
@@ -239,28 +222,16 @@ def request_cancel(session: Session, job_id: str) -> JobStatus | None:
 
     The shards of an audit are cancelled with it.
     """
-    _lock(session, job_id)
+    session.execute(_LOCK, {"job_id": job_id})
     for shard in session.scalars(
         select(JobRow.id)
         .where(JobRow.parent_id == job_id, JobRow.status.in_(LIVE))
         .order_by(JobRow.id)
     ).all():
         request_cancel(session, shard)
-    if _move(
-        session,
-        job_id,
-        JobStatus.CANCELLED,
-        sources={JobStatus.QUEUED},
-        values={"finished_at": now()},
-    ):
-        return JobStatus.CANCELLED
-    if _move(
-        session,
-        job_id,
-        JobStatus.CANCELLING,
-        sources={JobStatus.RUNNING},
-    ):
-        return JobStatus.CANCELLING
+    for move in (_CANCEL, _ASK_TO_CANCEL):
+        if _move(session, move, {"job_id": job_id}):
+            return move.to
     status = session.scalar(select(JobRow.status).where(JobRow.id == job_id))
     return status if status == JobStatus.CANCELLING else None
 
@@ -270,7 +241,7 @@ def take_back_expired(session: Session, *, max_lost: int) -> list[str]:
     expired = session.execute(
         select(JobRow.id, JobRow.attempt)
         .where(
-            JobRow.status.in_((JobStatus.RUNNING, JobStatus.CANCELLING)),
+            JobRow.status.in_(_WORKED_ON),
             JobRow.lease_expires_at < now(),
         )
         .order_by(JobRow.id)
@@ -317,7 +288,7 @@ def queue_positions(session: Session, queued: Sequence[JobRow]) -> dict[str, int
     positions: dict[str, int] = {}
     for queue in {job.queue for job in queued}:
         here = [job for job in queued if job.queue == queue]
-        mine = {"queue": queue, "tenant": here[0].tenant}
+        mine = {"in_queue": queue, "of_tenant": here[0].tenant}
         if len(here) == 1:
             before, others = session.execute(_PLACE, {**mine, "job_id": here[0].id}).one()
             ahead = {here[0].id: before}
@@ -335,10 +306,10 @@ def _among_tenants(
     session: Session, queue: str, tenant: str, ahead: dict[str, int]
 ) -> dict[str, int]:
     """Positions of a tenant's jobs among those of all tenants, from those among its own."""
-    mine = {"queue": queue, "tenant": tenant}
+    mine = {"in_queue": queue, "of_tenant": tenant}
     held = session.scalar(_HELD, mine) or 0
     most = held + max(ahead.values())
-    turns = session.execute(_COUNTED_TURNS, {"queue": queue, "count_up_to": most + 1}).all()
+    turns = session.execute(_COUNTED_TURNS, {"in_queue": queue, "count_up_to": most + 1}).all()
     own = next((turn for turn in turns if turn.tenant == tenant), None)
     if own is None:  # they were taken just now
         return dict.fromkeys(ahead, 0)
@@ -450,7 +421,7 @@ def _held(claim: Claim) -> tuple[Any, ...]:
     return (
         JobRow.id == claim.job_id,
         JobRow.attempt == claim.attempt,
-        JobRow.status.in_((JobStatus.RUNNING, JobStatus.CANCELLING)),
+        JobRow.status.in_(_WORKED_ON),
     )
 
 
@@ -459,37 +430,42 @@ def _inputs_settled() -> Any:
 
     The checks themselves work on an asset in exactly that state, so they are exempt.
     """
-    surrogate = aliased(ModelRow)
+    dataset, model = DatasetRow.__table__.c, ModelRow.__table__.c
+    surrogate = ModelRow.__table__.alias().c
     checking = or_(
-        exists().where(
-            DatasetRow.id == JobRow.dataset_id, DatasetRow.status == AssetStatus.VALIDATING
-        ),
-        exists().where(ModelRow.id == JobRow.model_id, ModelRow.status == AssetStatus.VALIDATING),
-        exists().where(
-            surrogate.id == JobRow.surrogate_id, surrogate.status == AssetStatus.VALIDATING
-        ),
+        *(
+            exists().where(asset.id == needed, asset.status == AssetStatus.VALIDATING)
+            for asset, needed in (
+                (dataset, _JOB.dataset_id),
+                (model, _JOB.model_id),
+                (surrogate, _JOB.surrogate_id),
+            )
+        )
     )
-    return or_(JobRow.queue == "intake", ~checking)
+    return or_(_JOB.queue == "intake", ~checking)
 
 
-def _finish(
-    session: Session,
-    claim: Claim,
-    to: JobStatus,
-    values: dict[str, Any],
-    event: dict[str, Any] | None = None,
-) -> None:
-    held = {JobStatus.RUNNING, JobStatus.CANCELLING}
+def _claim(
+    session: Session, move: "_Move", which: dict[str, Any], *, worker: str, lease_s: float
+) -> Claim | None:
     moved = _move(
         session,
-        claim.job_id,
-        to,
-        sources={status for status in held if to in TRANSITIONS[status]},
-        where=(JobRow.attempt == claim.attempt,),
-        values={**_NOBODY, "finished_at": now(), **values},
-        event=lambda _: event or {},
+        move,
+        {**which, "by": worker, "lease_s": lease_s},
+        event=lambda row: {"attempt": row.attempt, "worker": worker},
     )
-    if moved is None:
+    return None if moved is None else Claim(moved.id, moved.attempt)
+
+
+def _move_held(
+    session: Session,
+    claim: Claim,
+    move: "_Move",
+    values: dict[str, Any] | None = None,
+    event: dict[str, Any] | None = None,
+) -> None:
+    held = {"job_id": claim.job_id, "held": claim.attempt, **(values or {})}
+    if _move(session, move, held, event=lambda _: event or {}) is None:
         raise ClaimLostError(claim)
 
 
@@ -497,20 +473,12 @@ def _take_back(
     session: Session, job_id: str, attempt: int, *, max_lost: int, expired_only: bool = False
 ) -> JobStatus | None:
     """Move a job whose worker died to queued, failed or cancelled; None if it has moved on."""
-    _lock(session, job_id)
-    mine: tuple[Any, ...] = (JobRow.attempt == attempt,)
-    if expired_only:
-        mine += (JobRow.lease_expires_at < now(),)
-    if _move(
-        session,
-        job_id,
-        JobStatus.CANCELLED,
-        sources={JobStatus.CANCELLING},
-        where=mine,
-        values={**_NOBODY, "finished_at": now()},
-    ):
+    lost, expired = session.execute(_LOCK, {"job_id": job_id}).one()
+    if expired_only and not expired:
+        return None
+    mine = {"job_id": job_id, "held": attempt}
+    if _move(session, _FINISH_CANCELLED, mine):
         return JobStatus.CANCELLED
-    lost = session.scalar(select(JobRow.lost).where(JobRow.id == job_id)) or 0
     if lost + 1 >= max_lost:
         error = JobError(
             "worker_lost",
@@ -518,71 +486,75 @@ def _take_back(
             "It may need more memory than there is, or crash on its input.",
             retryable=True,
         ).as_json()
-        failed = _move(
-            session,
-            job_id,
-            JobStatus.FAILED,
-            sources={JobStatus.RUNNING},
-            where=mine,
-            values={**_NOBODY, "finished_at": now(), "lost": JobRow.lost + 1, "error": error},
-            event=lambda _: error,
-        )
+        failed = _move(session, _GIVE_UP, {**mine, "why": error}, event=lambda _: error)
         return JobStatus.FAILED if failed else None
     wait_s = BACKOFF_S[min(lost, len(BACKOFF_S) - 1)]
     queued = _move(
         session,
-        job_id,
-        JobStatus.QUEUED,
-        sources={JobStatus.RUNNING},
-        where=mine,
-        values={**_NOBODY, "lost": JobRow.lost + 1, "not_before": now() + wait_s},
+        _QUEUE_AGAIN,
+        {**mine, "wait_s": wait_s},
         event=lambda _: {"reason": "worker_lost"},
     )
     return JobStatus.QUEUED if queued else None
 
 
-def _lock(session: Session, job_id: str) -> None:
-    """Keep a job as it is while several moves are tried, or none may find it where it was.
+@dataclass(frozen=True)
+class _Move:
+    """A change of status: the update that makes it of a job that still matches."""
 
-    Of several jobs always the older first, so that no two transactions wait for each other.
-    """
-    session.execute(select(JobRow.id).where(JobRow.id == job_id).with_for_update())
+    to: JobStatus
+    update: ReturningUpdate[Any]
+
+
+def _to(to: JobStatus, *where: Any, sources: Collection[JobStatus], **values: Any) -> _Move:
+    """A move to one status from any of several."""
+    assert all(to in TRANSITIONS[source] for source in sources), f"{sources} -> {to}"
+    moved: list[Any] = [_JOB.id, _JOB.attempt, _JOB.last_event]
+    if to in TERMINAL:
+        heard = exists().where(WebhookRow.tenant == _JOB.tenant)
+        moved += [_JOB.tenant, _JOB.kind, _JOB.parent_id, heard.label("heard")]
+    return _Move(
+        to,
+        update(_JOBS)
+        .where(*where, _any_of(sources))
+        .values(status=to, last_event=_JOB.last_event + 1, **values)
+        .returning(*moved),
+    )
+
+
+def _any_of(statuses: Collection[JobStatus]) -> Any:
+    """Whether a job has one of these, at half the cost of IN, whose text is made at every call."""
+    return or_(*(_JOB.status == status for status in sorted(statuses)))
 
 
 def _move(
     session: Session,
-    job_id: str,
-    to: JobStatus,
+    move: _Move,
+    which: dict[str, Any],
     *,
-    sources: Collection[JobStatus],
-    where: tuple[Any, ...] = (),
-    values: dict[str, Any] | None = None,
     event: Callable[[Any], dict[str, Any]] = lambda _: {},
-) -> Row[int, int] | None:
-    """Change the status of one row that still matches, with its event; returns its attempt.
+) -> Row[Any] | None:
+    """Change the status of one row that still matches, with its event; returns the row.
 
-    The answer is a row and not a number, as an attempt may be 0.
+    `which` are the parameters of the update: which row, and what it gets.
     """
-    assert all(to in TRANSITIONS[source] for source in sources), f"{sources} -> {to}"
-    row = session.execute(
-        update(JobRow)
-        .where(JobRow.id == job_id, JobRow.status.in_(sources), *where)
-        .values(status=to, last_event=JobRow.last_event + 1, **(values or {}))
-        .returning(JobRow.attempt, JobRow.last_event)
-        .execution_options(synchronize_session=False)
-    ).first()
+    session.flush()
+    row = session.connection().execute(move.update, which).first()
     if row is None:
         return None
-    session.execute(
-        insert(JobEventRow).values(job_id=job_id, seq=row.last_event, type=str(to), data=event(row))
-    )
-    if to in (JobStatus.FAILED, JobStatus.CANCELLED):
-        error = (values or {}).get("error")
-        _reject_upload(session, job_id, error["message"] if error else "its check was cancelled")
-    if to in TERMINAL:
-        webhooks.announce(session, job_id, to)
+    _append(session, row.id, row.last_event, str(move.to), event(row))
+    if move.to in (JobStatus.FAILED, JobStatus.CANCELLED):
+        error = which.get("why")
+        _reject_upload(session, row.id, error["message"] if error else "its check was cancelled")
+    if move.to in TERMINAL and row.heard:
+        webhooks.announce(session, row, move.to)
     session.expire_all()
     return row
+
+
+def _append(session: Session, job_id: str, seq: int, type: str, data: dict[str, Any]) -> None:  # noqa: A002
+    event = {"job_id": job_id, "seq": seq, "type": type, "data": data}
+    session.connection().execute(_EVENT, event)
 
 
 def _reject_upload(session: Session, job_id: str, reason: str) -> None:
@@ -596,10 +568,11 @@ def _reject_upload(session: Session, job_id: str, reason: str) -> None:
         )
 
 
-# Statements that run often, built once: to build one takes longer than to run it.
+# Statements that run often, built once: to build one takes longer than to run it. A parameter of an
+# update has a name that no column has: SQLAlchemy sets the columns that parameters are named after.
 
-_MINE: Any = (bindparam("queue", type_=String), bindparam("tenant", type_=String))
-_READY = (JobRow.not_before <= now(), _inputs_settled())
+_MINE: Any = (bindparam("in_queue", type_=String), bindparam("of_tenant", type_=String))
+_READY = (_JOB.not_before <= now(), _inputs_settled())
 _TURNS = _turns(_MINE[0])
 _COUNTED_TURNS = _turns(_MINE[0], count_up_to=bindparam("count_up_to", type_=Integer))
 _HELD = select(_workers_of(*_MINE))
@@ -615,5 +588,59 @@ _AHEAD = select(func.count()).select_from(_BEFORE).scalar_subquery()
 _TENANTS = select(JobRow.tenant).where(JobRow.status == JobStatus.QUEUED, JobRow.queue == _MINE[0])
 _FIRST = _TENANTS.order_by(JobRow.tenant, JobRow.id).limit(1).scalar_subquery()
 _LAST = _TENANTS.order_by(JobRow.tenant.desc(), JobRow.id.desc()).limit(1).scalar_subquery()
+_ENDS = select(_FIRST, _LAST)
 _OTHERS = or_(_MINE[1] > _FIRST, _MINE[1] < _LAST)  # whether other tenants have queued jobs
 _PLACE = select(_AHEAD, _OTHERS)
+
+_THIS = _JOB.id == bindparam("job_id")
+_MINE_STILL = (_THIS, _JOB.attempt == bindparam("held"))
+_LOCK = select(_JOB.lost, _JOB.lease_expires_at < now()).where(_THIS).with_for_update()
+_RECORD = (
+    update(_JOBS)
+    .where(*_MINE_STILL, _any_of(_WORKED_ON))
+    .values(last_event=_JOB.last_event + 1)
+    .returning(_JOB.last_event)
+)
+_EVENT = insert(cast(Table, JobEventRow.__table__))
+
+_TAKEN: dict[str, Any] = {
+    "sources": {JobStatus.QUEUED},
+    "attempt": _JOB.attempt + 1,
+    "worker": bindparam("by"),
+    "lease_expires_at": now() + bindparam("lease_s", type_=Float),
+    "started_at": func.coalesce(_JOB.started_at, now()),
+}
+_CLAIM = _to(JobStatus.RUNNING, _THIS, *_READY, **_TAKEN)
+_CLAIM_NEXT = _to(JobStatus.RUNNING, _JOB.id == _NEXT.scalar_subquery(), **_TAKEN)
+
+_FREE: dict[str, Any] = {"worker": None, "lease_expires_at": None}
+_ENDED = {**_FREE, "finished_at": now()}
+_SUCCEED = _to(
+    JobStatus.SUCCEEDED,
+    *_MINE_STILL,
+    sources=_WORKED_ON,
+    result=bindparam("outcome"),
+    checkpoint_sha256=None,
+    **_ENDED,
+)
+_FAIL = _to(JobStatus.FAILED, *_MINE_STILL, sources=_WORKED_ON, error=bindparam("why"), **_ENDED)
+_FINISH_CANCELLED = _to(JobStatus.CANCELLED, *_MINE_STILL, sources={JobStatus.CANCELLING}, **_ENDED)
+_RELEASE = _to(JobStatus.QUEUED, *_MINE_STILL, sources={JobStatus.RUNNING}, **_FREE)
+_GIVE_UP = _to(
+    JobStatus.FAILED,
+    *_MINE_STILL,
+    sources={JobStatus.RUNNING},
+    error=bindparam("why"),
+    lost=_JOB.lost + 1,
+    **_ENDED,
+)
+_QUEUE_AGAIN = _to(
+    JobStatus.QUEUED,
+    *_MINE_STILL,
+    sources={JobStatus.RUNNING},
+    lost=_JOB.lost + 1,
+    not_before=now() + bindparam("wait_s", type_=Float),
+    **_FREE,
+)
+_CANCEL = _to(JobStatus.CANCELLED, _THIS, sources={JobStatus.QUEUED}, finished_at=now())
+_ASK_TO_CANCEL = _to(JobStatus.CANCELLING, _THIS, sources={JobStatus.RUNNING})
