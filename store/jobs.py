@@ -33,7 +33,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.sql.dml import ReturningUpdate
 
 from store import webhooks
-from store.database import now
+from store.database import BY_KEY, now
 from store.ids import new_id
 from store.tables import (
     LIVE,
@@ -116,7 +116,13 @@ def claim(session: Session, job_id: str, *, worker: str, lease_s: float) -> Clai
 
     None if the job is not to be had: somebody else took it, it ended, or its time has not come.
     """
-    return _claim(session, _CLAIM, {"job_id": job_id}, worker=worker, lease_s=lease_s)
+    moved = _move(
+        session,
+        _CLAIM,
+        {"job_id": job_id, "by": worker, "lease_s": lease_s},
+        event=lambda row: {"attempt": row.attempt, "worker": worker},
+    )
+    return None if moved is None else Claim(job_id, moved.attempt)
 
 
 def claim_next(session: Session, queue: str, *, worker: str, lease_s: float) -> Claim | None:
@@ -126,15 +132,14 @@ def claim_next(session: Session, queue: str, *, worker: str, lease_s: float) -> 
     that was served longest ago; each tenant's jobs are taken oldest first.
     """
     connection = session.connection()
-    first, last = connection.execute(_ENDS, {"in_queue": queue}).one()
-    if first is None:
-        return None
-    tenants = [first]
-    if first != last:  # to find whose turn it is takes longer than all the rest
-        tenants = [turn.tenant for turn in connection.execute(_TURNS, {"in_queue": queue})]
-    for tenant in tenants:
-        mine = {"in_queue": queue, "of_tenant": tenant}
-        taken = _claim(session, _CLAIM_NEXT, mine, worker=worker, lease_s=lease_s)
+    only = connection.scalar(_NEXT_OF_ONLY, {"in_queue": queue})
+    if only is not None:
+        taken = claim(session, only, worker=worker, lease_s=lease_s)
+        if taken is not None:
+            return taken
+    for turn in connection.execute(_TURNS, {"in_queue": queue}).all():
+        job_id = connection.scalar(_NEXT, {"in_queue": queue, "of_tenant": turn.tenant})
+        taken = None if job_id is None else claim(session, job_id, worker=worker, lease_s=lease_s)
         if taken is not None:
             return taken
     return None
@@ -157,34 +162,21 @@ def renew(
     session: Session, claim: Claim, *, lease_s: float, progress: dict[str, Any] | None = None
 ) -> JobStatus:
     """Prolong the lease, optionally with progress; returns whether the job is being cancelled."""
-    values: dict[str, Any] = {"lease_expires_at": now() + lease_s}
-    if progress is not None:
-        values["progress"] = progress
-    row = session.execute(
-        update(JobRow).where(*_held(claim)).values(values).returning(JobRow.status)
-    ).first()
-    if row is None:
-        raise ClaimLostError(claim)
-    return JobStatus(row.status)
+    if progress is None:
+        return JobStatus(_change(session, claim, _RENEW, lease_s=lease_s).status)
+    return JobStatus(_change(session, claim, _REPORT, lease_s=lease_s, so_far=progress).status)
 
 
 def record(session: Session, claim: Claim, type: str, data: dict[str, Any]) -> None:  # noqa: A002
     """Append an event to a job that this claim still holds."""
-    held = {"job_id": claim.job_id, "held": claim.attempt}
-    seq = session.connection().scalar(_RECORD, held)
-    if seq is None:
-        raise ClaimLostError(claim)
+    seq = _change(session, claim, _RECORD).last_event
     _append(session, claim.job_id, seq, type, data)
 
 
 def save_checkpoint(session: Session, claim: Claim, sha256: str) -> str | None:
     """Point the job at its newest checkpoint; returns the one it replaces."""
     previous = session.scalar(select(JobRow.checkpoint_sha256).where(JobRow.id == claim.job_id))
-    changed = session.execute(
-        update(JobRow).where(*_held(claim)).values(checkpoint_sha256=sha256).returning(JobRow.id)
-    ).first()
-    if changed is None:
-        raise ClaimLostError(claim)
+    _change(session, claim, _SAVE, newest=sha256)
     return previous
 
 
@@ -350,8 +342,8 @@ def uses(session: Session, asset_id: str) -> bool:
     )
 
 
-def _line(queue: Any, tenant: Any) -> Select[str]:
-    """The queued jobs of a tenant, oldest first.
+def _line(queue: Any, tenant: Any, last: Any = None) -> Select[str]:
+    """The queued jobs of a tenant, oldest first, or of those from one to the last.
 
     Tenants are a range of one, so that the order is by tenant and id and only the index of queued
     jobs has it. For an order by id alone PostgreSQL may walk through all jobs that there ever were.
@@ -361,10 +353,15 @@ def _line(queue: Any, tenant: Any) -> Select[str]:
         .where(
             JobRow.status == JobStatus.QUEUED,
             JobRow.queue == queue,
-            JobRow.tenant.between(tenant, tenant),
+            JobRow.tenant.between(tenant, tenant if last is None else last),
         )
         .order_by(JobRow.tenant, JobRow.id)
     )
+
+
+def _first_free(line: Select[str]) -> Select[str]:
+    """The first of these jobs that no other transaction holds, as none has to wait for another."""
+    return line.limit(1).with_for_update(skip_locked=True)
 
 
 def _workers_of(queue: Any, tenant: Any) -> ScalarSelect[int]:
@@ -417,14 +414,6 @@ def _turns(queue: Any, *, count_up_to: Any = None) -> Select[Any]:
     return query.add_columns(waiting.correlate(found).scalar_subquery().label("waiting"))
 
 
-def _held(claim: Claim) -> tuple[Any, ...]:
-    return (
-        JobRow.id == claim.job_id,
-        JobRow.attempt == claim.attempt,
-        JobRow.status.in_(_WORKED_ON),
-    )
-
-
 def _inputs_settled() -> Any:
     """No data set or model that the job needs is still being checked.
 
@@ -445,16 +434,15 @@ def _inputs_settled() -> Any:
     return or_(_JOB.queue == "intake", ~checking)
 
 
-def _claim(
-    session: Session, move: "_Move", which: dict[str, Any], *, worker: str, lease_s: float
-) -> Claim | None:
-    moved = _move(
-        session,
-        move,
-        {**which, "by": worker, "lease_s": lease_s},
-        event=lambda row: {"attempt": row.attempt, "worker": worker},
-    )
-    return None if moved is None else Claim(moved.id, moved.attempt)
+def _change(
+    session: Session, claim: Claim, update: ReturningUpdate[Any], **values: Any
+) -> Row[Any]:
+    """Change a job that this claim still holds, but not its status; returns its row."""
+    held = {"job_id": claim.job_id, "held": claim.attempt, **values}
+    row = session.connection().execute(update, held).first()
+    if row is None:
+        raise ClaimLostError(claim)
+    return row
 
 
 def _move_held(
@@ -516,9 +504,21 @@ def _to(to: JobStatus, *where: Any, sources: Collection[JobStatus], **values: An
     return _Move(
         to,
         update(_JOBS)
-        .where(*where, _any_of(sources))
+        .where(_THIS, *where, _any_of(sources))
         .values(status=to, last_event=_JOB.last_event + 1, **values)
-        .returning(*moved),
+        .returning(*moved)
+        .execution_options(**BY_KEY),
+    )
+
+
+def _of_held(**values: Any) -> ReturningUpdate[Any]:
+    """An update of a job that a claim still holds."""
+    return (
+        update(_JOBS)
+        .where(_THIS, _STILL_HELD, _any_of(_WORKED_ON))
+        .values(**values)
+        .returning(_JOB.status, _JOB.last_event)
+        .execution_options(**BY_KEY)
     )
 
 
@@ -576,59 +576,58 @@ _READY = (_JOB.not_before <= now(), _inputs_settled())
 _TURNS = _turns(_MINE[0])
 _COUNTED_TURNS = _turns(_MINE[0], count_up_to=bindparam("count_up_to", type_=Integer))
 _HELD = select(_workers_of(*_MINE))
-_NEXT = (
-    _line(*_MINE)
-    .where(*_READY)
-    .limit(1)
-    .with_for_update(skip_locked=True)  # claimers on PostgreSQL do not wait in a row
-)
 _LINE = _line(*_MINE).where(JobRow.parent_id.is_(None)).limit(MOST_AHEAD)
 _BEFORE = _LINE.where(JobRow.id < bindparam("job_id")).subquery()
 _AHEAD = select(func.count()).select_from(_BEFORE).scalar_subquery()
 _TENANTS = select(JobRow.tenant).where(JobRow.status == JobStatus.QUEUED, JobRow.queue == _MINE[0])
 _FIRST = _TENANTS.order_by(JobRow.tenant, JobRow.id).limit(1).scalar_subquery()
 _LAST = _TENANTS.order_by(JobRow.tenant.desc(), JobRow.id.desc()).limit(1).scalar_subquery()
-_ENDS = select(_FIRST, _LAST)
+_NEXT = _first_free(_line(*_MINE).where(*_READY))
+_NEXT_OF_ONLY = _first_free(_line(_MINE[0], _LAST, _FIRST))  # none where several tenants wait
 _OTHERS = or_(_MINE[1] > _FIRST, _MINE[1] < _LAST)  # whether other tenants have queued jobs
 _PLACE = select(_AHEAD, _OTHERS)
 
 _THIS = _JOB.id == bindparam("job_id")
-_MINE_STILL = (_THIS, _JOB.attempt == bindparam("held"))
-_LOCK = select(_JOB.lost, _JOB.lease_expires_at < now()).where(_THIS).with_for_update()
-_RECORD = (
-    update(_JOBS)
-    .where(*_MINE_STILL, _any_of(_WORKED_ON))
-    .values(last_event=_JOB.last_event + 1)
-    .returning(_JOB.last_event)
+_STILL_HELD = _JOB.attempt == bindparam("held")
+_LEASE_S = bindparam("lease_s", type_=Float)
+_LOCK = (
+    select(_JOB.lost, _JOB.lease_expires_at < now())
+    .where(_THIS)
+    .with_for_update()
+    .execution_options(**BY_KEY)
 )
-_EVENT = insert(cast(Table, JobEventRow.__table__))
+_EVENT = insert(cast(Table, JobEventRow.__table__)).execution_options(**BY_KEY)
 
-_TAKEN: dict[str, Any] = {
-    "sources": {JobStatus.QUEUED},
-    "attempt": _JOB.attempt + 1,
-    "worker": bindparam("by"),
-    "lease_expires_at": now() + bindparam("lease_s", type_=Float),
-    "started_at": func.coalesce(_JOB.started_at, now()),
-}
-_CLAIM = _to(JobStatus.RUNNING, _THIS, *_READY, **_TAKEN)
-_CLAIM_NEXT = _to(JobStatus.RUNNING, _JOB.id == _NEXT.scalar_subquery(), **_TAKEN)
+_RENEW = _of_held(lease_expires_at=now() + _LEASE_S)
+_REPORT = _of_held(lease_expires_at=now() + _LEASE_S, progress=bindparam("so_far"))
+_RECORD = _of_held(last_event=_JOB.last_event + 1)
+_SAVE = _of_held(checkpoint_sha256=bindparam("newest"))
 
+_CLAIM = _to(
+    JobStatus.RUNNING,
+    *_READY,
+    sources={JobStatus.QUEUED},
+    attempt=_JOB.attempt + 1,
+    worker=bindparam("by"),
+    lease_expires_at=now() + _LEASE_S,
+    started_at=func.coalesce(_JOB.started_at, now()),
+)
 _FREE: dict[str, Any] = {"worker": None, "lease_expires_at": None}
 _ENDED = {**_FREE, "finished_at": now()}
 _SUCCEED = _to(
     JobStatus.SUCCEEDED,
-    *_MINE_STILL,
+    _STILL_HELD,
     sources=_WORKED_ON,
     result=bindparam("outcome"),
     checkpoint_sha256=None,
     **_ENDED,
 )
-_FAIL = _to(JobStatus.FAILED, *_MINE_STILL, sources=_WORKED_ON, error=bindparam("why"), **_ENDED)
-_FINISH_CANCELLED = _to(JobStatus.CANCELLED, *_MINE_STILL, sources={JobStatus.CANCELLING}, **_ENDED)
-_RELEASE = _to(JobStatus.QUEUED, *_MINE_STILL, sources={JobStatus.RUNNING}, **_FREE)
+_FAIL = _to(JobStatus.FAILED, _STILL_HELD, sources=_WORKED_ON, error=bindparam("why"), **_ENDED)
+_FINISH_CANCELLED = _to(JobStatus.CANCELLED, _STILL_HELD, sources={JobStatus.CANCELLING}, **_ENDED)
+_RELEASE = _to(JobStatus.QUEUED, _STILL_HELD, sources={JobStatus.RUNNING}, **_FREE)
 _GIVE_UP = _to(
     JobStatus.FAILED,
-    *_MINE_STILL,
+    _STILL_HELD,
     sources={JobStatus.RUNNING},
     error=bindparam("why"),
     lost=_JOB.lost + 1,
@@ -636,11 +635,11 @@ _GIVE_UP = _to(
 )
 _QUEUE_AGAIN = _to(
     JobStatus.QUEUED,
-    *_MINE_STILL,
+    _STILL_HELD,
     sources={JobStatus.RUNNING},
     lost=_JOB.lost + 1,
     not_before=now() + bindparam("wait_s", type_=Float),
     **_FREE,
 )
-_CANCEL = _to(JobStatus.CANCELLED, _THIS, sources={JobStatus.QUEUED}, finished_at=now())
-_ASK_TO_CANCEL = _to(JobStatus.CANCELLING, _THIS, sources={JobStatus.RUNNING})
+_CANCEL = _to(JobStatus.CANCELLED, sources={JobStatus.QUEUED}, finished_at=now())
+_ASK_TO_CANCEL = _to(JobStatus.CANCELLING, sources={JobStatus.RUNNING})
