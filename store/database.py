@@ -5,13 +5,17 @@ writing transaction takes the write lock at its start, so it waits for another w
 failing in the middle.
 """
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache
+from select import POLLIN, poll
 from threading import Lock
+from time import monotonic
 from typing import Any, TypeVar, cast
 
 from sqlalchemy import Connection, Double, Engine, Select, bindparam, create_engine, event, select
+from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.expression import FunctionElement
@@ -19,6 +23,11 @@ from sqlalchemy.sql.expression import FunctionElement
 from store.settings import Settings
 
 CONNECTIONS = 20  # kept open, once they were needed
+IDLE_S = 10.0  # a connection that was idle for longer is tried before it is used
+
+# An option of statements that PostgreSQL may keep prepared, as it can plan them as well for values
+# that it does not know: inserts, and those that find one row by its key.
+BY_KEY = {"by_key": True}
 
 
 class now(FunctionElement[float]):  # noqa: N801 - reads as a SQL function
@@ -88,15 +97,44 @@ class Database:
 
 
 def _engine(url: str) -> Engine:
-    if not url.startswith("sqlite"):
-        return create_engine(
-            url,
-            pool_size=CONNECTIONS,
-            pool_pre_ping=True,
-            # No statement is prepared: after some runs of one PostgreSQL would plan it for values
-            # that it does not know, and walk through the whole queue.
-            connect_args={"connect_timeout": 5, "prepare_threshold": None},
-        )
+    return _sqlite(url) if url.startswith("sqlite") else _postgresql(url)
+
+
+def _postgresql(url: str) -> Engine:
+    engine = create_engine(
+        url,
+        pool_size=CONNECTIONS,
+        # No statement is prepared because it ran often: PostgreSQL would then plan it for values
+        # that it does not know, and walk through the whole queue.
+        connect_args={"connect_timeout": 5, "prepare_threshold": sys.maxsize},
+    )
+
+    @event.listens_for(engine, "do_execute")
+    def _execute(cursor: Any, statement: str, parameters: Any, context: Any) -> bool:
+        cursor.execute(statement, parameters, prepare=context.execution_options.get("by_key"))
+        return True
+
+    @event.listens_for(engine, "checkin")
+    def _note(_: Any, record: Any) -> None:
+        record.info["used_at"] = monotonic()
+
+    @event.listens_for(engine, "checkout")
+    def _try(connection: Any, record: Any, _: Any) -> None:
+        # What the server closed can be read from, so that of most no round trip has to tell.
+        used_at = record.info.pop("used_at", None)
+        idle = used_at is not None and monotonic() - used_at > IDLE_S
+        try:
+            said = poll()
+            said.register(connection, POLLIN)
+            if idle or said.poll(0):
+                engine.dialect.do_ping(connection)
+        except engine.dialect.loaded_dbapi.Error as error:
+            raise InvalidatePoolError from error
+
+    return engine
+
+
+def _sqlite(url: str) -> Engine:
     engine = create_engine(
         url, pool_size=CONNECTIONS, connect_args={"timeout": 30, "check_same_thread": False}
     )

@@ -11,14 +11,16 @@ taken for dead and comes back finds that its updates match no row.
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import (
+    Float,
     Integer,
     Row,
     ScalarSelect,
     Select,
     String,
+    Table,
     bindparam,
     exists,
     func,
@@ -27,10 +29,11 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy.orm import Session
+from sqlalchemy.sql.dml import ReturningUpdate
 
 from store import webhooks
-from store.database import now
+from store.database import BY_KEY, now
 from store.ids import new_id
 from store.tables import (
     LIVE,
@@ -43,6 +46,7 @@ from store.tables import (
     JobStatus,
     ModelRow,
     SweepRow,
+    WebhookRow,
 )
 
 TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
@@ -56,7 +60,10 @@ TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
     JobStatus.CANCELLED: frozenset(),
 }
 
-_NOBODY: dict[str, Any] = {"worker": None, "lease_expires_at": None}
+_WORKED_ON = frozenset({JobStatus.RUNNING, JobStatus.CANCELLING})
+
+_JOBS = cast(Table, JobRow.__table__)
+_JOB = _JOBS.c
 
 MOST_AHEAD = 1000  # further jobs before one are not counted
 BACKOFF_S = (1.0, 5.0, 15.0)  # after the first, second, … lost attempt
@@ -87,9 +94,6 @@ class JobError:
         return {"code": self.code, "message": self.message, "retryable": self.retryable}
 
 
-_FIRST_EVENT = insert(JobEventRow).values(job_id=bindparam("job_id"), seq=1, type="queued", data={})
-
-
 def enqueue(session: Session, kind: JobKind, *, tenant: str, **columns: Any) -> JobRow:
     """Insert a queued job and its first event; ring for it after the commit."""
     job = JobRow(
@@ -103,7 +107,7 @@ def enqueue(session: Session, kind: JobKind, *, tenant: str, **columns: Any) -> 
     )
     session.add(job)
     session.flush()
-    session.execute(_FIRST_EVENT, {"job_id": job.id})
+    _append(session, job.id, 1, "queued", {})
     return job
 
 
@@ -114,16 +118,8 @@ def claim(session: Session, job_id: str, *, worker: str, lease_s: float) -> Clai
     """
     moved = _move(
         session,
-        job_id,
-        JobStatus.RUNNING,
-        sources={JobStatus.QUEUED},
-        where=_READY,
-        values={
-            "attempt": JobRow.attempt + 1,
-            "worker": worker,
-            "lease_expires_at": now() + lease_s,
-            "started_at": func.coalesce(JobRow.started_at, now()),
-        },
+        _CLAIM,
+        {"job_id": job_id, "by": worker, "lease_s": lease_s},
         event=lambda row: {"attempt": row.attempt, "worker": worker},
     )
     return None if moved is None else Claim(job_id, moved.attempt)
@@ -135,8 +131,14 @@ def claim_next(session: Session, queue: str, *, worker: str, lease_s: float) -> 
     It is the turn of the tenant that holds the fewest workers, of several such tenants of the one
     that was served longest ago; each tenant's jobs are taken oldest first.
     """
-    for turn in session.execute(_TURNS, {"queue": queue}).all():
-        job_id = session.scalar(_NEXT, {"queue": queue, "tenant": turn.tenant})
+    connection = session.connection()
+    only = connection.scalar(_NEXT_OF_ONLY, {"in_queue": queue})
+    if only is not None:
+        taken = claim(session, only, worker=worker, lease_s=lease_s)
+        if taken is not None:
+            return taken
+    for turn in connection.execute(_TURNS, {"in_queue": queue}).all():
+        job_id = connection.scalar(_NEXT, {"in_queue": queue, "of_tenant": turn.tenant})
         taken = None if job_id is None else claim(session, job_id, worker=worker, lease_s=lease_s)
         if taken is not None:
             return taken
@@ -160,41 +162,21 @@ def renew(
     session: Session, claim: Claim, *, lease_s: float, progress: dict[str, Any] | None = None
 ) -> JobStatus:
     """Prolong the lease, optionally with progress; returns whether the job is being cancelled."""
-    values: dict[str, Any] = {"lease_expires_at": now() + lease_s}
-    if progress is not None:
-        values["progress"] = progress
-    row = session.execute(
-        update(JobRow).where(*_held(claim)).values(values).returning(JobRow.status)
-    ).first()
-    if row is None:
-        raise ClaimLostError(claim)
-    return JobStatus(row.status)
+    if progress is None:
+        return JobStatus(_change(session, claim, _RENEW, lease_s=lease_s).status)
+    return JobStatus(_change(session, claim, _REPORT, lease_s=lease_s, so_far=progress).status)
 
 
 def record(session: Session, claim: Claim, type: str, data: dict[str, Any]) -> None:  # noqa: A002
     """Append an event to a job that this claim still holds."""
-    row = session.execute(
-        update(JobRow)
-        .where(*_held(claim))
-        .values(last_event=JobRow.last_event + 1)
-        .returning(JobRow.last_event)
-    ).first()
-    if row is None:
-        raise ClaimLostError(claim)
-    session.add(JobEventRow(job_id=claim.job_id, seq=row.last_event, type=type, data=data))
+    seq = _change(session, claim, _RECORD).last_event
+    _append(session, claim.job_id, seq, type, data)
 
 
 def save_checkpoint(session: Session, claim: Claim, sha256: str, *, epoch: int) -> str | None:
     """Point the job at its newest checkpoint; returns the one it replaces."""
     previous = session.scalar(select(JobRow.checkpoint_sha256).where(JobRow.id == claim.job_id))
-    changed = session.execute(
-        update(JobRow)
-        .where(*_held(claim))
-        .values(checkpoint_sha256=sha256, checkpoint_epoch=epoch)
-        .returning(JobRow.id)
-    ).first()
-    if changed is None:
-        raise ClaimLostError(claim)
+    _change(session, claim, _SAVE, newest=sha256, after_epoch=epoch)
     return previous
 
 
@@ -203,32 +185,22 @@ def succeed(session: Session, claim: Claim, result: dict[str, Any]) -> None:
 
     Nobody will go on from its checkpoint any more, so the row lets go of it.
     """
-    _finish(session, claim, JobStatus.SUCCEEDED, {"result": result, "checkpoint_sha256": None})
+    _move_held(session, claim, _SUCCEED, {"outcome": result})
 
 
 def fail(session: Session, claim: Claim, error: JobError) -> None:
     """End the job with a reason."""
-    _finish(session, claim, JobStatus.FAILED, {"error": error.as_json()}, error.as_json())
+    _move_held(session, claim, _FAIL, {"why": error.as_json()}, error.as_json())
 
 
 def finish_cancelled(session: Session, claim: Claim) -> None:
     """End a job that was asked to stop, once its work has stopped."""
-    _finish(session, claim, JobStatus.CANCELLED, {})
+    _move_held(session, claim, _FINISH_CANCELLED)
 
 
 def release(session: Session, claim: Claim) -> None:
     """Give a running job back unharmed, because this worker is shutting down."""
-    moved = _move(
-        session,
-        claim.job_id,
-        JobStatus.QUEUED,
-        sources={JobStatus.RUNNING},
-        where=(JobRow.attempt == claim.attempt,),
-        values=_NOBODY,
-        event=lambda _: {"reason": "worker_shutdown"},
-    )
-    if moved is None:
-        raise ClaimLostError(claim)
+    _move_held(session, claim, _RELEASE, event={"reason": "worker_shutdown"})
 
 
 def lose(session: Session, claim: Claim, *, max_lost: int, reason: JobError | None = None) -> None:
@@ -245,28 +217,16 @@ def request_cancel(session: Session, job_id: str) -> JobStatus | None:
 
     The shards of an audit are cancelled with it.
     """
-    _lock(session, job_id)
+    session.execute(_LOCK, {"job_id": job_id})
     for shard in session.scalars(
         select(JobRow.id)
         .where(JobRow.parent_id == job_id, JobRow.status.in_(LIVE))
         .order_by(JobRow.id)
     ).all():
         request_cancel(session, shard)
-    if _move(
-        session,
-        job_id,
-        JobStatus.CANCELLED,
-        sources={JobStatus.QUEUED},
-        values={"finished_at": now()},
-    ):
-        return JobStatus.CANCELLED
-    if _move(
-        session,
-        job_id,
-        JobStatus.CANCELLING,
-        sources={JobStatus.RUNNING},
-    ):
-        return JobStatus.CANCELLING
+    for move in (_CANCEL, _ASK_TO_CANCEL):
+        if _move(session, move, {"job_id": job_id}):
+            return move.to
     status = session.scalar(select(JobRow.status).where(JobRow.id == job_id))
     return status if status == JobStatus.CANCELLING else None
 
@@ -276,7 +236,7 @@ def take_back_expired(session: Session, *, max_lost: int) -> list[str]:
     expired = session.execute(
         select(JobRow.id, JobRow.attempt)
         .where(
-            JobRow.status.in_((JobStatus.RUNNING, JobStatus.CANCELLING)),
+            JobRow.status.in_(_WORKED_ON),
             JobRow.lease_expires_at < now(),
         )
         .order_by(JobRow.id)
@@ -323,7 +283,7 @@ def queue_positions(session: Session, queued: Sequence[JobRow]) -> dict[str, int
     positions: dict[str, int] = {}
     for queue in {job.queue for job in queued}:
         here = [job for job in queued if job.queue == queue]
-        mine = {"queue": queue, "tenant": here[0].tenant}
+        mine = {"in_queue": queue, "of_tenant": here[0].tenant}
         if len(here) == 1:
             before, others = session.execute(_PLACE, {**mine, "job_id": here[0].id}).one()
             ahead = {here[0].id: before}
@@ -341,10 +301,10 @@ def _among_tenants(
     session: Session, queue: str, tenant: str, ahead: dict[str, int]
 ) -> dict[str, int]:
     """Positions of a tenant's jobs among those of all tenants, from those among its own."""
-    mine = {"queue": queue, "tenant": tenant}
+    mine = {"in_queue": queue, "of_tenant": tenant}
     held = session.scalar(_HELD, mine) or 0
     most = held + max(ahead.values())
-    turns = session.execute(_COUNTED_TURNS, {"queue": queue, "count_up_to": most + 1}).all()
+    turns = session.execute(_COUNTED_TURNS, {"in_queue": queue, "count_up_to": most + 1}).all()
     own = next((turn for turn in turns if turn.tenant == tenant), None)
     if own is None:  # they were taken just now
         return dict.fromkeys(ahead, 0)
@@ -385,8 +345,8 @@ def uses(session: Session, asset_id: str) -> bool:
     )
 
 
-def _line(queue: Any, tenant: Any) -> Select[str]:
-    """The queued jobs of a tenant, oldest first.
+def _line(queue: Any, tenant: Any, last: Any = None) -> Select[str]:
+    """The queued jobs of a tenant, oldest first, or of those from one to the last.
 
     Tenants are a range of one, so that the order is by tenant and id and only the index of queued
     jobs has it. For an order by id alone PostgreSQL may walk through all jobs that there ever were.
@@ -396,10 +356,15 @@ def _line(queue: Any, tenant: Any) -> Select[str]:
         .where(
             JobRow.status == JobStatus.QUEUED,
             JobRow.queue == queue,
-            JobRow.tenant.between(tenant, tenant),
+            JobRow.tenant.between(tenant, tenant if last is None else last),
         )
         .order_by(JobRow.tenant, JobRow.id)
     )
+
+
+def _first_free(line: Select[str]) -> Select[str]:
+    """The first of these jobs that no other transaction holds, as none has to wait for another."""
+    return line.limit(1).with_for_update(skip_locked=True)
 
 
 def _workers_of(queue: Any, tenant: Any) -> ScalarSelect[int]:
@@ -452,50 +417,46 @@ def _turns(queue: Any, *, count_up_to: Any = None) -> Select[Any]:
     return query.add_columns(waiting.correlate(found).scalar_subquery().label("waiting"))
 
 
-def _held(claim: Claim) -> tuple[Any, ...]:
-    return (
-        JobRow.id == claim.job_id,
-        JobRow.attempt == claim.attempt,
-        JobRow.status.in_((JobStatus.RUNNING, JobStatus.CANCELLING)),
-    )
-
-
 def _inputs_settled() -> Any:
     """No data set or model that the job needs is still being checked.
 
     The checks themselves work on an asset in exactly that state, so they are exempt.
     """
-    surrogate = aliased(ModelRow)
+    dataset, model = DatasetRow.__table__.c, ModelRow.__table__.c
+    surrogate = ModelRow.__table__.alias().c
     checking = or_(
-        exists().where(
-            DatasetRow.id == JobRow.dataset_id, DatasetRow.status == AssetStatus.VALIDATING
-        ),
-        exists().where(ModelRow.id == JobRow.model_id, ModelRow.status == AssetStatus.VALIDATING),
-        exists().where(
-            surrogate.id == JobRow.surrogate_id, surrogate.status == AssetStatus.VALIDATING
-        ),
+        *(
+            exists().where(asset.id == needed, asset.status == AssetStatus.VALIDATING)
+            for asset, needed in (
+                (dataset, _JOB.dataset_id),
+                (model, _JOB.model_id),
+                (surrogate, _JOB.surrogate_id),
+            )
+        )
     )
-    return or_(JobRow.queue == "intake", ~checking)
+    return or_(_JOB.queue == "intake", ~checking)
 
 
-def _finish(
+def _change(
+    session: Session, claim: Claim, update: ReturningUpdate[Any], **values: Any
+) -> Row[Any]:
+    """Change a job that this claim still holds, but not its status; returns its row."""
+    held = {"job_id": claim.job_id, "held": claim.attempt, **values}
+    row = session.connection().execute(update, held).first()
+    if row is None:
+        raise ClaimLostError(claim)
+    return row
+
+
+def _move_held(
     session: Session,
     claim: Claim,
-    to: JobStatus,
-    values: dict[str, Any],
+    move: "_Move",
+    values: dict[str, Any] | None = None,
     event: dict[str, Any] | None = None,
 ) -> None:
-    held = {JobStatus.RUNNING, JobStatus.CANCELLING}
-    moved = _move(
-        session,
-        claim.job_id,
-        to,
-        sources={status for status in held if to in TRANSITIONS[status]},
-        where=(JobRow.attempt == claim.attempt,),
-        values={**_NOBODY, "finished_at": now(), **values},
-        event=lambda _: event or {},
-    )
-    if moved is None:
+    held = {"job_id": claim.job_id, "held": claim.attempt, **(values or {})}
+    if _move(session, move, held, event=lambda _: event or {}) is None:
         raise ClaimLostError(claim)
 
 
@@ -509,20 +470,12 @@ def _take_back(
     expired_only: bool = False,
 ) -> JobStatus | None:
     """Move a job whose worker died to queued, failed or cancelled; None if it has moved on."""
-    _lock(session, job_id)
-    mine: tuple[Any, ...] = (JobRow.attempt == attempt,)
-    if expired_only:
-        mine += (JobRow.lease_expires_at < now(),)
-    if _move(
-        session,
-        job_id,
-        JobStatus.CANCELLED,
-        sources={JobStatus.CANCELLING},
-        where=mine,
-        values={**_NOBODY, "finished_at": now()},
-    ):
+    lost, expired = session.execute(_LOCK, {"job_id": job_id}).one()
+    if expired_only and not expired:
+        return None
+    mine = {"job_id": job_id, "held": attempt}
+    if _move(session, _FINISH_CANCELLED, mine):
         return JobStatus.CANCELLED
-    lost = session.scalar(select(JobRow.lost).where(JobRow.id == job_id)) or 0
     if lost + 1 >= max_lost:
         died = JobError(
             "worker_lost",
@@ -531,71 +484,87 @@ def _take_back(
             retryable=True,
         )
         error = (reason or died).as_json()
-        failed = _move(
-            session,
-            job_id,
-            JobStatus.FAILED,
-            sources={JobStatus.RUNNING},
-            where=mine,
-            values={**_NOBODY, "finished_at": now(), "lost": JobRow.lost + 1, "error": error},
-            event=lambda _: error,
-        )
+        failed = _move(session, _GIVE_UP, {**mine, "why": error}, event=lambda _: error)
         return JobStatus.FAILED if failed else None
     wait_s = BACKOFF_S[min(lost, len(BACKOFF_S) - 1)]
     queued = _move(
         session,
-        job_id,
-        JobStatus.QUEUED,
-        sources={JobStatus.RUNNING},
-        where=mine,
-        values={**_NOBODY, "lost": JobRow.lost + 1, "not_before": now() + wait_s},
+        _QUEUE_AGAIN,
+        {**mine, "wait_s": wait_s},
         event=lambda _: {"reason": reason.code if reason else "worker_lost"},
     )
     return JobStatus.QUEUED if queued else None
 
 
-def _lock(session: Session, job_id: str) -> None:
-    """Keep a job as it is while several moves are tried, or none may find it where it was.
+@dataclass(frozen=True)
+class _Move:
+    """A change of status: the update that makes it of a job that still matches."""
 
-    Of several jobs always the older first, so that no two transactions wait for each other.
-    """
-    session.execute(select(JobRow.id).where(JobRow.id == job_id).with_for_update())
+    to: JobStatus
+    update: ReturningUpdate[Any]
+
+
+def _to(to: JobStatus, *where: Any, sources: Collection[JobStatus], **values: Any) -> _Move:
+    """A move to one status from any of several."""
+    assert all(to in TRANSITIONS[source] for source in sources), f"{sources} -> {to}"
+    moved: list[Any] = [_JOB.id, _JOB.attempt, _JOB.last_event]
+    if to in TERMINAL:
+        heard = exists().where(WebhookRow.tenant == _JOB.tenant)
+        moved += [_JOB.tenant, _JOB.kind, _JOB.parent_id, heard.label("heard")]
+    return _Move(
+        to,
+        update(_JOBS)
+        .where(_THIS, *where, _any_of(sources))
+        .values(status=to, last_event=_JOB.last_event + 1, **values)
+        .returning(*moved)
+        .execution_options(**BY_KEY),
+    )
+
+
+def _of_held(**values: Any) -> ReturningUpdate[Any]:
+    """An update of a job that a claim still holds."""
+    return (
+        update(_JOBS)
+        .where(_THIS, _STILL_HELD, _any_of(_WORKED_ON))
+        .values(**values)
+        .returning(_JOB.status, _JOB.last_event)
+        .execution_options(**BY_KEY)
+    )
+
+
+def _any_of(statuses: Collection[JobStatus]) -> Any:
+    """Whether a job has one of these, at half the cost of IN, whose text is made at every call."""
+    return or_(*(_JOB.status == status for status in sorted(statuses)))
 
 
 def _move(
     session: Session,
-    job_id: str,
-    to: JobStatus,
+    move: _Move,
+    which: dict[str, Any],
     *,
-    sources: Collection[JobStatus],
-    where: tuple[Any, ...] = (),
-    values: dict[str, Any] | None = None,
     event: Callable[[Any], dict[str, Any]] = lambda _: {},
-) -> Row[int, int] | None:
-    """Change the status of one row that still matches, with its event; returns its attempt.
+) -> Row[Any] | None:
+    """Change the status of one row that still matches, with its event; returns the row.
 
-    The answer is a row and not a number, as an attempt may be 0.
+    `which` are the parameters of the update: which row, and what it gets.
     """
-    assert all(to in TRANSITIONS[source] for source in sources), f"{sources} -> {to}"
-    row = session.execute(
-        update(JobRow)
-        .where(JobRow.id == job_id, JobRow.status.in_(sources), *where)
-        .values(status=to, last_event=JobRow.last_event + 1, **(values or {}))
-        .returning(JobRow.attempt, JobRow.last_event)
-        .execution_options(synchronize_session=False)
-    ).first()
+    session.flush()
+    row = session.connection().execute(move.update, which).first()
     if row is None:
         return None
-    session.execute(
-        insert(JobEventRow).values(job_id=job_id, seq=row.last_event, type=str(to), data=event(row))
-    )
-    if to in (JobStatus.FAILED, JobStatus.CANCELLED):
-        error = (values or {}).get("error")
-        _reject_upload(session, job_id, error["message"] if error else "its check was cancelled")
-    if to in TERMINAL:
-        webhooks.announce(session, job_id, to)
+    _append(session, row.id, row.last_event, str(move.to), event(row))
+    if move.to in (JobStatus.FAILED, JobStatus.CANCELLED):
+        error = which.get("why")
+        _reject_upload(session, row.id, error["message"] if error else "its check was cancelled")
+    if move.to in TERMINAL and row.heard:
+        webhooks.announce(session, row, move.to)
     session.expire_all()
     return row
+
+
+def _append(session: Session, job_id: str, seq: int, type: str, data: dict[str, Any]) -> None:  # noqa: A002
+    event = {"job_id": job_id, "seq": seq, "type": type, "data": data}
+    session.connection().execute(_EVENT, event)
 
 
 def _reject_upload(session: Session, job_id: str, reason: str) -> None:
@@ -609,24 +578,78 @@ def _reject_upload(session: Session, job_id: str, reason: str) -> None:
         )
 
 
-# Statements that run often, built once: to build one takes longer than to run it.
+# Statements that run often, built once: to build one takes longer than to run it. A parameter of an
+# update has a name that no column has: SQLAlchemy sets the columns that parameters are named after.
 
-_MINE: Any = (bindparam("queue", type_=String), bindparam("tenant", type_=String))
-_READY = (JobRow.not_before <= now(), _inputs_settled())
+_MINE: Any = (bindparam("in_queue", type_=String), bindparam("of_tenant", type_=String))
+_READY = (_JOB.not_before <= now(), _inputs_settled())
 _TURNS = _turns(_MINE[0])
 _COUNTED_TURNS = _turns(_MINE[0], count_up_to=bindparam("count_up_to", type_=Integer))
 _HELD = select(_workers_of(*_MINE))
-_NEXT = (
-    _line(*_MINE)
-    .where(*_READY)
-    .limit(1)
-    .with_for_update(skip_locked=True)  # claimers on PostgreSQL do not wait in a row
-)
 _LINE = _line(*_MINE).where(JobRow.parent_id.is_(None)).limit(MOST_AHEAD)
 _BEFORE = _LINE.where(JobRow.id < bindparam("job_id")).subquery()
 _AHEAD = select(func.count()).select_from(_BEFORE).scalar_subquery()
 _TENANTS = select(JobRow.tenant).where(JobRow.status == JobStatus.QUEUED, JobRow.queue == _MINE[0])
 _FIRST = _TENANTS.order_by(JobRow.tenant, JobRow.id).limit(1).scalar_subquery()
 _LAST = _TENANTS.order_by(JobRow.tenant.desc(), JobRow.id.desc()).limit(1).scalar_subquery()
+_NEXT = _first_free(_line(*_MINE).where(*_READY))
+_NEXT_OF_ONLY = _first_free(_line(_MINE[0], _LAST, _FIRST))  # none where several tenants wait
 _OTHERS = or_(_MINE[1] > _FIRST, _MINE[1] < _LAST)  # whether other tenants have queued jobs
 _PLACE = select(_AHEAD, _OTHERS)
+
+_THIS = _JOB.id == bindparam("job_id")
+_STILL_HELD = _JOB.attempt == bindparam("held")
+_LEASE_S = bindparam("lease_s", type_=Float)
+_LOCK = (
+    select(_JOB.lost, _JOB.lease_expires_at < now())
+    .where(_THIS)
+    .with_for_update()
+    .execution_options(**BY_KEY)
+)
+_EVENT = insert(cast(Table, JobEventRow.__table__)).execution_options(**BY_KEY)
+
+_RENEW = _of_held(lease_expires_at=now() + _LEASE_S)
+_REPORT = _of_held(lease_expires_at=now() + _LEASE_S, progress=bindparam("so_far"))
+_RECORD = _of_held(last_event=_JOB.last_event + 1)
+_SAVE = _of_held(checkpoint_sha256=bindparam("newest"), checkpoint_epoch=bindparam("after_epoch"))
+
+_CLAIM = _to(
+    JobStatus.RUNNING,
+    *_READY,
+    sources={JobStatus.QUEUED},
+    attempt=_JOB.attempt + 1,
+    worker=bindparam("by"),
+    lease_expires_at=now() + _LEASE_S,
+    started_at=func.coalesce(_JOB.started_at, now()),
+)
+_FREE: dict[str, Any] = {"worker": None, "lease_expires_at": None}
+_ENDED = {**_FREE, "finished_at": now()}
+_SUCCEED = _to(
+    JobStatus.SUCCEEDED,
+    _STILL_HELD,
+    sources=_WORKED_ON,
+    result=bindparam("outcome"),
+    checkpoint_sha256=None,
+    **_ENDED,
+)
+_FAIL = _to(JobStatus.FAILED, _STILL_HELD, sources=_WORKED_ON, error=bindparam("why"), **_ENDED)
+_FINISH_CANCELLED = _to(JobStatus.CANCELLED, _STILL_HELD, sources={JobStatus.CANCELLING}, **_ENDED)
+_RELEASE = _to(JobStatus.QUEUED, _STILL_HELD, sources={JobStatus.RUNNING}, **_FREE)
+_GIVE_UP = _to(
+    JobStatus.FAILED,
+    _STILL_HELD,
+    sources={JobStatus.RUNNING},
+    error=bindparam("why"),
+    lost=_JOB.lost + 1,
+    **_ENDED,
+)
+_QUEUE_AGAIN = _to(
+    JobStatus.QUEUED,
+    _STILL_HELD,
+    sources={JobStatus.RUNNING},
+    lost=_JOB.lost + 1,
+    not_before=now() + bindparam("wait_s", type_=Float),
+    **_FREE,
+)
+_CANCEL = _to(JobStatus.CANCELLED, sources={JobStatus.QUEUED}, finished_at=now())
+_ASK_TO_CANCEL = _to(JobStatus.CANCELLING, sources={JobStatus.RUNNING})

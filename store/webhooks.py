@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import Row, delete, select, update
 from sqlalchemy.orm import Session
 
 from store.database import now
 from store.ids import new_id
-from store.tables import DeliveryRow, DeliveryStatus, JobRow, JobStatus, WebhookRow
+from store.tables import DeliveryRow, DeliveryStatus, JobStatus, WebhookRow
 
 LEASE_S = 60.0  # longer than one attempt may take
 BACKOFF_S = (5.0, 30.0, 120.0, 600.0, 3600.0, 6 * 3600.0, 24 * 3600.0)  # then it is given up
@@ -33,21 +33,21 @@ class Sending:
     payload: str
 
 
-def announce(session: Session, job_id: str, status: JobStatus) -> None:
-    """Queue an event for every webhook of the tenant that wants to know that a job has ended."""
-    job = session.execute(
-        select(JobRow.tenant, JobRow.kind, JobRow.parent_id).where(JobRow.id == job_id)
-    ).one()
+def announce(session: Session, job: Row[Any], status: JobStatus) -> None:
+    """Queue an event for every webhook of the tenant that wants to know that a job has ended.
+
+    `job` has its id, tenant, kind and parent_id.
+    """
     if job.parent_id is not None:  # a shard is no job of the tenant's
         return
     event = f"job.{status.value}"
     for webhook in session.scalars(select(WebhookRow).where(WebhookRow.tenant == job.tenant)):
         if event in webhook.events:
             data = {
-                "job_id": job_id,
+                "job_id": job.id,
                 "kind": job.kind.value,
                 "status": status.value,
-                "links": {"self": f"/v1/jobs/{job_id}"},
+                "links": {"self": f"/v1/jobs/{job.id}"},
             }
             at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
             payload = json.dumps({"type": event, "timestamp": at, "data": data})
@@ -55,7 +55,7 @@ def announce(session: Session, job_id: str, status: JobStatus) -> None:
                 DeliveryRow(
                     id=new_id("msg"),
                     webhook_id=webhook.id,
-                    job_id=job_id,
+                    job_id=job.id,
                     event=event,
                     payload=payload,
                 )

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text
 
 from store import keys
 from store.database import Database
@@ -56,6 +56,20 @@ def test_many_writers_wait_for_each_other(database: Database) -> None:
         list(pool.map(add_one, range(100)))
     with database.reading() as session:
         assert session.get_one(ApiKeyRow, row.id).expires_at == 100
+
+
+def test_a_connection_that_the_server_closed_is_not_used_again(postgres: Database) -> None:
+    url = postgres.engine.url.render_as_string(hide_password=False)
+    own = Database(Settings(database_url=url))
+    backends = set()
+    for _ in range(3):
+        with own.reading() as session:
+            backends.add(session.scalar(text("SELECT pg_backend_pid()")))
+        with postgres.reading() as session:
+            for backend in backends:
+                session.execute(text("SELECT pg_terminate_backend(:pid, 5000)"), {"pid": backend})
+    own.dispose()
+    assert len(backends) == 3
 
 
 def test_a_kill_in_the_middle_of_commits_leaves_a_sound_database(tmp_path: Path) -> None:
