@@ -212,6 +212,22 @@ def descendants(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
     return [root, *root.children(recursive=True)]
 
 
+def still_alive(processes: list[psutil.Process], *, after_s: float) -> list[psutil.Process]:
+    """Those that have not ended by themselves; a zombie has, though nobody has asked how yet."""
+    deadline = time.monotonic() + after_s
+
+    def alive(process: psutil.Process) -> bool:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return False
+
+    while (left := [process for process in processes if alive(process)]) and (
+        time.monotonic() < deadline
+    ):
+        time.sleep(0.02)
+    return left
+
+
 @pytest.fixture
 def plant(tmp_path: Path) -> Iterator[Plant]:
     """A home without workers; whatever a test starts is killed, and must leave nothing behind."""
@@ -237,5 +253,4 @@ def plant_on(home: Path, **settings_: Any) -> Iterator[Plant]:
             process.kill()
         process.wait()
     database.dispose()
-    _, alive = psutil.wait_procs(families, timeout=30)
-    assert alive == [], "orphans after the worker was killed"
+    assert still_alive(families, after_s=30) == [], "orphans after the worker was killed"

@@ -78,7 +78,7 @@ def enqueue_many(plant: Plant) -> None:
 
 
 def run_out_of_all_room(plant: Plant, disk: Path) -> None:
-    job = plant.train(plant.dataset(), epochs=120)
+    job = plant.train(plant.dataset(), epochs=60)
     plant.start_worker(ADAP_LEASE_S="20")
     plant.wait_epoch(job, 2)
     fill(disk)
@@ -90,5 +90,5 @@ def run_out_of_all_room(plant: Plant, disk: Path) -> None:
     assert (row.status, row.lost) == (JobStatus.SUCCEEDED, 0), row.error
     assert row.attempt == 1, "the worker waited"
     assert sorted({data["epoch"] for name, data in plant.events(job) if name == "epoch"}) == [
-        *range(1, 121)
+        *range(1, 61)
     ]
