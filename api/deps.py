@@ -55,7 +55,7 @@ class House:
     rates: Rates
     scoring: ScoringLink
     watch: Watch
-    callers: Recent[str, Caller] = field(default_factory=Recent)  # by API key
+    callers: Recent[str | None, Caller] = field(default_factory=Recent)  # by API key, if any
     targets: Recent[tuple[str, str], Target] = field(default_factory=Recent)  # by tenant and id
     alive: Recent[str, bool] = field(default_factory=Recent)  # by queue: whether it has a worker
 
@@ -83,36 +83,28 @@ async def _caller(
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
 ) -> Caller:
     """The owner of the key; without any key in the database, whoever is on this machine."""
-    if credentials is None:
-        await run_in_threadpool(_require_no_keys, house)
+    key = None if credentials is None else credentials.credentials
+    caller = house.callers.get(key)
+    if caller is None:
+        asked_at = time.monotonic()
+        caller = await run_in_threadpool(_read_caller, house, key)
+        house.callers.keep(key, caller, asked_at=asked_at)
+    if key is None:
         _require_this_machine(request)
-        caller = Caller(LOCAL_TENANT, frozenset({"read", "write", "admin"}))
-    else:
-        caller = await _owner(house, credentials.credentials)
     house.rates.take(caller.tenant)
     return caller
 
 
-def _require_no_keys(house: House) -> None:
+def _read_caller(house: House, key: str | None) -> Caller:
+    """Raises ApiError where this key, or no key, opens nothing."""
     with house.database.reading() as session:
-        if keys.any_valid(session):
-            raise ApiError(
-                "unauthorized",
-                "Expected an API key in the header `Authorization: Bearer …`, got none.",
-            )
-
-
-async def _owner(house: House, key: str) -> Caller:
-    known = house.callers.get(key)
-    if known is None:
-        asked_at = time.monotonic()
-        known = await run_in_threadpool(_read_owner, house, key)
-        house.callers.keep(key, known, asked_at=asked_at)
-    return known
-
-
-def _read_owner(house: House, key: str) -> Caller:
-    with house.database.reading() as session:
+        if key is None:
+            if keys.any_valid(session):
+                raise ApiError(
+                    "unauthorized",
+                    "Expected an API key in the header `Authorization: Bearer …`, got none.",
+                )
+            return Caller(LOCAL_TENANT, frozenset({"read", "write", "admin"}))
         row = keys.find(session, key)
     if row is None:
         raise ApiError("unauthorized", "This API key is unknown, revoked or expired.")

@@ -157,6 +157,7 @@ def test_requests_of_the_same_moment_share_a_batch_and_change_no_score(scoring: 
 
 def test_the_model_that_was_used_least_recently_leaves_memory(scoring: Scoring) -> None:
     first, second, image = scoring.model(1), scoring.model(2), noise(1)
+    values(score(scoring, scoring.model(3), png(image[0])))  # there is one to leave
     for model in (first, second, first):
         evicted = (scoring.status() or {})["evicted"]
         scored = values(score(scoring, model, png(image[0])))

@@ -1,6 +1,7 @@
 """Batches: who shares one, whose turn it is, and what happens to those that leave or fail."""
 
 import asyncio
+import threading
 from collections.abc import Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -17,10 +18,12 @@ class Recorded:
 
     def __init__(self) -> None:
         self.batches: list[list[float]] = []
+        self.cores: list[int] = []
         self.fail = False
 
-    def __call__(self, parts: Sequence[NDArray[Any]], /) -> NDArray[np.float64]:
+    def __call__(self, parts: Sequence[NDArray[Any]], /, *, cores: int) -> NDArray[np.float64]:
         items = np.concatenate(parts)
+        self.cores.append(cores)
         self.batches.append(items.tolist())
         if self.fail:
             raise ValueError("it fails")
@@ -29,11 +32,11 @@ class Recorded:
 
 
 @asynccontextmanager
-async def running(**options: Any) -> Any:
+async def running(*, cores: int = 1, **options: Any) -> Any:
     sizes: list[tuple[Any, int]] = []
     options = {"max_batch": 4, "max_wait_s": 0.05, **options}
     batches = Batches(**options, on_batch=lambda key, size: sizes.append((key, size)))
-    task = asyncio.create_task(batches.run())
+    task = asyncio.create_task(batches.run(cores=cores))
     try:
         yield batches, sizes
     finally:
@@ -87,6 +90,26 @@ def test_keys_take_turns_whoever_sends_more() -> None:
             return [key for key, _ in sizes]
 
     assert asyncio.run(scenario()) == ["greedy", "modest", "greedy", "greedy"]
+
+
+def test_cores_share_what_waits_and_one_item_has_all_of_them() -> None:
+    compute, together = Recorded(), threading.Barrier(2)  # nobody passes it alone
+
+    def side_by_side(parts: Any, /, *, cores: int) -> NDArray[np.float64]:
+        together.wait(10)
+        return compute(parts, cores=cores)
+
+    async def scenario() -> None:
+        async with running(cores=2, max_batch=8) as (batches, sizes):
+            results = await batches.run_through("a", items(*range(5)), side_by_side)
+            assert (results.tolist(), sizes) == ([0, 2, 4, 6, 8], [("a", 3), ("a", 2)])
+            assert (await batches.run_through("b", items(7), compute)).tolist() == [14]
+            both = (batches.run_through(key, items(1, 2), side_by_side) for key in "cd")
+            assert [result.tolist() for result in await asyncio.gather(*both)] == [[2, 4]] * 2
+            assert sizes[2:] == [("b", 1), ("c", 2), ("d", 2)]  # no key is cut for another's core
+
+    asyncio.run(scenario())
+    assert compute.cores == [1, 1, 2, 1, 1]
 
 
 def test_a_batch_that_is_not_full_waits_but_not_long() -> None:

@@ -30,7 +30,8 @@ def test_scores_are_those_of_the_network_that_was_stored(tmp_path: Path, archite
     scorer = asyncio.run(Networks(settings, blobs).get(wanted))
     original = Scorer(network, SPEC).eval()
     images = torch.randint(0, 256, (37, 3, 32, 32), dtype=torch.uint8)
-    got = networks.forward(scorer, [images[:5].numpy(), images[5:].numpy()], torch.device("cpu"))
+    parts, cpu = [images[:5].numpy(), images[5:].numpy()], torch.device("cpu")
+    got = networks.forward(scorer, parts, device=cpu, cores=1)
     with torch.inference_mode():
         expected = torch.stack([original(image[None] / 255)[0] for image in images])
     torch.testing.assert_close(torch.from_numpy(got), expected.double(), rtol=0, atol=1e-5)

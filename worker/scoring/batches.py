@@ -3,9 +3,13 @@
 While a batch is computed the images that come wait; the next batch takes what is there, so that
 batches grow with the load by themselves. Only a batch that would start alone waits a moment for
 company. Models take turns, whoever sends more.
+
+There is a batch for each core, and none of them waits for another: one batch on several cores waits
+at the end of every layer for the core that somebody else uses, too, and on a server somebody does.
 """
 
 import asyncio
+import functools
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,9 +21,9 @@ from numpy.typing import NDArray
 
 
 class Compute(Protocol):
-    """(N,) numbers from arrays of N items together; runs in a thread."""
+    """(N,) numbers from arrays of N items together, by so many cores; runs in a thread."""
 
-    def __call__(self, parts: Sequence[NDArray[Any]], /) -> NDArray[np.float64]: ...
+    def __call__(self, parts: Sequence[NDArray[Any]], /, *, cores: int) -> NDArray[np.float64]: ...
 
 
 @dataclass
@@ -39,7 +43,7 @@ class Request:
 
 
 class Batches:
-    """A queue for each key, and one thread that works on them in turn.
+    """A queue for each key, and a thread for each core that works on them in turn.
 
     Requests of one key have items of one shape and dtype, and the same `compute`.
     """
@@ -52,7 +56,7 @@ class Batches:
         self._on_batch = on_batch  # told the key and the size of each
         self._queues: OrderedDict[Hashable, deque[Request]] = OrderedDict()
         self._more = asyncio.Event()
-        self._thread = ThreadPoolExecutor(1, "batches")
+        self._idle = 0  # threads
 
     async def run_through(
         self, key: Hashable, items: NDArray[Any], compute: Compute
@@ -64,18 +68,27 @@ class Batches:
         self._more.set()
         return await request.done
 
-    async def run(self) -> None:
+    async def run(self, *, cores: int) -> None:
         """Work until cancelled."""
+        pool = ThreadPoolExecutor(cores, "batches")
+        async with asyncio.TaskGroup() as threads:
+            for _ in range(cores):
+                threads.create_task(self._work(pool, cores))
+
+    async def _work(self, pool: ThreadPoolExecutor, cores: int) -> None:
+        """What one thread does."""
         loop = asyncio.get_running_loop()
         while True:
+            self._idle += 1
             key = await self._next()
             parts = self._take(key)
-            if not parts:
-                continue
+            alone = self._idle == cores and not any(self._queues.values())
+            self._idle -= 1
             self._on_batch(key, sum(stop - start for _, start, stop in parts))
             arrays = [request.items[start:stop] for request, start, stop in parts]
+            compute = functools.partial(parts[0][0].compute, cores=cores if alone else 1)
             try:
-                results = await loop.run_in_executor(self._thread, parts[0][0].compute, arrays)
+                results = await loop.run_in_executor(pool, compute, arrays)
             except Exception as error:  # noqa: BLE001 - handed to everybody who waits for it
                 for request, *_ in parts:
                     if not request.done.done():
@@ -100,9 +113,8 @@ class Batches:
                 await self._more.wait()
                 continue
             key, queue = next(iter(self._queues.items()))
-            waiting = sum(len(request.items) - request.taken for request in queue)
             left_s = queue[0].born + self.max_wait_s - loop.time()
-            if waiting >= self.max_batch or left_s <= 0 or len(self._queues) > 1:
+            if _waiting(queue) >= self.max_batch or left_s <= 0 or len(self._queues) > 1:
                 self._queues.move_to_end(key)
                 return key
             try:
@@ -112,8 +124,13 @@ class Batches:
                 pass
 
     def _take(self, key: Hashable) -> list[tuple[Request, int, int]]:
-        """Up to a batch from the front of a queue: requests, each with a range of its items."""
-        queue, room = self._queues[key], self.max_batch
+        """Up to a batch from the front of a queue: requests, each with a range of its items.
+
+        Idle threads that no other key needs share what waits.
+        """
+        queue = self._queues[key]
+        threads = max(self._idle - len(self._queues) + 1, 1)
+        room = min(-(-_waiting(queue) // threads), self.max_batch)
         parts = []
         while queue and room:
             request = queue[0]
@@ -124,6 +141,11 @@ class Batches:
             if stop == len(request.items):
                 queue.popleft()
         return parts
+
+
+def _waiting(queue: deque[Request]) -> int:
+    """Items that are in no batch yet."""
+    return sum(len(request.items) - request.taken for request in queue)
 
 
 def _prune(queue: deque[Request]) -> bool:

@@ -29,8 +29,7 @@ class ScoringGoneError(Exception):
 def write_frame(writer: asyncio.StreamWriter, frame: Frame) -> None:
     """Send a frame; await `writer.drain()` before many or large ones."""
     content = msgpack.packb(frame)
-    writer.write(len(content).to_bytes(LENGTH_BYTES))
-    writer.write(content)
+    writer.writelines((len(content).to_bytes(LENGTH_BYTES), content))  # one packet, one wake-up
 
 
 async def read_frame(reader: asyncio.StreamReader, *, max_bytes: int) -> Frame:

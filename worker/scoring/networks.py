@@ -47,6 +47,7 @@ class Networks:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(device)
+        self.cores = torch.get_num_threads() if device == "cpu" else 1  # that batches are for
         self.evicted = 0
         self._blobs = blobs
         self._max_bytes = settings.scoring_memory_bytes
@@ -110,9 +111,14 @@ def _faster(scorer: Scorer, spec: InputSpec, device: torch.device) -> nn.Module:
 
 
 def forward(
-    scorer: nn.Module, images: Sequence[NDArray[Any]], device: torch.device
+    scorer: nn.Module, images: Sequence[NDArray[Any]], *, device: torch.device, cores: int
 ) -> NDArray[np.float64]:
-    """(N,) logits of (N, C, H, W) images in parts, uint8 or float32 in [0, 1], all of one dtype."""
+    """(N,) logits of (N, C, H, W) images in parts, uint8 or float32 in [0, 1], all of one dtype.
+
+    cores: how many to use, which holds for the calling thread from then on.
+    """
+    if torch.get_num_threads() != cores:
+        torch.set_num_threads(cores)
     x = torch.from_numpy(np.concatenate(images)).to(device)
     if x.dtype == torch.uint8:
         x = x.float() / 255

@@ -72,8 +72,7 @@ class Server:
             asyncio.create_task(part)
             for part in (
                 self._decoder.run(),
-                self._batches.run(),
-                _for_ever(self._networks),
+                self._run_batches(),
                 stop.wait(),
             )
         ]
@@ -106,6 +105,10 @@ class Server:
         return await asyncio.start_server(
             self._connection, parts.hostname, parts.port, limit=BUFFER_BYTES
         )
+
+    async def _run_batches(self) -> None:
+        _, in_memory = await asyncio.shield(self._networks)
+        await self._batches.run(cores=in_memory.cores)
 
     def _load_torch(self) -> Any:
         from worker.scoring import networks
@@ -251,12 +254,6 @@ class Server:
 
 def _drop(tasks: dict[int, asyncio.Task[None]], number: int, _: asyncio.Task[None]) -> None:
     del tasks[number]
-
-
-async def _for_ever(task: "asyncio.Task[Any]") -> None:
-    """Never end, unless the task fails."""
-    await task
-    await asyncio.Event().wait()
 
 
 def _check_count(count: int, spec: InputSpec) -> None:
