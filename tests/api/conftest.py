@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from sqlalchemy import update
 
-from api.main import create_app
+from api.deps import House
+from api.main import RequestLog, create_app
 from models import architectures, loading
 from models.header import Manifest
 from store.artifacts import open_blobs
@@ -66,6 +67,7 @@ class Api:
     database: Database
     settings: Settings
     folder: Path
+    house: House | None = None  # where it runs in this process
 
     def dataset(self, **columns: Any) -> str:
         """Put a data set into the database, ready unless said otherwise."""
@@ -91,11 +93,9 @@ class Api:
 
 
 @contextmanager
-def running(settings: Settings) -> Iterator[str]:
+def running(app: RequestLog) -> Iterator[str]:
     """The API on a free port; its address."""
-    server = uvicorn.Server(
-        uvicorn.Config(create_app(settings), port=0, log_config=None, lifespan="on")
-    )
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, lifespan="on"))
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:
@@ -115,8 +115,10 @@ def running_in(folder: Path, **settings: Any) -> Iterator[Api]:
     made.home.mkdir()
     database = Database(made)
     migrate(database)
-    with running(made) as url, httpx.Client(base_url=url, timeout=20) as http:
-        yield Api(http, database, made, folder)
+    app = create_app(made)
+    house = app.app.state.house  # type: ignore[attr-defined]
+    with running(app) as url, httpx.Client(base_url=url, timeout=20) as http:
+        yield Api(http, database, made, folder, house)
     database.dispose()
 
 
@@ -178,6 +180,8 @@ def api(server: Api) -> Api:
         session.execute(update(JobRow).values(parent_id=None))
         for table in reversed(Table.metadata.sorted_tables):
             session.execute(table.delete())
+    assert server.house is not None
+    server.house.callers.forget()
     return server
 
 
