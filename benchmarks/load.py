@@ -659,7 +659,7 @@ def soak(plan: Plan) -> Rows:
         "< 1 %/h over 1 h",
         slope < 0.01 if hours > 0.9 else None,
         f"{peer_slope:+.2%}/h",
-        note=f"{hours * 60:.1f} min show no slope per hour: use --minutes 60",
+        note="" if hours > 0.9 else f"{hours * 60:.1f} min show no slope per hour: --minutes 60",
     )
     yield Row("open files of the API", f"{opened:+d}", "flat", opened <= 5)
     yield Row("children left behind", f"{left:+d}", "0", left <= 0)
