@@ -1,6 +1,8 @@
 """Networks that score are rewritten to cost less, and only where their scores stay the same."""
 
 import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -53,3 +55,29 @@ def test_a_network_whose_rewriting_shows_in_its_scores_is_used_as_it_is(
     scorer = Scorer(architectures.build("small_cnn", channels=3, seed=0), SPEC).eval()
     monkeypatch.setattr(networks, "accelerate", lambda scorer, *_, **__: Off(scorer))
     assert networks._faster(scorer, SPEC, torch.device("cpu")) is scorer
+
+
+def test_what_a_layer_notes_in_one_thread_is_not_read_in_another() -> None:
+    both_are_inside = threading.Barrier(2, timeout=30)
+
+    class Notes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(1), requires_grad=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.noted = x
+            both_are_inside.wait()
+            return self.weight * self.noted.sum(dim=(1, 2, 3))
+
+    scorer, cpu = Notes(), torch.device("cpu")
+    images = torch.rand(2, 1, 3, 4, 4).numpy()
+    with ThreadPoolExecutor(2) as threads:
+        scores = list(
+            threads.map(lambda x: networks.forward(scorer, [x], device=cpu, cores=1), images)
+        )
+    for score, image in zip(scores, images, strict=True):
+        assert score == pytest.approx(image.sum())
+    ours = networks._of_this_thread(scorer)
+    assert ours is not scorer
+    assert ours.weight.data_ptr() == scorer.weight.data_ptr()

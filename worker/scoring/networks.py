@@ -1,12 +1,15 @@
 """The networks that scoring holds in memory: loaded on first use, least recently used out first."""
 
 import asyncio
+import copy
 import logging
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -123,8 +126,22 @@ def forward(
     if x.dtype == torch.uint8:
         x = x.float() / 255
     with torch.inference_mode():
-        logits: NDArray[np.float64] = scorer(x).double().cpu().numpy()
+        logits: NDArray[np.float64] = _of_this_thread(scorer)(x).double().cpu().numpy()
     return logits
+
+
+_local = threading.local()
+
+
+def _of_this_thread(scorer: nn.Module) -> nn.Module:
+    """Layers of its own for each thread over the same weights, as some keep notes in a pass."""
+    if not hasattr(_local, "copies"):
+        _local.copies = WeakKeyDictionary()
+    copies: WeakKeyDictionary[nn.Module, nn.Module] = _local.copies
+    if scorer not in copies:
+        weights = {id(tensor): tensor for tensor in (*scorer.parameters(), *scorer.buffers())}
+        copies[scorer] = copy.deepcopy(scorer, weights)
+    return copies[scorer]
 
 
 def _bytes(scorer: nn.Module) -> int:
