@@ -93,12 +93,20 @@ class Api:
 
 
 @contextmanager
-def running(app: RequestLog) -> Iterator[str]:
-    """The API on a free port; its address."""
+def running(settings: Settings) -> Iterator[str]:
+    """An API with these settings on a free port; its address."""
+    with serving(create_app(settings)) as url:
+        yield url
+
+
+@contextmanager
+def serving(app: RequestLog) -> Iterator[str]:
+    """The same for an application that there is."""
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, lifespan="on"))
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:
+        assert thread.is_alive(), "the server did not start"
         time.sleep(0.01)
     port = server.servers[0].sockets[0].getsockname()[1]
     try:
@@ -117,7 +125,7 @@ def running_in(folder: Path, **settings: Any) -> Iterator[Api]:
     migrate(database)
     app = create_app(made)
     house = app.app.state.house  # type: ignore[attr-defined]
-    with running(app) as url, httpx.Client(base_url=url, timeout=20) as http:
+    with serving(app) as url, httpx.Client(base_url=url, timeout=20) as http:
         yield Api(http, database, made, folder, house)
     database.dispose()
 

@@ -5,7 +5,6 @@ from typing import Any
 import httpx
 import pytest
 
-from api.main import create_app
 from tests.api.conftest import running
 from tests.worker.conftest import Plant
 
@@ -23,7 +22,7 @@ def test_the_workers_span_is_below_that_of_the_request(
         "attack": {"steps": 1},
     }
     traced = plant.settings.model_copy(update={"otlp_endpoint": endpoint})
-    with running(create_app(traced)) as url:
+    with running(traced) as url:
         answer = httpx.post(f"{url}/v1/training-jobs", json=request, trust_env=False)
     worker = plant.start_worker(ADAP_OTLP_ENDPOINT=endpoint)
     plant.wait_done(answer.json()["id"])
