@@ -18,7 +18,9 @@ def choose(accept: str, offered: Sequence[str]) -> str:
     )
     if weight == 0:
         raise ApiError(
-            "not_acceptable", f"Expected Accept: {' or '.join(offered)}, got {accept:.80}"
+            "not_acceptable",
+            f"Expected Accept: {' or '.join(offered)}, got {accept:.80}",
+            headers={"Vary": "Accept"},
         )
     return media_type
 

@@ -32,6 +32,7 @@ from api.routes import (
     models,
     rankings,
     scoring,
+    start,
     sweeps,
     training,
     uploads,
@@ -92,6 +93,7 @@ ROUTES = (
     catalogue,
     keys,
     webhooks,
+    start,
 )
 
 

@@ -12,6 +12,7 @@ from api.deps import HouseDep, Reader, Writer
 from api.errors import POSTED, explain_validation, problems
 from api.idempotency import IdempotencyDep
 from api.listing import After, Limit, page
+from api.pages import PAGE, views, wants_page
 from api.schemas import Dataset, Page, dataset_answer
 from core.config import Identifier, Name, Resize
 from store.tables import DatasetRow
@@ -100,11 +101,19 @@ def list_datasets(
         return page(session, query, DatasetRow.id, limit=limit, after=after, answer=dataset_answer)
 
 
-@router.get("/{dataset_id}", responses=problems("not_found"))
-def show_dataset(dataset_id: AssetId, house: HouseDep, caller: Reader) -> Dataset:
-    """One data set: its status, and once ready its counts."""
+@router.get(
+    "/{dataset_id}",
+    response_model=Dataset,
+    responses=problems("not_found", "not_acceptable") | PAGE,
+)
+def show_dataset(
+    dataset_id: AssetId, request: Request, response: Response, house: HouseDep, caller: Reader
+) -> Dataset | Response:
+    """One data set: its status, and once ready its counts; also as a page (`text/html`)."""
+    as_page = wants_page(request, response)
     with house.database.reading() as session:
-        return dataset_answer(assets.find(session, DatasetRow, dataset_id, caller))
+        dataset = dataset_answer(assets.find(session, DatasetRow, dataset_id, caller))
+    return views.dataset_page(request, dataset) if as_page else dataset
 
 
 @router.get(

@@ -20,6 +20,7 @@ from api.deps import Caller, House, HouseDep, Reader, Writer
 from api.errors import POSTED, ApiError, not_found, problems
 from api.idempotency import IdempotencyDep
 from api.listing import After, Limit, make_cursor, page_of, read_offset
+from api.pages import PAGE, views, wants_page
 from api.schemas import Job, JobEvent, Page, job_answer, timestamp
 from store import jobs, results, retries
 from store.database import now, row_by_id
@@ -71,27 +72,38 @@ def list_jobs(
         )
 
 
-@router.get("/{job_id}", responses=problems("not_found"))
+@router.get(
+    "/{job_id}", response_model=Job, responses=problems("not_found", "not_acceptable") | PAGE
+)
 async def show_job(
     job_id: AssetId,
+    request: Request,
+    response: Response,
     house: HouseDep,
     caller: Reader,
     prefer: Annotated[
         str | None, Header(description="`wait=N` waits up to N seconds for the end of the job")
     ] = None,
-) -> Job:
-    """One job: status, progress, result or error."""
+) -> Job | Response:
+    """One job: status, progress, result or error; as `text/html` a page that loads itself again."""
+    as_page = wants_page(request, response)
     job = await run_in_threadpool(_show, house, caller, job_id)
     wait_s = min(_wait_s(prefer), house.settings.max_wait_s)
-    if wait_s == 0 or job.done:
-        return job
-    await wait_until_done(house, job_id, wait_s=wait_s)
-    return await run_in_threadpool(_show, house, caller, job_id)
+    if wait_s > 0 and not job.done:
+        await wait_until_done(house, job_id, wait_s=wait_s)
+        job = await run_in_threadpool(_show, house, caller, job_id)
+    return await run_in_threadpool(_page, request, house, caller, job) if as_page else job
 
 
 def _show(house: House, caller: Caller, job_id: str) -> Job:
     with house.database.reading() as session:
         return describe_job(session, house, find_job(session, job_id, caller))
+
+
+def _page(request: Request, house: House, caller: Caller, job: Job) -> Response:
+    with house.database.reading() as session:
+        events = _last_events(session, job.id, limit=views.LAST_EVENTS)
+        return views.job_page(request, session, caller, job, events)
 
 
 @router.post(
@@ -328,10 +340,22 @@ def _events(session: Session, job_id: str, *, after: int, limit: int) -> list[Jo
         .order_by(JobEventRow.seq)
         .limit(limit)
     )
-    return [
-        JobEvent(seq=row.seq, at=timestamp(row.at), type=row.type, data=row.data)
-        for row in session.scalars(query)
-    ]
+    return [_event(row) for row in session.scalars(query)]
+
+
+def _last_events(session: Session, job_id: str, *, limit: int) -> list[JobEvent]:
+    """The newest events, newest first."""
+    query = (
+        select(JobEventRow)
+        .where(JobEventRow.job_id == job_id)
+        .order_by(JobEventRow.seq.desc())
+        .limit(limit)
+    )
+    return [_event(row) for row in session.scalars(query)]
+
+
+def _event(row: JobEventRow) -> JobEvent:
+    return JobEvent(seq=row.seq, at=timestamp(row.at), type=row.type, data=row.data)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from api.deps import Caller, House, HouseDep, Reader, Writer
 from api.errors import POSTED, ApiError, explain_validation, problems
 from api.idempotency import IdempotencyDep
 from api.listing import After, Limit, page
+from api.pages import PAGE, views, wants_page
 from api.routes.jobs import wait_until_done
 from api.schemas import Model, Page, model_answer
 from core.config import Identifier, Name
@@ -143,11 +144,17 @@ def list_models(
         return page(session, query, ModelRow.id, limit=limit, after=after, answer=model_answer)
 
 
-@router.get("/{model_id}", responses=problems("not_found"))
-def show_model(model_id: AssetId, house: HouseDep, caller: Reader) -> Model:
-    """One model: its status, its manifest, how it was trained."""
+@router.get(
+    "/{model_id}", response_model=Model, responses=problems("not_found", "not_acceptable") | PAGE
+)
+def show_model(
+    model_id: AssetId, request: Request, response: Response, house: HouseDep, caller: Reader
+) -> Model | Response:
+    """One model: its status, its manifest, how it was trained; also as a page (`text/html`)."""
+    as_page = wants_page(request, response)
     with house.database.reading() as session:
-        return model_answer(assets.find(session, ModelRow, model_id, caller))
+        model = model_answer(assets.find(session, ModelRow, model_id, caller))
+        return views.model_page(request, session, caller, model) if as_page else model
 
 
 @router.get(

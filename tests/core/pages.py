@@ -63,7 +63,7 @@ class Element:
 class Page(HTMLParser):
     """A page as a browser's parser would see it: elements in order, each with all its text."""
 
-    VOID = ("meta", "img", "br")
+    VOID = ("meta", "img", "br", "link")
 
     def __init__(self, page: str) -> None:
         super().__init__(convert_charrefs=True)

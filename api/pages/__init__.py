@@ -1,0 +1,121 @@
+"""Pages: the answers of some routes as people look at them, for whoever asks for `text/html`.
+
+JSON is the default, and a request for it costs one look at its header. A page shows what the JSON
+says and needs nothing else: no script, no font, no other request. Its look is the report's, whose
+stylesheet it carries along.
+
+Names, classes, groups and reasons come from strangers. Jinja escapes them; should that fail, the
+page's policy runs no script and fetches nothing.
+"""
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from functools import cache
+from typing import Any
+
+from fastapi import Request, Response
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from api.accept import choose
+
+FORMS = ("application/json", "text/html")
+PAGE: dict[int | str, dict[str, Any]] = {  # OpenAPI `responses=` of a route that has a page
+    200: {
+        "description": "JSON, or a page for people",
+        "content": {"text/html": {"schema": {"type": "string"}}},
+    }
+}
+_JSON = frozenset({"", "*/*", "application/json"})  # what nearly every program sends
+
+
+def wants_page(request: Request, response: Response) -> bool:
+    """Whether the caller wants a page; the answer in JSON is told to depend on that.
+
+    Raises ApiError (406) where neither is wanted.
+    """
+    response.headers["Vary"] = "Accept"
+    accept = request.headers.get("accept", "")
+    return accept not in _JSON and choose(accept, FORMS) == "text/html"
+
+
+def page(template: str, **shown: Any) -> Response:
+    """The page that this template makes of these values."""
+    environment, headers = _prepared()
+    text = environment.get_template(f"{template}.html.j2").render(**shown)
+    return Response(text, media_type="text/html", headers=headers)
+
+
+@cache
+def _prepared() -> tuple[Environment, Mapping[str, str]]:
+    """The templates and the headers of every page, made when the first one is asked for."""
+    environment = Environment(
+        loader=PackageLoader("api.pages"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    sheets = (("core", "report.css"), ("api.pages", "pages.css"))
+    style = "".join(
+        PackageLoader(package).get_source(environment, name)[0] for package, name in sheets
+    )
+    environment.globals["style"] = Markup(style)  # noqa: S704
+    environment.filters |= {
+        "ap": "{:.3f}".format,
+        "brief": _brief,
+        "lasting": _lasting,
+        "share": _share,
+        "when": _when,
+    }
+    sha256 = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    policy = {
+        "default-src": "'none'",
+        "style-src": f"'sha256-{sha256}'",
+        "img-src": "data:",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+        "frame-ancestors": "'none'",
+    }
+    return environment, {
+        "Cache-Control": "no-store",
+        "Content-Security-Policy": "; ".join(f"{name} {value}" for name, value in policy.items()),
+        "Vary": "Accept",
+        "X-Content-Type-Options": "nosniff",
+    }
+
+
+def _when(at: datetime) -> Markup:
+    shown = f"{at.day} {at:%b %Y, %H:%M:%S} UTC"
+    return Markup('<time datetime="{}">{}</time>').format(at.isoformat(), shown)
+
+
+def _lasting(seconds: float) -> str:
+    """A time in the two largest units that it fills: `48 s`, `3 min 20 s`, `2 h 5 min`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours:,} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.3g} %"
+
+
+def _brief(values: Mapping[str, Any]) -> str:
+    """Values in one line, figures to four digits, absent ones left out: `pgd, steps 10`."""
+    return ", ".join(
+        _figure(value) if name == "name" else f"{name} {_figure(value)}"
+        for name, value in values.items()
+        if value is not None and value != {}
+    )
+
+
+def _figure(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    return f"{value:.4g}" if isinstance(value, float) else json.dumps(value, ensure_ascii=False)

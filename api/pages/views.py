@@ -1,0 +1,269 @@
+"""What each page shows: the answer that the JSON gives too, and what goes with it on a page."""
+
+import json
+import shlex
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any, TypeVar
+
+from fastapi import Request, Response
+from pydantic import BaseModel, Field, ValidationError
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from api.deps import Caller
+from api.pages import page
+from api.schemas import Dataset, Job, JobEvent, Model, job_answer
+from core.report import ThresholdResult
+from store.tables import DatasetRow, JobKind, JobRow, JobStatus, ModelRow
+
+REFRESH_S = 2
+NEWEST = 10  # audits on the page of a model, rows of each table on the start page
+LAST_EVENTS = 20
+
+TITLES = {
+    JobKind.VALIDATE_DATASET: "Check",
+    JobKind.VALIDATE_MODEL: "Check",
+    JobKind.TRAIN: "Training",
+    JobKind.AUDIT: "Audit",
+    JobKind.AUDIT_SHARD: "Part of an audit",
+    JobKind.RANK: "Ranking",
+    JobKind.SCORE: "Scores",
+    JobKind.EXPORT: "Export to ONNX",
+}
+RETRIED = {JobKind.TRAIN, JobKind.AUDIT, JobKind.RANK}
+ADVICE = {  # by the code of an error
+    "dataset_rejected": "Mend the file by the reasons on the page of the data set; send it again.",
+    "model_rejected": "Mend the file by the reasons on the page of the model; send it again.",
+    "out_of_memory": "Ask for less at a time: a smaller batch_size, a smaller network or images.",
+    "training_failed": "Train with a lower learning rate; the events tell how the loss went.",
+    "timeout": "Ask for fewer epochs, steps or images, or have ADAP_JOB_LIMIT_S raised.",
+    "disk_full": "Run it again once there is room on the disk of the service.",
+    "internal_error": "Tell whoever runs the service, with the id of the job: the log says more.",
+}
+
+AP = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0, le=2**53)]
+
+
+class Figures(BaseModel):
+    """The figures of a finished audit that a page shows; older audits lack some."""
+
+    clean_ap: AP
+    worst_case_ap: AP
+    chance: AP | None = None
+    trust: str | None = None
+    thresholds: list[ThresholdResult] = []
+
+
+class Epoch(BaseModel):
+    """What one epoch of a training reached on the validation images."""
+
+    epoch: Count
+    clean_ap: AP
+    robust_ap: AP | None = None
+
+
+class Training(BaseModel):
+    """How a model was trained, as far as a page draws it.
+
+    It may have come inside a stranger's file, so that nothing is sure of it but that it is JSON.
+    """
+
+    method: dict[str, Any]
+    task: dict[str, Any]
+    dataset: dict[str, Any]
+    config: dict[str, Any]
+    train_examples: Count
+    validation_examples: Count
+    best: Epoch
+    history: list[Epoch]
+
+    @property
+    def positive(self) -> list[str] | None:
+        """The classes that it ranks first; None for each class against the rest."""
+        classes = self.task.get("positive")
+        return [str(name) for name in classes] if isinstance(classes, list) else None
+
+    def line(self, figure: str) -> str:
+        """A figure over the epochs as points of an SVG of 100 by 100, empty where one lacks it."""
+        values = [getattr(epoch, figure) for epoch in self.history]
+        if len(values) < 2 or None in values:
+            return ""
+        step = 100 / (len(values) - 1)
+        return " ".join(f"{i * step:.2f},{100 - 100 * y:.2f}" for i, y in enumerate(values))
+
+    @property
+    def chosen(self) -> float | None:
+        """Where on that picture the best epoch is, from 0 to 100."""
+        epochs = [epoch.epoch for epoch in self.history]
+        if len(epochs) < 2 or self.best.epoch not in epochs:
+            return None
+        return 100 * epochs.index(self.best.epoch) / (len(epochs) - 1)
+
+
+Parsed = TypeVar("Parsed", bound=BaseModel)
+
+
+def model_page(request: Request, session: Session, caller: Caller, model: Model) -> Response:
+    """A model: what it is, what trying it showed, how it was made, how it fared."""
+    audits = _audits(session, caller, model.id)
+    row = None if model.job_id is None else session.get(JobRow, model.job_id)
+    training_job = None if row is None or row.kind != JobKind.TRAIN else _answer(row)
+    told = None if model.manifest is None else model.manifest.training
+    return page(
+        "model",
+        model=model,
+        refresh=REFRESH_S if model.status == "validating" else None,
+        audits=[(audit, figures_of(audit)) for audit in audits],
+        names=_names(session, caller, [*audits, *([training_job] if training_job else [])]),
+        training_job=training_job,
+        training=_parsed(Training, told),
+        training_json=None if told is None else _pretty(told),
+        commands=_commands_of_model(request, model),
+    )
+
+
+def dataset_page(request: Request, dataset: Dataset) -> Response:
+    """A data set: what is in it, drawn, or why it was rejected."""
+    commands = [("The same as JSON", _curl(request, f"/v1/datasets/{dataset.id}"))]
+    if dataset.summary is not None:
+        positive = shlex.join(["--positive", list(dataset.summary.classes)[-1]])
+        of_this = f"--dataset {dataset.id} {positive} --watch"
+        commands = [
+            ("Train a model on it", f"adap train {of_this}"),
+            ("Audit a model on it", f"adap audit --model mdl_… {of_this}"),
+            *commands,
+        ]
+    return page(
+        "dataset",
+        dataset=dataset,
+        refresh=REFRESH_S if dataset.status == "validating" else None,
+        commands=commands,
+    )
+
+
+def job_page(
+    request: Request, session: Session, caller: Caller, job: Job, events: Sequence[JobEvent]
+) -> Response:
+    """A job: how far it is, why it waits or failed, what it made. It loads itself until the end."""
+    failed = job.status in (JobStatus.FAILED, JobStatus.CANCELLED)
+    commands = [("The same as JSON", _curl(request, f"/v1/jobs/{job.id}"))]
+    if not job.done:
+        commands = [
+            ("Watch it", f"adap jobs watch {job.id}"),
+            ("Stop it", f"adap jobs cancel {job.id}"),
+            *commands,
+        ]
+    elif failed and job.kind in RETRIED:
+        commands = [("Run it again", f"adap jobs retry {job.id}"), *commands]
+    return page(
+        "job",
+        job=job,
+        title=TITLES[job.kind],
+        refresh=None if job.done else REFRESH_S,
+        advice=None if job.error is None else _advice(job),
+        figures=figures_of(job),
+        names=_names(session, caller, [job]),
+        events=events,
+        request_json=_pretty(job.request),
+        commands=commands,
+    )
+
+
+def start_page(
+    session: Session,
+    caller: Caller,
+    *,
+    jobs: Sequence[Job],
+    models: Sequence[Model],
+    datasets: Sequence[Dataset],
+) -> Response:
+    """What is newest, and where to go."""
+    return page(
+        "start",
+        jobs=jobs,
+        models=models,
+        datasets=datasets,
+        titles=TITLES,
+        names=_names(session, caller, jobs),
+        refresh=None,
+    )
+
+
+def figures_of(job: Job) -> Figures | None:
+    """The figures of an audit that has succeeded."""
+    return _parsed(Figures, (job.result or {}).get("summary")) if job.kind == "audit" else None
+
+
+def _audits(session: Session, caller: Caller, model_id: str) -> list[Job]:
+    query = (
+        select(JobRow)
+        .where(
+            JobRow.model_id == model_id,
+            JobRow.kind == JobKind.AUDIT,
+            JobRow.tenant == caller.tenant,
+        )
+        .order_by(JobRow.id.desc())
+        .limit(NEWEST)
+    )
+    return [_answer(row) for row in session.scalars(query)]
+
+
+def _answer(row: JobRow) -> Job:
+    return job_answer(row, queue_position=None, waiting_for=None)
+
+
+def _names(session: Session, caller: Caller, jobs: Iterable[Job]) -> dict[str, str]:
+    """What the data sets and models of these jobs are called, by link; none that was removed."""
+    ids = sorted({link.rpartition("/")[2] for job in jobs for link in job.links.values()})
+    names: dict[str, str] = {}
+    for path, table in (("/v1/datasets", DatasetRow), ("/v1/models", ModelRow)):
+        query = select(table.id, table.name).where(
+            table.id.in_(ids), table.tenant == caller.tenant, table.deleted_at.is_(None)
+        )
+        names |= {f"{path}/{row.id}": row.name for row in session.execute(query)}
+    return names
+
+
+def _advice(job: Job) -> str:
+    assert job.error is not None
+    known = ADVICE.get(job.error.code)
+    if known is not None:
+        return known
+    if job.error.retryable:
+        return "The same request may well succeed when it is run again."
+    return "Change the request, the data set or the model as the sentence says, and ask again."
+
+
+def _commands_of_model(request: Request, model: Model) -> list[tuple[str, str]]:
+    commands = [("The same as JSON", _curl(request, f"/v1/models/{model.id}"))]
+    if model.manifest is None:
+        return commands
+    adap, form = [], []
+    if classes := model.manifest.output.classes:
+        adap = ["--positive", classes[0]]
+        form = ["--form-string", f"positive={classes[0]}"]  # -F would read a file for @NAME
+    scores = _curl(request, f"/v1/models/{model.id}/scores", "-F", "images=@image.png", *form)
+    return [
+        ("Score an image", shlex.join(["adap", "score", model.id, *adap, "image.png"])),
+        ("The same by HTTP alone", scores),
+        ("Audit it", f"adap audit --model {model.id} --dataset ds_… --watch"),
+        *commands,
+    ]
+
+
+def _curl(request: Request, path: str, *options: str) -> str:
+    """A call as a line for a shell, which takes the key from the environment."""
+    key = '-H "Authorization: Bearer $ADAP_API_KEY" ' if "authorization" in request.headers else ""
+    return f"curl {key}{shlex.join([*options, str(request.base_url.replace(path=path))])}"
+
+
+def _parsed(kind: type[Parsed], value: Any) -> Parsed | None:
+    try:
+        return kind.model_validate(value)
+    except ValidationError:
+        return None
+
+
+def _pretty(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False)

@@ -1,0 +1,487 @@
+"""The pages of models, data sets and jobs, read back by a parser and by a browser."""
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import pytest
+from sqlalchemy import update
+
+from store import jobs, keys
+from store.tables import AssetStatus, JobKind, JobRow
+from tests.api.conftest import CLASSIFIER, MANIFEST, SUMMARY, Api
+from tests.api.test_routes import finish, train
+from tests.core.browser import chromium, chromium_path
+from tests.core.pages import HOSTILE, Page
+
+Check = Callable[..., dict[str, Any]]
+
+BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
+FIGURES = {"clean_ap": 0.9312, "worst_case_ap": 0.4127, "chance": 0.125, "trust": "caution"}
+FINDINGS = {
+    "format": "onnx",
+    "onnx_difference": 1.25e-6,
+    "images": 6,
+    "lowest": -3.5,
+    "highest": 2.25,
+    "batch_difference": 4.5e-7,
+    "smallest_gradient": 0.0625,
+    "largest_gradient": 1.75,
+    "blind_images": 0,
+    "problems": [],
+    "warnings": ["something to know"],
+}
+TRAINING = {
+    "method": {"name": "adap_lpn", "lambda": 4.0},
+    "task": {"positive": ["cat"]},
+    "dataset": {"id": "ds_1", "name": "pets", "sha256": "0" * 64},
+    "config": {"epochs": 3},
+    "train_examples": 1200,
+    "validation_examples": 300,
+    "best": {"epoch": 2, "clean_ap": 0.75, "robust_ap": 0.5},
+    "history": [
+        {"epoch": i, "clean_ap": clean, "robust_ap": robust}
+        for i, clean, robust in ((1, 0.5, 0.25), (2, 0.75, 0.5), (3, 0.7, 0.4))
+    ],
+}
+SPLIT = {
+    **SUMMARY,
+    "examples": 40,
+    "classes": {"cat": 10, "dog": 30},
+    "splits": {"train": {"cat": 6, "dog": 14}, "test": {"cat": 4, "dog": 16}},
+    "groups": {"north": 15, "south": 25},
+    "duplicates": 3,
+    "conflicting": 2,
+    "across_splits": 1,
+}
+
+
+def get(api: Api, path: str, **headers: str) -> httpx.Response:
+    """An answer to a browser, whose request is as Chromium's."""
+    return api.http.get(path, headers={"Accept": BROWSER, **headers})
+
+
+def seen(api: Api, path: str) -> Page:
+    answer = get(api, path)
+    assert answer.status_code == 200, answer.text
+    return Page(answer.text)
+
+
+def words(api: Api, path: str) -> str:
+    return seen(api, path).one("main").words
+
+
+def audited(api: Api, model_id: str, dataset_id: str, figures: dict[str, Any] = FIGURES) -> str:
+    request = {"model_id": model_id, "dataset_id": dataset_id, "task": {"positive": ["cat"]}}
+    job_id = str(api.http.post("/v1/audits", json=request).json()["id"])
+    finish(api, job_id, {"summary": figures, "blobs": {}})
+    return job_id
+
+
+def paths(api: Api) -> list[str]:
+    return [
+        f"/v1/models/{api.model()}",
+        f"/v1/datasets/{api.dataset()}",
+        train(api)["links"]["self"],
+    ]
+
+
+def bars(page: Page) -> dict[str, list[float]]:
+    """The widths of all that is drawn, by kind."""
+    found: dict[str, list[float]] = {}
+    for rect in page.all("rect"):
+        found.setdefault(rect.attributes["class"], []).append(float(rect.attributes["width"]))
+    return found
+
+
+# --- which form -----------------------------------------------------------------------------------
+
+
+def test_who_asks_for_html_gets_a_page_and_all_others_json(api: Api, problem: Check) -> None:
+    for path in paths(api):
+        page = get(api, path)
+        assert page.headers["content-type"] == "text/html; charset=utf-8", page.text
+        told = api.http.get(path).json()
+        for accept in (
+            "*/*",
+            "",
+            "application/json",
+            "application/json, text/html",
+            "text/*;q=0, */*",
+        ):
+            answer = api.http.get(path, headers={"Accept": accept})
+            assert answer.headers["content-type"] == "application/json", accept
+            assert answer.headers["vary"] == page.headers["vary"] == "Accept"
+            assert answer.json() == told
+        refused = api.http.get(path, headers={"Accept": "image/png"})
+        assert "application/json or text/html" in problem(refused, 406, "not_acceptable")["detail"]
+        assert refused.headers["vary"] == "Accept"
+        # a problem is JSON, also for a browser
+        problem(get(api, path[:-4] + "0000"), 404, "not_found")
+    problem(api.http.get("/", headers={"Accept": "application/json"}), 406, "not_acceptable")
+
+
+def test_a_page_is_kept_nowhere_and_neither_runs_nor_fetches_anything(api: Api) -> None:
+    for path in ["/", *paths(api)]:
+        answer = get(api, path)
+        headers = answer.headers
+        policy = dict(part.split(" ", 1) for part in headers["content-security-policy"].split("; "))
+        assert policy["default-src"] == "'none'"
+        assert policy["style-src"].startswith("'sha256-")
+        assert "script-src" not in policy
+        assert headers["cache-control"] == "no-store"
+        assert headers["x-content-type-options"] == "nosniff"
+        assert "etag" not in headers
+        page = Page(answer.text)
+        assert not {e.tag for e in page.elements} & {"script", "img", "iframe", "form", "base"}
+        assert not [e for e in page.elements if "style" in e.attributes]
+        for element in page.elements:
+            target = element.attributes.get("href", "/")
+            assert target.startswith("/") or (element.tag == "link" and target == "data:,")
+
+
+def test_every_link_of_a_page_leads_to_something(api: Api) -> None:
+    dataset_id, model_id = api.dataset(), api.model()
+    job_id = audited(api, model_id, dataset_id)
+    for path in ("/", f"/v1/models/{model_id}", f"/v1/datasets/{dataset_id}", f"/v1/jobs/{job_id}"):
+        targets = {a.attributes["href"] for a in seen(api, path).all("a")}
+        assert len(targets) > 3
+        for target in targets:
+            # no worker runs here, so that there is nothing behind these
+            if not re.search("/report$|/scores$|format=onnx$|/leaderboard", target):
+                assert api.http.get(target).status_code == 200, target
+
+
+def test_pages_need_the_key_that_json_needs_and_show_the_tenants_own(
+    api: Api, problem: Check
+) -> None:
+    dataset_id, model_id = api.dataset(name="our photos"), api.model(name="our ranker")
+    job_id = audited(api, model_id, dataset_id)
+    with api.database.writing() as session:
+        mine, other = (
+            keys.create(session, name="k", scopes=["read"], tenant=tenant)[1]
+            for tenant in ("local", "other")
+        )
+    for path in (f"/v1/models/{model_id}", f"/v1/datasets/{dataset_id}", f"/v1/jobs/{job_id}"):
+        problem(get(api, path), 401, "unauthorized")
+        problem(get(api, path, Authorization=f"Bearer {other}"), 404, "not_found")
+        page = get(api, path, Authorization=f"Bearer {mine}").text
+        assert mine not in page
+        assert '"Authorization: Bearer $ADAP_API_KEY"' in Page(page).one("main").text
+    problem(get(api, "/"), 401, "unauthorized")
+    ours = get(api, "/", Authorization=f"Bearer {mine}").text
+    theirs = get(api, "/", Authorization=f"Bearer {other}").text
+    assert "our photos" in ours
+    assert "our ranker" in ours
+    assert "Nothing yet" in theirs
+    assert "our photos" not in theirs
+
+
+# --- what they show -------------------------------------------------------------------------------
+
+
+def test_the_page_of_a_model_shows_what_is_known_of_it(api: Api) -> None:
+    dataset_id = api.dataset(name="street scenes")
+    job = train(api, dataset_id=dataset_id)
+    manifest = {**MANIFEST, "training": TRAINING}
+    model_id = api.model(name="night", manifest=manifest, findings=FINDINGS, job_id=job["id"])
+    finish(api, job["id"], {"model_id": model_id, "summary": {}})
+    job_id = audited(api, model_id, dataset_id)
+    page = seen(api, f"/v1/models/{model_id}")
+    shown = page.one("main").words
+    for text in (
+        *(
+            "night",
+            "ready",
+            "small_cnn",
+            "8 \N{MULTIPLICATION SIGN} 8",
+            "1 channel",
+            "0 to 1",
+            "0.5",
+            "one logit",
+            "cat",
+        ),
+        *("6 probe images", "-3.5 to 2.25", "4.5e-07", "0.0625 to 1.75", "1.25e-06", "onnx"),
+        *("something to know", "Trained here by this job", "adap_lpn, lambda 4"),
+        *("1,200 images to train, 300 to validate", "2 of 3, clean AP 0.750, under attack 0.500"),
+        *("street scenes", "0.931", "0.413", "0.125", "caution", "epsilon 0.03137"),
+        *(f"adap score {model_id} image.png", f"/v1/models/{model_id}/scores"),
+        f"adap audit --model {model_id}",
+    ):
+        assert text in shown, text
+    targets = {a.attributes["href"] for a in page.all("a")}
+    content = f"/v1/models/{model_id}/content"
+    report = f"/v1/audits/{job_id}/report"
+    assert targets >= {content, f"{content}?format=onnx", report, job["links"]["self"]}
+    clean, robust = (page.one("polyline", class_=name) for name in ("clean", "worst"))
+    assert clean.attributes["points"] == "0.00,50.00 50.00,25.00 100.00,30.00"
+    assert robust.attributes["points"] == "0.00,75.00 50.00,50.00 100.00,60.00"
+    assert bars(page) == {"clean": [93.12], "worst": [41.27], "chance": [0.5]}
+
+
+def test_the_page_of_a_rejected_upload_shows_every_reason(api: Api) -> None:
+    reasons = [f"photos/{i}.png: expected a picture, got <b>{i}</b>" for i in range(12)]
+    rejected = {"status": AssetStatus.REJECTED, "reasons": reasons, "content_sha256": None}
+    for path in (
+        f"/v1/datasets/{api.dataset(summary=None, **rejected)}",
+        f"/v1/models/{api.model(manifest=None, **rejected)}",
+    ):
+        page = seen(api, path)
+        assert [item.text for item in page.all("li")] == reasons
+        assert "12 reasons" in page.one("main").words
+        assert not page.all("meta", http_equiv="refresh")
+
+
+def test_the_page_of_a_data_set_draws_its_classes_by_split(api: Api) -> None:
+    page = seen(api, f"/v1/datasets/{api.dataset(name='pets', summary=SPLIT)}")
+    shown = page.one("main").words
+    for text in (
+        *(
+            "pets",
+            "ready",
+            "Images 40",
+            "Classes 2",
+            "8\N{MULTIPLICATION SIGN}8",
+            "1 channel",
+            "Duplicates 3 7.5 %",
+        ),
+        *(
+            "train 20",
+            "test 20",
+            "north 15 37.5 %",
+            "south 25 62.5 %",
+            "8 \N{MULTIPLICATION SIGN} 8",
+        ),
+        *("2 duplicates have other labels", "1 duplicates are in another split"),
+        *("cat 10 25 % 6 30 % 4 20 %", "dog 30 75 % 14 70 % 16 80 %", "--positive dog"),
+    ):
+        assert text in shown, text
+    longest = 30
+    assert bars(page)["train"] == pytest.approx([100 * 6 / longest, 100 * 14 / longest], abs=1e-3)
+    assert bars(page)["test"] == pytest.approx([100 * 4 / longest, 100 * 16 / longest], abs=1e-3)
+    assert bars(page)["all"] == pytest.approx([60, 100])  # the groups
+    plain = seen(api, f"/v1/datasets/{api.dataset(summary={**SUMMARY, 'splits': {}})}")
+    assert bars(plain) == {"all": [100, 100]}
+
+
+def test_the_page_of_a_job_says_how_far_it_is_and_loads_itself_until_the_end(api: Api) -> None:
+    first, job = train(api), train(api)
+    path = job["links"]["self"]
+    queued = seen(api, path)
+    assert "It waits: no worker of the queue 'compute' is alive." in queued.one("main").words
+    assert "1 ahead of it in the queue." in queued.one("main").words
+    assert first["id"] not in queued.one("main").text
+    refresh = [e for e in queued.all("meta") if e.attributes.get("http-equiv") == "refresh"]
+    assert [e.attributes["content"] for e in refresh] == ["2"]
+
+    with api.database.writing() as session:
+        claim = jobs.claim(session, job["id"], worker="w", lease_s=30)
+        assert claim is not None
+        jobs.record(session, claim, "epoch", {"epoch": 3, "loss": 0.123456})
+        progress = {"phase": "training", "completed": 3, "total": 8, "unit": "epochs", "eta_s": 200}
+        session.execute(update(JobRow).where(JobRow.id == job["id"]).values(progress=progress))
+    running = seen(api, path)
+    assert "Training: 3 of 8 epochs, about 3 min 20 s left" in running.one("main").words
+    bar = running.one("progress").attributes
+    assert (bar["value"], bar["max"]) == ("3", "8")
+    assert "epoch 3, loss 0.1235" in running.one("main").words
+
+    with api.database.writing() as session:
+        error = jobs.JobError("worker_lost", "The worker died 3 times.", retryable=True)
+        jobs.fail(session, claim, error)
+    failed = seen(api, path)
+    for text in (
+        *("failed", "worker_lost", "The worker died 3 times.", "may well succeed when it is run"),
+        f"adap jobs retry {job['id']}",
+    ):
+        assert text in failed.one("main").words, text
+    assert [e for e in failed.all("meta") if "http-equiv" in e.attributes] == []
+    assert failed.all("progress") == []
+
+
+def test_the_page_of_an_audit_links_to_what_it_made(api: Api) -> None:
+    required = {"threshold": "worst_case_ap >= 0.5", "figure": "worst_case_ap", "got": 0.4127}
+    figures = {**FIGURES, "thresholds": [{**required, "passed": False}]}
+    job_id = audited(api, api.model(name="ranker"), api.dataset(name="photos"), figures)
+    page = seen(api, f"/v1/jobs/{job_id}")
+    for text in ("succeeded", "0.931", "0.413", "0.125", "not met", "ranker", "photos"):
+        assert text in page.one("main").words, text
+    targets = {a.attributes["href"] for a in page.all("a")}
+    assert targets >= {f"/v1/audits/{job_id}/{name}" for name in ("report", "scores")}
+
+
+def test_the_start_page_lists_what_is_newest_or_says_how_to_begin(api: Api) -> None:
+    empty = seen(api, "/")
+    assert "Nothing yet" in empty.one("main").words
+    assert "/docs" in {a.attributes["href"] for a in empty.all("a")}
+    model_id, dataset_id = api.model(name="ranker"), api.dataset(name="photos")
+    job_id = audited(api, model_id, dataset_id)
+    gone = api.dataset(name="forgotten")
+    assert api.http.delete(f"/v1/datasets/{gone}").status_code == 204
+    page = seen(api, "/")
+    assert "Audit of ranker on photos" in page.one("main").words
+    assert "Nothing yet" not in page.one("main").words
+    assert "forgotten" not in page.one("main").text
+    targets = {a.attributes["href"] for a in page.all("a")}
+    things = {f"/v1/models/{model_id}", f"/v1/datasets/{dataset_id}", f"/v1/jobs/{job_id}"}
+    assert targets >= things
+
+
+# --- strangers ------------------------------------------------------------------------------------
+
+
+def shapes(page: Page) -> list[tuple[str, list[str]]]:
+    return [(element.tag, list(element.attributes)) for element in page.elements]
+
+
+def of_names(api: Api, names: list[str]) -> Iterator[str]:
+    """Paths of pages on which these six names stand wherever a stranger may put one."""
+    everything = " ".join(names)
+    counts = {name: i + 1 for i, name in enumerate(names)}
+    printable = ["".join(filter(str.isprintable, name)) for name in names]  # as outputs must be
+    summary = {**SPLIT, "classes": counts, "splits": {"train": counts}, "groups": counts}
+    dataset_id = api.dataset(name=everything, summary=summary)
+    training = {
+        **TRAINING,
+        "method": {"name": everything, everything: everything},
+        "task": {"positive": names},
+        "dataset": {"name": everything},
+    }
+    model_id = api.model(
+        name=everything,
+        manifest={
+            **CLASSIFIER,
+            "architecture": everything[:64],
+            "output": {"kind": "multiclass", "classes": printable},
+            "positive": names,
+            "training": training,
+        },
+        findings={**FINDINGS, "problems": names, "warnings": names},
+    )
+    rejected = {"status": AssetStatus.REJECTED, "reasons": names, "content_sha256": None}
+    with api.database.writing() as session:
+        job_id = jobs.enqueue(
+            session,
+            JobKind.AUDIT,
+            tenant="local",
+            request={"threat": {everything: everything}},
+            dataset_id=dataset_id,
+            model_id=model_id,
+        ).id
+        claim = jobs.claim(session, job_id, worker="w", lease_s=30)
+        assert claim is not None
+        jobs.record(session, claim, everything, {everything: everything})
+        jobs.fail(session, claim, jobs.JobError(everything, everything))
+    yield "/"
+    yield f"/v1/models/{model_id}"
+    yield f"/v1/datasets/{dataset_id}"
+    yield f"/v1/jobs/{job_id}"
+    yield f"/v1/datasets/{api.dataset(name=everything, summary=None, **rejected)}"
+
+
+def test_hostile_names_change_no_element_of_a_page(api: Api) -> None:
+    tame = [seen(api, path) for path in of_names(api, list("abcdef"))]
+    hostile = [HOSTILE[0][:150], *HOSTILE[1:]]
+    for expected, path in zip(tame, of_names(api, hostile), strict=True):
+        page = seen(api, path)
+        if path != "/":  # which lists the tame ones, too
+            assert shapes(page) == shapes(expected)
+        shown = page.one("main").text
+        assert all(name in shown for name in HOSTILE), path
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        {},
+        {"history": 5},
+        {**TRAINING, "history": [{"epoch": 1, "clean_ap": 1e308}] * 2},
+        {**TRAINING, "history": []},
+        {**TRAINING, "dataset": {}, "method": {"name": [None]}, "task": {"positive": [5, {}]}},
+        {**TRAINING, "train_examples": 10**400},
+    ],
+)
+def test_whatever_a_file_says_of_its_training_is_shown_and_not_believed(
+    api: Api, training: dict[str, Any]
+) -> None:
+    shown = words(api, f"/v1/models/{api.model(manifest={**MANIFEST, 'training': training})}")
+    assert "this service did not train it" in shown
+    assert "All of it as JSON" in shown
+
+
+def test_a_class_in_a_command_is_one_word_for_a_shell(api: Api) -> None:
+    evil = "x'; rm -rf ~ #"
+    output = {"kind": "multiclass", "classes": [evil, "b"]}
+    model_id = api.model(manifest={**CLASSIFIER, "output": output})
+    summary = {**SUMMARY, "classes": {"a": 20, evil: 20}, "splits": {}}
+    quoted = "'x'\"'\"'; rm -rf ~ #'"
+    model, dataset = (
+        seen(api, path)
+        for path in (f"/v1/models/{model_id}", f"/v1/datasets/{api.dataset(summary=summary)}")
+    )
+    assert f"adap score {model_id} --positive {quoted} image.png" in [
+        line.text for line in model.all("pre", class_="command")
+    ]
+    assert all(
+        f"--positive {quoted} --watch" in line.text
+        for line in dataset.all("pre", class_="command")[:2]
+    )
+
+
+# --- in a browser --------------------------------------------------------------------------------
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_browser_goes_from_page_to_page_until_a_job_has_ended(api: Api, scheme: Any) -> None:
+    if chromium_path() is None:
+        pytest.skip("needs Chromium on PATH, or named by CHROMIUM")
+    everything = " ".join(HOSTILE)
+    dataset_id = api.dataset(name=everything, summary=SPLIT)
+    manifest = {**MANIFEST, "training": TRAINING}
+    model_id = api.model(name="a ranker", manifest=manifest, findings=FINDINGS)
+    request = {"model_id": model_id, "dataset_id": dataset_id}
+    job_id = api.http.post("/v1/audits", json=request).json()["id"]
+    complaints: list[str] = []
+    with (
+        chromium() as browser,
+        contextlib.closing(
+            browser.new_context(
+                base_url=str(api.http.base_url),
+                color_scheme=scheme,
+                viewport={"width": 400, "height": 800},
+            )
+        ) as context,
+    ):
+        tab = context.new_page()
+        tab.on("console", lambda message: complaints.append(message.text))
+        tab.on("pageerror", lambda error: complaints.append(str(error)))
+
+        def follow(path: str, title: str) -> None:
+            tab.click(f'a[href="{path}"] >> nth=0')
+            tab.wait_for_url(f"**{path}")
+            looks_right(title)
+
+        def looks_right(title: str) -> None:
+            assert tab.locator("h1").inner_text() == title
+            assert tab.evaluate("document.documentElement.scrollWidth") <= 400
+            background = tab.evaluate("getComputedStyle(document.body).backgroundColor")
+            assert background == {"light": "rgb(245, 246, 248)", "dark": "rgb(14, 17, 22)"}[scheme]
+            assert tab.evaluate("window.pwned") is None
+
+        tab.goto("/")
+        looks_right("What is here")
+        follow(f"/v1/datasets/{dataset_id}", everything)
+        assert tab.locator("svg.bar rect.train").first.bounding_box()["width"] > 20
+        tab.go_back()
+        follow(f"/v1/models/{model_id}", "a ranker")
+        assert tab.locator("polyline.clean").bounding_box()["width"] > 200
+        follow(f"/v1/jobs/{job_id}", "Audit")
+        assert tab.locator("meta[http-equiv=refresh]").count() == 1
+        finish(api, job_id, {"summary": FIGURES, "blobs": {}})
+        tab.wait_for_selector("text=succeeded >> nth=0")  # it has loaded itself again
+        looks_right("Audit")
+        assert tab.locator("meta[http-equiv=refresh]").count() == 0
+    assert complaints == []
