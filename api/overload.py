@@ -13,6 +13,7 @@ from store.ids import new_id
 log = logging.getLogger(__name__)
 
 ALWAYS = frozenset({"/livez", "/readyz", "/metrics"})  # what watches the service sees it busy, too
+STREAM = "/events"  # who cannot follow a job asks for it again and again
 RETRY_S = 1
 LOGGED_EVERY_S = 1.0
 STATUS = errors.CODES["overloaded"][0]
@@ -38,6 +39,7 @@ class Overload:
             threads.available_tokens <= 0  # or nobody waits, which is cheaper to know
             and threads.statistics().tasks_waiting >= self._most_waiting
             and path not in ALWAYS
+            and not path.endswith(STREAM)
         )
 
     async def refuse(self, scope: Scope, send: Send) -> None:

@@ -72,7 +72,6 @@ class Training(BaseModel):
     method: dict[str, Any]
     task: dict[str, Any]
     dataset: dict[str, Any]
-    config: dict[str, Any]
     train_examples: Count
     validation_examples: Count
     best: Epoch

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from api.main import THREADS
+from store.ids import new_id
 from tests.api.conftest import Api, running_alone, wait_for
 
 WAITING = 4
@@ -48,7 +49,8 @@ def crowd(api: Api) -> Iterator[list[Future[httpx.Response]]]:
 def test_what_would_wait_too_long_is_refused_at_once_and_the_others_are_served(
     api: Api, problem: Problem
 ) -> None:
-    with crowd(api) as posts:
+    with ThreadPoolExecutor(1) as follower, crowd(api) as posts:
+        follows = follower.submit(api.http.get, f"/v1/jobs/{new_id('job')}/events")
         refused = api.http.get("/v1/jobs?limit=1")
         problem(refused, 503, "overloaded")
         assert refused.headers["retry-after"] == "1"
@@ -56,6 +58,7 @@ def test_what_would_wait_too_long_is_refused_at_once_and_the_others_are_served(
         problem(api.http.delete("/v1/models/none"), 503, "overloaded")
         assert api.http.get("/livez").status_code == 200
         assert not all(post.done() for post in posts)
+    assert follows.result().status_code == 404
     answers = [post.result() for post in posts]
     accepted = [answer for answer in answers if answer.status_code == 201]
     assert len(accepted) >= FULL
