@@ -9,7 +9,7 @@ import httpx
 import pytest
 from sqlalchemy import update
 
-from store import jobs, keys
+from store import jobs
 from store.tables import AssetStatus, JobKind, JobRow
 from tests.api.conftest import CLASSIFIER, MANIFEST, SUMMARY, Api
 from tests.api.test_routes import finish, train
@@ -159,11 +159,15 @@ def test_pages_need_the_key_that_json_needs_and_show_the_tenants_own(
 ) -> None:
     dataset_id, model_id = api.dataset(name="our photos"), api.model(name="our ranker")
     job_id = audited(api, model_id, dataset_id)
-    with api.database.writing() as session:
-        mine, other = (
-            keys.create(session, name="k", scopes=["read"], tenant=tenant)[1]
-            for tenant in ("local", "other")
-        )
+    first = api.http.post("/v1/api-keys", json={"name": "first", "scopes": ["admin"]}).json()
+    mine, other = (
+        api.http.post(
+            "/v1/api-keys",
+            json={"name": "k", "scopes": ["read"], "tenant": tenant},
+            headers={"Authorization": f"Bearer {first['key']}"},
+        ).json()["key"]
+        for tenant in ("local", "other")
+    )
     for path in (f"/v1/models/{model_id}", f"/v1/datasets/{dataset_id}", f"/v1/jobs/{job_id}"):
         problem(get(api, path), 401, "unauthorized")
         problem(get(api, path, Authorization=f"Bearer {other}"), 404, "not_found")
