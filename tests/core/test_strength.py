@@ -22,7 +22,8 @@ from core.scores import Scores
 from core.training import fit
 
 EPSILON = {"linf": 0.15, "l2": 0.7}
-A_HAIR = 0.005  # of AP, where the largest distance measured was 0.0025
+WIDE = {"linf": 0.2, "l2": 0.7}  # for what only searching finds
+A_HAIR = 0.01  # of AP; the largest distance measured was 0.0025, and 0.006 on another processor
 
 every_norm = pytest.mark.parametrize("norm", ["linf", "l2"])
 
@@ -77,7 +78,7 @@ def held_out():
     return images[700:].float() / 255, targets[700:]
 
 
-def lowest_margins(network, *attacks, norm):
+def lowest_margins(network, *attacks, norm, epsilon=EPSILON):
     """(200,) over the clean image and all attacks, with the AP of the worst case."""
     x, targets = held_out()
     signs = 2 * targets - 1
@@ -87,7 +88,7 @@ def lowest_margins(network, *attacks, norm):
             x_adv = attack.perturb(
                 lambda x: -signs * network(x),
                 x,
-                threat_model=ThreatModel(norm, EPSILON[norm]),
+                threat_model=ThreatModel(norm, epsilon[norm]),
                 generator=torch.Generator().manual_seed(i),
             )
             attacked[str(i)] = network(x_adv).double().numpy()
@@ -136,7 +137,8 @@ def test_square_wins_where_gradients_are_hidden(network, norm):
 
     hiding = RoundsPixels()
     _, clean = lowest_margins(hiding, norm=norm)
-    _, without_gradients = lowest_margins(hiding, Square(300), norm=norm)
-    _, with_gradients = lowest_margins(hiding, APGD(40), pgd(40, norm=norm), norm=norm)
+    wide = {"norm": norm, "epsilon": WIDE}
+    _, without_gradients = lowest_margins(hiding, Square(300), **wide)
+    _, with_gradients = lowest_margins(hiding, APGD(40), pgd(40, norm=norm), **wide)
     assert without_gradients < with_gradients - 0.1
     assert with_gradients > clean - 0.25
