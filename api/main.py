@@ -11,7 +11,7 @@ from anyio.to_thread import current_default_thread_limiter
 from fastapi import Depends, FastAPI
 from pydantic.json_schema import models_json_schema
 from starlette.datastructures import MutableHeaders
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from api import errors
 from api.arriving import at_a_pace, has_body
@@ -158,7 +158,7 @@ def create_app(settings: Settings) -> "RequestLog":
 class RequestLog:
     """Give every request an id, say it in the answer and in every line of the log, and count it."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, traces: Traces, settings: Settings) -> None:
+    def __init__(self, app: FastAPI, metrics: Metrics, traces: Traces, settings: Settings) -> None:
         self.app = app
         self.settings = settings
         self.traces = traces

@@ -565,8 +565,8 @@ def _move(
     return row
 
 
-def _append(session: Session, job_id: str, seq: int, type: str, data: dict[str, Any]) -> None:  # noqa: A002
-    event = {"job_id": job_id, "seq": seq, "type": type, "data": data}
+def _append(session: Session, job_id: str, seq: int, name: str, data: dict[str, Any]) -> None:
+    event = {"job_id": job_id, "seq": seq, "type": name, "data": data}
     session.connection().execute(_EVENT, event)
 
 

@@ -124,7 +124,7 @@ def running_in(folder: Path, **settings: Any) -> Iterator[Api]:
     database = Database(made)
     migrate(database)
     app = create_app(made)
-    house = app.app.state.house  # type: ignore[attr-defined]
+    house: House = app.app.state.house
     with serving(app) as url, httpx.Client(base_url=url, timeout=20) as http:
         yield Api(http, database, made, folder, house)
     database.dispose()

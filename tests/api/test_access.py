@@ -43,7 +43,7 @@ BODIES: dict[str, dict[str, Any]] = {  # of routes with an id, such that nothing
 
 
 def operations() -> list[str]:
-    schema = create_app(Settings()).app.openapi()  # type: ignore[attr-defined]
+    schema = create_app(Settings()).app.openapi()
     return [
         f"{method.upper()} {path}"
         for path, methods in schema["paths"].items()

@@ -72,7 +72,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Alone]:
 
 def taking_bodies() -> list[tuple[str, str]]:
     """Every operation with each kind of body that it takes."""
-    paths = create_app(Settings()).app.openapi()["paths"]  # type: ignore[attr-defined]
+    paths = create_app(Settings()).app.openapi()["paths"]
     return [
         (operation, kind)
         for operation in ALL
