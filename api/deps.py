@@ -88,6 +88,8 @@ async def _caller(
     if caller is None:
         asked_at = time.monotonic()
         caller = await run_in_threadpool(_read_caller, house, key)
+        if key is not None and house.callers.get(None) is not None:
+            house.callers.forget()  # another process made this key: now everybody needs one
         house.callers.keep(key, caller, asked_at=asked_at)
     if key is None:
         _require_this_machine(request)

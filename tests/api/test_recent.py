@@ -69,6 +69,17 @@ def test_a_first_key_that_was_made_elsewhere_is_asked_for_within_a_second(
     problem(api.http.get("/v1/jobs"), 401, "unauthorized")
 
 
+def test_a_first_key_that_was_made_elsewhere_is_asked_for_as_soon_as_it_is_used(
+    api: Api, problem: Check
+) -> None:
+    assert api.http.get("/v1/jobs").status_code == 200
+    with api.database.writing() as session:
+        _, secret = keys.create(session, name="k", scopes=["read"])
+    mine = {"Authorization": f"Bearer {secret}"}
+    assert api.http.get("/v1/jobs", headers=mine).status_code == 200
+    problem(api.http.get("/v1/jobs"), 401, "unauthorized")
+
+
 def test_those_who_wait_for_jobs_keep_nobody_else_waiting(tmp_path: Path) -> None:
     """More of them than there are threads."""
     with running_in(tmp_path, max_wait_s=6) as api:
