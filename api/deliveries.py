@@ -8,8 +8,9 @@ import asyncio
 import ipaddress
 import logging
 import socket
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Collection, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from datetime import UTC, datetime
 from threading import Event, Thread
 
@@ -25,7 +26,8 @@ log = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 1.0
 TIMEOUT_S = 10.0
-AT_ONCE = 8  # a receiver that is slow holds up one of them
+AT_ONCE = 16
+AT_ONCE_EACH = 2  # of one webhook: a receiver that is slow holds up these
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
@@ -174,23 +176,44 @@ class Deliveries:
             self._thread.join()
 
     def _run(self) -> None:
+        flying: dict[Future[None], str] = {}  # each with the webhook that it goes to
         with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="delivery") as pool:
-            while not self._stopping.wait(LOOK_EVERY_S):
+            while not self._stopping.is_set():
                 try:
-                    with self._database.reading() as session:
-                        due = webhooks.due(session, limit=AT_ONCE)
-                    list(pool.map(self._deliver, due))
+                    taken = self._take(flying.values())
                 except SQLAlchemyError:
                     log.exception("deliveries.failed")  # a database that is away comes back
+                    taken = []
+                flying |= {pool.submit(self._deliver, one): one.webhook_id for one in taken}
+                if taken:
+                    continue  # there may be a second one for the same webhook
+                if flying:
+                    wait(flying, LOOK_EVERY_S, FIRST_COMPLETED)
+                    flying = {sent: webhook for sent, webhook in flying.items() if not sent.done()}
+                else:
+                    self._stopping.wait(LOOK_EVERY_S)
 
-    def _deliver(self, delivery_id: str) -> None:
+    def _take(self, flying: Collection[str]) -> list[Sending]:
+        """Take what is due, as far as there is room beside what is being sent."""
+        room = AT_ONCE - len(flying)
+        if not room:
+            return []
+        busy = [webhook for webhook, count in Counter(flying).items() if count >= AT_ONCE_EACH]
+        with self._database.reading() as session:
+            due = webhooks.due(session, limit=room, besides=busy)
+        if not due:
+            return []
         with self._database.writing() as session:
-            sending = webhooks.take(session, delivery_id)
-        if sending is None:
-            return
+            taken = [webhooks.take(session, delivery_id) for delivery_id in due]
+        return [sending for sending in taken if sending is not None]
+
+    def _deliver(self, sending: Sending) -> None:
         answered, error = send(sending, self._allowed)
-        with self._database.writing() as session:
-            webhooks.settle(session, sending, answered=answered, error=error)
+        try:
+            with self._database.writing() as session:
+                webhooks.settle(session, sending, answered=answered, error=error)
+        except SQLAlchemyError:
+            log.exception("deliveries.failed")  # it is due again when its lease has ended
         log.info(
             "webhook.sent",
             extra={

@@ -342,7 +342,10 @@ class DeliveryRow(Table):
     created_at: Mapped[float] = mapped_column(default=now())
     attempted_at: Mapped[float | None]
 
-    __table_args__ = (Index(None, "status", "next_at"), Index(None, "webhook_id", "id"))
+    __table_args__ = (
+        Index(None, "webhook_id", "status", "next_at"),
+        Index(None, "webhook_id", "id"),
+    )
 
 
 class WorkerRow(Table):

@@ -5,12 +5,12 @@ update, which also says when it is due again if nobody reports what became of it
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Row, delete, select, update
+from sqlalchemy import Row, delete, func, select, update
 from sqlalchemy.orm import Session
 
 from store.database import now
@@ -27,6 +27,7 @@ class Sending:
     """The right to send one delivery once: its attempt is a fencing token."""
 
     id: str
+    webhook_id: str
     attempt: int
     url: str
     secret: str
@@ -62,12 +63,27 @@ def announce(session: Session, job: Row[Any], status: JobStatus) -> None:
             )
 
 
-def due(session: Session, *, limit: int) -> Sequence[str]:
-    """The deliveries that somebody should take now."""
-    return session.scalars(
+def due(session: Session, *, limit: int, besides: Collection[str] = ()) -> Sequence[str]:
+    """Deliveries that somebody should take now: of each webhook but these the one due first.
+
+    The webhooks come in no order, so that those with many deliveries do not always come first.
+    """
+    first = (
         select(DeliveryRow.id)
-        .where(DeliveryRow.status == DeliveryStatus.PENDING, DeliveryRow.next_at <= now())
+        .where(
+            DeliveryRow.webhook_id == WebhookRow.id,
+            DeliveryRow.status == DeliveryStatus.PENDING,
+            DeliveryRow.next_at <= now(),
+        )
         .order_by(DeliveryRow.next_at)
+        .limit(1)
+        .scalar_subquery()
+    )
+    return session.scalars(
+        select(first)
+        .select_from(WebhookRow)
+        .where(WebhookRow.id.not_in(besides), first.is_not(None))
+        .order_by(func.random())
         .limit(limit)
     ).all()
 
@@ -87,7 +103,7 @@ def take(session: Session, delivery_id: str) -> Sending | None:
     if row is None:
         return None
     webhook = session.get_one(WebhookRow, row.webhook_id)
-    return Sending(delivery_id, row.attempt, webhook.url, webhook.secret, row.payload)
+    return Sending(delivery_id, webhook.id, row.attempt, webhook.url, webhook.secret, row.payload)
 
 
 def settle(session: Session, sending: Sending, *, answered: int | None, error: str | None) -> None:

@@ -41,6 +41,18 @@ class Receiver:
 
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
+    with receiving() as made:
+        yield made
+
+
+@pytest.fixture
+def other_receiver() -> Iterator[Receiver]:
+    with receiving() as made:
+        yield made
+
+
+@contextmanager
+def receiving() -> Iterator[Receiver]:
     kept = Receiver()
 
     class Handler(BaseHTTPRequestHandler):
@@ -51,7 +63,10 @@ def receiver() -> Iterator[Receiver]:
             if kept.wait_s:  # a byte now and then
                 with_end = time.monotonic() + kept.wait_s
                 while time.monotonic() < with_end:
-                    self.wfile.write(b"H")
+                    try:
+                        self.wfile.write(b"H")
+                    except OSError:  # who sent has hung up
+                        return
                     time.sleep(0.05)
             self.send_response(status)
             if status == 302:
@@ -273,7 +288,7 @@ def test_the_address_that_was_checked_is_the_one_connected_to(
     url = receiver.url.replace("localhost", "rebinding.test")
     key = f"whsec_{base64.b64encode(b'k' * 32).decode()}"
     allowed = Allowed("rebinding.test,127.0.0.0/8")
-    assert send(Sending("msg_1", 1, url, key, "{}"), allowed) == (204, None)
+    assert send(Sending("msg_1", "wh_1", 1, url, key, "{}"), allowed) == (204, None)
     assert asked.count("rebinding.test") == 1
     assert receiver.got[0][0]["host"].startswith("rebinding.test:")
 
@@ -285,9 +300,26 @@ def test_a_receiver_that_never_ends_is_left(
     receiver.wait_s = 2.0
     key = f"whsec_{base64.b64encode(b'k' * 32).decode()}"
     started = time.monotonic()
-    answered, error = send(Sending("msg_1", 1, receiver.url, key, "{}"), Allowed(LOCAL))
+    answered, error = send(Sending("msg_1", "wh_1", 1, receiver.url, key, "{}"), Allowed(LOCAL))
     assert (answered, error) == (None, "no answer within 0.5 s")
     assert time.monotonic() - started < 1.5
+
+
+def test_a_receiver_that_never_ends_keeps_no_job_and_no_other_receiver_waiting(
+    api: Api, receiver: Receiver, other_receiver: Receiver
+) -> None:
+    receiver.wait_s = 60.0
+    with sending(api) as on:
+        hanging, well = add(on, receiver), add(on, other_receiver)
+        started = time.monotonic()
+        ended = {end_a_job(api) for _ in range(100)}
+        assert time.monotonic() - started < deliveries.TIMEOUT_S
+        until(lambda: len(other_receiver.got) == 100)
+        assert time.monotonic() - started < 2 * deliveries.TIMEOUT_S
+        assert {json.loads(body)["data"]["job_id"] for _, body in other_receiver.got} == ended
+        assert len(receiver.got) <= 2 * deliveries.AT_ONCE_EACH
+        until(lambda: {entry["status"] for entry in log(on, well)} == {"delivered"})
+        assert {entry["status"] for entry in log(on, hanging)} == {"pending"}
 
 
 def test_another_tenants_webhooks_are_not_found(

@@ -15,6 +15,7 @@ from obstore.store import S3Store
 
 from store import jobs
 from store.artifacts import (
+    CHUNK_BYTES,
     Blobs,
     FolderBlobs,
     OtherContentError,
@@ -140,23 +141,36 @@ def test_files_that_wait_are_joined_in_the_order_given(blobs: Blobs, tmp_path: P
     assert set(blobs.older_than(-2)) == {sha256, names[1], names[2]}
 
 
-def test_a_kill_while_writing_leaves_no_partial_blob(tmp_path: Path) -> None:
-    source = write(tmp_path / "big", os.urandom(200_000_000))
+def test_a_kill_while_writing_leaves_no_partial_blob_whatever_the_byte(tmp_path: Path) -> None:
+    """The kernel kills who writes beyond a limit, at that very byte."""
     root = tmp_path / "blobs"
+    before = FolderBlobs(root).put(write(tmp_path / "before", b"an older one"))
+    source = write(tmp_path / "big", os.urandom(2 * CHUNK_BYTES + CHUNK_BYTES // 2))
     script = (
-        "from pathlib import Path; from store.artifacts import FolderBlobs; "
-        f"FolderBlobs(Path({str(root)!r})).put(Path({str(source)!r}))"
+        "import os, resource, signal, sys; from pathlib import Path\n"
+        "from store.artifacts import FolderBlobs\n"
+        "blobs, source = FolderBlobs(Path(sys.argv[1])), Path(sys.argv[2])\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_DFL)\n"
+        "resource.setrlimit(resource.RLIMIT_CORE, (0, 0))\n"
+        "for offset in map(int, sys.argv[3:]):\n"
+        "    if not (pid := os.fork()):\n"
+        "        resource.setrlimit(resource.RLIMIT_FSIZE, (offset, offset))\n"
+        "        blobs.put(source)\n"
+        "        os._exit(0)\n"
+        "    print(os.WTERMSIG(os.waitpid(pid, 0)[1]))\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", script])
-    while not list(root.glob("*.part")):
-        assert process.poll() is None, "finished before it could be killed"
-        time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    visible = list(root.glob("??/*"))
-    assert all(hashlib.sha256(path.read_bytes()).hexdigest() == path.name for path in visible)
-    assert list(FolderBlobs(root).older_than(-1)) == [path.name for path in visible]
-    assert not list(root.glob("*.part")), "remains of the killed write are swept"
+    size = source.stat().st_size
+    offsets = sorted({0, 1, CHUNK_BYTES, 2 * CHUNK_BYTES, size - 1, *range(0, size, size // 17)})
+    arguments = [str(root), str(source), *map(str, offsets)]
+    run = subprocess.run(
+        [sys.executable, "-c", script, *arguments], check=True, stdout=subprocess.PIPE, text=True
+    )
+    assert run.stdout.split() == [f"{signal.SIGXFSZ:d}"] * len(offsets)
+    assert sorted(part.stat().st_size for part in root.glob("*.part")) == offsets
+    assert [path.name for path in root.glob("??/*")] == [before]
+    assert list(FolderBlobs(root).older_than(-1)) == [before]
+    assert not list(root.glob("*.part")), "remains of the killed writes are swept"
+    assert FolderBlobs(root).local_path(before).read_bytes() == b"an older one"
 
 
 def test_a_cached_copy_is_checked_against_its_name(

@@ -105,8 +105,8 @@ def add_pets(url: str) -> str:
     return str(dataset["id"])
 
 
-def train(url: str, dataset: str, *, epochs: int) -> str:
-    """A training that has begun; the id of its job."""
+def enqueue_training(url: str, dataset: str, *, epochs: int) -> str:
+    """The id of the job."""
     request = {
         "dataset_id": dataset,
         "task": {"positive": ["cat"]},
@@ -114,9 +114,19 @@ def train(url: str, dataset: str, *, epochs: int) -> str:
         "epochs": epochs,
         "batch_size": 8,
     }
-    job_id = str(post(url, "/v1/training-jobs", json=request)["id"])
+    return str(post(url, "/v1/training-jobs", json=request)["id"])
+
+
+def train(url: str, dataset: str, *, epochs: int) -> str:
+    """A training that has begun; the id of its job."""
+    job_id = enqueue_training(url, dataset, epochs=epochs)
     wait_for(lambda: epochs_done(url, job_id))
     return job_id
+
+
+def ended(url: str, job_id: str) -> Any:
+    """A job, once it has ended."""
+    return wait_for(lambda: (job := get(url, f"/v1/jobs/{job_id}"))["done"] and job)
 
 
 def epochs_done(url: str, job_id: str) -> list[int]:
@@ -128,12 +138,13 @@ def epochs_done(url: str, job_id: str) -> list[int]:
 # --- nothing is left behind -----------------------------------------------------------------------
 
 
-def test_a_killed_service_leaves_no_process_and_its_training_goes_on_after_a_restart(
+def test_a_killed_service_leaves_no_process_and_all_its_jobs_go_on_after_a_restart(
     tmp_path: Path,
 ) -> None:
     with embedded_service(tmp_path, **IMPATIENT) as (url, process):
         dataset = add_pets(url)
         job_id = train(url, dataset, epochs=100)
+        queued = [enqueue_training(url, dataset, epochs=1) for _ in range(20)]
         post(url, "/v1/models", files={"file": ("x.safetensors", b"no weights")})
         sandboxed = "worker.child"
         wait_for(lambda: sandboxed in names(tree(process.pid)))
@@ -146,7 +157,7 @@ def test_a_killed_service_leaves_no_process_and_its_training_goes_on_after_a_res
         wait_for(lambda: not running(pids), limit_s=10)
 
     with embedded_service(tmp_path, **IMPATIENT) as (url, process):
-        job = wait_for(lambda: (job := get(url, f"/v1/jobs/{job_id}"))["done"] and job)
+        job = ended(url, job_id)
         assert (job["status"], job["attempt"]) == ("succeeded", 2), job["error"]
         events = get(url, f"/v1/jobs/{job_id}/events?limit=1000")["data"]
         (resumed,) = [event["data"]["epoch"] for event in events if event["type"] == "resumed"]
@@ -154,6 +165,11 @@ def test_a_killed_service_leaves_no_process_and_its_training_goes_on_after_a_res
         model = get(url, f"/v1/models/{job['result']['model_id']}")
         history = [record["epoch"] for record in model["manifest"]["training"]["history"]]
         assert history == list(range(1, 101))
+        for other in queued:
+            job = wait_for(
+                lambda other=other: (job := get(url, f"/v1/jobs/{other}"))["done"] and job
+            )
+            assert (job["status"], job["attempt"]) == ("succeeded", 1), job["error"]
 
         # Ctrl-C now, in the middle of another one
         job_id = train(url, dataset, epochs=1000)

@@ -1,6 +1,7 @@
-"""PostgreSQL goes away under load, and the API is killed at its worst moments: nothing is lost."""
+"""PostgreSQL, the broker and the API go away, at their worst moments too: nothing is lost."""
 
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -16,10 +17,11 @@ import httpx
 import pytest
 from sqlalchemy import func, select, text
 
+from store import jobs
 from store.database import Database
 from store.tables import IdempotencyRow, JobRow, JobStatus
 from tests.postgres import postgres_server
-from tests.worker.conftest import Plant, plant_on
+from tests.worker.conftest import Plant, broker, plant_on, ringing
 
 POSTS = 12
 AWAY_S = 2.0
@@ -136,6 +138,95 @@ def test_a_restart_of_postgresql_under_load_costs_time_and_nothing_else(tmp_path
             assert api.poll() is None
             assert plant.processes[0].poll() is None, "neither was started again"
         plant.database.dispose()
+
+
+def test_a_broker_that_is_emptied_and_killed_under_load_loses_no_job(
+    plant: Plant, tmp_path: Path
+) -> None:
+    """A bell is needed for nothing but speed; and the worker hears again without a restart."""
+    url = f"redis+socket://{tmp_path}/v.sock"
+    plant.settings = plant.settings.model_copy(update={"broker_url": url})
+    dataset, moments = plant.dataset(), random.Random(0)
+    with ringing(plant.settings) as bells:
+
+        def post() -> str:
+            job = plant.train(dataset, epochs=1)
+            bells.ring(plant.read(job))
+            return job
+
+        with broker(tmp_path) as client:
+            worker = plant.start_worker(ADAP_SWEEP_S="5")
+            plant.wait(lambda: "worker.ready" in plant.log_of(0))
+            queued = []
+            for _ in range(15):
+                queued.append(post())
+                time.sleep(moments.uniform(0, 0.3))
+                client.flushall()
+        queued += [post() for _ in range(5)]  # while there is none
+        with broker(tmp_path):
+            for job in queued:
+                row = plant.wait_done(job)
+                assert (row.status, row.attempt) == (JobStatus.SUCCEEDED, 1), row.error
+            plant.wait(lambda: all(rung_and_started(plant, post()) for _ in range(3)))
+        assert worker.poll() is None
+
+
+def rung_and_started(plant: Plant, job: str) -> bool:
+    """Whether a job that was rung for began long before an idle worker looks by itself."""
+    row = plant.wait_done(job)
+    assert (row.status, row.attempt) == (JobStatus.SUCCEEDED, 1)
+    assert row.started_at is not None
+    return row.started_at - row.created_at < 0.5
+
+
+def test_a_stream_of_events_goes_on_at_another_api_when_one_is_killed(plant: Plant) -> None:
+    job, moments = plant.train(plant.dataset()), random.Random(0)
+    with plant.database.writing() as session:
+        claim = jobs.claim(session, job, worker="w", lease_s=600)
+    assert claim is not None
+    over = threading.Event()
+
+    def record() -> None:
+        while not over.is_set():
+            with plant.database.writing() as session:
+                jobs.record(session, claim, "tick", {})
+            time.sleep(0.01)
+        with plant.database.writing() as session:
+            jobs.succeed(session, claim, {})
+
+    got: list[int] = []
+    with ThreadPoolExecutor(1) as pool, api_process(plant) as (still_there, _):
+        recording = pool.submit(record)
+        for _ in range(3):
+            with api_process(plant) as (url, process):
+                threading.Timer(moments.uniform(0.1, 0.6), process.kill).start()
+                got += followed(url, job, after=got[-1] if got else 0)
+            for _ in range(4):
+                got += followed(still_there, job, after=got[-1], most=moments.randint(1, 20))
+        over.set()
+        recording.result()
+        got += followed(still_there, job, after=got[-1])
+    assert got == list(range(1, len(plant.events(job)) + 1))
+
+
+def followed(url: str, job: str, *, after: int, most: int | None = None) -> list[int]:
+    """The numbers of the events of a job's stream after one, up to so many, or to its end."""
+    headers = {"Accept": "text/event-stream", "Last-Event-ID": str(after)}
+    numbers: list[int] = []
+    with (
+        suppress(httpx.TransportError),  # the end of the API that sent it
+        httpx.stream("GET", f"{url}/v1/jobs/{job}/events", headers=headers, timeout=20) as stream,
+    ):
+        number = None
+        for line in stream.iter_lines():
+            if line.startswith("id:"):
+                number = int(line.removeprefix("id:"))
+            elif not line and number is not None:  # the event is whole
+                numbers.append(number)
+                number = None
+                if len(numbers) == most:
+                    break
+    return numbers
 
 
 def test_an_api_that_is_killed_in_the_transaction_has_made_nothing(

