@@ -112,6 +112,33 @@ def test_cores_share_what_waits_and_one_item_has_all_of_them() -> None:
     assert compute.cores == [1, 1, 2, 1, 1]
 
 
+@pytest.mark.parametrize(
+    ("cores", "requests", "images", "sizes"),
+    [
+        (1, 32, 1, [16, 8, 8]),  # the last ones would be too small
+        (1, 40, 4, [64, 48, 24, 12, 8, 4]),
+        (1, 1, 40, [40]),  # one client has nothing to send meanwhile
+        (2, 32, 1, [8, 8, 8, 8]),
+    ],
+)
+def test_a_batch_leaves_requests_for_the_next(
+    cores: int, requests: int, images: int, sizes: list[int]
+) -> None:
+    """Whoever gets an answer sends the next request while the others are computed."""
+    compute = Recorded()
+
+    async def scenario() -> list[int]:
+        async with running(cores=cores, max_batch=64) as (batches, made):
+            together = (
+                batches.run_through("a", items(*range(images)), compute) for _ in range(requests)
+            )
+            for result in await asyncio.gather(*together):
+                assert result.tolist() == [2.0 * i for i in range(images)]
+            return [size for _, size in made]
+
+    assert asyncio.run(scenario()) == sizes
+
+
 def test_a_batch_that_is_not_full_waits_but_not_long() -> None:
     async def scenario(max_wait_s: float) -> tuple[float, int]:
         compute, loop = Recorded(), asyncio.get_running_loop()

@@ -1,8 +1,9 @@
 """Images of several requests in one forward pass.
 
-While a batch is computed the images that come wait; the next batch takes what is there, so that
-batches grow with the load by themselves. Only a batch that would start alone waits a moment for
-company. Models take turns, whoever sends more.
+While a batch is computed the images that come wait; the next batch takes some of what is there, so
+that batches grow with the load by themselves. It leaves requests for the batch after it, or all
+clients would be answered at once, and the core had nothing to do until they sent again. Only a
+batch that would start alone waits a moment for company. Models take turns, whoever sends more.
 
 There is a batch for each core, and none of them waits for another: one batch on several cores waits
 at the end of every layer for the core that somebody else uses, too, and on a server somebody does.
@@ -14,10 +15,14 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from math import ceil
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+
+SMALL = 8  # images of a batch that costs little more an image than a larger one
 
 
 class Compute(Protocol):
@@ -56,7 +61,9 @@ class Batches:
         self._on_batch = on_batch  # told the key and the size of each
         self._queues: OrderedDict[Hashable, deque[Request]] = OrderedDict()
         self._more = asyncio.Event()
+        self._cores = 1
         self._idle = 0  # threads
+        self._computed = 0  # requests that are, just now, in part or whole
 
     async def run_through(
         self, key: Hashable, items: NDArray[Any], compute: Compute
@@ -70,23 +77,25 @@ class Batches:
 
     async def run(self, *, cores: int) -> None:
         """Work until cancelled."""
+        self._cores = cores
         pool = ThreadPoolExecutor(cores, "batches")
         async with asyncio.TaskGroup() as threads:
             for _ in range(cores):
-                threads.create_task(self._work(pool, cores))
+                threads.create_task(self._work(pool))
 
-    async def _work(self, pool: ThreadPoolExecutor, cores: int) -> None:
+    async def _work(self, pool: ThreadPoolExecutor) -> None:
         """What one thread does."""
         loop = asyncio.get_running_loop()
         while True:
             self._idle += 1
             key = await self._next()
             parts = self._take(key)
-            alone = self._idle == cores and not any(self._queues.values())
+            alone = self._idle == self._cores and not any(self._queues.values())
             self._idle -= 1
             self._on_batch(key, sum(stop - start for _, start, stop in parts))
             arrays = [request.items[start:stop] for request, start, stop in parts]
-            compute = functools.partial(parts[0][0].compute, cores=cores if alone else 1)
+            compute = functools.partial(parts[0][0].compute, cores=self._cores if alone else 1)
+            self._computed += len(parts)
             try:
                 results = await loop.run_in_executor(pool, compute, arrays)
             except Exception as error:  # noqa: BLE001 - handed to everybody who waits for it
@@ -94,6 +103,8 @@ class Batches:
                     if not request.done.done():
                         request.done.set_exception(error)
                 continue
+            finally:
+                self._computed -= len(parts)
             position = 0
             for request, start, stop in parts:
                 request.results[start:stop] = results[position : position + stop - start]
@@ -126,13 +137,16 @@ class Batches:
     def _take(self, key: Hashable) -> list[tuple[Request, int, int]]:
         """Up to a batch from the front of a queue: requests, each with a range of its items.
 
-        Idle threads that no other key needs share what waits.
+        Idle threads that no other key needs share what waits. Half of all requests wait while the
+        others are computed, where batches need not be too small for that.
         """
         queue = self._queues[key]
         threads = max(self._idle - len(self._queues) + 1, 1)
-        room = min(-(-_waiting(queue) // threads), self.max_batch)
-        parts = []
-        while queue and room:
+        room = min(ceil(_waiting(queue) / threads), self.max_batch)
+        inside = self._computed + sum(map(len, self._queues.values()))
+        most, enough = ceil(inside / (2 * self._cores)), room - SMALL
+        parts: list[tuple[Request, int, int]] = []
+        while queue and room and (len(parts) < most or room > enough):
             request = queue[0]
             start, stop = request.taken, min(len(request.items), request.taken + room)
             parts.append((request, start, stop))
