@@ -42,7 +42,7 @@ def main() -> None:
         port=settings.port,
         log_config=None,
         access_log=False,
-        http=patient_protocol(settings.request_patience_s, refusal_of=app.overload.refusal_of),
+        http=patient_protocol(settings.request_patience_s, overload=app.overload),
         timeout_graceful_shutdown=5,
         h11_max_incomplete_event_size=64 * 1024,
     )

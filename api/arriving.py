@@ -10,6 +10,8 @@ from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Scope
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from api.overload import LET_THROUGH, Overload, path_of
+
 _BODY_HEADERS = frozenset({b"content-length", b"transfer-encoding"})
 
 
@@ -57,17 +59,15 @@ def at_a_pace(
     return received
 
 
-def patient_protocol(
-    seconds: float, *, refusal_of: Callable[[bytes], bytes | None]
-) -> type[asyncio.Protocol]:
+def patient_protocol(seconds: float, *, overload: Overload) -> type[asyncio.Protocol]:
     """uvicorn's HTTP protocol, for its option `http`; it waits so long for the head of a request.
 
     A connection that has brought none since it was made, or since the last answer, is closed after
     these seconds, or after twice as many at most. What it sends in between does not matter. One
     that reads nothing of its answer is closed after these seconds, too, once the buffers are full.
 
-    `refusal_of` is asked about what comes after all before was read and answered; if it has an
-    answer, that is written, and what came is read by nobody.
+    Where too many wait, a whole request on a connection that is idle is refused without anybody
+    reading its head.
     """
 
     class Patient(H11Protocol):  # not httptools, which takes heads of any length
@@ -81,13 +81,17 @@ def patient_protocol(
 
         def data_received(self, data: bytes) -> None:
             idle = self.conn.states == _IDLE and self.conn.trailing_data == _NOTHING
-            answer = refusal_of(data) if idle and not self.flow.write_paused else None
-            if answer is None:
-                super().data_received(data)
+            path = path_of(data) if idle and not self.flow.write_paused else None
+            if path is not None and overload.refuses(path):
+                self._refused = True
+                self.transport.write(overload.refusal())
+                self.on_response_complete()
                 return
-            self._refused = True
-            self.transport.write(answer)
-            self.on_response_complete()
+            before = self.cycle
+            super().data_received(data)
+            if path is not None and self.cycle is not before:
+                overload.let_through(path)
+                cast(dict[str, Any], self.cycle.scope)[LET_THROUGH] = True
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._next_look.cancel()

@@ -18,7 +18,7 @@ from api.arriving import at_a_pace, has_body
 from api.deliveries import Allowed, Deliveries
 from api.deps import House, refuse_unknown_query
 from api.metrics import Metrics, route_of
-from api.overload import Overload
+from api.overload import LET_THROUGH, Overload
 from api.quotas import Rates
 from api.routes import (
     audits,
@@ -115,10 +115,14 @@ def create_app(settings: Settings) -> "RequestLog":
     )
 
     traces = Traces(settings, service="adap-api")
+    metrics = Metrics(database, lease_s=settings.lease_s)
+    overload = Overload(settings.max_waiting_requests, metrics)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        current_default_thread_limiter().total_tokens = THREADS
+        threads = current_default_thread_limiter()
+        threads.total_tokens = THREADS
+        overload.watch(threads)
         deliveries = Deliveries(house.database, Allowed(settings.webhook_hosts))
         deliveries.start()
         house.bells.start()
@@ -142,7 +146,7 @@ def create_app(settings: Settings) -> "RequestLog":
         separate_input_output_schemas=False,
     )
     app.state.house = house
-    app.state.metrics = metrics = Metrics(house.database, lease_s=settings.lease_s)
+    app.state.metrics = metrics
     errors.install(app)
     limit_of = {
         **dict.fromkeys((datasets, models, audits), settings.max_upload_bytes),  # these take files
@@ -152,25 +156,32 @@ def create_app(settings: Settings) -> "RequestLog":
         limit = limit_of.get(module, settings.max_json_bytes)
         app.include_router(module.router, max_body_size=limit)
     _complete_openapi(app)
-    return RequestLog(app, metrics, traces, settings)
+    return RequestLog(app, metrics, overload, traces, settings)
 
 
 class RequestLog:
     """Give every request an id, say it in the answer and in every line of the log, and count it."""
 
-    def __init__(self, app: FastAPI, metrics: Metrics, traces: Traces, settings: Settings) -> None:
+    def __init__(
+        self,
+        app: FastAPI,
+        metrics: Metrics,
+        overload: Overload,
+        traces: Traces,
+        settings: Settings,
+    ) -> None:
         self.app = app
         self.settings = settings
         self.traces = traces
         self.metrics = metrics
-        self.overload = Overload(settings.max_waiting_requests, metrics)
+        self.overload = overload
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI entry."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        if self.overload.refuses(scope["path"]):
+        if LET_THROUGH not in scope and self.overload.refuses(scope["path"]):
             await self.overload.refuse(scope, send)
             return
         request_id = scope["request_id"] = new_id("req")

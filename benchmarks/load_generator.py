@@ -21,6 +21,7 @@ from typing import Any
 LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
 SENT = re.compile(rb'"sent": ?([0-9.]+)')
 MOST_OPEN = 400  # connections of a load that comes whether it is answered or not
+IDLE_S = 5.0  # then a connection is not used again, as clients do it: the server may just end it
 
 Spec = dict[str, Any]
 Answer = dict[str, Any]
@@ -78,12 +79,13 @@ class Connection:
         self.spec = spec
         self.tally = tally
         self.streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        self.used_at = 0.0
 
     async def send(self, request: bytes) -> None:
         """Send a request and count its answer."""
         started = time.perf_counter()
-        if self.streams is not None and self.streams[0].at_eof():
-            self.close()  # the server has ended what was idle, as it may
+        if started - self.used_at > IDLE_S:
+            self.close()
         try:
             if self.streams is None:
                 self.streams = await asyncio.open_connection("127.0.0.1", self.spec["port"])
@@ -97,7 +99,8 @@ class Connection:
             self.tally.broken += 1
             self.close()
             return
-        self.tally.latencies[status].append(time.perf_counter() - started)
+        self.used_at = time.perf_counter()
+        self.tally.latencies[status].append(self.used_at - started)
         if status in (429, 503) and b"retry-after:" not in head.lower():
             self.tally.without_retry_after += 1
 

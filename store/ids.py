@@ -4,10 +4,11 @@ import secrets
 import time
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no i, l, o, u
+_PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]
 
 
 def new_id(prefix: str) -> str:
     """For example `job_01k9…`: 48 bits of milliseconds, then 80 random bits."""
     number = (time.time_ns() // 1_000_000) << 80 | secrets.randbits(80)
-    digits = [_ALPHABET[(number >> shift) & 31] for shift in range(125, -1, -5)]
+    digits = [_PAIRS[(number >> shift) & 1023] for shift in range(120, -1, -10)]
     return f"{prefix}_{''.join(digits)}"

@@ -1,5 +1,6 @@
 """More requests than the API lets wait, while another process keeps others from writing."""
 
+import asyncio
 import socket
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -9,8 +10,11 @@ from typing import Any
 
 import httpx
 import pytest
+from anyio import CapacityLimiter
 
 from api.main import THREADS
+from api.metrics import Metrics
+from api.overload import Overload
 from store.ids import new_id
 from tests.api.conftest import Api, running_alone, wait_for
 
@@ -70,6 +74,25 @@ def test_what_would_wait_too_long_is_refused_at_once_and_the_others_are_served(
     for method in ("GET", "POST", "DELETE"):
         counted = f'adap_http_request_seconds_count{{method="{method}",route="none",status="503"}}'
         assert any(line.startswith(counted) for line in lines), method
+
+
+def test_of_those_that_come_in_one_turn_of_the_loop_no_more_are_let_through(api: Api) -> None:
+    async def scenario() -> int:
+        overload = Overload(WAITING, Metrics(api.database, lease_s=30))
+        overload.watch(CapacityLimiter(THREADS))
+        for _ in range(10 * FULL):
+            assert not overload.refuses("/livez")
+            overload.let_through("/livez")
+        count = 0
+        while not overload.refuses("/v1/jobs"):
+            overload.let_through("/v1/jobs")
+            count += 1
+        assert not overload.refuses("/livez")
+        await asyncio.sleep(0)  # the loop comes to those that were let through
+        assert not overload.refuses("/v1/jobs"), "they asked for no thread"
+        return count
+
+    assert asyncio.run(scenario()) == FULL
 
 
 def answer_on(connection: socket.socket) -> bytes:

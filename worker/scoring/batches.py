@@ -21,7 +21,6 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-
 SMALL = 8  # images of a batch that costs little more an image than a larger one
 
 
