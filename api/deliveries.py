@@ -196,8 +196,10 @@ class Deliveries:
                 if taken:
                     continue  # there may be a second one for the same webhook
                 if flying:
-                    wait(flying, LOOK_EVERY_S, FIRST_COMPLETED)
-                    flying = {sent: webhook for sent, webhook in flying.items() if not sent.done()}
+                    for sent in wait(flying, LOOK_EVERY_S, FIRST_COMPLETED).done:
+                        del flying[sent]
+                        if error := sent.exception():  # it is due again when its lease has ended
+                            log.error("deliveries.failed", exc_info=error)
                 else:
                     self._stopping.wait(LOOK_EVERY_S)
 
@@ -217,11 +219,8 @@ class Deliveries:
 
     def _deliver(self, sending: Sending) -> None:
         answered, error = send(sending, self._allowed)
-        try:
-            with self._database.writing() as session:
-                webhooks.settle(session, sending, answered=answered, error=error)
-        except SQLAlchemyError:
-            log.exception("deliveries.failed")  # it is due again when its lease has ended
+        with self._database.writing() as session:
+            webhooks.settle(session, sending, answered=answered, error=error)
         log.info(
             "webhook.sent",
             extra={
