@@ -77,22 +77,23 @@ def test_what_would_wait_too_long_is_refused_at_once_and_the_others_are_served(
 
 
 def test_of_those_that_come_in_one_turn_of_the_loop_no_more_are_let_through(api: Api) -> None:
-    async def scenario() -> int:
+    async def scenario() -> list[bool]:
         overload = Overload(WAITING, Metrics(api.database, lease_s=30))
         overload.watch(CapacityLimiter(THREADS))
         for _ in range(10 * FULL):
             assert not overload.refuses("/livez")
             overload.let_through("/livez")
-        count = 0
-        while not overload.refuses("/v1/jobs"):
-            overload.let_through("/v1/jobs")
-            count += 1
+        refused = []
+        for _ in range(2 * FULL):
+            refused.append(overload.refuses("/v1/jobs"))
+            if not refused[-1]:
+                overload.let_through("/v1/jobs")
         assert not overload.refuses("/livez")
         await asyncio.sleep(0)  # the loop comes to those that were let through
         assert not overload.refuses("/v1/jobs"), "they asked for no thread"
-        return count
+        return refused
 
-    assert asyncio.run(scenario()) == FULL
+    assert asyncio.run(scenario()) == FULL * [False] + FULL * [True]
 
 
 def answer_on(connection: socket.socket) -> bytes:
