@@ -203,7 +203,12 @@ def install(app: FastAPI) -> None:
         if disk.is_full(error):
             return _full(request, error)
         log.error("database.unavailable", extra={"reason": str(error)})
-        detail = "The database does not answer at the moment; nothing was changed. Try again."
+        detail = (
+            "The database does not answer at the moment. Try again with the same Idempotency-Key, "
+            "as what was asked for may be done already."
+            if request.method == "POST"
+            else "The database does not answer at the moment. Try again."
+        )
         return _response(request, "storage_unavailable", detail, headers={"Retry-After": "5"})
 
     @app.exception_handler(Exception)

@@ -5,29 +5,26 @@ writing transaction takes the write lock at its start, so it waits for another w
 failing in the middle.
 """
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache
-from select import POLLIN, poll
 from threading import Lock
-from time import monotonic
 from typing import Any, TypeVar, cast
 
 from sqlalchemy import Connection, Double, Engine, Select, bindparam, create_engine, event, select
-from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.expression import FunctionElement
 
 from store.settings import Settings
 
-CONNECTIONS = 20  # kept open, once they were needed
-IDLE_S = 10.0  # a connection that was idle for longer is tried before it is used
-
 # An option of statements that PostgreSQL may keep prepared, as it can plan them as well for values
 # that it does not know: inserts, and those that find one row by its key.
 BY_KEY = {"by_key": True}
+
+# An option of transactions that go through whole tables while nobody waits for them: PostgreSQL may
+# take ten minutes over an answer.
+UNHURRIED = {"limit_s": 600.0}
 
 
 class now(FunctionElement[float]):  # noqa: N801 - reads as a SQL function
@@ -66,26 +63,26 @@ class Database:
     """Sessions on the database of the settings."""
 
     def __init__(self, settings: Settings) -> None:
-        self.engine = _engine(settings.database)
+        self.engine = _engine(settings)
         # SQLite has one writer, and a second one polls for its turn: within a process it waits here
         self._turn = Lock() if self.engine.dialect.name == "sqlite" else nullcontext()
 
     @contextmanager
-    def reading(self) -> Iterator[Session]:
+    def reading(self, **options: Any) -> Iterator[Session]:
         """One transaction that sees a consistent state and writes nothing."""
-        with self._session("BEGIN") as session:
+        with self._session(sqlite_begin="BEGIN", **options) as session:
             yield session
 
     @contextmanager
-    def writing(self) -> Iterator[Session]:
+    def writing(self, **options: Any) -> Iterator[Session]:
         """One transaction, committed at the end, rolled back on any error."""
-        with self._turn, self._session("BEGIN IMMEDIATE") as session:
+        with self._turn, self._session(sqlite_begin="BEGIN IMMEDIATE", **options) as session:
             yield session
 
     @contextmanager
-    def _session(self, sqlite_begin: str) -> Iterator[Session]:
+    def _session(self, **options: Any) -> Iterator[Session]:
         with (
-            self.engine.connect().execution_options(sqlite_begin=sqlite_begin) as connection,
+            self.engine.connect().execution_options(**options) as connection,
             Session(connection, expire_on_commit=False) as session,
             session.begin(),
         ):
@@ -96,47 +93,18 @@ class Database:
         self.engine.dispose()
 
 
-def _engine(url: str) -> Engine:
-    return _sqlite(url) if url.startswith("sqlite") else _postgresql(url)
+def _engine(settings: Settings) -> Engine:
+    url = settings.database
+    if url.startswith("sqlite"):
+        return _sqlite(url)
+    from store import postgres  # its packages are an extra
 
-
-def _postgresql(url: str) -> Engine:
-    engine = create_engine(
-        url,
-        pool_size=CONNECTIONS,
-        # No statement is prepared because it ran often: PostgreSQL would then plan it for values
-        # that it does not know, and walk through the whole queue.
-        connect_args={"connect_timeout": 5, "prepare_threshold": sys.maxsize},
-    )
-
-    @event.listens_for(engine, "do_execute")
-    def _execute(cursor: Any, statement: str, parameters: Any, context: Any) -> bool:
-        cursor.execute(statement, parameters, prepare=context.execution_options.get("by_key"))
-        return True
-
-    @event.listens_for(engine, "checkin")
-    def _note(_: Any, record: Any) -> None:
-        record.info["used_at"] = monotonic()
-
-    @event.listens_for(engine, "checkout")
-    def _try(connection: Any, record: Any, _: Any) -> None:
-        # What the server closed can be read from, so that of most no round trip has to tell.
-        used_at = record.info.pop("used_at", None)
-        idle = used_at is not None and monotonic() - used_at > IDLE_S
-        try:
-            said = poll()
-            said.register(connection, POLLIN)
-            if idle or said.poll(0):
-                engine.dialect.do_ping(connection)
-        except engine.dialect.loaded_dbapi.Error as error:
-            raise InvalidatePoolError from error
-
-    return engine
+    return postgres.engine(url, limit_s=settings.database_limit_s)
 
 
 def _sqlite(url: str) -> Engine:
     engine = create_engine(
-        url, pool_size=CONNECTIONS, connect_args={"timeout": 30, "check_same_thread": False}
+        url, pool_size=20, connect_args={"timeout": 30, "check_same_thread": False}
     )
 
     @event.listens_for(engine, "connect")

@@ -10,7 +10,8 @@ from store.database import Database
 
 def migrate(database: Database) -> None:
     """Upgrade the tables; nothing happens where they are new enough."""
-    with database.engine.begin() as connection:
+    patient = database.engine.execution_options(limit_s=None)
+    with patient.begin() as connection:
         command.upgrade(config(connection), "head")
 
 

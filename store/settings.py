@@ -31,6 +31,12 @@ class Settings(BaseSettings):
         None,
         description="SQLite in `home` by default, else postgresql+psycopg://user:password@host/db",
     )
+    database_limit_s: float = Field(
+        4,
+        gt=0,
+        description="how long PostgreSQL may take over one answer; then its connection is given "
+        "up, and a request is refused with 503",
+    )
     broker_url: str | None = Field(
         None, description="redis://…; `adap up` starts its own Valkey and fills this in"
     )

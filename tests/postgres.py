@@ -39,6 +39,20 @@ class Postgres:
         """Run again on the same data."""
         self._server.ensure_postgres_running()
 
+    def freeze(self) -> None:
+        """Keep every connection, take new ones, and say nothing."""
+        for process in self._processes():
+            process.suspend()
+
+    def thaw(self) -> None:
+        """Go on where it stopped."""
+        for process in self._processes():
+            process.resume()
+
+    def _processes(self) -> list[psutil.Process]:
+        server = psutil.Process(self._server.get_pid())
+        return [server, *server.children()]  # first the one that starts the others
+
     @contextmanager
     def empty_database(self) -> Iterator[str]:
         """The URL of a database of its own."""

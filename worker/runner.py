@@ -28,7 +28,7 @@ from core.errors import AdapError
 from models.errors import ModelFileError
 from store import disk, idempotency, jobs, results, retries, scores, sweeps, uploads, webhooks
 from store.artifacts import Blobs, collect_garbage, open_blobs
-from store.database import Database, now
+from store.database import UNHURRIED, Database, now
 from store.ids import new_id
 from store.jobs import Claim, ClaimLostError, JobError
 from store.logs import log_about
@@ -376,13 +376,13 @@ class Worker:
                 self._advance(sweep_id)
         if time.monotonic() > self._garbage_at:
             self._garbage_at = time.monotonic() + GARBAGE_EVERY_S
-            with self.database.writing() as session:
+            with self.database.writing(**UNHURRIED) as session:
                 retries.forget_checkpoints(session, older_s=self.settings.checkpoints_kept_s)
                 scores.forget(session, unused_s=self.settings.scores_kept_s)
                 webhooks.forget(session)
                 idempotency.forget(session, older_s=self.settings.idempotency_kept_s)
                 uploads.forget(session)
-            with self.database.reading() as session:
+            with self.database.reading(**UNHURRIED) as session:
                 removed = collect_garbage(session, self.blobs, grace_s=self.settings.blob_grace_s)
             log.info("blobs.collected", extra={"removed": removed})
 

@@ -78,11 +78,20 @@ def count(database: Database, table: Any) -> int:
         return session.scalar(select(func.count()).select_from(table)) or 0
 
 
-def test_a_restart_of_postgresql_under_load_costs_time_and_nothing_else(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("leave", "come_back"), [("stop", "start"), ("freeze", "thaw")], ids=["restarted", "frozen"]
+)
+def test_an_outage_of_postgresql_under_load_costs_time_and_nothing_else(
+    tmp_path: Path, leave: str, come_back: str
+) -> None:
     with postgres_server() as server, plant_on(tmp_path, database_url=server.url) as plant:
         dataset = plant.dataset()
-        plant.start_worker(ADAP_LEASE_S="20")
-        with api_process(plant) as (url, api), httpx.Client(base_url=url, timeout=30) as http:
+        limit = {"ADAP_DATABASE_LIMIT_S": str(AWAY_S / 4)}
+        plant.start_worker(ADAP_LEASE_S="20", **limit)
+        with (
+            api_process(plant, **limit) as (url, api),
+            httpx.Client(base_url=url, timeout=30) as http,
+        ):
             long = http.post("/v1/training-jobs", json=training(dataset, epochs=40)).json()["id"]
             plant.wait_epoch(long, 1)
             answers: list[tuple[int, float, httpx.Headers]] = []
@@ -119,9 +128,9 @@ def test_a_restart_of_postgresql_under_load_costs_time_and_nothing_else(tmp_path
                 asking = pool.submit(ask)
                 posting = [pool.submit(post, number) for number in range(POSTS)]
                 time.sleep(AWAY_S / 2)
-                server.stop()
+                getattr(server, leave)()
                 time.sleep(AWAY_S)
-                server.start()
+                getattr(server, come_back)()
                 queued = [future.result() for future in posting]
                 over.set()
                 asking.result()
