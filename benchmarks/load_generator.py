@@ -144,8 +144,10 @@ async def opened(spec: Spec) -> Answer:
         await connection.send(request)
         idle.append(connection)
 
-    while (passed := time.perf_counter() - started) < spec["seconds"]:
-        for _ in range(int(passed * spec["rate"]) - sent):
+    wanted = int(spec["seconds"] * spec["rate"])
+    while sent < wanted:
+        passed = time.perf_counter() - started
+        for _ in range(min(wanted, int(passed * spec["rate"])) - sent):
             sent += 1
             if not idle:
                 tally.unsent += 1

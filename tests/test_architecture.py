@@ -52,7 +52,11 @@ def test_imports_keep_to_the_contracts() -> None:
 )
 def test_an_import_against_the_contracts_is_found(tmp_path: Path, module: str, line: str) -> None:
     for package in PACKAGES:
-        shutil.copytree(REPOSITORY / package, tmp_path / package)
+        shutil.copytree(
+            REPOSITORY / package,
+            tmp_path / package,
+            ignore=shutil.ignore_patterns("__pycache__"),
+        )
     shutil.copy(REPOSITORY / "pyproject.toml", tmp_path)
     (tmp_path / module / "intruder.py").write_text(f'"""Against the contracts."""\n{line}\n')
 

@@ -89,7 +89,7 @@ class Child:
         """
         try:
             if self._process is None:
-                self._start(work)
+                self._start(work, check=check, poll_s=poll_s)
             assert self._connection is not None
             self._connection.send_bytes(work.encode())
             while True:
@@ -138,12 +138,10 @@ class Child:
     def __exit__(self, *_: object) -> None:
         self.kill()
 
-    def _start(self, work: Work) -> None:
-        ours, theirs = Pipe(duplex=True)
+    def _start(self, work: Work, *, check: Callable[[], None], poll_s: float) -> None:
+        self._connection, theirs = Pipe(duplex=True)
         if self._sandbox is None:
-            process = _context.Process(target=_forked, args=(theirs, self._threads), daemon=True)
-            process.start()
-            self._process = process
+            self._process = self._fork(theirs, check=check, poll_s=poll_s)
         else:
             fd = theirs.fileno()
             self._process = self._sandbox.start(
@@ -159,8 +157,27 @@ class Child:
                 folder=work.folder,
                 inputs=work.inputs.values(),
             )
-        theirs.close()
-        self._connection = ours
+            theirs.close()
+
+    def _fork(self, theirs: Connection, *, check: Callable[[], None], poll_s: float) -> BaseProcess:
+        """A child of the fork server, which may be loading torch for a while yet.
+
+        Where `check` raises meanwhile, the child will find its pipe closed when it is born.
+        """
+        process = _context.Process(target=_forked, args=(theirs, self._threads), daemon=True)
+
+        def start() -> None:
+            with theirs, contextlib.suppress(EOFError, OSError):  # the fork server ended
+                process.start()
+
+        starting = Thread(target=start, daemon=True)
+        starting.start()
+        while starting.is_alive():
+            starting.join(poll_s)
+            check()
+        if process.pid is None:
+            raise ChildDiedError("the process could not be started")
+        return process
 
     def _exit_code(self) -> int | None:
         deadline = time.monotonic() + 2

@@ -154,6 +154,7 @@ class Worker:
         """Work on the job whose turn it is; False if there is none."""
         if self.stopping.is_set():
             return False
+        asked_at = time.monotonic()
         with self.database.writing() as session:
             claim = jobs.claim_next(
                 session, self.queue, worker=self.id, lease_s=self.settings.lease_s
@@ -164,10 +165,11 @@ class Worker:
         log.info("job.claimed", extra={"job_id": job.id, "attempt": claim.attempt})
         sandbox = self.sandbox if job.queue == "intake" else None
         with Child(sandbox=sandbox, threads=self.settings.threads) as child:
+            attempt = Attempt(self, job, claim, since=asked_at)
             if job.kind == JobKind.AUDIT:
-                self._attempt(job, claim, lambda attempt: self._audit(job, attempt, child))
+                self._attempt(attempt, lambda: self._audit(job, attempt, child))
             else:
-                self._attempt(job, claim, lambda attempt: self._pipeline(job, attempt, child))
+                self._attempt(attempt, lambda: self._pipeline(job, attempt, child))
         if job.kind == JobKind.TRAIN:
             with self.database.reading() as session:
                 sweep_id = sweeps.sweep_of(session, job.id)
@@ -187,9 +189,9 @@ class Worker:
             log.info("trial.made", extra={"sweep_id": sweep_id, "job_id": job.id})
             self.bells.ring(job)
 
-    def _attempt(self, job: JobRow, claim: Claim, work: Callable[["Attempt"], None]) -> None:
+    def _attempt(self, attempt: "Attempt", work: Callable[[], None]) -> None:
         """Run `work`, and turn whatever ends it into the job's next state."""
-        attempt = Attempt(self, job, claim)
+        job, claim = attempt.job, attempt.claim
         ended: Callable[[Session], None] | None
         try:
             with (
@@ -202,7 +204,7 @@ class Worker:
                 ),
                 attempt.heartbeat(),
             ):
-                work(attempt)
+                work()
             return
         except ClaimLostError:
             log.warning("job.claim_lost", extra={"job_id": job.id, "attempt": claim.attempt})
@@ -279,19 +281,15 @@ class Worker:
             self.bells.ring(shard)
         while True:
             attempt.check()
+            asked_at = time.monotonic()
             with self.database.writing() as session:
                 claim = jobs.claim_shard(
                     session, attempt.claim, worker=self.id, lease_s=self.settings.lease_s
                 )
                 shard_row = None if claim is None else session.get_one(JobRow, claim.job_id)
             if claim is not None and shard_row is not None:
-                self._attempt(
-                    shard_row,
-                    claim,
-                    lambda inner, row=shard_row: self._pipeline(  # type: ignore[misc]
-                        row, inner.inside(attempt), child
-                    ),
-                )
+                inner = Attempt(self, shard_row, claim, since=asked_at, outer=attempt)
+                self._attempt(inner, partial(self._pipeline, shard_row, inner, child))
                 continue
             shards = self.shards(job.id)
             failed = [shard for shard in shards if shard.status == JobStatus.FAILED]
@@ -413,26 +411,33 @@ def is_alive(settings: Settings) -> bool:
 
 
 class Attempt:
-    """One attempt at a job: its lease, its progress, its limits."""
+    """One attempt at a job: its lease, its progress, its limits.
 
-    def __init__(self, worker: Worker, job: JobRow, claim: Claim) -> None:
+    since: the moment before its lease was asked for. outer: the audit that this is a shard of, if
+    the audit's own worker attacks it: what stops the audit stops the shard.
+    """
+
+    def __init__(
+        self,
+        worker: Worker,
+        job: JobRow,
+        claim: Claim,
+        *,
+        since: float,
+        outer: "Attempt | None" = None,
+    ) -> None:
         self.worker = worker
         self.job = job
         self.claim = claim
         self.checkpoint: str | None = None
         self.made_bytes = 0  # of the files that it made
         self._settings = worker.settings
-        self._outer: Attempt | None = None
+        self._outer = outer
         self._status = JobStatus.RUNNING
         self._lost = False
-        self._started = self._renewed = self._moved = time.monotonic()
+        self._started = self._renewed = self._moved = since
         self._reported = 0.0
         self._phase: tuple[str, float, int] = ("", self._started, 0)  # name, start, completed then
-
-    def inside(self, outer: "Attempt") -> "Attempt":
-        """This is a shard that the audit's own worker attacks: what stops the audit stops it."""
-        self._outer = outer
-        return self
 
     @contextmanager
     def heartbeat(self) -> Iterator[None]:
@@ -591,12 +596,13 @@ class Attempt:
         self.write(lambda session: jobs.record(session, self.claim, name, data))
 
     def _renew(self, progress: dict[str, Any] | None) -> None:
+        asked_at = time.monotonic()  # the lease counts from before the commit
         try:
             with self.worker.database.writing() as session:
                 self._status = jobs.renew(
                     session, self.claim, lease_s=self._settings.lease_s, progress=progress
                 )
-            self._renewed = time.monotonic()
+            self._renewed = asked_at
         except ClaimLostError:
             self._lost = True
         except SQLAlchemyError as error:

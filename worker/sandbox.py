@@ -42,6 +42,7 @@ _ENVIRONMENT = {
 MAX_FILE_BYTES = 64 * GIB
 MAX_OPEN_FILES = 1024
 MAX_THREADS = 1024
+PROBE_LIMIT_S = 60
 
 
 @dataclass(frozen=True)
@@ -145,10 +146,15 @@ def _bubblewrap_works() -> bool:
                 "true",
             ],
             capture_output=True,
-            timeout=10,
+            timeout=PROBE_LIMIT_S,
         )
-    except (OSError, subprocess.TimeoutExpired):
+    except OSError:
         return False
+    except subprocess.TimeoutExpired as error:  # a slow machine is no reason for less protection
+        raise RuntimeError(
+            f"bubblewrap did not answer within {PROBE_LIMIT_S} s, so it is not known whether it "
+            "works here; start again, or set ADAP_SANDBOX=process to do without."
+        ) from error
     return probe.returncode == 0
 
 

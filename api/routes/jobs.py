@@ -44,6 +44,7 @@ _NOUNS = {JobKind.AUDIT: "audit", JobKind.RANK: "ranking"}  # kinds that have pa
 POLL_S = 0.2
 REFRESH_S = 2.0  # places in the queue change without news of the job
 PING_S = 15.0
+MOST_EVENTS = 1000  # of a stream, at once
 
 
 @router.get("", responses=problems())
@@ -364,21 +365,23 @@ class _Look:
 
     events: bytes
     seen: int
-    state: str
+    state: str | None  # None while there are more events, which come first
     done: bool
 
 
 def _look(house: House, job_id: str, seen: int) -> _Look:
     with house.database.reading() as session:
         job = describe_job(session, house, session.get_one(JobRow, job_id))
-        events = _events(session, job_id, after=seen, limit=1000)
+        events = _events(session, job_id, after=seen, limit=MOST_EVENTS)
+    more = len(events) == MOST_EVENTS
+    state = job.model_dump_json(include={"status", "progress", "queue_position"})
     return _Look(
         events=b"".join(
             format_sse_event(data_str=event.model_dump_json(), event=event.type, id=str(event.seq))
             for event in events
         ),
         seen=events[-1].seq if events else seen,
-        state=job.model_dump_json(include={"status", "progress", "queue_position"}),
+        state=None if more else state,
         done=job.done and not events,
     )
 
@@ -394,7 +397,9 @@ async def _stream(house: House, job_id: str, seen: int) -> AsyncIterator[bytes]:
             seen = look.seen
             if look.events:
                 yield look.events
-            if look.state != shown:  # without id: only events are resumed
+            if (
+                look.state is not None and look.state != shown
+            ):  # without id: only events are resumed
                 shown = look.state
                 yield format_sse_event(data_str=shown, event="progress")
                 quiet_since = time.monotonic()

@@ -247,16 +247,24 @@ class AsyncClient:
                     file.again()
             try:
                 return checked(await self.http.request(method, path, **content))
-            except httpx.TransportError as error:
-                if tried + 1 == tries:
-                    raise self.unreachable(error) from error
-                wait_s = RETRY_AFTER_S[tried]
-            except ProblemError as error:
-                if tried + 1 == tries or error.code not in RETRIED_CODES:
-                    raise
-                wait_s = min(error.retry_after_s or RETRY_AFTER_S[tried], LONGEST_RETRY_S)
-            await asyncio.sleep(wait_s)
+            except (httpx.TransportError, ProblemError) as error:
+                await self._before_another_try(error, tried=tried, tries=tries)
         raise AssertionError("the last try returns or raises")
+
+    async def _before_another_try(
+        self, error: httpx.TransportError | ProblemError, *, tried: int, tries: int
+    ) -> None:
+        """Wait for as long as is asked for; raises the error where nothing is tried again."""
+        last = tried + 1 == tries
+        if isinstance(error, ProblemError):
+            if last or error.code not in RETRIED_CODES:
+                raise error
+            wait_s = min(error.retry_after_s or RETRY_AFTER_S[tried], LONGEST_RETRY_S)
+        else:
+            if last:
+                raise self.unreachable(error) from error
+            wait_s = RETRY_AFTER_S[tried]
+        await asyncio.sleep(wait_s)
 
     def unreachable(self, error: httpx.TransportError) -> ConnectionFailedError:
         """The same error in our words."""
@@ -265,19 +273,26 @@ class AsyncClient:
     async def download(self, path: str, target: Path, *, accept: str = "*/*") -> None:
         """GET into a file; there is none unless all has come."""
         partial = target.with_name(f"{target.name}.part")
+        tries = len(RETRY_AFTER_S) + 1
         try:
-            async with self.http.stream("GET", path, headers={"Accept": accept}) as answer:
-                if not answer.is_success:
-                    await answer.aread()
-                checked(answer)
-                with partial.open("wb") as file:
-                    async for chunk in answer.aiter_bytes():
-                        file.write(chunk)
+            for tried in range(tries):
+                try:
+                    await self._download(path, partial, accept=accept)
+                    break
+                except (httpx.TransportError, ProblemError) as error:
+                    await self._before_another_try(error, tried=tried, tries=tries)
             partial.replace(target)
-        except httpx.TransportError as error:
-            raise self.unreachable(error) from error
         finally:
             partial.unlink(missing_ok=True)
+
+    async def _download(self, path: str, target: Path, *, accept: str) -> None:
+        async with self.http.stream("GET", path, headers={"Accept": accept}) as answer:
+            if not answer.is_success:
+                await answer.aread()
+            checked(answer)
+            with target.open("wb") as file:
+                async for chunk in answer.aiter_bytes():
+                    file.write(chunk)
 
     async def upload(
         self, path: str, file: Path, *, fields: Mapping[str, str | None], on_bytes: OnBytes | None
@@ -509,7 +524,7 @@ class Jobs(_Resource):
         A broken connection is taken up again where it broke, for as long as a restart may take.
         """
         seen = after
-        give_up_at = 0.0  # at first nothing is tried again
+        give_up_at = monotonic() + sum(RETRY_AFTER_S)  # at first it is tried as all reading is
         while True:
             try:
                 async with self._stream(job_id, seen) as events:
@@ -523,6 +538,9 @@ class Jobs(_Resource):
             except httpx.TransportError as error:
                 if monotonic() > give_up_at:
                     raise self._client.unreachable(error) from error
+            except ProblemError as error:
+                if error.code not in RETRIED_CODES or monotonic() > give_up_at:
+                    raise
             await asyncio.sleep(RECONNECT_AFTER_S)
 
     async def wait(self, job_id: str, *, on_event: OnEvent = lambda _: None) -> Json:

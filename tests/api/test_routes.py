@@ -184,6 +184,19 @@ def test_events_are_streamed_until_the_end_and_resume_after_the_last_id(api: Api
     assert [json.loads(item["data"]) for item in events] == listed
 
 
+def test_a_stream_tells_of_the_end_after_the_last_event_however_many_there_are(api: Api) -> None:
+    job = train(api)
+    with api.database.writing() as session:
+        claim = jobs.claim(session, job["id"], worker="w", lease_s=30)
+        assert claim is not None
+        for epoch in range(1, 1501):
+            jobs.record(session, claim, "epoch", {"epoch": epoch})
+        jobs.succeed(session, claim, {})
+    told = stream(api, job["id"])
+    assert [item.get("id") for item in told[:-1]] == [str(seq) for seq in range(1, 1504)]
+    assert (told[-1]["event"], json.loads(told[-1]["data"])["status"]) == ("progress", "succeeded")
+
+
 def test_content_is_served_by_range_and_not_again_if_it_is_known(api: Api) -> None:
     dataset_id = api.dataset()
     path = f"/v1/datasets/{dataset_id}/content"

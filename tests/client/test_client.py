@@ -185,6 +185,45 @@ def test_a_download_that_breaks_off_leaves_no_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_download_and_a_stream_that_break_at_once_are_tried_again(tmp_path: Path) -> None:
+    done = b'event: progress\ndata: {"status": "succeeded"}\n\n'
+    asked: list[str] = []
+
+    def break_off_once(connection: socket.socket, number: int) -> None:
+        asked.append(request_line(connection).split("?")[0])
+        kind, body = ("text/event-stream", done) if "events" in asked[-1] else ("a/b", bytes(1000))
+        answer = http_answer(body, kind=kind)
+        connection.sendall(answer if number % 2 else answer[: -len(body)])
+
+    with server(break_off_once) as url, Client(url) as client:
+        client.models.export("mdl_1", tmp_path / "model.safetensors")
+        assert [event.type for event in client.jobs.events("job_1")] == ["progress"]
+    assert (tmp_path / "model.safetensors").read_bytes() == bytes(1000)
+    assert len(asked) == 4
+
+
+@pytest.mark.parametrize(("code", "asked"), [("overloaded", 2), ("unauthorized", 1)])
+def test_a_stream_is_asked_for_again_where_the_service_is_busy(code: str, asked: int) -> None:
+    done = b'event: progress\ndata: {"status": "succeeded"}\n\n'
+    numbers: list[int] = []
+
+    def refuse_once(connection: socket.socket, number: int) -> None:
+        request_line(connection)
+        numbers.append(number)
+        problem = json.dumps({"status": 503, "code": code, "detail": "Later."}).encode()
+        kind = "application/problem+json"
+        refusal = http_answer(problem, status="503 Service Unavailable", kind=kind)
+        connection.sendall(refusal if number == 0 else http_answer(done, kind="text/event-stream"))
+
+    with server(refuse_once) as url, Client(url) as client:
+        if asked == 1:
+            with pytest.raises(ProblemError, match="Later"):
+                list(client.jobs.events("job_1"))
+        else:
+            assert [event.type for event in client.jobs.events("job_1")] == ["progress"]
+    assert len(numbers) == asked
+
+
 def test_a_download_is_what_the_service_keeps(
     service: str, client: Client, model: str, tmp_path: Path
 ) -> None:

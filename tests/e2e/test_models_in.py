@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -142,10 +143,10 @@ def test_a_hostile_checkpoint_is_rejected_and_leaves_nothing(
         assert model["status"] == "rejected"
         assert "a state dict of tensors alone" in model["reasons"][0]
     assert not canary.exists()
-    sandboxed = [
-        process
-        for process in psutil.Process().children(recursive=True)
-        if "worker.child" in " ".join(process.cmdline())
-    ]
+    sandboxed = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it has just ended
+            if "worker.child" in " ".join(process.cmdline()):
+                sandboxed.append(process)
     _, alive = psutil.wait_procs(sandboxed, timeout=30)
     assert alive == []

@@ -82,11 +82,13 @@ from store.migrate import migrate
 from store import keys
 database = Database(Settings(home=Path({str(tmp_path)!r})))
 migrate(database)
-threading.Timer(1.0, lambda: os.kill(os.getpid(), 9)).start()
+timer = threading.Timer(1.0, lambda: os.kill(os.getpid(), 9))
 while True:
     with database.writing() as session:
         keys.create(session, name="k", scopes=["read"])
     print("committed", flush=True)
+    if timer.ident is None:
+        timer.start()
 """
     killed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     committed = killed.stdout.count("committed")

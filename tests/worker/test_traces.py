@@ -23,11 +23,11 @@ def test_the_workers_span_is_below_that_of_the_request(
     }
     traced = plant.settings.model_copy(update={"otlp_endpoint": endpoint})
     with running(traced) as url:
-        answer = httpx.post(f"{url}/v1/training-jobs", json=request, trust_env=False)
+        answer = httpx.post(f"{url}/v1/training-jobs", json=request, trust_env=False, timeout=60)
     worker = plant.start_worker(ADAP_OTLP_ENDPOINT=endpoint)
     plant.wait_done(answer.json()["id"])
     worker.terminate()  # it sends what is left
-    worker.wait(timeout=30)
+    worker.wait(timeout=120)
     above, below = (span for _, span in spans)
     assert (above.name, below.name) == ("POST /v1/training-jobs", "job train")
     assert [service for service, _ in spans] == ["adap-api", "adap-worker"]

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 FOR_EVER = 2**62  # passes that a network is prepared for
 PROBES = 8  # images on which a rewritten network is compared
-SAME = 1e-6
+SAME = 3e-6  # float32 rounds by up to 8e-7 in a ResNet-18, more or less by processor
 
 
 @dataclass(frozen=True)
@@ -104,13 +104,16 @@ class Networks:
 
 
 def _faster(scorer: Scorer, spec: InputSpec, device: torch.device) -> nn.Module:
-    """The scorer rewritten to cost less, where its scores stay the same to a tenth of 1e-5."""
+    """The scorer rewritten to cost less, where its scores stay the same to a third of 1e-5."""
     size = (PROBES, spec.channels, spec.height, spec.width)
     probes = torch.rand(size, generator=torch.Generator().manual_seed(0)).to(device)
     fast = accelerate(scorer, probes, passes=FOR_EVER)
     with torch.inference_mode():
-        difference = (fast(probes) - scorer(probes)).abs().max()
-    return fast if difference <= SAME else scorer
+        difference = float((fast(probes) - scorer(probes)).abs().max())
+    if not difference <= SAME:
+        log.warning("network.not_rewritten", extra={"difference": difference})
+        return scorer
+    return fast
 
 
 def forward(
