@@ -45,6 +45,7 @@ from benchmarks.load_ground import (
     databases,
     embedded,
     finish,
+    free_port,
     part,
     process,
     valkey,
@@ -66,7 +67,6 @@ from store.tables import (
     ModelRow,
     UploadRow,
 )
-from worker.embedded import free_port
 
 MIB = 2**20
 TINY = {"task": {"positive": ["positive"]}, "epochs": 1, "batch_size": 16, "attack": {"steps": 1}}
@@ -730,7 +730,7 @@ def cold_start(plan: Plan) -> Rows:
     started = time.perf_counter()
     with bare(plan.folder / "bare"):
         beside = time.perf_counter() - started
-    home, port = plan.folder / "home", free_port("127.0.0.1", 0)
+    home, port = plan.folder / "home", free_port()
     home.mkdir()
     command = (sys.executable, "-P", "-m", "worker.embedded", "--port", str(port))
     started = time.perf_counter()

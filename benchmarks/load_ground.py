@@ -26,7 +26,7 @@ from store.ids import new_id
 from store.migrate import migrate
 from store.settings import Settings
 from store.tables import LOCAL_TENANT, AssetStatus, DatasetRow, ModelRow
-from worker.embedded import free_port
+from worker.embedded import held_port
 from worker.intake import summarise
 
 NOBODY = "redis://127.0.0.1:1/0"  # a broker that is down
@@ -202,7 +202,7 @@ def api(
     migrate(database)
     with database.writing() as session:
         _, key = keys.create(session, name="load", scopes=["read", "write", "admin"])
-    port = free_port("127.0.0.1", 0)
+    port = free_port()
     given = {
         "ADAP_HOME": str(home),
         "ADAP_PORT": str(port),
@@ -233,7 +233,7 @@ def api(
 def embedded(home: Path, **environment: str) -> Iterator[Api]:
     """The whole service as `adap up` starts it; its process is that of the API."""
     home.mkdir(parents=True)
-    log, port = home / "service.log", free_port("127.0.0.1", 0)
+    log, port = home / "service.log", free_port()
     command = (sys.executable, "-P", "-m", "worker.embedded", "--port", str(port))
     given = {"ADAP_MAX_TENANT_REQUESTS_PER_S": UNLIMITED, "ADAP_LOG_LEVEL": "WARNING"}
     with process(*command, "--home", str(home), log=log, **{**given, **environment}) as started:
@@ -254,11 +254,17 @@ def part(service: int, module: str) -> psutil.Process:
     raise RuntimeError(f"the service runs no {module}")
 
 
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with held_port("127.0.0.1", 0) as port:
+        return port
+
+
 @contextmanager
 def bare(folder: Path, *, database_url: str | None = None) -> Iterator[Server]:
     """The bare FastAPI of `benchmarks.load_peers`."""
     folder.mkdir(parents=True)
-    port, log = free_port("127.0.0.1", 0), folder / "bare.log"
+    port, log = free_port(), folder / "bare.log"
     command = (sys.executable, "-m", "benchmarks.load_peers", str(port), str(folder))
     with process(*command, *([database_url] if database_url else []), log=log) as started:
         wait_for_answer(f"http://127.0.0.1:{port}/", started, log)

@@ -41,6 +41,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks.load_ground import free_port
 from models import architectures, loading
 from models.header import InputSpec, Manifest
 from models.wrappers import Scorer
@@ -50,7 +51,6 @@ from store.ids import new_id
 from store.migrate import migrate
 from store.settings import Settings
 from store.tables import AssetStatus, ModelRow
-from worker.embedded import free_port
 
 SIDE, BATCH, IMAGES = 32, 64, 256
 CONCURRENCY = (1, 8, 64)
@@ -106,7 +106,7 @@ def process(*command: str, url: str, **environment: str) -> Iterator[None]:
 @contextmanager
 def service(home: Path, path: Path) -> Iterator[tuple[int, str]]:
     """Our API and scoring process with the model in the database: port and path to post to."""
-    port = free_port("127.0.0.1", 0)
+    port = free_port()
     settings = Settings(home=home)
     database = Database(settings)
     migrate(database)
@@ -197,7 +197,7 @@ def measure(architecture: str, *, seconds: float, rounds: int) -> None:
         home.mkdir()
         systems = {"adap": stack.enter_context(service(home, path))}
         for name in ("litserve", "fastapi"):
-            port = free_port("127.0.0.1", 0)
+            port = free_port()
             own = ("benchmarks.serving_peers", name, str(path), str(port))
             stack.enter_context(process(*own, url=f"http://127.0.0.1:{port}/"))
             systems[name] = (port, "/scores")

@@ -305,18 +305,26 @@ def short_folder(home: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def free_port(host: str, port: int) -> int:
-    """This port, or for 0 any free one. StartError if it is taken."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+@contextmanager
+def held_port(host: str, port: int) -> Iterator[int]:
+    """This port, or for 0 any free one. StartError if it is taken.
+
+    Linux gives it to nobody by chance while this socket is bound, also while the API starts again;
+    the API itself may listen there, as this socket does not.
+    """
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((host, port))
+            held.bind((host, port))
         except OSError as error:
             raise StartError(
                 f"Cannot listen on {host}:{port}: {error.strerror or error}. "
                 "Choose another with --port; --port 0 takes any free one."
             ) from error
-        return int(probe.getsockname()[1])
+        number = int(held.getsockname()[1])
+        if sys.platform != "linux":  # where nobody else could bind it
+            held.close()
+        yield number
 
 
 def _dying_with(parent: int) -> Callable[[], None]:
@@ -348,6 +356,21 @@ def _ready_text(url: str, home: Path) -> str:
     )
 
 
+def _run(settings: Settings, *, as_json: bool) -> None:
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    url = f"http://{host}:{settings.port}"
+    with locked(settings.home, url=url), short_folder(settings.home) as folder:
+        service = Service(settings, socket_folder=folder)
+
+        def on_ready() -> None:
+            ready = {"url": url, "home": str(settings.home), "pid": os.getpid()}
+            text = json.dumps(ready) if as_json else _ready_text(url, settings.home)
+            sys.stdout.write(f"{text}\n")
+            sys.stdout.flush()
+
+        service.run(on_ready=on_ready)
+
+
 def main() -> None:
     """Run the service in the foreground."""
     parser = argparse.ArgumentParser(
@@ -371,21 +394,8 @@ def main() -> None:
     settings = Settings(**given)
     home = settings.home.expanduser().absolute()
     try:
-        port = free_port(settings.host, settings.port)
-        host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        url = f"http://{host}:{port}"
-        settings = settings.model_copy(update={"home": home, "port": port})
-        with locked(home, url=url), short_folder(home) as folder:
-            service = Service(settings, socket_folder=folder)
-
-            def on_ready() -> None:
-                ready = {"url": url, "home": str(home), "pid": os.getpid()}
-                sys.stdout.write(
-                    f"{json.dumps(ready) if arguments.json else _ready_text(url, home)}\n"
-                )
-                sys.stdout.flush()
-
-            service.run(on_ready=on_ready)
+        with held_port(settings.host, settings.port) as port:
+            _run(settings.model_copy(update={"home": home, "port": port}), as_json=arguments.json)
     except StartError as error:
         sys.exit(str(error))
 

@@ -34,7 +34,7 @@ from store.ids import new_id
 from store.migrate import migrate
 from store.settings import Settings
 from store.tables import AssetStatus, DatasetRow, JobRow, ModelRow, Table
-from worker.embedded import free_port
+from worker.embedded import held_port
 from worker.scoring.link import ScoringLink
 
 SUMMARY = {
@@ -134,38 +134,38 @@ def running_in(folder: Path, **settings: Any) -> Iterator[Api]:
 def running_alone(folder: Path, **environment: str) -> Iterator[tuple[Api, psutil.Process]]:
     """An API in a process of its own, as the service starts it; its log must have no traceback."""
     (folder / "home").mkdir()
-    port = free_port("127.0.0.1", 0)
-    settings = Settings(home=folder / "home", port=port)
-    database = Database(settings)
-    migrate(database)
-    given = {
-        "ADAP_HOME": str(settings.home),
-        "ADAP_PORT": str(port),
-        "ADAP_BROKER_URL": "redis://127.0.0.1:1/0",
-        "ADAP_SCORING_URL": "tcp://127.0.0.1:1",
-        **environment,
-    }
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "api"], env={**os.environ, **given}, stderr=log
-        )
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as http:
+    with held_port("127.0.0.1", 0) as port:
+        settings = Settings(home=folder / "home", port=port)
+        database = Database(settings)
+        migrate(database)
+        given = {
+            "ADAP_HOME": str(settings.home),
+            "ADAP_PORT": str(port),
+            "ADAP_BROKER_URL": "redis://127.0.0.1:1/0",
+            "ADAP_SCORING_URL": "tcp://127.0.0.1:1",
+            **environment,
+        }
+        with (folder / "log").open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "api"], env={**os.environ, **given}, stderr=log
+            )
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as http:
 
-        def answers() -> bool:
-            assert process.poll() is None, (folder / "log").read_text()
-            try:
-                return http.get("/livez").is_success
-            except httpx.TransportError:
-                return False
+            def answers() -> bool:
+                assert process.poll() is None, (folder / "log").read_text()
+                try:
+                    return http.get("/livez").is_success
+                except httpx.TransportError:
+                    return False
 
-        wait_for(answers, because="the API answers", timeout_s=60)
-        yield Api(http, database, settings, folder), psutil.Process(process.pid)
-    process.terminate()
-    assert process.wait(30) in (0, -15)  # uvicorn raises the signal again once it has stopped
-    database.dispose()
-    log_text = (folder / "log").read_text()
-    assert '"request.done"' in log_text
-    assert "Traceback" not in log_text
+            wait_for(answers, because="the API answers", timeout_s=60)
+            yield Api(http, database, settings, folder), psutil.Process(process.pid)
+        process.terminate()
+        assert process.wait(30) in (0, -15)  # uvicorn raises the signal again once it has stopped
+        database.dispose()
+        log_text = (folder / "log").read_text()
+        assert '"request.done"' in log_text
+        assert "Traceback" not in log_text
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import os
 import re
 import select
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from pydantic import SecretStr
 
 from store.settings import Settings, child_environment
 from tests.conftest import embedded_service
+from worker.embedded import held_port
 
 SERVICE = [sys.executable, "-P", "-m", "worker.embedded"]
 IMPATIENT = {"ADAP_LEASE_S": "8", "ADAP_HEARTBEAT_S": "0.5", "ADAP_SWEEP_S": "0.5"}
@@ -286,6 +288,18 @@ def test_a_part_that_dies_is_started_again(service_far_down: Running, part: str)
         return bool(answer["status"] == "ok" and renewed)
 
     wait_for(well_again)
+
+
+def test_a_port_that_is_held_is_nobody_elses_but_may_be_listened_on() -> None:
+    with held_port("127.0.0.1", 0) as port:
+        with socket.socket() as stranger, pytest.raises(OSError, match="in use"):
+            stranger.bind(("127.0.0.1", port))
+        for _ in range(2):  # it is started again
+            with (
+                socket.create_server(("127.0.0.1", port)) as api,
+                socket.create_connection(("127.0.0.1", port)),
+            ):
+                api.accept()[0].close()
 
 
 # --- starts that fail -----------------------------------------------------------------------------

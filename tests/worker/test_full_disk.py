@@ -11,7 +11,7 @@ from sqlalchemy.exc import OperationalError
 from store.artifacts import open_blobs
 from store.tables import JobKind, JobStatus
 from tests.disk import fill, make_room, small_disk
-from tests.worker.conftest import Plant, children_that_work, plant_on
+from tests.worker.conftest import Plant, children_that_work, plant_on, suspend
 
 
 @pytest.fixture
@@ -48,11 +48,11 @@ def fill_between_checkpoints(plant: Plant, disk: Path) -> None:
         moving = list((plant.settings.home / "work").glob("*/*/checkpoint-*"))
         return not moving and len(list((plant.settings.home / "blobs").glob("??/*"))) == 2
 
-    child.suspend()
+    suspend(child)
     while not settled():
         child.resume()  # it may have been in the middle of one
         time.sleep(0.05)
-        child.suspend()
+        suspend(child)
         time.sleep(0.2)
     fill(disk, but=64 * 1024)
     child.resume()

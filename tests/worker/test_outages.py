@@ -22,6 +22,7 @@ from store.database import Database
 from store.tables import IdempotencyRow, JobRow, JobStatus
 from tests.postgres import postgres_server
 from tests.worker.conftest import Plant, broker, plant_on, ringing
+from worker.embedded import held_port
 
 POSTS = 12
 AWAY_S = 2.0
@@ -31,15 +32,13 @@ LOOK_S = 10.0
 @contextmanager
 def api_process(plant: Plant, **environment: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """The API as a process of its own on the plant's home and database."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with (plant.settings.home / "api.log").open("ab") as log:
+    home = plant.settings.home
+    with held_port("127.0.0.1", 0) as port, (home / "api.log").open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "api"],
             env={
                 **os.environ,
-                "ADAP_HOME": str(plant.settings.home),
+                "ADAP_HOME": str(home),
                 "ADAP_DATABASE_URL": plant.settings.database,
                 "ADAP_BROKER_URL": plant.settings.broker_url or "",
                 "ADAP_PORT": str(port),
@@ -47,20 +46,20 @@ def api_process(plant: Plant, **environment: str) -> Iterator[tuple[str, subproc
             },
             stderr=log,
         )
-    url = f"http://127.0.0.1:{port}"
+        url = f"http://127.0.0.1:{port}"
 
-    def answers() -> bool:
-        assert process.poll() is None, (plant.settings.home / "api.log").read_text()[-2000:]
-        with suppress(httpx.TransportError):
-            return httpx.get(f"{url}/livez").is_success
-        return False
+        def answers() -> bool:
+            assert process.poll() is None, (home / "api.log").read_text()[-2000:]
+            with suppress(httpx.TransportError):
+                return httpx.get(f"{url}/livez").is_success
+            return False
 
-    try:
-        plant.wait(answers)
-        yield url, process
-    finally:
-        process.kill()
-        process.wait()
+        try:
+            plant.wait(answers)
+            yield url, process
+        finally:
+            process.kill()
+            process.wait()
 
 
 def training(dataset: str, **fields: Any) -> dict[str, Any]:

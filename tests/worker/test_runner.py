@@ -43,6 +43,7 @@ from tests.worker.conftest import (
     ringing,
     same_weights,
     still_alive,
+    suspend,
 )
 from worker.app import make_app
 from worker.intake import summarise
@@ -53,8 +54,7 @@ def freeze(process: subprocess.Popen[bytes], plant: Plant) -> list[psutil.Proces
     connection = sqlite3.connect(plant.settings.home / "adap.db", timeout=0.2)
     while True:
         family = descendants(process)
-        for member in family:
-            member.suspend()
+        suspend(*family)
         try:
             connection.execute("BEGIN IMMEDIATE")
         except sqlite3.OperationalError:
@@ -336,7 +336,7 @@ def test_a_job_is_cancelled_while_the_fork_server_starts_nothing(plant: Plant) -
     worker = plant.start_worker()
     plant.wait_done(plant.train(dataset, epochs=1))
     (server,) = (child for child in descendants(worker) if "forkserver" in str(child.cmdline()))
-    server.suspend()
+    suspend(server)
     job = plant.train(dataset, epochs=1000)
     plant.wait(lambda: plant.read(job).status == JobStatus.RUNNING)
     with plant.database.writing() as session:
@@ -379,7 +379,7 @@ def test_a_child_that_hangs_and_ignores_sigterm_is_killed_with_all_that_it_start
     child.terminate()
     time.sleep(0.5)
     assert child.is_running(), "it ignores SIGTERM"
-    child.suspend()
+    suspend(child)
     row = plant.wait_done(job)
     assert row.error is not None
     assert row.error["code"] == "timeout"
