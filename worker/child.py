@@ -37,6 +37,7 @@ _context = get_context("forkserver")
 _context.set_forkserver_preload(["worker.pipelines", "torchvision"])
 
 
+REPORT_LIMIT_S = 10.0  # in which the fork server tells that a child has ended
 _NO_MEMORY = (
     "The work needs more memory than the service grants it; "
     "a smaller batch_size or a smaller data set may help."
@@ -127,7 +128,7 @@ class Child:
             if isinstance(process, subprocess.Popen):
                 process.wait()
             else:
-                process.join()
+                process.join(REPORT_LIMIT_S)
         if self._connection is not None:
             self._connection.close()
             self._connection = None

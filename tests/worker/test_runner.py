@@ -335,7 +335,9 @@ def test_a_job_is_cancelled_while_the_fork_server_starts_nothing(plant: Plant) -
     dataset = plant.dataset()
     worker = plant.start_worker()
     plant.wait_done(plant.train(dataset, epochs=1))
-    (server,) = (child for child in descendants(worker) if "forkserver" in str(child.cmdline()))
+    plant.wait(lambda: not children_that_work(worker))
+    own = psutil.Process(worker.pid).children()  # not its forks, which bear its name
+    (server,) = (child for child in own if "forkserver" in str(child.cmdline()))
     suspend(server)
     job = plant.train(dataset, epochs=1000)
     plant.wait(lambda: plant.read(job).status == JobStatus.RUNNING)
