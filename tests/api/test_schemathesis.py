@@ -76,7 +76,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fuzzed]:
     config.home.mkdir()
     database = Database(config)
     migrate(database)
-    with running(config) as url, httpx.Client(base_url=url) as http:
+    with running(config) as url, httpx.Client(base_url=url, timeout=60) as http:
         api = Api(http, database, config, folder)
         job_id, _, _ = finished_audit(api)
         ids = {"dataset_id": api.dataset(), "model_id": api.model(), "job_id": job_id}
@@ -125,7 +125,7 @@ def test_every_route_keeps_to_the_openapi(case: schemathesis.Case, service: Fuzz
             if isinstance(place, dict):
                 place.update({name: ids[name] for name in ids.keys() & place.keys()})
     headers = {"Authorization": f"Bearer {service.key}"}
-    response = case.call(base_url=service.url, headers=headers, timeout=20)
+    response = case.call(base_url=service.url, headers=headers, timeout=60)
     case.validate_response(response, headers=headers, excluded_checks=excluded(case, response))
 
 
@@ -157,7 +157,7 @@ def test_journeys_along_the_links_keep_to_the_openapi(
             service.as_at_first()  # the same calls are then answered the same way
 
         def get_call_kwargs(self, case: schemathesis.Case) -> dict[str, Any]:
-            return {"base_url": service.url, "headers": headers, "timeout": 20}
+            return {"base_url": service.url, "headers": headers, "timeout": 60}
 
         def validate_response(self, response: Any, case: Any, **_: Any) -> None:
             if response.status_code < 300 and case.path_parameters:
