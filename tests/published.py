@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-RANDOM = np.random.default_rng(0)
-
 # The superclass of each of the 100 classes in their published order.
 SUPERCLASS_NUMBERS = [
     *(4, 1, 14, 8, 0, 6, 7, 7, 18, 3, 3, 14, 9, 18, 7, 11, 3, 9, 7, 11, 6, 11, 5, 10, 7),
@@ -23,7 +21,7 @@ def cifar10(root: Path) -> np.ndarray[Any, Any]:
     """Six files of four records; the pixels of all of them."""
     folder = root / "cifar-10-batches-bin"
     folder.mkdir(parents=True)
-    images = RANDOM.integers(0, 256, (24, 3, 32, 32), np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (24, 3, 32, 32), np.uint8)
     names = [f"data_batch_{i}.bin" for i in range(1, 6)] + ["test_batch.bin"]
     for number, name in enumerate(names):
         with (folder / name).open("wb") as file:
@@ -35,10 +33,11 @@ def cifar10(root: Path) -> np.ndarray[Any, Any]:
 def cifar100(root: Path) -> None:
     folder = root / "cifar-100-binary"
     folder.mkdir(parents=True)
+    random = np.random.default_rng(0)
     for name in ("train.bin", "test.bin"):
         with (folder / name).open("wb") as file:
             for i in range(100):
-                pixels = RANDOM.integers(0, 256, 3072, np.uint8).tobytes()
+                pixels = random.integers(0, 256, 3072, np.uint8).tobytes()
                 file.write(bytes([SUPERCLASS_NUMBERS[i], i]) + pixels)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import numpy as np
@@ -23,9 +23,10 @@ import uvicorn
 from numpy.typing import NDArray
 from PIL import Image
 from sqlalchemy import update
+from starlette.types import ASGIApp
 
 from api.deps import House
-from api.main import RequestLog, create_app
+from api.main import create_app
 from models import architectures, loading
 from models.header import Manifest
 from store.artifacts import open_blobs
@@ -56,6 +57,7 @@ PETS = {"kind": "multiclass", "classes": ["cat", "dog", "other"]}
 WAITING = 150  # images, at most
 LIMIT_S = 8.0
 Uint8 = NDArray[np.uint8]
+Found = TypeVar("Found")
 CLASSIFIER = {**MANIFEST, "positive": None, "output": PETS}
 
 
@@ -100,7 +102,7 @@ def running(settings: Settings) -> Iterator[str]:
 
 
 @contextmanager
-def serving(app: RequestLog) -> Iterator[str]:
+def serving(app: ASGIApp) -> Iterator[str]:
     """The same for an application that there is."""
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, lifespan="on"))
     thread = threading.Thread(target=server.run)
@@ -274,11 +276,13 @@ class Scoring:
         return found[0]
 
 
-def wait_for(what: Callable[[], object], *, because: str, timeout_s: float = 30) -> None:
+def wait_for(what: Callable[[], Found], *, because: str, timeout_s: float = 30) -> Found:
+    """What is true in the end."""
     deadline = time.monotonic() + timeout_s
-    while not what():
+    while not (found := what()):
         assert time.monotonic() < deadline, f"timed out: {because}"
         time.sleep(0.02)
+    return found
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from tritonclient.http import (
 )
 from tritonclient.utils import InferenceServerException
 
-from tests.api.conftest import CLASSIFIER, Api, Scoring, noise, png
+from tests.api.conftest import CLASSIFIER, Api, Scoring, noise, png, wait_for
 
 Check = Callable[..., dict[str, Any]]
 
@@ -41,7 +41,7 @@ def test_the_server_and_a_model_describe_themselves(
 ) -> None:
     model = scoring.model()
     assert triton.is_server_live()
-    assert triton.is_server_ready()
+    wait_for(triton.is_server_ready, because="the scoring process answers soon enough")
     assert triton.is_model_ready(model)
     assert not triton.is_model_ready("mdl_" + "0" * 26)
     assert "binary_tensor_data" in triton.get_server_metadata()["extensions"]

@@ -19,6 +19,7 @@ from store import jobs, keys
 from store.artifacts import open_blobs
 from store.tables import JobKind, JobStatus
 from tests.api.conftest import CLASSIFIER, MANIFEST, PETS, SUMMARY, Api
+from tests.api.test_quotas import limited
 from tests.reports import stored
 
 Check = Callable[..., dict[str, Any]]
@@ -150,8 +151,9 @@ def test_a_retry_is_a_new_job_with_the_same_request(api: Api, problem: Check) ->
 def test_prefer_wait_answers_when_the_job_ends(api: Api) -> None:
     job = train(api)
     timer = threading.Timer(0.3, finish, (api, job["id"], {"model_id": "mdl_x"}))
-    timer.start()
-    answer = api.http.get(f"/v1/jobs/{job['id']}", headers={"Prefer": "wait=20"}).json()
+    with limited(api, max_wait_s=60) as patient:  # longer than its client is
+        timer.start()
+        answer = patient.http.get(f"/v1/jobs/{job['id']}", headers={"Prefer": "wait=60"}).json()
     timer.join()
     assert answer["status"] == "succeeded"
 

