@@ -115,12 +115,17 @@ def test_of_those_that_come_in_one_turn_of_the_loop_no_more_are_let_through(api:
     assert asyncio.run(scenario()) == FULL * [False] + FULL * [True]
 
 
+def some_of(connection: socket.socket) -> bytes:
+    block = connection.recv(65536)
+    assert block, "the server hung up"
+    return block
+
+
 def answer_on(connection: socket.socket) -> bytes:
     """One whole answer."""
     answer = b""
     while b"\r\n\r\n" not in answer:
-        assert (block := connection.recv(65536)), answer
-        answer += block
+        answer += some_of(connection)
     head, _, body = answer.partition(b"\r\n\r\n")
     (length,) = (
         int(line.split(b":")[1])
@@ -128,8 +133,7 @@ def answer_on(connection: socket.socket) -> bytes:
         if b"content-length" in line.lower()
     )
     while len(body) < length:
-        assert (block := connection.recv(65536)), answer
-        body += block
+        body += some_of(connection)
     return answer
 
 
