@@ -181,9 +181,11 @@ class RequestLog:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        if LET_THROUGH not in scope and self.overload.refuses(scope["path"]):
-            await self.overload.refuse(scope, send)
-            return
+        if LET_THROUGH not in scope:
+            if self.overload.refuses(scope["path"]):
+                await self.overload.refuse(scope, send)
+                return
+            self.overload.let_through(scope["path"])
         request_id = scope["request_id"] = new_id("req")
         started = time.perf_counter()
         status = 0

@@ -55,7 +55,7 @@ MANIFEST = {
 }
 PETS = {"kind": "multiclass", "classes": ["cat", "dog", "other"]}
 WAITING = 150  # images, at most
-LIMIT_S = 8.0
+LIMIT_S = 60.0  # of a request for scores
 Uint8 = NDArray[np.uint8]
 Found = TypeVar("Found")
 CLASSIFIER = {**MANIFEST, "positive": None, "output": PETS}
@@ -127,7 +127,7 @@ def running_in(folder: Path, **settings: Any) -> Iterator[Api]:
     migrate(database)
     app = create_app(made)
     house: House = app.app.state.house
-    with serving(app) as url, httpx.Client(base_url=url, timeout=20) as http:
+    with serving(app) as url, httpx.Client(base_url=url, timeout=90) as http:
         yield Api(http, database, made, folder, house)
     database.dispose()
 

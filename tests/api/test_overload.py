@@ -1,14 +1,17 @@
 """More requests than the API lets wait, while another process keeps others from writing."""
 
 import asyncio
+import json
 import socket
 import sqlite3
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 from anyio import CapacityLimiter
 
@@ -25,35 +28,51 @@ Problem = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Api, psutil.Process]]:
     folder = tmp_path_factory.mktemp("overload")
-    with running_alone(folder, ADAP_MAX_WAITING_REQUESTS=str(WAITING)) as (made, _):
+    with running_alone(folder, ADAP_MAX_WAITING_REQUESTS=str(WAITING)) as made:
         yield made
 
 
+@pytest.fixture
+def api(alone: tuple[Api, psutil.Process]) -> Api:
+    return alone[0]
+
+
 @contextmanager
-def crowd(api: Api) -> Iterator[list[Future[httpx.Response]]]:
-    """So many writers that some are refused, while nobody may write; they are done at the end."""
+def crowd(api: Api) -> Iterator[list[Future[list[httpx.Response]]]]:
+    """So many writers that who comes now is refused, while nobody may write; done at the end.
+
+    One refusal may have been for others on their way. Five in a row, each asked for after the one
+    before, mean that all places are taken.
+    """
     path = api.settings.database.removeprefix("sqlite:///")
+
+    def write() -> list[httpx.Response]:
+        answers: list[httpx.Response] = []
+        while len(answers) < 5 and all(answer.status_code == 503 for answer in answers):
+            answers.append(api.http.post("/v1/uploads", json=BODY))
+        return answers
+
     with (
         ThreadPoolExecutor(10 * FULL) as threads,
         closing(sqlite3.connect(path, isolation_level=None)) as other,
     ):
         other.execute("BEGIN IMMEDIATE")
-        posts: list[Future[httpx.Response]] = []
+        writers: list[Future[list[httpx.Response]]] = []
 
-        def one_is_refused() -> bool:
-            posts.append(threads.submit(api.http.post, "/v1/uploads", json=BODY))
-            return any(post.done() for post in posts)
+        def one_is_always_refused() -> bool:
+            writers.append(threads.submit(write))
+            return any(writer.done() for writer in writers)
 
-        wait_for(one_is_refused, because="somebody has been refused")
-        yield posts
+        wait_for(one_is_always_refused, because="all places are taken")
+        yield writers
 
 
 def test_what_would_wait_too_long_is_refused_at_once_and_the_others_are_served(
     api: Api, problem: Problem
 ) -> None:
-    with ThreadPoolExecutor(1) as follower, crowd(api) as posts:
+    with ThreadPoolExecutor(1) as follower, crowd(api) as writers:
         follows = follower.submit(api.http.get, f"/v1/jobs/{new_id('job')}/events")
         refused = api.http.get("/v1/jobs?limit=1")
         problem(refused, 503, "overloaded")
@@ -61,9 +80,9 @@ def test_what_would_wait_too_long_is_refused_at_once_and_the_others_are_served(
         problem(api.http.post("/v1/uploads", json=BODY), 503, "overloaded")
         problem(api.http.delete("/v1/models/none"), 503, "overloaded")
         assert api.http.get("/livez").status_code == 200
-        assert not all(post.done() for post in posts)
+        assert not all(writer.done() for writer in writers)
     assert follows.result().status_code == 404
-    answers = [post.result() for post in posts]
+    answers = [answer for writer in writers for answer in writer.result()]
     accepted = [answer for answer in answers if answer.status_code == 201]
     assert len(accepted) >= FULL
     for answer in answers:
@@ -96,11 +115,17 @@ def test_of_those_that_come_in_one_turn_of_the_loop_no_more_are_let_through(api:
     assert asyncio.run(scenario()) == FULL * [False] + FULL * [True]
 
 
+def some_of(connection: socket.socket) -> bytes:
+    block = connection.recv(65536)
+    assert block, "the server hung up"
+    return block
+
+
 def answer_on(connection: socket.socket) -> bytes:
     """One whole answer."""
     answer = b""
     while b"\r\n\r\n" not in answer:
-        answer += connection.recv(65536)
+        answer += some_of(connection)
     head, _, body = answer.partition(b"\r\n\r\n")
     (length,) = (
         int(line.split(b":")[1])
@@ -108,8 +133,42 @@ def answer_on(connection: socket.socket) -> bytes:
         if b"content-length" in line.lower()
     )
     while len(body) < length:
-        body += connection.recv(65536)
+        body += some_of(connection)
     return answer
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "passed"),
+    [
+        ("POST", "/v1/uploads", json.dumps(BODY), 201),
+        ("DELETE", f"/v1/models/{new_id('mdl')}", "", 404),
+    ],
+    ids=["POST", "DELETE"],
+)
+def test_of_writes_that_arrive_together_no_more_are_let_through(
+    alone: tuple[Api, psutil.Process], method: str, path: str, body: str, passed: int
+) -> None:
+    api, process = alone
+    url = api.http.base_url
+    request = (
+        f"{method} {path} HTTP/1.1\r\nhost: {url.host}:{url.port}\r\n"
+        f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n{body}"
+    )
+    with ExitStack() as stack:
+        connections = [
+            stack.enter_context(socket.create_connection((url.host, url.port), timeout=30))
+            for _ in range(3 * FULL)
+        ]
+        httpx.get(url.join("/livez"))  # on another connection, so that these were taken before
+        process.suspend()
+        try:
+            for connection in connections:
+                connection.sendall(request.encode())
+        finally:
+            process.resume()
+        statuses = Counter(int(answer_on(connection)[9:12]) for connection in connections)
+    assert set(statuses) == {passed, 503}
+    assert statuses[passed] <= FULL
 
 
 def test_a_connection_goes_on_after_a_refusal_however_its_requests_come(api: Api) -> None:
@@ -125,5 +184,6 @@ def test_a_connection_goes_on_after_a_refusal_however_its_requests_come(api: Api
             assert answer_on(connection).startswith(b"HTTP/1.1 503 ")
             connection.sendall(head[20:])
             assert answer_on(connection).startswith(b"HTTP/1.1 503 ")
-        connection.sendall(head)
+            connection.sendall(head[:9])  # an idle connection would be closed before long
+        connection.sendall(head[9:])
         assert answer_on(connection).startswith(b"HTTP/1.1 200 ")

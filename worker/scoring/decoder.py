@@ -3,8 +3,10 @@
 One decoder process serves all requests. It is told the size that the model takes, so a larger
 image is refused by its header. What ends the process (a crash, or the time limit) fails the
 request whose files it was reading, and no other: it is started again, and everybody of that frame
-is tried once more, alone. What this does NOT keep apart: a decoder that a file has taken over,
-without crashing, could give wrong pixels to the requests after it.
+is tried once more, alone. Files are at fault that end it alone, or keep its processor busy for too
+long; one that has used no processor is that of a machine that stood still, which says nothing about
+them. What this does NOT keep apart: a decoder that a file has taken over, without crashing, could
+give wrong pixels to the requests after it.
 """
 
 import asyncio
@@ -41,7 +43,8 @@ log = logging.getLogger(__name__)
 MAX_IMAGES = 1000  # of one request
 FRAME_FILES = 64  # decoded between two looks at who else is waiting
 REQUEST_FILES = 16  # of these, from one request
-DECODE_LIMIT_S = 20.0  # of one frame
+PROCESSOR_LIMIT_S = 20.0  # of one frame; the kernel counts it and ends the decoder
+DECODE_LIMIT_S = 60.0  # of one frame, on the clock
 MAX_PIXEL_BYTES = 256 * 2**20  # of one request, decoded
 
 
@@ -71,8 +74,17 @@ class Unit:
 class Decoder:
     """The decoder process, seen from the event loop of the scoring process."""
 
-    def __init__(self, sandbox: Sandbox, folder: Path) -> None:
+    def __init__(
+        self,
+        sandbox: Sandbox,
+        folder: Path,
+        *,
+        processor_limit_s: float = PROCESSOR_LIMIT_S,
+        limit_s: float = DECODE_LIMIT_S,
+    ) -> None:
         self.restarts = -1
+        self._processor_limit_s = processor_limit_s
+        self._limit_s = limit_s
         self._sandbox = sandbox
         self._folder = folder
         self._waiting: deque[Unit] = deque()
@@ -81,9 +93,10 @@ class Decoder:
         self._stream: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def decode(self, form: str, files: list[bytes], spec: InputSpec) -> NDArray[Any]:
-        """(N, C, H, W), uint8, or float32 in [0, 1] from an NPZ. Raises UnusableImagesError.
+        """(N, C, H, W), uint8, or float32 in [0, 1] from an NPZ.
 
-        form: `files` for image files, `npz` for one NPZ.
+        form: `files` for image files, `npz` for one NPZ. Raises UnusableImagesError; TimeoutError
+        where the decoder stood still, twice, and nothing is known about the images.
         """
         parts, reasons = [], []
         for start in range(0, len(files), REQUEST_FILES):
@@ -128,14 +141,21 @@ class Decoder:
     async def _decode(self, units: list[Unit], *, alone: bool = False) -> None:
         """Answer units; if the process ends over them, each by itself and once more."""
         try:
-            async with asyncio.timeout(DECODE_LIMIT_S):
+            async with asyncio.timeout(self._limit_s):
                 answers = await self._exchange(units)
         except (EOFError, OSError, ValueError, TimeoutError) as error:
             log.warning("decoder.died", extra={"units": len(units), "reason": repr(error)})
             self._stop()
             await self._start()
             if alone:
-                _fail(units[0], [(None, "expected images that decode, got the decoder's end")])
+                _fail(
+                    units[0],
+                    error
+                    if isinstance(error, TimeoutError)
+                    else UnusableImagesError(
+                        [(None, "expected images that decode, got the decoder's end")]
+                    ),
+                )
                 return
             for unit in units:
                 if not unit.done.done():
@@ -145,7 +165,8 @@ class Decoder:
             if unit.done.done():
                 continue
             if "reasons" in answer:
-                _fail(unit, [(place, str(reason)) for place, reason in answer["reasons"]])
+                reasons = [(place, str(reason)) for place, reason in answer["reasons"]]
+                _fail(unit, UnusableImagesError(reasons))
             else:
                 unit.done.set_result(_pixels(unit, answer))
 
@@ -172,6 +193,7 @@ class Decoder:
                 [
                     *(sys.executable, "-P", "-m", "worker.scoring.decoder"),
                     *(str(theirs.fileno()), str(self._sandbox.memory_bytes)),
+                    str(self._processor_limit_s),
                 ],
                 pass_fd=theirs.fileno(),
                 folder=self._folder,
@@ -190,9 +212,9 @@ class Decoder:
             process.wait()
 
 
-def _fail(unit: Unit, reasons: list[tuple[int | None, str]]) -> None:
+def _fail(unit: Unit, error: Exception) -> None:
     if not unit.done.done():
-        unit.done.set_exception(UnusableImagesError(reasons))
+        unit.done.set_exception(error)
 
 
 def _pixels(unit: Unit, answer: Frame) -> NDArray[Any]:
@@ -260,6 +282,7 @@ def main() -> None:
     die_with_the_worker(Connection(os.dup(stream.fileno())))
     with strict_decoding(), stream.makefile("rwb") as file:
         while head := file.read(4):
+            signal.setitimer(signal.ITIMER_PROF, float(sys.argv[3]))  # whose signal ends us
             frame = msgpack.unpackb(file.read(int.from_bytes(head)))
             content = msgpack.packb({"answers": [_answer(unit) for unit in frame["units"]]})
             file.write(len(content).to_bytes(4) + content)

@@ -184,10 +184,19 @@ class Server:
             if form == "tensor":
                 images = _tensor(data[0], question["dtype"], question["shape"], spec)
             else:
-                images = await self._decoder.decode(form, data, spec)
+                images = await self._decoded(form, data, spec)
             with self._counted(len(images) - count):
                 scores = await self._scored(question, images)
         return {"scores": scores.tolist()}
+
+    async def _decoded(self, form: str, data: list[bytes], spec: InputSpec) -> NDArray[Any]:
+        try:
+            return await self._decoder.decode(form, data, spec)
+        except TimeoutError as error:
+            message = (
+                "Expected the images to be decoded, got a decoder that stood still. Try again."
+            )
+            raise _RefusedError("timed_out", message) from error
 
     async def _scored(self, question: Frame, images: NDArray[Any]) -> NDArray[np.float64]:
         networks, in_memory = await asyncio.shield(self._networks)
