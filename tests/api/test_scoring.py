@@ -6,6 +6,8 @@ import io
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -417,7 +419,35 @@ def test_the_work_of_a_client_that_leaves_is_taken_back(scoring: Scoring) -> Non
         wait_for(lambda: waiting(scoring) == 0, because="it is taken back", timeout_s=LIMIT_S / 2)
 
 
-def test_health_answers_while_scoring_is_saturated(scoring: Scoring, problem: Check) -> None:
+def test_health_answers_at_once_while_scoring_is_saturated(scoring: Scoring) -> None:
+    model = scoring.model()
+    body = as_npz(noise(WAITING // 5))
+    stop = threading.Event()
+
+    def ask() -> int:
+        count = 0
+        with httpx.Client(base_url=scoring.api.http.base_url, timeout=30) as http:
+            while not stop.is_set():
+                count += http.post(f"/v1/models/{model}/scores", **body).status_code == 200
+        return count
+
+    with ThreadPoolExecutor(4) as pool:
+        asked = [pool.submit(ask) for _ in range(4)]
+        try:
+            wait_for(lambda: (waiting(scoring) or 0) >= 60, because="it is saturated")
+            times = []
+            for _ in range(50):
+                started = time.perf_counter()
+                assert scoring.api.http.get("/livez").status_code == 200
+                times.append(time.perf_counter() - started)
+        finally:
+            stop.set()
+        assert sum(future.result() for future in asked) > 0
+    # milliseconds on a quiet machine; the test shares two cores with the load and other tests
+    assert sorted(times)[25] < 0.1
+
+
+def test_health_answers_while_nothing_is_scored(scoring: Scoring, problem: Check) -> None:
     model, image = scoring.model(), png(noise(1)[0])
     with ThreadPoolExecutor(4) as pool, held(scoring):
         asked = [pool.submit(score, scoring, model, *[image] * (WAITING // 4)) for _ in range(4)]

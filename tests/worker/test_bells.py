@@ -60,7 +60,7 @@ def test_who_rings_waits_for_no_broker_that_is_away(
     started = time.monotonic()
     for number in range(1000):
         bells.ring(job(number))
-    assert time.monotonic() - started < 20, "or one waited for two seconds, each of a thousand"
+    assert time.monotonic() - started < 1
     wait(lambda: [r for r in caplog.records if r.message == "doorbell.failed"])
     with broker(tmp_path) as client:
         time.sleep(AWAY_S)

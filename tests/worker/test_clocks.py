@@ -70,6 +70,8 @@ def run_jobs_with_wrong_clocks(plant: Plant, wrong: Path) -> None:
     plant.wait_epoch(inherited, 1)
     before = plant.read(inherited)
     (owner,) = (n for n in (0, 1) if f":{plant.processes[n].pid}:" in (before.worker or ""))
+    killed = time.monotonic()
     plant.processes[owner].kill()
     plant.wait(lambda: plant.read(inherited).attempt == 2)
+    assert time.monotonic() - killed < LEASE_S + 30  # its back-off of a second included
     assert plant.read(inherited).lost == 1

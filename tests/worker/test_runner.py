@@ -78,8 +78,11 @@ def test_a_killed_training_goes_on_elsewhere_to_the_same_weights(plant: Plant) -
     assert plant.read(killed).status == JobStatus.RUNNING, "it ended before it could be killed"
     plant.end_leases(first)
     plant.start_worker()
+    plant.wait(lambda: "worker.started" in plant.log_of(1))
+    started = time.monotonic()
     finished = plant.wait_done(killed)
     assert finished.status == JobStatus.SUCCEEDED, finished.error
+    assert time.monotonic() - started < 49
     events = plant.events(killed)
     epochs = [data["epoch"] for name, data in events if name == "epoch"]
     assert sorted(set(epochs)) == [*range(1, 31)]
@@ -279,10 +282,10 @@ def test_cancel_stops_a_running_job_within_seconds_and_leaves_no_process(plant: 
     started = time.monotonic()
     with plant.database.writing() as session:
         jobs.request_cancel(session, job)
-    row = plant.wait_done(job)
+    row = plant.wait_done(job, timeout_s=5)
     assert row.status == JobStatus.CANCELLED
-    assert time.monotonic() - started < 30, "0.4 s, where the machine has nothing else to do"
-    plant.wait(lambda: not children_that_work(worker))
+    assert time.monotonic() - started < 5
+    plant.wait(lambda: not children_that_work(worker), timeout_s=5)
     assert list((plant.settings.home / "work").glob("*/*")) == []
 
 
@@ -291,7 +294,7 @@ def test_a_terminated_worker_gives_its_job_back_at_once(plant: Plant) -> None:
     first = plant.start_worker()
     plant.wait_epoch(job, 2)
     first.terminate()
-    first.wait(timeout=60)
+    first.wait(timeout=10)
     row = plant.read(job)
     assert (row.status, row.lost) == (JobStatus.QUEUED, 0)
     assert first.returncode == 0
@@ -315,7 +318,7 @@ def test_a_frozen_worker_that_wakes_up_changes_nothing(plant: Plant) -> None:
     assert row.status == JobStatus.SUCCEEDED
     names = [name for name, _ in plant.events(job)]
     assert names.count("succeeded") == 1
-    plant.wait(lambda: "claim_lost" in plant.log_of(0))
+    plant.wait(lambda: "claim_lost" in plant.log_of(0), timeout_s=10)
     with plant.database.reading() as session:
         assert len(session.scalars(select(JobRow)).all()) == 1
 
@@ -688,4 +691,4 @@ def test_sigterm_twice_is_as_good_as_once(plant: Plant) -> None:
     time.sleep(0.2)
     if worker.poll() is None:
         worker.send_signal(signal.SIGTERM)
-    worker.wait(timeout=60)
+    worker.wait(timeout=15)

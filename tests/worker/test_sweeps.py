@@ -120,7 +120,7 @@ def test_a_cancelled_search_makes_no_more_trials(plant: Plant) -> None:
     plant.wait_epoch(trials(plant, sweep_id)[0][1].id, 1)
     with plant.database.writing() as session:
         assert sweeps.cancel(session, sweep_id)
-    wait_ended(plant, sweep_id)
+    wait_ended(plant, sweep_id, timeout_s=10)
     assert {job.status for _, job in trials(plant, sweep_id)} == {JobStatus.CANCELLED}
     with plant.database.writing() as session:
         assert advance(session, sweep_id) == []
