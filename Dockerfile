@@ -11,6 +11,7 @@ WORKDIR /src
 COPY requirements.lock ./
 RUN pip install --require-hashes --requirement requirements.lock
 COPY LICENSE README.md pyproject.toml ./
+COPY adap adap
 COPY api api
 COPY client client
 COPY core core
@@ -36,4 +37,4 @@ WORKDIR /opt/adap
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/livez', timeout=4)"]
-CMD ["python", "-m", "api"]
+CMD ["python", "-m", "adap.api"]

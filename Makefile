@@ -2,6 +2,7 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
+INSTALL := $(BIN)/pip install --disable-pip-version-check
 TOOLS := .venv-tools
 # The first of these that runs: a version manager may offer a name that it cannot start.
 PYTHON ?= $(or $(firstword $(foreach name,python3.11 python3.12 python3,$(shell $(name) -c 'print("$(name)")' 2>/dev/null))),python3)
@@ -48,10 +49,12 @@ browser: # page tests need Chromium: installed where that is possible, otherwise
 		echo "Chromium is not installed, so the page tests will be skipped."; \
 	fi
 
-lock: $(TOOLS)/.installed ## pin every package of the image, with its hashes
-	$(TOOLS)/bin/uv pip compile pyproject.toml --extra otel --extra postgres --extra s3 \
-		--universal --python-version 3.11 --generate-hashes --quiet \
-		--custom-compile-command "make lock" --output-file requirements.lock
+LOCK := --universal --python-version 3.11 --generate-hashes --quiet --no-emit-index-url \
+	--custom-compile-command "make lock"
+lock: $(TOOLS)/.installed ## pin every package of the image and of the tests, with its hashes
+	$(TOOLS)/bin/uv pip compile pyproject.toml --extra dev $(LOCK) --output-file requirements-dev.lock
+	$(TOOLS)/bin/uv pip compile pyproject.toml --extra otel --extra postgres --extra s3 --extra service \
+		--constraint requirements-dev.lock $(LOCK) --output-file requirements.lock
 
 sbom: $(TOOLS)/.installed ## list the packages of the image, as CycloneDX, in dist/sbom.json
 	@mkdir -p dist
@@ -72,13 +75,15 @@ clean: ## remove all that these tasks made here, the environment included
 	rm -rf $(VENV) $(TOOLS) build dist *.egg-info .*_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(VENV)/.installed: pyproject.toml | $(BIN)/python
+$(VENV)/.installed: requirements.lock pyproject.toml | $(BIN)/python
 	@echo "Installing AdAP into $(VENV): some minutes the first time, 6 GB, most of it PyTorch."
-	$(BIN)/pip install --disable-pip-version-check --editable .
+	$(INSTALL) --require-hashes --requirement requirements.lock
+	$(INSTALL) --no-deps --no-build-isolation --editable .
 	@touch $@
 
-$(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
-	$(BIN)/pip install --disable-pip-version-check --editable '.[dev]'
+$(VENV)/.installed-dev: requirements-dev.lock pyproject.toml | $(BIN)/python
+	$(INSTALL) --require-hashes --requirement requirements-dev.lock
+	$(INSTALL) --no-deps --no-build-isolation --editable .
 	@touch $(VENV)/.installed $@
 
 $(TOOLS)/.installed: .ci/tools.txt | $(BIN)/python

@@ -1,4 +1,4 @@
-"""`python -m api`: serve until told to stop."""
+"""`python -m adap.api`: serve until told to stop."""
 
 import gc
 import os
@@ -6,13 +6,13 @@ import sys
 
 import uvicorn
 
-from api.arriving import patient_protocol
-from api.deps import is_loopback
-from api.main import create_app
-from store import keys
-from store.logs import configure_logging
-from store.settings import Settings
-from store.start import UnusableDatabaseError, open_database
+from adap.api.arriving import patient_protocol
+from adap.api.deps import is_loopback
+from adap.api.main import create_app
+from adap.store import keys
+from adap.store.logs import configure_logging
+from adap.store.settings import Settings
+from adap.store.start import UnusableDatabaseError, open_database
 
 
 def main() -> None:

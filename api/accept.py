@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from api.errors import ApiError
+from adap.api.errors import ApiError
 
 
 def choose(accept: str, offered: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Scope
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from api.overload import LET_THROUGH, Overload, path_of
+from adap.api.overload import LET_THROUGH, Overload, path_of
 
 _BODY_HEADERS = frozenset({b"content-length", b"transfer-encoding"})
 

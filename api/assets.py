@@ -15,15 +15,15 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 from starlette.datastructures import UploadFile
 
-from api import quotas
-from api.deps import Caller, House
-from api.errors import ApiError, not_found
-from core.config import Resize, TrainingRequest
-from models.header import Manifest
-from store import jobs, results, uploads
-from store.database import now, row_by_id
-from store.ids import new_id
-from store.tables import AssetStatus, DatasetRow, JobKind, JobRow, ModelRow, UploadRow
+from adap.api import quotas
+from adap.api.deps import Caller, House
+from adap.api.errors import ApiError, not_found
+from adap.core.config import Resize, TrainingRequest
+from adap.models.header import Manifest
+from adap.store import jobs, results, uploads
+from adap.store.database import now, row_by_id
+from adap.store.ids import new_id
+from adap.store.tables import AssetStatus, DatasetRow, JobKind, JobRow, ModelRow, UploadRow
 
 AssetId = Annotated[str, PathParameter(pattern=r"^[a-z]+_[0-9a-z]{26}$", max_length=40)]
 AssetRow = TypeVar("AssetRow", DatasetRow, ModelRow)

@@ -20,9 +20,9 @@ import httpx
 from sqlalchemy.exc import SQLAlchemyError
 from standardwebhooks import Webhook
 
-from store import webhooks
-from store.database import Database
-from store.webhooks import Sending
+from adap.store import webhooks
+from adap.store.database import Database
+from adap.store.webhooks import Sending
 
 log = logging.getLogger(__name__)
 

@@ -10,19 +10,19 @@ from fastapi import Depends, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from api.errors import ApiError, ErrorItem
-from api.quotas import Rates
-from api.recent import Recent
-from api.watch import Watch
-from models.header import Manifest
-from store import keys
-from store.artifacts import Blobs
-from store.database import Database
-from store.keys import Scope
-from store.settings import Settings
-from store.tables import LOCAL_TENANT, JobRow
-from worker.app import Bells
-from worker.scoring.link import ScoringLink
+from adap.api.errors import ApiError, ErrorItem
+from adap.api.quotas import Rates
+from adap.api.recent import Recent
+from adap.api.watch import Watch
+from adap.models.header import Manifest
+from adap.store import keys
+from adap.store.blobs import Blobs
+from adap.store.database import Database
+from adap.store.keys import Scope
+from adap.store.settings import Settings
+from adap.store.tables import LOCAL_TENANT, JobRow
+from adap.worker.app import Bells
+from adap.worker.scoring.link import ScoringLink
 
 log = logging.getLogger(__name__)
 

@@ -16,9 +16,9 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from core.errors import AdapError
-from models.errors import ModelFileError
-from store import disk
+from adap.core.errors import AdapError
+from adap.models.errors import ModelFileError
+from adap.store import disk
 
 log = logging.getLogger(__name__)
 

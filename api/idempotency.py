@@ -16,10 +16,10 @@ from sqlalchemy import bindparam, insert, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from api import limits, quotas
-from api.deps import AnyCaller, Caller, House, HouseDep
-from api.errors import ApiError, Replayed
-from store.tables import IdempotencyRow
+from adap.api import limits, quotas
+from adap.api.deps import AnyCaller, Caller, House, HouseDep
+from adap.api.errors import ApiError, Replayed
+from adap.store.tables import IdempotencyRow
 
 Answer = TypeVar("Answer", bound=BaseModel)
 

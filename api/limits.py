@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
-from api.errors import ApiError, ErrorItem
-from store.settings import Settings
+from adap.api.errors import ApiError, ErrorItem
+from adap.store.settings import Settings
 
 LIMITS = {
     "epochs": "max_epochs",

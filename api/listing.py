@@ -9,8 +9,8 @@ from fastapi import Query
 from sqlalchemy import Select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from api.errors import ApiError, ErrorItem
-from api.schemas import Page
+from adap.api.errors import ApiError, ErrorItem
+from adap.api.schemas import Page
 
 Limit = Annotated[int, Query(ge=1, le=100, description="items on a page")]
 After = Annotated[

@@ -13,14 +13,14 @@ from pydantic.json_schema import models_json_schema
 from starlette.datastructures import MutableHeaders
 from starlette.types import Message, Receive, Scope, Send
 
-from api import errors
-from api.arriving import at_a_pace, has_body
-from api.deliveries import Allowed, Deliveries
-from api.deps import House, refuse_unknown_query
-from api.metrics import Metrics, route_of
-from api.overload import LET_THROUGH, Overload
-from api.quotas import Rates
-from api.routes import (
+from adap.api import errors
+from adap.api.arriving import at_a_pace, has_body
+from adap.api.deliveries import Allowed, Deliveries
+from adap.api.deps import House, refuse_unknown_query
+from adap.api.metrics import Metrics, route_of
+from adap.api.overload import LET_THROUGH, Overload
+from adap.api.quotas import Rates
+from adap.api.routes import (
     audits,
     catalogue,
     datasets,
@@ -38,16 +38,16 @@ from api.routes import (
     uploads,
     webhooks,
 )
-from api.watch import Watch
-from core.config import AuditRequest
-from store.artifacts import open_blobs
-from store.database import Database
-from store.ids import new_id
-from store.logs import log_about
-from store.settings import Settings
-from store.traces import Traces
-from worker.app import Bells, make_app
-from worker.scoring.link import ScoringLink
+from adap.api.watch import Watch
+from adap.core.config import AuditRequest
+from adap.store.artifacts import open_blobs
+from adap.store.database import Database
+from adap.store.ids import new_id
+from adap.store.logs import log_about
+from adap.store.settings import Settings
+from adap.store.traces import Traces
+from adap.worker.app import Bells, make_app
+from adap.worker.scoring.link import ScoringLink
 
 log = logging.getLogger(__name__)
 
@@ -135,7 +135,7 @@ def create_app(settings: Settings) -> "RequestLog":
 
     app = FastAPI(
         title="AdAP",
-        version=version("adap"),
+        version=version("adap-audit"),
         description=DESCRIPTION,
         lifespan=lifespan,
         max_body_size=settings.max_upload_bytes,

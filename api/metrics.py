@@ -13,8 +13,8 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 from starlette.types import Scope
 
-from store import metrics
-from store.database import Database
+from adap.store import metrics
+from adap.store.database import Database
 
 RATE_WINDOW_S = 3600.0
 

@@ -7,9 +7,9 @@ import time
 from anyio import CapacityLimiter
 from starlette.types import Scope, Send
 
-from api import errors
-from api.metrics import Metrics
-from store.ids import new_id
+from adap.api import errors
+from adap.api.metrics import Metrics
+from adap.store.ids import new_id
 
 log = logging.getLogger(__name__)
 

@@ -6,10 +6,10 @@ from threading import Lock
 from sqlalchemy import bindparam, func, select, text
 from sqlalchemy.orm import Session
 
-from api.errors import ApiError
-from store import results
-from store.settings import Settings
-from store.tables import LIVE, JobRow
+from adap.api.errors import ApiError
+from adap.store import results
+from adap.store.settings import Settings
+from adap.store.tables import LIVE, JobRow
 
 JOBS_RETRY_S = 10  # until a job of the tenant may have ended
 BYTES_RETRY_S = 60  # until somebody may have removed something

@@ -1,15 +1,15 @@
-"""What the API answers. What it takes is `core.config`."""
+"""What the API answers. What it takes is `adap.core.config`."""
 
 from datetime import UTC, datetime
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
 
-from core.report import APFigure, Difference, Verdict
-from core.resolve import DatasetSummary
-from models.header import Manifest, ProbeResult
-from store import uploads
-from store.tables import DatasetRow, JobKind, JobRow, JobStatus, ModelRow, UploadRow
+from adap.core.report import APFigure, Difference, Verdict
+from adap.core.resolve import DatasetSummary
+from adap.models.header import Manifest, ProbeResult
+from adap.store import uploads
+from adap.store.tables import DatasetRow, JobKind, JobRow, JobStatus, ModelRow, UploadRow
 
 Timestamp = Annotated[
     datetime,

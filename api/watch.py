@@ -12,8 +12,8 @@ from fastapi.concurrency import run_in_threadpool
 from sqlalchemy import bindparam, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from store.database import Database
-from store.tables import JobRow
+from adap.store.database import Database
+from adap.store.tables import JobRow
 
 log = logging.getLogger(__name__)
 

@@ -35,14 +35,14 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from core.acceleration import accelerate
-from core.attacks.apgd import APGD
-from core.attacks.base import PerImage, attacking, loss_and_gradient
-from core.attacks.pgd import PGD
-from core.attacks.square import Square
-from core.attacks.threat_model import ThreatModel
-from core.ranking import average_precision
-from models import architectures
+from adap.core.attacks.acceleration import accelerate
+from adap.core.attacks.apgd import APGD
+from adap.core.attacks.base import PerImage, attacking, loss_and_gradient
+from adap.core.attacks.pgd import PGD
+from adap.core.attacks.square import Square
+from adap.core.attacks.threat_model import ThreatModel
+from adap.core.figures.ranking import average_precision
+from adap.models import architectures
 
 STEPS, EPSILON = 10, 8 / 255
 STEP_SIZE = 2.5 * EPSILON / STEPS

@@ -20,7 +20,7 @@ import time
 
 import numpy as np
 
-from core.budget import budget_curve
+from adap.core.figures.budget import budget_curve
 from tests.core.test_budget import ROLES, ROUNDING, allowed, least_ap, random_attack
 
 

@@ -35,10 +35,10 @@ from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from client.client import Client
-from models import architectures
-from models.header import InputSpec
-from models.wrappers import Scorer
+from adap.client.client import Client
+from adap.models import architectures
+from adap.models.header import InputSpec
+from adap.models.wrappers import Scorer
 
 BATCH = 100
 ATTACKS = [{"name": "pgd", "steps": 20}, {"name": "apgd", "steps": 50}]
@@ -175,7 +175,7 @@ def service() -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="adap-certified-") as home:
         process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "worker.embedded", "--with-parent", "--json"),
+                *(sys.executable, "-m", "adap.worker.embedded", "--with-parent", "--json"),
                 *("--port", "0", "--home", home),
             ],
             stdout=subprocess.PIPE,

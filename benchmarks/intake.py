@@ -34,11 +34,11 @@ import psutil
 from numpy.typing import NDArray
 from PIL import Image
 
-from client.client import Client
-from store.settings import Settings
-from worker.child import Child
-from worker.sandbox import make_sandbox
-from worker.work import Work
+from adap.client.client import Client
+from adap.store.settings import Settings
+from adap.worker.child import Child
+from adap.worker.sandbox import make_sandbox
+from adap.worker.work import Work
 
 CLASSES = [f"class {i}" for i in range(10)]
 MIB = 2**20
@@ -217,7 +217,7 @@ def measure_service(form: str, count: int, side: int, folder: Path) -> str:
     FORMS[form][0](upload, count, side)
     service = subprocess.Popen(
         [
-            *(sys.executable, "-P", "-m", "worker.embedded", "--json", "--with-parent"),
+            *(sys.executable, "-P", "-m", "adap.worker.embedded", "--json", "--with-parent"),
             *("--port", "0", "--home", str(folder / "home")),
         ],
         stdout=subprocess.PIPE,

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from scipy.integrate import quad
 from scipy.stats import norm
 
-from core.intervals import percentile_interval, resampled_ap
+from adap.core.figures.intervals import percentile_interval, resampled_ap
 
 
 def binormal_ap(*, shift: float, prevalence: float) -> float:

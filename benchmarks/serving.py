@@ -41,16 +41,16 @@ import numpy as np
 import torch
 from PIL import Image
 
+from adap.models import architectures, loading
+from adap.models.header import InputSpec, Manifest
+from adap.models.wrappers import Scorer
+from adap.store.artifacts import open_blobs
+from adap.store.database import Database
+from adap.store.ids import new_id
+from adap.store.migrate import migrate
+from adap.store.settings import Settings
+from adap.store.tables import AssetStatus, ModelRow
 from benchmarks.load_ground import free_port
-from models import architectures, loading
-from models.header import InputSpec, Manifest
-from models.wrappers import Scorer
-from store.artifacts import open_blobs
-from store.database import Database
-from store.ids import new_id
-from store.migrate import migrate
-from store.settings import Settings
-from store.tables import AssetStatus, ModelRow
 
 SIDE, BATCH, IMAGES = 32, 64, 256
 CONCURRENCY = (1, 8, 64)
@@ -133,7 +133,7 @@ def service(home: Path, path: Path) -> Iterator[tuple[int, str]]:
     url = f"http://127.0.0.1:{port}"
     with (
         process("api", url=f"{url}/livez", **environment),
-        process("worker.scoring", url=f"{url}/v2/health/ready", **environment),
+        process("adap.worker.scoring", url=f"{url}/v2/health/ready", **environment),
     ):
         yield port, f"/v1/models/{model_id}/scores"
 

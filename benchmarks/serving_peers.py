@@ -12,8 +12,8 @@ import uvicorn
 from fastapi import FastAPI
 from PIL import Image
 
-from models import loading
-from models.wrappers import Scorer
+from adap.models import loading
+from adap.models.wrappers import Scorer
 
 BATCH = 64
 

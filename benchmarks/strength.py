@@ -3,10 +3,10 @@
     python -m benchmarks.strength            # minutes to train, then the tables
     python -m benchmarks.strength --quick    # two networks, few steps: does it run?
 
-Networks are trained by `core.training.fit`, clean and robust ones, on scikit-learn's digits and,
-where its images are found, on CIFAR-10. Every attack then gets the same test images, the same
-threat model and the same number of gradient evaluations an image, counted inside the network, and
-the table shows the AP that it leaves. It is written to benchmarks/results/strength.md.
+Networks are trained by `adap.core.training.loop.fit`, clean and robust ones, on scikit-learn's
+digits and, where its images are found, on CIFAR-10. Every attack then gets the same test images,
+the same threat model and the same number of gradient evaluations an image, counted inside the
+network, and the table shows the AP that it leaves. It is written to benchmarks/results/strength.md.
 
 The peers cannot attack one logit, so each is shown the two logits (0, z), whose cross-entropy is
 that of z. To be generous with them, an image on which a peer did harm to itself, or which it gave
@@ -42,18 +42,18 @@ from sklearn.datasets import load_digits
 from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 
-from core.attacks.apgd import APGD
-from core.attacks.base import Attack, attacking
-from core.attacks.pgd import PGD
-from core.attacks.square import Square
-from core.attacks.threat_model import ThreatModel
-from core.attacks.worst_case import worst_case
-from core.config import Norm, TrainingAttack, TrainingConfig
-from core.objectives.registry import build_objective
-from core.ranking import average_precision
-from core.scores import Scores
-from core.training import fit
-from models import architectures
+from adap.core.attacks.apgd import APGD
+from adap.core.attacks.base import Attack, attacking
+from adap.core.attacks.pgd import PGD
+from adap.core.attacks.square import Square
+from adap.core.attacks.threat_model import ThreatModel
+from adap.core.config import Norm, TrainingAttack, TrainingConfig
+from adap.core.figures.ranking import average_precision
+from adap.core.figures.worst_case import worst_case
+from adap.core.objectives.registry import build_objective
+from adap.core.scores import Scores
+from adap.core.training.loop import fit
+from adap.models import architectures
 
 RESULTS = Path(__file__).parent / "results" / "strength.md"
 CACHE = Path(tempfile.gettempdir()) / "adap-strength"

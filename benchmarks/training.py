@@ -28,14 +28,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from adap.core.attacks.base import attacking, loss_and_gradient
+from adap.core.config import Augment, TrainingConfig
+from adap.core.objectives.registry import OBJECTIVES, build_objective
+from adap.core.objectives.surrogates import negative_margin
+from adap.core.training.augment import augment
+from adap.core.training.loop import EpochRecord, fit
+from adap.models import architectures
 from benchmarks.attacks import peak_mib
-from core.attacks.base import attacking, loss_and_gradient
-from core.augment import augment
-from core.config import Augment, TrainingConfig
-from core.objectives.registry import OBJECTIVES, build_objective
-from core.objectives.surrogates import negative_margin
-from core.training import EpochRecord, fit
-from models import architectures
 
 BATCH, STEPS = 128, 2
 PAPER_OVER_CE = {  # its Table 7

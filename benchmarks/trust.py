@@ -15,16 +15,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from adap.core.attacks.acceleration import PROBES, accelerate
+from adap.core.audit.checks.check import check_audit, planned_passes
+from adap.core.audit.checks.verdicts import merge
+from adap.core.config import APGDAttack, Threat, TrainingConfig
+from adap.core.figures.ranking import average_precision
+from adap.core.objectives.registry import build_objective
+from adap.core.training.loop import fit
+from adap.models import architectures
+from adap.models.header import InputSpec
+from adap.models.wrappers import Scorer
 from benchmarks.certified import cifar10
-from core.acceleration import PROBES, accelerate
-from core.checks import check_audit, merge, planned_passes
-from core.config import APGDAttack, Threat, TrainingConfig
-from core.objectives.registry import build_objective
-from core.ranking import average_precision
-from core.training import fit
-from models import architectures
-from models.header import InputSpec
-from models.wrappers import Scorer
 
 EPSILONS = (2 / 255, 8 / 255)
 SPEC = InputSpec(

@@ -21,18 +21,26 @@ from pathlib import Path
 
 import numpy as np
 
-from core.config import AuditRequest
-from core.datasets import ImageSet
-from models import architectures, loading
-from models.header import InputSpec, Manifest
-from store import jobs
-from store.artifacts import open_blobs
-from store.database import Database
-from store.ids import new_id
-from store.migrate import migrate
-from store.settings import Settings
-from store.tables import TERMINAL, AssetStatus, DatasetRow, JobKind, JobRow, JobStatus, ModelRow
-from worker.intake import summarise
+from adap.core.config import AuditRequest
+from adap.core.datasets import ImageSet
+from adap.models import architectures, loading
+from adap.models.header import InputSpec, Manifest
+from adap.store import jobs
+from adap.store.artifacts import open_blobs
+from adap.store.database import Database
+from adap.store.ids import new_id
+from adap.store.migrate import migrate
+from adap.store.settings import Settings
+from adap.store.tables import (
+    TERMINAL,
+    AssetStatus,
+    DatasetRow,
+    JobKind,
+    JobRow,
+    JobStatus,
+    ModelRow,
+)
+from adap.worker.intake import summarise
 
 SIDE = 32
 
@@ -87,7 +95,7 @@ def workers(settings: Settings, count: int) -> Iterator[None]:
     }
     started = [
         subprocess.Popen(
-            [sys.executable, "-m", "worker", "--queue", "compute"],
+            [sys.executable, "-m", "adap.worker", "--queue", "compute"],
             env={**os.environ, **environment},
             stderr=subprocess.DEVNULL,
         )

@@ -24,17 +24,10 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console, RenderableType
 
-from client import demo as demo_
-from client import show, watch
-from client.base import RANKING_FORMS
-from client.client import (
-    DEFAULT_URL,
-    AdapError,
-    Client,
-    JobFailedError,
-    Json,
-    ProblemError,
-)
+from adap.client import demo as demo_
+from adap.client import show, watch
+from adap.client.base import RANKING_FORMS
+from adap.client.client import DEFAULT_URL, AdapError, Client, JobFailedError, Json, ProblemError
 
 REPORT_FORMS = {".html": "text/html", ".md": "text/markdown", ".xml": "application/xml"}
 PIPE_COLUMNS = 1000  # a table that no terminal shows is not cut
@@ -189,7 +182,7 @@ def up(
     ]
     if session(context).json:
         arguments.append("--json")
-    service = [sys.executable, "-P", "-m", "worker.embedded", *arguments]
+    service = [sys.executable, "-P", "-m", "adap.worker.embedded", *arguments]
     os.execv(sys.executable, service)  # noqa: S606 - a fixed program; it takes over this process
 
 
@@ -882,7 +875,7 @@ def verify_report(
             file = Path(folder) / "scores.safetensors"
             here.client.save_scores(job_id, file)
             content = file.read_bytes()
-    from client import verify  # scikit-learn takes a second that no other command should wait
+    from adap.client import verify  # scikit-learn takes a second that no other command should wait
 
     lines = [asdict(line) for line in verify.verify(stated, content)]
     wrong = [line["figure"] for line in lines if not line["ok"]]
@@ -1130,7 +1123,14 @@ def _packed(published: str, root: Path, options: Sequence[str]) -> Iterator[Path
     """A published data set as an NPZ that is gone afterwards, packed by a process of its own."""
     with tempfile.TemporaryDirectory(prefix="adap-pack-") as folder:
         file = Path(folder) / f"{published}.npz"
-        packing = [sys.executable, "-P", "-m", "core.published", published, str(root.resolve())]
+        packing = [
+            sys.executable,
+            "-P",
+            "-m",
+            "adap.core.published",
+            published,
+            str(root.resolve()),
+        ]
         run = subprocess.run(
             [*packing, "-o", str(file), *options], stdout=subprocess.DEVNULL, check=False
         )

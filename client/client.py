@@ -6,8 +6,8 @@
     report = audit.wait(on_progress=print).report()
 
 `create` answers what is typed and can be waited for; everything else is the JSON of the service.
-There are two clients of one text: this one in `client.aio`, to be awaited, is written by hand, and
-`client.client`, which waits, is made from it by `python -m client.aio.generate`.
+There are two clients of one text: this one in `adap.client.aio`, to be awaited, is written by hand,
+and `adap.client.client`, which waits, is made from it by `python -m adap.client.aio.generate`.
 """
 
 import json
@@ -21,7 +21,7 @@ from uuid import uuid4
 
 import httpx
 
-from client.base import (
+from adap.client.base import (
     DEFAULT_URL,
     ENDED,
     IN_PARTS_ABOVE_BYTES,
@@ -50,7 +50,7 @@ from client.base import (
     part,
     read_events,
 )
-from client.values import (
+from adap.client.values import (
     Dataset,
     Job,
     Model,

@@ -22,8 +22,8 @@ from typing import Any
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
-from client import show, watch
-from client.client import AdapError, Client, Json
+from adap.client import show, watch
+from adap.client.client import AdapError, Client, Json
 
 POSITIVE = "8"
 EPSILON = 0.1
@@ -249,7 +249,7 @@ def _work(client: Client, digits: Path, lines: dict[str, watch.Line], *, output:
 def _service(line: watch.Line, home: Path) -> Iterator[Client]:
     """A service for the length of the block; it ends with this process, however that ends."""
     line.show("starting", completed=0, total=None, text="starting")
-    command = [sys.executable, "-P", "-m", "worker.embedded", "--with-parent", "--json"]
+    command = [sys.executable, "-P", "-m", "adap.worker.embedded", "--with-parent", "--json"]
     process = subprocess.Popen(
         [*command, "--port", "0", "--home", str(home)],
         stdout=subprocess.PIPE,

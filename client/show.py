@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from client.client import Json
+from adap.client.client import Json
 
 STYLES = {
     "ready": "green",

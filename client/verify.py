@@ -25,8 +25,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_curve
 
-from client.client import AdapError, Json
-from client.show import LEVELS
+from adap.client.client import AdapError, Json
+from adap.client.show import LEVELS
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
 
-from client.client import ENDED, AdapError, Client, Event, Json
+from adap.client.client import ENDED, AdapError, Client, Event, Json
 
 LINE_EVERY_S = 5.0  # without a terminal, between two lines that say the same with other numbers
 

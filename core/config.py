@@ -24,9 +24,9 @@ from pydantic import (
     model_validator,
 )
 
-from core import presets, thresholds
-from core.errors import ConfigError
-from core.presets import TrainingPreset
+from adap.core import presets, thresholds
+from adap.core.errors import ConfigError
+from adap.core.presets import TrainingPreset
 
 SPLITS = ("train", "validation", "test")
 Split = Literal["train", "validation", "test"]

@@ -1,7 +1,7 @@
 """A set of labelled images as the rest of the house sees it: uint8 arrays and names.
 
 The stored form is one safetensors file, read without copying; it holds numbers and text only.
-Opening what users upload is not done here but in `worker.intake`, inside a sandbox.
+Opening what users upload is not done here but in `adap.worker.intake`, inside a sandbox.
 """
 
 import json
@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import safe_open
 
-from core.config import SPLITS, Task
-from core.errors import ConfigError, DataError
+from adap.core.config import SPLITS, Task
+from adap.core.errors import ConfigError, DataError
 
 _HEADER_BYTES = 1024  # of the stored form: six arrays at most, 120 bytes at most for each
 
@@ -28,7 +28,7 @@ class ImageSet:
 
     images: (N, C, H, W) uint8.
     labels: (N,) int64, indices into `classes`; or (N, K) uint8, 1 where an image has the class.
-    splits: (N,) int8, indices into `core.config.SPLITS`, or None where nothing was declared.
+    splits: (N,) int8, indices into `adap.core.config.SPLITS`, or None where nothing was declared.
     example_ids: N names, unique, in the order of the images.
     groups: N names in the same order, or None where nothing was declared.
     """
@@ -267,3 +267,18 @@ def _pack(names: Sequence[str]) -> NDArray[np.uint8]:
 
 def _unpack(packed: NDArray[np.uint8]) -> list[str]:
     return packed.tobytes().decode().split("\0")[:-1]
+
+
+def channel_statistics(
+    images: np.ndarray[Any, np.dtype[np.uint8]],
+) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel, pixels in [0, 1], from the counts of values."""
+    means, stds = [], []
+    values = np.arange(256) / 255
+    for channel in range(images.shape[1]):
+        share = np.bincount(images[:, channel].ravel(), minlength=256) / images[:, channel].size
+        mean = float(share @ values)
+        means.append(round(mean, 6))
+        std = float(np.sqrt(share @ (values - mean) ** 2))
+        stds.append(round(max(std, 1 / 255), 6))  # a constant channel is left as it is
+    return means, stds

@@ -1,7 +1,7 @@
 """The report of an audit: every figure, and the hashes and seeds that reproduce it.
 
-This module holds values only and imports no torch; `core.audit` fills them in and
-`core.report_page` draws them.
+This module holds values only and imports no torch; `adap.core.audit` fills them in and
+`adap.core.rendering.page` draws them.
 """
 
 from typing import Any, Literal

@@ -10,8 +10,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from core.config import AnyTask, EachClass, Resize, Split, Task
-from core.errors import ConfigError, DataError
+from adap.core.config import AnyTask, EachClass, Resize, Split, Task
+from adap.core.errors import ConfigError, DataError
+from adap.reading import Reading
 
 POSITIVE_NAMES = ("positive", "pos", "1", "true", "yes")
 MIN_PER_SIDE = 2  # an average precision over fewer positives or negatives says nothing
@@ -52,6 +53,8 @@ class DatasetSummary(BaseModel):
     across_splits: int | None = Field(
         None, description="duplicates in another split than the earlier one"
     )
+    reading: Reading | None = Field(None, description="how the upload was understood")
+    warnings: list[str] = Field([], description="what to know before trusting figures of it")
 
     @model_validator(mode="before")
     @classmethod

@@ -131,3 +131,6 @@ def load_scores(path: Path) -> list[Scores]:
             )
             for i, task in enumerate(json.loads(file.metadata()["tasks"]))
         ]
+
+
+EVIDENCE = 12  # positives whose pictures are kept

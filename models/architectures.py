@@ -1,6 +1,6 @@
 """The networks: (B, C, H, W) normalised images to (B, outputs) logits, by default one.
 
-`models.catalogue` describes the same names without torch; a test holds the two equal.
+`adap.models.catalogue` describes the same names without torch; a test holds the two equal.
 """
 
 from collections import OrderedDict

@@ -1,8 +1,9 @@
 """The architectures that can be asked for, described without torch for the web process.
 
-`models.architectures` builds them; a test holds the two lists equal, and the figures true. Those of
-torchvision and timm (`models.foreign`) can be uploaded but not trained here; their names are the
-closed lists in the text files beside this one, which a test holds equal to the libraries' own.
+`adap.models.architectures` builds them; a test holds the two lists equal, and the figures true.
+Those of torchvision and timm (`adap.models.foreign`) can be uploaded but not trained here; their
+names are the closed lists in the text files beside this one, which a test holds equal to the
+libraries' own.
 """
 
 from functools import cache
@@ -10,9 +11,9 @@ from importlib.resources import files
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from models.errors import ModelFileError
-from models.graphs import GRAPH
-from models.header import Manifest
+from adap.models.errors import ModelFileError
+from adap.models.graphs import GRAPH
+from adap.models.header import Manifest
 
 
 class ArchitectureInfo(BaseModel):
@@ -67,7 +68,7 @@ LIBRARIES = ("torchvision", "timm")
 @cache
 def foreign_names(library: str) -> frozenset[str]:
     """The names of the architectures of torchvision or timm."""
-    return frozenset(files("models").joinpath(f"{library}.txt").read_text().split())
+    return frozenset(files("adap.models").joinpath(f"{library}.txt").read_text().split())
 
 
 def is_foreign(name: str) -> bool:

@@ -9,17 +9,17 @@ from typing import Literal
 
 import torch
 
-from models import onnx_files, state_dicts
-from models.errors import ModelFileError
-from models.formats import EDGE_BYTES, is_checkpoint, is_onnx
-from models.graphs import GRAPH
-from models.header import Manifest
-from models.loading import graph_tensors, write
+from adap.models import onnx_files, state_dicts
+from adap.models.errors import ModelFileError
+from adap.models.formats import EDGE_BYTES, is_checkpoint, is_onnx
+from adap.models.graphs import GRAPH
+from adap.models.header import Manifest
+from adap.models.loading import graph_tensors, write
 
 
 @dataclass(frozen=True)
 class Converted:
-    """A file in the form that `models.loading.load` opens, and what was seen on the way."""
+    """A file in the form that `adap.models.loading.load` opens, and what was seen on the way."""
 
     path: Path
     format: Literal["safetensors", "onnx", "state dict"]

@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from models import onnx_files
-from models.graphs import GRAPH
-from models.header import MANIFEST_KEY, Manifest
-from models.wrappers import Scorer
+from adap.models import onnx_files
+from adap.models.graphs import GRAPH
+from adap.models.header import MANIFEST_KEY, Manifest
+from adap.models.wrappers import Scorer
 
 OPSET = 18
 

@@ -1,6 +1,6 @@
 """torchvision's and timm's architectures by name, untrained: somebody's weights come into them.
 
-The names are a closed list (`models.catalogue`); nothing is ever downloaded.
+The names are a closed list (`adap.models.catalogue`); nothing is ever downloaded.
 """
 
 import warnings
@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from models.errors import ModelFileError
-from models.header import Manifest
+from adap.models.errors import ModelFileError
+from adap.models.header import Manifest
 
 
 def build(manifest: Manifest, *, empty: bool) -> nn.Module:

@@ -10,7 +10,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from models.errors import ModelFileError
+from adap.models.errors import ModelFileError
 
 GRAPH = "onnx"
 """The architecture of a model that brings its own graph."""

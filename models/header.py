@@ -5,7 +5,7 @@ images become its input. The manifest may travel inside the file, under the meta
 
 The header is parsed here, by the published layout (8 bytes of length, a JSON object, the data), so
 that a stranger's file meets our limits before any library opens it. What this does NOT check: that
-the tensors fit the architecture, and their values; `models.loading` does.
+the tensors fit the architecture, and their values; `adap.models.loading` does.
 """
 
 import json
@@ -18,8 +18,9 @@ from typing import Annotated, Any, BinaryIO, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from models.errors import ModelFileError, TaskError
-from models.formats import EDGE_BYTES, refusal
+from adap.models.errors import ModelFileError, TaskError
+from adap.models.formats import EDGE_BYTES, refusal
+from adap.reading import Reading
 
 MANIFEST_KEY = "adap"
 
@@ -247,7 +248,7 @@ class Manifest(BaseModel):
 
 
 class ProbeResult(BaseModel):
-    """What `models.loading.probe` saw when it ran a model on a few images."""
+    """What `adap.models.loading.probe` saw when it ran a model on a few images."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -274,6 +275,7 @@ class ProbeResult(BaseModel):
     blind_images: int | None = Field(
         None, description="images at which no pixel moves the logit: gradient attacks see nothing"
     )
+    reading: Reading | None = Field(None, description="how the upload was understood")
     problems: list[str] = Field(description="reasons why the model cannot be used")
     warnings: list[str] = Field(description="what to know before trusting its figures")
 

@@ -1,8 +1,8 @@
 """Models to files and back: safetensors with the manifest in the metadata, nothing executable.
 
 A file is opened only if its tensors are exactly those of the architecture that the manifest names,
-or of a graph of known operations (`models.graphs`) that it brings: a stranger chooses numbers and
-their order, never code.
+or of a graph of known operations (`adap.models.graphs`) that it brings: a stranger chooses numbers
+and their order, never code.
 """
 
 import math
@@ -17,11 +17,11 @@ from safetensors.torch import load as read_tensors
 from safetensors.torch import save as write_tensors
 from torch import Tensor, nn
 
-from models import catalogue, foreign
-from models.architectures import build_empty
-from models.errors import ModelFileError
-from models.graphs import GRAPH, GRAPH_TENSOR, decode
-from models.header import (
+from adap.models import catalogue, foreign
+from adap.models.architectures import build_empty
+from adap.models.errors import ModelFileError
+from adap.models.graphs import GRAPH, GRAPH_TENSOR, decode
+from adap.models.header import (
     MANIFEST_KEY,
     MAX_HEADER_BYTES,
     Header,
@@ -31,8 +31,8 @@ from models.header import (
     read_header,
     shown,
 )
-from models.onnx_files import GraphNetwork
-from models.wrappers import Scorer
+from adap.models.onnx_files import GraphNetwork
+from adap.models.wrappers import Scorer
 
 _DTYPE_NAMES = {torch.float32: "F32", torch.int64: "I64"}
 

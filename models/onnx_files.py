@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from models.errors import ModelFileError
-from models.graphs import (
+from adap.models.errors import ModelFileError
+from adap.models.graphs import (
     LARGEST_OPSET,
     MAX_NODES,
     OPERATORS,
@@ -27,7 +27,7 @@ from models.graphs import (
     TensorAttribute,
     refused_operator,
 )
-from models.header import InputSpec, shown
+from adap.models.header import InputSpec, shown
 
 MAX_BYTES = 1024**3  # protobuf itself ends at 2 GiB
 MAX_TENSORS = 9_000  # the header of the stored form holds as many

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.errors import ModelFileError
-from models.formats import SEND_INSTEAD
-from models.header import MAX_NAME_CHARACTERS, MAX_TENSORS, shown
+from adap.models.errors import ModelFileError
+from adap.models.formats import SEND_INSTEAD
+from adap.models.header import MAX_NAME_CHARACTERS, MAX_TENSORS, shown
 
 MAX_BYTES = 4 * 1024**3
 MAX_PICKLE_BYTES = 16 * 1024**2

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from models.header import (
+from adap.models.header import (
     LARGEST_PROBABILITY,
     ONE_LOGIT,
     SMALLEST_PROBABILITY,

@@ -1,14 +1,14 @@
-"""`python -m store`: migrate the database, try the blobs, make sure the bootstrap key exists."""
+"""`python -m adap.store`: migrate the database, try the blobs, make the bootstrap key exist."""
 
 import sys
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
-from store import keys
-from store.artifacts import open_blobs
-from store.migrate import migrate
-from store.settings import Settings
-from store.start import UnusableDatabaseError, open_database
+from adap.store import keys
+from adap.store.artifacts import open_blobs
+from adap.store.migrate import migrate
+from adap.store.settings import Settings
+from adap.store.start import UnusableDatabaseError, open_database
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.expression import FunctionElement
 
-from store.settings import Settings
+from adap.store.settings import Settings
 
 # An option of statements that PostgreSQL may keep prepared, as it can plan them as well for values
 # that it does not know: inserts, and those that find one row by its key.
@@ -97,7 +97,7 @@ def _engine(settings: Settings) -> Engine:
     url = settings.database
     if url.startswith("sqlite"):
         return _sqlite(url)
-    from store import postgres  # its packages are an extra
+    from adap.store import postgres  # its packages are an extra
 
     return postgres.engine(url, limit_s=settings.database_limit_s)
 

@@ -3,8 +3,8 @@
 from sqlalchemy import delete
 from sqlalchemy.orm import Session
 
-from store.database import now
-from store.tables import IdempotencyRow
+from adap.store.database import now
+from adap.store.tables import IdempotencyRow
 
 
 def forget(session: Session, *, older_s: float) -> None:

@@ -32,10 +32,10 @@ from sqlalchemy import (
 from sqlalchemy.orm import Session, make_transient_to_detached
 from sqlalchemy.sql.dml import ReturningUpdate
 
-from store import webhooks
-from store.database import BY_KEY, now
-from store.ids import new_id
-from store.tables import (
+from adap.store import webhooks
+from adap.store.database import BY_KEY, now
+from adap.store.ids import new_id
+from adap.store.tables import (
     LIVE,
     TERMINAL,
     AssetStatus,

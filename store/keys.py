@@ -11,9 +11,9 @@ from typing import Literal
 from sqlalchemy import exists, or_, select, update
 from sqlalchemy.orm import Session
 
-from store.database import now
-from store.ids import new_id
-from store.tables import LOCAL_TENANT, ApiKeyRow
+from adap.store.database import now
+from adap.store.ids import new_id
+from adap.store.tables import LOCAL_TENANT, ApiKeyRow
 
 Scope = Literal["read", "write", "admin"]
 

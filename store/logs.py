@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 
 import structlog
 
-from store.settings import Settings
+from adap.store.settings import Settings
 
 
 def log_about(**ids: str) -> AbstractContextManager[None]:

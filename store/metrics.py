@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from sqlalchemy import case, func, select
 from sqlalchemy.orm import Session
 
-from store.database import now
-from store.tables import (
+from adap.store.database import now
+from adap.store.tables import (
     LIVE,
     QUEUES,
     AssetStatus,

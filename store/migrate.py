@@ -5,7 +5,7 @@ from pathlib import Path
 from alembic import command
 from alembic.config import Config
 
-from store.database import Database
+from adap.store.database import Database
 
 
 def migrate(database: Database) -> None:

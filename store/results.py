@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import func, or_, select, update
 from sqlalchemy.orm import Session
 
-from store.tables import DatasetRow, JobKind, JobRow, ModelRow, UploadRow
+from adap.store.tables import DatasetRow, JobKind, JobRow, ModelRow, UploadRow
 
 OWN_FILES = (
     JobKind.AUDIT,

@@ -10,9 +10,9 @@ from typing import Any
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
-from store import jobs, sweeps
-from store.database import now
-from store.tables import JobEventRow, JobKind, JobRow, JobStatus
+from adap.store import jobs, sweeps
+from adap.store.database import now
+from adap.store.tables import JobEventRow, JobKind, JobRow, JobStatus
 
 REPEATED = ("training_failed", "invalid_config")  # from its checkpoint a job would fail so again
 

@@ -15,8 +15,8 @@ from uuid import uuid4
 import obstore
 from obstore.store import S3Store
 
-from store.artifacts import CHUNK_BYTES, STAGING, sha256_of, write_checked
-from store.settings import Settings
+from adap.store.blobs import CHUNK_BYTES, STAGING, sha256_of, write_checked
+from adap.store.settings import Settings
 
 
 class S3Blobs:

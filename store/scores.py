@@ -11,8 +11,8 @@ from sqlalchemy import delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from store.database import now
-from store.tables import ScoresRow
+from adap.store.database import now
+from adap.store.tables import ScoresRow
 
 
 def find(session: Session, keys: Collection[str]) -> dict[str, str]:

@@ -51,7 +51,7 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="address of the API; others need an API key first")
     port: int = Field(8000, ge=0, le=65535, description="0 picks a free port")
     bootstrap_admin_key: SecretStr | None = Field(
-        None, description="`python -m store` makes sure that this admin key exists"
+        None, description="`python -m adap.store` makes sure that this admin key exists"
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 

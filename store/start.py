@@ -6,10 +6,10 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 
-from store import disk
-from store.database import Database
-from store.migrate import config
-from store.settings import Settings
+from adap.store import disk
+from adap.store.database import Database
+from adap.store.migrate import config
+from adap.store.settings import Settings
 
 
 class UnusableDatabaseError(Exception):
@@ -49,6 +49,6 @@ def open_database(settings: Settings, *, migrated: bool = True) -> Database:
         )
     if migrated:
         raise UnusableDatabaseError(
-            "The database has no tables of this version yet: run `python -m store` first."
+            "The database has no tables of this version yet: run `python -m adap.store` first."
         )
     return database

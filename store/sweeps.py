@@ -10,10 +10,10 @@ from typing import Any
 from sqlalchemy import func, literal, select
 from sqlalchemy.orm import Session
 
-from store import jobs
-from store.database import now
-from store.ids import new_id
-from store.tables import LIVE, JobKind, JobRow, JobStatus, SweepRow, TrialRow
+from adap.store import jobs
+from adap.store.database import now
+from adap.store.ids import new_id
+from adap.store.tables import LIVE, JobKind, JobRow, JobStatus, SweepRow, TrialRow
 
 
 class NoPlaceError(Exception):

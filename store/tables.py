@@ -1,4 +1,4 @@
-"""The tables. Times are seconds since the epoch on the database's clock (`store.database.now`)."""
+"""The tables. Times are seconds since the epoch, on the database's clock (`store.database.now`)."""
 
 from enum import StrEnum
 from typing import Any
@@ -20,8 +20,8 @@ from sqlalchemy import (
 from sqlalchemy.ext.hybrid import hybrid_property
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from store.database import now
-from store.traces import traceparent
+from adap.store.database import now
+from adap.store.traces import traceparent
 
 LOCAL_TENANT = "local"
 

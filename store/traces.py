@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from store.settings import Settings
+from adap.store.settings import Settings
 
 Describe = Callable[..., None]
 """Called inside of a span, with its name or None and attributes that became known."""
@@ -86,7 +86,7 @@ def _provider(endpoint: str, service: str) -> Any:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
         raise RuntimeError(
-            "ADAP_OTLP_ENDPOINT is set: expected the extra `otel` (pip install 'adap[otel]')"
+            "ADAP_OTLP_ENDPOINT is set: expected the extra `otel` (pip install 'adap-audit[otel]')"
         ) from error
     provider = TracerProvider(resource=Resource.create({"service.name": service}))
     exporter = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces")

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from store.database import now
-from store.ids import new_id
-from store.tables import UploadPartRow, UploadRow
+from adap.store.database import now
+from adap.store.ids import new_id
+from adap.store.tables import UploadPartRow, UploadRow
 
 
 def find_same(session: Session, *, tenant: str, sha256: str, size: int) -> UploadRow | None:

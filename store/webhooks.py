@@ -13,9 +13,9 @@ from typing import Any
 from sqlalchemy import Row, delete, func, select, update
 from sqlalchemy.orm import Session
 
-from store.database import now
-from store.ids import new_id
-from store.tables import DeliveryRow, DeliveryStatus, JobStatus, WebhookRow
+from adap.store.database import now
+from adap.store.ids import new_id
+from adap.store.tables import DeliveryRow, DeliveryStatus, JobStatus, WebhookRow
 
 LEASE_S = 60.0  # longer than one attempt may take
 BACKOFF_S = (5.0, 30.0, 120.0, 600.0, 3600.0, 6 * 3600.0, 24 * 3600.0)  # then it is given up

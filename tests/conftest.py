@@ -31,7 +31,7 @@ def embedded_service(home: Path, **environment: str) -> Iterator[tuple[str, subp
     """A service of its own on a home, ready: its address and its process."""
     process = subprocess.Popen(
         [
-            *(sys.executable, "-P", "-m", "worker.embedded", "--with-parent", "--json"),
+            *(sys.executable, "-P", "-m", "adap.worker.embedded", "--with-parent", "--json"),
             *("--port", "0", "--home", str(home)),
         ],
         env={**os.environ, **environment},

@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from core import thresholds
-from core.attacks.worst_case import worst_case
-from core.budget import budget_curve
-from core.config import AuditConfig, OperatingPoint
-from core.figures import operating_figures
-from core.groups import group_figures
-from core.intervals import percentile_interval, resampled_ap
-from core.ranking import average_precision, count_ties, floor_ap
-from core.report import (
+from adap.core.config import AuditConfig, OperatingPoint
+from adap.core.figures import gate
+from adap.core.figures.budget import budget_curve
+from adap.core.figures.groups import group_figures
+from adap.core.figures.intervals import percentile_interval, resampled_ap
+from adap.core.figures.operating import operating_figures
+from adap.core.figures.ranking import average_precision, count_ties, floor_ap
+from adap.core.figures.worst_case import worst_case
+from adap.core.report import (
     APFigure,
     AttackFigure,
     CertifiedFloor,
@@ -31,7 +31,7 @@ from core.report import (
     Trust,
     WorstCase,
 )
-from core.scores import Scores, save_scores
+from adap.core.scores import Scores, save_scores
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -182,7 +182,7 @@ def report_of(
             **changes,
         },
     )
-    return report.model_copy(update={"thresholds": thresholds.evaluate(report)})
+    return report.model_copy(update={"thresholds": gate.evaluate(report)})
 
 
 def stored(

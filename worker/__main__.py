@@ -1,4 +1,4 @@
-"""`python -m worker --queue compute`: one worker, until it is told to stop."""
+"""`python -m adap.worker --queue compute`: one worker, until it is told to stop."""
 
 import argparse
 import logging
@@ -8,19 +8,19 @@ from typing import Any
 
 from celery.signals import worker_ready, worker_shutting_down
 
-from store.logs import configure_logging
-from store.settings import Settings
-from store.start import UnusableDatabaseError, open_database
-from store.tables import QUEUES
-from worker.app import TASK, make_app
-from worker.runner import UnusableDeviceError, Worker, is_alive
+from adap.store.logs import configure_logging
+from adap.store.settings import Settings
+from adap.store.start import UnusableDatabaseError, open_database
+from adap.store.tables import QUEUES
+from adap.worker.app import TASK, make_app
+from adap.worker.runner import UnusableDeviceError, Worker, is_alive
 
 ROUND_S = 0.05
 
 
 def main() -> None:
     """Run a worker of one queue in the foreground."""
-    parser = argparse.ArgumentParser(prog="python -m worker", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m adap.worker", description=__doc__)
     parser.add_argument("--queue", choices=QUEUES, default="compute")
     parser.add_argument(
         "--check", action="store_true", help="exit 0 if a worker of this host is alive"

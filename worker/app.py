@@ -16,8 +16,8 @@ import kombu.exceptions
 import redis.exceptions
 from celery import Celery
 
-from store.settings import Settings
-from store.tables import JobRow
+from adap.store.settings import Settings
+from adap.store.tables import JobRow
 
 log = logging.getLogger(__name__)
 

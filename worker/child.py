@@ -7,7 +7,7 @@ So a child may be killed at any moment, and nothing half-written is left behind.
 
 Two kinds of child run the same loop. Work on what the service made itself starts from a fork
 server that has torch loaded already (milliseconds). Files from outside are opened in a sandbox
-(`worker.sandbox`), started from nothing (seconds).
+(`adap.worker.sandbox`), started from nothing (seconds).
 """
 
 import contextlib
@@ -26,15 +26,15 @@ from multiprocessing.process import BaseProcess
 from threading import Thread
 from typing import Any
 
-from store import disk
-from worker import devices
-from worker.sandbox import Sandbox, limit_resources
-from worker.work import Message, Reporter, Work
+from adap.store import disk
+from adap.worker import devices
+from adap.worker.sandbox import Sandbox, limit_resources
+from adap.worker.work import Message, Reporter, Work
 
 log = logging.getLogger(__name__)
 
 _context = get_context("forkserver")
-_context.set_forkserver_preload(["worker.pipelines", "torchvision"])
+_context.set_forkserver_preload(["adap.worker.pipelines.table", "torchvision"])
 
 
 REPORT_LIMIT_S = 10.0  # in which the fork server tells that a child has ended
@@ -194,8 +194,8 @@ class Child:
 
 def serve(connection: Connection) -> None:
     """The child's loop: work, answer, until the worker is gone."""
-    from core.errors import AdapError
-    from models.errors import ModelFileError
+    from adap.core.errors import AdapError
+    from adap.models.errors import ModelFileError
 
     reporter = Reporter(connection)
     while True:
@@ -225,10 +225,10 @@ def serve(connection: Connection) -> None:
 def _pipeline(name: str) -> Callable[[Work, Reporter], dict[str, Any]]:
     """The function of a pipeline; torch is imported only where it is needed."""
     if name == "validate_dataset":
-        from worker.intake.pipeline import validate_dataset
+        from adap.worker.intake.pipeline import validate_dataset
 
         return validate_dataset
-    from worker.pipelines import PIPELINES
+    from adap.worker.pipelines.table import PIPELINES
 
     return PIPELINES[name]
 

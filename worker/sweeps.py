@@ -2,10 +2,10 @@
 
 from sqlalchemy.orm import Session
 
-from core.search import suggest
-from core.sweeps import Search, SweepRequest, outcome, trial
-from store import sweeps
-from store.tables import LIVE, JobRow
+from adap.core.training.search import suggest
+from adap.core.training.sweeps import Search, SweepRequest, outcome, trial
+from adap.store import sweeps
+from adap.store.tables import LIVE, JobRow
 
 
 def advance(session: Session, sweep_id: str) -> list[JobRow]:

@@ -20,7 +20,7 @@ from fastapi import Request, Response
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from api.accept import choose
+from adap.api.accept import choose
 
 FORMS = ("application/json", "text/html")
 PAGE: dict[int | str, dict[str, Any]] = {  # OpenAPI `responses=` of a route that has a page
@@ -53,13 +53,13 @@ def page(template: str, **shown: Any) -> Response:
 def _prepared() -> tuple[Environment, Mapping[str, str]]:
     """The templates and the headers of every page, made when the first one is asked for."""
     environment = Environment(
-        loader=PackageLoader("api.pages"),
+        loader=PackageLoader("adap.api.pages"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    sheets = (("core", "report.css"), ("api.pages", "pages.css"))
+    sheets = (("adap.core.rendering", "report.css"), ("adap.api.pages", "pages.css"))
     style = "".join(
         PackageLoader(package).get_source(environment, name)[0] for package, name in sheets
     )

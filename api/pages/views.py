@@ -10,11 +10,11 @@ from pydantic import BaseModel, Field, ValidationError
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from api.deps import Caller
-from api.pages import page
-from api.schemas import Dataset, Job, JobEvent, Model, job_answer
-from core.report import ThresholdResult
-from store.tables import DatasetRow, JobKind, JobRow, JobStatus, ModelRow
+from adap.api.deps import Caller
+from adap.api.pages import page
+from adap.api.schemas import Dataset, Job, JobEvent, Model, job_answer
+from adap.core.report import ThresholdResult
+from adap.store.tables import DatasetRow, JobKind, JobRow, JobStatus, ModelRow
 
 REFRESH_S = 2
 NEWEST = 10  # audits on the page of a model, rows of each table on the start page

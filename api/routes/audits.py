@@ -9,20 +9,19 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sqlalchemy.orm import Session
 from starlette.datastructures import FormData
 
-from api import assets
-from api.accept import choose
-from api.assets import AssetId
-from api.deps import Caller, House, HouseDep, Reader, Writer
-from api.errors import POSTED, ApiError, explain_validation, problems
-from api.idempotency import Idempotency, IdempotencyDep
-from api.listing import After, Limit, make_cursor, read_offset
-from api.routes.datasets import declared_resize
-from api.routes.jobs import describe_job, finished_blob, remove_files
-from api.routes.models import declared_manifest
-from api.routes.training import check_trainable
-from api.schemas import ExampleScores, Job, Page
-from core import thresholds
-from core.config import (
+from adap.api import assets
+from adap.api.accept import choose
+from adap.api.assets import AssetId
+from adap.api.deps import Caller, House, HouseDep, Reader, Writer
+from adap.api.errors import POSTED, ApiError, explain_validation, problems
+from adap.api.idempotency import Idempotency, IdempotencyDep
+from adap.api.listing import After, Limit, make_cursor, read_offset
+from adap.api.routes.datasets import declared_resize
+from adap.api.routes.jobs import describe_job, finished_blob, remove_files
+from adap.api.routes.models import declared_manifest
+from adap.api.routes.training import check_trainable
+from adap.api.schemas import ExampleScores, Job, Page
+from adap.core.config import (
     AuditConfig,
     AuditRequest,
     CEMethod,
@@ -31,11 +30,12 @@ from core.config import (
     Task,
     TrainingRequest,
 )
-from core.errors import ConfigError
-from core.report import Report
-from core.report_card import card
-from core.report_junit import junit
-from core.resolve import (
+from adap.core.errors import ConfigError
+from adap.core.figures import gate
+from adap.core.rendering.card import card
+from adap.core.rendering.junit import junit
+from adap.core.report import Report
+from adap.core.resolve import (
     DatasetSummary,
     check_black_box,
     check_both_sides,
@@ -43,9 +43,9 @@ from core.resolve import (
     resolve_split,
     resolve_tasks,
 )
-from models.header import Manifest
-from store import jobs
-from store.tables import DatasetRow, JobKind, JobRow, ModelRow
+from adap.models.header import Manifest
+from adap.store import jobs
+from adap.store.tables import DatasetRow, JobKind, JobRow, ModelRow
 
 SURROGATE_SEED = 1_000_003
 
@@ -264,7 +264,7 @@ def _audit_by_ids(request: AuditRequest, caller: Caller, once: Idempotency) -> J
             manifest.output.columns(task.positive)  # raises where these classes have no score
             check_both_sides(task, summary, resolve_split(request.split, summary))
         check_fits(summary, **_size(manifest))
-        thresholds.refuse_unknown(request, tasks, grouped=summary.groups is not None)
+        gate.refuse_unknown(request, tasks, grouped=summary.groups is not None)
         surrogate, training = _surrogate(session, request, caller, model, tasks, summary)
         job = jobs.enqueue(
             session,

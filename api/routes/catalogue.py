@@ -4,12 +4,12 @@ from typing import Any, get_args
 
 from fastapi import APIRouter
 
-from api.deps import Reader
-from api.errors import problems
-from api.schemas import CatalogueEntry
-from core import presets
-from core.config import Attack, Config, Method
-from models import catalogue
+from adap.api.deps import Reader
+from adap.api.errors import problems
+from adap.api.schemas import CatalogueEntry
+from adap.core import presets
+from adap.core.config import Attack, Config, Method
+from adap.models import catalogue
 
 router = APIRouter(prefix="/v1", tags=["catalogue"])
 

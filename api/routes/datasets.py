@@ -6,16 +6,16 @@ from fastapi import APIRouter, Form, Request, Response, UploadFile
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sqlalchemy import select
 
-from api import assets
-from api.assets import AssetId
-from api.deps import HouseDep, Reader, Writer
-from api.errors import POSTED, explain_validation, problems
-from api.idempotency import IdempotencyDep
-from api.listing import After, Limit, page
-from api.pages import PAGE, views, wants_page
-from api.schemas import Dataset, Page, dataset_answer
-from core.config import Identifier, Name, Resize
-from store.tables import DatasetRow
+from adap.api import assets
+from adap.api.assets import AssetId
+from adap.api.deps import HouseDep, Reader, Writer
+from adap.api.errors import POSTED, explain_validation, problems
+from adap.api.idempotency import IdempotencyDep
+from adap.api.listing import After, Limit, page
+from adap.api.pages import PAGE, views, wants_page
+from adap.api.schemas import Dataset, Page, dataset_answer
+from adap.core.config import Identifier, Name, Resize
+from adap.store.tables import DatasetRow
 
 router = APIRouter(prefix="/v1/datasets", tags=["data sets"])
 

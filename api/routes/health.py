@@ -7,12 +7,12 @@ import redis
 from fastapi import APIRouter, Depends, Request, Response
 from sqlalchemy import select
 
-from api.deps import Admin, HouseDep
-from api.errors import problems
-from api.schemas import Liveness, Readiness, WorkerInfo
-from store.database import now
-from store.tables import QUEUES, WorkerRow
-from worker.scoring.link import ScoringGoneError
+from adap.api.deps import Admin, HouseDep
+from adap.api.errors import problems
+from adap.api.schemas import Liveness, Readiness, WorkerInfo
+from adap.store.database import now
+from adap.store.tables import QUEUES, WorkerRow
+from adap.worker.scoring.link import ScoringGoneError
 
 router = APIRouter(tags=["health"])
 

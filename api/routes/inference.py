@@ -22,12 +22,12 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Header, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from api.assets import AssetId
-from api.deps import HouseDep, Reader, Writer
-from api.errors import ApiError, explain_validation, problems
-from api.routes.health import ScoringState
-from api.routes.scoring import Images, find_target, off_the_loop, scores_of
-from worker.scoring.link import ScoringGoneError
+from adap.api.assets import AssetId
+from adap.api.deps import HouseDep, Reader, Writer
+from adap.api.errors import ApiError, explain_validation, problems
+from adap.api.routes.health import ScoringState
+from adap.api.routes.scoring import Images, find_target, off_the_loop, scores_of
+from adap.worker.scoring.link import ScoringGoneError
 
 router = APIRouter(prefix="/v2", tags=["open inference protocol"])
 
@@ -139,7 +139,7 @@ class Statistics(BaseModel):
 @router.get("")
 def describe_server() -> ServerMetadata:
     """Name, version and extensions."""
-    return ServerMetadata(version=version("adap"))
+    return ServerMetadata(version=version("adap-audit"))
 
 
 @router.get("/health/live")

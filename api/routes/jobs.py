@@ -15,17 +15,17 @@ from fastapi.sse import format_sse_event
 from sqlalchemy import bindparam, exists, select, union_all
 from sqlalchemy.orm import Session
 
-from api.assets import AssetId
-from api.deps import Caller, House, HouseDep, Reader, Writer
-from api.errors import POSTED, ApiError, not_found, problems
-from api.idempotency import IdempotencyDep
-from api.listing import After, Limit, make_cursor, page_of, read_offset
-from api.pages import PAGE, views, wants_page
-from api.schemas import Job, JobEvent, Page, job_answer, timestamp
-from store import jobs, results, retries
-from store.database import now, row_by_id
-from store.sweeps import NoPlaceError
-from store.tables import (
+from adap.api.assets import AssetId
+from adap.api.deps import Caller, House, HouseDep, Reader, Writer
+from adap.api.errors import POSTED, ApiError, not_found, problems
+from adap.api.idempotency import IdempotencyDep
+from adap.api.listing import After, Limit, make_cursor, page_of, read_offset
+from adap.api.pages import PAGE, views, wants_page
+from adap.api.schemas import Job, JobEvent, Page, job_answer, timestamp
+from adap.store import jobs, results, retries
+from adap.store.database import now, row_by_id
+from adap.store.sweeps import NoPlaceError
+from adap.store.tables import (
     TERMINAL,
     AssetStatus,
     DatasetRow,

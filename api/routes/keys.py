@@ -6,16 +6,16 @@ from fastapi import APIRouter, Response
 from pydantic import ConfigDict, Field
 from sqlalchemy import select
 
-from api.assets import AssetId
-from api.deps import Admin, HouseDep
-from api.errors import ApiError, not_found, problems
-from api.idempotency import IdempotencyDep
-from api.listing import After, Limit, page
-from api.schemas import ApiKey, NewApiKey, Page, timestamp
-from core.config import Config, Name
-from store import keys
-from store.keys import Scope
-from store.tables import ApiKeyRow
+from adap.api.assets import AssetId
+from adap.api.deps import Admin, HouseDep
+from adap.api.errors import ApiError, not_found, problems
+from adap.api.idempotency import IdempotencyDep
+from adap.api.listing import After, Limit, page
+from adap.api.schemas import ApiKey, NewApiKey, Page, timestamp
+from adap.core.config import Config, Name
+from adap.store import keys
+from adap.store.keys import Scope
+from adap.store.tables import ApiKeyRow
 
 router = APIRouter(prefix="/v1/api-keys", tags=["API keys"])
 

@@ -8,15 +8,15 @@ from numpy.typing import NDArray
 from safetensors.numpy import load
 from sqlalchemy import select
 
-from api import assets
-from api.deps import House, HouseDep, Reader
-from api.errors import problems
-from api.schemas import Contender, Leaderboard, LeaderboardSetting
-from core.config import AuditConfig, AuditRequest, EachClass, Norm, Split
-from core.intervals import percentile_interval
-from core.report import APFigure, Difference
-from core.resolve import DatasetSummary, resolve_split
-from store.tables import DatasetRow, JobKind, JobRow, JobStatus, ModelRow
+from adap.api import assets
+from adap.api.deps import House, HouseDep, Reader
+from adap.api.errors import problems
+from adap.api.schemas import Contender, Leaderboard, LeaderboardSetting
+from adap.core.config import AuditConfig, AuditRequest, EachClass, Norm, Split
+from adap.core.figures.intervals import percentile_interval
+from adap.core.report import APFigure, Difference
+from adap.core.resolve import DatasetSummary, resolve_split
+from adap.store.tables import DatasetRow, JobKind, JobRow, JobStatus, ModelRow
 
 router = APIRouter(prefix="/v1/leaderboard", tags=["audits"])
 

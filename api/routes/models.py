@@ -7,20 +7,20 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sqlalchemy import select
 
-from api import assets, quotas
-from api.assets import AssetId
-from api.deps import Caller, House, HouseDep, Reader, Writer
-from api.errors import POSTED, ApiError, explain_validation, problems
-from api.idempotency import IdempotencyDep
-from api.listing import After, Limit, page
-from api.pages import PAGE, views, wants_page
-from api.routes.jobs import wait_until_done
-from api.schemas import Model, Page, model_answer
-from core.config import Identifier, Name
-from models import catalogue
-from models.header import ONE_LOGIT, InputSpec, Manifest, OutputSpec
-from store import jobs
-from store.tables import JobKind, JobRow, JobStatus, ModelRow
+from adap.api import assets, quotas
+from adap.api.assets import AssetId
+from adap.api.deps import Caller, House, HouseDep, Reader, Writer
+from adap.api.errors import POSTED, ApiError, explain_validation, problems
+from adap.api.idempotency import IdempotencyDep
+from adap.api.listing import After, Limit, page
+from adap.api.pages import PAGE, views, wants_page
+from adap.api.routes.jobs import wait_until_done
+from adap.api.schemas import Model, Page, model_answer
+from adap.core.config import Identifier, Name
+from adap.models import catalogue
+from adap.models.header import ONE_LOGIT, InputSpec, Manifest, OutputSpec
+from adap.store import jobs
+from adap.store.tables import JobKind, JobRow, JobStatus, ModelRow
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 

@@ -4,21 +4,21 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Request, Response
 
-from api import assets
-from api.accept import choose
-from api.assets import AssetId
-from api.deps import HouseDep, Reader, Writer
-from api.errors import POSTED, problems
-from api.idempotency import IdempotencyDep
-from api.listing import After, Limit
-from api.routes.audits import read_rows
-from api.routes.jobs import describe_job, finished_blob, remove_files
-from api.schemas import Job, Page, RankedExample
-from core.config import RankingRequest
-from core.resolve import DatasetSummary, check_fits, resolve_split, resolve_task
-from models.header import Manifest
-from store import jobs
-from store.tables import DatasetRow, JobKind, ModelRow
+from adap.api import assets
+from adap.api.accept import choose
+from adap.api.assets import AssetId
+from adap.api.deps import HouseDep, Reader, Writer
+from adap.api.errors import POSTED, problems
+from adap.api.idempotency import IdempotencyDep
+from adap.api.listing import After, Limit
+from adap.api.routes.audits import read_rows
+from adap.api.routes.jobs import describe_job, finished_blob, remove_files
+from adap.api.schemas import Job, Page, RankedExample
+from adap.core.config import RankingRequest
+from adap.core.resolve import DatasetSummary, check_fits, resolve_split, resolve_task
+from adap.models.header import Manifest
+from adap.store import jobs
+from adap.store.tables import DatasetRow, JobKind, ModelRow
 
 router = APIRouter(prefix="/v1/rankings", tags=["rankings"])
 

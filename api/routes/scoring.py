@@ -15,14 +15,14 @@ from fastapi import APIRouter, Query, Request, UploadFile
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from api import assets
-from api.assets import AssetId
-from api.deps import Caller, House, HouseDep, Target, Writer
-from api.errors import ApiError, ErrorItem, explain_validation, problems
-from api.schemas import ImageScore, ImageScores
-from models.header import Manifest
-from store.tables import ModelRow
-from worker.scoring.link import ScoringGoneError
+from adap.api import assets
+from adap.api.assets import AssetId
+from adap.api.deps import Caller, House, HouseDep, Target, Writer
+from adap.api.errors import ApiError, ErrorItem, explain_validation, problems
+from adap.api.schemas import ImageScore, ImageScores
+from adap.models.header import Manifest
+from adap.store.tables import ModelRow
+from adap.worker.scoring.link import ScoringGoneError
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 

@@ -3,13 +3,13 @@
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse
 
-from api.accept import choose
-from api.deps import HouseDep, Reader
-from api.errors import problems
-from api.pages import views
-from api.routes.datasets import list_datasets
-from api.routes.jobs import list_jobs
-from api.routes.models import list_models
+from adap.api.accept import choose
+from adap.api.deps import HouseDep, Reader
+from adap.api.errors import problems
+from adap.api.pages import views
+from adap.api.routes.datasets import list_datasets
+from adap.api.routes.jobs import list_jobs
+from adap.api.routes.models import list_models
 
 router = APIRouter(tags=["pages"])
 

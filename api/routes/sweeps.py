@@ -7,16 +7,16 @@ from fastapi import APIRouter, Response
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from api import limits
-from api.assets import AssetId
-from api.deps import Caller, HouseDep, Reader, Writer
-from api.errors import POSTED, ApiError, ErrorItem, not_found, problems
-from api.idempotency import IdempotencyDep
-from api.listing import After, Limit, page
-from api.routes.training import resolve
-from api.schemas import JobFailure, Page, Progress, Sweep, SweepInfo, Trial, timestamp
-from core.search import suggest
-from core.sweeps import (
+from adap.api import limits
+from adap.api.assets import AssetId
+from adap.api.deps import Caller, HouseDep, Reader, Writer
+from adap.api.errors import POSTED, ApiError, ErrorItem, not_found, problems
+from adap.api.idempotency import IdempotencyDep
+from adap.api.listing import After, Limit, page
+from adap.api.routes.training import resolve
+from adap.api.schemas import JobFailure, Page, Progress, Sweep, SweepInfo, Trial, timestamp
+from adap.core.training.search import suggest
+from adap.core.training.sweeps import (
     Grid,
     SweepRequest,
     best,
@@ -26,8 +26,8 @@ from core.sweeps import (
     refuse_unusable,
     trial,
 )
-from store import sweeps
-from store.tables import LIVE, JobRow, JobStatus, SweepRow, TrialRow
+from adap.store import sweeps
+from adap.store.tables import LIVE, JobRow, JobStatus, SweepRow, TrialRow
 
 router = APIRouter(prefix="/v1/sweeps", tags=["training"])
 

@@ -3,18 +3,18 @@
 from fastapi import APIRouter, Response
 from sqlalchemy.orm import Session
 
-from api import assets
-from api.deps import Caller, HouseDep, Writer
-from api.errors import POSTED, ApiError, problems
-from api.idempotency import IdempotencyDep
-from api.routes.jobs import describe_job
-from api.schemas import Job
-from core.config import EachClass, TrainingRequest
-from core.resolve import DatasetSummary, check_fits, check_start, resolve_training
-from models.catalogue import ARCHITECTURES
-from models.header import ONE_LOGIT, Manifest, logit_a_class
-from store import jobs
-from store.tables import DatasetRow, JobKind, ModelRow
+from adap.api import assets
+from adap.api.deps import Caller, HouseDep, Writer
+from adap.api.errors import POSTED, ApiError, problems
+from adap.api.idempotency import IdempotencyDep
+from adap.api.routes.jobs import describe_job
+from adap.api.schemas import Job
+from adap.core.config import EachClass, TrainingRequest
+from adap.core.resolve import DatasetSummary, check_fits, check_start, resolve_training
+from adap.models.catalogue import ARCHITECTURES
+from adap.models.header import ONE_LOGIT, Manifest, logit_a_class
+from adap.store import jobs
+from adap.store.tables import DatasetRow, JobKind, ModelRow
 
 router = APIRouter(prefix="/v1/training-jobs", tags=["training"])
 

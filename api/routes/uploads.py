@@ -18,18 +18,18 @@ from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
-from api import assets, quotas
-from api.assets import AssetId
-from api.deps import Caller, House, HouseDep, Reader, Writer
-from api.errors import ApiError, problems
-from api.idempotency import IdempotencyDep
-from api.listing import After, Limit, page
-from api.schemas import Page, Upload, upload_answer
-from core.config import Name
-from store import uploads
-from store.artifacts import OtherContentError
-from store.database import now
-from store.tables import UploadRow
+from adap.api import assets, quotas
+from adap.api.assets import AssetId
+from adap.api.deps import Caller, House, HouseDep, Reader, Writer
+from adap.api.errors import ApiError, problems
+from adap.api.idempotency import IdempotencyDep
+from adap.api.listing import After, Limit, page
+from adap.api.schemas import Page, Upload, upload_answer
+from adap.core.config import Name
+from adap.store import uploads
+from adap.store.blobs import OtherContentError
+from adap.store.database import now
+from adap.store.tables import UploadRow
 
 router = APIRouter(prefix="/v1/uploads", tags=["uploads"])
 

@@ -9,17 +9,17 @@ from pydantic import ConfigDict, Field
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from api.assets import AssetId
-from api.deliveries import Allowed, RefusedError
-from api.deps import Caller, HouseDep, Reader, Writer
-from api.errors import ApiError, not_found, problems
-from api.idempotency import IdempotencyDep
-from api.listing import After, Limit, page
-from api.schemas import Delivery, NewWebhook, Page, WebhookAnswer, timestamp
-from core.config import Config
-from store import webhooks
-from store.ids import new_id
-from store.tables import DeliveryRow, WebhookRow
+from adap.api.assets import AssetId
+from adap.api.deliveries import Allowed, RefusedError
+from adap.api.deps import Caller, HouseDep, Reader, Writer
+from adap.api.errors import ApiError, not_found, problems
+from adap.api.idempotency import IdempotencyDep
+from adap.api.listing import After, Limit, page
+from adap.api.schemas import Delivery, NewWebhook, Page, WebhookAnswer, timestamp
+from adap.core.config import Config
+from adap.store import webhooks
+from adap.store.ids import new_id
+from adap.store.tables import DeliveryRow, WebhookRow
 
 router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"])
 

@@ -14,16 +14,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from adap.core.attacks.base import LossFn
+from adap.core.attacks.registry import build_attack
+from adap.core.attacks.threat_model import ThreatModel
+from adap.core.config import PRESETS, Threat
+from adap.core.figures.ranking import average_precision
+from adap.core.objectives.registry import build_objective
+from adap.core.objectives.surrogates import negative_margin
+from adap.core.training.loop import EpochRecord, fit
 from benchmarks.paper import data, networks
 from benchmarks.paper.runs import Evaluation, Piece, Training, digest
-from core.attacks.base import LossFn
-from core.attacks.registry import build_attack
-from core.attacks.threat_model import ThreatModel
-from core.config import PRESETS, Threat
-from core.objectives.registry import build_objective
-from core.objectives.surrogates import negative_margin
-from core.ranking import average_precision
-from core.training import EpochRecord, fit
 
 BATCH = 250
 # The attacks of Tables 2, 3 and 4 are those of the audit's preset of the same name.

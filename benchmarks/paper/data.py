@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from adap.core import published
+from adap.core.training.splitting import hold_out
 from benchmarks.paper.runs import DataSpec
-from core import published
-from core.splitting import hold_out
 
 VALIDATION_SHARE = 0.2
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from models import architectures
+from adap.models import architectures
 
 # Channel means and standard deviations of ImageNet, which the paper's code uses for every data set.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from adap.core.config import Config, TrainingConfig
 from benchmarks.paper.runs import DataSpec, Evaluation, Piece, Training
-from core.config import Config, TrainingConfig
 
 HERE = Path(__file__).parent
 
@@ -42,7 +42,7 @@ class Own(Config):
     """What a data set has of its own, in place of the scale's."""
 
     epochs: int | None = None
-    optimizer: dict[str, Any] = Field({}, description="fields of `core.config.Optimizer`")
+    optimizer: dict[str, Any] = Field({}, description="fields of `adap.core.config.Optimizer`")
 
 
 class Scale(Config):
@@ -58,7 +58,7 @@ class Scale(Config):
     full: Size
     small: Size
     reading: str = Field("", description="what the figures say, written by who has read them")
-    training: dict[str, Any] = Field({}, description="fields of `core.config.TrainingConfig`")
+    training: dict[str, Any] = Field({}, description="fields of `adap.core.config.TrainingConfig`")
 
 
 class PaperValue(Config):

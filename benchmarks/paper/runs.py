@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from core.config import EPSILON_PAPER, Config, TrainingConfig
+from adap.core.config import EPSILON_PAPER, Config, TrainingConfig
 
 
 class DataSpec(Config):

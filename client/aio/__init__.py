@@ -1,5 +1,5 @@
 """The client to be awaited: `from client.aio import AsyncClient`."""
 
-from client.aio.client import AsyncClient
+from adap.client.aio.client import AsyncClient
 
 __all__ = ["AsyncClient"]

@@ -1,4 +1,4 @@
-"""`python -m client.aio.generate`: make the client that waits out of the one to be awaited.
+"""`python -m adap.client.aio.generate`: make the client that waits out of the one to be awaited.
 
 Needs the development tools: unasync takes `async` and `await` away, ruff puts it in form.
 """

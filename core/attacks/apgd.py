@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from core.attacks.base import BestIterate, LossFn, choose, loss_and_gradient
-from core.attacks.patience import with_patience
-from core.attacks.threat_model import ThreatModel
-from core.errors import ConfigError
+from adap.core.attacks.base import BestIterate, LossFn, choose, loss_and_gradient
+from adap.core.attacks.patience import with_patience
+from adap.core.attacks.threat_model import ThreatModel
+from adap.core.errors import ConfigError
 
 MOMENTUM = 0.75  # alpha in the paper: the weight of the new step against the last move
 RISING = 0.75  # rho: the share of steps that must raise the loss between two checkpoints
@@ -44,7 +44,7 @@ class APGD:
     def perturb(
         self, loss_fn: LossFn, x: Tensor, *, threat_model: ThreatModel, generator: torch.Generator
     ) -> Tensor:
-        """See `core.attacks.base.Attack`."""
+        """See `adap.core.attacks.base.Attack`."""
         best = BestIterate(x)
         for _ in range(self.restarts):
             start = threat_model.random_start(x, generator=generator)

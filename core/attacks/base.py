@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from core.attacks.threat_model import ThreatModel
+from adap.core.attacks.threat_model import ThreatModel
 
 LossFn = Callable[[Tensor], Tensor]
 """(B, C, H, W) images to (B,) losses, each of its own image alone; attacks ascend it."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from core.attacks.base import LossFn, loss_and_gradient
-from core.attacks.threat_model import ThreatModel
+from adap.core.attacks.base import LossFn, loss_and_gradient
+from adap.core.attacks.threat_model import ThreatModel
 
 # In epsilons. The nearest point to a far one is the one furthest along the gradient; a step of just
 # epsilon stops short of it where the box of an L2 ball binds, and pixels at their walls are lost.
@@ -34,7 +34,7 @@ class FGSM:
         threat_model: ThreatModel,
         generator: torch.Generator,  # noqa: ARG002
     ) -> Tensor:
-        """See `core.attacks.base.Attack`."""
+        """See `adap.core.attacks.base.Attack`."""
         _, gradient = loss_and_gradient(loss_fn, x)
         direction = threat_model.steepest_ascent(gradient)
         return threat_model.project(x + FAR * threat_model.epsilon * direction, x)

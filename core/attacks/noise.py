@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from core.attacks.base import LossFn
-from core.attacks.threat_model import ThreatModel
+from adap.core.attacks.base import LossFn
+from adap.core.attacks.threat_model import ThreatModel
 
 
 @dataclass(frozen=True)
@@ -25,5 +25,5 @@ class Noise:
         threat_model: ThreatModel,
         generator: torch.Generator,
     ) -> Tensor:
-        """See `core.attacks.base.Attack`."""
+        """See `adap.core.attacks.base.Attack`."""
         return threat_model.random_start(x, generator=generator)

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from core.attacks.base import LossFn, PerImage
-from core.errors import ConfigError
+from adap.core.attacks.base import LossFn, PerImage
+from adap.core.errors import ConfigError
 
 
 def with_patience(loss_fn: LossFn, patience: int | None) -> LossFn:

@@ -6,10 +6,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from core.attacks.base import BestIterate, LossFn, loss_and_gradient
-from core.attacks.patience import with_patience
-from core.attacks.threat_model import ThreatModel, normal
-from core.errors import ConfigError
+from adap.core.attacks.base import BestIterate, LossFn, loss_and_gradient
+from adap.core.attacks.patience import with_patience
+from adap.core.attacks.threat_model import ThreatModel, normal
+from adap.core.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class PGD:
     def perturb(
         self, loss_fn: LossFn, x: Tensor, *, threat_model: ThreatModel, generator: torch.Generator
     ) -> Tensor:
-        """See `core.attacks.base.Attack`."""
+        """See `adap.core.attacks.base.Attack`."""
         best = BestIterate(x)
         for restart in range(self.restarts):
             if restart == 0 and self.start == "normal":

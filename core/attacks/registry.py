@@ -3,13 +3,13 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from core import config
-from core.attacks.apgd import APGD
-from core.attacks.base import Attack
-from core.attacks.fgsm import FGSM
-from core.attacks.noise import Noise
-from core.attacks.pgd import PGD
-from core.attacks.square import Square
+from adap.core import config
+from adap.core.attacks.apgd import APGD
+from adap.core.attacks.base import Attack
+from adap.core.attacks.fgsm import FGSM
+from adap.core.attacks.noise import Noise
+from adap.core.attacks.pgd import PGD
+from adap.core.attacks.square import Square
 
 
 def build_attack(attack: config.Attack, threat: config.Threat) -> Attack:

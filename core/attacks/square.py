@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from core.attacks.base import BestIterate, LossFn, choose
-from core.attacks.patience import with_patience
-from core.attacks.threat_model import ThreatModel, unit
-from core.errors import ConfigError
+from adap.core.attacks.base import BestIterate, LossFn, choose
+from adap.core.attacks.patience import with_patience
+from adap.core.attacks.threat_model import ThreatModel, unit
+from adap.core.errors import ConfigError
 
 FIRST_SHARE = 0.8  # p: the share of an image that the first squares cover
 # Ten-thousandths of the queries after which p is halved.
@@ -46,7 +46,7 @@ class Square:
     def perturb(
         self, loss_fn: LossFn, x: Tensor, *, threat_model: ThreatModel, generator: torch.Generator
     ) -> Tensor:
-        """See `core.attacks.base.Attack`."""
+        """See `adap.core.attacks.base.Attack`."""
         search = LinfSearch(threat_model) if threat_model.norm == "linf" else L2Search(threat_model)
         first, each = search.draws(x)
         draws = torch.rand(

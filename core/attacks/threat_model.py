@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from core.config import Norm
-from core.errors import ConfigError
+from adap.core.config import Norm
+from adap.core.errors import ConfigError
 
 # Rounds of the L2 projection. Each all but squares the error; it was exact in float32 after four,
 # for dark and for bright images, steps from a tenth of epsilon to 25 of it.

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from core.config import AdapLNMethod, AdapLPNMethod, AdapLZMethod, AdapPZMethod
-from core.objectives.ap import APObjective
-from core.objectives.estimators import ListwiseEstimator
-from core.objectives.surrogates import bernoulli_kl, half_squared_shift, negative_margin
+from adap.core.config import AdapLNMethod, AdapLPNMethod, AdapLZMethod, AdapPZMethod
+from adap.core.objectives.ap import APObjective
+from adap.core.objectives.estimators import ListwiseEstimator
+from adap.core.objectives.surrogates import bernoulli_kl, half_squared_shift, negative_margin
 
 
 class AdapMM(APObjective):

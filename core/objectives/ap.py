@@ -5,7 +5,7 @@
 
 from torch import Tensor
 
-from core.config import (
+from adap.core.config import (
     AdapLNMethod,
     AdapLPNMethod,
     AdapLZMethod,
@@ -13,8 +13,8 @@ from core.config import (
     AdapPZMethod,
     APMethod,
 )
-from core.objectives.base import Objective
-from core.objectives.estimators import APEstimator
+from adap.core.objectives.base import Objective
+from adap.core.objectives.estimators import APEstimator
 
 APMethods = APMethod | AdapMMMethod | AdapPZMethod | AdapLZMethod | AdapLNMethod | AdapLPNMethod
 

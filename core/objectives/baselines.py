@@ -5,9 +5,9 @@
 
 from torch import Tensor
 
-from core.config import CEMethod, MARTMethod, PGDMethod, TRADESMethod
-from core.objectives.base import Objective
-from core.objectives.surrogates import (
+from adap.core.config import CEMethod, MARTMethod, PGDMethod, TRADESMethod
+from adap.core.objectives.base import Objective
+from adap.core.objectives.surrogates import (
     bernoulli_kl,
     cross_entropy,
     half_squared_shift,

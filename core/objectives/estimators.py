@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from core.config import FirstVisit
-from core.objectives.surrogates import squared_hinge
+from adap.core.config import FirstVisit
+from adap.core.objectives.surrogates import squared_hinge
 
 
 @dataclass(frozen=True)

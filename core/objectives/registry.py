@@ -1,10 +1,10 @@
-"""The objectives by the names of `core.config.Method`."""
+"""The objectives by the names of `adap.core.config.Method`."""
 
-from core.config import Method
-from core.objectives.adap import AdapLN, AdapLPN, AdapLZ, AdapMM, AdapPZ
-from core.objectives.ap import AP
-from core.objectives.base import Objective
-from core.objectives.baselines import CE, MART, TRADES, PGDTraining
+from adap.core.config import Method
+from adap.core.objectives.adap import AdapLN, AdapLPN, AdapLZ, AdapMM, AdapPZ
+from adap.core.objectives.ap import AP
+from adap.core.objectives.base import Objective
+from adap.core.objectives.baselines import CE, MART, TRADES, PGDTraining
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "ce": CE,

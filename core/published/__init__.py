@@ -3,17 +3,17 @@
     image_set = load("bdd100k", Path("/data/bdd100k"), labels="scene")
     image_set = hold_out(image_set, fraction=0.2, seed=0)           # core.splitting
 
-Images are uint8, in memory or mapped into it. `python -m core.published cifar10 ROOT` packs one for
-upload. Nothing is downloaded: a file that is missing is named, with where it comes from.
+Images are uint8, in memory or mapped into it. `python -m adap.core.published cifar10 ROOT` packs
+one for upload. Nothing is downloaded: a file that is missing is named, with where it comes from.
 """
 
 from pathlib import Path
 
-from core.config import Task
-from core.datasets import ImageSet
-from core.errors import ConfigError, DataError
-from core.published import bdd100k, celeba, cifar, folders
-from core.published.base import OnProgress, Published, Reading
+from adap.core.config import Task
+from adap.core.datasets import ImageSet
+from adap.core.errors import ConfigError, DataError
+from adap.core.published import bdd100k, celeba, cifar, folders
+from adap.core.published.base import OnProgress, Published, Reading
 
 PUBLISHED: dict[str, Published] = {
     entry.name: entry

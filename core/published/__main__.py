@@ -1,4 +1,4 @@
-"""`python -m core.published cifar10 ROOT -o cifar10.npz`: pack a published data set for upload.
+"""`python -m adap.core.published cifar10 ROOT -o cifar10.npz`: pack a published set for upload.
 
 The NPZ holds images, labels, classes and splits, as `POST /v1/datasets` takes them. The file is
 whole or not there.
@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from core.config import SPLITS, Task
-from core.datasets import ImageSet
-from core.errors import AdapError, ConfigError
-from core.published import PUBLISHED, load
-from core.published.base import replacing
-from core.splitting import hold_out, make_rare
+from adap.core.config import SPLITS, Task
+from adap.core.datasets import ImageSet
+from adap.core.errors import AdapError, ConfigError
+from adap.core.published import PUBLISHED, load
+from adap.core.published.base import replacing
+from adap.core.training.splitting import hold_out, make_rare
 
 
 def pack(image_set: ImageSet, target: Path) -> None:
@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Read, split, pack; progress on standard error."""
     names = "; ".join(f"{entry.name}: {entry.description}" for entry in PUBLISHED.values())
     parser = argparse.ArgumentParser(
-        prog="python -m core.published", description=__doc__, epilog=names
+        prog="python -m adap.core.published", description=__doc__, epilog=names
     )
     parser.add_argument("name", choices=PUBLISHED)
     parser.add_argument("root", type=Path, help="the folder in which the publisher's files lie")

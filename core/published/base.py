@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from core.datasets import ImageSet
-from core.errors import ConfigError, DataError
+from adap.core.datasets import ImageSet
+from adap.core.errors import ConfigError, DataError
 
 OnProgress = Callable[[int, int], None]
 Box = tuple[int, int, int, int]

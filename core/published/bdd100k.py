@@ -14,10 +14,10 @@ from typing import Any
 import ijson
 import numpy as np
 
-from core.config import SPLITS
-from core.datasets import ImageSet
-from core.errors import DataError
-from core.published.base import Published, Reading, alone, decoded, find, replacing
+from adap.core.config import SPLITS
+from adap.core.datasets import ImageSet
+from adap.core.errors import DataError
+from adap.core.published.base import Published, Reading, alone, decoded, find, replacing
 
 DEFAULT_SIZE = 64
 CLASSES: dict[str, tuple[str, ...]] = {

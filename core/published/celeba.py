@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from core.config import SPLITS
-from core.datasets import ImageSet
-from core.errors import DataError
-from core.published.base import Published, Reading, decoded, find
+from adap.core.config import SPLITS
+from adap.core.datasets import ImageSet
+from adap.core.errors import DataError
+from adap.core.published.base import Published, Reading, decoded, find
 
 DEFAULT_SIZE = 64
 WIDTH, HEIGHT = 178, 218

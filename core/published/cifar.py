@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from core.config import SPLITS
-from core.datasets import ImageSet
-from core.errors import DataError
-from core.published.base import MissingFileError, Published, Reading
+from adap.core.config import SPLITS
+from adap.core.datasets import ImageSet
+from adap.core.errors import DataError
+from adap.core.published.base import MissingFileError, Published, Reading
 
 SIDE = 32
 _PIXELS = 3 * SIDE * SIDE

@@ -3,7 +3,7 @@
     root/cat/0.png                   or  root/train/cat/0.png, root/test/cat/1.png
 
 The root is a folder or a zip of one. All images have one size, or are resized to `size`. Only for
-files that are trusted: what others upload is opened by `worker.intake`, in a sandbox.
+files that are trusted: what others upload is opened by `adap.worker.intake`, in a sandbox.
 """
 
 import io
@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from core.config import SPLITS
-from core.datasets import ImageSet
-from core.errors import DataError
-from core.published.base import MissingFileError, Published, Reading
+from adap.core.config import SPLITS
+from adap.core.datasets import ImageSet
+from adap.core.errors import DataError
+from adap.core.published.base import MissingFileError, Published, Reading
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
 

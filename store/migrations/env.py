@@ -1,8 +1,8 @@
-"""Alembic's entry: run the migrations on the connection that `store.migrate` hands over."""
+"""Alembic's entry: run the migrations on the connection that `adap.store.migrate` hands over."""
 
 from alembic import context
 
-from store.tables import Table
+from adap.store.tables import Table
 
 context.configure(
     connection=context.config.attributes["connection"],

@@ -25,18 +25,18 @@ from PIL import Image
 from sqlalchemy import update
 from starlette.types import ASGIApp
 
-from api.deps import House
-from api.main import create_app
-from models import architectures, loading
-from models.header import Manifest
-from store.artifacts import open_blobs
-from store.database import Database
-from store.ids import new_id
-from store.migrate import migrate
-from store.settings import Settings
-from store.tables import AssetStatus, DatasetRow, JobRow, ModelRow, Table
-from worker.embedded import held_port
-from worker.scoring.link import ScoringLink
+from adap.api.deps import House
+from adap.api.main import create_app
+from adap.models import architectures, loading
+from adap.models.header import Manifest
+from adap.store.artifacts import open_blobs
+from adap.store.database import Database
+from adap.store.ids import new_id
+from adap.store.migrate import migrate
+from adap.store.settings import Settings
+from adap.store.tables import AssetStatus, DatasetRow, JobRow, ModelRow, Table
+from adap.worker.embedded import held_port
+from adap.worker.scoring.link import ScoringLink
 
 SUMMARY = {
     "examples": 40,
@@ -149,7 +149,7 @@ def running_alone(folder: Path, **environment: str) -> Iterator[tuple[Api, psuti
         }
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "api"], env={**os.environ, **given}, stderr=log
+                [sys.executable, "-P", "-m", "adap.api"], env={**os.environ, **given}, stderr=log
             )
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as http:
 
@@ -208,7 +208,7 @@ class Scoring:
         settings = self.api.settings
         with (self.api.folder / "scoring.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "worker.scoring"],
+                [sys.executable, "-P", "-m", "adap.worker.scoring"],
                 env={
                     **os.environ,
                     "ADAP_HOME": str(settings.home),

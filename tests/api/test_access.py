@@ -12,11 +12,11 @@ import httpx
 import pytest
 from sqlalchemy import Engine, event
 
-from api.main import create_app
-from store import jobs, keys
-from store.ids import new_id
-from store.settings import Settings
-from store.tables import DeliveryRow, JobKind, SweepRow, UploadRow, WebhookRow
+from adap.api.main import create_app
+from adap.store import jobs, keys
+from adap.store.ids import new_id
+from adap.store.settings import Settings
+from adap.store.tables import DeliveryRow, JobKind, SweepRow, UploadRow, WebhookRow
 from tests.api.conftest import Api
 
 Check = Callable[..., dict[str, Any]]

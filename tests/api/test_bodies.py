@@ -21,9 +21,9 @@ import psutil
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from api.main import create_app
-from store.artifacts import open_blobs
-from store.settings import Settings
+from adap.api.main import create_app
+from adap.store.artifacts import open_blobs
+from adap.store.settings import Settings
 from tests.api.conftest import Api, running_alone, serving, wait_for
 from tests.api.test_access import ALL, ask, own
 

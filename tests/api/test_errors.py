@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from api.errors import CODES
-from core.errors import AdapError
-from models.errors import ModelFileError
-from store.ids import new_id
-from store.tables import AssetStatus
+from adap.api.errors import CODES
+from adap.core.errors import AdapError
+from adap.models.errors import ModelFileError
+from adap.store.ids import new_id
+from adap.store.tables import AssetStatus
 from tests.api.conftest import CLASSIFIER, MANIFEST, PETS, SUMMARY, Api
 from tests.conftest import REPOSITORY
 
@@ -28,10 +28,13 @@ def subclasses(cls: type[Exception]) -> set[type[Exception]]:
 
 
 def test_every_domain_error_that_a_route_can_meet_has_a_status() -> None:
-    from core import config, resolve  # noqa: F401 - defines what routes raise
+    from adap.core import config, resolve  # noqa: F401 - defines what routes raise
 
     for error in subclasses(AdapError) | subclasses(ModelFileError):
-        if error.__module__ in ("core.errors", "models.errors") and error is not AdapError:
+        if (
+            error.__module__ in ("adap.core.errors", "adap.models.errors")
+            and error is not AdapError
+        ):
             assert error.code in CODES or error.code == "training_failed"
 
 

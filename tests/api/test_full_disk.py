@@ -10,7 +10,7 @@ import httpx
 import pytest
 from sqlalchemy import func, select
 
-from store.tables import DatasetRow, JobRow, UploadPartRow
+from adap.store.tables import DatasetRow, JobRow, UploadPartRow
 from tests.api.conftest import Api, running_in
 from tests.disk import MIB, fill, make_room, small_disk
 

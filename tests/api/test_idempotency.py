@@ -10,8 +10,8 @@ import httpx
 import pytest
 from sqlalchemy import func, select, update
 
-from store import idempotency
-from store.tables import IdempotencyRow, JobRow
+from adap.store import idempotency
+from adap.store.tables import IdempotencyRow, JobRow
 from tests.api.conftest import Api
 
 Check = Callable[..., dict[str, Any]]
@@ -162,7 +162,7 @@ def test_an_api_key_is_not_shown_again(api: Api, problem: Check) -> None:
 
 
 def test_two_tenants_may_use_the_same_key(api: Api) -> None:
-    from store import keys
+    from adap.store import keys
 
     with api.database.writing() as session:
         one, two = (

@@ -10,9 +10,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import select, update
 
-from store import jobs
-from store.logs import configure_logging
-from store.tables import JobKind, JobRow
+from adap.store import jobs
+from adap.store.logs import configure_logging
+from adap.store.tables import JobKind, JobRow
 from tests.api.conftest import Api, Scoring, noise, png, wait_for
 from tests.conftest import REPOSITORY
 

@@ -15,10 +15,10 @@ import psutil
 import pytest
 from anyio import CapacityLimiter
 
-from api.main import THREADS
-from api.metrics import Metrics
-from api.overload import Overload
-from store.ids import new_id
+from adap.api.main import THREADS
+from adap.api.metrics import Metrics
+from adap.api.overload import Overload
+from adap.store.ids import new_id
 from tests.api.conftest import Api, running_alone, wait_for
 
 WAITING = 4

@@ -9,8 +9,8 @@ import httpx
 import pytest
 from sqlalchemy import update
 
-from store import jobs
-from store.tables import AssetStatus, JobKind, JobRow
+from adap.store import jobs
+from adap.store.tables import AssetStatus, JobKind, JobRow
 from tests.api.conftest import CLASSIFIER, MANIFEST, SUMMARY, Api
 from tests.api.test_routes import finish, train
 from tests.core.browser import chromium, chromium_path

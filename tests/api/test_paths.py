@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from store.ids import new_id
-from store.logs import configure_logging
+from adap.store.ids import new_id
+from adap.store.logs import configure_logging
 from tests.api.conftest import Api, wait_for
 from tests.api.test_access import GUARDED, own
 

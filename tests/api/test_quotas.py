@@ -10,13 +10,13 @@ import httpx
 import pytest
 from sqlalchemy import select
 
-from api.errors import ApiError
-from api.limits import LIMITS
-from api.quotas import Rates
-from core.config import PGDAttack, SquareAttack, TrainingAttack, TrainingRequest
-from store import jobs, keys, results
-from store.settings import Settings
-from store.tables import JobKind, JobRow
+from adap.api.errors import ApiError
+from adap.api.limits import LIMITS
+from adap.api.quotas import Rates
+from adap.core.config import PGDAttack, SquareAttack, TrainingAttack, TrainingRequest
+from adap.store import jobs, keys, results
+from adap.store.settings import Settings
+from adap.store.tables import JobKind, JobRow
 from tests.api.conftest import Api, running
 from tests.conftest import REPOSITORY
 
@@ -167,7 +167,7 @@ def test_what_jobs_make_counts_until_it_is_removed(
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The time that rates go by, which stands still until it is changed."""
     at = [100.0]
-    monkeypatch.setattr("api.quotas.time", SimpleNamespace(monotonic=lambda: at[0]))
+    monkeypatch.setattr("adap.api.quotas.time", SimpleNamespace(monotonic=lambda: at[0]))
     return at
 
 

@@ -13,9 +13,9 @@ import pytest
 from sqlalchemy import event
 from structlog.contextvars import get_contextvars
 
-from api.recent import KEPT_S, MOST, Recent
-from store import jobs, keys
-from store.tables import LOCAL_TENANT, JobKind, JobStatus
+from adap.api.recent import KEPT_S, MOST, Recent
+from adap.store import jobs, keys
+from adap.store.tables import LOCAL_TENANT, JobKind, JobStatus
 from tests.api.conftest import Api, running_in, wait_for
 from tests.api.test_routes import finish
 
@@ -26,7 +26,7 @@ Check = Callable[..., dict[str, Any]]
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The time that values are kept by, which stands still until it is changed."""
     at = [100.0]
-    monkeypatch.setattr("api.recent.time", SimpleNamespace(monotonic=lambda: at[0]))
+    monkeypatch.setattr("adap.api.recent.time", SimpleNamespace(monotonic=lambda: at[0]))
     return at
 
 

@@ -12,12 +12,12 @@ import pytest
 from openapi_spec_validator import validate as validate_openapi
 from safetensors.numpy import save_file
 
-from core.report import Report
-from core.report_card import card
-from core.report_junit import junit
-from store import jobs, keys
-from store.artifacts import open_blobs
-from store.tables import JobKind, JobStatus
+from adap.core.rendering.card import card
+from adap.core.rendering.junit import junit
+from adap.core.report import Report
+from adap.store import jobs, keys
+from adap.store.artifacts import open_blobs
+from adap.store.tables import JobKind, JobStatus
 from tests.api.conftest import CLASSIFIER, MANIFEST, PETS, SUMMARY, Api
 from tests.api.test_quotas import limited
 from tests.reports import stored

@@ -19,12 +19,12 @@ from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import negative_data_rejection
 from sqlalchemy import select, update
 
-from api.main import create_app
-from store import keys
-from store.database import Database
-from store.migrate import migrate
-from store.settings import Settings
-from store.tables import JobRow, Table
+from adap.api.main import create_app
+from adap.store import keys
+from adap.store.database import Database
+from adap.store.migrate import migrate
+from adap.store.settings import Settings
+from adap.store.tables import JobRow, Table
 from tests.api.conftest import Api, running
 from tests.api.test_routes import finished_audit
 

@@ -20,10 +20,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from models import architectures, loading
-from models.header import Manifest
-from store import keys
-from store.artifacts import open_blobs
+from adap.models import architectures, loading
+from adap.models.header import Manifest
+from adap.store import keys
+from adap.store.artifacts import open_blobs
 from tests.api.conftest import (
     CLASSIFIER,
     LIMIT_S,

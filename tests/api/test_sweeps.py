@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from store import jobs, keys
-from store.ids import new_id
+from adap.store import jobs, keys
+from adap.store.ids import new_id
 from tests.api.conftest import Api
 
 Check = Callable[..., dict[str, Any]]

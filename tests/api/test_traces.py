@@ -5,9 +5,9 @@ from typing import Any
 import httpx
 import pytest
 
-from store import jobs
-from store.tables import JobKind, JobRow
-from store.traces import Traces
+from adap.store import jobs
+from adap.store.tables import JobKind, JobRow
+from adap.store.traces import Traces
 from tests.api.conftest import Api, running
 
 pytest.importorskip("opentelemetry.sdk")

@@ -17,9 +17,9 @@ import httpx
 import pytest
 from sqlalchemy import select, update
 
-from store import keys, uploads
-from store.artifacts import collect_garbage, open_blobs
-from store.tables import DatasetRow, ModelRow, UploadPartRow, UploadRow
+from adap.store import keys, uploads
+from adap.store.artifacts import collect_garbage, open_blobs
+from adap.store.tables import DatasetRow, ModelRow, UploadPartRow, UploadRow
 from tests.api.conftest import Api, wait_for
 from tests.api.test_quotas import limited
 

@@ -11,10 +11,10 @@ import httpx
 from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 
-from api.watch import Watch
-from store import jobs
-from store.database import Database
-from store.tables import LOCAL_TENANT, JobKind
+from adap.api.watch import Watch
+from adap.store import jobs
+from adap.store.database import Database
+from adap.store.tables import LOCAL_TENANT, JobKind
 from tests.api.conftest import Api
 
 FOLLOWERS = 80

@@ -18,11 +18,11 @@ import httpx
 import pytest
 from sqlalchemy import select, update
 
-from api import deliveries
-from api.deliveries import Allowed, RefusedError, send
-from store import jobs, keys, webhooks
-from store.tables import DeliveryRow, DeliveryStatus, JobKind
-from store.webhooks import Sending
+from adap.api import deliveries
+from adap.api.deliveries import Allowed, RefusedError, send
+from adap.store import jobs, keys, webhooks
+from adap.store.tables import DeliveryRow, DeliveryStatus, JobKind
+from adap.store.webhooks import Sending
 from tests.api.conftest import Api, running
 
 Check = Callable[..., dict[str, Any]]

@@ -12,11 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
+from adap.core.objectives.registry import OBJECTIVES
 from benchmarks.paper import data, networks, plan
 from benchmarks.paper.compute import compute
 from benchmarks.paper.render import render
 from benchmarks.paper.runs import Evaluation, Piece, Training, digest
-from core.objectives.registry import OBJECTIVES
 from tests import published
 
 CLASSES = ("airplane", "automobile", "truck")

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from client.client import Client
+from adap.client.client import Client
 
 ADAP = Path(sys.executable).with_name("adap")
 SIDE = 8

@@ -13,10 +13,10 @@ import httpx
 import pytest
 from pydantic import BaseModel
 
-from client import values
-from client.aio import AsyncClient
-from client.aio.generate import TARGET, generate
-from client.client import Client, JobFailedError, ProblemError
+from adap.client import values
+from adap.client.aio import AsyncClient
+from adap.client.aio.generate import TARGET, generate
+from adap.client.client import Client, JobFailedError, ProblemError
 from tests.client.conftest import TINY
 from tests.client.test_client import http_answer, server
 from tests.conftest import REPOSITORY
@@ -28,7 +28,7 @@ def test_the_client_that_waits_is_made_from_the_one_to_be_awaited(tmp_path: Path
     shutil.copy(REPOSITORY / "pyproject.toml", tmp_path)
     generate(tmp_path / "client.py")
     assert (tmp_path / "client.py").read_text() == TARGET.read_text(), (
-        "expected `python -m client.aio.generate` to have been run"
+        "expected `python -m adap.client.aio.generate` to have been run"
     )
 
 

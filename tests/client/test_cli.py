@@ -21,7 +21,7 @@ import pytest
 from pandas.testing import assert_frame_equal
 from safetensors import safe_open
 
-from client import show
+from adap.client import show
 from tests.client.conftest import ADAP, TINY, Adap
 from tests.published import celeba
 from tests.worker.archives import grouped, pack, png, two_classes

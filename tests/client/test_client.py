@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from client.client import (
+from adap.client.client import (
     AdapError,
     Client,
     ConnectionFailedError,

@@ -20,7 +20,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.metrics import average_precision_score
 
-from client import demo
+from adap.client import demo
 from tests.client.conftest import ADAP
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from client.aio import AsyncClient
-from client.base import IN_PARTS_ABOVE_BYTES
-from client.client import Client, ConnectionFailedError, ProblemError
+from adap.client.aio import AsyncClient
+from adap.client.base import IN_PARTS_ABOVE_BYTES
+from adap.client.client import Client, ConnectionFailedError, ProblemError
 from tests.client.conftest import ADAP, write_image_folder
 from tests.conftest import embedded_service
 

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client.verify import Line, NotAReportError, greedy, verify
-from core.budget import greedy_changes
-from core.checks import merge
-from core.ranking import average_precision, floor_ap
-from core.report import Check
-from core.scores import Scores, load_scores, save_scores
+from adap.client.verify import Line, NotAReportError, greedy, verify
+from adap.core.audit.checks.verdicts import merge
+from adap.core.figures.budget import greedy_changes
+from adap.core.figures.ranking import average_precision, floor_ap
+from adap.core.report import Check
+from adap.core.scores import Scores, load_scores, save_scores
 from tests.client.conftest import Adap
 from tests.reports import scores_of, stored
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from core.config import AuditConfig, OperatingPoint
-from core.figures import ap_at_prevalence, operating_figures
-from core.ranking import average_precision, floor_ap
-from core.report import (
+from adap.core.config import AuditConfig, OperatingPoint
+from adap.core.figures.operating import ap_at_prevalence, operating_figures
+from adap.core.figures.ranking import average_precision, floor_ap
+from adap.core.report import (
     APFigure,
     AttackFigure,
     BudgetPoint,
@@ -34,7 +34,7 @@ from core.report import (
     Verdict,
     WorstCase,
 )
-from core.scores import Evidence, Scores
+from adap.core.scores import Evidence, Scores
 
 HOSTILE = [
     "</script><script>window.pwned=1</script>",

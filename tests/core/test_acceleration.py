@@ -7,13 +7,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from core.acceleration import Accelerated, Dense, Strided, accelerate
-from core.attacks.base import attacking, loss_and_gradient
-from core.attacks.pgd import PGD
-from core.attacks.threat_model import ThreatModel
-from models import architectures
-from models.header import InputSpec
-from models.wrappers import Scorer
+from adap.core.attacks.acceleration import Accelerated, Dense, Strided, accelerate
+from adap.core.attacks.base import attacking, loss_and_gradient
+from adap.core.attacks.pgd import PGD
+from adap.core.attacks.threat_model import ThreatModel
+from adap.models import architectures
+from adap.models.header import InputSpec
+from adap.models.wrappers import Scorer
 
 MUCH = 10**6  # passes to come
 

@@ -11,15 +11,15 @@ import torch
 from sklearn.metrics import average_precision_score
 from torch import nn
 
-import core.attacks.apgd
-from core import config
-from core.attacks.apgd import APGD, checkpoints_of
-from core.attacks.base import attacking
-from core.attacks.pgd import PGD
-from core.attacks.registry import ATTACKS, build_attack
-from core.attacks.square import Square
-from core.attacks.threat_model import ThreatModel
-from core.config import (
+import adap.core.attacks.apgd
+from adap.core import config
+from adap.core.attacks.apgd import APGD, checkpoints_of
+from adap.core.attacks.base import attacking
+from adap.core.attacks.pgd import PGD
+from adap.core.attacks.registry import ATTACKS, build_attack
+from adap.core.attacks.square import Square
+from adap.core.attacks.threat_model import ThreatModel
+from adap.core.config import (
     APGDAttack,
     FGSMAttack,
     NoiseAttack,
@@ -28,7 +28,7 @@ from core.config import (
     Threat,
     TransferAttack,
 )
-from core.errors import ConfigError
+from adap.core.errors import ConfigError
 
 NORMS = ("linf", "l2")
 ENTRIES = get_args(get_args(config.Attack)[0])  # the classes of the discriminated union
@@ -494,7 +494,7 @@ def test_each_image_has_a_step_size_of_its_own():
 
 
 def test_the_examples_in_the_documentation_are_true():
-    assert doctest.testmod(core.attacks.apgd) == (0, 1)
+    assert doctest.testmod(adap.core.attacks.apgd) == (0, 1)
 
 
 @pytest.mark.parametrize(

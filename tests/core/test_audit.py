@@ -8,12 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from core import audit
-from core.attacks.worst_case import worst_case
-from core.config import APGDAttack, AuditConfig, PGDAttack, Surrogate, Threat, TransferAttack
-from core.errors import ConfigError, DataError, ModelError
-from core.report import DatasetProvenance, ModelProvenance, Provenance
-from core.scores import Evidence, Scores, load_scores, save_scores
+from adap.core.audit import joining, measuring
+from adap.core.config import APGDAttack, AuditConfig, PGDAttack, Surrogate, Threat, TransferAttack
+from adap.core.errors import ConfigError, DataError, ModelError
+from adap.core.figures import report as reports
+from adap.core.figures import task as task_figures
+from adap.core.figures.worst_case import worst_case
+from adap.core.report import DatasetProvenance, ModelProvenance, Provenance
+from adap.core.scores import Evidence, Scores, load_scores, save_scores
 
 SHAPE = (3, 4, 4)
 EPSILON = 0.05
@@ -60,7 +62,7 @@ def attack(scorer, data=None, **changes):
         "device": CPU,
         "on_progress": lambda done: None,
     } | changes
-    return audit.attack_shard(scorer, images, targets, example_ids, **settings)
+    return measuring.attack_shard(scorer, images, targets, example_ids, **settings)
 
 
 def brute_force_ap(logits, targets):
@@ -100,8 +102,8 @@ def report(found, *, attacks, threat=THREAT, trained_on_these=False):
         budgets=[1],
         thresholds=["worst_case_ap >= 0.4"],
     )
-    return audit.build_report(
-        [audit.figures(found, positive=["truck"], config=config)],
+    return reports.build_report(
+        [task_figures.figures(found, positive=["truck"], config=config)],
         config=config,
         provenance=PROVENANCE.model_copy(update={"config": config.as_json()}),
         trained_on_these=trained_on_these,
@@ -125,7 +127,7 @@ def test_every_image_of_a_linear_scorer_is_driven_to_its_worst_case():
     np.testing.assert_allclose(found.clean, clean, atol=1e-5)  # float32 sums of 48 pixels
     for logits in found.attacked.values():
         np.testing.assert_allclose(logits, exact, atol=1e-5)
-    figures = audit.figures(found, positive=["truck"], config=AuditConfig(attacks=ATTACKS))
+    figures = task_figures.figures(found, positive=["truck"], config=AuditConfig(attacks=ATTACKS))
     assert figures.clean.ap == pytest.approx(brute_force_ap(clean, targets))
     assert figures.worst_case.ap == pytest.approx(brute_force_ap(exact, targets))
     assert figures.attacks["pgd"].mean_margin_drop == pytest.approx(EPSILON * np.abs(w).sum())
@@ -205,7 +207,7 @@ def test_shards_give_the_same_scores_whoever_computes_them_and_in_whatever_order
     torch.rand(100)  # another worker's process has another past
     late = attack(network(), data=cut(data, 5, 12), shard=1)
     early = attack(network(), data=cut(data, 0, 5), shard=0)
-    first, second = audit.join(one_worker), audit.join([early, late])
+    first, second = joining.join(one_worker), joining.join([early, late])
     assert first.example_ids == second.example_ids == data[2]
     np.testing.assert_array_equal(first.targets, data[1])
     np.testing.assert_array_equal(first.clean, second.clean)
@@ -255,7 +257,7 @@ def test_the_joined_evidence_is_the_positives_that_lost_most_ranks():
         )
 
     # far falls by 90, but was and stays last; near falls by 2, past three negatives.
-    joined = audit.join(
+    joined = joining.join(
         [
             shard(["far", "n1"], [1, 0], [-10.0, 1.0], [-100.0, 1.0]),
             shard(["near", "n2", "n3"], [1, 0, 0], [2.0, 0.5, 0.4], [0.0, 0.5, 0.4]),
@@ -268,9 +270,9 @@ def test_the_joined_evidence_is_the_positives_that_lost_most_ranks():
 def test_shards_that_do_not_belong_together_are_refused():
     first = attack(network(), attacks=[PGDAttack()])
     with pytest.raises(DataError, match="every example once"):
-        audit.join([first, first])
+        joining.join([first, first])
     with pytest.raises(DataError, match="expected shards with scores under"):
-        audit.join([first, attack(network(), attacks=[APGDAttack(steps=2)])])
+        joining.join([first, attack(network(), attacks=[APGDAttack(steps=2)])])
 
 
 def test_saved_scores_come_back_as_they_were(tmp_path):
@@ -317,7 +319,9 @@ def test_the_worst_case_is_never_above_any_attack():
         targets = rng.permutation([1, 1, 1, 0, 0, 0, 0, 0])
         drawn = rng.integers(-3, 4, size=(3, 8))  # whole numbers: many ties
         found = scores(drawn[0], targets, pgd=drawn[1], apgd=drawn[2])
-        figures = audit.figures(found, positive=["truck"], config=AuditConfig(attacks=ATTACKS))
+        figures = task_figures.figures(
+            found, positive=["truck"], config=AuditConfig(attacks=ATTACKS)
+        )
         assert sum(figures.worst_case.won.values()) == 8
         for logits, figure in (
             (found.clean, figures.clean),
@@ -350,7 +354,7 @@ def test_a_report_holds_the_figures_counts_and_settings():
 
 def test_figures_refuse_scores_of_other_attacks():
     with pytest.raises(DataError, match="expected scores under"):
-        audit.figures(
+        task_figures.figures(
             scores([1, 0], [1, 0], pgd=[1, 0]),
             positive=["truck"],
             config=AuditConfig(attacks=ATTACKS),
@@ -421,7 +425,7 @@ def test_outputs_that_cannot_be_ranked_are_refused_before_any_attack(scorer, mes
     images, targets, _ = examples()
     told = []
     with pytest.raises(ModelError, match=message):
-        audit.refuse_unrankable(scorer, images, targets, batch_size=5, device=CPU)
+        measuring.refuse_unrankable(scorer, images, targets, batch_size=5, device=CPU)
     with pytest.raises(ModelError, match=message):
         attack(scorer, on_progress=told.append)
     assert max(told, default=0) <= 12  # the clean pass alone
@@ -431,9 +435,9 @@ def test_a_constant_model_is_refused():
     images, targets, _ = examples()
     constant = Answers(lambda x: 0 * x.mean(dim=(1, 2, 3)) + 7)
     with pytest.raises(ModelError, match="got 7 for every one of 5"):
-        audit.refuse_unrankable(constant, images, targets, batch_size=5, device=CPU)
+        measuring.refuse_unrankable(constant, images, targets, batch_size=5, device=CPU)
     with pytest.raises(ModelError, match="got 7 for every one of 12"):
-        audit.join([attack(constant)])
+        joining.join([attack(constant)])
 
 
 def test_nan_that_only_an_attack_finds_is_refused_too():
@@ -453,13 +457,13 @@ def test_fewer_than_two_positives_or_negatives_are_refused(positives):
     images, _, _ = examples()
     targets = (np.arange(12) < positives).astype(np.int64)
     with pytest.raises(DataError, match=f"got {positives} positives"):
-        audit.refuse_unrankable(Linear(), images, targets, batch_size=5, device=CPU)
+        measuring.refuse_unrankable(Linear(), images, targets, batch_size=5, device=CPU)
 
 
 def test_a_sound_model_is_accepted_even_on_identical_images():
     images, targets, _ = examples()
-    audit.refuse_unrankable(Linear(), images, targets, batch_size=5, device=CPU)
-    audit.refuse_unrankable(Linear(), images * 0, targets, batch_size=50, device=CPU)
+    measuring.refuse_unrankable(Linear(), images, targets, batch_size=5, device=CPU)
+    measuring.refuse_unrankable(Linear(), images * 0, targets, batch_size=50, device=CPU)
 
 
 def test_epsilon_zero_gives_the_clean_logits_bit_by_bit():
@@ -474,7 +478,7 @@ def test_epsilon_zero_gives_the_clean_logits_bit_by_bit():
 
 def sample(scorer, data=None, *, epsilon=EPSILON):
     images, targets, example_ids = examples() if data is None else data
-    return audit.certify_sample(
+    return measuring.certify_sample(
         scorer, images, targets, example_ids, threat=Threat(epsilon=epsilon), device=CPU
     )
 
@@ -488,7 +492,7 @@ def test_bounds_of_a_sample_are_its_own_and_the_shards_alike():
     reach = EPSILON * float(Linear().w.detach().abs().sum())
     images, _, example_ids = examples()
     found = sample(scorer)
-    shard = audit.certify_shard(
+    shard = measuring.certify_shard(
         scorer,
         attack(scorer, attacks=[]),
         images,

@@ -5,8 +5,8 @@ from collections import Counter
 import pytest
 import torch
 
-from core.augment import augment, random_crop, random_flip
-from core.config import Augment
+from adap.core.config import Augment
+from adap.core.training.augment import augment, random_crop, random_flip
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 

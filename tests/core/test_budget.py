@@ -8,10 +8,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-import core.budget
-from core.budget import budget_curve, greedy_changes
-from core.errors import ConfigError, DataError
-from core.ranking import average_precision, floor_ap
+import adap.core.figures.budget
+from adap.core.errors import ConfigError, DataError
+from adap.core.figures.budget import budget_curve, greedy_changes
+from adap.core.figures.ranking import average_precision, floor_ap
 
 ROUNDING = 1e-12  # AP of at most a few hundred examples, summed in another order
 ROLES = ("hide_positives", "push_negatives", "both")
@@ -216,4 +216,4 @@ def test_what_is_no_budget_or_no_worst_case_is_refused():
 
 
 def test_the_example_in_the_documentation_is_true():
-    assert doctest.testmod(core.budget) == (0, 2)
+    assert doctest.testmod(adap.core.figures.budget) == (0, 2)

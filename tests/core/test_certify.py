@@ -12,16 +12,16 @@ from sklearn.datasets import load_digits
 from sklearn.metrics import average_precision_score
 from torch import nn
 
-import core.certify.bounds
-from core.attacks.apgd import APGD
-from core.attacks.pgd import PGD
-from core.attacks.threat_model import ThreatModel
-from core.certify.bounds import certified_bounds, certified_floor_ap
-from core.certify.operations import Interval, LogSumExp
-from core.errors import ConfigError, DataError, ModelError
-from models.architectures import build
-from models.header import InputSpec, OutputSpec
-from models.wrappers import Scorer
+import adap.core.audit.certify.bounds
+from adap.core.attacks.apgd import APGD
+from adap.core.attacks.pgd import PGD
+from adap.core.attacks.threat_model import ThreatModel
+from adap.core.audit.certify.bounds import certified_bounds, certified_floor_ap
+from adap.core.audit.certify.operations import Interval, LogSumExp
+from adap.core.errors import ConfigError, DataError, ModelError
+from adap.models.architectures import build
+from adap.models.header import InputSpec, OutputSpec
+from adap.models.wrappers import Scorer
 
 METHODS = ("ibp", "crown_ibp", "crown")
 NORMS = ("linf", "l2")
@@ -416,8 +416,8 @@ def test_the_bounds_of_an_image_depend_on_that_image_alone(monkeypatch):
     together = torch.stack(bounds(scorer, x))
     alone = torch.stack([torch.cat(bounds(scorer, image[None])) for image in x], dim=1)
     torch.testing.assert_close(together, alone, atol=1e-9, rtol=1e-9)
-    monkeypatch.setattr("core.certify.bounds.CHUNK_NUMBERS", 1)
-    monkeypatch.setattr("core.certify.bounds.ROW_NUMBERS", {"cpu": 1, "cuda": 1})
+    monkeypatch.setattr("adap.core.audit.certify.bounds.CHUNK_NUMBERS", 1)
+    monkeypatch.setattr("adap.core.audit.certify.bounds.ROW_NUMBERS", {"cpu": 1, "cuda": 1})
     torch.testing.assert_close(
         torch.stack(bounds(scorer, x[:2])), together[:, :2], atol=1e-9, rtol=1e-9
     )
@@ -539,7 +539,7 @@ def test_the_floor_refuses_shapes_that_do_not_match():
 
 
 def test_the_examples_in_the_docstrings_are_true():
-    assert doctest.testmod(core.certify.bounds) == (0, 2)
+    assert doctest.testmod(adap.core.audit.certify.bounds) == (0, 2)
 
 
 def interval_logits(network, x, epsilon):

@@ -14,11 +14,12 @@ from sklearn.metrics import average_precision_score
 from torch import nn
 from torch.nn import functional as F
 
-from core.attacks.base import attacking
-from core.attacks.pgd import PGD
-from core.attacks.threat_model import ThreatModel
-from core.checks import check_audit, merge, planned_passes
-from core.config import (
+from adap.core.attacks.base import attacking
+from adap.core.attacks.pgd import PGD
+from adap.core.attacks.threat_model import ThreatModel
+from adap.core.audit.checks.check import check_audit, planned_passes
+from adap.core.audit.checks.verdicts import merge
+from adap.core.config import (
     PRESETS,
     APGDAttack,
     FGSMAttack,
@@ -28,8 +29,8 @@ from core.config import (
     Threat,
     TransferAttack,
 )
-from core.ranking import floor_ap
-from core.report import Check
+from adap.core.figures.ranking import floor_ap
+from adap.core.report import Check
 from tests.conftest import REPOSITORY
 
 EPSILON = 0.1

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from core.config import Task
-from core.datasets import ImageSet
-from core.errors import ConfigError, DataError
+from adap.core.config import Task
+from adap.core.datasets import ImageSet
+from adap.core.errors import ConfigError, DataError
 
 GROUPS = ["north", "süd", "north", "a, b", "a, b", "süd", "north"]
 

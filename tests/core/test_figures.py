@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_curve
 
-import core.figures
-from core import audit
-from core.config import AuditConfig, OperatingPoint, PGDAttack
-from core.errors import ConfigError, DataError
-from core.figures import (
+import adap.core.figures.operating
+from adap.core.config import AuditConfig, OperatingPoint, PGDAttack
+from adap.core.errors import ConfigError, DataError
+from adap.core.figures import task as task_figures
+from adap.core.figures.operating import (
     ap_at_prevalence,
     negative_weight,
     operating_figures,
@@ -19,8 +19,8 @@ from core.figures import (
     threshold_at_fpr,
     tpr_at_fpr,
 )
-from core.report_page import render
-from core.scores import Scores
+from adap.core.rendering.page import render
+from adap.core.scores import Scores
 from tests.core.pages import Page, report_of
 
 # Quotients that a product would round to the wrong side, such as 0.29 * 100, and the ends.
@@ -141,11 +141,11 @@ def test_the_report_and_its_page_show_intervals_and_figures_of_operation():
     clean = rng.normal(size=1200) + 3 * targets
     hurt = clean - rng.uniform(0, 2, 1200) * (2 * targets - 1)
     scores = Scores([str(i) for i in range(1200)], targets, clean, {"pgd": hurt})
-    task = audit.figures(
+    task = task_figures.figures(
         scores,
         positive=["truck"],
         config=AuditConfig(attacks=[PGDAttack()], budgets=[]),
-        resampled=audit.resample(scores, resamples=200),
+        resampled=task_figures.resample(scores, resamples=200),
     )
     assert task.operating == operating_figures(clean, hurt, targets, at=OperatingPoint())
 
@@ -216,4 +216,4 @@ def test_scores_that_cannot_be_ranked_are_refused():
 
 
 def test_the_examples_in_the_documentation_are_true():
-    assert doctest.testmod(core.figures) == (0, 4)
+    assert doctest.testmod(adap.core.figures.operating) == (0, 4)

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
-from core.errors import ConfigError, DataError
-from core.groups import group_figures
-from core.intervals import percentile_interval, resampled_ap
-from core.ranking import average_precision, count_ties
-from core.report import Groups
+from adap.core.errors import ConfigError, DataError
+from adap.core.figures.groups import group_figures
+from adap.core.figures.intervals import percentile_interval, resampled_ap
+from adap.core.figures.ranking import average_precision, count_ties
+from adap.core.report import Groups
 from tests.core.test_intervals import binormal_ap
 
 EXACT = 1e-12  # sums of at most some hundred float64 numbers below 1

@@ -8,13 +8,13 @@ from scipy.integrate import quad
 from scipy.stats import norm
 from sklearn.metrics import average_precision_score
 
-import core.intervals
-from core import audit
-from core.config import AuditConfig, PGDAttack
-from core.errors import ConfigError, DataError
-from core.intervals import percentile_interval, resampled_ap, stratified_counts
-from core.ranking import floor_ap
-from core.scores import Scores
+import adap.core.figures.intervals
+from adap.core.config import AuditConfig, PGDAttack
+from adap.core.errors import ConfigError, DataError
+from adap.core.figures import task as task_figures
+from adap.core.figures.intervals import percentile_interval, resampled_ap, stratified_counts
+from adap.core.figures.ranking import floor_ap
+from adap.core.scores import Scores
 from tests.core.test_audit import brute_force_ap
 
 EXACT = 1e-12  # sums of at most some hundred float64 numbers below 1
@@ -199,11 +199,11 @@ def test_an_audit_puts_intervals_around_its_figures_and_a_paired_one_around_the_
     scores = Scores([str(i) for i in range(200)], targets, clean, {"pgd": hurt})
 
     def figures(seed):
-        return audit.figures(
+        return task_figures.figures(
             scores,
             positive=["truck"],
             config=AuditConfig(attacks=[PGDAttack()]),
-            resampled=audit.resample(scores, seed=seed, resamples=250),
+            resampled=task_figures.resample(scores, seed=seed, resamples=250),
         )
 
     task = figures(3)
@@ -236,11 +236,11 @@ def test_the_drop_to_the_worst_case_is_never_negative():
         rng = np.random.default_rng(seed)
         attacked = {"pgd": clean + rng.normal(size=30)}
         scores = Scores([str(i) for i in range(30)], targets, clean, attacked)
-        task = audit.figures(
+        task = task_figures.figures(
             scores,
             positive=["truck"],
             config=AuditConfig(attacks=[PGDAttack()]),
-            resampled=audit.resample(scores, resamples=100),
+            resampled=task_figures.resample(scores, resamples=100),
         )
         assert task.worst_case.drop.interval.low >= -EXACT
 
@@ -262,4 +262,4 @@ def test_what_cannot_be_resampled_is_refused():
 
 
 def test_the_example_in_the_documentation_is_true():
-    assert doctest.testmod(core.intervals) == (0, 3)
+    assert doctest.testmod(adap.core.figures.intervals) == (0, 3)

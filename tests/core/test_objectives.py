@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from core import config
-from core.attacks.pgd import PGD
-from core.attacks.threat_model import ThreatModel
-from core.objectives.estimators import APEstimator, ListwiseEstimator
-from core.objectives.registry import OBJECTIVES, build_objective
-from core.objectives.surrogates import (
+from adap.core import config
+from adap.core.attacks.pgd import PGD
+from adap.core.attacks.threat_model import ThreatModel
+from adap.core.objectives.estimators import APEstimator, ListwiseEstimator
+from adap.core.objectives.registry import OBJECTIVES, build_objective
+from adap.core.objectives.surrogates import (
     bernoulli_kl,
     cross_entropy,
     half_squared_shift,

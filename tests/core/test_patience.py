@@ -3,15 +3,15 @@
 import pytest
 import torch
 
-from core.attacks.apgd import APGD
-from core.attacks.base import PerImage
-from core.attacks.patience import with_patience
-from core.attacks.pgd import PGD
-from core.attacks.registry import build_attack
-from core.attacks.square import Square
-from core.attacks.threat_model import ThreatModel
-from core.config import APGDAttack, PGDAttack, SquareAttack, Threat
-from core.errors import ConfigError
+from adap.core.attacks.apgd import APGD
+from adap.core.attacks.base import PerImage
+from adap.core.attacks.patience import with_patience
+from adap.core.attacks.pgd import PGD
+from adap.core.attacks.registry import build_attack
+from adap.core.attacks.square import Square
+from adap.core.attacks.threat_model import ThreatModel
+from adap.core.config import APGDAttack, PGDAttack, SquareAttack, Threat
+from adap.core.errors import ConfigError
 
 LINF = ThreatModel("linf", 0.1)
 COUNT = 7

@@ -5,9 +5,9 @@ from typing import Any, get_args
 import pytest
 from pydantic import ValidationError
 
-from core.config import Optimizer, TrainingConfig, TrainingRequest
-from core.presets import DESCRIPTIONS, TRAINING_PRESETS, TrainingPreset
-from models.architectures import BUILDERS
+from adap.core.config import Optimizer, TrainingConfig, TrainingRequest
+from adap.core.presets import DESCRIPTIONS, TRAINING_PRESETS, TrainingPreset
+from adap.models.architectures import BUILDERS
 
 PAPER: dict[str, Any] = {
     "architecture": "resnet18",

@@ -19,12 +19,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from core.config import Task
-from core.datasets import ImageSet
-from core.errors import ConfigError, DataError
-from core.published import PUBLISHED, load, paper_tasks
-from core.published.base import MissingFileError
-from core.published.cifar import CIFAR10_CLASSES, CIFAR100_CLASSES, SUPERCLASSES
+from adap.core.config import Task
+from adap.core.datasets import ImageSet
+from adap.core.errors import ConfigError, DataError
+from adap.core.published import PUBLISHED, load, paper_tasks
+from adap.core.published.base import MissingFileError
+from adap.core.published.cifar import CIFAR10_CLASSES, CIFAR100_CLASSES, SUPERCLASSES
 from tests.conftest import REPOSITORY
 from tests.published import (
     SUPERCLASS_NUMBERS,
@@ -398,12 +398,12 @@ def test_real_photographs_are_read_as_pillow_reads_them(shared: Path) -> None:
 
 
 def pack(*arguments: object) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "core.published", *map(str, arguments)]
+    command = [sys.executable, "-m", "adap.core.published", *map(str, arguments)]
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
 
 
 def test_a_packed_data_set_is_one_that_the_service_takes(tmp_path: Path) -> None:
-    from worker.intake import IntakeLimits, read_dataset
+    from adap.worker.intake import IntakeLimits, read_dataset
 
     cifar100(tmp_path)
     target = tmp_path / "packed.npz"

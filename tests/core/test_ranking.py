@@ -9,9 +9,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
-import core.ranking
-from core.errors import DataError
-from core.ranking import (
+import adap.core.figures.ranking
+from adap.core.errors import DataError
+from adap.core.figures.ranking import (
     average_precision,
     count_ties,
     floor_ap,
@@ -206,4 +206,4 @@ def test_rank_order_refuses_nan_and_a_missing_id():
 
 
 def test_the_examples_in_the_documentation_are_true():
-    assert doctest.testmod(core.ranking) == (0, 2)
+    assert doctest.testmod(adap.core.figures.ranking) == (0, 2)

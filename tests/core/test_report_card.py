@@ -5,8 +5,8 @@ import json
 import pytest
 from markdown_it import MarkdownIt
 
-from core.report import Interval, Report
-from core.report_card import card, verdict
+from adap.core.rendering.card import card, verdict
+from adap.core.report import Interval, Report
 from tests.reports import report_of, scores_of, task_of
 
 HOSTILE = [

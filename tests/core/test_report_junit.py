@@ -9,8 +9,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from core.report import Report
-from core.report_junit import junit
+from adap.core.rendering.junit import junit
+from adap.core.report import Report
 from tests.reports import CHECKS, report_of, scores_of, task_of
 
 # element: required attributes, optional attributes, children

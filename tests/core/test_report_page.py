@@ -17,9 +17,10 @@ from plotly.offline import get_plotlyjs
 from sklearn.metrics import average_precision_score
 from sklearn.metrics import precision_recall_curve as sklearn_curve
 
-from core.errors import DataError
-from core.ranking import floor_ap
-from core.report import (
+from adap.core.errors import DataError
+from adap.core.figures.ranking import floor_ap
+from adap.core.rendering.page import render
+from adap.core.report import (
     BudgetPoint,
     CertifiedFloor,
     Check,
@@ -29,8 +30,7 @@ from core.report import (
     Interval,
     Report,
 )
-from core.report_page import render
-from core.scores import Evidence, Scores
+from adap.core.scores import Evidence, Scores
 from tests.core.browser import chromium, chromium_path
 from tests.core.pages import HOSTILE, Page, report_of, rich_report, scores_of, worst_of
 from tests.core.take_pictures import take

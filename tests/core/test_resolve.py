@@ -2,9 +2,9 @@
 
 import pytest
 
-from core.config import EachClass, Task
-from core.errors import ConfigError, DataError
-from core.resolve import (
+from adap.core.config import EachClass, Task
+from adap.core.errors import ConfigError, DataError
+from adap.core.resolve import (
     DatasetSummary,
     check_start,
     resolve_task,

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.errors import ConfigError, DataError
-from core.sampling import ClassSampler, PlainSampler, PositiveSampler
+from adap.core.errors import ConfigError, DataError
+from adap.core.training.sampling import ClassSampler, PlainSampler, PositiveSampler
 
 
 def generator(seed=0):

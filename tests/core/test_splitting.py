@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from core.config import Task
-from core.datasets import ImageSet
-from core.errors import ConfigError
-from core.splitting import hold_out, make_rare
+from adap.core.config import Task
+from adap.core.datasets import ImageSet
+from adap.core.errors import ConfigError
+from adap.core.training.splitting import hold_out, make_rare
 
 COUNTS = {"a": 50, "b": 30, "c": 5, "d": 1}
 TASK = Task(positive=["a"])

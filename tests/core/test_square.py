@@ -10,10 +10,10 @@ import torch
 from sklearn.metrics import average_precision_score
 from torch import nn
 
-import core.attacks.square
-from core.attacks.pgd import PGD
-from core.attacks.square import Square, bump_and_dip, share_of
-from core.attacks.threat_model import ThreatModel
+import adap.core.attacks.square
+from adap.core.attacks.pgd import PGD
+from adap.core.attacks.square import Square, bump_and_dip, share_of
+from adap.core.attacks.threat_model import ThreatModel
 
 EPSILON = 0.1
 every_norm = pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -228,4 +228,4 @@ def test_the_share_halves_at_the_papers_queries_scaled_to_the_budget(queries):
 
 
 def test_the_examples_in_the_documentation_are_true():
-    assert doctest.testmod(core.attacks.square) == (0, 1)
+    assert doctest.testmod(adap.core.attacks.square) == (0, 1)

@@ -10,16 +10,16 @@ from sklearn.datasets import load_digits
 from sklearn.metrics import average_precision_score
 from torch import nn
 
-from core.attacks.apgd import APGD
-from core.attacks.base import attacking
-from core.attacks.pgd import PGD
-from core.attacks.square import Square
-from core.attacks.threat_model import ThreatModel
-from core.attacks.worst_case import worst_case
-from core.config import Optimizer, TrainingAttack, TrainingConfig
-from core.objectives.registry import build_objective
-from core.scores import Scores
-from core.training import fit
+from adap.core.attacks.apgd import APGD
+from adap.core.attacks.base import attacking
+from adap.core.attacks.pgd import PGD
+from adap.core.attacks.square import Square
+from adap.core.attacks.threat_model import ThreatModel
+from adap.core.config import Optimizer, TrainingAttack, TrainingConfig
+from adap.core.figures.worst_case import worst_case
+from adap.core.objectives.registry import build_objective
+from adap.core.scores import Scores
+from adap.core.training.loop import fit
 
 EPSILON = {"linf": 0.15, "l2": 0.7}
 A_HAIR = 0.005  # of AP, where the largest distance measured was 0.0025

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from core.errors import ConfigError
-from core.search import suggest
-from core.sweeps import (
+from adap.core.errors import ConfigError
+from adap.core.training.search import suggest
+from adap.core.training.sweeps import (
     Outcome,
     Range,
     Search,

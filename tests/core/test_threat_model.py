@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.attacks.threat_model import ThreatModel
-from core.errors import ConfigError
+from adap.core.attacks.threat_model import ThreatModel
+from adap.core.errors import ConfigError
 
 NORMS = ("linf", "l2")
 ROUNDING = 1e-12  # of float64, over sums of some dozen pixels

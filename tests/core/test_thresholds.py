@@ -6,10 +6,11 @@ import operator
 import pytest
 from pydantic import ValidationError
 
-from core import thresholds
-from core.config import AuditConfig, Task
-from core.errors import ConfigError
-from core.report import Report, ThresholdResult, Trust, Verdict
+from adap.core import thresholds
+from adap.core.config import AuditConfig, Task
+from adap.core.errors import ConfigError
+from adap.core.figures import gate
+from adap.core.report import Report, ThresholdResult, Trust, Verdict
 from tests.reports import CONFIG, report_of, scores_of, task_of
 
 TRUCK, CAT = Task(positive=["truck"]), Task(positive=["big cat", "lion"])
@@ -69,10 +70,10 @@ def test_what_cannot_be_read_is_refused_where_it_stands(text: str, said: str):
 
 
 def test_every_known_figure_is_measured_and_the_other_way_round(tasks: list):
-    known = thresholds.known_figures(config_of(), [TRUCK, CAT])
+    known = gate.known_figures(config_of(), [TRUCK, CAT])
     assert len(set(known)) == len(known)
-    assert set(thresholds.measured(report_of(tasks))) == set(known)
-    thresholds.refuse_unknown(config_of(*(f"{name} >= 0" for name in known[:50])), [TRUCK, CAT])
+    assert set(gate.measured(report_of(tasks))) == set(known)
+    gate.refuse_unknown(config_of(*(f"{name} >= 0" for name in known[:50])), [TRUCK, CAT])
 
 
 @pytest.mark.parametrize(
@@ -90,16 +91,16 @@ def test_every_known_figure_is_measured_and_the_other_way_round(tasks: list):
 )
 def test_an_unknown_figure_is_refused_with_what_is_known(asked: str, changes: dict, said: str):
     with pytest.raises(ConfigError) as refused:
-        thresholds.refuse_unknown(config_of("drop < 1", asked, **changes), [TRUCK])
+        gate.refuse_unknown(config_of("drop < 1", asked, **changes), [TRUCK])
     assert said in str(refused.value)
 
 
 def test_a_gap_between_groups_is_refused_where_there_are_no_groups():
     config = config_of("group_gap < 0.1")
     for grouped in (None, True):
-        thresholds.refuse_unknown(config, [TRUCK], grouped=grouped)
+        gate.refuse_unknown(config, [TRUCK], grouped=grouped)
     with pytest.raises(ConfigError, match="needs a data set with a `group` column"):
-        thresholds.refuse_unknown(config, [TRUCK], grouped=False)
+        gate.refuse_unknown(config, [TRUCK], grouped=False)
 
 
 # --- after the attacks ----------------------------------------------------------------------------
@@ -153,4 +154,4 @@ def test_verdicts_are_ordered(tasks: list):
 )
 def test_a_verdict_is_shown_by_its_name(figure: str, got: float, shown: str) -> None:
     result = ThresholdResult(threshold=f"{figure} > 0", figure=figure, got=got, passed=True)
-    assert thresholds.got_text(result, ".4f") == shown
+    assert gate.got_text(result, ".4f") == shown

@@ -15,9 +15,9 @@ from sklearn.datasets import load_digits
 from sklearn.metrics import average_precision_score
 from torch import nn
 
-from core.attacks.pgd import PGD
-from core.attacks.threat_model import ThreatModel
-from core.config import (
+from adap.core.attacks.pgd import PGD
+from adap.core.attacks.threat_model import ThreatModel
+from adap.core.config import (
     AdapLPNMethod,
     Augment,
     CEMethod,
@@ -26,11 +26,11 @@ from core.config import (
     TrainingConfig,
     Validation,
 )
-from core.errors import ConfigError, DataError, TrainingError
-from core.objectives.registry import OBJECTIVES, build_objective
-from core.objectives.surrogates import negative_margin
-from core.ranking import floor_ap
-from core.training import EpochRecord, fit, learning_rate
+from adap.core.errors import ConfigError, DataError, TrainingError
+from adap.core.figures.ranking import floor_ap
+from adap.core.objectives.registry import OBJECTIVES, build_objective
+from adap.core.objectives.surrogates import negative_margin
+from adap.core.training.loop import EpochRecord, fit, learning_rate
 
 CPU = torch.device("cpu")
 

@@ -12,8 +12,8 @@ from safetensors.torch import load, save
 from sklearn.datasets import load_digits
 from sklearn.metrics import average_precision_score
 
-from client.verify import verify
-from models import architectures
+from adap.client.verify import verify
+from adap.models import architectures
 from tests.worker.archives import grouped, pack
 
 pytestmark = pytest.mark.xdist_group("service")

@@ -8,13 +8,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from adap.client.client import Client
+from adap.client.verify import verify
+from adap.core.attacks.threat_model import ThreatModel
+from adap.core.audit.certify.bounds import certified_bounds
+from adap.core.scores import load_scores
+from adap.models.wrappers import Scorer
 from benchmarks.certified import Pictures, digits, input_spec, interval_logits, trained_on_bounds
-from client.client import Client
-from client.verify import verify
-from core.attacks.threat_model import ThreatModel
-from core.certify.bounds import certified_bounds
-from core.scores import load_scores
-from models.wrappers import Scorer
 
 pytestmark = pytest.mark.xdist_group("service")
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torchvision.models import resnet18
 
-from models import architectures
+from adap.models import architectures
 from tests.e2e.test_audit import add_dataset, audit, rows
 from tests.models import test_state_dicts as hostile
 from tests.models.exports import export, small_network

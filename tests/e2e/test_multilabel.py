@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import save
 from sklearn.metrics import average_precision_score
 
-from models import architectures
+from adap.models import architectures
 from tests.e2e.test_audit import add_dataset, audit, finished, report_of, train
 from tests.worker.archives import encode, metadata
 

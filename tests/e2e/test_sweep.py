@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from client.client import Client
-from core.published import load
-from core.published.cifar import CIFAR10_CLASSES
-from core.splitting import hold_out
+from adap.client.client import Client
+from adap.core.published import load
+from adap.core.published.cifar import CIFAR10_CLASSES
+from adap.core.training.splitting import hold_out
 from tests.conftest import REPOSITORY
 
 pytestmark = [pytest.mark.xdist_group("service"), pytest.mark.slow]
@@ -66,7 +66,7 @@ def test_a_search_over_photographs_finds_a_front_whose_models_can_be_audited(
     root: Path, service: str, tmp_path: Path
 ) -> None:
     packed = tmp_path / "cifar10.npz"
-    command = [sys.executable, "-m", "core.published", "cifar10", root, "-o", packed]
+    command = [sys.executable, "-m", "adap.core.published", "cifar10", root, "-o", packed]
     subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True)
     with Client(service) as client:
         added = client.datasets.add(packed)

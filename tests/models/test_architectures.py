@@ -7,10 +7,10 @@ import pytest
 import torch
 from torchvision.models import resnet18
 
-from models.architectures import BUILDERS, build, build_empty, start_from
-from models.catalogue import ARCHITECTURES, check
-from models.errors import ModelFileError
-from models.header import InputSpec, Manifest
+from adap.models.architectures import BUILDERS, build, build_empty, start_from
+from adap.models.catalogue import ARCHITECTURES, check
+from adap.models.errors import ModelFileError
+from adap.models.header import InputSpec, Manifest
 
 
 def manifest(architecture: str, *, size: int) -> Manifest:

@@ -11,10 +11,10 @@ import torch
 from safetensors import safe_open
 from torchvision.models import resnet18
 
-from models import architectures, conversion, loading
-from models.exporting import to_onnx
-from models.header import ONE_LOGIT, InputSpec, Manifest, OutputSpec
-from models.wrappers import Scorer
+from adap.models import architectures, conversion, loading
+from adap.models.exporting import to_onnx
+from adap.models.header import ONE_LOGIT, InputSpec, Manifest, OutputSpec
+from adap.models.wrappers import Scorer
 from tests.models.exports import export, small_network
 
 

@@ -9,9 +9,9 @@ import torchvision.models as torchvision
 from safetensors.torch import save_file
 from torch import nn
 
-from models import catalogue, loading
-from models.errors import ModelFileError
-from models.header import InputSpec, Manifest, OutputSpec
+from adap.models import catalogue, loading
+from adap.models.errors import ModelFileError
+from adap.models.header import InputSpec, Manifest, OutputSpec
 
 
 def manifest(name: str, *, size: int = 32, channels: int = 3, outputs: int = 1) -> Manifest:

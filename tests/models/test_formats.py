@@ -19,9 +19,9 @@ from safetensors.numpy import save
 from torch import nn
 from torch.package import PackageExporter
 
-from models.errors import ModelFileError
-from models.header import InputSpec, Manifest
-from models.loading import load
+from adap.models.errors import ModelFileError
+from adap.models.header import InputSpec, Manifest
+from adap.models.loading import load
 
 MANIFEST = Manifest(
     architecture="small_cnn",

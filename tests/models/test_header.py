@@ -16,8 +16,8 @@ from pydantic import ValidationError
 from safetensors import deserialize
 from safetensors.numpy import save, save_file
 
-from models.errors import ModelFileError, TaskError
-from models.header import (
+from adap.models.errors import ModelFileError, TaskError
+from adap.models.header import (
     MANIFEST_KEY,
     MAX_HEADER_BYTES,
     MAX_TENSORS,
@@ -350,8 +350,8 @@ def test_a_refusal_names_no_more_than_twenty_classes() -> None:
 MEASURED = """
 import os, resource, sys
 from pathlib import Path
-from models.errors import ModelFileError
-from models.header import embedded_manifest, read_header
+from adap.models.errors import ModelFileError
+from adap.models.header import embedded_manifest, read_header
 
 def spent():
     used = resource.getrusage(resource.RUSAGE_SELF)

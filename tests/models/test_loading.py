@@ -10,11 +10,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
-from models.architectures import build
-from models.errors import ModelFileError, TaskError
-from models.header import InputSpec, Manifest, OutputSpec, embedded_manifest, read_header
-from models.loading import load, probe, save
-from models.wrappers import Scorer
+from adap.models.architectures import build
+from adap.models.errors import ModelFileError, TaskError
+from adap.models.header import InputSpec, Manifest, OutputSpec, embedded_manifest, read_header
+from adap.models.loading import load, probe, save
+from adap.models.wrappers import Scorer
 
 GREY = InputSpec(channels=1, height=8, width=8, mean=[0.3], std=[0.4])
 COLOUR = InputSpec(channels=3, height=32, width=32, mean=[0.5, 0.4, 0.3], std=[0.2, 0.3, 0.4])

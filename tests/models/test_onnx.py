@@ -15,11 +15,11 @@ from safetensors.torch import save as write_tensors
 from torch import nn
 from torchvision import models as torchvision
 
-from models import conversion, loading, onnx_files
-from models.errors import ModelFileError
-from models.graphs import GRAPH_TENSOR, MAX_GRAPH_BYTES, OPERATORS, decode
-from models.header import ONE_LOGIT, InputSpec, Manifest, OutputSpec
-from models.wrappers import Scorer
+from adap.models import conversion, loading, onnx_files
+from adap.models.errors import ModelFileError
+from adap.models.graphs import GRAPH_TENSOR, MAX_GRAPH_BYTES, OPERATORS, decode
+from adap.models.header import ONE_LOGIT, InputSpec, Manifest, OutputSpec
+from adap.models.wrappers import Scorer
 from tests.models.exports import export, graph_of, linear, small_network, write
 
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.architectures import build
-from models.errors import TaskError
-from models.header import InputSpec, Manifest, OutputSpec, ValueRange
-from models.loading import probe
-from models.wrappers import Scorer
+from adap.models.architectures import build
+from adap.models.errors import TaskError
+from adap.models.header import InputSpec, Manifest, OutputSpec, ValueRange
+from adap.models.loading import probe
+from adap.models.wrappers import Scorer
 
 SPEC = InputSpec(channels=1, height=8, width=8, mean=[0.5], std=[0.25])
 CLASSES = ["a", "b", "c"]

@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import nn
 
-from models import architectures, conversion, loading, state_dicts
-from models.errors import ModelFileError
-from models.header import InputSpec, Manifest
+from adap.models import architectures, conversion, loading, state_dicts
+from adap.models.errors import ModelFileError
+from adap.models.header import InputSpec, Manifest
 from tests.models import test_formats as formats
 
 MANIFEST = Manifest(

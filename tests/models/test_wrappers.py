@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.functional import normalize
 
-from models.architectures import build
-from models.errors import TaskError
-from models.header import InputSpec, OutputSpec, logit_a_class
-from models.wrappers import EveryLogit, Scorer
+from adap.models.architectures import build
+from adap.models.errors import TaskError
+from adap.models.header import InputSpec, OutputSpec, logit_a_class
+from adap.models.wrappers import EveryLogit, Scorer
 
 SPEC = InputSpec(
     channels=3, height=8, width=9, mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225]

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from store.database import Database
-from store.migrate import migrate
-from store.settings import Settings
-from store.tables import Table
+from adap.store.database import Database
+from adap.store.migrate import migrate
+from adap.store.settings import Settings
+from adap.store.tables import Table
 from tests.postgres import Postgres
 
 

@@ -13,19 +13,13 @@ import obstore
 import pytest
 from obstore.store import S3Store
 
-from store import jobs
-from store.artifacts import (
-    CHUNK_BYTES,
-    Blobs,
-    FolderBlobs,
-    OtherContentError,
-    collect_garbage,
-    open_blobs,
-)
-from store.database import Database
-from store.ids import new_id
-from store.settings import Settings
-from store.tables import AssetStatus, DatasetRow, JobKind
+from adap.store import jobs
+from adap.store.artifacts import collect_garbage, open_blobs
+from adap.store.blobs import CHUNK_BYTES, Blobs, FolderBlobs, OtherContentError
+from adap.store.database import Database
+from adap.store.ids import new_id
+from adap.store.settings import Settings
+from adap.store.tables import AssetStatus, DatasetRow, JobKind
 
 
 @pytest.fixture(scope="module")

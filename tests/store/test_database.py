@@ -10,12 +10,12 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import func, select, text
 
-from store import keys
-from store.database import Database
-from store.ids import new_id
-from store.migrate import migrate
-from store.settings import Settings
-from store.tables import ApiKeyRow, AssetStatus, DatasetRow, Table
+from adap.store import keys
+from adap.store.database import Database
+from adap.store.ids import new_id
+from adap.store.migrate import migrate
+from adap.store.settings import Settings
+from adap.store.tables import ApiKeyRow, AssetStatus, DatasetRow, Table
 
 
 def test_the_migrations_make_the_tables_that_the_code_uses(database: Database) -> None:
@@ -76,10 +76,10 @@ def test_a_kill_in_the_middle_of_commits_leaves_a_sound_database(tmp_path: Path)
     script = f"""
 import os, threading, time
 from pathlib import Path
-from store.database import Database
-from store.settings import Settings
-from store.migrate import migrate
-from store import keys
+from adap.store.database import Database
+from adap.store.settings import Settings
+from adap.store.migrate import migrate
+from adap.store import keys
 database = Database(Settings(home=Path({str(tmp_path)!r})))
 migrate(database)
 timer = threading.Timer(1.0, lambda: os.kill(os.getpid(), 9))

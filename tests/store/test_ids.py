@@ -2,7 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
-from store.ids import new_id
+from adap.store.ids import new_id
 
 
 def test_ids_of_one_millisecond_sort_in_order_in_every_thread() -> None:

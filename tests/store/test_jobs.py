@@ -11,11 +11,11 @@ import pytest
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from store import jobs
-from store.database import Database, now
-from store.ids import new_id
-from store.jobs import TRANSITIONS, Claim, ClaimLostError, JobError
-from store.tables import (
+from adap.store import jobs
+from adap.store.database import Database, now
+from adap.store.ids import new_id
+from adap.store.jobs import TRANSITIONS, Claim, ClaimLostError, JobError
+from adap.store.tables import (
     TERMINAL,
     AssetStatus,
     DatasetRow,

@@ -10,8 +10,8 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
-from store.database import UNHURRIED, Database
-from store.settings import Settings
+from adap.store.database import UNHURRIED, Database
+from adap.store.settings import Settings
 from tests.postgres import Postgres, postgres_server
 
 LIMIT_S = 1.0

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from store import jobs, retries, sweeps
-from store.artifacts import FolderBlobs, collect_garbage
-from store.database import Database
-from store.jobs import JobError
-from store.tables import JobEventRow, JobKind, JobRow
+from adap.store import jobs, retries, sweeps
+from adap.store.artifacts import collect_garbage
+from adap.store.blobs import FolderBlobs
+from adap.store.database import Database
+from adap.store.jobs import JobError
+from adap.store.tables import JobEventRow, JobKind, JobRow
 from tests.store.test_jobs import must_claim, read
 from tests.store.test_sweeps import make
 from tests.store.test_sweeps import read as statuses

@@ -5,10 +5,11 @@ from threading import Barrier, Thread
 
 from sqlalchemy import select, update
 
-from store import scores
-from store.artifacts import FolderBlobs, collect_garbage
-from store.database import Database, now
-from store.tables import ScoresRow
+from adap.store import scores
+from adap.store.artifacts import collect_garbage
+from adap.store.blobs import FolderBlobs
+from adap.store.database import Database, now
+from adap.store.tables import ScoresRow
 
 
 def known(database: Database, *keys: str) -> dict[str, str]:

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from store import disk
-from store.database import Database
-from store.settings import Settings, child_environment
-from store.start import UnusableDatabaseError, open_database
+from adap.store import disk
+from adap.store.database import Database
+from adap.store.settings import Settings, child_environment
+from adap.store.start import UnusableDatabaseError, open_database
 
 # /proc/self/mountinfo as Linux writes it, with a local disk below a network one and the reverse
 MOUNTS = """\
@@ -75,7 +75,7 @@ def test_every_process_refuses_tables_that_are_not_of_its_version(tmp_path: Path
     for module in ("api", "worker"):
         refused = run(settings, module)
         assert refused.returncode == 1
-        assert "run `python -m store` first" in refused.stderr
+        assert "run `python -m adap.store` first" in refused.stderr
     assert run(settings, "store").returncode == 0
     database = Database(settings)
     with database.writing() as session:

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from store import jobs, sweeps
-from store.database import Database
-from store.ids import new_id
-from store.tables import AssetStatus, DatasetRow, JobKind, JobRow, JobStatus, SweepRow
+from adap.store import jobs, sweeps
+from adap.store.database import Database
+from adap.store.ids import new_id
+from adap.store.tables import AssetStatus, DatasetRow, JobKind, JobRow, JobStatus, SweepRow
 
 
 def make(database: Database, *, planned: int = 4, made: int = 0) -> str:

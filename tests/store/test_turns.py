@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from sqlalchemy import event, select, text, update
 
-from store import jobs
-from store.database import Database
-from store.ids import new_id
-from store.jobs import Claim
-from store.settings import Settings
-from store.tables import AssetStatus, DatasetRow, JobKind, JobRow, JobStatus
+from adap.store import jobs
+from adap.store.database import Database
+from adap.store.ids import new_id
+from adap.store.jobs import Claim
+from adap.store.settings import Settings
+from adap.store.tables import AssetStatus, DatasetRow, JobKind, JobRow, JobStatus
 
 BACKLOG = 100_000
 
@@ -236,9 +236,9 @@ def test_a_claim_costs_the_same_at_a_hundred_thousand_queued_jobs(database: Data
 
 CLAIMER = """
 import json, sys
-from store import jobs
-from store.database import Database
-from store.settings import Settings
+from adap.store import jobs
+from adap.store.database import Database
+from adap.store.settings import Settings
 
 database, mine = Database(Settings(database_url=sys.argv[1])), []
 with database.reading():

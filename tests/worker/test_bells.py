@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from store.settings import Settings
-from store.tables import JobKind, JobRow, JobStatus
+from adap.store.settings import Settings
+from adap.store.tables import JobKind, JobRow, JobStatus
+from adap.worker.app import AWAY_S, Bells
 from tests.worker.conftest import broker, ringing
-from worker.app import AWAY_S, Bells
 
 
 def wait(what: object, *, seconds: float = 10) -> None:

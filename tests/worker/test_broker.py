@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 import redis
 
-from store import jobs
-from store.tables import JobKind, JobStatus
+from adap.store import jobs
+from adap.store.tables import JobKind, JobStatus
+from adap.worker.app import TASK
 from tests.worker.conftest import Plant, broker, ringing
 from tests.worker.test_intake_hostile import Payload
-from worker.app import TASK
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from store.database import now
-from store.tables import JobStatus
+from adap.store.database import now
+from adap.store.tables import JobStatus
 from tests.worker.conftest import Plant, plant_on
 
 LEASE_S = 10.0

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from store.tables import JobStatus
+from adap.store.tables import JobStatus
+from adap.worker.devices import is_lost, is_out_of_memory
 from tests.worker.conftest import Plant, same_weights
-from worker.devices import is_lost, is_out_of_memory
 
 FAILING = """
 import pathlib, torch

@@ -25,11 +25,11 @@ import pytest
 from PIL import Image
 from pydantic import SecretStr
 
-from store.settings import Settings, child_environment
+from adap.store.settings import Settings, child_environment
+from adap.worker.embedded import held_port
 from tests.conftest import embedded_service
-from worker.embedded import held_port
 
-SERVICE = [sys.executable, "-P", "-m", "worker.embedded"]
+SERVICE = [sys.executable, "-P", "-m", "adap.worker.embedded"]
 IMPATIENT = {"ADAP_LEASE_S": "8", "ADAP_HEARTBEAT_S": "0.5", "ADAP_SWEEP_S": "0.5"}
 
 
@@ -154,7 +154,13 @@ def test_a_killed_service_leaves_no_process_and_all_its_jobs_go_on_after_a_resta
         wait_for(lambda: sandboxed in names(tree(process.pid)))
         pids = tree(process.pid)
         started = names(pids)
-        for part in ("valkey-server", "--queue compute", "--queue intake", "-m api", "forkserver"):
+        for part in (
+            "valkey-server",
+            "--queue compute",
+            "--queue intake",
+            "-m adap.api",
+            "forkserver",
+        ):
             assert part in started
         process.kill()
         process.wait()
@@ -258,7 +264,7 @@ def test_a_second_service_on_the_same_home_is_refused(service_far_down: Running)
 
 
 @pytest.mark.parametrize(
-    "part", ["-m api", "worker --queue compute", "-m worker.scoring ", "valkey-server"]
+    "part", ["-m adap.api", "worker --queue compute", "-m adap.worker.scoring ", "valkey-server"]
 )
 def test_a_part_that_dies_is_started_again(service_far_down: Running, part: str) -> None:
     before = get(service_far_down.url, "/readyz")["workers"]
@@ -267,9 +273,9 @@ def test_a_part_that_dies_is_started_again(service_far_down: Running, part: str)
     ]
     os.kill(int(line.split()[0]), signal.SIGKILL)
     name = {
-        "-m api": "api",
+        "-m adap.api": "api",
         "worker --queue compute": "worker-compute",
-        "-m worker.scoring ": "scoring",
+        "-m adap.worker.scoring ": "scoring",
         "valkey-server": "valkey",
     }[part]
     said = service_far_down.said(f"{name} runs again.")

@@ -8,8 +8,8 @@ import pytest
 import torch
 from sqlalchemy.exc import OperationalError
 
-from store.artifacts import open_blobs
-from store.tables import JobKind, JobStatus
+from adap.store.artifacts import open_blobs
+from adap.store.tables import JobKind, JobStatus
 from tests.disk import fill, make_room, small_disk
 from tests.worker.conftest import Plant, children_that_work, plant_on, suspend
 

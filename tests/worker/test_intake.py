@@ -14,8 +14,9 @@ from PIL import Image
 from sklearn.metrics import average_precision_score
 from torchvision.datasets import ImageFolder
 
-from core.config import SPLITS
-from core.datasets import ImageSet
+from adap.core.config import SPLITS
+from adap.core.datasets import ImageSet
+from adap.worker.intake import IntakeLimits, Rejected, read_dataset, summarise
 from tests.worker.archives import (
     STORED,
     encode,
@@ -26,7 +27,6 @@ from tests.worker.archives import (
     png,
     two_classes,
 )
-from worker.intake import IntakeLimits, Rejected, read_dataset, summarise
 
 
 def read(content: bytes, folder: Path, *, limits: IntakeLimits | None = None) -> ImageSet:

@@ -18,7 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import PngImagePlugin
 
-from core.datasets import ImageSet
+from adap.core.datasets import ImageSet
+from adap.worker.intake import IntakeLimits, Rejected, read_dataset
+from adap.worker.intake.images import UnusableImageError, decode, strict_decoding
 from tests.worker.archives import (
     DEFLATED,
     STORED,
@@ -31,8 +33,6 @@ from tests.worker.archives import (
     png,
     two_classes,
 )
-from worker.intake import IntakeLimits, Rejected, read_dataset
-from worker.intake.images import UnusableImageError, decode, strict_decoding
 
 
 def read(content: bytes, folder: Path, *, limits: IntakeLimits | None = None) -> ImageSet:
@@ -70,7 +70,7 @@ def test_the_hand_made_zip_of_these_tests_is_sound(tmp_path: Path) -> None:
 MEASURE = """
 import json, sys, time
 from pathlib import Path
-from worker.intake import IntakeLimits, Rejected, read_dataset
+from adap.worker.intake import IntakeLimits, Rejected, read_dataset
 def peak():
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
 before, start = peak(), time.process_time()

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from sklearn.preprocessing import MultiLabelBinarizer
 
-from core.config import Resize, Task
-from core.datasets import ImageSet
+from adap.core.config import Resize, Task
+from adap.core.datasets import ImageSet
+from adap.worker.intake import IntakeLimits, Rejected, read_dataset, summarise
 from tests.worker.archives import encode, metadata, pack, pixels, png, two_classes
-from worker.intake import IntakeLimits, Rejected, read_dataset, summarise
 
 LABELS = [["cat"], ["cat", "dog"], [], ["dog"], ["dog", "sofa"], ["sofa"], ["cat", "sofa"], []]
 CLASSES = ["cat", "dog", "sofa"]

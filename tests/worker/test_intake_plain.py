@@ -18,18 +18,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.numpy import load_file
 
-from core.datasets import Draft, ImageSet
+from adap.core.datasets import Draft, ImageSet
+from adap.worker.intake import IntakeLimits, Rejected, decoding, read_dataset, summarise
+from adap.worker.intake.archive import Archive
+from adap.worker.intake.images import UnusableImageError, decode, decode_by_pillow, strict_decoding
+from adap.worker.intake.plain import decode_plain
 from tests.worker.archives import encode, pack, pack_raw, pixels, png
 from tests.worker.test_intake_hostile import SOUND, chunk, damaged, read, reasons
-from worker.intake import IntakeLimits, Rejected, decoding, read_dataset, summarise
-from worker.intake.archive import Archive
-from worker.intake.images import (
-    UnusableImageError,
-    decode,
-    decode_by_pillow,
-    strict_decoding,
-)
-from worker.intake.plain import decode_plain
 
 MOST = 2**20
 
@@ -229,8 +224,8 @@ def test_a_draft_that_is_given_up_leaves_nothing(tmp_path: Path) -> None:
 MEASURE = """
 import sys
 from pathlib import Path
-from worker.intake.pipeline import validate_dataset
-from worker.work import Work
+from adap.worker.intake.pipeline import validate_dataset
+from adap.worker.work import Work
 class Silent:
     def progress(self, *_): pass
 def peak():

@@ -17,12 +17,12 @@ import httpx
 import pytest
 from sqlalchemy import func, select, text
 
-from store import jobs
-from store.database import Database
-from store.tables import IdempotencyRow, JobRow, JobStatus
+from adap.store import jobs
+from adap.store.database import Database
+from adap.store.tables import IdempotencyRow, JobRow, JobStatus
+from adap.worker.embedded import held_port
 from tests.postgres import postgres_server
 from tests.worker.conftest import Plant, broker, plant_on, ringing
-from worker.embedded import held_port
 
 POSTS = 12
 AWAY_S = 2.0
@@ -35,7 +35,7 @@ def api_process(plant: Plant, **environment: str) -> Iterator[tuple[str, subproc
     home = plant.settings.home
     with held_port("127.0.0.1", 0) as port, (home / "api.log").open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "api"],
+            [sys.executable, "-m", "adap.api"],
             env={
                 **os.environ,
                 "ADAP_HOME": str(home),

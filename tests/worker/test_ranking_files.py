@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from pandas.testing import assert_frame_equal
 
-from worker.ranking_files import WRITERS
+from adap.worker.ranking_files import WRITERS
 
 NAMES = [
     '=HYPERLINK("http://example.org?"&A1,"open")',

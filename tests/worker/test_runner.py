@@ -19,12 +19,12 @@ import pyarrow.parquet as pq
 import torch
 from sqlalchemy import delete, select, update
 
-from core.config import AuditRequest, RankingRequest
-from core.datasets import ImageSet
-from core.scores import Scores, load_scores, save_scores
-from store import jobs, retries
-from store.artifacts import open_blobs
-from store.tables import (
+from adap.core.config import AuditRequest, RankingRequest
+from adap.core.datasets import ImageSet
+from adap.core.scores import Scores, load_scores, save_scores
+from adap.store import jobs, retries
+from adap.store.artifacts import open_blobs
+from adap.store.tables import (
     TERMINAL,
     DatasetRow,
     JobEventRow,
@@ -34,6 +34,8 @@ from store.tables import (
     ModelRow,
     ScoresRow,
 )
+from adap.worker.app import make_app
+from adap.worker.intake import summarise
 from tests.worker.conftest import (
     Plant,
     broker,
@@ -45,8 +47,6 @@ from tests.worker.conftest import (
     still_alive,
     suspend,
 )
-from worker.app import make_app
-from worker.intake import summarise
 
 
 def freeze(process: subprocess.Popen[bytes], plant: Plant) -> list[psutil.Process]:
@@ -674,7 +674,7 @@ def test_a_job_whose_files_are_gone_fails_with_a_reason(plant: Plant) -> None:
 
 def test_a_worker_without_a_broker_url_says_so() -> None:
     result = subprocess.run(
-        [sys.executable, "-m", "worker"],
+        [sys.executable, "-m", "adap.worker"],
         capture_output=True,
         text=True,
         env={"PATH": os.environ["PATH"], "HOME": "/nonexistent"},

@@ -8,8 +8,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from store.settings import GIB, Settings
-from worker.sandbox import MAX_THREADS, Kind, Sandbox, make_sandbox
+from adap.store.settings import GIB, Settings
+from adap.worker.sandbox import MAX_THREADS, Kind, Sandbox, make_sandbox
 
 # Every way to a new process, tried again and again, from the main thread and from one that ran
 # before the limits did; what does start sleeps, and is found. Nothing here starts twenty at once.
@@ -40,7 +40,7 @@ def fork():
 
 early = threading.Thread(target=lambda: (go.wait(), fork()))
 early.start()
-from worker.sandbox import limit_resources
+from adap.worker.sandbox import limit_resources
 limit_resources(memory_bytes=2**30)
 fork()
 go.set()
@@ -168,7 +168,7 @@ def test_torch_has_its_threads_and_their_number_is_limited(
 def test_asking_for_bubblewrap_where_it_cannot_work_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from worker import sandbox as module
+    from adap.worker import sandbox as module
 
     broken = tmp_path / "bwrap"
     broken.write_text("#!/bin/sh\nexit 1\n")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from worker.scoring.batches import Batches
+from adap.worker.scoring.batches import Batches
 
 
 class Recorded:

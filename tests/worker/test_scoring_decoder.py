@@ -9,10 +9,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.header import InputSpec
-from store.settings import Settings
-from worker.sandbox import make_sandbox
-from worker.scoring.decoder import Decoder, UnusableImagesError
+from adap.models.header import InputSpec
+from adap.store.settings import Settings
+from adap.worker.sandbox import make_sandbox
+from adap.worker.scoring.decoder import Decoder, UnusableImagesError
 
 SIDE, IMAGES = 1024, 16
 

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from core.acceleration import Accelerated
-from models import architectures, loading
-from models.header import InputSpec, Manifest
-from models.wrappers import Scorer
-from store.artifacts import open_blobs
-from store.settings import Settings
-from worker.scoring import networks
-from worker.scoring.networks import Networks, Wanted
+from adap.core.attacks.acceleration import Accelerated
+from adap.models import architectures, loading
+from adap.models.header import InputSpec, Manifest
+from adap.models.wrappers import Scorer
+from adap.store.artifacts import open_blobs
+from adap.store.settings import Settings
+from adap.worker.scoring import networks
+from adap.worker.scoring.networks import Networks, Wanted
 
 SPEC = InputSpec(channels=3, height=32, width=32, mean=[0.5] * 3, std=[0.3] * 3)
 

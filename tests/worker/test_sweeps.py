@@ -4,11 +4,11 @@ from typing import Any
 
 from sqlalchemy import select
 
-from core.sweeps import SweepRequest
-from store import jobs, sweeps
-from store.tables import LIVE, JobRow, JobStatus, SweepRow, TrialRow
+from adap.core.training.sweeps import SweepRequest
+from adap.store import jobs, sweeps
+from adap.store.tables import LIVE, JobRow, JobStatus, SweepRow, TrialRow
+from adap.worker.sweeps import advance
 from tests.worker.conftest import Plant
-from worker.sweeps import advance
 
 SPACE = {
     "method.lambda": {"low": 0.1, "high": 10, "log": True},

@@ -9,7 +9,7 @@ Nothing is unpacked to disk, nothing is executed, no library opens a format that
 Everything that is wrong is told at once, as reasons that name files. Free of torch.
 """
 
-from worker.intake.limits import IntakeLimits, Rejected
-from worker.intake.reading import read_dataset, summarise
+from adap.worker.intake.limits import IntakeLimits, Rejected
+from adap.worker.intake.reading import read_dataset, summarise
 
 __all__ = ["IntakeLimits", "Rejected", "read_dataset", "summarise"]

@@ -20,8 +20,8 @@ from stat import S_IFDIR, S_IFMT, S_IFREG
 from types import TracebackType
 from typing import IO
 
-from models.header import shown
-from worker.intake.limits import IntakeLimits, Reasons, Rejected
+from adap.models.header import shown
+from adap.worker.intake.limits import IntakeLimits, Reasons, Rejected
 
 RATIO_FREE_BYTES = 1024**2  # a smaller member may shrink as well as it likes
 MAX_NAME_CHARACTERS = 500

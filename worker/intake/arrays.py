@@ -21,21 +21,21 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from core.config import SPLITS, Resize
-from core.datasets import ImageSet, release
-from models.header import shown
-from worker.intake.archive import Archive, Member
-from worker.intake.counts import MAX_LABELS, check_counts
-from worker.intake.decoding import Room, Shape, Sizes
-from worker.intake.folders import (
+from adap.core.config import SPLITS, Resize
+from adap.core.datasets import ImageSet, release
+from adap.models.header import shown
+from adap.worker.intake.archive import Archive, Member
+from adap.worker.intake.counts import MAX_LABELS, check_counts
+from adap.worker.intake.decoding import Room, Shape, Sizes
+from adap.worker.intake.folders import (
     MAX_NAME_CHARACTERS,
     SPLIT_NAMES,
     group_problem,
     label_problem,
     split_problem,
 )
-from worker.intake.images import resized
-from worker.intake.limits import IntakeLimits, Reasons, Rejected
+from adap.worker.intake.images import resized
+from adap.worker.intake.limits import IntakeLimits, Reasons, Rejected
 
 _BLOCK_BYTES = 8 * 1024**2  # images are converted this much at a time
 _CHANNELS = (1, 3)

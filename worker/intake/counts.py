@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from core.config import SPLITS
-from models.header import shown
-from worker.intake.limits import Reasons, Rejected
+from adap.core.config import SPLITS
+from adap.models.header import shown
+from adap.worker.intake.limits import Reasons, Rejected
 
 MIN_EXAMPLES = 2  # of a class: one to learn from, one to judge by
 MAX_LABELS = 1_000  # of an image that may have several

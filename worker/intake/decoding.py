@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from core.config import Resize
-from core.datasets import release
-from models.header import shown
-from worker.intake.images import UnusableImageError, decode, resized, strict_decoding
-from worker.intake.limits import IntakeLimits, Reasons, Rejected
+from adap.core.config import Resize
+from adap.core.datasets import release
+from adap.models.header import shown
+from adap.worker.intake.images import UnusableImageError, decode, resized, strict_decoding
+from adap.worker.intake.limits import IntakeLimits, Reasons, Rejected
 
 Sizes = Counter[tuple[int, int]]
 """How many images came in each size: height, width."""

@@ -17,10 +17,10 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from core.config import SPLITS
-from models.header import shown
-from worker.intake.archive import Archive
-from worker.intake.limits import Reasons, Rejected
+from adap.core.config import SPLITS
+from adap.models.header import shown
+from adap.worker.intake.archive import Archive
+from adap.worker.intake.limits import Reasons, Rejected
 
 METADATA = "metadata.csv"
 MAX_NAME_CHARACTERS = 200  # of a class or a group

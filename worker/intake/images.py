@@ -23,9 +23,9 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from core.config import Resize
-from models.formats import describe
-from worker.intake.plain import decode_plain
+from adap.core.config import Resize
+from adap.models.formats import describe
+from adap.worker.intake.plain import decode_plain
 
 # importing a plugin makes it known; the others (EPS, FITS, TIFF, …) are never loaded
 FORMATS = tuple(

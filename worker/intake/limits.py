@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from core.errors import DataError
+from adap.core.errors import DataError
 
 MAX_REASONS = 100
 

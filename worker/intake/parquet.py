@@ -22,19 +22,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from core.config import SPLITS, Resize
-from core.datasets import ImageSet
-from models.header import shown
-from worker.intake.counts import check_class_count, check_counts, label_matrix
-from worker.intake.decoding import File, Room, Sizes, decode_all
-from worker.intake.folders import (
+from adap.core.config import SPLITS, Resize
+from adap.core.datasets import ImageSet
+from adap.models.header import shown
+from adap.worker.intake.counts import check_class_count, check_counts, label_matrix
+from adap.worker.intake.decoding import File, Room, Sizes, decode_all
+from adap.worker.intake.folders import (
     SPLIT_NAMES,
     group_problem,
     labels_problem,
     split_problem,
     tidy,
 )
-from worker.intake.limits import IntakeLimits, Reasons, Rejected
+from adap.worker.intake.limits import IntakeLimits, Reasons, Rejected
 
 IMAGE_ROWS = 32  # read at a time
 TEXT_ROWS = 1024

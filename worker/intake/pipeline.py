@@ -3,13 +3,13 @@
 from collections import Counter
 from typing import Any
 
-from core.config import Resize
-from core.datasets import Draft
-from core.resolve import DatasetSummary
-from worker.intake.decoding import Sizes
-from worker.intake.limits import IntakeLimits, Rejected
-from worker.intake.reading import read_dataset, summarise
-from worker.work import Reporter, Work
+from adap.core.config import Resize
+from adap.core.datasets import Draft
+from adap.core.resolve import DatasetSummary
+from adap.worker.intake.decoding import Sizes
+from adap.worker.intake.limits import IntakeLimits, Rejected
+from adap.worker.intake.reading import read_dataset, summarise
+from adap.worker.work import Reporter, Work
 
 
 def validate_dataset(work: Work, reporter: Reporter) -> dict[str, Any]:

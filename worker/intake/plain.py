@@ -5,8 +5,8 @@ that matter are read here; then simplejpeg, the same libjpeg-turbo as Pillow's, 
 Pillow's own decoder, called with the same arguments, a PNG. Plain is what most data sets are full
 of: JPEG, baseline or progressive, grey or of three components, without EXIF or profiles; PNG, 8
 bits, grey or RGB, not interlaced, no transparency. Everything else, and whatever is damaged, is
-None: `worker.intake.images` then reads it and says what is wrong. So nothing is accepted here that
-Pillow refuses, and pixels are the same; tests compare the two.
+None: `adap.worker.intake.images` then reads it and says what is wrong. So nothing is accepted here
+that Pillow refuses, and pixels are the same; tests compare the two.
 """
 
 import struct

@@ -10,15 +10,23 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from core.config import SPLITS, Resize
-from core.datasets import ImageSet, release
-from models.formats import EDGE_BYTES, describe
-from worker.intake.archive import Archive
-from worker.intake.arrays import is_arrays, read_arrays
-from worker.intake.counts import check_class_count, check_counts, label_matrix
-from worker.intake.decoding import MAX_SIZES, RELEASE_BYTES, File, Room, Shape, Sizes, decode_all
-from worker.intake.folders import arrange
-from worker.intake.limits import IntakeLimits, Rejected
+from adap.core.config import SPLITS, Resize
+from adap.core.datasets import ImageSet, release
+from adap.models.formats import EDGE_BYTES, describe
+from adap.worker.intake.archive import Archive
+from adap.worker.intake.arrays import is_arrays, read_arrays
+from adap.worker.intake.counts import check_class_count, check_counts, label_matrix
+from adap.worker.intake.decoding import (
+    MAX_SIZES,
+    RELEASE_BYTES,
+    File,
+    Room,
+    Shape,
+    Sizes,
+    decode_all,
+)
+from adap.worker.intake.folders import arrange
+from adap.worker.intake.limits import IntakeLimits, Rejected
 
 PARQUET_MAGIC = b"PAR1"
 
@@ -41,7 +49,7 @@ def read_dataset(
 
     `on_progress(done, total)` counts images; it is called at least every hundred images.
     `resize` makes images of any size one size; `sizes` is told in which sizes they came; `room`
-    says where the pixels go, for example `core.datasets.Draft.room`.
+    says where the pixels go, for example `adap.core.datasets.Draft.room`.
     Raises Rejected with up to 100 reasons.
     """
     size = path.stat().st_size
@@ -56,7 +64,7 @@ def read_dataset(
         "on_progress": on_progress,
     }
     if _kind(path, size) == "parquet":
-        from worker.intake.parquet import read_parquet  # pyarrow takes a while to start
+        from adap.worker.intake.parquet import read_parquet  # pyarrow takes a while to start
 
         return read_parquet(path, **options)
     with Archive(path, limits=limits) as archive:

@@ -3,5 +3,5 @@
     API --link--> server --> decoder (in the sandbox: opens the files)
                          `-> networks, batches (torch)
 
-`python -m worker.scoring` runs it. `link` is the API's half and imports nothing of ours.
+`python -m adap.worker.scoring` runs it. `link` is the API's half and imports nothing of ours.
 """

@@ -1,4 +1,4 @@
-"""`python -m worker.scoring`: score single images for the API, until told to stop."""
+"""`python -m adap.worker.scoring`: score single images for the API, until told to stop."""
 
 import argparse
 import asyncio
@@ -7,18 +7,18 @@ import shutil
 import signal
 import sys
 
-from store.artifacts import open_blobs
-from store.logs import configure_logging
-from store.settings import Settings
-from worker.sandbox import make_sandbox
-from worker.scoring.decoder import Decoder
-from worker.scoring.link import ScoringGoneError, ScoringLink
-from worker.scoring.server import Server
+from adap.store.artifacts import open_blobs
+from adap.store.logs import configure_logging
+from adap.store.settings import Settings
+from adap.worker.sandbox import make_sandbox
+from adap.worker.scoring.decoder import Decoder
+from adap.worker.scoring.link import ScoringGoneError, ScoringLink
+from adap.worker.scoring.server import Server
 
 
 def main() -> None:
     """Serve on the address of the settings in the foreground."""
-    parser = argparse.ArgumentParser(prog="python -m worker.scoring", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m adap.worker.scoring", description=__doc__)
     parser.add_argument("--check", action="store_true", help="exit 0 if it answers")
     arguments = parser.parse_args()
     settings = Settings()

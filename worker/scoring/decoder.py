@@ -28,15 +28,15 @@ import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
-from models.header import InputSpec
-from worker.child import die_with_the_worker
-from worker.intake import IntakeLimits
-from worker.intake.archive import Archive
-from worker.intake.arrays import read_pixels
-from worker.intake.images import UnusableImageError, decode, fitted, strict_decoding
-from worker.intake.limits import Rejected
-from worker.sandbox import Sandbox, limit_resources
-from worker.scoring.link import BUFFER_BYTES, Frame, read_frame, write_frame
+from adap.models.header import InputSpec
+from adap.worker.child import die_with_the_worker
+from adap.worker.intake import IntakeLimits
+from adap.worker.intake.archive import Archive
+from adap.worker.intake.arrays import read_pixels
+from adap.worker.intake.images import UnusableImageError, decode, fitted, strict_decoding
+from adap.worker.intake.limits import Rejected
+from adap.worker.sandbox import Sandbox, limit_resources
+from adap.worker.scoring.link import BUFFER_BYTES, Frame, read_frame, write_frame
 
 log = logging.getLogger(__name__)
 
@@ -191,7 +191,7 @@ class Decoder:
         with theirs:
             self._process = self._sandbox.start(
                 [
-                    *(sys.executable, "-P", "-m", "worker.scoring.decoder"),
+                    *(sys.executable, "-P", "-m", "adap.worker.scoring.decoder"),
                     *(str(theirs.fileno()), str(self._sandbox.memory_bytes)),
                     str(self._processor_limit_s),
                 ],

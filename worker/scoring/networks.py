@@ -16,13 +16,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from core.acceleration import accelerate
-from core.errors import ModelError
-from models import loading
-from models.header import InputSpec
-from models.wrappers import Scorer
-from store.artifacts import Blobs
-from store.settings import Settings
+from adap.core.attacks.acceleration import accelerate
+from adap.core.errors import ModelError
+from adap.models import loading
+from adap.models.header import InputSpec
+from adap.models.wrappers import Scorer
+from adap.store.blobs import Blobs
+from adap.store.settings import Settings
 
 log = logging.getLogger(__name__)
 

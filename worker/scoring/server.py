@@ -25,14 +25,14 @@ from urllib.parse import urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
-from core.errors import AdapError
-from models.errors import ModelFileError
-from models.header import InputSpec
-from store.artifacts import Blobs
-from store.settings import MIB, Settings
-from worker.scoring.batches import Batches
-from worker.scoring.decoder import MAX_IMAGES, MAX_PIXEL_BYTES, Decoder, UnusableImagesError
-from worker.scoring.link import BUFFER_BYTES, UNIX, Frame, read_frame, write_frame
+from adap.core.errors import AdapError
+from adap.models.errors import ModelFileError
+from adap.models.header import InputSpec
+from adap.store.blobs import Blobs
+from adap.store.settings import MIB, Settings
+from adap.worker.scoring.batches import Batches
+from adap.worker.scoring.decoder import MAX_IMAGES, MAX_PIXEL_BYTES, Decoder, UnusableImagesError
+from adap.worker.scoring.link import BUFFER_BYTES, UNIX, Frame, read_frame, write_frame
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ class Server:
         await self._batches.run(cores=in_memory.cores)
 
     def _load_torch(self) -> Any:
-        from worker.scoring import networks
+        from adap.worker.scoring import networks
 
         return networks, networks.Networks(self._settings, self._blobs)
 

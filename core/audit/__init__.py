@@ -1,0 +1,1 @@
+"""Audits: what is planned, measured and joined, and whether it can be believed."""

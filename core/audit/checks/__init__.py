@@ -1,0 +1,1 @@
+"""Whether an audit can be believed: checks of the audit itself."""

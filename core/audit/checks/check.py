@@ -1,0 +1,149 @@
+"""Can an audit be believed? Questions asked of the audit itself, each answered by figures.
+
+An attack that fails says one of two things: the model is robust, or the attack cannot see. These
+checks tell which, on a small sample of the audited images. They follow Carlini et al., "On
+evaluating adversarial robustness" (2019), Athalye, Carlini & Wagner, "Obfuscated gradients give a
+false sense of security" (ICML 2018), Croce & Hein, "Reliable evaluation of adversarial robustness"
+(ICML 2020) and Tramer et al., "On adaptive attacks to adversarial example defenses" (2020);
+`docs/trust.md` says which check is whose, and what each has caught.
+
+    planned_passes  what the checks of a task will cost, before they run
+    check_audit     one task's checks
+    merge           the checks of all tasks, and the verdict
+
+They find what blinds an attack by accident or by a known trick. They prove nothing: a defence made
+against these very checks may pass them, and the certified floor alone would notice.
+
+Cost, in forward passes of each sampled image: up to 473 (`full`, at most 128 positives and 128
+negatives; 251 of them are followed by a backward pass) or 120 (`quick`, at most 48 and 48; 66), and
+22 or 12 more with a surrogate. A data set's size changes nothing.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from adap.core.attacks.base import attacking
+from adap.core.audit.checks.runs import (
+    DEPTHS,
+    SCORINGS,
+    Bench,
+    Logits,
+    box_epsilon,
+    examined_attack,
+    plan_runs,
+    sample_rows,
+)
+from adap.core.audit.checks.verdicts import (
+    Judged,
+    batch_independent,
+    black_box_weaker,
+    converged,
+    eight_bit,
+    fuzzy,
+    gradients,
+    monotone,
+    noise_weaker,
+    reaches_floor,
+    repeatable,
+    restarts,
+    units,
+)
+from adap.core.config import (
+    Attack,
+    Threat,
+)
+from adap.core.report import Check
+
+
+def planned_passes(
+    targets: NDArray[np.int64],
+    *,
+    threat: Threat,
+    attacks: Sequence[Attack],
+    level: Literal["quick", "full"],
+    surrogate: bool,
+) -> int:
+    """What `on_progress` of `check_audit` will have been told in the end: forward passes of single
+    images, the surrogate's included."""
+    runs = plan_runs(threat, attacks, DEPTHS[level], surrogate=surrogate, box=1.0)
+    passes = SCORINGS + sum(run.passes for run in runs.values())
+    if runs:
+        passes += 1  # the stored images of the white box
+    return passes * len(sample_rows(targets, DEPTHS[level].images))
+
+
+def check_audit(
+    scorer: nn.Module,
+    images: NDArray[np.uint8],
+    targets: NDArray[np.int64],
+    *,
+    threat: Threat,
+    attacks: Sequence[Attack],
+    level: Literal["quick", "full"],
+    surrogate: nn.Module | None,
+    seed: int,
+    batch_size: int,
+    device: torch.device,
+    on_progress: Callable[[int], None],
+) -> list[Check]:
+    """Every check of one task, in a fixed order, on a sample spread evenly over each class.
+
+    scorer, surrogate: (B, C, H, W) floats in [0, 1] -> (B,) logits, on the device.
+    images: (N, C, H, W) uint8, may be a memory map: only the sample is read.  targets: (N,) in
+    {0, 1}, both present.  attacks: those of the audit; the strongest that follows gradients is the
+    one examined, cut to one restart and the level's steps (if it has converged by then, it
+    has with more).
+    on_progress: told after each batch how much of `planned_passes` is done. What it raises ends
+    the work.
+
+    A scorer that gives NaN or infinity fails the checks in which it does. One that draws random
+    numbers, or lets images influence each other, makes the other figures fuzzy: they say so.
+    """
+    depth = DEPTHS[level]
+    rows = sample_rows(targets, depth.images)
+    bench = Bench(
+        images=np.ascontiguousarray(images[rows]),
+        targets=targets[rows].astype(np.int64),
+        seed=seed,
+        batch_size=batch_size,
+        device=device,
+        on_progress=on_progress,
+    )
+    box = box_epsilon(threat, bench.images)
+    runs = plan_runs(threat, attacks, depth, surrogate=surrogate is not None, box=box)
+    with attacking(scorer), attacking(surrogate if surrogate is not None else nn.Identity()):
+        clean = bench.score(scorer)
+        again, shuffled = bench.score(scorer), bench.score_shuffled(scorer)
+        alone, alone_again = bench.score_alone(scorer), bench.score_alone(scorer)
+        zero, broken = bench.gradients(scorer, examined_attack(attacks))
+        found: dict[str, Logits] = {}
+        for name, run in runs.items():
+            network = surrogate if run.on_surrogate and surrogate is not None else scorer
+            found[name], stored = bench.attack(scorer, run, network=network)
+            if name == "white_box":
+                found["eight_bit"] = bench.score(scorer, stored)
+
+    repeats = repeatable(clean, again, alone, alone_again)
+    independent = batch_independent(clean, repeats, shuffled=shuffled, alone=alone)
+    judged = Judged(bench.targets, clean, found)
+    checks = [
+        units(threat, bench.images, box=box),
+        converged(judged, attacks, runs),
+        restarts(judged, attacks),
+        reaches_floor(judged),
+        noise_weaker(judged),
+        black_box_weaker(judged),
+        monotone(judged, threat),
+        gradients(clean, bench, zero, broken),
+        repeats,
+        independent,
+        eight_bit(judged),
+    ]
+    if any(check.status in ("caution", "fail") for check in (repeats, independent)):
+        checks = [fuzzy(check) for check in checks]
+    return checks

@@ -1,0 +1,226 @@
+"""The attacks and scorings behind the checks of an audit, run on a sample of its images."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from adap.core.attacks.base import loss_and_gradient
+from adap.core.attacks.pgd import PGD
+from adap.core.attacks.registry import build_attack
+from adap.core.attacks.threat_model import ThreatModel
+from adap.core.audit.scoring import as_input, generator_of, logits_of, loss_of
+from adap.core.config import (
+    APGDAttack,
+    Attack,
+    Checks,
+    FGSMAttack,
+    NoiseAttack,
+    PGDAttack,
+    SquareAttack,
+    Threat,
+    TransferAttack,
+)
+
+Logits = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class _Depth:
+    """How thorough: images of each class, and the length of each search."""
+
+    images: int
+    steps: int  # of the audit's own attack at most; twice as many when doubled
+    queries: int
+    curve_steps: int
+    floor_steps: int
+    transfer_steps: int
+
+
+DEPTHS: Mapping[Checks, _Depth] = {
+    "quick": _Depth(48, 10, queries=32, curve_steps=5, floor_steps=10, transfer_steps=10),
+    "full": _Depth(128, 50, queries=200, curve_steps=10, floor_steps=20, transfer_steps=20),
+}
+
+SCORINGS = 6  # clean, again, shuffled, alone, alone again, and the gradient at the clean image
+
+CURVE = {"half": 0.5, "same": 1.0, "twice": 2.0}
+
+GradientAttack = FGSMAttack | PGDAttack | APGDAttack
+
+
+@dataclass(frozen=True)
+class Run:
+    """One attack on every image of the sample."""
+
+    attack: Attack
+    threat: Threat
+    start: str  # runs of the same one draw the same numbers
+    uniform_start: bool = False  # of PGD, whose first start else lies beside the image
+
+    @property
+    def on_surrogate(self) -> bool:
+        return isinstance(self.attack, TransferAttack)
+
+    @property
+    def passes(self) -> int:
+        """Forward passes of each image, the scoring of what was found included."""
+        attack = self.attack
+        if isinstance(attack, PGDAttack | TransferAttack):
+            return attack.steps + (attack.iterate == "best") + 1
+        if isinstance(attack, APGDAttack):
+            return attack.steps + 2
+        if isinstance(attack, SquareAttack):
+            return attack.queries + 1
+        return 2 if isinstance(attack, FGSMAttack) else 1
+
+
+def plan_runs(
+    threat: Threat, attacks: Sequence[Attack], depth: _Depth, *, surrogate: bool, box: float
+) -> dict[str, Run]:
+    """The attacks behind the checks, by name; none where no pixel may change.
+
+    box: the epsilon at which every image is within reach of every other.
+    """
+    if threat.epsilon == 0:
+        return {}
+    examined = examined_attack(attacks)
+    if isinstance(examined, FGSMAttack):
+        white_box: GradientAttack = examined
+        doubled: GradientAttack = PGDAttack(steps=min(10, depth.steps))  # more than one step
+    else:
+        steps = min(examined.steps, depth.steps)
+        white_box = examined.model_copy(update={"steps": steps, "restarts": 1})
+        doubled = white_box.model_copy(update={"steps": 2 * steps})
+    runs = {
+        "white_box": Run(white_box, threat, start="white_box"),
+        "doubled": Run(doubled, threat, start="white_box"),
+    }
+    if not isinstance(white_box, FGSMAttack):
+        runs["restart"] = Run(white_box, threat, start="restart", uniform_start=True)
+    runs["noise"] = Run(NoiseAttack(), threat, start="noise")
+    runs["square"] = Run(SquareAttack(queries=depth.queries), threat, start="square")
+    if surrogate:
+        runs["transfer"] = Run(TransferAttack(steps=depth.transfer_steps), threat, start="transfer")
+    curve = APGDAttack(steps=depth.curve_steps)
+    for name, multiple in CURVE.items():
+        scaled = threat.model_copy(update={"epsilon": multiple * threat.epsilon})
+        runs[name] = Run(curve, scaled, start="curve")
+    everything = threat.model_copy(update={"epsilon": box})
+    runs["floor"] = Run(APGDAttack(steps=depth.floor_steps), everything, start="floor")
+    return runs
+
+
+def examined_attack(attacks: Sequence[Attack]) -> GradientAttack:
+    """The audit's attack that evaluates most gradients, or the default one where it has none."""
+    following = [attack for attack in attacks if isinstance(attack, GradientAttack)]
+    return max(following, key=_evaluations, default=APGDAttack())
+
+
+def _evaluations(attack: GradientAttack) -> tuple[int, bool]:
+    """Of gradients, for each image; APGD is the stronger one among equals."""
+    if isinstance(attack, FGSMAttack):
+        return 1, False
+    return attack.steps * attack.restarts, isinstance(attack, APGDAttack)
+
+
+def box_epsilon(threat: Threat, images: NDArray[np.uint8]) -> float:
+    return 1.0 if threat.norm == "linf" else float(np.sqrt(images[0].size))
+
+
+def sample_rows(targets: NDArray[np.int64], images: int) -> NDArray[np.int64]:
+    """Rows of at most so many positives and so many negatives, spread evenly, rising."""
+    rows = [np.flatnonzero(targets == y) for y in (0, 1)]
+    spread = [
+        of[np.linspace(0, len(of) - 1, min(images, len(of))).round().astype(int)] for of in rows
+    ]
+    return np.sort(np.concatenate(spread))
+
+
+@dataclass
+class Bench:
+    """The sampled images on their way through a network, batch by batch."""
+
+    images: NDArray[np.uint8]
+    targets: NDArray[np.int64]
+    seed: int
+    batch_size: int
+    device: torch.device
+    on_progress: Callable[[int], None]
+    done: int = field(default=0, init=False)
+
+    def score(self, network: nn.Module, images: NDArray[np.uint8] | None = None) -> Logits:
+        """(n,) logits, in batches of the audit's size."""
+        images = self.images if images is None else images
+        logits = np.empty(len(images))
+        for rows in self._batches():
+            logits[rows] = logits_of(network, self._input(images[rows]))
+            self._tell(len(logits[rows]))
+        return logits
+
+    def score_shuffled(self, network: nn.Module) -> Logits:
+        """(n,) logits, each image among others than in `score`, in batches of the same sizes."""
+        order = np.random.default_rng(self.seed).permutation(len(self.images))
+        logits = np.empty(len(order))
+        logits[order] = self.score(network, self.images[order])
+        return logits
+
+    def score_alone(self, network: nn.Module) -> Logits | None:
+        """(n,) logits of batches of one; None for a network that refuses them."""
+        logits = np.empty(len(self.images))
+        for i in range(len(self.images)):
+            try:
+                logits[i] = logits_of(network, self._input(self.images[i : i + 1]))[0]
+            except (RuntimeError, ValueError):  # as BatchNorm in train mode does, over one value
+                self._tell(len(self.images) - i)
+                return None
+            self._tell(1)
+        return logits
+
+    def gradients(
+        self, network: nn.Module, attack: Attack
+    ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """(n,) whose gradient at the clean image is zero everywhere, and whose is not finite."""
+        zero, broken = np.empty((2, len(self.images)), dtype=bool)
+        for rows in self._batches():
+            loss_fn = loss_of(attack, network, self.targets[rows], self.device)
+            _, gradient = loss_and_gradient(loss_fn, self._input(self.images[rows]))
+            gradient = gradient.flatten(1)
+            zero[rows] = (gradient == 0).all(dim=1).cpu().numpy()
+            broken[rows] = (~gradient.isfinite()).any(dim=1).cpu().numpy()
+            self._tell(len(zero[rows]))
+        return zero, broken
+
+    def attack(
+        self, scorer: nn.Module, run: Run, *, network: nn.Module
+    ) -> tuple[Logits, NDArray[np.uint8]]:
+        """(n,) logits of the images that the run finds on `network`, and those images as bytes."""
+        attack = build_attack(run.attack, run.threat)
+        if run.uniform_start and isinstance(attack, PGD):
+            attack = replace(attack, start="uniform")
+        logits, stored = np.empty(len(self.images)), np.empty_like(self.images)
+        for rows in self._batches():
+            x_adv = attack.perturb(
+                loss_of(run.attack, network, self.targets[rows], self.device),
+                self._input(self.images[rows]),
+                threat_model=ThreatModel(run.threat.norm, run.threat.epsilon),
+                generator=generator_of(self.seed, "checks", rows.start, run.start),
+            )
+            logits[rows] = logits_of(scorer, x_adv)
+            stored[rows] = (255 * x_adv.nan_to_num()).round().byte().cpu().numpy()
+            self._tell(run.passes * len(x_adv))
+        return logits, stored
+
+    def _batches(self) -> list[slice]:
+        starts = range(0, len(self.images), self.batch_size)
+        return [slice(start, start + self.batch_size) for start in starts]
+
+    def _input(self, images: NDArray[np.uint8]) -> Tensor:
+        return as_input(images, self.device)
+
+    def _tell(self, passes: int) -> None:
+        self.done += passes
+        self.on_progress(self.done)

@@ -1,0 +1,111 @@
+"""What was measured piece by piece, put together as the scores of one task."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adap.core.errors import DataError, ModelError
+from adap.core.figures.worst_case import worst_case
+from adap.core.scores import EVIDENCE, Scores
+
+
+def combine(
+    clean: Scores,
+    *,
+    attacked: Mapping[str, Scores],
+    curve: Mapping[float, Scores],
+    bounds: Scores | None,
+    groups: Sequence[str] | None,
+) -> Scores:
+    """What was measured of the same examples one by one, side by side.
+
+    attacked, curve: each with the scores of a single attack, whose own key does not matter.
+    Evidence is kept where the attack that made it is the strongest on that example.
+    """
+    logits = {key: _only(part) for key, part in attacked.items()}
+    row = {example_id: i for i, example_id in enumerate(clean.example_ids)}
+    evidence = [
+        replace(item, attack=key)
+        for key, part in attacked.items()
+        for item in part.evidence
+        if item.attacked_logit <= min(other[row[item.example_id]] for other in logits.values())
+    ]
+    return replace(
+        clean,
+        attacked=logits,
+        curve={epsilon: _only(part) for epsilon, part in curve.items()},
+        bounds=None if bounds is None else bounds.bounds,
+        no_bounds=None if bounds is None else bounds.no_bounds,
+        groups=groups,
+        evidence=list({item.example_id: item for item in evidence}.values()),
+    )
+
+
+def _only(part: Scores) -> NDArray[np.float64]:
+    (logits,) = part.attacked.values()
+    return logits
+
+
+def join(shards: Sequence[Scores], *, evidence: int = EVIDENCE) -> Scores:
+    """The shards' scores as one, in the order given.
+
+    A shard knows its own examples only, so it chose evidence by the fall of the logit; here the
+    whole ranking is known, and the positives that lost most ranks are kept.
+
+    Raises DataError for shards of different attacks or with an example twice, ModelError for a
+    model that gave every clean example the same logit.
+    """
+    names, epsilons = list(shards[0].attacked), list(shards[0].curve)
+    for other in shards:
+        if list(other.attacked) != names or list(other.curve) != epsilons:
+            raise DataError(
+                f"expected shards with scores under {names} and {epsilons}, "
+                f"got {list(other.attacked)} and {list(other.curve)}"
+            )
+    unbounded = [shard for shard in shards if shard.bounds is None]
+    joined = Scores(
+        example_ids=[example_id for shard in shards for example_id in shard.example_ids],
+        targets=np.concatenate([shard.targets for shard in shards]),
+        clean=np.concatenate([shard.clean for shard in shards]),
+        attacked={name: np.concatenate([s.attacked[name] for s in shards]) for name in names},
+        curve={epsilon: np.concatenate([s.curve[epsilon] for s in shards]) for epsilon in epsilons},
+        bounds=(
+            None
+            if unbounded
+            else np.concatenate([s.bounds for s in shards if s.bounds is not None], axis=1)
+        ),
+        no_bounds=unbounded[0].no_bounds if unbounded else None,
+        groups=(
+            None
+            if shards[0].groups is None
+            else [name for shard in shards for name in shard.groups or []]
+        ),
+    )
+    if len(set(joined.example_ids)) < len(joined):
+        raise DataError(
+            f"expected every example once, got {len(joined)} scores for "
+            f"{len(set(joined.example_ids))} examples"
+        )
+    refuse_constant(joined.clean)
+    row = {example_id: i for i, example_id in enumerate(joined.example_ids)}
+    lost = _ranks(worst_case(joined)[0], joined.targets) - _ranks(joined.clean, joined.targets)
+    found = [item for shard in shards for item in shard.evidence]
+    found.sort(key=lambda item: (-lost[row[item.example_id]], item.example_id))
+    return replace(joined, evidence=found[:evidence])
+
+
+def _ranks(logits: NDArray[np.float64], targets: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(N,) rank of each example, from 1, behind every negative of the same logit."""
+    order, negatives = np.sort(logits), np.sort(logits[targets == 0])
+    above = len(order) - np.searchsorted(order, logits, side="right")
+    tied = np.searchsorted(negatives, logits, "right") - np.searchsorted(negatives, logits, "left")
+    return (1 + above + tied).astype(np.int64)
+
+
+def refuse_constant(logits: NDArray[np.float64]) -> None:
+    if (logits == logits[0]).all():
+        raise ModelError(
+            f"expected logits that rank, got {logits[0]:g} for every one of {len(logits)} images"
+        )

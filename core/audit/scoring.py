@@ -1,0 +1,50 @@
+"""What the audit and its checks share: images into a network, logits out, a loss to ascend.
+
+Nothing here judges. Logits may be NaN or of a wrong shape; who asks decides what that means.
+"""
+
+import hashlib
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from adap.core.attacks.base import PerImage
+from adap.core.config import APGDAttack, Attack
+
+Network = Callable[[Tensor], Tensor]  # (B, C, H, W) to (B,) logits
+
+
+def as_input(images: NDArray[np.uint8], device: torch.device) -> Tensor:
+    """uint8 images as floats in [0, 1] on the device; copied, as stored images are read-only."""
+    return torch.tensor(images, device=device).float() / 255
+
+
+def logits_of(network: Network, x: Tensor) -> NDArray[np.float64]:
+    """float64 logits, computed without gradients."""
+    with torch.no_grad():
+        logits: Tensor = network(x)
+    return logits.double().cpu().numpy()
+
+
+def loss_of(
+    attack: Attack, network: Network, targets: NDArray[np.int64], device: torch.device
+) -> PerImage:
+    """What an attack ascends: -(2y - 1) * logit, which pushes positives down the ranking and
+    negatives up, or, as log(1 + exp) of it, binary cross-entropy where the attack asks for that.
+
+    targets: (B,) in {0, 1}.
+    """
+    signs = torch.tensor(1 - 2 * targets, dtype=torch.float32, device=device)
+    if isinstance(attack, APGDAttack) and attack.loss == "bce":
+        return PerImage(lambda x, signs: F.softplus(signs * network(x)), signs)
+    return PerImage(lambda x, signs: signs * network(x), signs)
+
+
+def generator_of(*parts: object) -> torch.Generator:
+    """Random numbers of their own for each piece of work, whoever does it and in whatever order."""
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))

@@ -1,0 +1,122 @@
+"""What a ranking is worth in each group of the examples, and how far the groups are apart.
+
+AP depends on prevalence, and groups differ in it: the same scorer has a lower AP where positives
+are rarer. So groups are compared by AP carried over to the prevalence of the whole task
+(`adap.core.figures.operating.ap_at_prevalence`). Each group is ranked by itself. This module
+imports no torch.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from adap.core.errors import DataError
+from adap.core.figures.intervals import RESAMPLES, percentile_interval, resampled_ap
+from adap.core.figures.operating import ap_at_prevalence
+from adap.core.figures.ranking import average_precision, checked, count_ties
+from adap.core.report import APFigure, Difference, GroupFigures, GroupGap, Groups
+
+FEWEST = 2  # positives and negatives: a bootstrap of one example has no spread
+
+
+def group_figures(
+    clean: ArrayLike,
+    worst: ArrayLike,
+    targets: ArrayLike,
+    groups: Sequence[str],
+    *,
+    resamples: int = RESAMPLES,
+    generator: np.random.Generator,
+) -> Groups:
+    """The figures of each group, sorted by name, and the gaps between the best and the worst group.
+
+    clean, worst: (N,) scores.  targets: (N,) in {0, 1}.  groups: N names.
+
+    A group of fewer than FEWEST positives or negatives has no figures, and there is no gap between
+    fewer than two groups that have. No example is in two groups, so the interval of a gap is from
+    independent resamples of its two groups. These are the best and the worst of the data at hand
+    in every resample: the interval does not know that they were picked for it, and among many
+    groups that are equal in truth some gap is to be expected.
+
+    Raises DataError for what cannot be ranked and for groups that are not one an example,
+    ConfigError without resamples.
+    """
+    clean, targets = checked(clean, targets)
+    worst, _ = checked(worst, targets)
+    if len(groups) != len(targets):
+        raise DataError(f"expected {len(targets)} groups, one an example, got {len(groups)}")
+    members: dict[str, list[int]] = defaultdict(list)
+    for i, group in enumerate(groups):
+        members[group].append(i)
+    prevalence = float(targets.mean())
+
+    def figures(group: str) -> GroupFigures:
+        own = targets[members[group]]
+        positives = int(own.sum())
+        if min(positives, len(own) - positives) < FEWEST:
+            return GroupFigures(
+                group=group,
+                examples=len(own),
+                positives=positives,
+                clean=None,
+                worst_case=None,
+                clean_at_prevalence=None,
+                worst_case_at_prevalence=None,
+            )
+        before, after = clean[members[group]], worst[members[group]]
+        resampled = resampled_ap(
+            {"clean": before, "worst_case": after}, own, resamples=resamples, generator=generator
+        )
+        return GroupFigures(
+            group=group,
+            examples=len(own),
+            positives=positives,
+            clean=_figure(before, own, resampled=resampled["clean"]),
+            worst_case=_figure(after, own, resampled=resampled["worst_case"]),
+            clean_at_prevalence=ap_at_prevalence(before, own, prevalence=prevalence),
+            worst_case_at_prevalence=ap_at_prevalence(after, own, prevalence=prevalence),
+        )
+
+    def gap(scores: NDArray[np.float64], ap: dict[str, float | None]) -> GroupGap | None:
+        found = {group: value for group, value in ap.items() if value is not None}
+        if len(found) < 2:
+            return None
+        best_first = sorted(found, key=lambda group: -found[group])
+        best, last = best_first[0], best_first[-1]
+        resampled = [
+            resampled_ap(
+                {"": scores[members[group]]},
+                targets[members[group]],
+                prevalence=prevalence,
+                resamples=resamples,
+                generator=generator,
+            )[""]
+            for group in (best, last)
+        ]
+        return GroupGap(
+            best=best,
+            worst=last,
+            difference=Difference(
+                value=found[best] - found[last],
+                interval=percentile_interval(resampled[0] - resampled[1]),
+            ),
+        )
+
+    every = [figures(group) for group in sorted(members)]
+    return Groups(
+        groups=every,
+        clean_gap=gap(clean, {it.group: it.clean_at_prevalence for it in every}),
+        worst_case_gap=gap(worst, {it.group: it.worst_case_at_prevalence for it in every}),
+    )
+
+
+def _figure(
+    scores: NDArray[np.float64], targets: NDArray[np.int64], *, resampled: NDArray[np.float64]
+) -> APFigure:
+    return APFigure(
+        ap=average_precision(scores, targets),
+        interval=percentile_interval(resampled),
+        tied=count_ties(scores, targets),
+    )

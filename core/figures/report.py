@@ -1,0 +1,115 @@
+"""The report of an audit: the figures of all its tasks, and what a reader must know of them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from adap.core.config import (
+    AuditConfig,
+    Threat,
+)
+from adap.core.figures import gate
+from adap.core.report import (
+    Provenance,
+    Report,
+    TaskReport,
+    Trust,
+)
+
+USES_GRADIENTS = frozenset({"fgsm", "pgd", "apgd"})  # of the audited model itself
+
+FEW_POSITIVES = 50
+
+BALANCED = 0.3  # prevalence above which the data set is more balanced than most that are ranked
+
+
+def build_report(
+    tasks: Sequence[TaskReport],
+    *,
+    config: AuditConfig,
+    provenance: Provenance,
+    trained_on_these: bool,
+    trust: Trust | None = None,
+) -> Report:
+    """The report of an audit: the figures of its tasks, their means, and what a reader must know.
+
+    trained_on_these: whether the model has seen these very examples while it was trained.
+    """
+    means = {
+        "clean": [task.clean.ap for task in tasks],
+        "worst_case": [task.worst_case.ap for task in tasks],
+        **{key: [task.attacks[key].ap for task in tasks] for key in tasks[0].attacks},
+    }
+    certified = [task.certified_floor.ap for task in tasks if task.certified_floor is not None]
+    if len(certified) == len(tasks):
+        means["certified_floor"] = certified
+    warnings = []
+    if trained_on_these:
+        warnings.append(
+            "The model was trained on these very examples: the figures say how well it remembers "
+            "them, not how well it ranks new ones."
+        )
+    if config.threat.epsilon == 0:
+        warnings.append("Epsilon is 0: no pixel may change, so every figure equals the clean one.")
+    for task in tasks:
+        who = f"{', '.join(task.positive)}: " if len(tasks) > 1 else ""
+        warnings += [who + warning for warning in _warnings(task, config.threat)]
+    report = Report(
+        tasks=list(tasks),
+        mean={name: float(np.mean(values)) for name, values in means.items()},
+        warnings=warnings,
+        trust=trust,
+        provenance=provenance,
+    )
+    return report.model_copy(update={"thresholds": gate.evaluate(report)})
+
+
+def _warnings(task: TaskReport, threat: Threat) -> list[str]:
+    white_box = {n: f.ap for n, f in task.attacks.items() if f.attack["name"] in USES_GRADIENTS}
+    others = {n: f.ap for n, f in task.attacks.items() if n not in white_box}
+    warnings = []
+    if threat.epsilon > 0 and all(figure.mean_margin_drop <= 0 for figure in task.attacks.values()):
+        warnings.append(
+            "No attack lowered the margins at all. That is a sign of blocked gradients, "
+            "not of a robust model."
+        )
+    if task.positives < FEW_POSITIVES:
+        clean, worst = task.clean.interval, task.worst_case.interval
+        assert clean is not None
+        assert worst is not None
+        warnings.append(
+            f"Only {task.positives} positives, so the figures are uncertain: {clean.level:.0%} "
+            f"intervals {clean.low:.2f} to {clean.high:.2f} (clean) and {worst.low:.2f} to "
+            f"{worst.high:.2f} (worst case). Intervals from few positives tend to be too narrow."
+        )
+    if task.clean.tied:
+        warnings.append(
+            f"{task.clean.tied} of {task.positives} positives have exactly the score of "
+            "some negative before any attack, and are ranked below it. Saturated or rounded "
+            "outputs tie what raw logits keep apart."
+        )
+    if task.clean.ap <= task.chance:
+        warnings.append(
+            f"The model ranks clean images no better than chance (AP {task.clean.ap:.3f}, "
+            f"chance {task.chance:.3f})."
+        )
+    if task.prevalence > BALANCED:
+        warnings.append(
+            f"{task.prevalence:.0%} of the examples are positive. AP falls with the share "
+            "of positives: expect less where they are rarer."
+        )
+    if threat.epsilon > 0 and task.worst_case.ap - task.floor < 0.01 * (1 - task.floor):
+        warnings.append(
+            f"The attacks inverted the ranking, worst-case AP {task.worst_case.ap:.3f} is "
+            f"at its floor {task.floor:.3f}. A smaller epsilon tells models apart."
+        )
+    if white_box and others:
+        strongest = min(others, key=others.__getitem__)
+        if others[strongest] < min(white_box.values()) - 0.01:
+            warnings.append(
+                f"{strongest}, which does not see the model's gradients, did more damage (AP "
+                f"{others[strongest]:.3f}) than every attack that does "
+                f"({min(white_box.values()):.3f}). The gradients mislead those attacks, so the "
+                "robust figures may be too high."
+            )
+    return warnings

@@ -1,0 +1,164 @@
+"""The figures of one task, from its scores alone; nothing is attacked again."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adap.core.config import (
+    CURVE_ATTACK,
+    Attack,
+    AuditConfig,
+)
+from adap.core.errors import DataError
+from adap.core.figures.budget import budget_curve
+from adap.core.figures.groups import group_figures
+from adap.core.figures.intervals import RESAMPLES, percentile_interval, resampled_ap
+from adap.core.figures.operating import operating_figures
+from adap.core.figures.ranking import average_precision, count_ties, floor_ap
+from adap.core.figures.worst_case import worst_case
+from adap.core.report import (
+    APFigure,
+    AttackFigure,
+    CertifiedFloor,
+    Difference,
+    EpsilonCurve,
+    EpsilonPoint,
+    TaskReport,
+    WorstCase,
+)
+from adap.core.scores import Scores
+
+RESAMPLING_SEED = 0
+
+
+def rankings(scores: Scores) -> dict[str, NDArray[np.float64]]:
+    """(N,) logits behind every AP of a task, by name: clean, worst_case, certified_floor, each
+    attack's key, and each epsilon of the curve as text."""
+    named = {"clean": scores.clean, **scores.attacked, "worst_case": worst_case(scores)[0]}
+    named |= {f"epsilon {epsilon:g}": logits for epsilon, logits in scores.curve.items()}
+    if scores.bounds is not None:
+        # in float64, so an attacked float32 logit may lie beyond by its rounding
+        lo, hi = scores.bounds
+        named["certified_floor"] = np.where(scores.targets == 1, lo, hi)
+    return named
+
+
+def resample(
+    scores: Scores, *, resamples: int = RESAMPLES, seed: int = RESAMPLING_SEED
+) -> dict[str, NDArray[np.float64]]:
+    """(resamples,) bootstrapped APs of every ranking of a task.
+
+    The seed is no part of an audit's configuration: two audits of the same examples see the same
+    resamples, so that their difference is paired.
+    """
+    return resampled_ap(
+        rankings(scores),
+        scores.targets,
+        resamples=resamples,
+        generator=np.random.default_rng(seed),
+    )
+
+
+def figures(
+    scores: Scores,
+    *,
+    positive: Sequence[str],
+    config: AuditConfig,
+    resampled: Mapping[str, NDArray[np.float64]] | None = None,
+) -> TaskReport:
+    """The figures of one task. AP ranks negatives first in ties, so it is a lower bound.
+
+    positive: the names of the positive classes.  config: of the audit; its attacks are shown in
+    its order.  resampled: as from `resample`, where it is known already.
+    """
+    attacks = config.resolved_attacks()
+    if {attack.key for attack in attacks} != set(scores.attacked):
+        raise DataError(
+            f"expected scores under {sorted(attack.key for attack in attacks)}, "
+            f"got {sorted(scores.attacked)}"
+        )
+    targets, signs = scores.targets, 2 * scores.targets - 1
+    positives = int(targets.sum())
+    worst, won = worst_case(scores)
+    logits = rankings(scores)
+    resampled = resample(scores) if resampled is None else resampled
+
+    def figure(name: str) -> APFigure:
+        return APFigure(
+            ap=average_precision(logits[name], targets),
+            interval=percentile_interval(resampled[name]),
+            tied=count_ties(logits[name], targets),
+        )
+
+    clean, worst_figure = figure("clean"), figure("worst_case")
+
+    def drop(name: str, ap: float) -> Difference:
+        return Difference(
+            value=clean.ap - ap,
+            interval=percentile_interval(resampled["clean"] - resampled[name]),
+        )
+
+    def attack_figure(attack: Attack) -> AttackFigure:
+        found = figure(attack.key)
+        return AttackFigure(
+            **dict(found),
+            attack=attack.as_json(),
+            mean_margin_drop=float((signs * (scores.clean - scores.attacked[attack.key])).mean()),
+            drop=drop(attack.key, found.ap),
+        )
+
+    certified = None
+    if scores.bounds is not None:
+        lo, hi = scores.bounds
+        certified = CertifiedFloor(
+            **dict(figure("certified_floor")),
+            method="crown_ibp" if config.certify in ("auto", "off") else config.certify,
+            proven_pairs=_proven_pairs(lo[targets == 1], hi[targets == 0]),
+        )
+    return TaskReport(
+        positive=list(positive),
+        examples=len(scores),
+        positives=positives,
+        prevalence=positives / len(scores),
+        chance=positives / len(scores),
+        floor=floor_ap(positives, len(scores)),
+        clean=clean,
+        attacks={attack.key: attack_figure(attack) for attack in attacks},
+        worst_case=WorstCase(
+            **dict(worst_figure), won=won, drop=drop("worst_case", worst_figure.ap)
+        ),
+        certified_floor=certified,
+        no_certified_floor=scores.no_bounds,
+        epsilon_curve=(
+            EpsilonCurve(
+                attack=CURVE_ATTACK.as_json(),
+                points=[
+                    EpsilonPoint(**dict(figure(f"epsilon {epsilon:g}")), epsilon=epsilon)
+                    for epsilon in scores.curve
+                ],
+            )
+            if scores.curve
+            else None
+        ),
+        budget_curve=budget_curve(scores.clean, worst, targets, budgets=config.budgets),
+        groups=(
+            None
+            if scores.groups is None
+            else group_figures(
+                scores.clean,
+                worst,
+                targets,
+                scores.groups,
+                resamples=len(resampled["clean"]),
+                generator=np.random.default_rng(RESAMPLING_SEED),
+            )
+        ),
+        resamples=len(resampled["clean"]),
+        operating=operating_figures(scores.clean, worst, targets, at=config.operating),
+    )
+
+
+def _proven_pairs(lo: NDArray[np.float64], hi: NDArray[np.float64]) -> float:
+    """Share of the pairs in which the positive's lowest logit is above the negative's highest."""
+    return float(np.searchsorted(np.sort(hi), lo, side="left").sum() / (len(lo) * len(hi)))

@@ -1,0 +1,1 @@
+"""Reports for readers: HTML page, charts, card, JUnit."""

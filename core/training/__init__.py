@@ -1,0 +1,1 @@
+"""Training: the loop, sampling, augmentation, averaging, sweeps."""

@@ -1,0 +1,1 @@
+"""The work of every kind of job, a file a subject."""

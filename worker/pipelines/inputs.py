@@ -1,0 +1,26 @@
+"""What several pipelines read from their work: the device and the scorer of a stored model."""
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adap.models import loading
+from adap.models.wrappers import Scorer
+from adap.worker.work import Work
+
+Result = dict[str, Any]
+
+
+def device(work: Work) -> str:
+    if work.device != "auto":
+        return work.device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@lru_cache(maxsize=4)
+def load_scorer(path: Path, device: str, positive: tuple[str, ...] | None = None) -> Scorer:
+    """A stored model for a task; kept between the shards of an audit, as blobs never change."""
+    scorer, _ = loading.load(path, None, device=device, positive=positive)
+    return scorer

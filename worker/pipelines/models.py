@@ -1,0 +1,49 @@
+"""The work on stored models: checking an upload, exporting, trying a device."""
+
+import torch
+
+from adap.models import conversion, exporting, loading
+from adap.models.errors import ModelFileError
+from adap.models.header import Manifest
+from adap.worker.pipelines.inputs import Result, device
+from adap.worker.work import Reporter, Work
+
+
+def validate_model(work: Work, reporter: Reporter) -> Result:
+    """Load an uploaded model into its architecture, try it, and store it with its manifest."""
+    declared = work.request.get("manifest")
+    try:
+        manifest = None if declared is None else Manifest.model_validate(declared)
+        reporter.progress("loading", 0, 2, "steps")
+        converted = conversion.to_safetensors(work.inputs["upload"], manifest, folder=work.folder)
+        scorer, manifest = loading.load(converted.path, manifest, device="cpu")
+        reporter.progress("probing", 1, 2, "steps")
+        findings = loading.probe(scorer).model_copy(
+            update={"format": converted.format, "onnx_difference": converted.onnx_difference}
+        )
+        if findings.problems:
+            return {"rejected": findings.problems}
+        loading.save(scorer, work.folder / "content.safetensors", manifest)
+    except ModelFileError as error:
+        return {"rejected": [str(error)]}
+    reporter.progress("probing", 2, 2, "steps")
+    return {
+        "manifest": manifest.model_dump(mode="json"),
+        "findings": findings.model_dump(mode="json"),
+        "files": {"content": "content.safetensors"},
+    }
+
+
+def export(work: Work, reporter: Reporter) -> Result:
+    """Write a stored model as ONNX, and see that onnxruntime gives its logits."""
+    reporter.progress("exporting", 0, 1, "models")
+    scorer, manifest = loading.load(work.inputs["model"], None, device="cpu")
+    difference = exporting.to_onnx(scorer, manifest, work.folder / "model.onnx")
+    reporter.progress("exporting", 1, 1, "models")
+    return {"summary": {"onnx_difference": difference}, "files": {"onnx": "model.onnx"}}
+
+
+def try_device(work: Work, _reporter: Reporter) -> Result:
+    """Compute something on the device."""
+    total = torch.ones(8, 8, device=device(work)).sum().item()
+    return {"works": total == 64}
