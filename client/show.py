@@ -128,8 +128,8 @@ def dataset(item: Json) -> RenderableType:
     ]
     if summary is not None:
         splits = summary["splits"]
-        prevalence = summary.get("prevalence") or {}
-        sums = summary.get("split_examples") or {k: sum(s.values()) for k, s in splits.items()}
+        prevalence = summary["prevalence"]
+        sums = summary["split_examples"]
         parts += [
             Text(),
             table(
@@ -137,7 +137,7 @@ def dataset(item: Json) -> RenderableType:
                 rows=[
                     (
                         *(name, count, *(split.get(name, 0) for split in splits.values())),
-                        f"{prevalence[name]:.2%}" if name in prevalence else "",
+                        f"{prevalence[name]:.2%}",
                     )
                     for name, count in summary["classes"].items()
                 ]

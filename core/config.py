@@ -27,6 +27,7 @@ from pydantic import (
 from adap.core import presets, thresholds
 from adap.core.errors import ConfigError
 from adap.core.presets import TrainingPreset
+from adap.core.rankings import OWN_NAMES
 
 SPLITS = ("train", "validation", "test")
 Split = Literal["train", "validation", "test"]
@@ -253,12 +254,6 @@ Method = Annotated[
 # --- training -------------------------------------------------------------------------------------
 
 
-def _is_off(value: Any) -> bool:
-    """Whether an option is not used. Such ones came later than the rest, and are left out of the
-    JSON: so the configurations without them keep their hashes, and with them their checkpoints."""
-    return not value
-
-
 class Optimizer(Config):
     """The optimiser, as torch implements it, and the step-wise decay of its learning rate."""
 
@@ -266,9 +261,7 @@ class Optimizer(Config):
     lr: float = Field(1e-3, gt=0, le=10, description="learning rate of the first epoch")
     weight_decay: float = Field(2e-4, ge=0, le=1)
     momentum: float = Field(0.9, ge=0, lt=1, description="used by sgd and rmsprop only")
-    nesterov: bool = Field(
-        False, exclude_if=_is_off, description="Nesterov's momentum, for sgd only"
-    )
+    nesterov: bool = Field(False, description="Nesterov's momentum, for sgd only")
     milestones: list[float] = Field(
         [0.5, 0.75],
         max_length=10,
@@ -320,7 +313,6 @@ class Validation(Config):
         None,
         ge=1,
         le=1000,
-        exclude_if=_is_off,
         description="stop when this many epochs in a row have not raised that figure; by default "
         "all epochs are done",
     )
@@ -331,7 +323,6 @@ class TrainingConfig(Config):
 
     preset: TrainingPreset | None = Field(
         None,
-        exclude_if=_is_off,
         description="values of the fields that are left out, see GET /v1/presets",
     )
     method: Method = Field(
@@ -358,7 +349,6 @@ class TrainingConfig(Config):
         None,
         gt=0,
         lt=1,
-        exclude_if=_is_off,
         description="decay of an exponential moving average of the weights, for example 0.999: "
         "the average is what is validated and kept; by default the weights themselves are",
     )
@@ -418,7 +408,6 @@ class TrainingRequest(TrainingConfig):
     )
     warm_start: WarmStart | None = Field(
         None,
-        exclude_if=_is_off,
         description="a model to start from; by default training starts from scratch",
     )
     name: Name | None = Field(None, description="name of the resulting model")
@@ -444,6 +433,16 @@ class _Attack(Config):
         max_length=40,
         description="what the report calls it, by default its name; needed where one occurs twice",
     )
+
+    @field_validator("label")
+    @classmethod
+    def _no_name_of_ours(cls, value: str | None) -> str | None:
+        if value in OWN_NAMES:
+            raise ValueError(
+                f"expected a label other than {', '.join(OWN_NAMES)}, under which the report "
+                f"keeps figures of its own; got {value}"
+            )
+        return value
 
     @property
     def key(self) -> str:
@@ -680,9 +679,6 @@ class AuditConfig(Config):
         keys = [attack.key for attack in self.attacks]
         if len(set(keys)) < len(keys):
             raise ValueError(f"expected each attack once, or with labels that differ, got {keys}")
-        reserved = sorted({"clean", "worst_case"} & set(keys))
-        if reserved:
-            raise ValueError(f"expected labels other than {', '.join(reserved)}")
         if "transfer" in [attack.name for attack in self.attacks] and self.surrogate is None:
             raise ValueError(
                 "the transfer attack needs `surrogate`: the model on which the attacker "

@@ -6,9 +6,8 @@ Plain values in, plain values out; no torch.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from adap.core.config import AnyTask, EachClass, Resize, Split, Task
 from adap.core.errors import ConfigError, DataError
@@ -28,13 +27,11 @@ class DatasetSummary(BaseModel):
         False, description="whether an example may have several of the classes, or none"
     )
     classes: dict[str, int] = Field(description="examples of each class")
-    prevalence: dict[str, float] = Field(
-        {}, description="share of the examples that has each class"
-    )
+    prevalence: dict[str, float] = Field(description="share of the examples that has each class")
     splits: dict[Split, dict[str, int]] = Field(
         description="examples of each class in each declared split; empty where none is declared"
     )
-    split_examples: dict[Split, int] = Field({}, description="examples of each declared split")
+    split_examples: dict[Split, int] = Field(description="examples of each declared split")
     groups: dict[str, int] | None = Field(
         None, description="examples of each group; null where none is declared"
     )
@@ -42,34 +39,18 @@ class DatasetSummary(BaseModel):
     height: int
     width: int
     sizes: dict[str, int] = Field(
-        {},
         description="examples of each size as they came, width x height, the twenty most frequent",
     )
     resize: Resize | None = Field(None, description="how they were made the size that they have")
     duplicates: int = Field(description="examples whose pixels equal those of an earlier one")
-    conflicting: int | None = Field(
-        None, description="duplicates whose labels differ from those of the earlier one"
+    conflicting: int = Field(
+        description="duplicates whose labels differ from those of the earlier one"
     )
     across_splits: int | None = Field(
-        None, description="duplicates in another split than the earlier one"
+        description="duplicates in another split than the earlier one; null without splits"
     )
     reading: Reading | None = Field(None, description="how the upload was understood")
     warnings: list[str] = Field([], description="what to know before trusting figures of it")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _complete(cls, values: Any) -> Any:
-        """Summaries from before there was multi-label lack what follows from the counts."""
-        if not isinstance(values, dict) or not {"examples", "classes"} <= values.keys():
-            return values
-        classes, examples = values["classes"], values["examples"]
-        splits = values.get("splits") or {}
-        return {
-            "prevalence": {name: count / max(examples, 1) for name, count in classes.items()},
-            "split_examples": {split: sum(counts.values()) for split, counts in splits.items()},
-            "sizes": {f"{values.get('width')}x{values.get('height')}": examples},
-            **values,
-        }
 
     def examples_in(self, split: Split | None) -> int:
         """How many examples there are in a split, or in the whole data set."""

@@ -50,7 +50,6 @@ class JobKind(StrEnum):
     AUDIT = "audit"
     AUDIT_SHARD = "audit_shard"
     RANK = "rank"
-    SCORE = "score"  # in older databases: scores of single images are no job any more
     EXPORT = "export"
 
     @property
@@ -60,9 +59,7 @@ class JobKind(StrEnum):
 
 
 # An export takes seconds, and somebody waits for it.
-OPENS_UPLOADS = frozenset(
-    {JobKind.VALIDATE_DATASET, JobKind.VALIDATE_MODEL, JobKind.SCORE, JobKind.EXPORT}
-)
+OPENS_UPLOADS = frozenset({JobKind.VALIDATE_DATASET, JobKind.VALIDATE_MODEL, JobKind.EXPORT})
 QUEUES = ("compute", "intake")
 
 

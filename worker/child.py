@@ -150,7 +150,7 @@ class Child:
                     sys.executable,
                     "-P",
                     "-m",
-                    "worker.child",
+                    "adap.worker.child",
                     str(fd),
                     str(self._sandbox.memory_bytes),
                 ],

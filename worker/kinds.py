@@ -285,10 +285,6 @@ def _prepare_shard(session: Session, job: JobRow) -> Prepared:
     return Prepared("audit_shard", {**job.request, "known": known}, blobs)
 
 
-def _prepare_scoring(_session: Session, _job: JobRow) -> Prepared:
-    raise InputError("expected no job for scores, which are answered at once: ask again, got one")
-
-
 def _prepare_export(session: Session, job: JobRow) -> Prepared:
     model = _model(session, job.model_id)
     return Prepared("export", {}, {"model": _blob(model.content_sha256, model)})
@@ -316,7 +312,6 @@ _PREPARE: dict[JobKind, Callable[[Session, JobRow], Prepared]] = {
     JobKind.TRAIN: _prepare_training,
     JobKind.AUDIT_SHARD: _prepare_shard,
     JobKind.RANK: _prepare_ranking,
-    JobKind.SCORE: _prepare_scoring,
     JobKind.EXPORT: _prepare_export,
 }
 

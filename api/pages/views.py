@@ -27,7 +27,6 @@ TITLES = {
     JobKind.AUDIT: "Audit",
     JobKind.AUDIT_SHARD: "Part of an audit",
     JobKind.RANK: "Ranking",
-    JobKind.SCORE: "Scores",
     JobKind.EXPORT: "Export to ONNX",
 }
 RETRIED = {JobKind.TRAIN, JobKind.AUDIT, JobKind.RANK}

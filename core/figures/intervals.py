@@ -13,7 +13,8 @@ Percentile intervals cover less than they promise when positives are few; how mu
 by benchmarks/intervals.py. This module imports no torch.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,22 +24,24 @@ from adap.core.figures.operating import negative_weight
 from adap.core.figures.ranking import checked
 from adap.core.report import Interval
 
+Key = TypeVar("Key", bound=Hashable)
+
 RESAMPLES = 2000
 LEVEL = 0.95
 DRAWS_AT_ONCE = 2**18  # bounds the memory, and fits a processor's cache
 
 
 def resampled_ap(
-    scores: Mapping[str, ArrayLike],
+    scores: Mapping[Key, ArrayLike],
     targets: ArrayLike,
     *,
     prevalence: float | None = None,
     resamples: int = RESAMPLES,
     generator: np.random.Generator,
-) -> dict[str, NDArray[np.float64]]:
+) -> dict[Key, NDArray[np.float64]]:
     """(resamples,) APs of each score set; entry i of all of them is of one and the same resample.
 
-    scores: for each name (N,) scores of the same N examples.  targets: (N,) in {0, 1}.
+    scores: for each key (N,) scores of the same N examples.  targets: (N,) in {0, 1}.
     prevalence: share of positives to which each AP is carried over, as `ap_at_prevalence` does; by
     default it stays what it is.
 
@@ -58,7 +61,7 @@ def resampled_ap(
     if prevalence is not None:
         count = int(targets.sum())
         weight = negative_weight(count, len(targets) - count, prevalence=prevalence)
-    ap: dict[str, list[NDArray[np.float64]]] = {name: [] for name in scores}
+    ap: dict[Key, list[NDArray[np.float64]]] = {name: [] for name in scores}
     for positives, negatives in stratified_counts(
         targets, resamples=resamples, generator=generator
     ):

@@ -17,6 +17,7 @@ from adap.core.figures.intervals import RESAMPLES, percentile_interval, resample
 from adap.core.figures.operating import operating_figures
 from adap.core.figures.ranking import average_precision, count_ties, floor_ap
 from adap.core.figures.worst_case import worst_case
+from adap.core.rankings import AtEpsilon, Attacked, Own, Ranking
 from adap.core.report import (
     APFigure,
     AttackFigure,
@@ -32,21 +33,22 @@ from adap.core.scores import Scores
 RESAMPLING_SEED = 0
 
 
-def rankings(scores: Scores) -> dict[str, NDArray[np.float64]]:
-    """(N,) logits behind every AP of a task, by name: clean, worst_case, certified_floor, each
-    attack's key, and each epsilon of the curve as text."""
-    named = {"clean": scores.clean, **scores.attacked, "worst_case": worst_case(scores)[0]}
-    named |= {f"epsilon {epsilon:g}": logits for epsilon, logits in scores.curve.items()}
+def rankings(scores: Scores) -> dict[Ranking, NDArray[np.float64]]:
+    """(N,) logits behind every AP of a task."""
+    found: dict[Ranking, NDArray[np.float64]] = {Own.CLEAN: scores.clean}
+    found |= {Attacked(key): logits for key, logits in scores.attacked.items()}
+    found[Own.WORST_CASE] = worst_case(scores)[0]
+    found |= {AtEpsilon(epsilon): logits for epsilon, logits in scores.curve.items()}
     if scores.bounds is not None:
         # in float64, so an attacked float32 logit may lie beyond by its rounding
         lo, hi = scores.bounds
-        named["certified_floor"] = np.where(scores.targets == 1, lo, hi)
-    return named
+        found[Own.CERTIFIED_FLOOR] = np.where(scores.targets == 1, lo, hi)
+    return found
 
 
 def resample(
     scores: Scores, *, resamples: int = RESAMPLES, seed: int = RESAMPLING_SEED
-) -> dict[str, NDArray[np.float64]]:
+) -> dict[Ranking, NDArray[np.float64]]:
     """(resamples,) bootstrapped APs of every ranking of a task.
 
     The seed is no part of an audit's configuration: two audits of the same examples see the same
@@ -65,7 +67,7 @@ def figures(
     *,
     positive: Sequence[str],
     config: AuditConfig,
-    resampled: Mapping[str, NDArray[np.float64]] | None = None,
+    resampled: Mapping[Ranking, NDArray[np.float64]] | None = None,
 ) -> TaskReport:
     """The figures of one task. AP ranks negatives first in ties, so it is a lower bound.
 
@@ -84,35 +86,35 @@ def figures(
     logits = rankings(scores)
     resampled = resample(scores) if resampled is None else resampled
 
-    def figure(name: str) -> APFigure:
+    def figure(ranking: Ranking) -> APFigure:
         return APFigure(
-            ap=average_precision(logits[name], targets),
-            interval=percentile_interval(resampled[name]),
-            tied=count_ties(logits[name], targets),
+            ap=average_precision(logits[ranking], targets),
+            interval=percentile_interval(resampled[ranking]),
+            tied=count_ties(logits[ranking], targets),
         )
 
-    clean, worst_figure = figure("clean"), figure("worst_case")
+    clean, worst_figure = figure(Own.CLEAN), figure(Own.WORST_CASE)
 
-    def drop(name: str, ap: float) -> Difference:
+    def drop(ranking: Ranking, ap: float) -> Difference:
         return Difference(
             value=clean.ap - ap,
-            interval=percentile_interval(resampled["clean"] - resampled[name]),
+            interval=percentile_interval(resampled[Own.CLEAN] - resampled[ranking]),
         )
 
     def attack_figure(attack: Attack) -> AttackFigure:
-        found = figure(attack.key)
+        found = figure(Attacked(attack.key))
         return AttackFigure(
             **dict(found),
             attack=attack.as_json(),
             mean_margin_drop=float((signs * (scores.clean - scores.attacked[attack.key])).mean()),
-            drop=drop(attack.key, found.ap),
+            drop=drop(Attacked(attack.key), found.ap),
         )
 
     certified = None
     if scores.bounds is not None:
         lo, hi = scores.bounds
         certified = CertifiedFloor(
-            **dict(figure("certified_floor")),
+            **dict(figure(Own.CERTIFIED_FLOOR)),
             method="crown_ibp" if config.certify in ("auto", "off") else config.certify,
             proven_pairs=_proven_pairs(lo[targets == 1], hi[targets == 0]),
         )
@@ -126,7 +128,7 @@ def figures(
         clean=clean,
         attacks={attack.key: attack_figure(attack) for attack in attacks},
         worst_case=WorstCase(
-            **dict(worst_figure), won=won, drop=drop("worst_case", worst_figure.ap)
+            **dict(worst_figure), won=won, drop=drop(Own.WORST_CASE, worst_figure.ap)
         ),
         certified_floor=certified,
         no_certified_floor=scores.no_bounds,
@@ -134,7 +136,7 @@ def figures(
             EpsilonCurve(
                 attack=CURVE_ATTACK.as_json(),
                 points=[
-                    EpsilonPoint(**dict(figure(f"epsilon {epsilon:g}")), epsilon=epsilon)
+                    EpsilonPoint(**dict(figure(AtEpsilon(epsilon))), epsilon=epsilon)
                     for epsilon in scores.curve
                 ],
             )
@@ -150,11 +152,11 @@ def figures(
                 worst,
                 targets,
                 scores.groups,
-                resamples=len(resampled["clean"]),
+                resamples=len(resampled[Own.CLEAN]),
                 generator=np.random.default_rng(RESAMPLING_SEED),
             )
         ),
-        resamples=len(resampled["clean"]),
+        resamples=len(resampled[Own.CLEAN]),
         operating=operating_figures(scores.clean, worst, targets, at=config.operating),
     )
 

@@ -45,8 +45,22 @@ SUMMARY = {
     "channels": 1,
     "height": 8,
     "width": 8,
+    "sizes": {"8x8": 40},
     "duplicates": 0,
+    "conflicting": 0,
+    "across_splits": None,
 }
+
+
+def sums(summary: dict[str, Any]) -> dict[str, Any]:
+    """What follows from the counts of a summary of single labels."""
+    splits, examples = summary["splits"], summary["examples"]
+    return {
+        "prevalence": {name: count / examples for name, count in summary["classes"].items()},
+        "split_examples": {split: sum(counts.values()) for split, counts in splits.items()},
+    }
+
+
 MANIFEST = {
     "architecture": "small_cnn",
     "input": {"channels": 1, "height": 8, "width": 8, "mean": [0.5], "std": [0.5]},
@@ -73,7 +87,9 @@ class Api:
 
     def dataset(self, **columns: Any) -> str:
         """Put a data set into the database, ready unless said otherwise."""
-        return self._add(DatasetRow, "ds", {"summary": SUMMARY, **columns})
+        summary = columns.pop("summary", SUMMARY)
+        counted = None if summary is None else {**summary, **sums(summary)}
+        return self._add(DatasetRow, "ds", {"summary": counted, **columns})
 
     def model(self, **columns: Any) -> str:
         """Put a model into the database, ready unless said otherwise."""

@@ -60,7 +60,7 @@ def test_an_uploaded_data_set_is_being_checked(api: Api) -> None:
 
 
 @pytest.mark.parametrize("groups", [{}, {"groups": {"north": 15, "south": 25}}])
-def test_a_summary_is_told_with_its_groups_or_as_stored_before_there_were_any(
+def test_a_summary_is_told_with_its_groups_where_there_are_any(
     api: Api, groups: dict[str, Any]
 ) -> None:
     dataset_id = api.dataset(summary={**SUMMARY, **groups})
@@ -69,10 +69,9 @@ def test_a_summary_is_told_with_its_groups_or_as_stored_before_there_were_any(
         "multilabel": False,
         "prevalence": {"cat": 0.5, "dog": 0.5},
         "split_examples": {"train": 20, "test": 20},
-        "sizes": {"8x8": 40},
         "resize": None,
-        "conflicting": None,
-        "across_splits": None,
+        "reading": None,
+        "warnings": [],
     }
     assert told == {**SUMMARY, **followed, "groups": None, **groups}
 

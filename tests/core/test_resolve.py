@@ -19,11 +19,16 @@ def summary(*classes: str) -> DatasetSummary:
     return DatasetSummary(
         examples=10 * len(classes),
         classes=dict.fromkeys(classes, 10),
+        prevalence=dict.fromkeys(classes, 1 / len(classes)),
         splits={},
+        split_examples={},
         channels=3,
         height=8,
         width=8,
+        sizes={"8x8": 10 * len(classes)},
         duplicates=0,
+        conflicting=0,
+        across_splits=None,
     )
 
 
@@ -134,8 +139,9 @@ def test_a_training_has_the_task_asked_for_or_one_for_each_class() -> None:
 def test_a_class_that_training_or_validation_lacks_is_refused(split: str) -> None:
     full = {"cat": 5, "dog": 5, "other": 5}
     splits = {"train": full, "validation": full, "test": {}, split: {**full, "dog": 1}}
+    examples = {name: sum(counts.values()) for name, counts in splits.items()}
     pets = DatasetSummary.model_validate(
-        PETS.model_dump(exclude={"split_examples"}) | {"splits": splits}
+        PETS.model_dump() | {"splits": splits, "split_examples": examples}
     )
     assert resolve_training(task("cat"), pets) == [task("cat")]
     for asked in (task("dog"), EACH):

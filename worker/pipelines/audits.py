@@ -26,6 +26,7 @@ from adap.core.config import (
 from adap.core.datasets import ImageSet
 from adap.core.figures import report as reports
 from adap.core.figures import task as figures
+from adap.core.rankings import Own
 from adap.core.rendering import page as report_page
 from adap.core.report import Check, DatasetProvenance, ModelProvenance, Provenance
 from adap.core.scores import Scores, load_scores, save_scores
@@ -184,7 +185,7 @@ def audit_report(work: Work, reporter: Reporter) -> Result:
     for number, (task, shards) in enumerate(zip(tasks, by_task.values(), strict=True)):
         joined = _joined_scores(work, config, image_set, shards)
         aps = figures.resample(joined)
-        resampled |= {f"{number}.{name}": aps[name] for name in ("clean", "worst_case")}
+        resampled |= {f"{number}.{own.value}": aps[own] for own in (Own.CLEAN, Own.WORST_CASE)}
         scores.append(joined)
         found.append(figures.figures(joined, positive=task.positive, config=config, resampled=aps))
         reporter.progress("reporting", number + 1, len(tasks), "tasks")
