@@ -1,8 +1,8 @@
 """Fixtures that every room uses.
 
-The service that tests talk to is real and started once: tests that use it say
-`pytestmark = pytest.mark.xdist_group("service")`, and `--dist loadgroup` (in `pyproject.toml`) then
-runs all of them in one process, however many there are.
+The service that tests talk to is real, and each process of pytest starts one at most. What takes
+long runs first, so that no process is left with it at the end, and a file that uses the service
+stays in one process (`--dist loadgroup`, in `pyproject.toml`), whose service holds what it uploads.
 """
 
 import json
@@ -24,6 +24,25 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 # A machine that others use stands still for seconds at times; tests of the limit set their own.
 os.environ.setdefault("ADAP_DATABASE_LIMIT_S", "60")
+
+
+PROCESSES = ("benchmarks", "client", "e2e", "worker")  # folders whose tests mostly wait for others
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep files that use the service together, and begin with what takes long."""
+    for item in items:
+        if "service" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+    def turn(item: pytest.Item) -> int:
+        if item.get_closest_marker("slow") is not None:
+            return 0
+        folder = item.path.relative_to(REPOSITORY / "tests").parts[0]
+        return 1 if folder in PROCESSES else 2
+
+    items.sort(key=turn)  # stable: else in the order of the files
 
 
 @contextmanager

@@ -21,8 +21,6 @@ from tests.client.conftest import TINY
 from tests.client.test_client import http_answer, server
 from tests.conftest import REPOSITORY
 
-pytestmark = pytest.mark.xdist_group("service")
-
 
 def test_the_client_that_waits_is_made_from_the_one_to_be_awaited(tmp_path: Path) -> None:
     shutil.copy(REPOSITORY / "pyproject.toml", tmp_path)

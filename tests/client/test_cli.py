@@ -26,8 +26,6 @@ from tests.client.conftest import ADAP, TINY, Adap
 from tests.published import celeba
 from tests.worker.archives import grouped, pack, png, two_classes
 
-pytestmark = pytest.mark.xdist_group("service")
-
 NO_DATASET = f"ds_{'0' * 26}"
 NO_MODEL = f"mdl_{'0' * 26}"
 NO_JOB = f"job_{'0' * 26}"

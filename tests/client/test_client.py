@@ -30,8 +30,6 @@ from adap.client.client import (
 )
 from tests.client.conftest import TINY, torch_classifier
 
-pytestmark = pytest.mark.xdist_group("service")
-
 NO_JOB = f"job_{'0' * 26}"
 
 

@@ -19,8 +19,6 @@ import pytest
 
 from tests.conftest import REPOSITORY
 
-pytestmark = pytest.mark.xdist_group("service")
-
 GENERATOR = REPOSITORY / ".venv-tools" / "bin" / "openapi-python-client"
 
 

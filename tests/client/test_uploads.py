@@ -21,8 +21,6 @@ from adap.client.client import Client, ConnectionFailedError, ProblemError
 from tests.client.conftest import ADAP, write_image_folder
 from tests.conftest import embedded_service
 
-pytestmark = pytest.mark.xdist_group("service")
-
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:

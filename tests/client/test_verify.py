@@ -24,8 +24,6 @@ from adap.core.scores import Scores, load_scores, save_scores
 from tests.client.conftest import Adap
 from tests.reports import scores_of, stored
 
-pytestmark = pytest.mark.xdist_group("service")
-
 REQUIRED = (
     *("worst_case_ap >= 0.1", "worst_case_ap >= 0.9", "class 0.strong_ap < 0.5"),
     *("trust >= caution", "certified_floor > 0", "group_gap < 0.5", "clean_ap_low > 0.1"),

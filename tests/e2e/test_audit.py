@@ -16,8 +16,6 @@ from adap.client.verify import verify
 from adap.models import architectures
 from tests.worker.archives import grouped, pack
 
-pytestmark = pytest.mark.xdist_group("service")
-
 QUICK = {"attacks": [{"name": "pgd", "steps": 3}], "threat": {"epsilon": 0.05}, "checks": "off"}
 
 

@@ -12,8 +12,6 @@ import torch
 from PIL import Image
 from safetensors.torch import save as save_safetensors
 
-pytestmark = pytest.mark.xdist_group("service")
-
 
 def png(seed: int, size: int = 8) -> bytes:
     pixels = np.random.default_rng(seed).integers(0, 256, (size, size), np.uint8)

@@ -16,8 +16,6 @@ from adap.core.scores import load_scores
 from adap.models.wrappers import Scorer
 from benchmarks.certified import Pictures, digits, input_spec, interval_logits, trained_on_bounds
 
-pytestmark = pytest.mark.xdist_group("service")
-
 
 @pytest.fixture(scope="module")
 def pictures() -> Pictures:

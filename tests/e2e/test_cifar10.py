@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load as load_safetensors
 from sklearn.metrics import average_precision_score
 
-pytestmark = [pytest.mark.xdist_group("service"), pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 TRAIN_PER_CLASS, TEST_PER_CLASS = 160, 40  # 2,000 images of ten classes
 

@@ -21,8 +21,6 @@ from tests.e2e.test_audit import add_dataset, audit, rows
 from tests.models import test_state_dicts as hostile
 from tests.models.exports import export, small_network
 
-pytestmark = pytest.mark.xdist_group("service")
-
 INPUT = {"channels": 3, "height": 32, "width": 32, "mean": [0.4, 0.4, 0.4], "std": [0.3, 0.3, 0.3]}
 
 

@@ -19,8 +19,6 @@ from adap.models import architectures
 from tests.e2e.test_audit import add_dataset, audit, finished, report_of, train
 from tests.worker.archives import encode, metadata
 
-pytestmark = pytest.mark.xdist_group("service")
-
 CLASSES = ["bright", "left", "right"]
 RULE = {"height": 8, "width": 8, "fit": "stretch"}
 

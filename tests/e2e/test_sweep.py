@@ -21,7 +21,7 @@ from adap.core.published.cifar import CIFAR10_CLASSES
 from adap.core.training.splitting import hold_out
 from tests.conftest import REPOSITORY
 
-pytestmark = [pytest.mark.xdist_group("service"), pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 PER_FILE = 20  # images of each class
 
