@@ -25,7 +25,7 @@ def main() -> None:
     except UnusableDatabaseError as error:
         sys.exit(str(error))
     with database.reading() as session:
-        protected = keys.any_valid(session)
+        protected = keys.any_made(session)
     database.dispose()
     if not protected and not is_loopback(settings.host):
         sys.exit(

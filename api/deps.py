@@ -9,6 +9,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from starlette.requests import HTTPConnection
 
 from adap.api.errors import ApiError, ErrorItem
 from adap.api.quotas import Rates
@@ -25,6 +26,12 @@ from adap.worker.app import Bells
 from adap.worker.scoring.link import ScoringLink
 
 log = logging.getLogger(__name__)
+
+FORWARDING_PREFIXES = ("x-forwarded", "x-original-", "cf-", "fly-")
+FORWARDING = frozenset(
+    {"forwarded", "via", "x-real-ip", "x-client-ip", "x-cluster-client-ip", "true-client-ip"}
+)
+"""What proxies add to a request that they pass on, in lower case."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +89,7 @@ async def _caller(
     house: HouseDep,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
 ) -> Caller:
-    """The owner of the key; without any key in the database, whoever is on this machine."""
+    """The owner of the key; while no key was ever made, whoever is on this machine."""
     key = None if credentials is None else credentials.credentials
     caller = house.callers.get(key)
     if caller is None:
@@ -92,7 +99,7 @@ async def _caller(
             house.callers.forget()  # another process made this key: now everybody needs one
         house.callers.keep(key, caller, asked_at=asked_at)
     if key is None:
-        _require_this_machine(request)
+        require_this_machine(request, house.settings)
     house.rates.take(caller.tenant)
     return caller
 
@@ -101,7 +108,7 @@ def _read_caller(house: House, key: str | None) -> Caller:
     """Raises ApiError where this key, or no key, opens nothing."""
     with house.database.reading() as session:
         if key is None:
-            if keys.any_valid(session):
+            if keys.any_made(session):
                 raise ApiError(
                     "unauthorized",
                     "Expected an API key in the header `Authorization: Bearer …`, got none.",
@@ -113,20 +120,36 @@ def _read_caller(house: House, key: str | None) -> Caller:
     return Caller(row.tenant, frozenset(row.scopes))
 
 
-def _require_this_machine(request: Request) -> None:
+def require_this_machine(request: HTTPConnection, settings: Settings) -> None:
     """Without keys only this machine is served, and no web page that its browser has open.
 
-    A page elsewhere can make the browser call loopback addresses, under a name of its own (DNS
-    rebinding) or as a cross-site form; the Host and Origin headers give both away.
+    That the caller is here is read from the connection, never from what the caller writes; a
+    request that a proxy has passed on comes from anywhere. What the caller writes can only refuse:
+    a page elsewhere can make the browser call loopback addresses, under a name of its own (DNS
+    rebinding) or as a cross-site form, and the Host and Origin headers give both away.
     """
-    names = [request.url.hostname or ""]
+    peer = request.client.host if request.client is not None else ""
+    passed_on = [name for name in request.headers if is_forwarding(name)]
+    if passed_on:
+        raise ApiError(
+            "forbidden",
+            f"Without API keys only this machine is served, and a request with {passed_on[0]:.40} "
+            "was passed on from elsewhere; `adap key create --scope admin` opens the service.",
+        )
+    if not all(map(is_loopback, (settings.host, peer, request.url.hostname or ""))):
+        raise ApiError(
+            "forbidden",
+            "Without API keys only this machine is served; `adap key create --scope admin` opens "
+            "the service.",
+        )
     origin = request.headers.get("origin")
     if origin is not None and origin != f"{request.url.scheme}://{request.url.netloc}":
         raise ApiError("forbidden", f"Calls from other web pages are refused; Origin is {origin}.")
-    if not all(is_loopback(name) for name in names):
-        raise ApiError(
-            "forbidden", "Without API keys only this machine is served; create one to open it."
-        )
+
+
+def is_forwarding(header: str) -> bool:
+    """Whether a header is one that proxies add to what they pass on."""
+    return header.lower().startswith(FORWARDING_PREFIXES) or header.lower() in FORWARDING
 
 
 async def refuse_unknown_query(request: Request) -> None:

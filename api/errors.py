@@ -37,6 +37,7 @@ CODES: dict[str, tuple[int, str]] = {
     "not_ready": (409, "Not ready yet, or rejected"),
     "in_use": (409, "A job that has not ended uses it"),
     "shown_once": (409, "The answer was shown once and is not kept"),
+    "last_admin_key": (409, "No admin key would be left"),
     "already_finished": (409, "The job has already ended"),
     "too_large": (413, "The request body is too large"),
     "unsupported_media_type": (415, "The request has a content type that this path does not take"),

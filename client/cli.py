@@ -26,7 +26,7 @@ from rich.console import Console, RenderableType
 
 from adap.client import demo as demo_
 from adap.client import show, watch
-from adap.client.base import RANKING_FORMS
+from adap.client.base import RANKING_FORMS, ConnectionFailedError, is_loopback
 from adap.client.client import DEFAULT_URL, AdapError, Client, JobFailedError, Json, ProblemError
 
 REPORT_FORMS = {".html": "text/html", ".md": "text/markdown", ".xml": "application/xml"}
@@ -902,8 +902,17 @@ def create_key(
         str | None, typer.Option(help="Tenants cannot see each other's things.")
     ] = None,
     expires_days: Annotated[float | None, typer.Option(help="By default never.")] = None,
+    allow_no_admin: Annotated[
+        bool, typer.Option(help="Make an admin key that expires although no other lasts.")
+    ] = False,
+    home: Annotated[
+        Path | None, typer.Option(help="Of the service, where it runs on this machine.")
+    ] = None,
 ) -> None:
-    """Create a key and show it, this one time."""
+    """Create a key and show it, this one time.
+
+    On the service's own machine this needs no key: it is then made in the service's database.
+    """
     here = session(context)
     scopes = ["read", "write", "admin"] if "admin" in (scope or []) else scope
     request = {
@@ -911,13 +920,50 @@ def create_key(
         "scopes": scopes or None,
         "tenant": tenant,
         "expires_in_s": None if expires_days is None else expires_days * 86400,
+        "allow_no_admin": allow_no_admin or None,
     }
-    key = here.client.keys.create(_without_none(request))
+    try:
+        key = here.client.keys.create(_without_none(request))
+    except (ConnectionFailedError, ProblemError) as error:
+        closed = not isinstance(error, ProblemError) or error.status in (401, 403)
+        if not (closed and is_loopback(here.client.base_url)):
+            raise
+        key = _create_here(here, _without_none(request), home, why=error)
     here.answer(
         key,
         f"{key['key']}\n\nThis is the only time that it is shown. Every call needs a key now:\n"
         f"  export ADAP_API_KEY={key['key']}",
     )
+
+
+def _create_here(here: Session, request: Json, home: Path | None, *, why: AdapError) -> Json:
+    """Make a key in the database that the settings of this machine name; else raise `why`."""
+    run = subprocess.run(
+        [sys.executable, "-P", "-m", "adap.store.local_key", *([] if home is None else [home])],
+        input=json_.dumps(request),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if run.returncode:
+        last = (run.stderr.strip().splitlines() or ["nothing was said"])[-1]
+        raise AdapError(f"{why} Nor could the key be made on this machine: {last}") from why
+    made: Json = json_.loads(run.stdout)
+    where = made.pop("database")
+    here.err.print(f"{why}\nSo the key was made in {where} itself.", highlight=False)
+    with Client(here.client.base_url, api_key=made["key"]) as client:
+        try:
+            client.get("/v1/api-keys" if "admin" in made["scopes"] else "/v1/jobs")
+        except ProblemError as error:
+            if error.status == 401:
+                here.err.print(
+                    f"The service at {here.client.base_url} keeps its keys elsewhere and does not "
+                    "know this one: name its home with --home.",
+                    highlight=False,
+                )
+        except ConnectionFailedError:
+            pass  # it is not running, as was said
+    return made
 
 
 @key_app.command("list")
@@ -929,10 +975,16 @@ def list_keys(context: typer.Context, limit: Limit = 20, after: After = None) ->
 
 
 @key_app.command("revoke")
-def revoke_key(context: typer.Context, key_id: str) -> None:
+def revoke_key(
+    context: typer.Context,
+    key_id: str,
+    allow_no_admin: Annotated[
+        bool, typer.Option(help="Even the last admin key that lasts.")
+    ] = False,
+) -> None:
     """End a key at once."""
     here = session(context)
-    here.client.keys.revoke(key_id)
+    here.client.keys.revoke(key_id, allow_no_admin=allow_no_admin)
     here.answer({"revoked": key_id}, f"Revoked {key_id}.")
 
 

@@ -459,9 +459,10 @@ class Keys(_Resource):
         """Create a key: `key` in the answer is shown this one time."""
         return self._client.post(self.path, json=request)
 
-    def revoke(self, key_id: str) -> None:
-        """End a key at once."""
-        self._client.delete(f"{self.path}/{key_id}")
+    def revoke(self, key_id: str, *, allow_no_admin: bool = False) -> None:
+        """End a key at once. The last admin key that lasts stays, unless `allow_no_admin`."""
+        query = "?allow_no_admin=true" if allow_no_admin else ""
+        self._client.delete(f"{self.path}/{key_id}{query}")
 
 
 class Sweeps(_Resource):

@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Sequence
 from typing import Literal
 
-from sqlalchemy import exists, or_, select, update
+from sqlalchemy import String, cast, exists, or_, select, update
 from sqlalchemy.orm import Session
 
 from adap.store.database import now
@@ -50,9 +50,38 @@ def find(session: Session, key: str) -> ApiKeyRow | None:
     return session.scalar(select(ApiKeyRow).where(ApiKeyRow.sha256 == _hash(key), *_VALID))
 
 
-def any_valid(session: Session) -> bool:
-    """Whether there is a key at all; until then the service serves this machine only."""
-    return bool(session.scalar(select(exists().where(*_VALID))))
+def any_made(session: Session) -> bool:
+    """Whether there ever was a key; until then the service serves this machine only.
+
+    A key that was revoked or has expired counts, or everybody would be let in when the last one
+    ends.
+    """
+    return bool(session.scalar(select(exists().where(ApiKeyRow.id.is_not(None)))))
+
+
+def lasting_admin(session: Session) -> bool:
+    """Whether a valid key of the scope admin never expires."""
+    return any(expires_at is None for _, expires_at in _admins(session))
+
+
+def locks_out(session: Session, key_id: str) -> bool:
+    """Whether without this key nobody could administer the service, now or in the end.
+
+    Other transactions that ask wait for this one, so that two keys cannot revoke each other.
+    """
+    admins = dict(_admins(session))
+    if key_id not in admins:
+        return False
+    lasting = admins.pop(key_id) is None
+    return not admins or (lasting and None not in admins.values())
+
+
+def _admins(session: Session) -> list[tuple[str, float | None]]:
+    """The id and the expiry of each valid admin key, locked."""
+    admin = cast(ApiKeyRow.scopes, String).contains('"admin"')
+    query = select(ApiKeyRow.id, ApiKeyRow.expires_at).where(admin, *_VALID)
+    locked = query.order_by(ApiKeyRow.id).with_for_update()
+    return [(key_id, expires_at) for key_id, expires_at in session.execute(locked)]
 
 
 def revoke(session: Session, key_id: str, *, tenant: str | None = None) -> bool:

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Query, Response
 from pydantic import ConfigDict, Field
 from sqlalchemy import select
 
@@ -33,20 +33,44 @@ class ApiKeyRequest(Config):
         None, description="by default the caller's; tenants cannot see each other's things"
     )
     expires_in_s: float | None = Field(None, gt=0, le=10 * 366 * 86400)
+    allow_no_admin: bool = Field(
+        False,
+        description="make an admin key that expires although no other lasts: once it has, only "
+        "`adap key create` on the service's own machine makes another",
+    )
+
+
+AllowNoAdmin = Annotated[
+    bool,
+    Query(
+        description="revoke it even if no admin key that lasts is left: then only "
+        "`adap key create` on the service's own machine makes another"
+    ),
+]
 
 
 @router.post(
     "",
     status_code=201,
-    responses=problems("conflict", "shown_once", "bad_request", "idempotency_key_reused"),
+    responses=problems(
+        "conflict", "last_admin_key", "shown_once", "bad_request", "idempotency_key_reused"
+    ),
 )
 def create_key(request: ApiKeyRequest, caller: Admin, once: IdempotencyDep) -> NewApiKey:
     """Create a key. It is shown in this answer only; the service keeps its hash."""
     with once.writing(request.as_json()) as session:
-        if "admin" not in request.scopes and not keys.any_valid(session):
+        if "admin" not in request.scopes and not keys.any_made(session):
             raise ApiError(
                 "conflict",
                 "The first key must have the scope 'admin', or nobody could create another.",
+            )
+        expires = "admin" in request.scopes and request.expires_in_s is not None
+        if expires and not request.allow_no_admin and not keys.lasting_admin(session):
+            raise ApiError(
+                "last_admin_key",
+                "Expected an admin key without expires_in_s, as no other admin key lasts and "
+                "nobody could administer the service once this one has expired; "
+                "allow_no_admin: true makes it nevertheless.",
             )
         row, key = keys.create(
             session,
@@ -78,10 +102,21 @@ def list_keys(
         )
 
 
-@router.delete("/{key_id}", status_code=204, responses=problems("not_found"))
-def revoke_key(key_id: AssetId, house: HouseDep, _caller: Admin) -> Response:
-    """Revoke a key; it stops working at once, in other processes of the API within a second."""
+@router.delete("/{key_id}", status_code=204, responses=problems("not_found", "last_admin_key"))
+def revoke_key(
+    key_id: AssetId, house: HouseDep, _caller: Admin, allow_no_admin: AllowNoAdmin = False
+) -> Response:
+    """Revoke a key; it stops working at once, in other processes of the API within a second.
+
+    The last admin key that lasts stays, unless `allow_no_admin` says otherwise.
+    """
     with house.database.writing() as session:
+        if not allow_no_admin and keys.locks_out(session, key_id):
+            raise ApiError(
+                "last_admin_key",
+                f"The API key {key_id} is the last one of the scope 'admin' that lasts; create "
+                "another first, or add ?allow_no_admin=true.",
+            )
         if not keys.revoke(session, key_id):
             raise not_found("valid API key", key_id)
     house.callers.forget()

@@ -591,16 +591,28 @@ class TestKeys:
         for path in ("/v1/audits", "/v1/rankings"):
             problem(api.http.post(path, json=request, headers=other), 404, "not_found")
 
+    def test_the_last_admin_key_that_lasts_is_not_lost_unless_that_is_said(
+        self, api: Api, problem: Check
+    ) -> None:
+        def make(**fields: Any) -> httpx.Response:
+            request = {"name": "a", "scopes": ["admin"], **fields}
+            return api.http.post("/v1/api-keys", json=request, headers=mine)
 
-@pytest.mark.parametrize(
-    "headers", [{"Host": "evil.example"}, {"Origin": "http://evil.example"}, {"Origin": "null"}]
-)
-def test_without_keys_no_web_page_elsewhere_is_served(
-    api: Api, problem: Check, headers: dict[str, str]
-) -> None:
-    problem(api.http.get("/v1/jobs", headers=headers), 403, "forbidden")
-    response = api.http.post("/v1/datasets", files={"file": ("a.zip", b"x")}, headers=headers)
-    problem(response, 403, "forbidden")
+        def revoke(key_id: str, query: str = "") -> httpx.Response:
+            return api.http.delete(f"/v1/api-keys/{key_id}{query}", headers=mine)
+
+        mine: dict[str, str] = {}
+        problem(make(expires_in_s=60), 409, "last_admin_key")
+        first = make().json()
+        mine = {"Authorization": f"Bearer {first['key']}"}
+        assert make(scopes=["read", "write"]).status_code == 201
+        brief = make(expires_in_s=3600).json()  # another lasts
+        problem(revoke(first["id"]), 409, "last_admin_key")  # then none would
+        assert revoke(brief["id"]).status_code == 204
+        second = make().json()
+        assert revoke(second["id"]).status_code == 204
+        assert revoke(first["id"], "?allow_no_admin=true").status_code == 204
+        problem(api.http.get("/v1/api-keys", headers=mine), 401, "unauthorized")
 
 
 def test_the_openapi_has_a_problem_for_every_documented_error(api: Api) -> None:

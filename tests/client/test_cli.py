@@ -22,7 +22,8 @@ from pandas.testing import assert_frame_equal
 from safetensors import safe_open
 
 from adap.client import show
-from tests.client.conftest import ADAP, TINY, Adap
+from tests.api.conftest import running_alone
+from tests.client.conftest import ADAP, TINY, Adap, Run
 from tests.published import celeba
 from tests.worker.archives import grouped, pack, png, two_classes
 
@@ -735,39 +736,56 @@ def test_a_report_is_shown_saved_and_opened(
     assert (tmp_path / "opened").read_text() == f"file://{opened.json['path']}\n"
 
 
-def test_keys_are_made_used_and_revoked(adap: Adap, service: str) -> None:
-    refused = adap("key", "create", "--name", "me")
-    assert (refused.code, refused.err) == (
-        1,
-        "The first key must have the scope 'admin', or nobody could create another.\n",
-    )
-    made = adap("key", "create", "--name", "me", "--scope", "admin", "--json").json
-    try:
+def test_keys_are_made_used_and_revoked_and_the_machine_itself_always_gets_in(
+    adap: Adap, tmp_path: Path
+) -> None:
+    with running_alone(tmp_path) as (api, _):
+
+        def run(*arguments: str, **environment: str) -> Run:
+            return adap("key", *arguments, ADAP_URL=str(api.http.base_url), **environment)
+
+        refused = run("create", "--name", "me")
+        assert (refused.code, refused.err) == (
+            1,
+            "The first key must have the scope 'admin', or nobody could create another.\n",
+        )
+        made = run("create", "--name", "me", "--scope", "admin", "--json").json
         assert made["scopes"] == ["read", "write", "admin"]
-        locked = adap("key", "list")
+        locked = run("list")
         assert (locked.code, locked.err) == (
             1,
             "Expected an API key in the header `Authorization: Bearer …`, got none.\n",
         )
-        listed = adap("key", "list", ADAP_API_KEY=made["key"])
+        listed = run("list", ADAP_API_KEY=made["key"])
         assert re.search(rf"^{made['id']} +me +local +read, write, admin", listed.out, re.M)
         assert made["key"] not in listed.out
-        reader = adap(
-            *("key", "create", "--name", "guest", "--scope", "read", "--expires-days", "1"),
+        reader = run(
+            *("create", "--name", "guest", "--scope", "read", "--expires-days", "1"),
             *("--api-key", made["key"]),
         )
         guest = reader.out.split()[0]
         assert reader.out.endswith(f"export ADAP_API_KEY={guest}\n")
-        denied = adap("key", "list", "--api-key", guest)
+        denied = run("list", "--api-key", guest)
         assert denied.err == "This needs an API key with the scope 'admin'.\n"
-        guest_id = adap("key", "list", "--json", "--api-key", made["key"]).json["data"][0]["id"]
-        adap("key", "revoke", guest_id, "--api-key", made["key"])
-        ended = adap("jobs", "list", "--api-key", guest)
+        guest_id = run("list", "--json", "--api-key", made["key"]).json["data"][0]["id"]
+        run("revoke", guest_id, "--api-key", made["key"])
+        ended = run("list", "--api-key", guest)
         assert ended.err == "This API key is unknown, revoked or expired.\n"
-    finally:
-        revoked = adap("key", "revoke", made["id"], "--api-key", made["key"])
-    assert revoked.out == f"Revoked {made['id']}.\n"
-    assert adap("key", "list").code == 0
+
+        last = run("revoke", made["id"], "--api-key", made["key"])
+        assert last.code == 1
+        assert "create another first" in last.err
+        revoked = run("revoke", made["id"], "--allow-no-admin", "--api-key", made["key"])
+        assert revoked.out == f"Revoked {made['id']}.\n"
+        assert run("list").code == 1  # it does not fall open
+
+        elsewhere = run("create", "--name", "me", "--scope", "admin", "--home", str(tmp_path))
+        assert elsewhere.code == 1
+        assert "Nor could the key be made on this machine: " in elsewhere.err
+        home = str(api.settings.home)
+        again = run("create", "--name", "me", "--scope", "admin", "--json", ADAP_HOME=home)
+        assert f"So the key was made in sqlite:///{home}/adap.db itself." in again.err
+        assert run("list", ADAP_API_KEY=again.json["key"]).code == 0
 
 
 # --- the service itself ---------------------------------------------------------------------------
