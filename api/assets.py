@@ -20,7 +20,7 @@ from adap.api.deps import Caller, House
 from adap.api.errors import ApiError, not_found
 from adap.core.config import Resize, TrainingRequest
 from adap.models.header import Manifest
-from adap.store import jobs, results, uploads
+from adap.store import garbage, jobs, results, uploads
 from adap.store.database import now, row_by_id
 from adap.store.ids import new_id
 from adap.store.tables import AssetStatus, DatasetRow, JobKind, JobRow, ModelRow, UploadRow
@@ -41,11 +41,16 @@ class Received:
     upload_id: str | None = None
 
     def take(self, session: Session, house: House, caller: Caller) -> None:
-        """Count it for the tenant. Raises ApiError where it is too much, or gone by now."""
+        """Count it for the tenant, and keep it, as the transaction makes a row refer to it.
+
+        Raises ApiError where it is too much, or its upload is gone by now, ContentGoneError where
+        the content itself is.
+        """
         if self.upload_id is not None:
             row = find_upload(session, self.upload_id, caller, lock=True)
             uploads.use(session, row, kept_s=house.settings.upload_kept_s)
         quotas.check_bytes(session, house.settings, caller.tenant, new=self.size)
+        garbage.refer(session, house.blobs, [self.sha256])
 
 
 def receive(

@@ -19,6 +19,7 @@ from starlette.routing import Match
 from adap.core.errors import AdapError
 from adap.models.errors import ModelFileError
 from adap.store import disk
+from adap.store.garbage import ContentGoneError
 
 log = logging.getLogger(__name__)
 
@@ -191,6 +192,15 @@ def install(app: FastAPI) -> None:
             headers["Allow"] = ", ".join(allowed)
             detail = f"Expected {' or '.join(allowed)} at {request.url.path}, got {request.method}."
         return _response(request, code, detail, headers=headers)
+
+    @app.exception_handler(ContentGoneError)
+    def _gone(request: Request, error: ContentGoneError) -> JSONResponse:
+        log.warning("content.gone", extra={"reason": str(error)})
+        detail = (
+            "The same content was being removed while this came; nothing of it was kept. "
+            "Send it again."
+        )
+        return _response(request, "storage_unavailable", detail, headers={"Retry-After": "1"})
 
     @app.exception_handler(OSError)
     def _file(request: Request, error: OSError) -> JSONResponse:

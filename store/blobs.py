@@ -9,6 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Protocol
 from uuid import uuid4
@@ -42,6 +43,10 @@ class Blobs(Protocol):
         Raises OtherContentError for a wrong SHA-256, FileNotFoundError where one is gone; then
         nothing is stored.
         """
+        ...
+
+    def exists(self, name: str) -> bool:
+        """Whether a blob or a file that waits is there."""
         ...
 
     def open(self, sha256: str) -> IO[bytes]:
@@ -135,13 +140,17 @@ class FolderBlobs:
     def _name(self, part: Path, sha256: str) -> str:
         """Make a whole file the blob of this hash."""
         target = self.local_path(sha256)
-        if target.exists():
+        with suppress(FileNotFoundError):  # also where it is collected at this very moment
             os.utime(target)  # young again, so that the garbage collector spares it
             return sha256
         target.parent.mkdir(exist_ok=True)
         part.rename(target)
         _fsync_folder(target.parent)
         return sha256
+
+    def exists(self, name: str) -> bool:
+        """Whether a blob or a file that waits is there."""
+        return self._path(name).exists()
 
     def open(self, sha256: str) -> IO[bytes]:
         """Read a blob as a seekable file. FileNotFoundError if there is none."""
@@ -153,8 +162,10 @@ class FolderBlobs:
 
     def delete(self, name: str) -> None:
         """Remove a blob or a file that waits; no error if it is gone already."""
-        path = self.root / name if name.startswith(STAGING) else self.local_path(name)
-        path.unlink(missing_ok=True)
+        self._path(name).unlink(missing_ok=True)
+
+    def _path(self, name: str) -> Path:
+        return self.root / name if name.startswith(STAGING) else self.local_path(name)
 
     def older_than(self, age_s: float) -> Iterator[str]:
         """All blobs and files that wait, older than this; remains of such writes are removed."""

@@ -41,6 +41,7 @@ from adap.store.tables import (
     AssetStatus,
     DatasetRow,
     JobEventRow,
+    JobFileRow,
     JobKind,
     JobRow,
     JobStatus,
@@ -186,9 +187,13 @@ def save_checkpoint(session: Session, claim: Claim, sha256: str, *, epoch: int) 
 def succeed(session: Session, claim: Claim, result: dict[str, Any]) -> None:
     """Publish the one result of the job; what it made is written in the same transaction.
 
-    Nobody will go on from its checkpoint any more, so the row lets go of it.
+    Nobody will go on from its checkpoint any more, so the row lets go of it. The caller has seen to
+    it that the files of the result stay (`garbage.refer`).
     """
     _move_held(session, claim, _SUCCEED, {"outcome": result})
+    if files := set(result.get("blobs", {}).values()):
+        rows = [{"sha256": sha256, "job_id": claim.job_id} for sha256 in sorted(files)]
+        session.execute(insert(JobFileRow), rows)
 
 
 def fail(session: Session, claim: Claim, error: JobError) -> None:

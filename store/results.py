@@ -5,10 +5,10 @@ Their bytes are the tenant's, as those of data sets and models are, until they a
 
 from typing import Any
 
-from sqlalchemy import func, or_, select, update
+from sqlalchemy import delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
-from adap.store.tables import DatasetRow, JobKind, JobRow, ModelRow, UploadRow
+from adap.store.tables import DatasetRow, JobFileRow, JobKind, JobRow, ModelRow, UploadRow
 
 OWN_FILES = (
     JobKind.AUDIT,
@@ -56,3 +56,4 @@ def remove(session: Session, *which: Any) -> None:
     ):
         job.result = {key: value for key, value in (job.result or {}).items() if key != "blobs"}
         job.result_bytes = None
+        session.execute(delete(JobFileRow).where(JobFileRow.job_id == job.id))

@@ -65,6 +65,14 @@ class S3Blobs:
             for chunk in obstore.get(self.store, name).stream(min_chunk_size=CHUNK_BYTES):
                 yield bytes(chunk)
 
+    def exists(self, name: str) -> bool:
+        """Whether a blob or a file that waits is there."""
+        try:
+            obstore.head(self.store, name)
+        except FileNotFoundError:
+            return False
+        return True
+
     def open(self, sha256: str) -> IO[bytes]:
         """Read a blob as a seekable file. FileNotFoundError if there is none."""
         return self.local_path(sha256).open("rb")

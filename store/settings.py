@@ -125,7 +125,10 @@ class Settings(BaseSettings):
     stall_limit_s: float = Field(1800, gt=0, description="limit without any sign of progress")
     intake_limit_s: float = Field(900, gt=0, description="wall-clock limit of checking one upload")
     blob_grace_s: float = Field(
-        24 * 3600, gt=0, description="age at which a blob that no row refers to is deleted"
+        12 * 3600,
+        gt=0,
+        description="age at which a file that no row refers to is condemned; it is deleted when "
+        "nothing has referred to it for as long again",
     )
 
     max_sweep_trials: int = Field(200, ge=1, description="largest number of trainings of a sweep")

@@ -117,8 +117,9 @@ class Asset:
     status: Mapped[AssetStatus]
     created_at: Mapped[float] = mapped_column(default=now())
     reasons: Mapped[list[str] | None]  # why it was rejected
-    upload_sha256: Mapped[str | None]  # what came; dropped once it was converted
-    content_sha256: Mapped[str | None]  # the stored form, once ready
+    # what came; dropped once it was converted
+    upload_sha256: Mapped[str | None] = mapped_column(index=True)
+    content_sha256: Mapped[str | None] = mapped_column(index=True)  # the stored form, once ready
     stored_bytes: Mapped[int | None]  # of whichever of the two there is
     job_id: Mapped[str | None]  # the job that checks or makes it
     deleted_at: Mapped[float | None]  # the row stays, as reports of old jobs refer to it
@@ -168,7 +169,6 @@ class JobRow(Table):
     last_event: Mapped[int] = mapped_column(default=0)
     checkpoint_sha256: Mapped[str | None]
     checkpoint_epoch: Mapped[int | None]  # how many epochs were done then
-    upload_sha256: Mapped[str | None]  # images that came with the request itself
 
     dataset_id: Mapped[str | None] = mapped_column(ForeignKey("datasets.id"))
     model_id: Mapped[str | None] = mapped_column(ForeignKey("models.id"))
@@ -195,6 +195,7 @@ class JobRow(Table):
                 ("queue", "tenant", "worker"),
                 ("tenant", "result_bytes"),
                 ("retry_of",),
+                ("checkpoint_sha256",),
             )
         ),
     )
@@ -261,7 +262,7 @@ class ScoresRow(Table):
     __tablename__ = "scores"
 
     key: Mapped[str] = mapped_column(primary_key=True)
-    blob_sha256: Mapped[str]
+    blob_sha256: Mapped[str] = mapped_column(index=True)
     used_at: Mapped[float] = mapped_column(default=now())
 
 
@@ -276,7 +277,7 @@ class UploadRow(Table):
     size: Mapped[int]
     part_bytes: Mapped[int]
     sha256: Mapped[str | None]  # of the whole, where it was said beforehand
-    blob_sha256: Mapped[str | None]  # the whole, once it is complete
+    blob_sha256: Mapped[str | None] = mapped_column(index=True)  # the whole, once it is complete
     created_at: Mapped[float] = mapped_column(default=now())
     expires_at: Mapped[float] = mapped_column(index=True)
     used_at: Mapped[float | None]  # when a data set or a model was made of it
@@ -291,7 +292,7 @@ class UploadPartRow(Table):
 
     upload_id: Mapped[str] = mapped_column(ForeignKey("uploads.id"), primary_key=True)
     number: Mapped[int] = mapped_column(primary_key=True)
-    staged: Mapped[str]  # its name in the blob store
+    staged: Mapped[str] = mapped_column(index=True)  # its name in the blob store
 
 
 class IdempotencyRow(Table):
@@ -343,6 +344,34 @@ class DeliveryRow(Table):
         Index(None, "webhook_id", "status", "next_at"),
         Index(None, "webhook_id", "id"),
     )
+
+
+class JobFileRow(Table):
+    """A file that the result of a job names: what tells that somebody still needs it."""
+
+    __tablename__ = "job_files"
+
+    sha256: Mapped[str] = mapped_column(primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True, index=True)
+
+
+class CondemnedRow(Table):
+    """A file of the blob store that no row referred to at `since`, or that is `gone` since."""
+
+    __tablename__ = "condemned"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    since: Mapped[float] = mapped_column(default=now(), index=True)
+    gone: Mapped[bool] = mapped_column(default=False)
+
+
+class ChoreRow(Table):
+    """When a chore that one process does for all is due again."""
+
+    __tablename__ = "chores"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    due_at: Mapped[float]
 
 
 class WorkerRow(Table):

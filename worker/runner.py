@@ -26,8 +26,20 @@ from sqlalchemy.orm import Session
 
 from adap.core.errors import AdapError
 from adap.models.errors import ModelFileError
-from adap.store import disk, idempotency, jobs, results, retries, scores, sweeps, uploads, webhooks
-from adap.store.artifacts import collect_garbage, open_blobs
+from adap.store import (
+    chores,
+    disk,
+    garbage,
+    idempotency,
+    jobs,
+    results,
+    retries,
+    scores,
+    sweeps,
+    uploads,
+    webhooks,
+)
+from adap.store.artifacts import open_blobs
 from adap.store.blobs import Blobs
 from adap.store.database import UNHURRIED, Database, now
 from adap.store.ids import new_id
@@ -90,7 +102,6 @@ class Worker:
             Thread(target=self._regularly, args=(work,), name=work.__name__, daemon=True)
             for work in (self.sweep, self.find_jobs)
         ]
-        self._garbage_at = time.monotonic() + GARBAGE_EVERY_S
 
     def start(self) -> None:
         """Announce this worker, and begin to look for jobs.
@@ -230,7 +241,7 @@ class Worker:
         except (ChildFailedError, AdapError, ModelFileError) as error:
             retryable = error.code in RETRYABLE
             ended = _failure(claim, JobError(error.code, str(error), retryable=retryable))
-        except DATABASE_AWAY as error:
+        except (*DATABASE_AWAY, garbage.ContentGoneError) as error:
             log.warning("job.interrupted", extra={"job_id": job.id, "reason": str(error)})
             ended = partial(jobs.release, claim=claim)
         except SQLAlchemyError:
@@ -260,12 +271,11 @@ class Worker:
             if isinstance(published, JobError):
                 jobs.fail(session, attempt.claim, published)
                 return False
-            jobs.succeed(session, attempt.claim, published)
-            results.note_size(session, job, attempt.made_bytes)
+            attempt.succeed(session, published, blobs)
             return True
 
         if attempt.write(publish) and checkpoint is not None:
-            self.blobs.delete(checkpoint)  # it carries the job's id, so no other row refers to it
+            attempt.discard(checkpoint)
         self._ring_waiting(job)
 
     def _audit(self, job: JobRow, attempt: "Attempt", child: Child) -> None:
@@ -311,8 +321,7 @@ class Worker:
         def publish(session: Session) -> None:
             published = kinds.publish(session, job, result, blobs)
             assert not isinstance(published, JobError)
-            jobs.succeed(session, attempt.claim, published)
-            results.note_size(session, job, attempt.made_bytes)
+            attempt.succeed(session, published, blobs)
 
         attempt.write(publish)
 
@@ -373,16 +382,16 @@ class Worker:
                 waiting = sweeps.unfinished(session)
             for sweep_id in waiting:
                 self._advance(sweep_id)
-        if time.monotonic() > self._garbage_at:
-            self._garbage_at = time.monotonic() + GARBAGE_EVERY_S
+        with self.database.writing() as session:
+            mine = chores.take(session, "garbage", every_s=GARBAGE_EVERY_S)
+        if mine:
             with self.database.writing(**UNHURRIED) as session:
                 retries.forget_checkpoints(session, older_s=self.settings.checkpoints_kept_s)
                 scores.forget(session, unused_s=self.settings.scores_kept_s)
                 webhooks.forget(session)
                 idempotency.forget(session, older_s=self.settings.idempotency_kept_s)
                 uploads.forget(session)
-            with self.database.reading(**UNHURRIED) as session:
-                removed = collect_garbage(session, self.blobs, grace_s=self.settings.blob_grace_s)
+            removed = garbage.collect(self.database, self.blobs, grace_s=self.settings.blob_grace_s)
             log.info("blobs.collected", extra={"removed": removed})
 
     def find_jobs(self) -> None:
@@ -577,7 +586,13 @@ class Attempt:
 
     def _keep_checkpoint(self, path: Path, *, epoch: int) -> None:
         try:
-            sha256 = self.worker.blobs.put(path)
+            while True:
+                sha256 = self.worker.blobs.put(path)
+                try:
+                    previous = self.write(partial(self._save_checkpoint, sha256, epoch))
+                    break
+                except garbage.ContentGoneError:  # an earlier attempt had left the same content
+                    continue
         except OSError as error:
             if not disk.is_full(error):
                 raise
@@ -586,12 +601,28 @@ class Attempt:
             return
         finally:
             path.unlink()  # the next one has a name of its own
-        previous = self.write(
-            lambda session: jobs.save_checkpoint(session, self.claim, sha256, epoch=epoch)
-        )
         self.checkpoint = sha256
         if previous is not None and previous != sha256:
-            self.worker.blobs.delete(previous)
+            self.discard(previous)
+
+    def _save_checkpoint(self, sha256: str, epoch: int, session: Session) -> str | None:
+        previous = jobs.save_checkpoint(session, self.claim, sha256, epoch=epoch)
+        garbage.refer(session, self.worker.blobs, [sha256])
+        return previous
+
+    def discard(self, checkpoint: str) -> None:
+        """Delete a checkpoint that the job has let go of."""
+        self.write(
+            lambda session: garbage.discard(session, self.worker.blobs, self.job.id, checkpoint)
+        )
+
+    def succeed(self, session: Session, result: dict[str, Any], blobs: dict[str, str]) -> None:
+        """End the job with its result. Raises ContentGoneError where a file of it is gone."""
+        garbage.refer(
+            session, self.worker.blobs, {*blobs.values(), *result.get("blobs", {}).values()}
+        )
+        jobs.succeed(session, self.claim, result)
+        results.note_size(session, self.job, self.made_bytes)
 
     def _record(self, name: str, data: dict[str, Any]) -> None:
         self.write(lambda session: jobs.record(session, self.claim, name, data))

@@ -26,7 +26,7 @@ from adap.api.idempotency import IdempotencyDep
 from adap.api.listing import After, Limit, page
 from adap.api.schemas import Page, Upload, upload_answer
 from adap.core.config import Name
-from adap.store import uploads
+from adap.store import garbage, uploads
 from adap.store.blobs import OtherContentError
 from adap.store.database import now
 from adap.store.tables import UploadRow
@@ -238,6 +238,7 @@ def complete_upload(
                     f"Parts of the upload {upload_id} were sent again while it was completed, or "
                     "are lost; send them again.",
                 )
+            garbage.refer(session, house.blobs, [content.sha256])
             uploads.complete(session, row, content.sha256)
         elif row.blob_sha256 != content.sha256:
             raise ApiError("conflict", f"The upload {upload_id} is complete, with another SHA-256.")
@@ -296,6 +297,7 @@ def _keep_part(house: House, caller: Caller, upload_id: str, number: int, file: 
         with house.database.writing() as session:
             row = assets.find_upload(session, upload_id, caller, lock=True)
             _check_takes(row, number)
+            garbage.refer(session, house.blobs, [staged])
             replaced = uploads.put_part(
                 session, row, number, staged, kept_s=house.settings.upload_kept_s
             )

@@ -18,7 +18,8 @@ import pytest
 from sqlalchemy import select, update
 
 from adap.store import keys, uploads
-from adap.store.artifacts import collect_garbage, open_blobs
+from adap.store.artifacts import open_blobs
+from adap.store.garbage import collect
 from adap.store.tables import DatasetRow, ModelRow, UploadPartRow, UploadRow
 from tests.api.conftest import Api, wait_for
 from tests.api.test_quotas import limited
@@ -355,9 +356,9 @@ def test_an_abandoned_upload_is_forgotten_and_its_parts_are_garbage(
         uploads.forget(session)
     with api.database.reading() as session:
         assert [row.upload_id for row in session.scalars(select(UploadPartRow))] == [kept["id"]]
-        collect_garbage(session, open_blobs(api.settings), grace_s=3600)
-        assert len(staged(api)) == 2, "young files are spared"
-        assert collect_garbage(session, open_blobs(api.settings), grace_s=-1) >= 1
+    collect(api.database, open_blobs(api.settings), grace_s=3600)
+    assert len(staged(api)) == 2, "young files are spared"
+    assert collect(api.database, open_blobs(api.settings), grace_s=-1) >= 1
     assert len(staged(api)) == 1
     for number in (2, 3):
         put(api, kept, number)
@@ -370,8 +371,7 @@ def test_a_crash_between_the_file_and_its_row_leaves_garbage_and_no_part(api: Ap
     orphan.write_bytes(CONTENT[:PART])
     open_blobs(api.settings).stage(orphan)  # where the process was killed
     assert shown(api, upload)["received"] == []
-    with api.database.reading() as session:
-        assert collect_garbage(session, open_blobs(api.settings), grace_s=-1) >= 1
+    assert collect(api.database, open_blobs(api.settings), grace_s=-1) >= 1
     assert staged(api) == []
 
 

@@ -5,52 +5,15 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import obstore
 import pytest
 from obstore.store import S3Store
 
-from adap.store import jobs
-from adap.store.artifacts import collect_garbage, open_blobs
+from adap.store.artifacts import open_blobs
 from adap.store.blobs import CHUNK_BYTES, Blobs, FolderBlobs, OtherContentError
-from adap.store.database import Database
-from adap.store.ids import new_id
 from adap.store.settings import Settings
-from adap.store.tables import AssetStatus, DatasetRow, JobKind
-
-
-@pytest.fixture(scope="module")
-def s3_endpoint() -> Iterator[str]:
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture(params=["folder", "s3"])
-def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> Blobs:
-    if request.param == "folder":
-        return open_blobs(Settings(home=tmp_path))
-    endpoint = request.getfixturevalue("s3_endpoint")
-    bucket = f"b{time.time_ns()}"
-    import httpx
-
-    httpx.put(f"{endpoint}/{bucket}").raise_for_status()
-    return open_blobs(
-        Settings(
-            home=tmp_path,
-            blobs_url=f"s3://{bucket}/prefix",
-            s3_endpoint=endpoint,
-            s3_access_key_id="test",
-            s3_secret_access_key="test",  # type: ignore[arg-type]
-        )
-    )
 
 
 def write(path: Path, data: bytes) -> Path:
@@ -82,36 +45,6 @@ def test_a_deleted_blob_is_gone_and_deleting_again_is_no_error(
     blobs.delete(sha256)
     with pytest.raises(FileNotFoundError):
         blobs.open(sha256)
-
-
-def test_garbage_is_what_is_old_and_not_referred_to(
-    blobs: Blobs, database: Database, tmp_path: Path
-) -> None:
-    kept, result, lost = (
-        blobs.put(write(tmp_path / name, name.encode())) for name in ("kept", "result", "lost")
-    )
-    with database.writing() as session:
-        session.add(
-            DatasetRow(
-                id=new_id("ds"),
-                tenant="t",
-                name="n",
-                status=AssetStatus.READY,
-                content_sha256=kept,
-            )
-        )
-        jobs.enqueue(
-            session, JobKind.AUDIT, tenant="t", request={}, result={"blobs": {"report": result}}
-        )
-    time.sleep(1.1)  # S3 keeps whole seconds
-    with database.reading() as session:
-        assert collect_garbage(session, blobs, grace_s=3600) == 0, "young blobs are spared"
-        assert collect_garbage(session, blobs, grace_s=0) == 1
-    assert blobs.local_path(kept).read_bytes() == b"kept"
-    with blobs.open(result) as file:
-        assert file.read() == b"result"
-    with pytest.raises(FileNotFoundError):
-        blobs.open(lost)
 
 
 def test_files_that_wait_are_joined_in_the_order_given(blobs: Blobs, tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ import pytest
 from sqlalchemy import select
 
 from adap.store import jobs, retries, sweeps
-from adap.store.artifacts import collect_garbage
 from adap.store.blobs import FolderBlobs
 from adap.store.database import Database
+from adap.store.garbage import collect
 from adap.store.jobs import JobError
 from adap.store.tables import JobEventRow, JobKind, JobRow
 from tests.store.test_jobs import must_claim, read
@@ -124,6 +124,5 @@ def test_a_checkpoint_is_kept_for_a_while_and_then_garbage(
     for older_s, left in ((3600, True), (0, False)):
         with database.writing() as session:
             retries.forget_checkpoints(session, older_s=older_s)
-        with database.reading() as session:
-            collect_garbage(session, blobs, grace_s=0)
+        collect(database, blobs, grace_s=-1)
         assert blobs.local_path(sha256).exists() is left

@@ -6,9 +6,9 @@ from threading import Barrier, Thread
 from sqlalchemy import select, update
 
 from adap.store import scores
-from adap.store.artifacts import collect_garbage
 from adap.store.blobs import FolderBlobs
 from adap.store.database import Database, now
+from adap.store.garbage import collect
 from adap.store.tables import ScoresRow
 
 
@@ -51,13 +51,11 @@ def test_a_blob_lives_as_long_as_its_row(database: Database, tmp_path: Path) -> 
     blobs = FolderBlobs(tmp_path / "blobs")
     sha256 = blobs.put(tmp_path / "file")
     keep(database, {"a": sha256})
-    with database.reading() as session:
-        assert collect_garbage(session, blobs, grace_s=-1) == 0
+    assert collect(database, blobs, grace_s=-1) == 0
     make_old(database, "a", age_s=100)
     with database.writing() as session:
         scores.forget(session, unused_s=50)
-    with database.reading() as session:
-        assert collect_garbage(session, blobs, grace_s=-1) == 1
+    assert collect(database, blobs, grace_s=-1) == 1
     assert not blobs.local_path(sha256).exists()
 
 

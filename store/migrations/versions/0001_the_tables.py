@@ -23,7 +23,19 @@ TABLES = (
     "job_events",
     "trials",
     "webhook_deliveries",
+    "job_files",
+    "condemned",
+    "chores",
 )  # in the order of their references
+NAMES_OF_FILES = (
+    ("datasets", "upload_sha256"),
+    ("datasets", "content_sha256"),
+    ("models", "upload_sha256"),
+    ("models", "content_sha256"),
+    ("scores", "blob_sha256"),
+    ("uploads", "blob_sha256"),
+    ("upload_parts", "staged"),
+)
 
 
 def upgrade() -> None:
@@ -193,7 +205,6 @@ def upgrade() -> None:
         sa.Column("last_event", sa.BigInteger(), nullable=False),
         sa.Column("checkpoint_sha256", sa.String(), nullable=True),
         sa.Column("checkpoint_epoch", sa.BigInteger(), nullable=True),
-        sa.Column("upload_sha256", sa.String(), nullable=True),
         sa.Column("dataset_id", sa.String(), nullable=True),
         sa.Column("model_id", sa.String(), nullable=True),
         sa.Column("surrogate_id", sa.String(), nullable=True),
@@ -331,6 +342,38 @@ def upgrade() -> None:
         op.f("ix_webhook_deliveries_webhook_id_status_next_at"),
         "webhook_deliveries",
         ["webhook_id", "status", "next_at"],
+    )
+    op.create_table(
+        "job_files",
+        sa.Column("sha256", sa.String(), nullable=False),
+        sa.Column("job_id", sa.String(), nullable=False),
+        sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_job_files_job_id")),
+        sa.PrimaryKeyConstraint("sha256", "job_id", name=op.f("pk_job_files")),
+    )
+    op.create_index(op.f("ix_job_files_job_id"), "job_files", ["job_id"])
+    op.create_table(
+        "condemned",
+        sa.Column("name", sa.String(), nullable=False),
+        sa.Column("since", sa.Double(), nullable=False),
+        sa.Column("gone", sa.Boolean(), nullable=False),
+        sa.PrimaryKeyConstraint("name", name=op.f("pk_condemned")),
+    )
+    op.create_index(op.f("ix_condemned_since"), "condemned", ["since"])
+    op.create_table(
+        "chores",
+        sa.Column("name", sa.String(), nullable=False),
+        sa.Column("due_at", sa.Double(), nullable=False),
+        sa.PrimaryKeyConstraint("name", name=op.f("pk_chores")),
+    )
+    for table, column in NAMES_OF_FILES:  # to know what is garbage
+        op.create_index(op.f(f"ix_{table}_{column}"), table, [column])
+    kept = sa.text("checkpoint_sha256 IS NOT NULL")
+    op.create_index(
+        op.f("ix_jobs_checkpoint_sha256"),
+        "jobs",
+        ["checkpoint_sha256"],
+        sqlite_where=kept,
+        postgresql_where=kept,
     )
 
 
