@@ -25,7 +25,7 @@ from adap.core.attacks.registry import build_attack
 from adap.core.attacks.threat_model import ThreatModel
 from adap.core.audit.certify.bounds import Method, certified_bounds
 from adap.core.audit.joining import refuse_constant
-from adap.core.audit.scoring import as_input, generator_of, logits_of, loss_of
+from adap.core.audit.scoring import Pixels, as_input, generator_of, logits_of, loss_of
 from adap.core.config import (
     APGDAttack,
     Attack,
@@ -42,7 +42,7 @@ CERTIFIED_SIDE = 64  # pixels; larger images are bounded on request only
 
 def refuse_unrankable(
     scorer: nn.Module,
-    images: NDArray[np.uint8],
+    images: Pixels,
     targets: NDArray[np.int64],
     *,
     batch_size: int,
@@ -70,7 +70,7 @@ def refuse_unrankable(
 
 def attack_shard(
     scorer: nn.Module,
-    images: NDArray[np.uint8],
+    images: Pixels,
     targets: NDArray[np.int64],
     example_ids: Sequence[str],
     *,
@@ -87,7 +87,8 @@ def attack_shard(
 ) -> Scores:
     """Attack every example of a shard with every attack.
 
-    images: (n, C, H, W) uint8.  targets: (n,) in {0, 1}.  attacks: one of each key at most.
+    images: (n, C, H, W), see `Pixels`.  targets: (n,) in {0, 1}.
+    attacks: one of each key at most.
     surrogate: the attacker's own scorer, needed by the transfer attack.
     clean: the clean logits, where they are known; otherwise they are computed first.
     on_progress: told after each batch how many images are done, the clean pass and every attack
@@ -160,7 +161,7 @@ def attack_shard(
 
 def certify_sample(
     scorer: nn.Module,
-    images: NDArray[np.uint8],
+    images: Pixels,
     targets: NDArray[np.int64],
     example_ids: Sequence[str],
     *,
@@ -171,7 +172,7 @@ def certify_sample(
 
     Bounds by crown_ibp are worth their price where the order of any two of these is proven.
 
-    images: (n, C, H, W) uint8.  targets: (n,) in {0, 1}.
+    images: (n, C, H, W), see `Pixels`.  targets: (n,) in {0, 1}.
     """
     with attacking(scorer):
         clean = _score(scorer, as_input(images, device))
@@ -209,7 +210,7 @@ def certify_sample(
 def certify_shard(
     scorer: nn.Module,
     shard: Scores,
-    images: NDArray[np.uint8],
+    images: Pixels,
     *,
     threat: Threat,
     method: Method,

@@ -17,10 +17,14 @@ from adap.core.config import APGDAttack, Attack
 
 Network = Callable[[Tensor], Tensor]  # (B, C, H, W) to (B,) logits
 
+Pixels = NDArray[np.uint8] | NDArray[np.float32]
+"""(N, C, H, W): 8-bit as stored, or floats in [0, 1] that a caller of the library has."""
 
-def as_input(images: NDArray[np.uint8], device: torch.device) -> Tensor:
-    """uint8 images as floats in [0, 1] on the device; copied, as stored images are read-only."""
-    return torch.tensor(images, device=device).float() / 255
+
+def as_input(images: Pixels, device: torch.device) -> Tensor:
+    """Images as floats in [0, 1] on the device; copied, as stored images are read-only."""
+    x = torch.tensor(images, device=device).float()
+    return x / 255 if images.dtype == np.uint8 else x
 
 
 def logits_of(network: Network, x: Tensor) -> NDArray[np.float64]:

@@ -53,10 +53,8 @@ from adap.core.audit.checks.verdicts import (
     restarts,
     units,
 )
-from adap.core.config import (
-    Attack,
-    Threat,
-)
+from adap.core.audit.scoring import Pixels
+from adap.core.config import Attack, Threat
 from adap.core.report import Check
 
 
@@ -67,19 +65,22 @@ def planned_passes(
     attacks: Sequence[Attack],
     level: Literal["quick", "full"],
     surrogate: bool,
+    has_gradients: bool = True,
 ) -> int:
     """What `on_progress` of `check_audit` will have been told in the end: forward passes of single
     images, the surrogate's included."""
-    runs = plan_runs(threat, attacks, DEPTHS[level], surrogate=surrogate, box=1.0)
-    passes = SCORINGS + sum(run.passes for run in runs.values())
-    if runs:
+    runs = plan_runs(
+        threat, attacks, DEPTHS[level], surrogate=surrogate, box=1.0, gradients=has_gradients
+    )
+    passes = SCORINGS - (not has_gradients) + sum(run.passes for run in runs.values())
+    if "white_box" in runs:
         passes += 1  # the stored images of the white box
     return passes * len(sample_rows(targets, DEPTHS[level].images))
 
 
 def check_audit(
     scorer: nn.Module,
-    images: NDArray[np.uint8],
+    images: Pixels,
     targets: NDArray[np.int64],
     *,
     threat: Threat,
@@ -90,14 +91,17 @@ def check_audit(
     batch_size: int,
     device: torch.device,
     on_progress: Callable[[int], None],
+    has_gradients: bool = True,
 ) -> list[Check]:
     """Every check of one task, in a fixed order, on a sample spread evenly over each class.
 
     scorer, surrogate: (B, C, H, W) floats in [0, 1] -> (B,) logits, on the device.
-    images: (N, C, H, W) uint8, may be a memory map: only the sample is read.  targets: (N,) in
+    images: (N, C, H, W), may be a memory map: only the sample is read.  targets: (N,) in
     {0, 1}, both present.  attacks: those of the audit; the strongest that follows gradients is the
     one examined, cut to one restart and the level's steps (if it has converged by then, it
     has with more).
+    has_gradients: whether the scorer lets any through; a function that does not is checked by what
+    needs none, and the other checks are skipped.
     on_progress: told after each batch how much of `planned_passes` is done. What it raises ends
     the work.
 
@@ -107,20 +111,30 @@ def check_audit(
     depth = DEPTHS[level]
     rows = sample_rows(targets, depth.images)
     bench = Bench(
-        images=np.ascontiguousarray(images[rows]),
+        images=images[rows].copy(),
         targets=targets[rows].astype(np.int64),
         seed=seed,
         batch_size=batch_size,
         device=device,
         on_progress=on_progress,
     )
+    none = np.empty(0, dtype=bool)
     box = box_epsilon(threat, bench.images)
-    runs = plan_runs(threat, attacks, depth, surrogate=surrogate is not None, box=box)
+    runs = plan_runs(
+        threat,
+        attacks,
+        depth,
+        surrogate=surrogate is not None,
+        box=box,
+        gradients=has_gradients,
+    )
     with attacking(scorer), attacking(surrogate if surrogate is not None else nn.Identity()):
         clean = bench.score(scorer)
         again, shuffled = bench.score(scorer), bench.score_shuffled(scorer)
         alone, alone_again = bench.score_alone(scorer), bench.score_alone(scorer)
-        zero, broken = bench.gradients(scorer, examined_attack(attacks))
+        zero, broken = (
+            bench.gradients(scorer, examined_attack(attacks)) if has_gradients else (none, none)
+        )
         found: dict[str, Logits] = {}
         for name, run in runs.items():
             network = surrogate if run.on_surrogate and surrogate is not None else scorer

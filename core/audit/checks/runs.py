@@ -12,7 +12,7 @@ from adap.core.attacks.base import loss_and_gradient
 from adap.core.attacks.pgd import PGD
 from adap.core.attacks.registry import build_attack
 from adap.core.attacks.threat_model import ThreatModel
-from adap.core.audit.scoring import as_input, generator_of, logits_of, loss_of
+from adap.core.audit.scoring import Pixels, as_input, generator_of, logits_of, loss_of
 from adap.core.config import (
     APGDAttack,
     Attack,
@@ -79,11 +79,18 @@ class Run:
 
 
 def plan_runs(
-    threat: Threat, attacks: Sequence[Attack], depth: _Depth, *, surrogate: bool, box: float
+    threat: Threat,
+    attacks: Sequence[Attack],
+    depth: _Depth,
+    *,
+    surrogate: bool,
+    box: float,
+    gradients: bool = True,
 ) -> dict[str, Run]:
     """The attacks behind the checks, by name; none where no pixel may change.
 
     box: the epsilon at which every image is within reach of every other.
+    gradients: whether the model has any; otherwise only what needs none is run.
     """
     if threat.epsilon == 0:
         return {}
@@ -101,10 +108,14 @@ def plan_runs(
     }
     if not isinstance(white_box, FGSMAttack):
         runs["restart"] = Run(white_box, threat, start="restart", uniform_start=True)
+    if not gradients:
+        runs.clear()
     runs["noise"] = Run(NoiseAttack(), threat, start="noise")
     runs["square"] = Run(SquareAttack(queries=depth.queries), threat, start="square")
     if surrogate:
         runs["transfer"] = Run(TransferAttack(steps=depth.transfer_steps), threat, start="transfer")
+    if not gradients:
+        return runs
     curve = APGDAttack(steps=depth.curve_steps)
     for name, multiple in CURVE.items():
         scaled = threat.model_copy(update={"epsilon": multiple * threat.epsilon})
@@ -127,7 +138,7 @@ def _evaluations(attack: GradientAttack) -> tuple[int, bool]:
     return attack.steps * attack.restarts, isinstance(attack, APGDAttack)
 
 
-def box_epsilon(threat: Threat, images: NDArray[np.uint8]) -> float:
+def box_epsilon(threat: Threat, images: Pixels) -> float:
     return 1.0 if threat.norm == "linf" else float(np.sqrt(images[0].size))
 
 
@@ -144,7 +155,7 @@ def sample_rows(targets: NDArray[np.int64], images: int) -> NDArray[np.int64]:
 class Bench:
     """The sampled images on their way through a network, batch by batch."""
 
-    images: NDArray[np.uint8]
+    images: Pixels
     targets: NDArray[np.int64]
     seed: int
     batch_size: int
@@ -152,7 +163,7 @@ class Bench:
     on_progress: Callable[[int], None]
     done: int = field(default=0, init=False)
 
-    def score(self, network: nn.Module, images: NDArray[np.uint8] | None = None) -> Logits:
+    def score(self, network: nn.Module, images: Pixels | None = None) -> Logits:
         """(n,) logits, in batches of the audit's size."""
         images = self.images if images is None else images
         logits = np.empty(len(images))
@@ -201,7 +212,7 @@ class Bench:
         attack = build_attack(run.attack, run.threat)
         if run.uniform_start and isinstance(attack, PGD):
             attack = replace(attack, start="uniform")
-        logits, stored = np.empty(len(self.images)), np.empty_like(self.images)
+        logits, stored = np.empty(len(self.images)), np.empty(self.images.shape, np.uint8)
         for rows in self._batches():
             x_adv = attack.perturb(
                 loss_of(run.attack, network, self.targets[rows], self.device),
@@ -218,7 +229,7 @@ class Bench:
         starts = range(0, len(self.images), self.batch_size)
         return [slice(start, start + self.batch_size) for start in starts]
 
-    def _input(self, images: NDArray[np.uint8]) -> Tensor:
+    def _input(self, images: Pixels) -> Tensor:
         return as_input(images, self.device)
 
     def _tell(self, passes: int) -> None:

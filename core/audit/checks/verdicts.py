@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adap.core.audit.checks.runs import CURVE, Bench, GradientAttack, Logits, Run, examined_attack
+from adap.core.audit.scoring import Pixels
 from adap.core.config import (
     APGDAttack,
     Attack,
@@ -61,6 +62,9 @@ APART = 3
 
 # Share of the attack's fall of the mean margin that is lost when its images are stored as bytes.
 LOST_TO_ROUNDING = (0.1, 0.5)
+
+
+NO_GRADIENTS = "The model is a function without gradients, so there are none to look at."
 
 
 def merge(checks_by_task: Mapping[str, Sequence[Check]]) -> Trust:
@@ -135,6 +139,8 @@ class Judged:
         """The check's answer where these runs leave nothing to judge: not run, or not finite."""
         if not self.found:
             return _skipped(check, "Epsilon is 0, so there is no attack to look at.")
+        if any(name not in self.found for name in names):
+            return _skipped(check, NO_GRADIENTS)
         return _not_finite(check, *(self.margins(name) for name in ("clean", *names)))
 
     @property
@@ -143,8 +149,9 @@ class Judged:
         return [name for name in ("white_box", "doubled", "restart", "same") if name in self.found]
 
 
-def units(threat: Threat, images: NDArray[np.uint8], *, box: float) -> Check:
-    epsilon, brightest = threat.epsilon, int(images.max())
+def units(threat: Threat, images: Pixels, *, box: float) -> Check:
+    epsilon = threat.epsilon
+    brightest = int(images.max() if images.dtype == np.uint8 else (255 * images.max()).round())
     status: Status = "pass"
     message = f"Epsilon {epsilon:g} ({threat.norm}) is plausible for pixels in [0, 1]."
     if epsilon == 0:
@@ -179,6 +186,13 @@ def units(threat: Threat, images: NDArray[np.uint8], *, box: float) -> Check:
 
 def converged(judged: Judged, attacks: Sequence[Attack], runs: Mapping[str, Run]) -> Check:
     name = "converged"
+    if judged.found and "white_box" not in judged.found:
+        message = (
+            "The model is a function without gradients, so only `square`, `transfer` and noise can "
+            "attack it: whoever has its weights may do more, and the figures hold for an attacker "
+            "who has not."
+        )
+        return Check(name=name, status="caution", message=message, figures={})
     if unjudgeable := judged.unjudgeable(name, "white_box", "doubled"):
         return unjudgeable
     before, after = judged.ap("white_box"), judged.ap("doubled")
@@ -226,7 +240,7 @@ def converged(judged: Judged, attacks: Sequence[Attack], runs: Mapping[str, Run]
 
 def restarts(judged: Judged, attacks: Sequence[Attack]) -> Check:
     name = "restarts"
-    if judged.found and "restart" not in judged.found:
+    if "white_box" in judged.found and "restart" not in judged.found:
         return _skipped(name, "FGSM starts at the image itself, so there is nothing to restart.")
     if unjudgeable := judged.unjudgeable(name, "white_box", "restart"):
         return unjudgeable
@@ -295,7 +309,7 @@ def noise_weaker(judged: Judged) -> Check:
 def black_box_weaker(judged: Judged) -> Check:
     name = "black_box_weaker"
     boxes = [box for box in ("square", "transfer") if box in judged.found]
-    if unjudgeable := judged.unjudgeable(name, *boxes, *judged.white_box):
+    if unjudgeable := judged.unjudgeable(name, *boxes, "white_box"):
         return unjudgeable
     white, white_ap = judged.lowest(*judged.white_box), judged.ap(*judged.white_box)
     wins = {box: float((judged.margins(box) < white - judged.real_margin).mean()) for box in boxes}
@@ -343,7 +357,10 @@ def monotone(judged: Judged, threat: Threat) -> Check:
 def gradients(
     clean: Logits, bench: Bench, zero: NDArray[np.bool_], broken: NDArray[np.bool_]
 ) -> Check:
+    """zero, broken: (n,) of the images, or empty for a model without gradients."""
     name = "gradients"
+    if len(zero) == 0:
+        return _skipped(name, NO_GRADIENTS)
     if not_finite := _not_finite(name, clean):
         return not_finite
     classes = {"positives": bench.targets == 1, "negatives": bench.targets == 0}
@@ -503,7 +520,7 @@ def _change(logits: Logits, other: Logits, *, spread: float) -> tuple[float, flo
     return change, float(change / spread) if spread > 0 else 1.0
 
 
-def _equal_scores(logits: Logits, images: NDArray[np.uint8]) -> float:
+def _equal_scores(logits: Logits, images: Pixels) -> float:
     """Share of the distinct images whose logit is also that of another one."""
     distinct = {image.tobytes(): logit for image, logit in zip(images, logits, strict=True)}
     counts = Counter(distinct.values())

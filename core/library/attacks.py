@@ -1,0 +1,190 @@
+"""Attacks on a batch of images, as the audit runs them: `adap.attack(model, x, y, adap.APGD())`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor, nn
+
+from adap.core import config
+from adap.core.attacks.base import LossFn, attacking
+from adap.core.attacks.registry import build_attack
+from adap.core.attacks.threat_model import ThreatModel
+from adap.core.audit.scoring import as_input, generator_of, loss_of
+from adap.core.config import EPSILON_PAPER, Norm, TransferAttack
+from adap.core.errors import ConfigError
+from adap.core.library.examples import as_float, pixels_of, targets_of
+from adap.core.library.rankers import Model, Outputs, ready
+from adap.core.library.refusals import sentence, threat_of
+
+FOLLOW_GRADIENTS = ("fgsm", "pgd", "apgd")
+
+_ATTACK: TypeAdapter[config.Attack] = TypeAdapter(config.Attack)
+
+
+class _Refusing:
+    """A value of the configuration whose refusals are ConfigErrors."""
+
+    def __init__(self, **fields: Any) -> None:
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:
+            raise ConfigError(f"{type(self).__name__}: {sentence(error)}") from error
+
+
+class FGSM(_Refusing, config.FGSMAttack):
+    """One step of epsilon along the gradient (Goodfellow et al. 2015). Field: label.
+
+    >>> adap.FGSM().key
+    'fgsm'
+    """
+
+
+class PGD(_Refusing, config.PGDAttack):
+    """Projected gradient ascent (Madry et al. 2018).
+
+    Fields: steps (10), step_size (pixels; 2.5 * epsilon / steps), restarts (1), iterate ('best' or
+    'last'), patience (steps without progress after which an image is left), label.
+
+    >>> adap.PGD(steps=40, restarts=2).steps
+    40
+    """
+
+
+class APGD(_Refusing, config.APGDAttack):
+    """Auto-PGD, whose step size adapts (Croce & Hein 2020).
+
+    Fields: steps (20), restarts (1), loss ('logit' or 'bce'), patience, label.
+
+    >>> adap.APGD(steps=50).restarts
+    1
+    >>> adap.APGD(steps=1)
+    Traceback (most recent call last):
+    adap.core.errors.ConfigError: APGD: steps: expected greater than or equal to 2, got 1
+    """
+
+
+class Square(_Refusing, config.SquareAttack):
+    """Random search that needs scores only (Andriushchenko et al. 2020).
+
+    Fields: queries (500, forward passes of each image), patience, label.
+
+    >>> adap.Square(queries=100).queries
+    100
+    """
+
+
+class Noise(_Refusing, config.NoiseAttack):
+    """A control, no attack: one draw of uniform noise of the same size. Field: label.
+
+    >>> adap.Noise().name
+    'noise'
+    """
+
+
+class Transfer(_Refusing, config.TransferAttack):
+    """PGD on a surrogate model, whose images are shown to the attacked one.
+
+    Fields: steps (20), step_size (pixels; 2.5 * epsilon / steps), iterate, label.
+
+    >>> adap.Transfer(steps=30).steps
+    30
+    """
+
+
+def attack(
+    model: Model,
+    x: Any,
+    y: Any,
+    attack: Any = "apgd",
+    *,
+    epsilon: float = EPSILON_PAPER,
+    norm: Norm = "linf",
+    surrogate: nn.Module | None = None,
+    positive: Any = None,
+    outputs: Outputs = "auto",
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    loss: LossFn | None = None,
+    generator: torch.Generator | None = None,
+    seed: int = 0,
+) -> Any:
+    """(B, C, H, W) images within epsilon of `x`, in [0, 1], that rank as badly as could be found.
+
+    model: an `nn.Module`, run in eval mode and left in the mode it had; or a function from images
+    to scores, for Square, Transfer and Noise only.  x: (B, C, H, W) floats in [0, 1], or uint8, as
+    a tensor on any device (a tensor beside it comes back) or a NumPy array (an array comes back).
+    y: (B,) in {0, 1}, or labels of which `positive` names those to rank first (for K outputs the
+    columns).  attack: one of FGSM, PGD, APGD, Square, Noise, Transfer, or its bare name.
+    epsilon: in pixels of [0, 1], in `norm` 'linf' or 'l2'.
+    loss: what is ascended in place of the negative margin: (B, C, H, W) tensor to (B,) losses.
+    generator: of every random choice; by default one made of `seed`, which gives equal bits.
+
+    Raises ConfigError for options that cannot run (a gradient attack on a function, for one),
+    DataError for images or labels that do not fit, ModelError for a model that does not.
+    Source: `docs/attacks.md` names the paper of each.
+
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 4 * 4, 1))
+    >>> x, y = torch.rand(8, 3, 4, 4), torch.tensor([0, 1] * 4)
+    >>> x_adv = adap.attack(model, x, y, adap.APGD(steps=5), epsilon=8/255)
+    >>> bool((x_adv - x).abs().max() <= 8/255 + 1e-6), tuple(x_adv.shape)
+    (True, (8, 3, 4, 4))
+    """
+    settings, threat = attack_of(attack), threat_of(epsilon, norm)
+    pixels = as_float(pixels_of(x, "NCHW"))
+    targets = targets_of(y, len(pixels), positive, both_sides=False)
+    columns = columns_of(positive)
+    if isinstance(settings, TransferAttack) and not isinstance(surrogate, nn.Module):
+        raise ConfigError(
+            "expected surrogate=, an nn.Module whose gradients the transfer attack follows, "
+            f"got {type(surrogate).__name__}"
+        )
+    attacked: Model = model
+    if isinstance(settings, TransferAttack) and surrogate is not None:
+        attacked = surrogate  # the model itself is never asked
+    with (
+        ready(attacked, pixels, outputs=outputs, positive=columns, mean=mean, std=std) as made,
+        attacking(made.scorer),
+    ):
+        refuse_blind(settings, gradients=made.gradients or loss is not None)
+        found = build_attack(settings, threat).perturb(
+            loss if loss is not None else loss_of(settings, made.scorer, targets, made.device),
+            as_input(pixels, made.device),
+            threat_model=ThreatModel(threat.norm, threat.epsilon),
+            generator=generator if generator is not None else generator_of(seed, settings.name),
+        )
+    found = found.detach()
+    return found.to(x.device) if isinstance(x, Tensor) else found.cpu().numpy()
+
+
+def attack_of(attack: Any) -> config.Attack:
+    """An attack by its settings or its bare name. Raises ConfigError."""
+    if isinstance(attack, type):
+        raise ConfigError(f"expected an attack such as {attack.__name__}(), got the class itself")
+    try:
+        return _ATTACK.validate_python(attack)
+    except ValidationError as error:
+        raise ConfigError(
+            f"expected an attack such as adap.APGD(steps=50), or a bare name, got {attack!r:.80} "
+            f"({sentence(error)})"
+        ) from error
+
+
+def refuse_blind(attack: config.Attack, *, gradients: bool) -> None:
+    """Raise ConfigError for an attack that follows gradients on a function that gives none."""
+    if not gradients and attack.name in FOLLOW_GRADIENTS:
+        raise ConfigError(
+            "expected an attack that needs no gradients for a function (adap.Square, adap.Noise, "
+            f"adap.Transfer with a surrogate); got {attack.name}, which needs the nn.Module itself"
+        )
+
+
+def columns_of(positive: Any) -> list[int] | None:
+    """The columns that labels of the positive side name, where they are whole numbers."""
+    if positive is None:
+        return None
+    values = list(positive) if isinstance(positive, list | tuple | set) else [positive]
+    whole = all(isinstance(v, int | np.integer) and not isinstance(v, bool) for v in values)
+    return [int(v) for v in values] if whole else None

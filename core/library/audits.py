@@ -1,0 +1,541 @@
+"""An audit in one's own process: `adap.audit(model, images, labels)`.
+
+The pieces are those that the service's workers run, in the same order and with the same seeds, so
+the figures are equal bit for bit. What has been measured is kept column by column in a folder: an
+audit that was stopped goes on from there.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import TypeAdapter
+from torch import nn
+
+from adap.core.audit import joining, measuring
+from adap.core.audit.checks import check, verdicts
+from adap.core.config import (
+    CURVE_ATTACK,
+    EPSILON_PAPER,
+    Attack,
+    AuditConfig,
+    Checks,
+    NoiseAttack,
+    Norm,
+    Preset,
+    SquareAttack,
+    Surrogate,
+    Task,
+    Threat,
+    TransferAttack,
+)
+from adap.core.errors import ConfigError, DataError, ModelError
+from adap.core.figures import gate
+from adap.core.figures import report as reports
+from adap.core.figures import task as figures
+from adap.core.library.attacks import attack_of, columns_of, refuse_blind
+from adap.core.library.examples import Examples, Layout, as_float, examples_of
+from adap.core.library.progress import Progress, counting
+from adap.core.library.rankers import TRIED, Model, Outputs, Ready, ready
+from adap.core.library.refusals import configured, threat_of
+from adap.core.library.results import Audit
+from adap.core.report import Check, DatasetProvenance, ModelProvenance, Provenance, Report
+from adap.core.scores import Scores, load_scores, save_scores
+
+CERTIFIED_SAMPLE = 8  # of each side
+CHECKS_COUNT = 1000  # images that the checks count for in the progress
+
+_CHECKS: TypeAdapter[list[Check]] = TypeAdapter(list[Check])
+
+
+def audit(
+    model: Model,
+    images: Any,
+    labels: Any = None,
+    *,
+    epsilon: float = EPSILON_PAPER,
+    norm: Norm = "linf",
+    preset: Preset = "standard",
+    attacks: Sequence[Any] | None = None,
+    surrogate: nn.Module | None = None,
+    positive: Any = None,
+    classes: Sequence[str] | None = None,
+    outputs: Outputs = "auto",
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    layout: Layout | None = None,
+    groups: Any = None,
+    ids: Sequence[str] | None = None,
+    sample: int | None = None,
+    require: Sequence[str] | str = (),
+    epsilons: Sequence[float] | None = None,
+    certify: str = "auto",
+    checks: Checks | None = None,
+    batch_size: int = 256,
+    shard_size: int = 1024,
+    device: str | torch.device | None = None,
+    seed: int = 0,
+    folder: str | os.PathLike[str] | None = None,
+    progress: Progress = None,
+) -> Audit:
+    """How much average precision a model keeps on these images when they are attacked.
+
+    model: an `nn.Module` on any device that answers (B,), (B, 1), (B, 2) or (B, K); or any function
+    from float32 images (B, C, H, W) in [0, 1], NumPy arrays or CPU tensors, to such scores. A
+    function gives no gradients: only Square, Transfer and Noise attack it, and the report says what
+    that means.
+    images, labels: (N, C, H, W) or (N, H, W, C) uint8, or floats in [0, 1], and (N,) labels, as
+    NumPy arrays or tensors; or a Dataset or DataLoader of (image, label) in place of both.
+    positive: the label, or labels, to rank first; by default 1. Of K outputs it is the column too,
+    or the place of the name among `classes`.
+    epsilon: in pixels of [0, 1]; 8/255 is usual for `norm` 'linf'.
+    preset: 'quick', 'standard' or 'paper'; attacks: in its place, for example [adap.APGD(steps=50),
+    "square"].  surrogate: the attacker's own model, for the transfer attack.
+    outputs: 'logits', 'probabilities', 'multilabel', or 'auto', which finds out and says what.
+    mean, std: of each channel, where the model wants normalised pixels and does not normalise.
+    groups, ids: (N,) names.  sample: audit so many at random.
+    require: thresholds, for example "worst_case_ap >= 0.4"; see `.passed`.
+    epsilons, certify, checks: as in the service: of the epsilon curve; 'off', 'auto', 'ibp',
+    'crown_ibp' or 'crown'; 'off', 'quick' or 'full'.
+    batch_size: images at once, which bounds the memory.  shard_size: images between two saves.
+    folder: where to keep what is measured; called again with the same arguments it goes on there.
+    Without one, what had been done when Ctrl-C came is kept in a folder that the exception names.
+    progress: whether to show a bar, by default in terminals and notebooks; or a function of images
+    done and images in all.
+
+    Raises ConfigError, DataError or ModelError, each with what was expected and what came, before
+    anything is attacked; ModelError for a model in train mode whose scores depend on that.
+    Source: `docs/library.md`; the report's own terms are in GLOSSARY.md.
+
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 4 * 4, 1))
+    >>> images, labels = torch.rand(32, 3, 4, 4), torch.tensor([0, 1] * 16)
+    >>> report = adap.audit(model, images, labels, epsilon=8/255, preset="quick")
+    >>> report.worst_case.ap <= report.clean.ap
+    True
+    """
+    threat = threat_of(epsilon, norm)
+    fields: dict[str, Any] = {
+        "threat": threat,
+        "preset": preset,
+        "certify": certify,
+        "checks": checks,
+        "epsilons": None if epsilons is None else [float(value) for value in epsilons],
+        "thresholds": [require] if isinstance(require, str) else list(require),
+        "batch_size": batch_size,
+        "shard_size": shard_size,
+        "seed": seed,
+    }
+    if surrogate is not None and not isinstance(surrogate, nn.Module):
+        raise ModelError(
+            "expected a surrogate with gradients, an nn.Module, got "
+            f"{type(surrogate).__name__}: the transfer attack follows them"
+        )
+    chosen = None if attacks is None else [attack_of(attack) for attack in attacks]
+    if surrogate is None and chosen and any(isinstance(a, TransferAttack) for a in chosen):
+        raise ConfigError("the transfer attack needs surrogate=, the attacker's own nn.Module")
+    if not isinstance(model, nn.Module):
+        for attack in chosen or []:
+            refuse_blind(attack, gradients=False)
+        if chosen is None:
+            transfer: list[Attack] = [TransferAttack()] if surrogate is not None else []
+            chosen = [SquareAttack(), *transfer, NoiseAttack()]
+        if certify not in ("auto", "off") or epsilons:
+            raise ConfigError(
+                "expected no epsilons and no bounds for a function, which gives no gradients, got "
+                f"epsilons={epsilons!r} and certify={certify!r}"
+            )
+        fields["certify"] = "off"
+    if surrogate is not None:
+        fields["surrogate"] = Surrogate(model_id="mdl_" + _hash_of_network(surrogate)[:26])
+    config = configured(AuditConfig, {**fields, "attacks": chosen})
+    named = _named(positive)
+    task = Task(positive=named)
+    gate.refuse_unknown(config, [task], grouped=groups is not None)
+    with ExitStack() as stack:
+        found = stack.enter_context(
+            examples_of(images, labels, positive=positive, groups=groups, ids=ids, layout=layout)
+        )
+        if sample is not None:
+            found = found.sampled(sample, seed=seed)
+        columns = _columns(positive, classes)
+        spread = np.unique(np.linspace(0, len(found) - 1, TRIED, dtype=np.int64))
+        pixels = as_float(found.images[spread])
+        made = stack.enter_context(
+            ready(
+                model,
+                pixels,
+                outputs=outputs,
+                positive=columns,
+                mean=mean,
+                std=std,
+                device=device,
+                refuse_train_mode=True,
+            )
+        )
+        other = None
+        if surrogate is not None:
+            other = stack.enter_context(
+                ready(surrogate, pixels, positive=columns, device=made.device)
+            )
+        measuring.refuse_unrankable(
+            made.scorer,
+            found.images,
+            found.targets,
+            batch_size=config.batch_size,
+            device=made.device,
+        )
+        provenance = _provenance(model, made, pixels, found, surrogate, other, config)
+        with _kept(folder, provenance) as place:
+            run = _Run(config, found, made, other, place)
+            with counting(run.images, shown=progress) as tell:
+                scores = run.scores(tell)
+                checked = run.checks(tell)
+            kept = place / "scores.safetensors"
+            save_scores([scores], kept)
+            digest = hashlib.sha256(kept.read_bytes()).hexdigest()
+        report = reports.build_report(
+            [figures.figures(scores, positive=named, config=config)],
+            config=config,
+            provenance=provenance.model_copy(update={"scores_sha256": digest}),
+            trained_on_these=False,
+            trust=None if checked is None else verdicts.merge({"+".join(named): checked}),
+        )
+        said = [*made.decided, *found.decided]
+    return Audit(_with_warnings(report, said), [scores])
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One audit: what is measured of which examples, and where it is kept."""
+
+    config: AuditConfig
+    examples: Examples
+    model: Ready
+    surrogate: Ready | None
+    folder: Path
+
+    @property
+    def columns(self) -> list[str]:
+        """Of every example, in the order in which they are measured."""
+        bounds = {"off": [], "auto": ["bounds.sample", "bounds"]}
+        return [
+            "clean",
+            *(f"attack.{attack.key}" for attack in self.config.resolved_attacks()),
+            *(f"curve.{i}" for i in range(len(self.config.resolved_epsilons()))),
+            *bounds.get(self.config.certify, ["bounds"]),
+        ]
+
+    @property
+    def images(self) -> int:
+        """What progress counts to."""
+        measured = sum(name != "bounds.sample" for name in self.columns)
+        checks = 0 if self.config.resolved_checks() == "off" else CHECKS_COUNT
+        return measured * len(self.examples) + checks
+
+    def scores(self, tell: Callable[[int], None]) -> Scores:
+        """Every column of every shard, those that are kept already left out; joined."""
+        done, parts = 0, []
+        size = self.config.shard_size
+        sample: Scores | None = None
+        for shard, start in enumerate(range(0, len(self.examples), size)):
+            rows = slice(start, min(start + size, len(self.examples)))
+            found: dict[str, Scores] = {}
+            for name in self.columns:
+                if name == "bounds.sample":
+                    sample = sample or self._column(name, "all", self._bounds_sample)
+                    found[name] = sample
+                    continue
+                before = done
+                found[name] = self._column(
+                    name,
+                    f"{shard:05d}",
+                    lambda name=name, rows=rows, shard=shard, found=found, before=before: (  # type: ignore[misc]
+                        self._measured(name, rows, shard, found, lambda n: tell(before + n))
+                    ),
+                )
+                done += rows.stop - rows.start
+                tell(done)
+            parts.append(self._combined(found, rows))
+        return joining.join(parts)
+
+    def checks(self, tell: Callable[[int], None]) -> list[Check] | None:
+        """The checks of the audit, or None where none are asked for."""
+        level = self.config.resolved_checks()
+        if level == "off":
+            return None
+        path = self.folder / "checks.json"
+        if path.exists():
+            return _CHECKS.validate_json(path.read_bytes())
+        planned: dict[str, Any] = {
+            "threat": self.config.threat,
+            "attacks": self.config.resolved_attacks(),
+            "level": level,
+            "has_gradients": self.model.gradients,
+        }
+        passes = check.planned_passes(
+            self.examples.targets, surrogate=self.surrogate is not None, **planned
+        )
+        before = self.images - CHECKS_COUNT
+        found = check.check_audit(
+            self.model.scorer,
+            self.examples.images,
+            self.examples.targets,
+            surrogate=None if self.surrogate is None else self.surrogate.scorer,
+            seed=self.config.seed,
+            batch_size=self.config.batch_size,
+            device=self.model.device,
+            on_progress=lambda n: tell(before + min(CHECKS_COUNT, n * CHECKS_COUNT // passes)),
+            **planned,
+        )
+        _write(path, lambda at: at.write_bytes(_CHECKS.dump_json(found)))
+        tell(self.images)
+        return found
+
+    def _column(self, name: str, shard: str, measure: Callable[[], Scores]) -> Scores:
+        path = self.folder / f"{shard}.{name}.safetensors"
+        if not path.exists():
+            measured = measure()
+            _write(path, lambda at: save_scores([measured], at))
+        (scores,) = load_scores(path)
+        return scores
+
+    def _measured(
+        self,
+        name: str,
+        rows: slice,
+        shard: int,
+        found: Mapping[str, Scores],
+        on_progress: Callable[[int], None],
+    ) -> Scores:
+        """One column of one shard."""
+        examples, threat = self.examples, self.config.threat
+        kind, _, key = name.partition(".")
+        if kind == "bounds":
+            return self._bounds(rows, found, on_progress)
+        attacks: list[Attack] = []
+        if kind == "attack":
+            attacks = [a for a in self.config.resolved_attacks() if a.key == key]
+        if kind == "curve":
+            attacks = [CURVE_ATTACK]
+            threat = Threat(norm=threat.norm, epsilon=self.config.resolved_epsilons()[int(key)])
+        return measuring.attack_shard(
+            self.model.scorer,
+            examples.images[rows],
+            examples.targets[rows],
+            examples.ids[rows],
+            attacks=attacks,
+            threat=threat,
+            surrogate=None if self.surrogate is None else self.surrogate.scorer,
+            seed=self.config.seed,
+            shard=shard,
+            batch_size=self.config.batch_size,
+            device=self.model.device,
+            on_progress=on_progress,
+            clean=found["clean"].clean if attacks else None,
+        )
+
+    def _bounds_sample(self) -> Scores:
+        """What `auto` tries bounds on: some positives and some negatives, evenly spread."""
+        targets = self.examples.targets
+        rows = np.concatenate(
+            [
+                side[np.unique(np.linspace(0, len(side) - 1, CERTIFIED_SAMPLE, dtype=np.int64))]
+                for side in (np.flatnonzero(targets == 1), np.flatnonzero(targets == 0))
+            ]
+        )
+        return measuring.certify_sample(
+            self.model.scorer,
+            self.examples.images[rows],
+            targets[rows],
+            [self.examples.ids[i] for i in rows],
+            threat=self.config.threat,
+            device=self.model.device,
+        )
+
+    def _bounds(
+        self, rows: slice, found: Mapping[str, Scores], on_progress: Callable[[int], None]
+    ) -> Scores:
+        method = self.config.certify
+        assert method != "off"
+        if method == "auto":
+            if found["bounds.sample"].no_bounds is not None:
+                return replace(found["clean"], no_bounds=found["bounds.sample"].no_bounds)
+            method = "crown_ibp"
+        return measuring.certify_shard(
+            self.model.scorer,
+            found["clean"],
+            self.examples.images[rows],
+            threat=self.config.threat,
+            method=method,
+            batch_size=self.config.batch_size,
+            device=self.model.device,
+            on_progress=on_progress,
+        )
+
+    def _combined(self, found: Mapping[str, Scores], rows: slice) -> Scores:
+        config, groups = self.config, self.examples.groups
+        return joining.combine(
+            found["clean"],
+            attacked={a.key: found[f"attack.{a.key}"] for a in config.resolved_attacks()},
+            curve={e: found[f"curve.{i}"] for i, e in enumerate(config.resolved_epsilons())},
+            bounds=found.get("bounds"),
+            groups=None if groups is None else groups[rows],
+        )
+
+
+@contextmanager
+def _kept(folder: str | os.PathLike[str] | None, provenance: Provenance) -> Iterator[Path]:
+    """The folder of this audit and no other. One of our own goes away, unless Ctrl-C came."""
+    of = {
+        "model": provenance.model.sha256,
+        "images and labels": provenance.dataset.sha256,
+        "configuration": provenance.config_sha256,
+        "version of torch": provenance.versions["torch"],
+    }
+    if folder is None:
+        place = Path(tempfile.mkdtemp(prefix="adap-audit-"))
+    else:
+        place = Path(folder)
+        place.mkdir(parents=True, exist_ok=True)
+    known = place / "audit.json"
+    if known.exists():
+        before = json.loads(known.read_text())
+        others = [name for name, value in of.items() if before.get(name) != value]
+        if others:
+            raise ConfigError(
+                f"expected an empty folder, or one of this very audit, got {place} with an audit "
+                f"of another {' and '.join(others)}"
+            )
+    elif any(place.iterdir()):
+        raise ConfigError(
+            f"expected an empty folder, or one of an audit, got other files in {place}"
+        )
+    else:
+        _write(known, lambda at: at.write_text(json.dumps(of)))
+    try:
+        yield place
+    except KeyboardInterrupt as stop:
+        stop.add_note(
+            f"What was measured is kept: the same call with folder={str(place)!r} goes on there."
+        )
+        raise
+    except BaseException:
+        if folder is None:
+            shutil.rmtree(place, ignore_errors=True)
+        raise
+    if folder is None:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _write(path: Path, write: Callable[[Path], Any]) -> None:
+    """Whole or not at all."""
+    part = path.with_name(f"{path.name}.part")
+    write(part)
+    part.replace(path)
+
+
+def _named(positive: Any) -> list[str]:
+    if positive is None:
+        return ["1"]
+    values = positive if isinstance(positive, list | tuple | set) else [positive]
+    return sorted(str(value) for value in values)
+
+
+def _columns(positive: Any, classes: Sequence[str] | None) -> list[int] | None:
+    """Which of K outputs are positive."""
+    if classes is None or positive is None:
+        return columns_of(positive)
+    wanted = positive if isinstance(positive, list | tuple | set) else [positive]
+    missing = [name for name in wanted if name not in classes]
+    if missing:
+        raise ConfigError(f"expected positive among classes {list(classes)[:20]}, got {missing}")
+    return [list(classes).index(name) for name in wanted]
+
+
+def _provenance(
+    model: Model,
+    made: Ready,
+    pixels: NDArray[np.float32],
+    examples: Examples,
+    surrogate: nn.Module | None,
+    other: Ready | None,
+    config: AuditConfig,
+) -> Provenance:
+    with torch.no_grad():
+        if isinstance(model, nn.Module):
+            sha256 = _hash_of_network(model)
+        else:
+            answered = made.scorer.raw(torch.from_numpy(pixels).to(made.device))
+            sha256 = _hash(made.name.encode(), answered.cpu().numpy().tobytes())
+    data = _hash_of_examples(examples)
+    return Provenance(
+        model=_model(made.name, sha256),
+        dataset=DatasetProvenance(id=f"ds_{data[:26]}", name="images", sha256=data, split=None),
+        surrogate=(
+            None
+            if other is None or surrogate is None
+            else _model(other.name, _hash_of_network(surrogate))
+        ),
+        config=config.as_json(),
+        config_sha256=config.sha256(),
+        scores_sha256="",  # not measured yet
+        seed=config.seed,
+        versions={
+            "adap": version("adap-audit"),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+        device=str(made.device),
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _model(name: str, sha256: str) -> ModelProvenance:
+    return ModelProvenance(id=f"mdl_{sha256[:26]}", name=name, sha256=sha256, architecture=name)
+
+
+def _hash(*parts: bytes) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _hash_of_network(network: nn.Module) -> str:
+    """Of its structure, as it prints itself, and of its tensors."""
+    digest = hashlib.sha256(str(network).encode())
+    for name, value in network.state_dict().items():
+        if isinstance(value, torch.Tensor):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _hash_of_examples(examples: Examples) -> str:
+    digest = hashlib.sha256(f"{examples.images.shape} {examples.images.dtype}".encode())
+    for start in range(0, len(examples), 256):
+        digest.update(np.ascontiguousarray(examples.images[start : start + 256]).data)
+    digest.update(examples.targets.tobytes())
+    digest.update(json.dumps([list(examples.ids), examples.groups]).encode())
+    return digest.hexdigest()
+
+
+def _with_warnings(report: Report, said: Sequence[str]) -> Report:
+    return report.model_copy(update={"warnings": [*report.warnings, *said]})
+
+
+__all__ = ["Audit", "DataError", "audit"]

@@ -1,0 +1,93 @@
+"""The library and the service audit the same network, images and configuration: equal bits."""
+
+import io
+import json
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save
+from sklearn.datasets import load_digits
+
+import adap
+from adap.models import architectures
+from tests.e2e.test_audit import add_dataset, finished, http, report_of
+
+__all__ = ["http"]  # the fixture
+
+pytestmark = pytest.mark.xdist_group("service")
+
+MEAN, STD = [0.3], [0.25]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "outputs", "shards"), [("small_cnn", 1, 40), ("thin_cnn", 3, 1024)]
+)
+def test_the_library_gives_the_figures_of_the_service_bit_for_bit(
+    http: httpx.Client, architecture: str, outputs: int, shards: int
+) -> None:
+    digits = load_digits()
+    kept = np.flatnonzero(digits.target < 3)[:90]
+    images = np.rint(digits.images[kept] * 255 / 16).astype(np.uint8)
+    labels = digits.target[kept]
+    network = architectures.build(architecture, channels=1, seed=5, outputs=outputs).eval()
+    positive = "1" if outputs == 1 else "2"
+    arrays = io.BytesIO()
+    np.savez(arrays, images=images, labels=labels.astype(str))
+    dataset = add_dataset(http, "digits.npz", arrays.getvalue())
+    spec = {"channels": 1, "height": 8, "width": 8, "mean": MEAN, "std": STD}
+    kinds = {1: {"kind": "logit"}, 3: {"kind": "multiclass", "classes": ["0", "1", "2"]}}
+    added = http.post(
+        "/v1/models",
+        files={"file": ("k.safetensors", save(network.state_dict()))},
+        data={
+            "architecture": architecture,
+            "input": json.dumps(spec),
+            "output": json.dumps(kinds[outputs]),
+        },
+    ).json()
+    finished(http, added["job_id"])
+    attacks = [{"name": "pgd", "steps": 4}, {"name": "apgd", "steps": 6, "restarts": 2}]
+    common = {"attacks": [*attacks, {"name": "square", "queries": 20}], "epsilons": [0.01, 0.05]}
+    job = http.post(
+        "/v1/audits",
+        json={
+            "model_id": added["id"],
+            "dataset_id": dataset,
+            "task": {"positive": [positive]},
+            "threat": {"epsilon": 8 / 255},
+            "checks": "quick",
+            "batch_size": 32,
+            "shard_size": shards,
+            "seed": 3,
+            **common,
+        },
+    ).json()
+    theirs = report_of(http, finished(http, job["id"]))
+
+    def audit(**given: object) -> adap.Audit:
+        return adap.audit(
+            network,
+            positive=int(positive),
+            mean=MEAN,
+            std=STD,
+            attacks=[
+                adap.PGD(steps=4),
+                adap.APGD(steps=6, restarts=2),
+                adap.Square(queries=20),
+            ],
+            epsilons=[0.01, 0.05],
+            checks="quick",
+            batch_size=32,
+            shard_size=shards,
+            seed=3,
+            **given,  # type: ignore[arg-type]
+        )
+
+    as_tensors = torch.tensor(images)[:, None].float() / 255
+    for ours in (audit(images=images, labels=labels), audit(images=as_tensors, labels=labels)):
+        found = json.loads(ours.report.model_dump_json())
+        assert found["tasks"] == theirs["tasks"]
+        assert found["mean"] == theirs["mean"]
+        assert found["trust"] == theirs["trust"]
