@@ -5,9 +5,10 @@ negatives of a tie come first; intervals come from a plain bootstrap of our own 
 closely as two sets of resamples can be expected to.
 
 The trust checks attack a sample anew, and what they found cannot be had without the model. What
-can: that a verdict follows from its checks and a check's status from its figures, what the sample's
-clean scores say, and whether the audit's own attacks contradict a check that passed. A line says of
-each check that is left what it takes.
+can: that a verdict follows from its checks, a check's status from its figures by the limits that it
+carries, and these figures from each other; what the sample's clean scores say; and whether the
+audit's own attacks contradict a check that passed. A line says of each check that is left what it
+takes.
 """
 
 import hashlib
@@ -40,17 +41,9 @@ REPORT_VERSION = 2
 OPERATORS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 SEVERITY = ("skipped", "pass", "caution", "fail")
 CHECKED = {"quick": 48, "full": 128}  # images of each class that trust checks look at
-# A check is a caution above the first number and fails above the second: docs/trust.md.
-LIMITS = {
-    "noise_weaker": (0.5, 0.9),
-    "reaches_floor": (0.02, 0.1),
-    "black_box_wins": (0.05, 0.15),
-    "gradients": (0.01, 0.1),
-    "repeatable": (2e-3, 2e-2),
-    "batch_independent": (2e-3, 2e-2),
-    "eight_bit": (0.1, 0.5),
-}
-AP_LIMITS = (0.01, 0.05)  # or the weight of one and of two positives
+# Of figures that the audit's own attacks may contradict: what would fail a check.
+NOISE_FAILS = 0.9
+AP_FAILS = 0.05  # or the weight of two positives
 # Of a sample's clean AP: its images are scored among others, which may swap neighbours.
 OTHER_BATCH = 0.01
 WHITE_BOX = ("fgsm", "pgd", "apgd")
@@ -425,22 +418,21 @@ def _trust(book: _Book, report: Json, tasks: Mapping[str, "_Scores"]) -> None:
         scores = tasks[max(named, key=len) if len(tasks) > 1 and named else next(iter(tasks))]
         rows = _checked_rows(scores, report["provenance"]["config"])
         sample = scores.targets[rows]
-        positives = int(sample.sum())
-        expected = None if status == "skipped" else _by_figures(name, figures, positives)
-        if expected is None:
+        limits = check.get("limits", {})
+        if status == "skipped" or not limits:
             reason = "as reported: it was skipped" if status == "skipped" else "needs the model"
             book.taken(path, status, reason)
             continue
-        book.same(f"{path}.status", status, expected)
+        book.same(f"{path}.status", status, _by_limits(figures, limits))
+        for figure, recomputed in _derived(name, figures, int(sample.sum())).items():
+            if figure in figures:
+                book.number(f"{path}.{figure}", figures[figure], recomputed)
         if name == "reaches_floor" and "floor" in figures:
             floor = _ap(-sample.astype(np.float64), sample)
             book.number(f"{path}.floor", figures["floor"], floor)
-        if name == "monotone" and "ap_clean" in figures:
-            aps = [figures[f"ap_{point}"] for point in ("clean", "half", "same", "twice")]
-            book.number(f"{path}.rise", figures["rise"], _rise(aps))
-            if steady:
-                clean = _ap(scores.clean[rows], sample)
-                book.number(f"{path}.ap_clean", figures["ap_clean"], clean, within=OTHER_BATCH)
+        if name == "monotone" and "ap_clean" in figures and steady:
+            clean = _ap(scores.clean[rows], sample)
+            book.number(f"{path}.ap_clean", figures["ap_clean"], clean, within=OTHER_BATCH)
         contrary = [
             _contrary(name, report, task, of)
             for task, of in zip(report["tasks"], tasks.values(), strict=False)
@@ -452,41 +444,54 @@ def _trust(book: _Book, report: Json, tasks: Mapping[str, "_Scores"]) -> None:
             )
 
 
-def _by_figures(name: str, figures: Json, positives: int) -> str | None:
-    """The status that follows from a check's figures; None where more is needed to tell."""
-    if "not_finite" in figures:
+def _by_limits(figures: Json, limits: Json) -> str:
+    """The gravest status that a check's figures have by the limits which it carries."""
+    return max(
+        (_status(figures[name], limit) for name, limit in limits.items()), key=SEVERITY.index
+    )
+
+
+def _status(value: float, limit: Json) -> str:
+    beyond = operator.lt if limit["side"] == "below" else operator.gt
+    if limit["fail"] is not None and beyond(value, limit["fail"]):
         return "fail"
-    ap_limits = max(AP_LIMITS[0], 1 / positives), max(AP_LIMITS[1], 2 / positives)
-    judged: list[tuple[float, tuple[float, float]]]
+    return "caution" if beyond(value, limit["caution"]) else "pass"
+
+
+def _derived(name: str, figures: Json, positives: int) -> dict[str, float]:
+    """The figures of a check that follow from its others."""
+    if "not_finite" in figures:
+        return {}
+    if name == "converged":
+        drop, further = figures["margin_drop"], figures["margin_drop_doubled"]
+        return {
+            "ap_lower": figures["ap"] - figures["ap_doubled"],
+            "margin_further": (further - drop) / further if further > 0 else 0.0,
+            "weight_of_a_positive": 1 / positives,
+        }
+    if name == "restarts":
+        return {"ap_lower": figures["ap"] - figures["ap_two_starts"]}
     if name == "noise_weaker":
-        judged = [(_share(figures["margin_drop_noise"], figures["margin_drop"]), LIMITS[name])]
-    elif name == "black_box_weaker":
-        judged = []
-        for box in BLACK_BOX:
-            if f"ap_{box}" in figures:
-                judged += [
-                    (figures["ap_white_box"] - figures[f"ap_{box}"], ap_limits),
-                    (figures[f"{box}_wins"], LIMITS["black_box_wins"]),
-                ]
-    elif name == "monotone":
-        judged = [(figures["rise"], ap_limits)]
-    elif name == "reaches_floor":
-        judged = [((figures["ap"] - figures["floor"]) / (1 - figures["floor"]), LIMITS[name])]
-    elif name == "gradients":
-        judged = [(share, LIMITS[name]) for share in figures.values()]
-    elif name == "repeatable" or (name == "batch_independent" and figures.get("scored_alone") == 1):
-        judged = [(figures["share_of_spread"], LIMITS[name])]
-    elif name == "batch_independent":
-        return "fail"  # an image that comes alone is refused
-    elif name == "eight_bit":
+        return {"share": _share(figures["margin_drop_noise"], figures["margin_drop"])}
+    if name == "black_box_weaker":
+        return {
+            f"{box}_ap_lower": figures["ap_white_box"] - figures[f"ap_{box}"]
+            for box in BLACK_BOX
+            if f"ap_{box}" in figures
+        }
+    if name == "monotone":
+        aps = [figures[f"ap_{point}"] for point in ("clean", "half", "same", "twice")]
+        return {"rise": _rise(aps)}
+    if name == "reaches_floor":
+        floor = figures["floor"]
+        return {"share_above_floor": (figures["ap"] - floor) / (1 - floor)}
+    if name == "eight_bit":
         drop, kept = figures["margin_drop"], figures["margin_drop_8_bit"]
-        judged = [
-            (1 - kept / drop if drop > 0 else 0.0, LIMITS[name]),
-            (figures["ap_8_bit"] - figures["ap"], ap_limits),
-        ]
-    else:
-        return None
-    return max((_status(*pair) for pair in judged), key=SEVERITY.index)
+        return {
+            "share_lost": 1 - kept / drop if drop > 0 else 0.0,
+            "ap_back": figures["ap_8_bit"] - figures["ap"],
+        }
+    return {}
 
 
 def _contrary(name: str, report: Json, task: Json, scores: "_Scores") -> bool | None:
@@ -495,7 +500,7 @@ def _contrary(name: str, report: Json, task: Json, scores: "_Scores") -> bool | 
     They are other attacks on other images than the check's, so a lesser difference says nothing.
     """
     signs, targets = 2 * scores.targets - 1, scores.targets
-    limit = max(AP_LIMITS[1], 2 / int(targets.sum()))
+    limit = max(AP_FAILS, 2 / int(targets.sum()))
     of = {key: value["attack"]["name"] for key, value in task["attacks"].items()}
     logits = {key: scores.attacked[key] for key in of if key in scores.attacked}
     drops = {key: float((signs * (scores.clean - found)).mean()) for key, found in logits.items()}
@@ -504,7 +509,7 @@ def _contrary(name: str, report: Json, task: Json, scores: "_Scores") -> bool | 
     black = [key for key in logits if of[key] in BLACK_BOX]
     if name == "noise_weaker" and noise and white:
         most = max(drops[key] for key in white)
-        return _share(max(drops[key] for key in noise), most) > LIMITS[name][1]
+        return _share(max(drops[key] for key in noise), most) > NOISE_FAILS
     if name == "black_box_weaker" and black and white:
         lowest = {key: _ap(logits[key], targets) for key in (*white, *black)}
         by = min(black, key=lowest.__getitem__)
@@ -537,10 +542,6 @@ def _share(noise: float, attack: float) -> float:
 
 def _rise(aps: Sequence[float]) -> float:
     return max(0.0, *(later - before for before, later in pairwise(aps)))
-
-
-def _status(value: float, limits: tuple[float, float]) -> str:
-    return "fail" if value > limits[1] else "caution" if value > limits[0] else "pass"
 
 
 # --- the scores and what comes from them ----------------------------------------------------------

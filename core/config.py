@@ -2,13 +2,15 @@
 column of the job and the argument of the pipeline.
 
 Every field has a bound and a description, unknown fields are refused, and nothing is coerced: a
-string is never read as a number. This module imports no torch, so the web process can use it.
+string is never read as a number, but for fractions of pixels. This module imports no torch, so the
+web process can use it.
 
-Pixels are in [0, 1] everywhere, and so are `epsilon` and `step_size` (8/255 = 0.0314).
+PixelSize are in [0, 1] everywhere, and so are `epsilon` and `step_size`: 0.0314, or "8/255".
 """
 
 import hashlib
 import json
+import re
 from itertools import pairwise
 from typing import Annotated, Any, Literal, get_args
 
@@ -34,6 +36,47 @@ Split = Literal["train", "validation", "test"]
 Norm = Literal["linf", "l2"]
 
 EPSILON_PAPER = 8 / 255
+LARGEST_LINF = 1.0  # every pixel is within it of every other
+LARGE_LINF = 0.25  # a quarter of the way from black to white: hardly ever what was meant
+
+_FRACTION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*/\s*(\d+(?:\.\d+)?)\s*")
+
+
+def fraction(value: Any) -> Any:
+    """8/255 of the text "8/255", as people write levels of a pixel; what is none stays as it is."""
+    found = _FRACTION.fullmatch(value) if isinstance(value, str) else None
+    if found is None:
+        return value
+    above, below = map(float, found.groups())
+    if below == 0:
+        raise ValueError(f"expected a fraction such as 8/255, got {value!r:.40}")
+    return above / below
+
+
+_FractionText = Annotated[str, Field(pattern=r"^\d+(\.\d+)?/\d+(\.\d+)?$", max_length=40)]
+_AnySize, _StepSize = (
+    Annotated[float, Field(ge=0, le=1000)],
+    Annotated[float, Field(gt=0, le=1000)],
+)
+PixelSize = Annotated[
+    _AnySize, BeforeValidator(fraction, json_schema_input_type=_AnySize | _FractionText)
+]
+StepSize = Annotated[
+    _StepSize, BeforeValidator(fraction, json_schema_input_type=_StepSize | _FractionText)
+]
+
+
+def refuse_beyond_pixels(what: str, value: float | None, norm: Norm) -> None:
+    """Raise ValueError for an L-inf size that no pixel in [0, 1] can use, as 8 for 8/255.
+
+    what: how the size is called, for the message.
+    """
+    if norm == "linf" and value is not None and value > LARGEST_LINF:
+        levels = f"{value:g}" if value <= 255 else "8"
+        raise ValueError(
+            f"expected an L-inf {what} of at most 1, as pixels are in [0, 1], got {value:g}; for "
+            f"{levels} of 255 levels write {levels}/255"
+        )
 
 
 class Config(BaseModel):
@@ -101,12 +144,16 @@ class Threat(Config):
     """What the attacker may do to each image."""
 
     norm: Norm = Field("linf", description="norm that bounds the perturbation of one image")
-    epsilon: float = Field(
+    epsilon: PixelSize = Field(
         EPSILON_PAPER,
-        ge=0,
-        le=1000,
-        description="largest perturbation, pixels in [0, 1]; 8/255 is the usual L-inf value",
+        description="largest perturbation, pixels in [0, 1], as a number or a fraction in text; "
+        "8/255 is the usual L-inf value, 1 the largest",
     )
+
+    @model_validator(mode="after")
+    def _within_pixels(self) -> "Threat":
+        refuse_beyond_pixels("epsilon", self.epsilon, self.norm)
+        return self
 
 
 def _name_only(value: Any) -> Any:
@@ -283,9 +330,15 @@ class TrainingAttack(Config):
     """PGD as run inside training: every step moves each pixel by `step_size`; last iterate."""
 
     norm: Norm = "linf"
-    epsilon: float = Field(EPSILON_PAPER, ge=0, le=1000)
+    epsilon: PixelSize = EPSILON_PAPER
     steps: int = Field(6, ge=1, le=100)
-    step_size: float = Field(0.01, gt=0, le=1000)
+    step_size: StepSize = 0.01
+
+    @model_validator(mode="after")
+    def _within_pixels(self) -> "TrainingAttack":
+        refuse_beyond_pixels("epsilon", self.epsilon, self.norm)
+        refuse_beyond_pixels("step_size", self.step_size, self.norm)
+        return self
 
 
 class Augment(Config):
@@ -472,9 +525,7 @@ class PGDAttack(_Attack):
 
     name: Literal["pgd"] = "pgd"
     steps: int = Field(10, ge=1, le=1000)
-    step_size: float | None = Field(
-        None, gt=0, le=1000, description="by default 2.5 * epsilon / steps"
-    )
+    step_size: StepSize | None = Field(None, description="by default 2.5 * epsilon / steps")
     restarts: int = Field(1, ge=1, le=20)
     iterate: Literal["best", "last"] = Field(
         "best", description="keep each image's best iterate, or the last one as the paper does"
@@ -517,9 +568,7 @@ class TransferAttack(_Attack):
 
     name: Literal["transfer"] = "transfer"
     steps: int = Field(20, ge=1, le=1000)
-    step_size: float | None = Field(
-        None, gt=0, le=1000, description="by default 2.5 * epsilon / steps"
-    )
+    step_size: StepSize | None = Field(None, description="by default 2.5 * epsilon / steps")
     iterate: Literal["best", "last"] = Field(
         "best", description="the iterate that is worst for the surrogate, or the last one"
     )
@@ -630,7 +679,7 @@ class AuditConfig(Config):
         description="attacks, or their bare names; one that occurs twice needs a label",
     )
     surrogate: Surrogate | None = Field(None, description="needed by the transfer attack")
-    epsilons: list[Annotated[float, Field(ge=0, le=1000)]] | None = Field(
+    epsilons: list[PixelSize] | None = Field(
         None,
         max_length=20,
         description="of the epsilon curve; by default five multiples of the threat's for the "
@@ -673,6 +722,15 @@ class AuditConfig(Config):
         return value
 
     @model_validator(mode="after")
+    def _within_pixels(self) -> "AuditConfig":
+        for epsilon in self.epsilons or []:
+            refuse_beyond_pixels("epsilon of the curve", epsilon, self.threat.norm)
+        for attack in self.attacks or []:
+            if isinstance(attack, PGDAttack | TransferAttack):
+                refuse_beyond_pixels("step_size", attack.step_size, self.threat.norm)
+        return self
+
+    @model_validator(mode="after")
     def _attacks_can_run(self) -> "AuditConfig":
         if self.attacks is None:
             return self
@@ -702,7 +760,8 @@ class AuditConfig(Config):
             return self.epsilons
         if self.threat.epsilon == 0 or self.attacks is not None:
             return []
-        return [multiple * self.threat.epsilon for multiple in PRESET_MULTIPLES[self.preset]]
+        rising = [multiple * self.threat.epsilon for multiple in PRESET_MULTIPLES[self.preset]]
+        return [e for e in rising if self.threat.norm != "linf" or e <= LARGEST_LINF]
 
     def resolved_checks(self) -> Checks:
         """How thoroughly the audit itself is checked."""

@@ -175,13 +175,29 @@ Status = Literal["pass", "caution", "fail", "skipped"]
 Verdict = Literal["trustworthy", "caution", "not trustworthy"]
 
 
+class Limit(ReportValue):
+    """Where one figure of a check becomes a caution, and where the check fails."""
+
+    caution: float
+    fail: float | None = Field(None, description="null where this figure alone fails nothing")
+    side: Literal["above", "below"] = Field("above", description="on which side of the limits")
+
+    def status(self, value: float) -> Status:
+        """What a figure of this value says."""
+        sign = 1 if self.side == "above" else -1
+        if self.fail is not None and sign * value > sign * self.fail:
+            return "fail"
+        return "caution" if sign * value > sign * self.caution else "pass"
+
+
 class Check(ReportValue):
-    """One question asked of the audit itself."""
+    """One question asked of the audit itself; its status is the gravest that a limit gives."""
 
     name: str = Field(description="stable, for example `converged`")
     status: Status
     message: str = Field(description="what was found, in one sentence with its figures")
     figures: dict[str, float] = Field(description="the figures behind the status")
+    limits: dict[str, Limit] = Field({}, description="by the figure that each of them judges")
 
 
 class Trust(ReportValue):

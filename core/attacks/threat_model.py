@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adap.core.config import Norm
+from adap.core.config import Norm, refuse_beyond_pixels
 from adap.core.errors import ConfigError
 
 # Rounds of the L2 projection. Each all but squares the error; it was exact in float32 after four,
@@ -31,6 +31,10 @@ class ThreatModel:
             raise ConfigError(f"expected norm 'linf' or 'l2', got {self.norm!r}")
         if not (math.isfinite(self.epsilon) and self.epsilon >= 0):
             raise ConfigError(f"expected a finite epsilon of at least 0, got {self.epsilon}")
+        try:
+            refuse_beyond_pixels("epsilon", self.epsilon, self.norm)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """The nearest point to `x_adv` that is both in the ball around `x` and in [0, 1].

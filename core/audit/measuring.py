@@ -226,15 +226,15 @@ def certify_shard(
     threat_model = ThreatModel(threat.norm, threat.epsilon)
     found = np.empty((2, len(images)))
     with attacking(scorer):
-        try:
-            for rows in _batches(len(images), batch_size):
-                lo, hi = certified_bounds(
-                    scorer, as_input(images[rows], device), threat=threat_model, method=method
-                )
-                found[:, rows] = lo.cpu().numpy(), hi.cpu().numpy()
-                on_progress(rows.stop)
-        except ModelError as error:
-            return replace(shard, no_bounds=f"This network cannot be bounded: {error}.")
+        for rows in _batches(len(images), batch_size):
+            x = as_input(images[rows], device)
+            try:
+                lo, hi = certified_bounds(scorer, x, threat=threat_model, method=method)
+            except Exception as error:  # noqa: BLE001  # of somebody else's network: any is a reason
+                why = str(error).partition("\n")[0] or type(error).__name__
+                return replace(shard, no_bounds=f"This network cannot be bounded: {why}.")
+            found[:, rows] = lo.cpu().numpy(), hi.cpu().numpy()
+            on_progress(rows.stop)
     return replace(shard, bounds=found)
 
 

@@ -226,12 +226,18 @@ def pareto_front(outcomes: Sequence[Outcome]) -> list[int]:
 
 
 def best(request: SweepRequest, outcomes: Sequence[Outcome]) -> int | None:
-    """Number of the trial of highest robust AP, or of what the search is after; the first one."""
+    """Number of the trial of highest robust AP, or of what the search is after.
+
+    Of equal ones that of the higher other AP, so that it lies on the front; then the first.
+    """
     clean_first = isinstance(request.search, Search) and request.search.maximise == "clean_ap"
-    figures = {
-        trial.number: trial.clean_ap if clean_first else trial.robust_ap for trial in outcomes
-    }
-    known = {number: figure for number, figure in figures.items() if figure is not None}
+    known: dict[int, tuple[float, float]] = {}
+    for trial in outcomes:
+        first, second = trial.robust_ap, trial.clean_ap
+        if clean_first:
+            first, second = second, first
+        if first is not None:
+            known[trial.number] = first, -math.inf if second is None else second
     return max(known, key=lambda number: known[number]) if known else None
 
 

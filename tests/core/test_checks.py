@@ -45,6 +45,7 @@ NAMES = [
     "black_box_weaker",
     "monotone",
     "gradients",
+    "gradient_predicts",
     "repeatable",
     "batch_independent",
     "eight_bit",
@@ -174,7 +175,7 @@ def test_honest_networks_are_trustworthy_to_a_closer_look(build, robust):
     assert_all_pass(audit(network, attacks=PRESETS["standard"], level="full"))
 
 
-@pytest.mark.parametrize("epsilon", [2 / 255, 8 / 255, 0.3])
+@pytest.mark.parametrize("epsilon", [2 / 255, 8 / 255, 0.25])
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e30])
 def test_neither_the_size_of_the_budget_nor_the_unit_of_the_logits_matters(epsilon, scale):
     network = Disguised(lambda network, x: scale * network(x))
@@ -264,6 +265,11 @@ def sensitive_off_the_grid(network, x):
     return logits - 10 * off * logits.sign()
 
 
+def stepped(h):
+    """Rounded down to eighths by a remainder, whose gradient cancels that of h."""
+    return h - h.fmod(torch.tensor(1 / 8))
+
+
 class Remembers(nn.Module):
     """Every call moves the scores a little further."""
 
@@ -308,7 +314,6 @@ FOOLING = {
         {"gradients"},
     ),
     "gradients that end in a larger ball": (blind_to_bright_borders, {"monotone"}),
-    "digits lost in float32": (lambda network, x: (network(x) + 1e6) - 1e6, {"gradients"}),
     "random noise": (lambda network, x: network(x + 0.1 * torch.randn_like(x)), {"repeatable"}),
     "a random resize": (resized, {"repeatable"}),
     "dropout that stays on": (
@@ -321,6 +326,18 @@ FOOLING = {
         {"batch_independent"},
     ),
     "more than 8 bits": (sensitive_off_the_grid, {"eight_bit"}),
+    "a network whose half is detached": (
+        lambda network, x: network(x) + trained(small_cnn, seed=1)(x.detach()),
+        {"gradient_predicts"},
+    ),
+    "a network in steps beside a linear one": (
+        lambda network, x: network[2:](stepped(network[:2](x))) + trained(linear)(x),
+        {"gradient_predicts"},
+    ),
+    "steps of pixels beside themselves": (
+        lambda network, x: network((x + (x * 31).round() / 31) / 2),
+        {"gradient_predicts"},
+    ),
 }
 
 
@@ -329,6 +346,45 @@ def test_a_network_made_to_fool_attacks_is_caught_by_name(disguise, named):
     found = audit(Disguised(disguise), batch_size=64)
     assert verdict(found) == "not trustworthy"
     assert failed(found) >= named, found
+
+
+def test_terms_too_fast_to_follow_are_reason_for_caution_while_the_attack_looks_fine():
+    signs = torch.randn(64, generator=torch.Generator().manual_seed(0)).sign()
+
+    def waves(network, x):
+        return network(x) + 0.005 * ((200 * x.flatten(1)).sin() * signs).sum(dim=1)
+
+    found = audit(Disguised(waves))
+    assert found["gradient_predicts"].status == "caution"
+    assert found["gradient_predicts"].figures["correlation"] > 0.99  # of near steps
+    assert "turns faster than a search follows it" in found["gradient_predicts"].message
+    assert verdict(found) != "trustworthy"
+
+
+@pytest.mark.parametrize(
+    "rounded",
+    [
+        lambda network, x: network(x).bfloat16().float(),
+        lambda network, x: network(x).half().float(),
+        lambda network, x: (network(x) + 1e6) - 1e6,
+    ],
+    ids=["bfloat16", "float16", "digits lost in float32"],
+)
+@pytest.mark.parametrize("epsilon", [2 / 255, EPSILON])
+def test_a_rounded_output_whose_gradient_is_whole_is_a_caution_at_most(rounded, epsilon):
+    found = audit(Disguised(rounded), threat=Threat(epsilon=epsilon))
+    assert found["gradients"].status == "caution"
+    assert "the output is rounded" in found["gradients"].message
+    assert verdict(found) == "caution"
+
+
+def test_the_figures_of_gradient_predicts_are_those_of_a_slope_known_beforehand():
+    # A third of the logit is hidden: two thirds of every change are foretold, all in proportion.
+    network = Disguised(lambda network, x: 2 * network(x) + network(x.detach()), trained(linear))
+    figures = audit(network)["gradient_predicts"].figures
+    assert figures["correlation"] == pytest.approx(1, abs=1e-4)
+    assert figures["correlation_far"] == pytest.approx(1, abs=1e-4)
+    assert figures["slope"] == pytest.approx(2 / 3, abs=1e-4)
 
 
 def test_one_batch_that_holds_the_whole_sample_hides_nothing():
@@ -455,9 +511,9 @@ def test_the_strongest_attack_is_the_one_examined():
 @pytest.mark.parametrize(
     ("threat", "status", "words"),
     [
-        (Threat(epsilon=8.0), "fail", "8/255 = 0.0314"),
         (Threat(norm="l2", epsilon=8.1), "fail", "covers every image"),  # 8x8 pixels: 8 at most
         (Threat(epsilon=0.6), "caution", "plain grey"),
+        (Threat(epsilon=0.3), "caution", "76 of 255 levels"),
         (Threat(epsilon=8 / 255 / 255), "caution", "half a level"),
         (Threat(norm="l2", epsilon=1.0), "pass", "plausible"),
     ],
@@ -468,11 +524,14 @@ def test_units(threat, status, words):
     assert words in check.message
 
 
-def test_a_perturbation_below_half_a_level_does_not_outlive_bytes():
-    check = audit(trained(linear), threat=Threat(epsilon=0.4 / 255))["eight_bit"]
-    assert check.status == "fail"
-    assert check.figures["margin_drop_8_bit"] == 0 < check.figures["margin_drop"]
-    assert check.figures["ap_8_bit"] - check.figures["ap"] < 1 / 48  # AP alone would not tell
+@pytest.mark.parametrize("build", [linear, small_cnn])
+@pytest.mark.parametrize("levels", [0.25, 0.4])
+def test_an_epsilon_below_half_a_level_is_named_by_units_alone(build, levels):
+    found = audit(trained(build), threat=Threat(epsilon=levels / 255))
+    assert {name: c.status for name, c in found.items() if c.status != "pass"} == {
+        "units": "caution",
+        "eight_bit": "skipped",
+    }
 
 
 def test_images_stored_as_zero_and_one_are_noticed():
@@ -490,7 +549,7 @@ def test_nothing_is_attacked_where_no_pixel_may_change():
         "batch_independent",
     }
     skipped = [check for check in found.values() if check.status == "skipped"]
-    assert len(skipped) == 7
+    assert len(skipped) == 8
     assert all("Epsilon is 0" in check.message for check in skipped)
     assert verdict(found) == "trustworthy"
 
@@ -521,7 +580,7 @@ class Counted(nn.Module):
 
 @pytest.mark.parametrize(
     ("level", "images", "forward_passes", "backward_passes", "surrogate_passes"),
-    [("quick", 96, 121, 66, 11), ("full", 256, 474, 251, 21)],
+    [("quick", 96, 129, 66, 11), ("full", 256, 483, 252, 21)],
 )
 def test_the_cost_is_bounded_and_known_beforehand(
     level, images, forward_passes, backward_passes, surrogate_passes

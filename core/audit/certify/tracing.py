@@ -379,7 +379,9 @@ def _adaptive_average_pool(site: _Site, x: Any, size: Any) -> Operation:
         return _average(site, x, kernel, kernel, (0, 0))
     # windows of different sizes, which may overlap: a matrix over the places of a channel
     down, across = (
-        F.adaptive_avg_pool1d(torch.eye(size, dtype=torch.float64, device=site.device), windows).T
+        F.adaptive_avg_pool1d(
+            torch.eye(size, dtype=torch.float64, device=site.device), windows
+        ).T.contiguous()
         for size, windows in ((height, rows), (width, columns))
     )
     weight = torch.kron(down, across)  # (rows * columns, height * width)

@@ -14,8 +14,8 @@ false sense of security" (ICML 2018), Croce & Hein, "Reliable evaluation of adve
 They find what blinds an attack by accident or by a known trick. They prove nothing: a defence made
 against these very checks may pass them, and the certified floor alone would notice.
 
-Cost, in forward passes of each sampled image: up to 473 (`full`, at most 128 positives and 128
-negatives; 251 of them are followed by a backward pass) or 120 (`quick`, at most 48 and 48; 66), and
+Cost, in forward passes of each sampled image: up to 482 (`full`, at most 128 positives and 128
+negatives; 252 of them are followed by a backward pass) or 128 (`quick`, at most 48 and 48; 66), and
 22 or 12 more with a surrogate. A data set's size changes nothing.
 """
 
@@ -31,6 +31,7 @@ from adap.core.attacks.base import attacking
 from adap.core.audit.checks.runs import (
     DEPTHS,
     SCORINGS,
+    STEPS,
     Bench,
     Logits,
     box_epsilon,
@@ -45,6 +46,7 @@ from adap.core.audit.checks.verdicts import (
     converged,
     eight_bit,
     fuzzy,
+    gradient_predicts,
     gradients,
     monotone,
     noise_weaker,
@@ -75,6 +77,7 @@ def planned_passes(
     passes = SCORINGS - (not has_gradients) + sum(run.passes for run in runs.values())
     if "white_box" in runs:
         passes += 1  # the stored images of the white box
+        passes += 1 + 2 * STEPS  # a gradient, and steps forth and back
     return passes * len(sample_rows(targets, DEPTHS[level].images))
 
 
@@ -118,7 +121,6 @@ def check_audit(
         device=device,
         on_progress=on_progress,
     )
-    none = np.empty(0, dtype=bool)
     box = box_epsilon(threat, bench.images)
     runs = plan_runs(
         threat,
@@ -132,9 +134,9 @@ def check_audit(
         clean = bench.score(scorer)
         again, shuffled = bench.score(scorer), bench.score_shuffled(scorer)
         alone, alone_again = bench.score_alone(scorer), bench.score_alone(scorer)
-        zero, broken = (
-            bench.gradients(scorer, examined_attack(attacks)) if has_gradients else (none, none)
-        )
+        slopes = None
+        if has_gradients:
+            slopes = bench.gradients(scorer, examined_attack(attacks), threat)
         found: dict[str, Logits] = {}
         for name, run in runs.items():
             network = surrogate if run.on_surrogate and surrogate is not None else scorer
@@ -153,10 +155,11 @@ def check_audit(
         noise_weaker(judged),
         black_box_weaker(judged),
         monotone(judged, threat),
-        gradients(clean, bench, zero, broken),
+        gradients(clean, bench, slopes),
+        gradient_predicts(slopes),
         repeats,
         independent,
-        eight_bit(judged),
+        eight_bit(judged, threat),
     ]
     if any(check.status in ("caution", "fail") for check in (repeats, independent)):
         checks = [fuzzy(check) for check in checks]

@@ -41,11 +41,18 @@ class _Depth:
 
 
 DEPTHS: Mapping[Checks, _Depth] = {
-    "quick": _Depth(48, 10, queries=32, curve_steps=5, floor_steps=10, transfer_steps=10),
+    "quick": _Depth(48, 10, queries=32, curve_steps=5, floor_steps=9, transfer_steps=10),
     "full": _Depth(128, 50, queries=200, curve_steps=10, floor_steps=20, transfer_steps=20),
 }
 
 SCORINGS = 6  # clean, again, shuffled, alone, alone again, and the gradient at the clean image
+
+# Of `gradient_predicts`: random steps, each taken forth and back. Half of them are FAR, a share of
+# epsilon, where fast terms show; half are no more than NEAR, where deep networks are straight.
+STEPS = 4
+FAR = 1 / 4
+NEAR = 1 / 255
+LEAST_STEP = 1 / 8 / 255  # of a pixel; below it float32 rounds what happens away
 
 CURVE = {"half": 0.5, "same": 1.0, "twice": 2.0}
 
@@ -118,7 +125,8 @@ def plan_runs(
         return runs
     curve = APGDAttack(steps=depth.curve_steps)
     for name, multiple in CURVE.items():
-        scaled = threat.model_copy(update={"epsilon": multiple * threat.epsilon})
+        reach = min(multiple * threat.epsilon, max(box, threat.epsilon))
+        scaled = threat.model_copy(update={"epsilon": reach})
         runs[name] = Run(curve, scaled, start="curve")
     everything = threat.model_copy(update={"epsilon": box})
     runs["floor"] = Run(APGDAttack(steps=depth.floor_steps), everything, start="floor")
@@ -149,6 +157,24 @@ def sample_rows(targets: NDArray[np.int64], images: int) -> NDArray[np.int64]:
         of[np.linspace(0, len(of) - 1, min(images, len(of))).round().astype(int)] for of in rows
     ]
     return np.sort(np.concatenate(spread))
+
+
+@dataclass(frozen=True)
+class Slopes:
+    """What the gradient at each of n clean images says, and what S small steps beside it do.
+
+    zero, broken: (n,) whose gradient is zero everywhere, and whose is not finite.
+    sizes: (S,) of the steps, a pixel; the nearest first.
+    predicted: (S, n) change of the logit by a step, by the gradient.
+    back, forth: (S, n) logits after that step against it and along it.
+    """
+
+    zero: NDArray[np.bool_]
+    broken: NDArray[np.bool_]
+    sizes: NDArray[np.float64]
+    predicted: NDArray[np.float64]
+    back: NDArray[np.float64]
+    forth: NDArray[np.float64]
 
 
 @dataclass
@@ -191,19 +217,40 @@ class Bench:
             self._tell(1)
         return logits
 
-    def gradients(
-        self, network: nn.Module, attack: Attack
-    ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """(n,) whose gradient at the clean image is zero everywhere, and whose is not finite."""
+    def gradients(self, network: nn.Module, attack: Attack, threat: Threat) -> "Slopes":
+        """The gradient at each clean image, and whether the one beside it foretells small steps."""
+        far = max(FAR * threat.epsilon, LEAST_STEP)
+        sizes = np.repeat([min(far, NEAR), far], STEPS // 2) if threat.epsilon > 0 else np.empty(0)
+        if threat.norm == "l2":
+            sizes /= np.sqrt(self.images[0].size)
+        steps, margin = len(sizes), sizes.max(initial=0)
         zero, broken = np.empty((2, len(self.images)), dtype=bool)
+        predicted, back, forth = np.empty((3, steps, len(self.images)))
         for rows in self._batches():
-            loss_fn = loss_of(attack, network, self.targets[rows], self.device)
-            _, gradient = loss_and_gradient(loss_fn, self._input(self.images[rows]))
-            gradient = gradient.flatten(1)
-            zero[rows] = (gradient == 0).all(dim=1).cpu().numpy()
-            broken[rows] = (~gradient.isfinite()).any(dim=1).cpu().numpy()
-            self._tell(len(zero[rows]))
-        return zero, broken
+            x = self._input(self.images[rows])
+            _, ascended = loss_and_gradient(
+                loss_of(attack, network, self.targets[rows], self.device), x
+            )
+            ascended = ascended.flatten(1)
+            zero[rows] = (ascended == 0).all(dim=1).cpu().numpy()
+            broken[rows] = (~ascended.isfinite()).any(dim=1).cpu().numpy()
+            self._tell(len(x))
+            if not steps:
+                continue
+            # No step leaves [0, 1]: what a network makes of such pixels is nobody's business.
+            x = x.clamp(margin, 1 - margin)
+            _, gradient = loss_and_gradient(network, x)
+            generator = generator_of(self.seed, "checks", rows.start, "gradients")
+            for step, size in enumerate(sizes.tolist()):
+                drawn = torch.rand(x.shape, generator=generator).to(x.device)
+                d = torch.where(drawn < 0.5, -size, size)
+                predicted[step, rows] = (gradient * d).double().flatten(1).sum(1).cpu().numpy()
+                back[step, rows] = logits_of(network, x - d)
+                forth[step, rows] = logits_of(network, x + d)
+            self._tell((1 + 2 * steps) * len(x))
+        return Slopes(
+            zero=zero, broken=broken, sizes=sizes, predicted=predicted, back=back, forth=forth
+        )
 
     def attack(
         self, scorer: nn.Module, run: Run, *, network: nn.Module

@@ -5,11 +5,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from adap.core.audit.checks.runs import CURVE, Bench, GradientAttack, Logits, Run, examined_attack
+from adap.core.audit.checks.runs import (
+    CURVE,
+    Bench,
+    GradientAttack,
+    Logits,
+    Run,
+    Slopes,
+    examined_attack,
+)
 from adap.core.audit.scoring import Pixels
 from adap.core.config import (
+    LARGE_LINF,
     APGDAttack,
     Attack,
     FGSMAttack,
@@ -18,50 +28,75 @@ from adap.core.config import (
     Threat,
 )
 from adap.core.figures.ranking import average_precision, floor_ap
-from adap.core.report import Check, Status, Trust, Verdict
+from adap.core.report import Check, Limit, Status, Trust, Verdict
 
-# A status falls to caution above the first number and to fail above the second. What honest
-# networks reach, and what fooling ones do, is in docs/trust.md.
+# A status falls to caution beyond the first number and to fail beyond the second. What honest
+# networks reach, and what fooling ones do, is in docs/trust.md. Each check carries its limits, so
+# that whoever has a report can judge its figures again.
 
 # Of an AP that should not change. The sample is half positives, where AP is steadiest, and the runs
 # compared share their images and mostly their starts: on honest networks they differ by 0.005 at
 # most. A single positive weighs 1 / P, so few of them must not decide: see `ap_limits`.
-AP_CHANGE = (0.01, 0.05)
+AP_CHANGE = Limit(caution=0.01, fail=0.05)
 
 # Fewer than ten positives leave a limit above this, and no check by AP can say much.
 VAGUE = 0.1
 
 # Of the fall of the mean margin: how much further the margin falls on doubled steps. AP at its
 # floor, or still at 1, does not show that an attack was on its way.
-MARGIN_CHANGE = (0.15, 0.5)
+MARGIN_CHANGE = Limit(caution=0.15, fail=0.5)
 
 # Of the way from a perfect ranking down to the inverted one: how much is left when every pixel may
 # take any value.
-ABOVE_FLOOR = (0.02, 0.1)
+ABOVE_FLOOR = Limit(caution=0.02, fail=0.1)
 
 # Noise's fall of the mean margin as a share of the attack's. Following the gradient must beat
 # walking at random by far; on honest networks the share is below 0.05.
-NOISE_SHARE = (0.5, 0.9)
+NOISE_SHARE = Limit(caution=0.5, fail=0.9)
 
 # Share of images on which a black box beats the white box by more than REAL_MARGIN.
-BLACK_BOX_WINS = (0.05, 0.15)
+BLACK_BOX_WINS = Limit(caution=0.05, fail=0.15)
 
 # A difference between logits that matters, as a share of the standard deviation of clean logits.
 REAL_MARGIN = 0.05
 
-# Share of a class whose gradient is zero or not finite, and of images whose score is some other
-# image's too. ReLU networks have a few dead images; a tenth of a class changes an AP visibly.
-BLOCKED = (0.01, 0.1)
+# Share of a class whose gradient is zero or not finite. ReLU networks have a few dead images; a
+# tenth of a class changes an AP visibly.
+BLOCKED = Limit(caution=0.01, fail=0.1)
+
+# Share of images whose score is some other image's too. An output rounded to 16 bits loses places
+# in the ranking, but its gradient may be whole: `gradients` and `gradient_predicts` tell.
+SHARED = Limit(caution=0.01)
+
+# Of what the gradient foretells of small random steps with what they do: the correlation, and the
+# slope (1 where all of it is foretold). Each is lost by some that tell half the truth. Far steps
+# are a caution at most: there an honest deep network may bend as much as a drowned gradient.
+CORRELATION = Limit(caution=0.9, fail=0.8, side="below")
+SLOPE = Limit(caution=0.8, fail=0.65, side="below")
+CORRELATION_FAR = Limit(caution=0.9, side="below")
+
+# Share of the change by small steps that is no more than the rounding of the logits: above it the
+# rest is not told apart.
+ROUNDING = Limit(caution=0.1)
+
+NOTHING = 1e-12  # of what is squared and near 1
+TOLERANCE = 1e-6  # of a multiple of a step
 
 # Largest change of a logit that should not change at all, as a share of the same deviation. Another
 # batch size chooses another algorithm: float32 then differs by 1e-6, TF32 by up to 1e-3.
-LOGIT_CHANGE = (2e-3, 2e-2)
+LOGIT_CHANGE = Limit(caution=2e-3, fail=2e-2)
+
+ALONE = Limit(caution=1, fail=1, side="below")  # 0 where an image that comes alone is refused
+
+NO_NUMBER = Limit(caution=0, fail=0)  # images that score NaN or infinity
 
 # How many times the change from one scoring to the next another batch must change a logit to count.
 APART = 3
 
 # Share of the attack's fall of the mean margin that is lost when its images are stored as bytes.
-LOST_TO_ROUNDING = (0.1, 0.5)
+LOST_TO_ROUNDING = Limit(caution=0.1, fail=0.5)
+
+HALF_A_LEVEL = 0.5 / 255
 
 
 NO_GRADIENTS = "The model is a function without gradients, so there are none to look at."
@@ -111,9 +146,13 @@ class Judged:
         return floor_ap(self.positives, len(self.targets))
 
     @property
-    def ap_limits(self) -> tuple[float, float]:
+    def ap_limit(self) -> Limit:
         """AP_CHANGE, or what one and two positives weigh where that is more."""
-        return max(AP_CHANGE[0], 1 / self.positives), max(AP_CHANGE[1], 2 / self.positives)
+        assert AP_CHANGE.fail is not None
+        return Limit(
+            caution=max(AP_CHANGE.caution, 1 / self.positives),
+            fail=max(AP_CHANGE.fail, 2 / self.positives),
+        )
 
     @property
     def real_margin(self) -> float:
@@ -152,36 +191,48 @@ class Judged:
 def units(threat: Threat, images: Pixels, *, box: float) -> Check:
     epsilon = threat.epsilon
     brightest = int(images.max() if images.dtype == np.uint8 else (255 * images.max()).round())
-    status: Status = "pass"
+    large = LARGE_LINF if threat.norm == "linf" else box / 2
+    figures = {
+        "epsilon": epsilon,
+        "levels": 255 * epsilon,
+        "covers_everything": box,
+        "brightest": float(brightest),
+    }
+    limits = {
+        "epsilon": Limit(caution=large, fail=box),
+        "brightest": Limit(caution=2, side="below"),
+    }
+    if epsilon > 0:
+        limits["levels"] = Limit(caution=255 * HALF_A_LEVEL, side="below")
     message = f"Epsilon {epsilon:g} ({threat.norm}) is plausible for pixels in [0, 1]."
     if epsilon == 0:
         message = "Epsilon is 0, so no pixel may change: only the scores themselves are checked."
     if epsilon > box:
-        status = "fail"
         message = (
             f"Epsilon {epsilon:g} covers every image there is ({box:g} would do): pixels are in "
             f"[0, 1], so 8 of 255 levels are 8/255 = 0.0314."
         )
     elif epsilon > box / 2:
-        status = "caution"
         message = (
             f"Epsilon {epsilon:g} ({threat.norm}) can turn every image into plain grey, so that no "
             "model can rank: choose a smaller one."
         )
-    elif 0 < epsilon < 0.5 / 255:
-        status = "caution"
+    elif epsilon > large:
         message = (
-            f"Epsilon {epsilon:g} is less than half a level of an 8-bit pixel ({0.5 / 255:.4f}): "
-            "give it for pixels in [0, 1]."
+            f"Epsilon {epsilon:g} ({threat.norm}) is {255 * epsilon:.0f} of 255 levels, which "
+            "changes what people see: 8 levels are 8/255 = 0.0314."
+        )
+    elif 0 < epsilon < HALF_A_LEVEL:
+        message = (
+            f"Epsilon {epsilon:g} is less than half a level of an 8-bit pixel ({HALF_A_LEVEL:.4f}):"
+            " no image stored as bytes can show it. Give it for pixels in [0, 1]."
         )
     elif brightest <= 1:
-        status = "caution"
         message = (
             f"No sampled pixel is brighter than {brightest} of 255, so the images seem to be in "
             "[0, 1] already: store them as 0 to 255."
         )
-    figures = {"epsilon": epsilon, "covers_everything": box, "brightest": float(brightest)}
-    return Check(name="units", status=status, message=message, figures=figures)
+    return _check("units", message, figures, limits)
 
 
 def converged(judged: Judged, attacks: Sequence[Attack], runs: Mapping[str, Run]) -> Check:
@@ -192,50 +243,60 @@ def converged(judged: Judged, attacks: Sequence[Attack], runs: Mapping[str, Run]
             "attack it: whoever has its weights may do more, and the figures hold for an attacker "
             "who has not."
         )
-        return Check(name=name, status="caution", message=message, figures={})
+        limits = {"gradient_attacks": Limit(caution=1, side="below")}
+        return _check(name, message, {"gradient_attacks": 0.0}, limits)
     if unjudgeable := judged.unjudgeable(name, "white_box", "doubled"):
         return unjudgeable
     before, after = judged.ap("white_box"), judged.ap("doubled")
     drop, further = judged.drop("white_box"), judged.drop("doubled")
-    gain = (further - drop) / further if further > 0 else 0.0
-    status = _worst(_status(before - after, judged.ap_limits), _status(gain, MARGIN_CHANGE))
     examined = examined_attack(attacks)
+    following = sum(isinstance(attack, GradientAttack) for attack in attacks)
+    blind = not following and not any(isinstance(attack, SquareAttack) for attack in attacks)
+    figures = {
+        "ap": before,
+        "ap_doubled": after,
+        "ap_lower": before - after,
+        "margin_drop": drop,
+        "margin_drop_doubled": further,
+        "margin_further": (further - drop) / further if further > 0 else 0.0,
+        "weight_of_a_positive": 1 / judged.positives,
+        "gradient_attacks": float(following),
+    }
+    ends = {"ap_lower": judged.ap_limit, "margin_further": MARGIN_CHANGE}
     first, second = _described(runs["white_box"].attack), _described(runs["doubled"].attack)
-    found = (
+    goes_on = _described(examined) != first
+    if goes_on:  # what the sample's search leaves may be found by the audit's own
+        ends = {of: limit.model_copy(update={"fail": None}) for of, limit in ends.items()}
+    limits = {
+        **ends,
+        "weight_of_a_positive": Limit(caution=VAGUE),
+        "gradient_attacks": Limit(caution=1, fail=1 if blind else None, side="below"),
+    }
+    message = (
         f"On the sample {first} leaves AP {before:.3f} and lowers the mean margin by {drop:.3g}, "
         f"{second} {after:.3f} and by {further:.3g}"
     )
-    if status == "pass":
-        message = f"{found}."
-    elif _described(examined) != first:
-        status = "caution"
-        message = (
-            f"{found}: the search was not at its end there, though the audit's goes on to "
-            f"{_described(examined)}. Ask for full checks, or a larger number of steps."
-        )
-    else:
-        message = f"{found}: the search was not at its end, give the attack more steps."
-    if status == "pass" and judged.ap_limits[0] > VAGUE:
-        status = "caution"
-        message = (
-            f"{found}; but with {judged.positives} positives one image can move AP by "
-            f"{1 / judged.positives:.2f}, so no check by AP is sharp: audit with more positives."
-        )
-    if not any(isinstance(attack, GradientAttack) for attack in attacks):
-        blind = not any(isinstance(attack, SquareAttack) for attack in attacks)
-        status = _worst(status, "fail" if blind else "caution")
+    if not following:
         message = (
             "The audit runs no attack that follows gradients"
             f"{', and none that searches at all' if blind else ''}: add `apgd` (on the sample "
             f"it leaves AP {before:.3f} of {judged.ap('clean'):.3f})."
         )
-    figures = {
-        "ap": before,
-        "ap_doubled": after,
-        "margin_drop": drop,
-        "margin_drop_doubled": further,
-    }
-    return Check(name=name, status=status, message=message, figures=figures)
+    elif _judge(figures, ends) != "pass":
+        message += (
+            f": the search was not at its end there, though the audit's goes on to "
+            f"{_described(examined)}. Ask for full checks, or a larger number of steps."
+            if goes_on
+            else ": the search was not at its end, give the attack more steps."
+        )
+    elif 1 / judged.positives > VAGUE:
+        message += (
+            f"; but with {judged.positives} positives one image can move AP by "
+            f"{1 / judged.positives:.2f}, so no check by AP is sharp: audit with more positives."
+        )
+    else:
+        message += "."
+    return _check(name, message, figures, limits)
 
 
 def restarts(judged: Judged, attacks: Sequence[Attack]) -> Check:
@@ -245,18 +306,19 @@ def restarts(judged: Judged, attacks: Sequence[Attack]) -> Check:
     if unjudgeable := judged.unjudgeable(name, "white_box", "restart"):
         return unjudgeable
     one, two = judged.ap("white_box"), judged.ap("white_box", "restart")
-    status = _status(one - two, judged.ap_limits)
     examined = examined_attack(attacks)
     restarts = 1 if isinstance(examined, FGSMAttack) else examined.restarts
-    if restarts > 1 and status == "fail":
-        status = "caution"  # the audit took the better one itself, and a third is not known
+    limit = judged.ap_limit
+    if restarts > 1:  # the audit took the better one itself, and a third is not known
+        limit = limit.model_copy(update={"fail": None})
+    figures = {"ap": one, "ap_two_starts": two, "ap_lower": one - two}
+    matters = limit.status(one - two) != "pass"
     message = (
         f"One start leaves AP {one:.3f} on the sample, the better of two {two:.3f}"
         f"{'' if restarts == 1 else f' (the audit has {restarts})'}"
-        f"{'.' if status == 'pass' else ': where the search starts matters, add restarts.'}"
+        f"{': where the search starts matters, add restarts.' if matters else '.'}"
     )
-    figures = {"ap": one, "ap_two_starts": two}
-    return Check(name=name, status=status, message=message, figures=figures)
+    return _check(name, message, figures, {"ap_lower": limit})
 
 
 def reaches_floor(judged: Judged) -> Check:
@@ -265,11 +327,10 @@ def reaches_floor(judged: Judged) -> Check:
         return unjudgeable
     ap, floor = judged.ap("floor"), judged.floor
     above = (ap - floor) / (1 - floor)
-    status = _status(above, ABOVE_FLOOR)
     message = (
         f"With every pixel free, the attack leaves AP {ap:.3f} on the sample; floor {floor:.3f}"
     )
-    if status == "pass":
+    if ABOVE_FLOOR.status(above) == "pass":
         message += "."
     else:
         message += (
@@ -277,7 +338,7 @@ def reaches_floor(judged: Judged) -> Check:
             "where to go. Audit the network without what stops or scrambles its gradients."
         )
     figures = {"ap": ap, "floor": floor, "share_above_floor": above}
-    return Check(name=name, status=status, message=message, figures=figures)
+    return _check(name, message, figures, {"share_above_floor": ABOVE_FLOOR})
 
 
 def noise_weaker(judged: Judged) -> Check:
@@ -286,11 +347,10 @@ def noise_weaker(judged: Judged) -> Check:
         return unjudgeable
     noise, attack = judged.drop("noise"), judged.drop("white_box")
     share = noise / attack if attack > 0 else 1.0  # an attack that moved nothing is beaten by noise
-    status = _status(share, NOISE_SHARE)
     message = (
         f"Noise of the same size lowers the mean margin by {noise:.3g}, the attack by {attack:.3g}"
     )
-    if status == "pass":
+    if NOISE_SHARE.status(share) == "pass":
         message += "."
     else:
         message += (
@@ -300,10 +360,11 @@ def noise_weaker(judged: Judged) -> Check:
     figures = {
         "margin_drop_noise": noise,
         "margin_drop": attack,
+        "share": share,
         "ap_noise": judged.ap("noise"),
         "ap": judged.ap("white_box"),
     }
-    return Check(name=name, status=status, message=message, figures=figures)
+    return _check(name, message, figures, {"share": NOISE_SHARE})
 
 
 def black_box_weaker(judged: Judged) -> Check:
@@ -314,27 +375,30 @@ def black_box_weaker(judged: Judged) -> Check:
     white, white_ap = judged.lowest(*judged.white_box), judged.ap(*judged.white_box)
     wins = {box: float((judged.margins(box) < white - judged.real_margin).mean()) for box in boxes}
     aps = {box: judged.ap(box) for box in boxes}
+    figures = {"ap_white_box": white_ap}
+    limits: dict[str, Limit] = {}
+    for box in boxes:
+        figures |= {
+            f"ap_{box}": aps[box],
+            f"{box}_ap_lower": white_ap - aps[box],
+            f"{box}_wins": wins[box],
+        }
+        limits |= {f"{box}_ap_lower": judged.ap_limit, f"{box}_wins": BLACK_BOX_WINS}
     statuses = {
-        box: _worst(
-            _status(white_ap - aps[box], judged.ap_limits), _status(wins[box], BLACK_BOX_WINS)
-        )
+        box: _judge(figures, {of: limits[of] for of in (f"{box}_ap_lower", f"{box}_wins")})
         for box in boxes
     }
-    status = _worst(*statuses.values())
     strongest = max(boxes, key=lambda box: (SEVERITY.index(statuses[box]), wins[box]))
     message = (
         f"`{strongest}`, which sees no gradient of the model, leaves AP {aps[strongest]:.3f} on "
         f"the sample and is clearly stronger on {wins[strongest]:.0%} of the images; the attacks "
         f"that see it leave {white_ap:.3f}"
     )
-    if status == "pass":
+    if set(statuses.values()) == {"pass"}:
         message += "."
     else:
         message += ": the gradients mislead, so read the figures of `square`, with more queries."
-    figures = {"ap_white_box": white_ap}
-    for box in boxes:
-        figures |= {f"ap_{box}": aps[box], f"{box}_wins": wins[box]}
-    return Check(name=name, status=status, message=message, figures=figures)
+    return _check(name, message, figures, limits)
 
 
 def monotone(judged: Judged, threat: Threat) -> Check:
@@ -343,52 +407,100 @@ def monotone(judged: Judged, threat: Threat) -> Check:
         return unjudgeable
     aps = {point: judged.ap(point) for point in ("clean", *CURVE)}
     rise = max(np.diff(list(aps.values())).max(), 0.0)
-    status = _status(rise, judged.ap_limits)
+    rises = judged.ap_limit.status(rise) != "pass"
     epsilons = ", ".join(f"{multiple * threat.epsilon:.3g}" for multiple in (0, *CURVE.values()))
     message = (
         f"At epsilon {epsilons} AP on the sample is {', '.join(f'{ap:.3f}' for ap in aps.values())}"
-        f"{'.' if status == 'pass' else ': it must not rise, so the attack loses its way in a '}"
-        f"{'' if status == 'pass' else 'larger ball. Give it more steps, or trust `square` only.'}"
+        f"{': it must not rise, so the attack loses its way in a ' if rises else '.'}"
+        f"{'larger ball. Give it more steps, or trust `square` only.' if rises else ''}"
     )
     figures = {f"ap_{point}": ap for point, ap in aps.items()} | {"rise": float(rise)}
-    return Check(name=name, status=status, message=message, figures=figures)
+    return _check(name, message, figures, {"rise": judged.ap_limit})
 
 
-def gradients(
-    clean: Logits, bench: Bench, zero: NDArray[np.bool_], broken: NDArray[np.bool_]
-) -> Check:
-    """zero, broken: (n,) of the images, or empty for a model without gradients."""
+def gradients(clean: Logits, bench: Bench, slopes: Slopes | None) -> Check:
     name = "gradients"
-    if len(zero) == 0:
+    if slopes is None:
         return _skipped(name, NO_GRADIENTS)
     if not_finite := _not_finite(name, clean):
         return not_finite
     classes = {"positives": bench.targets == 1, "negatives": bench.targets == 0}
-    figures = {f"zero_{of}": float(zero[rows].mean()) for of, rows in classes.items()}
-    figures |= {f"not_finite_{of}": float(broken[rows].mean()) for of, rows in classes.items()}
+    figures = {f"zero_{of}": float(slopes.zero[rows].mean()) for of, rows in classes.items()}
+    figures |= {
+        f"not_finite_{of}": float(slopes.broken[rows].mean()) for of, rows in classes.items()
+    }
+    blocked = max(figures, key=figures.__getitem__)
+    limits = dict.fromkeys(figures, BLOCKED) | {"equal_scores": SHARED}
     figures["equal_scores"] = _equal_scores(clean, bench.images)
-    status = _worst(*(_status(share, BLOCKED) for share in figures.values()))
-    worst = max(figures, key=figures.__getitem__)
-    kind, _, of = worst.rpartition("_")
-    if status == "pass":
+    kind, _, of = blocked.rpartition("_")
+    if BLOCKED.status(figures[blocked]) != "pass":
+        what = "exactly zero" if kind == "zero" else "NaN or infinite"
+        message = (
+            f"The gradients of {figures[blocked]:.0%} of the {of} are {what}, so attacks that "
+            "follow them see nothing: audit the network before its sigmoid or its rounding, or "
+            "trust `square` only."
+        )
+    elif SHARED.status(figures["equal_scores"]) != "pass":
+        message = (
+            f"{figures['equal_scores']:.0%} of the images have exactly the score of another image: "
+            "the output is rounded, as to bfloat16 or float16, and ties rank negatives first. "
+            "Audit the network before that step."
+        )
+    else:
         message = (
             f"The gradient is zero for {figures['zero_positives']:.1%} of the positives and "
             f"{figures['zero_negatives']:.1%} of the negatives, and "
             f"{figures['equal_scores']:.1%} of the images share their score with another."
         )
-    elif worst == "equal_scores":
+    return _check(name, message, figures, limits)
+
+
+def gradient_predicts(slopes: Slopes | None) -> Check:
+    """Over all images and steps, without centring; what rounding adds is taken off."""
+    name = "gradient_predicts"
+    if slopes is None:
+        return _skipped(name, NO_GRADIENTS)
+    if not len(slopes.predicted):
+        return _skipped(name, "Epsilon is 0, so there is no attack to look at.")
+    if not_finite := _not_finite(name, *slopes.back, *slopes.forth):
+        return not_finite
+    near = slopes.sizes == slopes.sizes.min()
+    correlation, slope, rounding = _foretold(slopes, near)
+    figures = {"correlation": correlation, "slope": slope, "rounding": rounding}
+    limits = {"correlation": CORRELATION, "slope": SLOPE, "rounding": ROUNDING}
+    if not near.all():
+        figures["correlation_far"] = _foretold(slopes, ~near)[0]
+        limits["correlation_far"] = CORRELATION_FAR
+    if ROUNDING.status(rounding) != "pass":
         message = (
-            f"{figures[worst]:.0%} of the images have exactly the score of another image: the "
-            "output is saturated or rounded. Audit the network before that step."
+            f"{rounding:.0%} of what small steps do to the scores is their rounding, as to "
+            "bfloat16 or float16, so nothing tells whether the gradient foretells the rest: audit "
+            "the network before that step."
+        )
+        return _check(name, message, figures, {"rounding": ROUNDING})
+    message = (
+        f"What the gradient foretells of small random steps correlates {correlation:.3f} with what "
+        f"they do, and is {slope:.2f} of it"
+    )
+    if not near.all():
+        message += (
+            f"; of steps of a quarter of epsilon it correlates {figures['correlation_far']:.3f}"
+        )
+    if _judge(figures, limits) == "pass":
+        message += "."
+    elif _judge(figures, {of: limits[of] for of in ("correlation", "slope")}) == "pass":
+        message += (
+            ": within epsilon the gradient turns faster than a search follows it, as fast terms or "
+            "a very rough network make it do. Give the attack more steps, or trust `square` with "
+            "many queries."
         )
     else:
-        what = "exactly zero" if kind == "zero" else "NaN or infinite"
-        message = (
-            f"The gradients of {figures[worst]:.0%} of the {of} are {what}, so attacks that follow "
-            "them see nothing: audit the network before its sigmoid or its rounding, or trust "
-            "`square` only."
+        message += (
+            ": part of the network is hidden from its gradient (rounded, detached, or drowned by "
+            "fast terms), so attacks that follow it find less than there is. Audit the network "
+            "without that part, or trust `square` with many queries."
         )
-    return Check(name=name, status=status, message=message, figures=figures)
+    return _check(name, message, figures, limits)
 
 
 def repeatable(
@@ -402,9 +514,8 @@ def repeatable(
     if alone is not None and alone_again is not None and np.isfinite([alone, alone_again]).all():
         change_alone, share_alone = _change(alone, alone_again, spread=clean.std())
         change, share = max(change, change_alone), max(share, share_alone)
-    status = _status(share, LOGIT_CHANGE)
     message = f"The same images scored twice differ by {change:.2g} at most"
-    if status == "pass":
+    if LOGIT_CHANGE.status(share) == "pass":
         message += "."
     else:
         message += (
@@ -412,7 +523,7 @@ def repeatable(
             "remembers. Audit it without that, or averaged over many draws."
         )
     figures = {"largest_change": change, "share_of_spread": share}
-    return Check(name=name, status=status, message=message, figures=figures)
+    return _check(name, message, figures, {"share_of_spread": LOGIT_CHANGE})
 
 
 def batch_independent(
@@ -425,21 +536,21 @@ def batch_independent(
             "The model refuses an image that comes alone, so its scores depend on the rest of the "
             f"batch: {advice}"
         )
-        return Check(name=name, status="fail", message=message, figures={"scored_alone": 0.0})
+        return _check(name, message, {"scored_alone": 0.0}, {"scored_alone": ALONE})
     if not_finite := _not_finite(name, clean, shuffled, alone):
         return not_finite
     other, other_share = _change(clean, shuffled, spread=clean.std())
     single, single_share = _change(clean, alone, spread=clean.std())
     share = max(other_share, single_share)
-    status = _status(share, LOGIT_CHANGE)
-    if status != "pass" and share < APART * repeatable.figures.get("share_of_spread", 0):
+    changes = LOGIT_CHANGE.status(share) != "pass"
+    if changes and share < APART * repeatable.figures.get("share_of_spread", 0):
         return _skipped(
             name,
             "Scores do not repeat, and differ no more than that among other images: what the batch "
             "does cannot be told.",
         )
     message = f"Scores differ by {other:.2g} at most among other images, by {single:.2g} alone"
-    if status == "pass":
+    if not changes:
         message += "."
     else:
         message += (
@@ -452,39 +563,62 @@ def batch_independent(
         "share_of_spread": share,
         "scored_alone": 1.0,
     }
-    return Check(name=name, status=status, message=message, figures=figures)
+    limits = {"share_of_spread": LOGIT_CHANGE, "scored_alone": ALONE}
+    return _check(name, message, figures, limits)
 
 
-def eight_bit(judged: Judged) -> Check:
+def eight_bit(judged: Judged, threat: Threat) -> Check:
     name = "eight_bit"
+    if 0 < threat.epsilon < HALF_A_LEVEL:
+        return _skipped(
+            name,
+            "Epsilon is less than half a level of an 8-bit pixel: no byte can show the attack.",
+        )
     if unjudgeable := judged.unjudgeable(name, "white_box", "eight_bit"):
         return unjudgeable
     drop, kept = judged.drop("white_box"), judged.drop("eight_bit")
     before, after = judged.ap("white_box"), judged.ap("eight_bit")
     lost = 1 - kept / drop if drop > 0 else 0.0
-    status = _worst(_status(lost, LOST_TO_ROUNDING), _status(after - before, judged.ap_limits))
+    figures = {
+        "ap": before,
+        "ap_8_bit": after,
+        "ap_back": after - before,
+        "margin_drop": drop,
+        "margin_drop_8_bit": kept,
+        "share_lost": lost,
+    }
+    limits = {"share_lost": LOST_TO_ROUNDING, "ap_back": judged.ap_limit}
     message = (
         f"The attacked images leave AP {before:.3f} on the sample, stored with 8 bits {after:.3f}, "
         f"and keep {1 - lost:.0%} of the fall of the margin"
     )
-    if status == "pass":
+    if _judge(figures, limits) == "pass":
         message += "."
     else:
         message += (
             ": the attack lives on less than a level of a pixel. Choose a larger epsilon, or audit "
             "the network without what depends on such small changes."
         )
-    figures = {"ap": before, "ap_8_bit": after, "margin_drop": drop, "margin_drop_8_bit": kept}
-    return Check(name=name, status=status, message=message, figures=figures)
+    return _check(name, message, figures, limits)
 
 
-def _status(value: float, limits: tuple[float, float]) -> Status:
-    caution, fail = limits
-    return "fail" if value > fail else "caution" if value > caution else "pass"
+def _check(
+    name: str, message: str, figures: dict[str, float], limits: Mapping[str, Limit]
+) -> Check:
+    """A check of the status that its figures have by its limits."""
+    return Check(
+        name=name,
+        status=_judge(figures, limits),
+        message=message,
+        figures=figures,
+        limits=dict(limits),
+    )
 
 
-def _worst(*statuses: Status) -> Status:
-    return max(statuses, key=SEVERITY.index)
+def _judge(figures: Mapping[str, float], limits: Mapping[str, Limit]) -> Status:
+    """The gravest that any of the limits says."""
+    statuses = (limit.status(figures[name]) for name, limit in limits.items())
+    return max(statuses, key=SEVERITY.index, default="pass")
 
 
 def _skipped(name: str, why: str) -> Check:
@@ -500,7 +634,7 @@ def _not_finite(name: str, *logits: Logits) -> Check | None:
         f"{broken} of {len(logits[0])} images score NaN or infinity here: attacks cannot follow "
         "such scores and no ranking holds them. Find the overflow or the division by zero."
     )
-    return Check(name=name, status="fail", message=message, figures={"not_finite": float(broken)})
+    return _check(name, message, {"not_finite": float(broken)}, {"not_finite": NO_NUMBER})
 
 
 def fuzzy(check: Check) -> Check:
@@ -518,6 +652,51 @@ def _change(logits: Logits, other: Logits, *, spread: float) -> tuple[float, flo
     if change == 0:
         return 0.0, 0.0
     return change, float(change / spread) if spread > 0 else 1.0
+
+
+def _foretold(slopes: Slopes, of: NDArray[np.bool_]) -> tuple[float, float, float]:
+    """Over these steps: correlation and slope of what is foretold with what happens, not centred,
+    and the share of what happens that is rounding; the rounding is taken off the other two."""
+    back, forth = slopes.back[of], slopes.forth[of]
+    seen, predicted = (forth - back) / 2, slopes.predicted[of]
+    predicted = np.where(np.isfinite(predicted), predicted, 0)
+    # In units of the largest, so that no square leaves float64.
+    unit = max(float(np.abs(seen).max()), float(np.abs(predicted).max()))
+    if unit == 0:  # no step changes a score, and none is foretold to
+        return 1.0, 1.0, 0.0
+    happened, foretold = np.square(seen / unit).mean(), np.square(predicted / unit).mean()
+    together = float((seen / unit * (predicted / unit)).mean())
+    rounded = min(_rounding(back, forth) / unit**2 / max(happened, NOTHING), 1.0)
+    real = max(float(happened) * (1 - rounded), NOTHING)
+    correlation = together / float(np.sqrt(real * max(foretold, NOTHING)))
+    return min(correlation, 1.0), together / real, float(rounded)
+
+
+def _rounding(*logits: NDArray[np.float64]) -> float:
+    """Mean square error of half a difference of two logits, if all were rounded to 16 bits or to
+    multiples of one step; 0 if they were not."""
+    values = np.concatenate([of.ravel() for of in logits])
+    steps = [_step(values, kind) for kind in (torch.bfloat16, torch.float16)]
+    distinct = np.unique(values)
+    if len(distinct) > 1:
+        step = np.diff(distinct).min()
+        multiples = distinct / step
+        if np.abs(multiples - multiples.round()).max() < TOLERANCE:
+            steps.append(np.full(1, step))
+    # A rounding error is uniform within half a step, of variance step^2 / 12; two are halved.
+    return max(
+        (float(np.square(step).mean() / 24) for step in steps if step is not None), default=0
+    )
+
+
+def _step(logits: NDArray[np.float64], kind: torch.dtype) -> NDArray[np.float64] | None:
+    """From each logit to the next that this type holds; None where it does not hold them all."""
+    exact = torch.tensor(logits)
+    rounded = exact.to(kind)
+    if not (rounded.double() == exact).all():
+        return None
+    step = torch.nextafter(rounded.abs(), torch.full_like(rounded, torch.inf)) - rounded.abs()
+    return step.double().numpy()
 
 
 def _equal_scores(logits: Logits, images: Pixels) -> float:
