@@ -510,6 +510,21 @@ def test_bounds_of_a_sample_are_its_own_and_the_shards_alike():
     assert (found.example_ids, found.no_bounds, shard.no_bounds) == (example_ids, None, None)
 
 
+class Numbered(nn.Module):
+    """Fails on what a tracer hands over, with an error of its own."""
+
+    def forward(self, x):
+        if type(x) is not torch.Tensor or x.dtype != torch.float32:
+            raise KeyError("only plain images")
+        return x.flatten(1).sum(dim=1)
+
+
+def test_whatever_error_a_network_makes_of_the_tracer_is_a_reason_for_no_bounds():
+    found = sample(Numbered(), examples(), epsilon=EPSILON)
+    assert found.bounds is None
+    assert "cannot be bounded: 'only plain images'" in found.no_bounds
+
+
 @pytest.mark.parametrize(
     ("scorer", "size", "epsilon", "reason"),
     [

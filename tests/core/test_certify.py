@@ -116,6 +116,16 @@ NETWORKS = {
         ),
         (2, 5, 7),
     ),
+    "windows of one row": (
+        lambda: nn.Sequential(
+            nn.Conv2d(1, 3, 3, padding=1),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d((1, 3)),  # of (4, 5), neither of which it divides
+            nn.Flatten(),
+            nn.Linear(9, 1),
+        ),
+        (1, 4, 5),
+    ),
 }
 CLASSES = ["a", "b", "c", "d"]
 TASKS = {  # of a network with a logit for each class

@@ -151,11 +151,18 @@ def test_on_the_front_is_who_nobody_dominates(pairs: list[tuple[float, float]]) 
 
 
 def test_the_best_is_of_the_highest_robust_ap_or_of_what_is_sought() -> None:
-    ended = points((0.9, 0.1), (0.5, 0.4), (0.95, None), (0.6, 0.4))
+    ended = points((0.9, 0.1), (0.5, 0.4), (0.95, None), (0.4, 0.4))
     assert best(grid({"seed": [1]}), ended) == 1
     request = sweep({"kind": "tpe", "parameters": {"seed": [1, 2]}, "maximise": "clean_ap"})
     assert best(request, ended) == 2
     assert best(request, points((None, None))) is None
+
+
+def test_of_equal_trials_the_best_is_the_one_on_the_front() -> None:
+    request = grid({"seed": [1]})
+    ended = points((0.28, 0.14), (None, 0.14), (0.32, 0.14), (0.32, 0.14))
+    assert best(request, ended) == 2
+    assert 2 in pareto_front(ended)
 
 
 def test_an_outcome_is_read_from_the_result_of_a_training() -> None:
