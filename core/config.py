@@ -54,15 +54,13 @@ def fraction(value: Any) -> Any:
 
 
 _FractionText = Annotated[str, Field(pattern=r"^\d+(\.\d+)?/\d+(\.\d+)?$", max_length=40)]
-_AnySize, _StepSize = (
-    Annotated[float, Field(ge=0, le=1000)],
-    Annotated[float, Field(gt=0, le=1000)],
-)
+_AnySize = Annotated[float, Field(ge=0, le=1000)]
+_Positive = Annotated[float, Field(gt=0, le=1000)]
 PixelSize = Annotated[
     _AnySize, BeforeValidator(fraction, json_schema_input_type=_AnySize | _FractionText)
 ]
 StepSize = Annotated[
-    _StepSize, BeforeValidator(fraction, json_schema_input_type=_StepSize | _FractionText)
+    _Positive, BeforeValidator(fraction, json_schema_input_type=_Positive | _FractionText)
 ]
 
 
