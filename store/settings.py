@@ -146,10 +146,11 @@ class Settings(BaseSettings):
         "so that a retry can go on from it",
     )
 
-    sandbox: Literal["auto", "bubblewrap", "process"] = Field(
+    sandbox: Literal["auto", "bubblewrap", "landlock", "process"] = Field(
         "auto",
         description="how files from outside are opened: in a bubblewrap container without network, "
-        "or in a child process with resource limits only; auto takes bubblewrap where it works",
+        "in a process that Landlock keeps from all files but its own, "
+        "or in one with limits of resources and system calls only; auto takes the first that works",
     )
     child_memory_bytes: int = Field(
         16 * GIB, gt=0, description="address space of a process that opens uploads"

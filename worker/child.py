@@ -153,6 +153,7 @@ class Child:
                     "adap.worker.child",
                     str(fd),
                     str(self._sandbox.memory_bytes),
+                    str(self._sandbox.heap_bytes),
                 ],
                 pass_fd=fd,
                 folder=work.folder,
@@ -260,7 +261,8 @@ def die_with_the_worker(connection: Connection) -> None:
         poll = select.poll()
         poll.register(connection.fileno(), select.POLLRDHUP)
         poll.poll()
-        with contextlib.suppress(ProcessLookupError):  # the group's leader is outside the sandbox
+        # of a sandbox the leader is outside, and no signal leaves it
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(os.getpgrp(), signal.SIGKILL)
         os._exit(1)
 
@@ -269,7 +271,7 @@ def die_with_the_worker(connection: Connection) -> None:
 
 def _main() -> None:
     """Entry of a child that was started inside a sandbox: the pipe is an inherited descriptor."""
-    limit_resources(memory_bytes=int(sys.argv[2]))
+    limit_resources(memory_bytes=int(sys.argv[2]), heap_bytes=int(sys.argv[3]))
     connection: Connection = Connection(int(sys.argv[1]))
     die_with_the_worker(connection)
     serve(connection)

