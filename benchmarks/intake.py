@@ -37,6 +37,7 @@ from PIL import Image
 from adap.client.client import Client
 from adap.store.settings import Settings
 from adap.worker.child import Child
+from adap.worker.pipelines.requests import DatasetCheck
 from adap.worker.sandbox import make_sandbox
 from adap.worker.work import Work
 
@@ -186,7 +187,7 @@ def measure(form: str, count: int, side: int, folder: Path) -> str:
     (folder / "work").mkdir()
     (folder / "home").mkdir()
     sandbox = make_sandbox(Settings(home=folder / "home"))
-    work = Work("validate_dataset", {}, {"upload": upload}, folder / "work")
+    work = Work(DatasetCheck(), {"upload": upload}, folder / "work")
     usage = Usage()
     started = time.perf_counter()
     with Child(sandbox=sandbox) as child, usage:

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from adap.worker.child import Child
+from adap.worker.pipelines.requests import ModelCheck
 from adap.worker.work import Work
 
 
@@ -19,7 +20,7 @@ def answers(folder: Path, count: int) -> list[tuple[float, float]]:
     """Both times of so many children. The work: to find that a file holds no model."""
     upload, times = folder / "upload", []
     upload.write_bytes(b"no weights")
-    work = Work("validate_model", {}, {"upload": upload}, folder)
+    work = Work(ModelCheck(), {"upload": upload}, folder)
     for _ in range(count + 1):
         pair = []
         with Child(threads=1) as child:

@@ -28,8 +28,9 @@ from typing import Any
 
 from adap.store import disk
 from adap.worker import devices
+from adap.worker.pipelines.requests import AnyRequest, DatasetCheck
 from adap.worker.sandbox import Sandbox, limit_resources
-from adap.worker.work import Message, Reporter, Work
+from adap.worker.work import Message, Reporter, Work, decode
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ class Child:
 
     def run(
         self,
-        work: Work,
+        work: Work[AnyRequest],
         *,
         on_message: Callable[[Message], None],
         check: Callable[[], None],
@@ -139,7 +140,7 @@ class Child:
     def __exit__(self, *_: object) -> None:
         self.kill()
 
-    def _start(self, work: Work, *, check: Callable[[], None], poll_s: float) -> None:
+    def _start(self, work: Work[AnyRequest], *, check: Callable[[], None], poll_s: float) -> None:
         self._connection, theirs = Pipe(duplex=True)
         if self._sandbox is None:
             self._process = self._fork(theirs, check=check, poll_s=poll_s)
@@ -201,11 +202,11 @@ def serve(connection: Connection) -> None:
     reporter = Reporter(connection)
     while True:
         try:
-            work = Work.decode(connection.recv_bytes())
+            work = decode(connection.recv_bytes())
         except EOFError:
             return
         try:
-            result = _pipeline(work.pipeline)(work, reporter)
+            result = _pipeline(work.request)(work, reporter)
         except (AdapError, ModelFileError) as error:
             reporter.send({"type": "failure", "code": error.code, "message": str(error)})
         except Exception as error:
@@ -217,21 +218,21 @@ def serve(connection: Connection) -> None:
             elif devices.is_lost(error):
                 code, message = devices.CODE, f"The device {work.device!r} failed: {error}"
             if code != "out_of_memory":
-                log.exception("pipeline.failed", extra={"pipeline": work.pipeline})
+                log.exception("pipeline.failed", extra={"pipeline": work.request.pipeline})
             reporter.send({"type": "failure", "code": code, "message": message})
         else:
             reporter.send({"type": "result", "result": result})
 
 
-def _pipeline(name: str) -> Callable[[Work, Reporter], dict[str, Any]]:
+def _pipeline(request: AnyRequest) -> Callable[[Work[Any], Reporter], dict[str, Any]]:
     """The function of a pipeline; torch is imported only where it is needed."""
-    if name == "validate_dataset":
+    if isinstance(request, DatasetCheck):
         from adap.worker.intake.pipeline import validate_dataset
 
         return validate_dataset
     from adap.worker.pipelines.table import PIPELINES
 
-    return PIPELINES[name]
+    return PIPELINES[type(request)]
 
 
 def warm_up() -> None:

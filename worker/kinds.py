@@ -4,28 +4,36 @@
 pipeline's result into rows, inside the transaction that ends the job.
 """
 
-import hashlib
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import TypeAdapter
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from adap.core.audit.plan import (
+    ChecksPiece,
+    Piece,
+    ScoresPiece,
+    Subject,
+    known_input,
+    make_plan,
+    piece_input,
+)
 from adap.core.config import (
-    CURVE_ATTACK,
     AuditConfig,
     AuditRequest,
     EachClass,
     RankingRequest,
+    Resize,
     Task,
-    Threat,
     TrainingConfig,
     TrainingRequest,
 )
 from adap.core.errors import AdapError
 from adap.core.figures import gate
+from adap.core.report import DatasetProvenance, ModelProvenance
 from adap.core.resolve import (
     DatasetSummary,
     check_black_box,
@@ -40,10 +48,22 @@ from adap.store import scores
 from adap.store.ids import new_id
 from adap.store.jobs import JobError
 from adap.store.tables import AssetStatus, DatasetRow, JobKind, JobRow, ModelRow
-from adap.worker.work import BOUNDS_SAMPLE
+from adap.worker.pipelines.requests import (
+    AnyRequest,
+    AuditChecks,
+    AuditReport,
+    AuditScores,
+    DatasetCheck,
+    Export,
+    ModelCheck,
+    Ranking,
+    Start,
+    StartModel,
+    TrainedOn,
+    Training,
+)
 
-SCORES_VERSION = 2  # of the code that attacks: another one makes other scores
-NOMINAL_CHECKS = 1000  # images that the checks of a task count for in the progress of an audit
+_PIECE: TypeAdapter[Piece] = TypeAdapter(Piece)
 
 
 class InputError(AdapError):
@@ -54,10 +74,9 @@ class InputError(AdapError):
 
 @dataclass(frozen=True)
 class Prepared:
-    """A pipeline's name, its request, and its inputs as blobs."""
+    """The request of a pipeline, and its inputs as blobs."""
 
-    pipeline: str
-    request: dict[str, Any]
+    request: AnyRequest
     blobs: dict[str, str]
 
 
@@ -73,14 +92,8 @@ def publish(
     return _PUBLISH[job.kind](session, job, result, blobs)
 
 
-def audit_plan(session: Session, job: JobRow) -> list[dict[str, Any]]:
-    """The requests of an audit's shards, in order; each is worked on by whichever worker is free.
-
-    For each task some shards of examples, in which every column (clean, an attack, a point of the
-    epsilon curve, the bounds) is kept for itself, under a hash of all that it depends on; and one
-    shard for the checks of the audit itself. Whether to bound at all is a column too, but the same
-    one in all shards of a task: the first to have it saves the others asking.
-    """
+def audit_plan(session: Session, job: JobRow) -> list[Piece]:
+    """The pieces of an audit, in order; each is worked on by whichever worker is free."""
     config = AuditConfig.model_validate(_without_ids(job.request))
     dataset, model = _dataset(session, job), _model(session, job.model_id)
     summary, manifest = _summary(dataset), Manifest.model_validate(model.manifest)
@@ -97,120 +110,48 @@ def audit_plan(session: Session, job: JobRow) -> list[dict[str, Any]]:
         surrogate = _model(session, job.surrogate_id)
         check_black_box(model.content_sha256, surrogate.content_sha256)
         check_fits(summary, **_size(surrogate))
-    examples = sum(summary.counts(split).values())
-    columns = _columns(config)
-    measured = [name for name in columns if name != BOUNDS_SAMPLE]
-    shards: list[dict[str, Any]] = []
-    for number, task in enumerate(tasks):
-        common = {
-            "config": config.as_json(),
-            "task": task.as_json(),
-            "task_number": number,
-            "split": split,
-        }
-        if config.resolved_checks() != "off":
-            shards.append({**common, "part": "checks", "images": NOMINAL_CHECKS})
-        for shard, start in enumerate(range(0, examples, config.shard_size)):
-            stop = min(start + config.shard_size, examples)
-            of_task = {
-                "version": SCORES_VERSION,
-                "tenant": job.tenant,
-                "model": model.content_sha256,
-                "dataset": dataset.content_sha256,
-                "split": split,
-                "positive": task.positive,
-            }
-            of_shard = {
-                **of_task,
-                "examples": [start, stop],
-                "shard": shard,
-                "batch_size": config.batch_size,
-                "seed": config.seed,
-            }
-            shards.append(
-                {
-                    **common,
-                    "part": "scores",
-                    "shard": shard,
-                    "start": start,
-                    "stop": stop,
-                    "images": (stop - start) * len(measured),
-                    "columns": [
-                        {
-                            "name": name,
-                            "key": _key(
-                                of_shard if name in measured else of_task, recipe, surrogate
-                            ),
-                            **recipe,
-                        }
-                        for name, recipe in columns.items()
-                    ],
-                }
-            )
-    return shards
+    subject = Subject(
+        tenant=job.tenant,
+        model=_blob(model.content_sha256, model),
+        dataset=_blob(dataset.content_sha256, dataset),
+        surrogate=None if surrogate is None else surrogate.content_sha256,
+        split=split,
+        examples=summary.examples_in(split),
+    )
+    return make_plan(config, tasks, subject)
 
 
-def _columns(config: AuditConfig) -> dict[str, dict[str, Any]]:
-    """What is measured of every example, by name, and how."""
-    threat = config.threat
-    columns: dict[str, dict[str, Any]] = {"clean": {}}
-    for attack in config.resolved_attacks():
-        columns[f"attack.{attack.key}"] = {"attack": attack.as_json(), "threat": threat.as_json()}
-    for i, epsilon in enumerate(config.resolved_epsilons()):
-        columns[f"curve.{i}"] = {
-            "attack": CURVE_ATTACK.as_json(),
-            "threat": Threat(norm=threat.norm, epsilon=epsilon).as_json(),
-        }
-    if config.certify == "auto":  # of no shard: whichever comes first finds out for all
-        columns[BOUNDS_SAMPLE] = {"certify": "sample", "threat": threat.as_json()}
-    if config.certify != "off":
-        columns["bounds"] = {"certify": config.certify, "threat": threat.as_json()}
-    return columns
+def piece_of(job: JobRow) -> Piece:
+    """The piece of an audit that this job does."""
+    return _PIECE.validate_python(job.request)
 
 
-def _key(depends_on: dict[str, Any], recipe: dict[str, Any], surrogate: ModelRow | None) -> str:
-    """What an attack is called changes nothing; the surrogate matters to the transfer attack."""
-    attack = recipe.get("attack")
-    if attack is not None:
-        recipe = {**recipe, "attack": {**attack, "label": None}}
-        if attack["name"] == "transfer" and surrogate is not None:
-            recipe["surrogate"] = surrogate.content_sha256
-    text = json.dumps(depends_on | recipe, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def audit_report(session: Session, job: JobRow, shards: list[JobRow]) -> Prepared:
-    """The last step of an audit: join its shards."""
+def prepare_report(session: Session, job: JobRow, shards: Sequence[JobRow]) -> Prepared:
+    """The last step of an audit: join its pieces, which are the jobs `shards` in their order."""
     model, dataset = _model(session, job.model_id), _dataset(session, job)
     surrogate = None if job.surrogate_id is None else _model(session, job.surrogate_id)
-    first = shards[0].request
+    pieces = [piece_of(shard) for shard in shards]
+    split = pieces[0].split
     return Prepared(
-        "audit_report",
-        {
-            "config": first["config"],
-            "shards": [
-                {
-                    "number": shard.shard,
-                    **{key: shard.request[key] for key in ("task", "task_number", "part")},
-                }
-                for shard in shards
-            ],
-            "model": _provenance(model),
-            "surrogate": None if surrogate is None else _provenance(surrogate),
-            "dataset": {
-                "id": dataset.id,
-                "name": dataset.name,
-                "sha256": dataset.content_sha256,
-                "split": first["split"],
-            },
+        AuditReport(
+            config=pieces[0].config,
+            pieces=pieces,
+            model=_provenance(model),
+            surrogate=None if surrogate is None else _provenance(surrogate),
+            dataset=DatasetProvenance(
+                id=dataset.id,
+                name=dataset.name,
+                sha256=_blob(dataset.content_sha256, dataset),
+                split=split,
+            ),
             # a split that is not the test split has been seen by the model that was trained on it
-            "trained_on_these": dataset.content_sha256 in _seen(model) and first["split"] != "test",
-        },
+            trained_on_these=dataset.content_sha256 in _seen(model) and split != "test",
+        ),
         {
             "dataset": _blob(dataset.content_sha256, dataset),
             **{
-                f"{shard.shard}/{name}": sha256
-                for shard in shards
+                piece_input(number, name): sha256
+                for number, shard in enumerate(shards)
                 for name, sha256 in (shard.result or {})["blobs"].items()
             },
         },
@@ -222,13 +163,16 @@ def audit_report(session: Session, job: JobRow, shards: list[JobRow]) -> Prepare
 
 def _prepare_dataset(session: Session, job: JobRow) -> Prepared:
     dataset = session.get_one(DatasetRow, job.dataset_id)
-    request = {"resize": job.request.get("resize")}
-    return Prepared("validate_dataset", request, {"upload": _blob(dataset.upload_sha256, dataset)})
+    resize = job.request.get("resize")
+    request = DatasetCheck(resize=None if resize is None else Resize.model_validate(resize))
+    return Prepared(request, {"upload": _blob(dataset.upload_sha256, dataset)})
 
 
 def _prepare_model(session: Session, job: JobRow) -> Prepared:
     model = session.get_one(ModelRow, job.model_id)
-    return Prepared("validate_model", job.request, {"upload": _blob(model.upload_sha256, model)})
+    manifest = job.request.get("manifest")
+    request = ModelCheck(manifest=None if manifest is None else Manifest.model_validate(manifest))
+    return Prepared(request, {"upload": _blob(model.upload_sha256, model)})
 
 
 def _prepare_training(session: Session, job: JobRow) -> Prepared:
@@ -246,24 +190,23 @@ def _prepare_training(session: Session, job: JobRow) -> Prepared:
     if request.warm_start is not None:
         model = _model(session, job.model_id)
         blobs["warm_start"] = _blob(model.content_sha256, model)
-        start = {
-            "model": _provenance(model),
-            "fresh_head": request.fresh_head(),
-            "seen": sorted(_seen(model)),
-        }
+        start = Start(
+            model=StartModel(**dict(_provenance(model))),
+            fresh_head=request.fresh_head(),
+            seen=sorted(_seen(model)),
+        )
     return Prepared(
-        "train",
-        {
-            "config": config.as_json(),
-            "task": task.as_json(),
-            "warm_start": start,
-            "dataset": {
-                "id": dataset.id,
-                "name": dataset.name,
-                "sha256": dataset.content_sha256,
-            },
-            "job_id": job.id,
-        },
+        Training(
+            config=config,
+            task=task,
+            warm_start=start,
+            dataset=TrainedOn(
+                id=dataset.id,
+                name=dataset.name,
+                sha256=_blob(dataset.content_sha256, dataset),
+            ),
+            job_id=job.id,
+        ),
         blobs,
     )
 
@@ -277,17 +220,18 @@ def _prepare_shard(session: Session, job: JobRow) -> Prepared:
     if job.surrogate_id is not None:
         surrogate = _model(session, job.surrogate_id)
         blobs["surrogate"] = _blob(surrogate.content_sha256, surrogate)
-    if job.request["part"] == "checks":
-        return Prepared("audit_checks", job.request, blobs)
-    by_key = {column["key"]: column["name"] for column in job.request["columns"]}
+    piece = piece_of(job)
+    if isinstance(piece, ChecksPiece):
+        return Prepared(AuditChecks(piece=piece), blobs)
+    by_key = {column.key: column.name for column in piece.columns}
     known = {by_key[key]: sha256 for key, sha256 in scores.find(session, list(by_key)).items()}
-    blobs |= {f"known/{name}": sha256 for name, sha256 in known.items()}
-    return Prepared("audit_shard", {**job.request, "known": known}, blobs)
+    blobs |= {known_input(name): sha256 for name, sha256 in known.items()}
+    return Prepared(AuditScores(piece=piece, known=known), blobs)
 
 
 def _prepare_export(session: Session, job: JobRow) -> Prepared:
     model = _model(session, job.model_id)
-    return Prepared("export", {}, {"model": _blob(model.content_sha256, model)})
+    return Prepared(Export(), {"model": _blob(model.content_sha256, model)})
 
 
 def _prepare_ranking(session: Session, job: JobRow) -> Prepared:
@@ -297,8 +241,7 @@ def _prepare_ranking(session: Session, job: JobRow) -> Prepared:
         request = request.model_copy(update={"task": Task(positive=positive)})
     split = resolve_split(request.split, _summary(dataset))
     return Prepared(
-        "rank",
-        {"config": request.as_json(), "split": split},
+        Ranking(config=request, split=split),
         {
             "dataset": _blob(dataset.content_sha256, dataset),
             "model": _blob(model.content_sha256, model),
@@ -373,14 +316,10 @@ def _publish_training(
 def _publish_shard(
     session: Session, job: JobRow, result: dict[str, Any], blobs: dict[str, str]
 ) -> dict[str, Any]:
-    scores.keep(
-        session,
-        {
-            column["key"]: blobs[column["name"]]
-            for column in job.request.get("columns", [])
-            if column["name"] in blobs
-        },
-    )
+    piece = piece_of(job)
+    if isinstance(piece, ScoresPiece):
+        made = {c.key: blobs[c.name] for c in piece.columns if c.name in blobs}
+        scores.keep(session, made)
     return {"blobs": result.get("known", {}) | blobs}
 
 
@@ -447,13 +386,13 @@ def _size(model: ModelRow) -> dict[str, int]:
     return {"channels": spec.channels, "height": spec.height, "width": spec.width}
 
 
-def _provenance(model: ModelRow) -> dict[str, Any]:
-    return {
-        "id": model.id,
-        "name": model.name,
-        "sha256": model.content_sha256,
-        "architecture": (model.manifest or {})["architecture"],
-    }
+def _provenance(model: ModelRow) -> ModelProvenance:
+    return ModelProvenance(
+        id=model.id,
+        name=model.name,
+        sha256=_blob(model.content_sha256, model),
+        architecture=Manifest.model_validate(model.manifest).architecture,
+    )
 
 
 def _seen(model: ModelRow) -> set[str]:

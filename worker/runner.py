@@ -51,6 +51,8 @@ from adap.store.traces import Traces
 from adap.worker import devices, kinds
 from adap.worker.app import Bells
 from adap.worker.child import Child, ChildDiedError, ChildFailedError, DeviceLostError, warm_up
+from adap.worker.intake.limits import IntakeLimits
+from adap.worker.pipelines.requests import DatasetCheck, DeviceTrial
 from adap.worker.sandbox import make_sandbox
 from adap.worker.sweeps import advance
 from adap.worker.work import Message, Work
@@ -120,7 +122,7 @@ class Worker:
         log.info("worker.started", extra={"worker": self.id, "sandbox": self.sandbox.kind})
 
     def _try_device(self) -> None:
-        work = Work("try_device", {}, {}, self.folder, self.settings.device)
+        work = Work(DeviceTrial(), {}, self.folder, self.settings.device)
         try:
             with Child() as child:
                 child.run(work, on_message=lambda _: None, check=lambda: None)
@@ -285,9 +287,8 @@ class Worker:
         that are done stay done, whoever dies.
         """
         with self.database.writing() as session:
-            jobs.add_shards(
-                session, session.get_one(JobRow, job.id), kinds.audit_plan(session, job)
-            )
+            pieces = [piece.as_json() for piece in kinds.audit_plan(session, job)]
+            jobs.add_shards(session, session.get_one(JobRow, job.id), pieces)
         for shard in self.shards(job.id, JobStatus.QUEUED)[1:]:
             self.bells.ring(shard)
         while True:
@@ -315,7 +316,7 @@ class Worker:
             time.sleep(0.2)  # another worker has the last shards
         attempt.report_shards()
         with self.database.reading() as session:
-            prepared = kinds.audit_report(session, job, self.shards(job.id))
+            prepared = kinds.prepare_report(session, job, self.shards(job.id))
         result, blobs = attempt.run(prepared, child)
 
         def publish(session: Session) -> None:
@@ -508,7 +509,9 @@ class Attempt:
 
     def run(self, prepared: kinds.Prepared, child: Child) -> tuple[dict[str, Any], dict[str, str]]:
         """Have a child run a pipeline; returns its result and the blobs of its files."""
-        folder = self.worker.folder / f"{self.job.id}-{self.claim.attempt}-{prepared.pipeline}"
+        folder = (
+            self.worker.folder / f"{self.job.id}-{self.claim.attempt}-{prepared.request.pipeline}"
+        )
         folder.mkdir()
         self._moved = time.monotonic()
         try:
@@ -517,14 +520,14 @@ class Attempt:
                 for name, sha256 in prepared.blobs.items()
             }
             request = prepared.request
-            if prepared.pipeline == "validate_dataset":
-                limits = {
-                    "archive_bytes": self._settings.max_file_bytes,
-                    "entries": self._settings.max_images,
-                    "pixels": self._settings.max_image_pixels,
-                }
-                request = {**request, "limits": limits}
-            work = Work(prepared.pipeline, request, inputs, folder, self._settings.device)
+            if isinstance(request, DatasetCheck):
+                limits = IntakeLimits(
+                    archive_bytes=self._settings.max_file_bytes,
+                    entries=self._settings.max_images,
+                    pixels=self._settings.max_image_pixels,
+                )
+                request = request.model_copy(update={"limits": limits})
+            work = Work(request, inputs, folder, self._settings.device)
             result = child.run(
                 work, on_message=lambda message: self._on_message(message, folder), check=self.check
             )
@@ -539,7 +542,7 @@ class Attempt:
         """Show how far all shards of this audit are together."""
         total = completed = 0
         for shard in self.worker.shards(self.job.id):
-            total += shard.request["images"]
+            total += kinds.piece_of(shard).images
             completed += (shard.progress or {}).get("completed", 0)
         self._progress("attacking", completed, total, "images")
 

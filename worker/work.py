@@ -5,38 +5,44 @@ import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
+
+from adap.worker.pipelines.requests import REQUESTS, AnyRequest
 
 Message = dict[str, Any]
 
-BOUNDS_SAMPLE = "bounds.sample"  # the column of an audit on which `certify: auto` decides
+Asked = TypeVar("Asked", bound=AnyRequest, covariant=True)
 
 
 @dataclass(frozen=True)
-class Work:
-    """One piece of work: a pipeline's name, its request, its input files and an empty folder."""
+class Work(Generic[Asked]):
+    """One piece of work: a request, its input files and an empty folder."""
 
-    pipeline: str
-    request: dict[str, Any]
+    request: Asked
     inputs: dict[str, Path]
     folder: Path
     device: str = "cpu"
 
     def encode(self) -> bytes:
         """The form in which it crosses the pipe."""
-        return json.dumps(self.__dict__, default=str).encode()
+        fields = {
+            "request": self.request.model_dump_json(),
+            "inputs": {name: str(path) for name, path in self.inputs.items()},
+            "folder": str(self.folder),
+            "device": self.device,
+        }
+        return json.dumps(fields).encode()
 
-    @classmethod
-    def decode(cls, data: bytes) -> "Work":
-        """Read what `encode` wrote."""
-        fields = json.loads(data)
-        return cls(
-            pipeline=fields["pipeline"],
-            request=fields["request"],
-            inputs={name: Path(path) for name, path in fields["inputs"].items()},
-            folder=Path(fields["folder"]),
-            device=fields["device"],
-        )
+
+def decode(data: bytes) -> Work[AnyRequest]:
+    """Read what `Work.encode` wrote."""
+    fields = json.loads(data)
+    return Work(
+        request=REQUESTS.validate_json(fields["request"]),
+        inputs={name: Path(path) for name, path in fields["inputs"].items()},
+        folder=Path(fields["folder"]),
+        device=fields["device"],
+    )
 
 
 class Reporter:

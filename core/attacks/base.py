@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from adap.core.attacks.threat_model import ThreatModel
+from adap.core.errors import ConfigError
 
 LossFn = Callable[[Tensor], Tensor]
 """(B, C, H, W) images to (B,) losses, each of its own image alone; attacks ascend it."""
@@ -47,6 +48,35 @@ class Attack(Protocol):
         The generator decides every random choice and may live on another device than `x`.
         """
         ...
+
+
+def perturbed(
+    attack: Attack,
+    loss_fn: LossFn,
+    x: Tensor,
+    *,
+    threat_model: ThreatModel,
+    generator: torch.Generator,
+) -> Tensor:
+    """(B, C, H, W) what an attack finds, as it may be scored: within the threat model and [0, 1].
+
+    An attack is not taken at its word: what left the ball is projected back to its nearest point,
+    so that no figure rests on an image that the attacker may not show. Raises ConfigError for
+    images of another shape, and for pixels that are not finite.
+    """
+    x_adv = attack.perturb(loss_fn, x, threat_model=threat_model, generator=generator).detach()
+    if x_adv.shape != x.shape:
+        raise ConfigError(
+            f"expected {type(attack).__name__} to return images of shape {tuple(x.shape)}, "
+            f"got {tuple(x_adv.shape)}"
+        )
+    broken = int((~x_adv.isfinite()).flatten(1).any(dim=1).sum())
+    if broken:
+        raise ConfigError(
+            f"expected {type(attack).__name__} to return pixels in [0, 1], got NaN or infinity in "
+            f"{broken} of {len(x)} images"
+        )
+    return threat_model.project(x_adv.to(x), x)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from adap.core.attacks.acceleration import PROBES, accelerate
-from adap.core.attacks.base import attacking
+from adap.core.attacks.base import attacking, perturbed
 from adap.core.attacks.registry import build_attack
 from adap.core.attacks.threat_model import ThreatModel
 from adap.core.audit.certify.bounds import Method, certified_bounds
@@ -96,7 +96,8 @@ def attack_shard(
     evidence: how many of the most damaged positives are kept, by the fall of their logit.
 
     Attacks ascend -(2y - 1) * logit, which unlike cross-entropy never saturates, unless their
-    configuration asks for that. What an attack returns is scored anew, without gradients. Memory
+    configuration asks for that. What an attack returns is projected back into the threat model, in
+    case it left it, and scored anew, without gradients. Memory
     is bounded by the batch.
 
     Raises ConfigError for a transfer attack without surrogate, ModelError for logits of the wrong
@@ -132,7 +133,8 @@ def attack_shard(
             positives = np.flatnonzero(targets[rows])
             pictures = {"clean": x[positives]}
             for attack in attacks:
-                x_adv = build_attack(attack, threat).perturb(
+                x_adv = perturbed(
+                    build_attack(attack, threat),
                     loss_of(attack, partial(_logits, searched[attack.key]), targets[rows], device),
                     x,
                     threat_model=threat_model,

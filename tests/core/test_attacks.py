@@ -14,7 +14,7 @@ from torch import nn
 import adap.core.attacks.apgd
 from adap.core import config
 from adap.core.attacks.apgd import APGD, checkpoints_of
-from adap.core.attacks.base import attacking
+from adap.core.attacks.base import attacking, perturbed
 from adap.core.attacks.pgd import PGD
 from adap.core.attacks.registry import ATTACKS, build_attack
 from adap.core.attacks.square import Square
@@ -221,6 +221,48 @@ def test_what_comes_back_is_an_image_within_epsilon(attack, norm):
     assert (distance <= 0.3 + 1e-12).all()
     assert (distance > 0.1).all()
     assert not x_adv.requires_grad
+
+
+class Beyond:
+    """An attack that keeps to no ball: it answers with whatever it was made with."""
+
+    def __init__(self, x_adv):
+        self.x_adv = x_adv
+
+    def perturb(self, loss_fn, x, *, threat_model, generator):
+        return self.x_adv
+
+
+def brought_back(x_adv, *, norm="linf", epsilon=0.1):
+    return perturbed(
+        Beyond(x_adv),
+        lambda x: x.sum(dim=(1, 2, 3)),
+        images(),
+        threat_model=ThreatModel(norm, epsilon),
+        generator=torch.Generator(),
+    )
+
+
+def test_what_left_the_ball_or_the_pixels_is_brought_back_before_it_is_scored():
+    x = images()
+    x_adv = x + torch.linspace(-3, 3, x.numel(), dtype=x.dtype).view(x.shape)
+    nearest = np.clip(np.clip(x_adv.numpy(), x.numpy() - 0.1, x.numpy() + 0.1), 0, 1)
+    np.testing.assert_array_equal(brought_back(x_adv).numpy(), nearest)
+    inside = brought_back(x_adv, norm="l2")
+    assert ((inside - x).flatten(1).norm(dim=1) <= 0.1 + 1e-12).all()
+    assert inside.min() >= 0
+    assert inside.max() <= 1
+    assert torch.equal(brought_back(x + 0.0001), (x + 0.0001).clamp(0, 1))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_pixels_that_are_no_numbers_and_images_of_another_shape_are_refused(value):
+    x_adv = images()
+    x_adv[1, 0, 0, 0] = value
+    with pytest.raises(ConfigError, match=f"Beyond .*, got NaN or infinity in 1 of {len(x_adv)}"):
+        brought_back(x_adv)
+    with pytest.raises(ConfigError, match="Beyond to return images of shape"):
+        brought_back(images()[:1])
 
 
 @every_attack

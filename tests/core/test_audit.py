@@ -2,12 +2,15 @@
 
 import math
 import re
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from adap.core.attacks.base import loss_and_gradient
+from adap.core.attacks.registry import ATTACKS as ATTACKS_BY_NAME
 from adap.core.audit import joining, measuring
 from adap.core.config import APGDAttack, AuditConfig, PGDAttack, Surrogate, Threat, TransferAttack
 from adap.core.errors import ConfigError, DataError, ModelError
@@ -78,6 +81,30 @@ def scores(clean, targets, **attacked):
         clean=np.array(clean, dtype=float),
         attacked={name: np.array(logits, dtype=float) for name, logits in attacked.items()},
     )
+
+
+class Leap(PGDAttack):
+    """A new entry of the catalogue, whose attack leaps a hundred times too far."""
+
+    name: Literal["leap"] = "leap"
+
+
+class Leaping:
+    def perturb(self, loss_fn, x, *, threat_model, generator):
+        _, gradient = loss_and_gradient(loss_fn, x)
+        return x + 100 * threat_model.epsilon * gradient.sign()
+
+
+def test_an_attack_that_leaves_the_ball_earns_no_more_than_the_ball_allows(monkeypatch):
+    monkeypatch.setitem(ATTACKS_BY_NAME, "leap", lambda attack, threat: Leaping())
+    scorer, (_, targets, _) = Linear(), examples()
+    found = attack(scorer, attacks=[Leap()])
+    # the worst that the ball holds for a linear score, written out
+    fall = EPSILON * scorer.w.detach().abs().sum().item()
+    expected = found.clean - (2 * targets - 1) * fall
+    np.testing.assert_allclose(found.attacked["leap"], expected, atol=1e-4)
+    for item in found.evidence:
+        assert np.abs(item.attacked - item.clean).max() <= EPSILON + 1e-6
 
 
 PROVENANCE = Provenance(

@@ -225,12 +225,13 @@ MEASURE = """
 import sys
 from pathlib import Path
 from adap.worker.intake.pipeline import validate_dataset
+from adap.worker.pipelines.requests import DatasetCheck
 from adap.worker.work import Work
 class Silent:
     def progress(self, *_): pass
 def peak():
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
-work = Work("validate_dataset", {}, {"upload": Path(sys.argv[1])}, Path(sys.argv[2]))
+work = Work(DatasetCheck(), {"upload": Path(sys.argv[1])}, Path(sys.argv[2]))
 before = peak()
 examples = validate_dataset(work, Silent())["summary"]["examples"]
 print(examples, (peak() - before) // 1024)

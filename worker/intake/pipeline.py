@@ -3,25 +3,24 @@
 from collections import Counter
 from typing import Any
 
-from adap.core.config import Resize
 from adap.core.datasets import Draft
 from adap.core.resolve import DatasetSummary
 from adap.worker.intake.decoding import Sizes
-from adap.worker.intake.limits import IntakeLimits, Rejected
+from adap.worker.intake.limits import Rejected
 from adap.worker.intake.reading import read_dataset, summarise
+from adap.worker.pipelines.requests import DatasetCheck
 from adap.worker.work import Reporter, Work
 
 
-def validate_dataset(work: Work, reporter: Reporter) -> dict[str, Any]:
+def validate_dataset(work: Work[DatasetCheck], reporter: Reporter) -> dict[str, Any]:
     """Open an uploaded data set and convert it to the stored form, or say all that is wrong."""
     sizes: Sizes = Counter()
     draft = Draft(work.folder / "content.safetensors")
-    declared = work.request.get("resize")
-    resize = None if declared is None else Resize.model_validate(declared)
+    resize = work.request.resize
     try:
         image_set = read_dataset(
             work.inputs["upload"],
-            limits=IntakeLimits(**work.request.get("limits", {})),
+            limits=work.request.limits,
             resize=resize,
             sizes=sizes,
             room=draft.room,

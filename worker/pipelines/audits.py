@@ -3,8 +3,8 @@
 import hashlib
 import json
 import platform
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -12,135 +12,196 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import TypeAdapter
 from safetensors.numpy import save_file
 
 from adap.core.audit import joining, measuring
 from adap.core.audit.checks import check, verdicts
-from adap.core.config import (
-    Attack,
-    AuditConfig,
-    Task,
-    Threat,
+from adap.core.audit.plan import (
+    CHECKS_FILE,
+    Bounds,
+    BoundsSample,
+    ChecksPiece,
+    Clean,
+    CurvePoint,
+    Measure,
+    ScoresPiece,
+    UnderAttack,
+    certified_sample,
+    known_input,
+    piece_input,
 )
+from adap.core.config import CURVE_ATTACK, Attack, Task, Threat
 from adap.core.datasets import ImageSet
 from adap.core.figures import report as reports
 from adap.core.figures import task as figures
 from adap.core.rankings import Own
 from adap.core.rendering import page as report_page
-from adap.core.report import Check, DatasetProvenance, ModelProvenance, Provenance
+from adap.core.report import Check, Provenance
 from adap.core.scores import Scores, load_scores, save_scores
 from adap.models.wrappers import Scorer
 from adap.worker.pipelines.inputs import Result, device, load_scorer
-from adap.worker.work import BOUNDS_SAMPLE, Reporter, Work
+from adap.worker.pipelines.requests import AuditChecks, AuditReport, AuditScores
+from adap.worker.work import Reporter, Work
 
-CERTIFIED_SAMPLE = 8  # of each side
-
-_ATTACK: TypeAdapter[Attack] = TypeAdapter(Attack)
+_CHECKS: TypeAdapter[list[Check]] = TypeAdapter(list[Check])
 
 
-def audit_shard(work: Work, reporter: Reporter) -> Result:
+def measure_piece(work: Work[AuditScores], reporter: Reporter) -> Result:
     """Measure some examples of an audit, column by column, except for what is known already."""
-    request = work.request
-    config, task, device = _audited(work)
-    start, stop = request["start"], request["stop"]
-    image_set = ImageSet.load(work.inputs["dataset"])
-    index = image_set.in_split(request["split"])
-    targets = image_set.targets(task, index)  # of the whole split: a shard may lack positives
-    part = image_set.subset(index[start:stop])
-    scorer = load_scorer(work.inputs["model"], str(device), tuple(task.positive))
-    spread = np.unique(np.linspace(0, len(index) - 1, config.batch_size, dtype=np.int64))
-    if request["shard"] == 0:  # costs one batch; the others need not ask again
-        measuring.refuse_unrankable(
-            scorer,
-            image_set.images[index[spread]],
-            targets,
-            batch_size=config.batch_size,
-            device=device,
-        )
+    piece, known = work.request.piece, work.request.known
+    bench = _Bench.of(work)
+    if piece.shard == 0:  # costs one batch; the others need not ask again
+        bench.refuse_unrankable()
     done = 0
     files: dict[str, str] = {}
+    found: dict[str, Scores] = {}  # what other columns are made of
 
     def on_progress(images: int) -> None:
-        reporter.progress("attacking", done + images, request["images"], "images")
+        reporter.progress("attacking", done + images, piece.images, "images")
 
-    def attack(
-        attacks: Sequence[Attack], threat: Threat, clean: np.ndarray[Any, Any] | None
+    for i, column in enumerate(piece.columns):
+        name = column.name
+        if name not in known:
+            files[name] = f"column-{i}.safetensors"
+            made = bench.measure(column.measure, found, on_progress=on_progress)
+            save_scores([made], work.folder / files[name])
+        if isinstance(column.measure, Clean | BoundsSample):
+            kept = work.inputs[known_input(name)] if name in known else work.folder / files[name]
+            (found[name],) = load_scores(kept)
+        if not isinstance(column.measure, BoundsSample):
+            done += piece.stop - piece.start
+        reporter.progress("attacking", done, piece.images, "images")
+    return {"files": files, "known": known}
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """The examples of a piece and the networks that look at them."""
+
+    piece: ScoresPiece
+    image_set: ImageSet
+    index: NDArray[np.int64]
+    """Of the split in the data set."""
+    targets: NDArray[np.int64]
+    """Of the whole split: a piece may lack positives."""
+    part: ImageSet
+    scorer: Scorer
+    surrogate: Scorer | None
+    device: torch.device
+
+    @classmethod
+    def of(cls, work: Work[AuditScores]) -> "_Bench":
+        piece, where = work.request.piece, torch.device(device(work))
+        image_set = ImageSet.load(work.inputs["dataset"])
+        index = image_set.in_split(piece.split)
+        return cls(
+            piece=piece,
+            image_set=image_set,
+            index=index,
+            targets=image_set.targets(piece.task, index),
+            part=image_set.subset(index[piece.start : piece.stop]),
+            scorer=load_scorer(work.inputs["model"], str(where), tuple(piece.task.positive)),
+            surrogate=_load_surrogate(work, piece.task),
+            device=where,
+        )
+
+    def refuse_unrankable(self) -> None:
+        batch_size = self.piece.config.batch_size
+        spread = np.unique(np.linspace(0, len(self.index) - 1, batch_size, dtype=np.int64))
+        measuring.refuse_unrankable(
+            self.scorer,
+            self.image_set.images[self.index[spread]],
+            self.targets,
+            batch_size=batch_size,
+            device=self.device,
+        )
+
+    def measure(
+        self, measure: Measure, found: Mapping[str, Scores], *, on_progress: Callable[[int], None]
     ) -> Scores:
+        """The scores of one column. found: the columns before it that others are made of."""
+        match measure:
+            case Clean():
+                return self._attack([], self.piece.config.threat, None, on_progress)
+            case UnderAttack(attack=attack, threat=threat):
+                clean = found[Clean().name].clean
+                return self._attack([attack], threat, clean, on_progress)
+            case CurvePoint(threat=threat):
+                clean = found[Clean().name].clean
+                return self._attack([CURVE_ATTACK], threat, clean, on_progress)
+            case BoundsSample(threat=threat):
+                rows = certified_sample(self.targets)
+                some = self.image_set.subset(self.index[rows])
+                return measuring.certify_sample(
+                    self.scorer,
+                    some.images,
+                    self.targets[rows],
+                    some.example_ids,
+                    threat=threat,
+                    device=self.device,
+                )
+            case Bounds(method=method, threat=threat):
+                clean_scores = found[Clean().name]
+                if method == "auto":
+                    sample = found[BoundsSample(threat=threat).name]
+                    if sample.no_bounds is not None:
+                        return replace(clean_scores, no_bounds=sample.no_bounds)
+                return measuring.certify_shard(
+                    self.scorer,
+                    clean_scores,
+                    self.part.images,
+                    threat=threat,
+                    method="crown_ibp" if method == "auto" else method,
+                    batch_size=self.piece.config.batch_size,
+                    device=self.device,
+                    on_progress=on_progress,
+                )
+
+    def _attack(
+        self,
+        attacks: Sequence[Attack],
+        threat: Threat,
+        clean: NDArray[np.float64] | None,
+        on_progress: Callable[[int], None],
+    ) -> Scores:
+        piece = self.piece
         return measuring.attack_shard(
-            scorer,
-            part.images,
-            targets[start:stop],
-            part.example_ids,
+            self.scorer,
+            self.part.images,
+            self.targets[piece.start : piece.stop],
+            self.part.example_ids,
             attacks=attacks,
             threat=threat,
-            surrogate=_load_surrogate(work, task),
-            seed=config.seed,
-            shard=request["shard"],
-            batch_size=config.batch_size,
-            device=device,
+            surrogate=self.surrogate,
+            seed=piece.config.seed,
+            shard=piece.shard,
+            batch_size=piece.config.batch_size,
+            device=self.device,
             on_progress=on_progress,
             clean=clean,
         )
 
-    def measure(column: dict[str, Any]) -> Scores:
-        if column["name"] == "clean":
-            return attack([], config.threat, None)
-        threat, clean = Threat.model_validate(column["threat"]), found["clean"]
-        if "attack" in column:
-            return attack([_ATTACK.validate_python(column["attack"])], threat, clean.clean)
-        method = column["certify"]
-        if method == "sample":
-            rows = _certified_sample(targets)
-            some = image_set.subset(index[rows])
-            return measuring.certify_sample(
-                scorer, some.images, targets[rows], some.example_ids, threat=threat, device=device
-            )
-        if method == "auto" and found[BOUNDS_SAMPLE].no_bounds is not None:
-            return replace(clean, no_bounds=found[BOUNDS_SAMPLE].no_bounds)
-        return measuring.certify_shard(
-            scorer,
-            clean,
-            part.images,
-            threat=threat,
-            method="crown_ibp" if method == "auto" else method,
-            batch_size=config.batch_size,
-            device=device,
-            on_progress=on_progress,
-        )
 
-    found: dict[str, Scores] = {}  # what other columns are made of
-    for i, column in enumerate(request["columns"]):
-        name = column["name"]
-        if name not in request["known"]:
-            files[name] = f"column-{i}.safetensors"
-            save_scores([measure(column)], work.folder / files[name])
-        if name in ("clean", BOUNDS_SAMPLE):
-            known = work.inputs.get(f"known/{name}", work.folder / files.get(name, ""))
-            (found[name],) = load_scores(known)
-        if name != BOUNDS_SAMPLE:
-            done += stop - start
-        reporter.progress("attacking", done, request["images"], "images")
-    return {"files": files, "known": request["known"]}
-
-
-def audit_checks(work: Work, reporter: Reporter) -> Result:
+def check_piece(work: Work[AuditChecks], reporter: Reporter) -> Result:
     """Ask whether the audit of one task can be trusted."""
-    config, task, device = _audited(work)
+    piece, where = work.request.piece, torch.device(device(work))
+    config, task = piece.config, piece.task
     level = config.resolved_checks()
     assert level != "off"
     image_set = ImageSet.load(work.inputs["dataset"])
-    index = image_set.in_split(work.request["split"])
+    index = image_set.in_split(piece.split)
     targets = image_set.targets(task, index)
     attacks = config.resolved_attacks()
-    scorer = load_scorer(work.inputs["model"], str(device), tuple(task.positive))
+    scorer = load_scorer(work.inputs["model"], str(where), tuple(task.positive))
     surrogate = _load_surrogate(work, task)
     measuring.refuse_unrankable(
         scorer,
         image_set.images[index[: config.batch_size]],
         targets,
         batch_size=config.batch_size,
-        device=device,
+        device=where,
     )
     passes = check.planned_passes(
         targets,
@@ -149,7 +210,7 @@ def audit_checks(work: Work, reporter: Reporter) -> Result:
         level=level,
         surrogate=surrogate is not None,
     )
-    total = work.request["images"]
+    total = piece.images
     found = check.check_audit(
         scorer,
         cast(np.ndarray[Any, np.dtype[np.uint8]], _Picked(image_set.images, index)),
@@ -160,7 +221,7 @@ def audit_checks(work: Work, reporter: Reporter) -> Result:
         surrogate=surrogate,
         seed=config.seed,
         batch_size=config.batch_size,
-        device=device,
+        device=where,
         on_progress=lambda done: reporter.progress(
             "attacking", min(total, done * total // passes), total, "images"
         ),
@@ -168,22 +229,19 @@ def audit_checks(work: Work, reporter: Reporter) -> Result:
     reporter.progress("attacking", total, total, "images")
     text = json.dumps([check.model_dump(mode="json") for check in found])
     (work.folder / "checks.json").write_text(text)
-    return {"files": {"checks": "checks.json"}}
+    return {"files": {CHECKS_FILE: "checks.json"}}
 
 
-def audit_report(work: Work, reporter: Reporter) -> Result:
-    """Join the shards of an audit: figures, report, page and the table of scores."""
-    config = AuditConfig.model_validate(work.request["config"])
+def join_pieces(work: Work[AuditReport], reporter: Reporter) -> Result:
+    """Join the pieces of an audit: figures, report, page and the table of scores."""
+    asked, config = work.request, work.request.config
     image_set = ImageSet.load(work.inputs["dataset"])
-    by_task: dict[int, list[dict[str, Any]]] = {}
-    for shard in work.request["shards"]:
-        by_task.setdefault(shard["task_number"], []).append(shard)
-    tasks = [Task.model_validate(shards[0]["task"]) for shards in by_task.values()]
+    tasks = list({piece.task_number: piece.task for piece in asked.pieces}.values())
     reporter.progress("reporting", 0, len(tasks), "tasks")
     scores, found = [], []
     resampled: dict[str, np.ndarray[Any, Any]] = {}
-    for number, (task, shards) in enumerate(zip(tasks, by_task.values(), strict=True)):
-        joined = _joined_scores(work, config, image_set, shards)
+    for number, task in enumerate(tasks):
+        joined = _joined_scores(work, image_set, number)
         aps = figures.resample(joined)
         resampled |= {f"{number}.{own.value}": aps[own] for own in (Own.CLEAN, Own.WORST_CASE)}
         scores.append(joined)
@@ -193,11 +251,9 @@ def audit_report(work: Work, reporter: Reporter) -> Result:
     save_scores(scores, path)
     save_file(resampled, work.folder / "resampled.safetensors")
     provenance = Provenance(
-        model=ModelProvenance(**work.request["model"]),
-        dataset=DatasetProvenance(**work.request["dataset"]),
-        surrogate=(
-            ModelProvenance(**work.request["surrogate"]) if work.request["surrogate"] else None
-        ),
+        model=asked.model,
+        dataset=asked.dataset,
+        surrogate=asked.surrogate,
         config=config.as_json(),
         config_sha256=config.sha256(),
         scores_sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
@@ -212,18 +268,17 @@ def audit_report(work: Work, reporter: Reporter) -> Result:
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     checked = {
-        "+".join(shard["task"]["positive"]): [
-            Check.model_validate(check)
-            for check in json.loads(work.inputs[f"{shard['number']}/checks"].read_text())
-        ]
-        for shard in work.request["shards"]
-        if shard["part"] == "checks"
+        "+".join(piece.task.positive): _CHECKS.validate_json(
+            work.inputs[piece_input(number, CHECKS_FILE)].read_bytes()
+        )
+        for number, piece in enumerate(asked.pieces)
+        if isinstance(piece, ChecksPiece)
     }
     report = reports.build_report(
         found,
         config=config,
         provenance=provenance,
-        trained_on_these=work.request["trained_on_these"],
+        trained_on_these=asked.trained_on_these,
         trust=verdicts.merge(checked) if checked else None,
     )
     (work.folder / "report.json").write_text(report.model_dump_json())
@@ -259,64 +314,48 @@ def audit_report(work: Work, reporter: Reporter) -> Result:
     }
 
 
-def _audited(work: Work) -> tuple[AuditConfig, Task, torch.device]:
-    return (
-        AuditConfig.model_validate(work.request["config"]),
-        Task.model_validate(work.request["task"]),
-        torch.device(device(work)),
-    )
-
-
-def _load_surrogate(work: Work, task: Task) -> Scorer | None:
+def _load_surrogate(work: Work[AuditScores | AuditChecks], task: Task) -> Scorer | None:
     """The attacker's own model, on the same task; one of a single logit has none to choose."""
     if "surrogate" not in work.inputs:
         return None
     return load_scorer(work.inputs["surrogate"], device(work), tuple(task.positive))
 
 
-def _certified_sample(
-    targets: np.ndarray[Any, np.dtype[np.int64]],
-) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Rows of some positives and some negatives, evenly spread: what `auto` tries bounds on."""
-    return np.concatenate(
-        [
-            members[np.unique(np.linspace(0, len(members) - 1, CERTIFIED_SAMPLE, dtype=np.int64))]
-            for members in (np.flatnonzero(targets == 1), np.flatnonzero(targets == 0))
-        ]
-    )
-
-
-def _joined_scores(
-    work: Work, config: AuditConfig, image_set: ImageSet, shards: list[dict[str, Any]]
-) -> Scores:
-    """The scores of one task, from the columns of its shards."""
-
-    def column(shard: dict[str, Any], name: str) -> Scores:
-        return load_scores(work.inputs[f"{shard['number']}/{name}"])[0]
-
-    index = image_set.in_split(work.request["dataset"]["split"])
-    groups, position, parts = image_set.group_names(index), 0, []
-    for shard in shards:
-        if shard["part"] != "scores":
+def _joined_scores(work: Work[AuditReport], image_set: ImageSet, task_number: int) -> Scores:
+    """The scores of one task, from the columns of its pieces."""
+    index = image_set.in_split(work.request.dataset.split)
+    groups, parts = image_set.group_names(index), []
+    for number, piece in enumerate(work.request.pieces):
+        if not isinstance(piece, ScoresPiece) or piece.task_number != task_number:
             continue
-        clean = column(shard, "clean")
-        stop = position + len(clean)
+        clean: Scores | None = None
+        bounds: Scores | None = None
+        attacked: dict[str, Scores] = {}
+        curve: dict[float, Scores] = {}
+        for column in piece.columns:
+            measure = column.measure
+            if isinstance(measure, BoundsSample):
+                continue
+            (found,) = load_scores(work.inputs[piece_input(number, column.name)])
+            match measure:
+                case Clean():
+                    clean = found
+                case UnderAttack(attack=attack):
+                    attacked[attack.key] = found
+                case CurvePoint(threat=threat):
+                    curve[threat.epsilon] = found
+                case Bounds():
+                    bounds = found
+        assert clean is not None
         parts.append(
             joining.combine(
                 clean,
-                attacked={
-                    attack.key: column(shard, f"attack.{attack.key}")
-                    for attack in config.resolved_attacks()
-                },
-                curve={
-                    epsilon: column(shard, f"curve.{i}")
-                    for i, epsilon in enumerate(config.resolved_epsilons())
-                },
-                bounds=None if config.certify == "off" else column(shard, "bounds"),
-                groups=None if groups is None else groups[position:stop],
+                attacked=attacked,
+                curve=curve,
+                bounds=bounds,
+                groups=None if groups is None else groups[piece.start : piece.stop],
             )
         )
-        position = stop
     return joining.join(parts)
 
 

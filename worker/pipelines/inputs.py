@@ -8,12 +8,13 @@ import torch
 
 from adap.models import loading
 from adap.models.wrappers import Scorer
+from adap.worker.pipelines.requests import AnyRequest
 from adap.worker.work import Work
 
 Result = dict[str, Any]
 
 
-def device(work: Work) -> str:
+def device(work: Work[AnyRequest]) -> str:
     if work.device != "auto":
         return work.device
     return "cuda" if torch.cuda.is_available() else "cpu"

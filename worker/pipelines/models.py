@@ -4,16 +4,15 @@ import torch
 
 from adap.models import conversion, exporting, loading
 from adap.models.errors import ModelFileError
-from adap.models.header import Manifest
 from adap.worker.pipelines.inputs import Result, device
+from adap.worker.pipelines.requests import DeviceTrial, Export, ModelCheck
 from adap.worker.work import Reporter, Work
 
 
-def validate_model(work: Work, reporter: Reporter) -> Result:
+def validate_model(work: Work[ModelCheck], reporter: Reporter) -> Result:
     """Load an uploaded model into its architecture, try it, and store it with its manifest."""
-    declared = work.request.get("manifest")
+    manifest = work.request.manifest
     try:
-        manifest = None if declared is None else Manifest.model_validate(declared)
         reporter.progress("loading", 0, 2, "steps")
         converted = conversion.to_safetensors(work.inputs["upload"], manifest, folder=work.folder)
         scorer, manifest = loading.load(converted.path, manifest, device="cpu")
@@ -34,7 +33,7 @@ def validate_model(work: Work, reporter: Reporter) -> Result:
     }
 
 
-def export(work: Work, reporter: Reporter) -> Result:
+def export(work: Work[Export], reporter: Reporter) -> Result:
     """Write a stored model as ONNX, and see that onnxruntime gives its logits."""
     reporter.progress("exporting", 0, 1, "models")
     scorer, manifest = loading.load(work.inputs["model"], None, device="cpu")
@@ -43,7 +42,7 @@ def export(work: Work, reporter: Reporter) -> Result:
     return {"summary": {"onnx_difference": difference}, "files": {"onnx": "model.onnx"}}
 
 
-def try_device(work: Work, _reporter: Reporter) -> Result:
+def try_device(work: Work[DeviceTrial], _reporter: Reporter) -> Result:
     """Compute something on the device."""
     total = torch.ones(8, 8, device=device(work)).sum().item()
     return {"works": total == 64}

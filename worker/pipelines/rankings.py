@@ -3,20 +3,20 @@
 import numpy as np
 import torch
 
-from adap.core.config import RankingRequest
 from adap.core.datasets import ImageSet
 from adap.core.errors import ModelError
 from adap.core.figures.ranking import rank_order
 from adap.worker.pipelines.inputs import Result, device, load_scorer
+from adap.worker.pipelines.requests import Ranking
 from adap.worker.ranking_files import WRITERS
 from adap.worker.work import Reporter, Work
 
 
-def rank(work: Work, reporter: Reporter) -> Result:
+def rank(work: Work[Ranking], reporter: Reporter) -> Result:
     """Score every image of a split and write them best first, in each form of `WRITERS`."""
-    request = RankingRequest.model_validate(work.request["config"])
+    request = work.request.config
     image_set = ImageSet.load(work.inputs["dataset"])
-    index = image_set.in_split(work.request["split"])
+    index = image_set.in_split(work.request.split)
     positive = None if request.task is None else tuple(request.task.positive)
     scorer = load_scorer(work.inputs["model"], device(work), positive)
     logits = np.empty(len(index))

@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import TypeAdapter
 
-from adap.core.config import AnyTask, EachClass, Task, TrainingConfig
+from adap.core.config import AnyTask, EachClass, Task
 from adap.core.datasets import ImageSet, channel_statistics
 from adap.core.objectives.registry import build_objective
 from adap.core.training import loop as training
@@ -19,17 +18,15 @@ from adap.models.header import ONE_LOGIT, InputSpec, Manifest, logit_a_class
 from adap.models.wrappers import EveryLogit, Scorer
 from adap.store import disk
 from adap.worker.pipelines.inputs import Result, device
+from adap.worker.pipelines.requests import Training
 from adap.worker.work import Reporter, Work
 
 log = logging.getLogger(__name__)
 
-_TASK: TypeAdapter[AnyTask] = TypeAdapter(AnyTask)
 
-
-def train(work: Work, reporter: Reporter) -> Result:
+def train(work: Work[Training], reporter: Reporter) -> Result:
     """Train a model; hands over a checkpoint after every epoch and goes on from one it is given."""
-    config = TrainingConfig.model_validate(work.request["config"])
-    task = _TASK.validate_python(work.request["task"])
+    config, task = work.request.config, work.request.task
     image_set = ImageSet.load(work.inputs["dataset"])
     train_index, validation_index = training_split(image_set, task, config)
     parts = image_set.subset(train_index), image_set.subset(validation_index)
@@ -42,16 +39,14 @@ def train(work: Work, reporter: Reporter) -> Result:
     network = architectures.build(
         config.architecture, channels=channels, seed=config.seed, outputs=output.count
     )
-    start = work.request["warm_start"]
+    start = work.request.warm_start
     if start is None:
         mean, std = channel_statistics(parts[0].images)
         spec = InputSpec(channels=channels, height=height, width=width, mean=mean, std=std)
     else:
         source, known = loading.load(work.inputs["warm_start"], device="cpu")
         spec = known.input  # its weights belong to its own mean and std
-        architectures.start_from(
-            network, source.network.state_dict(), fresh_head=start["fresh_head"]
-        )
+        architectures.start_from(network, source.network.state_dict(), fresh_head=start.fresh_head)
     manifest = Manifest(
         architecture=config.architecture,
         input=spec,
@@ -69,7 +64,7 @@ def train(work: Work, reporter: Reporter) -> Result:
 
     def save(checkpoint: dict[str, Any]) -> None:
         content = io.BytesIO()
-        torch.save({**checkpoint, "job": work.request["job_id"]}, content)
+        torch.save({**checkpoint, "job": work.request.job_id}, content)
         path = checkpoint_of(checkpoint["epoch"])
         try:
             path.write_bytes(content.getbuffer())
@@ -112,10 +107,10 @@ def train(work: Work, reporter: Reporter) -> Result:
     summary = {
         "method": config.method.as_json(),
         "task": task.as_json(),
-        "warm_start": start,
+        "warm_start": None if start is None else start.as_json(),
         "config": config.as_json(),
         "config_sha256": config.sha256(),
-        "dataset": work.request["dataset"],
+        "dataset": work.request.dataset.model_dump(mode="json"),
         "train_examples": len(parts[0]),
         "validation_examples": len(parts[1]),
         **result.as_json(),

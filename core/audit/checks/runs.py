@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from adap.core.attacks.base import loss_and_gradient
+from adap.core.attacks.base import loss_and_gradient, perturbed
 from adap.core.attacks.pgd import PGD
 from adap.core.attacks.registry import build_attack
 from adap.core.attacks.threat_model import ThreatModel
@@ -261,7 +261,8 @@ class Bench:
             attack = replace(attack, start="uniform")
         logits, stored = np.empty(len(self.images)), np.empty(self.images.shape, np.uint8)
         for rows in self._batches():
-            x_adv = attack.perturb(
+            x_adv = perturbed(
+                attack,
                 loss_of(run.attack, network, self.targets[rows], self.device),
                 self._input(self.images[rows]),
                 threat_model=ThreatModel(run.threat.norm, run.threat.epsilon),

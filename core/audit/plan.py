@@ -1,0 +1,320 @@
+"""The plan of an audit: its columns, its pieces of work, and the names and keys of both.
+
+    make_plan        the pieces of an audit, from what is asked and what is known of its subject
+    ScoresPiece      some examples of a task, measured column by column
+    ChecksPiece      the checks of one task
+    Column           one measure of those examples, and the hash of all that it depends on
+
+A plan is made once, when an audit starts, from typed values; each piece then travels to whichever
+worker is free. What several of them must agree on (under which name a column's file is handed over,
+which examples `certify: auto` looks at) stands here and nowhere else. This module imports no torch
+and knows no database.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from adap.core.config import (
+    CURVE_ATTACK,
+    Attack,
+    AuditConfig,
+    Config,
+    Split,
+    Task,
+    Threat,
+    TransferAttack,
+)
+
+SCORES_VERSION = 3  # of the code that attacks: another one makes other scores
+NOMINAL_CHECKS = 1000  # images that the checks of a task count for in the progress of an audit
+CERTIFIED_SAMPLE = 8  # of each side: what `certify: auto` tries bounds on
+
+CHECKS_FILE = "checks"  # what a piece of checks hands over
+
+
+# --- columns --------------------------------------------------------------------------------------
+
+
+class Recipe(Config):
+    """How scores of some examples come about, whatever they are called in the report."""
+
+    attack: Attack | None = None
+    threat: Threat | None = None
+    surrogate: str | None = None
+    certify: Literal["sample", "auto", "ibp", "crown_ibp", "crown"] | None = None
+
+
+class Clean(Config):
+    """The logits of the images as they are."""
+
+    measure: Literal["clean"] = "clean"
+
+    @property
+    def name(self) -> str:
+        """Under which its file is handed over."""
+        return self.measure
+
+    def recipe(self, _surrogate: str | None) -> Recipe:
+        """How its scores come about."""
+        return Recipe()
+
+
+class UnderAttack(Config):
+    """The logits under one of the audit's attacks."""
+
+    measure: Literal["attack"] = "attack"
+    attack: Attack
+    threat: Threat
+
+    @property
+    def name(self) -> str:
+        """Under which its file is handed over."""
+        return f"attack.{self.attack.key}"
+
+    def recipe(self, surrogate: str | None) -> Recipe:
+        """How its scores come about; the surrogate matters to the transfer attack alone."""
+        return Recipe(
+            attack=self.attack.model_copy(update={"label": None}),
+            threat=self.threat,
+            surrogate=surrogate if isinstance(self.attack, TransferAttack) else None,
+        )
+
+
+class CurvePoint(Config):
+    """The logits under the curve's attack, at one epsilon."""
+
+    measure: Literal["curve"] = "curve"
+    point: int = Field(ge=0, description="its place among the epsilons of the curve")
+    threat: Threat
+
+    @property
+    def name(self) -> str:
+        """Under which its file is handed over: by its place, as two epsilons may print alike."""
+        return f"curve.{self.point}"
+
+    def recipe(self, surrogate: str | None) -> Recipe:
+        """That of the attack itself: an audit at this epsilon has the same scores."""
+        return UnderAttack(attack=CURVE_ATTACK, threat=self.threat).recipe(surrogate)
+
+
+class BoundsSample(Config):
+    """Bounds on a few images of a task, on which `certify: auto` decides for all of its pieces."""
+
+    measure: Literal["bounds.sample"] = "bounds.sample"
+    threat: Threat
+
+    @property
+    def name(self) -> str:
+        """Under which its file is handed over."""
+        return self.measure
+
+    def recipe(self, _surrogate: str | None) -> Recipe:
+        """How its scores come about."""
+        return Recipe(certify="sample", threat=self.threat)
+
+
+class Bounds(Config):
+    """Lowest and highest logit that any perturbation can reach."""
+
+    measure: Literal["bounds"] = "bounds"
+    method: Literal["auto", "ibp", "crown_ibp", "crown"]
+    threat: Threat
+
+    @property
+    def name(self) -> str:
+        """Under which its file is handed over."""
+        return self.measure
+
+    def recipe(self, _surrogate: str | None) -> Recipe:
+        """How its scores come about."""
+        return Recipe(certify=self.method, threat=self.threat)
+
+
+Measure = Annotated[
+    Clean | UnderAttack | CurvePoint | BoundsSample | Bounds, Field(discriminator="measure")
+]
+
+
+class Column(Config):
+    """What is measured of some examples, and the hash of all that the scores depend on."""
+
+    measure: Measure
+    key: str = Field(description="equal keys, equal scores: they need not be computed again")
+
+    @property
+    def name(self) -> str:
+        """Under which its file is handed over."""
+        return self.measure.name
+
+
+def measures(config: AuditConfig) -> list[Measure]:
+    """What an audit measures of every example, in the order of work: clean first, bounds last."""
+    threat = config.threat
+    found: list[Measure] = [Clean()]
+    found += [UnderAttack(attack=attack, threat=threat) for attack in config.resolved_attacks()]
+    found += [
+        CurvePoint(point=point, threat=Threat(norm=threat.norm, epsilon=epsilon))
+        for point, epsilon in enumerate(config.resolved_epsilons())
+    ]
+    if config.certify == "auto":
+        found.append(BoundsSample(threat=threat))
+    if config.certify != "off":
+        found.append(Bounds(method=config.certify, threat=threat))
+    return found
+
+
+def certified_sample(targets: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Rows of some positives and some negatives, evenly spread: what `auto` tries bounds on.
+
+    targets: (N,) in {0, 1}, of the whole split.
+    """
+    return np.concatenate(
+        [
+            members[np.unique(np.linspace(0, len(members) - 1, CERTIFIED_SAMPLE, dtype=np.int64))]
+            for members in (np.flatnonzero(targets == 1), np.flatnonzero(targets == 0))
+        ]
+    )
+
+
+# --- pieces ---------------------------------------------------------------------------------------
+
+
+class _Piece(Config):
+    """A part of an audit that one worker does on its own."""
+
+    config: AuditConfig
+    task: Task
+    task_number: int = Field(ge=0)
+    split: Split | None
+    images: int = Field(ge=0, description="that it counts for in the progress of the audit")
+
+
+class ScoresPiece(_Piece):
+    """Some examples of a task, measured column by column."""
+
+    part: Literal["scores"] = "scores"
+    shard: int = Field(ge=0, description="its place among the pieces of scores of its task")
+    start: int = Field(ge=0, description="first example, counted in the split")
+    stop: int = Field(ge=1, description="first example that is not its own")
+    columns: list[Column]
+
+
+class ChecksPiece(_Piece):
+    """The checks of one task of the audit."""
+
+    part: Literal["checks"] = "checks"
+
+
+Piece = Annotated[ScoresPiece | ChecksPiece, Field(discriminator="part")]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Whose audit it is, and of what: files by their SHA-256, which is all that scores hang on."""
+
+    tenant: str
+    model: str
+    dataset: str
+    surrogate: str | None
+    split: Split | None
+    examples: int
+    """Of the split."""
+
+
+class Batches(Config):
+    """Which examples meet in a batch, and the seed of what is random there."""
+
+    shard: int
+    start: int
+    stop: int
+    batch_size: int
+    seed: int
+
+
+class Origin(Config):
+    """All that the scores of a column depend on; its hash is their key."""
+
+    version: int = SCORES_VERSION
+    tenant: str
+    model: str
+    dataset: str
+    split: Split | None
+    positive: list[str]
+    recipe: Recipe
+    batches: Batches | None = Field(description="null for what is of all pieces of a task")
+
+
+def make_plan(config: AuditConfig, tasks: Sequence[Task], subject: Subject) -> list[Piece]:
+    """The pieces of an audit, in order: for each task its checks, then its examples.
+
+    Every column of a piece is kept for itself under its key. Whether to bound at all is a column
+    too, with the same key in all pieces of a task: the first to have it saves the others asking.
+    """
+    pieces: list[Piece] = []
+    asked = measures(config)
+    for number, task in enumerate(tasks):
+        if config.resolved_checks() != "off":
+            pieces.append(
+                ChecksPiece(
+                    config=config,
+                    task=task,
+                    task_number=number,
+                    split=subject.split,
+                    images=NOMINAL_CHECKS,
+                )
+            )
+        for shard, start in enumerate(range(0, subject.examples, config.shard_size)):
+            stop = min(start + config.shard_size, subject.examples)
+            batches = Batches(
+                shard=shard,
+                start=start,
+                stop=stop,
+                batch_size=config.batch_size,
+                seed=config.seed,
+            )
+            columns = []
+            for measure in asked:
+                of_all = isinstance(measure, BoundsSample)
+                origin = Origin(
+                    tenant=subject.tenant,
+                    model=subject.model,
+                    dataset=subject.dataset,
+                    split=subject.split,
+                    positive=task.positive,
+                    recipe=measure.recipe(subject.surrogate),
+                    batches=None if of_all else batches,
+                )
+                columns.append(Column(measure=measure, key=origin.sha256()))
+            counted = sum(not isinstance(measure, BoundsSample) for measure in asked)
+            pieces.append(
+                ScoresPiece(
+                    config=config,
+                    task=task,
+                    task_number=number,
+                    split=subject.split,
+                    images=(stop - start) * counted,
+                    shard=shard,
+                    start=start,
+                    stop=stop,
+                    columns=columns,
+                )
+            )
+    return pieces
+
+
+# --- names of what pieces hand over ---------------------------------------------------------------
+
+
+def known_input(column: str) -> str:
+    """The input of a piece that holds a column which is known already."""
+    return f"known/{column}"
+
+
+def piece_input(number: int, file: str) -> str:
+    """The input of the report that holds a file of a piece: a column by its name, or the checks."""
+    return f"{number}/{file}"
