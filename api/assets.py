@@ -18,7 +18,7 @@ from starlette.datastructures import UploadFile
 from adap.api import quotas
 from adap.api.deps import Caller, House
 from adap.api.errors import ApiError, not_found
-from adap.core.config import Resize, TrainingRequest
+from adap.core.config import DatasetOptions, TrainingRequest
 from adap.models.header import Manifest
 from adap.store import garbage, jobs, results, uploads
 from adap.store.database import now, row_by_id
@@ -118,7 +118,7 @@ def add_dataset(
     name: str,
     sha256: str,
     size: int,
-    resize: Resize | None = None,
+    options: DatasetOptions,
 ) -> tuple[DatasetRow, JobRow]:
     """A data set that came as this blob, and the job that checks it."""
     row = DatasetRow(
@@ -135,10 +135,7 @@ def add_dataset(
         session,
         JobKind.VALIDATE_DATASET,
         tenant=caller.tenant,
-        request={
-            "dataset_id": row.id,
-            **({} if resize is None else {"resize": resize.as_json()}),
-        },
+        request={"dataset_id": row.id, **options.as_json()},
         dataset_id=row.id,
     )
     row.job_id = job.id

@@ -255,6 +255,21 @@ def add_dataset(
             help="Make images of several sizes one, for example 224x224:crop; or :stretch, :pad.",
         ),
     ] = None,
+    folders: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LEVELS",
+            help="What the folders are, where that is not plain: class, split/class, class/split, "
+            "group/class, cluster/class, or - for a level that means nothing.",
+        ),
+    ] = None,
+    levels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LOW:HIGH",
+            help="Which values become black and white, of images deeper than 8 bits.",
+        ),
+    ] = None,
     watch_: Watch = False,
 ) -> None:
     """Upload a data set; a job checks it."""
@@ -279,7 +294,12 @@ def add_dataset(
             else " ".join([published, *([labels] if labels else [])])
         )
         dataset = here.client.datasets.add(
-            file, name=name or default, resize=rule, on_bytes=on_bytes
+            file,
+            name=name or default,
+            resize=rule,
+            on_bytes=on_bytes,
+            folders=folders,
+            levels=levels,
         )
     if not watch_:
         here.answer(dataset, _being_checked("data set", dataset))

@@ -123,6 +123,9 @@ def dataset(item: Json) -> RenderableType:
                 ("resized", summary and _resized(summary)),
                 ("labels", "any number an image" if (summary or {}).get("multilabel") else None),
                 ("duplicates", summary and _duplicates(summary)),
+                ("clusters", summary and summary.get("clusters")),
+                ("read as", summary and _reading(summary)),
+                ("to know", summary and "\n".join(summary.get("warnings") or [])),
             )
         )
     ]
@@ -149,6 +152,12 @@ def dataset(item: Json) -> RenderableType:
             rows = summary["groups"].items()
             parts += [Text(), table("group", "examples", rows=rows, right=("examples",))]
     return Group(*parts)
+
+
+def _reading(summary: Json) -> str | None:
+    """How the upload was understood, in a line."""
+    reading = summary.get("reading")
+    return None if reading is None else str(reading["summary"])
 
 
 def _resized(summary: Json) -> str | None:

@@ -86,6 +86,9 @@ def follow(client: Client, job: Json, line: Line, *, epochs: bool = True) -> Jso
     except BaseException as error:
         line.end("failed" if isinstance(error, Exception) else "still at work", well=False)
         raise
+    reading = ((ended["result"] or {}).get("summary") or {}).get("reading")
+    if reading is not None:
+        line.note(f"read as {reading['summary']}")
     started, finished = (
         datetime.fromisoformat(ended[key]) for key in ("started_at", "finished_at")
     )

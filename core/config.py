@@ -138,6 +138,37 @@ class Resize(Config):
     )
 
 
+class Levels(Config):
+    """The values that become black and white; what lies beyond is cut, what lies between spread."""
+
+    low: float = Field(ge=-1e9, le=1e9, description="becomes black")
+    high: float = Field(ge=-1e9, le=1e9, description="becomes white")
+
+    @model_validator(mode="after")
+    def _ascending(self) -> "Levels":
+        if self.low >= self.high:
+            raise ValueError(f"expected low below high, got {self.low:g} and {self.high:g}")
+        return self
+
+
+ColumnName = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class DatasetOptions(Config):
+    """How an upload is read where it could be read in more than one way."""
+
+    resize: Resize | None = Field(None, description="how images become one size")
+    folders: str | None = Field(
+        None,
+        pattern=r"^(class|split|group|cluster|-)(/(class|split|group|cluster|-)){0,7}$",
+        description="what the folders are, from the outermost: class, split, group, cluster, or - "
+        "for nothing; for example split/class",
+    )
+    levels: Levels | None = Field(
+        None, description="the values that become black and white, of images deeper than 8 bits"
+    )
+
+
 class Threat(Config):
     """What the attacker may do to each image."""
 

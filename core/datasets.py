@@ -19,7 +19,7 @@ from safetensors import safe_open
 from adap.core.config import SPLITS, Task
 from adap.core.errors import ConfigError, DataError
 
-_HEADER_BYTES = 1024  # of the stored form: six arrays at most, 120 bytes at most for each
+_HEADER_BYTES = 1024  # of the stored form: seven arrays at most, 120 bytes at most for each
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ class ImageSet:
     splits: (N,) int8, indices into `adap.core.config.SPLITS`, or None where nothing was declared.
     example_ids: N names, unique, in the order of the images.
     groups: N names in the same order, or None where nothing was declared.
+    clusters: the same, of what images that are no independent draws have in common: a patient, a
+    drive, a scene.
     """
 
     images: NDArray[np.uint8]
@@ -39,6 +41,7 @@ class ImageSet:
     example_ids: Sequence[str]
     splits: NDArray[np.int8] | None = None
     groups: Sequence[str] | None = None
+    clusters: Sequence[str] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -126,6 +129,10 @@ class ImageSet:
         """The group of each example at these indices, or None where no groups were declared."""
         return None if self.groups is None else [self.groups[i] for i in index]
 
+    def cluster_names(self, index: NDArray[np.int64]) -> list[str] | None:
+        """The cluster of each example at these indices, or None where none were declared."""
+        return None if self.clusters is None else [self.clusters[i] for i in index]
+
     def subset(self, index: NDArray[np.int64]) -> "ImageSet":
         """The examples at these indices, in this order."""
         return ImageSet(
@@ -135,6 +142,7 @@ class ImageSet:
             example_ids=[self.example_ids[i] for i in index],
             splits=None if self.splits is None else self.splits[index],
             groups=self.group_names(index),
+            clusters=self.cluster_names(index),
         )
 
     def _declared_splits(self) -> str:
@@ -160,6 +168,8 @@ class ImageSet:
             arrays["splits"] = np.ascontiguousarray(self.splits)
         if self.groups is not None:
             arrays["groups"] = _pack(self.groups)
+        if self.clusters is not None:
+            arrays["clusters"] = _pack(self.clusters)
         return arrays
 
     @classmethod
@@ -174,6 +184,7 @@ class ImageSet:
                 example_ids=_unpack(file.get_tensor("example_ids")),
                 splits=file.get_tensor("splits") if "splits" in names else None,
                 groups=_unpack(file.get_tensor("groups")) if "groups" in names else None,
+                clusters=_unpack(file.get_tensor("clusters")) if "clusters" in names else None,
             )
 
 

@@ -35,6 +35,11 @@ class DatasetSummary(BaseModel):
     groups: dict[str, int] | None = Field(
         None, description="examples of each group; null where none is declared"
     )
+    clusters: int | None = Field(
+        None,
+        description="how many clusters (patients, drives) the examples are of; null where none is "
+        "declared",
+    )
     channels: int
     height: int
     width: int

@@ -24,9 +24,9 @@ from adap.core.audit.plan import (
 from adap.core.config import (
     AuditConfig,
     AuditRequest,
+    DatasetOptions,
     EachClass,
     RankingRequest,
-    Resize,
     Task,
     TrainingConfig,
     TrainingRequest,
@@ -163,8 +163,8 @@ def prepare_report(session: Session, job: JobRow, shards: Sequence[JobRow]) -> P
 
 def _prepare_dataset(session: Session, job: JobRow) -> Prepared:
     dataset = session.get_one(DatasetRow, job.dataset_id)
-    resize = job.request.get("resize")
-    request = DatasetCheck(resize=None if resize is None else Resize.model_validate(resize))
+    asked = {name: job.request[name] for name in DatasetOptions.model_fields if name in job.request}
+    request = DatasetCheck(options=DatasetOptions.model_validate(asked))
     return Prepared(request, {"upload": _blob(dataset.upload_sha256, dataset)})
 
 

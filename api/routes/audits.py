@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request, Response, UploadFile
 from fastapi.concurrency import run_in_threadpool
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 from sqlalchemy.orm import Session
 from starlette.datastructures import FormData
 
@@ -16,7 +16,7 @@ from adap.api.deps import Caller, House, HouseDep, Reader, Writer
 from adap.api.errors import POSTED, ApiError, explain_validation, problems
 from adap.api.idempotency import Idempotency, IdempotencyDep
 from adap.api.listing import After, Limit, make_cursor, read_offset
-from adap.api.routes.datasets import declared_resize
+from adap.api.routes.datasets import DatasetFields
 from adap.api.routes.jobs import describe_job, finished_blob, remove_files
 from adap.api.routes.models import declared_manifest
 from adap.api.routes.training import check_trainable
@@ -52,10 +52,8 @@ SURROGATE_SEED = 1_000_003
 router = APIRouter(prefix="/v1/audits", tags=["audits"])
 
 
-class AuditForm(BaseModel):
+class AuditForm(DatasetFields):
     """`POST /v1/audits`, multipart/form-data: everything in one request."""
-
-    model_config = ConfigDict(extra="forbid")
 
     model: UploadFile | None = Field(None, description="see POST /v1/models")
     model_upload_id: Identifier | None = Field(
@@ -67,7 +65,6 @@ class AuditForm(BaseModel):
     architecture: str | None = Field(None, description="this and the next two: see POST /v1/models")
     input: str | None = None
     output: str | None = None
-    resize: str | None = Field(None, description="see POST /v1/datasets")
 
 
 @router.post(
@@ -358,7 +355,7 @@ def _audit_files(form: FormData, house: House, caller: Caller, once: Idempotency
     except ValidationError as error:
         raise explain_validation(error.errors(), prefix="body/config") from error
     manifest = declared_manifest(asked.architecture, asked.input, asked.output)
-    resize = declared_resize(asked.resize)
+    options = asked.options()
     files = (
         (asked.model, asked.model_upload_id, ("model", "model_upload_id")),
         (asked.dataset, asked.dataset_upload_id, ("dataset", "dataset_upload_id")),
@@ -374,7 +371,7 @@ def _audit_files(form: FormData, house: House, caller: Caller, once: Idempotency
         "model": of_model.sha256,
         "dataset": of_dataset.sha256,
         "manifest": None if manifest is None else manifest.model_dump(mode="json"),
-        "resize": None if resize is None else resize.as_json(),
+        "options": options.as_json(),
         "names": [of_model.name, of_dataset.name],
     }
     with once.writing(content, new_jobs=3) as session:
@@ -403,7 +400,7 @@ def _audit_files(form: FormData, house: House, caller: Caller, once: Idempotency
             name=of_dataset.name,
             sha256=of_dataset.sha256,
             size=of_dataset.size,
-            resize=resize,
+            options=options,
         )
         job = jobs.enqueue(
             session,

@@ -1,6 +1,7 @@
 """Data sets: upload, look at, download, remove."""
 
-from typing import Annotated
+import json
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Form, Request, Response, UploadFile
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -9,49 +10,91 @@ from sqlalchemy import select
 from adap.api import assets
 from adap.api.assets import AssetId
 from adap.api.deps import HouseDep, Reader, Writer
-from adap.api.errors import POSTED, explain_validation, problems
+from adap.api.errors import POSTED, ApiError, explain_validation, problems
 from adap.api.idempotency import IdempotencyDep
 from adap.api.listing import After, Limit, page
 from adap.api.pages import PAGE, views, wants_page
 from adap.api.schemas import Dataset, Page, dataset_answer
-from adap.core.config import Identifier, Name, Resize
+from adap.core.config import DatasetOptions, Identifier, Name
 from adap.store.tables import DatasetRow
 
 router = APIRouter(prefix="/v1/datasets", tags=["data sets"])
 
 
-class DatasetForm(BaseModel):
-    """`POST /v1/datasets`, multipart/form-data."""
+class DatasetFields(BaseModel):
+    """How a data set in a form is to be read: each field but `resize` is what the command takes."""
 
     model_config = ConfigDict(extra="forbid")
 
-    file: UploadFile | None = Field(
-        None,
-        description="a zip of class folders (optionally below train/, validation/, test/), or of "
-        "images and a metadata.csv (file_name,label[,split][,group]; or labels, as cat|dog); or an "
-        ".npz with `images`, `labels` and optionally `classes`, `split` and `groups`; or Parquet "
-        "with the columns image and label, or labels",
-    )
-    upload_id: Identifier | None = Field(
-        None, description="instead of `file`: one that came in parts, see POST /v1/uploads"
-    )
     resize: str | None = Field(
         None,
         max_length=200,
         description="how images become one size, as JSON: needed where they have several",
         examples=['{"height": 224, "width": 224, "fit": "crop"}'],
     )
+    folders: str | None = Field(
+        None,
+        description="what the folders are, from the outermost: class, split, group, cluster, or - "
+        "for nothing; needed where they can be read in more than one way",
+        examples=["split/class"],
+    )
+    levels: str | None = Field(
+        None,
+        max_length=100,
+        description="the values that become black and white, of images deeper than 8 bits",
+        examples=["0:4095"],
+    )
+
+    def options(self) -> DatasetOptions:
+        """The options that the fields stand for. ApiError where one stands for none."""
+        given: dict[str, Any] = {
+            name: value
+            for name in DatasetOptions.model_fields
+            if (value := getattr(self, name)) is not None
+        }
+        if self.resize is not None:
+            given["resize"] = _parsed("resize", self.resize)
+        if self.levels is not None:
+            low, _, high = self.levels.partition(":")
+            given["levels"] = {"low": _number(low), "high": _number(high)}
+        try:
+            return DatasetOptions.model_validate(given)
+        except ValidationError as error:
+            raise explain_validation(error.errors(), prefix="body") from error
+
+
+class DatasetForm(DatasetFields):
+    """`POST /v1/datasets`, multipart/form-data."""
+
+    file: UploadFile | None = Field(
+        None,
+        description="a zip of class folders (optionally below train/, validation/, test/), or of "
+        "images and a metadata.csv (file_name,label[,split][,group][,cluster]; or labels, as "
+        "cat|dog); or an .npz with `images`, `labels` and optionally `classes`, `split`, `groups` "
+        "and `clusters`; or Parquet with the columns image and label, or labels",
+    )
+    upload_id: Identifier | None = Field(
+        None, description="instead of `file`: one that came in parts, see POST /v1/uploads"
+    )
     name: Name | None = Field(None, description="by default the file's name")
 
 
-def declared_resize(text: str | None) -> Resize | None:
-    """The rule of a request, from JSON."""
-    if text is None:
-        return None
+def _parsed(field: str, text: str) -> Any:
     try:
-        return Resize.model_validate_json(text)
-    except ValidationError as error:
-        raise explain_validation(error.errors(), prefix="body/resize") from error
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ApiError("invalid_request", f"/body/{field}: expected JSON, got {error}") from error
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise ApiError(
+            "invalid_request",
+            "/body/levels: expected two numbers such as 0:4095, the values that become black and "
+            "white",
+        ) from error
 
 
 @router.post(
@@ -70,18 +113,18 @@ def add_dataset(
 
     Its status is `validating`, then `ready` or `rejected` with every reason.
     """
-    resize = declared_resize(form.resize)
+    options = form.options()
     came = assets.receive(form.file, form.upload_id, house, caller)
     name = form.name or came.name
     content = {
         "file": came.sha256,
         "name": name,
-        "resize": None if resize is None else resize.as_json(),
+        "options": options.as_json(),
     }
     with once.writing(content, new_jobs=1) as session:
         came.take(session, house, caller)
         row, job = assets.add_dataset(
-            session, caller, name=name, sha256=came.sha256, size=came.size, resize=resize
+            session, caller, name=name, sha256=came.sha256, size=came.size, options=options
         )
         location = response.headers["Location"] = f"/v1/datasets/{row.id}"
         answer = once.keep(session, dataset_answer(row), location=location)

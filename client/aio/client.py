@@ -386,12 +386,19 @@ class Datasets(_Resource):
         name: str | None = None,
         resize: Mapping[str, Any] | None = None,
         on_bytes: OnBytes | None = None,
+        **options: str | None,
     ) -> Json:
         """Upload a zip, npz or Parquet. Its `job_id` checks it; `on_bytes` is told of bytes sent.
 
         resize: what makes images one size, `{"height": 224, "width": 224, "fit": "crop"}`.
+        options: how it is read where there is more than one way, for example
+        `folders="split/class"`; each field of `POST /v1/datasets`.
         """
-        fields = {"name": name, "resize": None if resize is None else json.dumps(resize)}
+        fields = {
+            "name": name,
+            "resize": None if resize is None else json.dumps(resize),
+            **options,
+        }
         return await self._client.upload(self.path, file, fields=fields, on_bytes=on_bytes)
 
     async def create(

@@ -55,6 +55,9 @@ SPLIT = {
     "duplicates": 3,
     "conflicting": 2,
     "across_splits": 1,
+    "clusters": 12,
+    "reading": {"summary": "zip: 2 splits from folders `a`, `b`", "steps": [], "facts": []},
+    "warnings": ["2 duplicates have other labels", "1 image equals one in another split"],
 }
 
 
@@ -258,7 +261,8 @@ def test_the_page_of_a_data_set_draws_its_classes_by_split(api: Api) -> None:
             "south 25 62.5 %",
             "8 \N{MULTIPLICATION SIGN} 8",
         ),
-        *("2 duplicates have other labels", "1 duplicates are in another split"),
+        *("2 duplicates have other labels", "1 image equals one in another split"),
+        *("zip: 2 splits from folders `a`, `b`", "Clusters 12"),
         *("cat 10 25 % 6 30 % 4 20 %", "dog 30 75 % 14 70 % 16 80 %", "--positive dog"),
     ):
         assert text in shown, text

@@ -70,6 +70,7 @@ def test_a_summary_is_told_with_its_groups_where_there_are_any(
         "prevalence": {"cat": 0.5, "dog": 0.5},
         "split_examples": {"train": 20, "test": 20},
         "resize": None,
+        "clusters": None,
         "reading": None,
         "warnings": [],
     }

@@ -252,7 +252,7 @@ def test_a_column_of_ids_is_not_one_of_groups(count: int, tmp_path: Path) -> Non
         (
             "",
             [
-                "expected the columns file_name,label[,split][,group] in any order "
+                "expected the columns file_name,label[,split][,group][,cluster] in any order "
                 "(labels instead of label where an image may have several), got ''"
             ],
         ),
@@ -643,7 +643,7 @@ BAD_ARRAYS: dict[str, tuple[dict[str, NDArray[np.generic]], str]] = {
     ),
     "a group in place of groups": (
         {"images": BATCH, "labels": YES_NO, "group": YES_NO},
-        "expected only the arrays images, labels, classes, split, groups, got 'group.npy'",
+        "images, labels, classes, split, groups, clusters, got 'group.npy'",
     ),
     "one class": ({"images": BATCH, "labels": YES_NO * 0}, "at least two classes, got '0' alone"),
 }
@@ -685,11 +685,11 @@ def test_the_summary_counts_what_is_there(tmp_path: Path) -> None:
         "splits": {"train": {"cat": 2, "dog": 2}, "test": {"cat": 2, "dog": 3}},
         "split_examples": {"train": 4, "test": 5},
         "groups": None,
+        "clusters": None,
         "channels": 3,
         "height": 8,
         "width": 8,
         "sizes": {"8x8": 9},
-        "resize": None,
         "duplicates": 4,
         "conflicting": 0,
         "across_splits": 4,

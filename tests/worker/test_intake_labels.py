@@ -6,7 +6,6 @@ Hugging Face layout written by pyarrow alone.
 
 import io
 import json
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from sklearn.preprocessing import MultiLabelBinarizer
 
-from adap.core.config import Resize, Task
+from adap.core.config import DatasetOptions, Resize, Task
 from adap.core.datasets import ImageSet
 from adap.worker.intake import IntakeLimits, Rejected, read_dataset, summarise
+from adap.worker.intake.notes import Notes
 from tests.worker.archives import encode, metadata, pack, pixels, png, two_classes
 
 LABELS = [["cat"], ["cat", "dog"], [], ["dog"], ["dog", "sofa"], ["sofa"], ["cat", "sofa"], []]
@@ -32,8 +32,14 @@ IMAGES = np.stack([pixels(i) for i in range(8)])  # (N, H, W, C)
 def read(content: bytes, folder: Path, **options: Any) -> ImageSet:
     path = folder / "upload"
     path.write_bytes(content)
-    limits = options.pop("limits", IntakeLimits())
-    return read_dataset(path, limits=limits, on_progress=lambda done, total: None, **options)
+    limits, notes = options.pop("limits", IntakeLimits()), options.pop("notes", None)
+    return read_dataset(
+        path,
+        limits=limits,
+        on_progress=lambda done, total: None,
+        options=DatasetOptions(**options),
+        notes=notes,
+    )
 
 
 def reasons(content: bytes, folder: Path, **options: Any) -> list[str]:
@@ -188,17 +194,16 @@ def test_images_of_several_sizes_are_made_one_by_a_declared_rule(
     sizes = [(4, 6), (8, 8), (12, 5), (30, 40)]
     images = [pixels(i, size=size, channels=channels) for i, size in enumerate(sizes * 2)]
     members = {f"{'cat' if i < 4 else 'dog'}/{i}.png": encode(im) for i, im in enumerate(images)}
-    came: Counter[tuple[int, int]] = Counter()
+    notes = Notes()
     rule = Resize.model_validate({"height": 4, "width": 6, "fit": fit})
-    image_set = read(pack(members), tmp_path, resize=rule, sizes=came)
+    image_set = read(pack(members), tmp_path, resize=rule, notes=notes)
     assert image_set.images.shape == (8, channels, 4, 6)
     for made, image in zip(image_set.images, images, strict=True):
         wanted = judged(image, fit) if image.shape[:2] != (4, 6) else image
         wanted = wanted[None] if channels == 1 else wanted.transpose(2, 0, 1)
         np.testing.assert_array_equal(made, wanted)
-    summary = summarise(image_set, sizes=came, resize=rule)
+    summary = summarise(image_set, notes=notes)
     assert summary["sizes"] == {"6x4": 2, "8x8": 2, "5x12": 2, "40x30": 2}
-    assert summary["resize"] == {"height": 4, "width": 6, "fit": fit}
     assert (summary["height"], summary["width"]) == (4, 6)
 
 

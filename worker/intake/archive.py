@@ -45,6 +45,7 @@ class Archive:
 
     def __init__(self, path: Path, *, limits: IntakeLimits) -> None:
         self._limits = limits
+        self.left_behind: list[str] = []  # by operating systems, and not among the names
         self._file = _ShortReads(path)
         try:
             # a directory line takes 46 bytes and the name; zipfile makes an object of each
@@ -153,7 +154,9 @@ class Archive:
             name = unicodedata.normalize("NFC", info.filename)
             if name in members:
                 reasons.add(f"{shown(name)}: expected each name once, got it again")
-            elif not info.is_dir() and not _is_left_behind(name):
+            elif _is_left_behind(name):
+                self.left_behind.append(name)
+            elif not info.is_dir():
                 members[name] = info
         _check_overlap(infos, size=size, reasons=reasons)
         reasons.settle()

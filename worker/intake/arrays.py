@@ -1,10 +1,10 @@
-"""NPZ data sets: `images`, `labels`, and optionally `classes`, `split` and `groups`.
+"""NPZ data sets: `images`, `labels`, and optionally `classes`, `split`, `groups`, `clusters`.
 
 images: (N, H, W, C), (N, C, H, W) or (N, H, W), C of 1 or 3; uint8, or float in [0, 1], which is
 rounded to 256 levels.  labels: (N,) whole numbers or text; or (N, K) of 0 and 1, a column for each
 of K classes, where an image may have several.  classes: names of the classes; labels are then
 indices into them, or some of them, or columns in their order.  split: (N,) text.
-groups: (N,) whole numbers or text.
+groups, clusters: (N,) whole numbers or text.
 
 Each array's header is read first and checked against the size of its member, so that memory is
 taken only for numbers that are there. Arrays of objects are pickles: refused, never opened.
@@ -14,7 +14,6 @@ import math
 import unicodedata
 import warnings
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,21 +24,21 @@ from adap.core.config import SPLITS, Resize
 from adap.core.datasets import ImageSet, release
 from adap.models.header import shown
 from adap.worker.intake.archive import Archive, Member
+from adap.worker.intake.asked import Asked
 from adap.worker.intake.counts import MAX_LABELS, check_counts
-from adap.worker.intake.decoding import Room, Shape, Sizes
-from adap.worker.intake.folders import (
-    MAX_NAME_CHARACTERS,
-    SPLIT_NAMES,
-    group_problem,
-    label_problem,
-    split_problem,
-)
 from adap.worker.intake.images import resized
 from adap.worker.intake.limits import IntakeLimits, Reasons, Rejected
+from adap.worker.intake.names import (
+    MAX_NAME_CHARACTERS,
+    cluster_problem,
+    group_problem,
+    label_problem,
+)
+from adap.worker.intake.splits import split_problem, splits_of
 
 _BLOCK_BYTES = 8 * 1024**2  # images are converted this much at a time
 _CHANNELS = (1, 3)
-_ARRAYS = ("images", "labels", "classes", "split", "groups")
+_ARRAYS = ("images", "labels", "classes", "split", "groups", "clusters")
 _SLACK = 1e-4  # float images that were resized overshoot [0, 1] by rounding; a level is 4e-3
 
 
@@ -48,39 +47,27 @@ def is_arrays(archive: Archive) -> bool:
     return any(name.endswith(".npy") and "/" not in name for name in archive.names)
 
 
-def read_arrays(
-    archive: Archive,
-    *,
-    limits: IntakeLimits,
-    resize: Resize | None,
-    sizes: Sizes,
-    room: Room,
-    on_progress: Callable[[int, int], None],
-) -> ImageSet:
+def read_arrays(archive: Archive, asked: Asked) -> ImageSet:
     """The data set in an NPZ; raises Rejected for all that is not as described above."""
+    limits = asked.limits
     _check_names(archive)
     raw = _read_values(archive, "labels", kinds="biuU", limits=limits, most_dimensions=2)
     names = _read_texts(archive, "classes", limits=limits)
     classes, labels = _name_columns(raw, names) if raw.ndim == 2 else _name_classes(raw, names)
-    splits = _splits(_read_texts(archive, "split", limits=limits), count=len(labels))
-    groups = _groups(archive, count=len(labels), limits=limits)
+    count = len(labels)
+    splits = _splits(_read_texts(archive, "split", limits=limits), count=count)
+    groups = _names(archive, "groups", group_problem, count=count, limits=limits)
+    clusters = _names(archive, "clusters", cluster_problem, count=count, limits=limits)
     check_counts(classes, labels, splits=splits, groups=groups)
-    digits = len(str(len(labels) - 1))
+    digits = len(str(count - 1))
     return ImageSet(
-        images=_read_images(
-            archive,
-            len(labels),
-            limits=limits,
-            resize=resize,
-            sizes=sizes,
-            allocate=partial(room, labels),
-            on_progress=on_progress,
-        ),
+        images=_read_images(archive, labels, asked),
         labels=labels,
         classes=classes,
-        example_ids=[f"{i:0{digits}d}" for i in range(len(labels))],
+        example_ids=[f"{i:0{digits}d}" for i in range(count)],
         splits=splits,
         groups=groups,
+        clusters=clusters,
     )
 
 
@@ -131,17 +118,9 @@ def _check_names(archive: Archive) -> None:
     reasons.settle()
 
 
-def _read_images(
-    archive: Archive,
-    count: int,
-    *,
-    limits: IntakeLimits,
-    resize: Resize | None,
-    sizes: Sizes,
-    allocate: Callable[[Shape], NDArray[np.uint8]],
-    on_progress: Callable[[int, int], None],
-) -> NDArray[np.uint8]:
+def _read_images(archive: Archive, labels: NDArray[Any], asked: Asked) -> NDArray[np.uint8]:
     """(N, C, H, W) uint8, allocated once and filled block by block."""
+    limits, resize, count = asked.limits, asked.options.resize, len(labels)
     with archive.open("images.npy") as member:
         shape, dtype = _read_header(member, "images")
         if dtype != np.uint8 and dtype.kind != "f":
@@ -155,7 +134,7 @@ def _read_images(
                 f"images: expected at most {limits.pixels} pixels each (ADAP_MAX_IMAGE_PIXELS), "
                 f"got {width}x{height}"
             )
-        sizes[height, width] += count
+        asked.notes.sizes[height, width] += count
         rule = (
             None if resize is None or (resize.height, resize.width) == (height, width) else resize
         )
@@ -166,7 +145,7 @@ def _read_images(
             raise Rejected(
                 f"images: expected at most {limits.decoded_bytes} bytes as uint8, got {decoded}"
             )
-        images = allocate((count, channels, height, width))
+        images = asked.room(labels, (count, channels, height, width))
         example_bytes = math.prod(shape[1:]) * dtype.itemsize
         step = max(1, _BLOCK_BYTES // example_bytes)
         for start in range(0, count, step):
@@ -178,7 +157,7 @@ def _read_images(
                 pixels = _resized(pixels, rule)
             images[start:stop] = pixels.transpose(0, 3, 1, 2)
             release(images)
-            on_progress(stop, count)
+            asked.on_progress(stop, count)
     return images
 
 
@@ -366,16 +345,24 @@ def _splits(names: Sequence[str] | None, *, count: int) -> NDArray[np.int8] | No
     if names is None:
         return None
     _check_each("split", names, count=count, problem_of=split_problem)
-    return np.array([SPLITS.index(SPLIT_NAMES[name.lower()]) for name in names], np.int8)
+    splits = splits_of(set(names))
+    return np.array([SPLITS.index(splits[name]) for name in names], np.int8)
 
 
-def _groups(archive: Archive, *, count: int, limits: IntakeLimits) -> list[str] | None:
-    """The group of each example by name: a number is named by its digits, as a label is."""
-    if "groups.npy" not in archive.names:
+def _names(
+    archive: Archive,
+    array: str,
+    problem_of: Callable[[str], str | None],
+    *,
+    count: int,
+    limits: IntakeLimits,
+) -> list[str] | None:
+    """A name for each example: a number is named by its digits, as a label is."""
+    if f"{array}.npy" not in archive.names:
         return None
-    raw = _read_values(archive, "groups", kinds="iuU", limits=limits)
-    names = _texts("groups", raw) if raw.dtype.kind == "U" else [str(n) for n in raw.tolist()]
-    _check_each("groups", names, count=count, problem_of=group_problem)
+    raw = _read_values(archive, array, kinds="iuU", limits=limits)
+    names = _texts(array, raw) if raw.dtype.kind == "U" else [str(n) for n in raw.tolist()]
+    _check_each(array, names, count=count, problem_of=problem_of)
     return names
 
 

@@ -5,6 +5,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from threading import Lock
 from typing import Any
@@ -12,23 +13,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adap.core.config import Resize
 from adap.core.datasets import release
 from adap.models.header import shown
-from adap.worker.intake.images import UnusableImageError, decode, resized, strict_decoding
+from adap.worker.intake.asked import Asked, Shape
+from adap.worker.intake.images import (
+    Rules,
+    UnusableImageError,
+    read_picture,
+    resized,
+    strict_decoding,
+)
 from adap.worker.intake.limits import IntakeLimits, Reasons, Rejected
-
-Sizes = Counter[tuple[int, int]]
-"""How many images came in each size: height, width."""
-
-Shape = tuple[int, int, int, int]
-"""N, C, H, W."""
-
-Room = Callable[[NDArray[Any], Shape], NDArray[np.uint8]]
-"""Gives room for the images of these labels: in memory, or mapped from the file they end up in."""
+from adap.worker.intake.notes import Sizes, counted
 
 MAX_SIZES = 20  # that are listed
 MAX_THREADS = 4
+DARK = 2**15  # 16-bit values that stay below lose more than a bit of the eight that are kept
 SMALL_BYTES = 4096  # files smaller than this: threads would wait for each other more than they gain
 
 _CHUNK_FILES = 100  # decoded by a thread between two words to the others
@@ -53,32 +53,41 @@ class _Found:
     sizes: Sizes = field(default_factory=Counter)
     first_of_size: dict[tuple[int, int], str] = field(default_factory=dict)
     reasons: list[str] = field(default_factory=list)
+    deep: "_Deep | None" = None
 
 
-def decode_all(
-    files: Iterable[File],
-    count: int,
-    *,
-    limits: IntakeLimits,
-    resize: Resize | None,
-    sizes: Sizes,
-    allocate: Callable[[Shape], NDArray[np.uint8]],
-    on_progress: Callable[[int, int], None],
-) -> NDArray[np.uint8]:
-    """(N, C, H, W) of `count` files by name, read as they are decoded; `sizes` is filled.
+@dataclass(frozen=True)
+class _Deep:
+    """The values of images of more than 8 bits."""
+
+    images: int
+    low: int
+    high: int
+
+    def join(self, other: "_Deep | None") -> "_Deep":
+        if other is None:
+            return self
+        low, high = min(self.low, other.low), max(self.high, other.high)
+        return _Deep(self.images + other.images, low, high)
+
+
+def decode_all(files: Iterable[File], labels: NDArray[Any], asked: Asked) -> NDArray[np.uint8]:
+    """(N, C, H, W) of the files of these labels, read as they are decoded.
 
     Threads decode, one for small files, each one image at a time: Pillow's decoders let go of the
     interpreter, and what is left of it for a small file is too short to share.
     What is found does not depend on how many they are, nor on which is first. Raises Rejected for
     what does not decode, and for several sizes where no rule is declared that makes them one.
     """
-    reasons = Reasons()
-    stack = _Stack(count, limits, allocate)
+    reasons, resize = Reasons(), asked.options.resize
+    stack = _Stack(len(labels), asked.limits, partial(asked.room, labels))
+    sizes = asked.notes.sizes
     first_of_size: dict[tuple[int, int], str] = {}
+    deep: _Deep | None = None
     done = 0
 
     def work(start: int, chunk: Sequence[File]) -> _Found:
-        return _decode(start, chunk, stack, limits=limits, resize=resize)
+        return _decode(start, chunk, stack, asked)
 
     with strict_decoding():
         for found in _in_order(work, _chunks(files)):
@@ -86,8 +95,9 @@ def decode_all(
             first_of_size = found.first_of_size | first_of_size
             for reason in found.reasons:
                 reasons.add(reason)
+            deep = deep if found.deep is None else found.deep.join(deep)
             done += found.files
-            on_progress(done, count)
+            asked.on_progress(done, len(labels))
     if len(sizes) > 1 and resize is None:
         for (height, width), of_size in sizes.most_common(MAX_SIZES):
             reasons.add(
@@ -100,8 +110,34 @@ def decode_all(
             f'for example {{"height": {height}, "width": {width}, "fit": "crop"}} '
             "(fit: stretch, crop or pad)"
         )
+    if deep is not None:
+        _judge_deep(deep, asked, reasons)
     reasons.settle()
     return stack.images
+
+
+def _judge_deep(deep: _Deep, asked: Asked, reasons: Reasons) -> None:
+    """Values of more than 8 bits are scaled as declared, or by their high byte if that tells."""
+    levels, notes = asked.options.levels, asked.notes
+    used = f"{deep.low:,} to {deep.high:,}"
+    if levels is None and deep.high < DARK:
+        reasons.add(
+            f"got {counted(deep.images, 'image')} of 16 bits whose values are {used} of 65,535: "
+            f"only {(deep.high >> 8) - (deep.low >> 8) + 1} of 256 grey levels would be left; say "
+            "which values become black and white with `levels`, for example "
+            f"--levels {deep.low}:{deep.high} for the range that is used, or --levels 0:65535"
+        )
+        return
+    low, high = (0, 65535) if levels is None else (levels.low, levels.high)
+    notes.fact(
+        "caution" if deep.low < low or deep.high > high else "info",
+        "deep_values",
+        f"the values of {counted(deep.images, 'image')} of 16 bits are {used}; {low:g} to {high:g} "
+        f"became 0 to 255{', what lies beyond was cut' if levels else ''}",
+        images=deep.images,
+        low=deep.low,
+        high=deep.high,
+    )
 
 
 def _chunks(files: Iterable[File]) -> Iterator[tuple[int, list[File]]]:
@@ -145,19 +181,21 @@ def _decode(
     start: int,
     chunk: Sequence[File],
     stack: "_Stack",
-    *,
-    limits: IntakeLimits,
-    resize: Resize | None,
+    asked: Asked,
 ) -> _Found:
-    found = _Found(files=len(chunk))
+    found, resize = _Found(files=len(chunk)), asked.options.resize
+    rules = Rules(asked.limits.pixels, asked.options.levels)
     for index, file in enumerate(chunk, start):
         try:
-            pixels = decode(file.read(), max_pixels=limits.pixels)
+            picture = read_picture(file.read(), rules)
         except UnusableImageError as error:
             found.reasons.append(f"{shown(file.name)}: {error}")
         except Rejected as error:
             found.reasons.append(str(error))
         else:
+            pixels = picture.pixels
+            if picture.values is not None:
+                found.deep = _Deep(1, *picture.values).join(found.deep)
             size = (pixels.shape[0], pixels.shape[1])
             found.sizes[size] += 1
             found.first_of_size.setdefault(size, file.name)

@@ -1,230 +1,212 @@
-"""Which class, split and group each image of a zip belongs to: by folders, or by metadata.csv.
+"""Which class and split each image of a zip belongs to, where folders say it.
 
     cat/0001.png                  class folders, as torchvision's ImageFolder
     train/cat/0001.png            class folders inside split folders
-    metadata.csv                  file_name,label[,split][,group], columns in any order, as Hugging
-    images/0001.png               Face's imagefolder; where it is there, it alone decides
+    cat/train/0001.png            split folders inside class folders
 
-With a column `labels` instead of `label` an image may have any number of classes: `cat|dog`, or
-nothing for none of them.
-
-All of it may lie in one more folder. A class folder may have folders of its own.
+All of it may lie in one more folder; folders inside a class folder mean nothing.
+What can be read in two ways is refused with both and with the option `folders` that chooses.
 """
 
-import csv
-import io
-import unicodedata
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
 
-from adap.core.config import SPLITS
 from adap.models.header import shown
-from adap.worker.intake.archive import Archive
+from adap.worker.intake.examples import Example
 from adap.worker.intake.limits import Reasons, Rejected
+from adap.worker.intake.names import name_problem
+from adap.worker.intake.notes import Notes, counted, listed
+from adap.worker.intake.splits import names_a_split_alone, splits_of
 
-METADATA = "metadata.csv"
-MAX_NAME_CHARACTERS = 200  # of a class or a group
+_WRAPPERS = {"data", "dataset", "images", "imgs", "img", "jpg", "png"}  # inside a split folder
 
-SPLIT_NAMES = {
-    "train": "train",
-    "training": "train",
-    "validation": "validation",
-    "val": "validation",
-    "valid": "validation",
-    "dev": "validation",
-    "test": "test",
-    "testing": "test",
-}
+_SPLITS_FIRST = ["split", "class"]
 
-_NOTES = (".txt", ".md")  # what people write beside a data set
-_COLUMNS = {"file_name", "label", "labels", "split", "group"}
+Paths = dict[str, list[str]]
+"""The parts of the name of each image, without what wraps them, by its name in the archive."""
 
 
-@dataclass(frozen=True)
-class Example:
-    """One image of the archive and what is known of it."""
+def by_folders(names: Sequence[str], *, declared: str | None, notes: Notes) -> list[Example]:
+    """The examples of images in folders; raises Rejected where it is not clear what these mean.
 
-    name: str  # in the archive
-    example_id: str  # the same without the folder that wraps everything
-    labels: tuple[str, ...]
-    split: str | None
-    group: str | None = None
-
-
-def arrange(archive: Archive) -> tuple[list[Example], bool]:
-    """The examples of a zip of images, sorted by name, and whether each may have several labels.
-
-    Raises Rejected where that is not clear.
+    declared: what each level of folders is, as in `DatasetOptions.folders`; None to find out.
     """
-    names = [name for name in archive.names if not _is_note(name)]
-    tables = [name for name in names if name.split("/")[-1] == METADATA]
-    if not tables:
-        if not names:
-            raise Rejected("expected images in class folders, got an archive without any")
-        return _by_folders(names), False
-    if len(tables) > 1 or tables[0].count("/") > 1:
-        listed = ", ".join(shown(name) for name in tables[:5])
-        raise Rejected(f"expected one {METADATA} beside the folders of images, got {listed}")
-    names.remove(tables[0])
-    return _by_metadata(names, tables[0], archive.read(tables[0]))
-
-
-def label_problem(label: str) -> str | None:
-    """Why this cannot be the name of a class, if it cannot."""
-    return _name_problem("label", label)
-
-
-def labels_problem(labels: Sequence[str]) -> str | None:
-    """Why these cannot be the labels of one image, if they cannot."""
-    if len(set(labels)) < len(labels):
-        return f"expected each label once, got {shown('|'.join(labels))}"
-    return next(filter(None, map(label_problem, labels)), None)
-
-
-def split_labels(text: str) -> tuple[str, ...]:
-    """The labels of one image, which stand with | between them."""
-    return tuple(map(tidy, text.split("|"))) if text.strip() else ()
-
-
-def tidy(text: str) -> str:
-    """A name without space around it, in Unicode NFC."""
-    return unicodedata.normalize("NFC", text.strip())
-
-
-def group_problem(group: str) -> str | None:
-    """Why this cannot be the name of a group, if it cannot."""
-    return _name_problem("group", group)
-
-
-def split_problem(split: str) -> str | None:
-    """Why this cannot be the name of a split, if it cannot."""
-    if split.lower() in SPLIT_NAMES:
-        return None
-    return f"expected a split among {', '.join(SPLITS)}, got {shown(split)}"
-
-
-def _name_problem(kind: str, name: str) -> str | None:
-    if name and name.isprintable() and len(name) <= MAX_NAME_CHARACTERS:
-        return None
-    return (
-        f"expected a {kind} of 1 to {MAX_NAME_CHARACTERS} printable characters, got {shown(name)}"
-    )
-
-
-def _is_note(name: str) -> bool:
-    base = name.split("/")[-1]
-    return base.lower().endswith(_NOTES) or base.upper() in ("README", "LICENSE")
-
-
-def _by_folders(names: Sequence[str]) -> list[Example]:
-    paths = [name.split("/") for name in names]
-    while _is_wrapped(paths):
-        paths = [path[1:] for path in paths]
-    tops = {path[0] for path in paths if len(path) > 1}
-    splits = {top for top in tops if top.lower() in SPLIT_NAMES}
-    has_splits = bool(splits) and any(len(path) > 2 for path in paths if path[0] in splits)
-    reasons = Reasons()
-    if has_splits:
-        for other in sorted(tops - splits):
-            reasons.add(
-                f"expected only split folders beside {shown(min(splits))}, got {shown(other)}"
-            )
-    elif splits and splits == tops:
+    paths = _unwrapped({name: name.split("/") for name in names}, notes)
+    roles = _find_roles(paths, notes) if declared is None else declared.split("/")
+    if roles.count("class") != 1:
         raise Rejected(
-            f"expected class folders inside {shown(min(splits))}, got images directly in it"
+            f"expected `folders` with one class in it where there is no table, got {declared}"
         )
-    depth = 3 if has_splits else 2
+    if roles == _SPLITS_FIRST:
+        paths = _inside_splits(paths)
+    return _examples(paths, roles, notes)
+
+
+def _examples(paths: Paths, roles: Sequence[str], notes: Notes) -> list[Example]:
+    reasons = Reasons()
+    deep = False
+    level = {role: i for i, role in enumerate(roles) if role != "-"}
+    splits = splits_of(
+        {path[level["split"]] for path in paths.values() if len(path) > len(roles)}
+        if "split" in level
+        else ()
+    )
     examples = []
-    for name, path in zip(names, paths, strict=True):
-        if len(path) < depth:
-            where = "class folders inside the split folders" if has_splits else "class folders"
+    for name, path in paths.items():
+        if len(path) <= len(roles):
+            where = {
+                ("class",): "class folders",
+                ("split", "class"): "class folders inside the split folders",
+                ("class", "split"): "split folders inside the class folders",
+            }.get(tuple(roles), f"folders for {'/'.join(roles)}")
             reasons.add(f"{shown(name)}: expected images in {where}, got one outside")
             continue
-        label = path[depth - 2]
-        problem = label_problem(label)
+        deep |= len(path) > len(roles) + 1
+        told = {role: path[i] for role, i in level.items()}
+        problem = next(
+            filter(None, (name_problem(_WORDS[role], text) for role, text in told.items())), None
+        )
+        if "split" in told and told["split"] not in splits:
+            problem = (
+                f"expected a folder named like a split (train, validation, test), got "
+                f"{shown(told['split'])}"
+            )
         if problem:
             reasons.add(f"{shown(name)}: {problem}")
-        split = SPLIT_NAMES.get(path[0].lower()) if has_splits else None
-        examples.append(Example(name, "/".join(path), (label,), split))
+            continue
+        examples.append(
+            Example(
+                name,
+                "/".join(path),
+                (told["class"],),
+                splits.get(told.get("split", "")),
+                told.get("group"),
+                told.get("cluster"),
+            )
+        )
     reasons.settle()
+    notes.step(f"folders are {'/'.join(roles)}")
+    if splits:
+        named = ", ".join(f"`{folder}` ({split})" for folder, split in sorted(splits.items())[:10])
+        notes.step(f"{counted(len(set(splits.values())), 'split')} from folders {named}")
+    if deep:
+        notes.step("folders below these mean nothing")
     return examples
 
 
-def _is_wrapped(paths: Sequence[Sequence[str]]) -> bool:
-    """Whether all lies in one folder that is neither a split nor, without more inside, a class."""
-    first = paths[0][0]
-    return first.lower() not in SPLIT_NAMES and all(
-        len(path) > 2 and path[0] == first for path in paths
+_WORDS = {"class": "label", "split": "split", "group": "group", "cluster": "cluster"}
+
+
+def _find_roles(paths: Paths, notes: Notes) -> list[str]:
+    """What each level of folders is. Raises Rejected where it could be one thing or another."""
+    tops = sorted({path[0] for path in paths.values() if len(path) > 1})
+    splits = splits_of(tops)
+    deep = sorted({path[0] for path in paths.values() if len(path) > 2})
+    if splits and any(top in splits for top in deep):
+        _check_split_folders(tops, _inside_splits(paths))
+        return _SPLITS_FIRST
+    if splits and len(splits) == len(tops):
+        raise Rejected(
+            f"expected class folders inside {shown(tops[0])}, got images directly in it: say the "
+            f"labels in a metadata.csv, or, if {listed(tops)} are the classes, send "
+            "`folders` (--folders class)"
+        )
+    if splits:
+        some = listed(sorted(splits))
+        notes.fact(
+            "info",
+            "class_named_like_a_split",
+            f"the folder {some} is taken for a class, as images lie directly in it and "
+            f"{listed([top for top in tops if top not in splits])} beside it name no split",
+        )
+    return _find_inner_roles(paths)
+
+
+def _check_split_folders(tops: Sequence[str], paths: Paths) -> None:
+    """Raise Rejected unless all top folders are splits, with the same classes in them."""
+    splits, reasons = splits_of(tops), Reasons()
+    for other in tops:
+        if other not in splits:
+            reasons.add(
+                f"expected only split folders beside {shown(min(splits))}, got {shown(other)}: "
+                f"leave it out, or, if {listed(tops)} are the classes, send `folders` "
+                "(--folders class)"
+            )
+    reasons.settle()
+    inner = {(path[0], path[1]) for path in paths.values() if len(path) > 2}
+    below = Counter(folder for _, folder in inner)
+    if len(tops) > 1 and below and max(below.values()) == 1:
+        raise _two_readings(
+            ("split/class", f"{listed(tops)} are splits, of the classes {listed(sorted(below))}"),
+            ("class", f"{listed(tops)} are classes"),
+        )
+
+
+def _find_inner_roles(paths: Paths) -> list[str]:
+    """What the folders inside the top folders are, which are no splits."""
+    tops = sorted({path[0] for path in paths.values() if len(path) > 1})
+    inner = {(path[0], path[1]) for path in paths.values() if len(path) > 2}
+    below = Counter(folder for _, folder in inner)
+    outside = [name for name, path in paths.items() if len(path) == 2]
+    splits = splits_of(below)
+    if splits:
+        if len(splits) == len(below) and not outside and all(map(names_a_split_alone, splits)):
+            return ["class", "split"]
+        raise _two_readings(
+            ("class/split", f"inside the class folders {listed(sorted(splits))} are splits"),
+            ("class", "folders inside the class folders mean nothing"),
+        )
+    again = sorted(folder for folder, count in below.items() if count > 1)
+    if len(again) > 1 and not outside and 2 * len(again) >= len(below):
+        raise _two_readings(
+            ("class", f"the classes are {listed(tops)}"),
+            ("-/class", f"the classes are {listed(again)}, which recur in the folders above"),
+            ("group/class", "the same, and the folders above are groups; or cluster, or split"),
+        )
+    return ["class"]
+
+
+def _two_readings(*readings: tuple[str, str]) -> Rejected:
+    told = "; ".join(f"{value}: {meaning}" for value, meaning in readings)
+    return Rejected(
+        "the folders can be read in more than one way, as to splits and classes; say which with "
+        f"`folders` (--folders {' or '.join(value for value, _ in readings)}): {told}"
     )
 
 
-def _by_metadata(names: Sequence[str], table: str, content: bytes) -> tuple[list[Example], bool]:
-    root = table.removesuffix(METADATA)
-    missing = {name.removeprefix(root): name for name in names}  # images without a line so far
-    reasons = Reasons()
-    examples = []
-    multilabel = False
-    for line, row in _rows(content, reasons):
-        file_name = unicodedata.normalize("NFC", row["file_name"])
-        multilabel = "labels" in row
-        labels = split_labels(row["labels"]) if multilabel else (tidy(row["label"]),)
-        split = row["split"].strip() if "split" in row else None
-        group = tidy(row["group"]) if "group" in row else None
-        name = missing.pop(file_name, None)
-        problem = (
-            f"expected the name of an image, once, got {shown(file_name)}"
-            if name is None
-            else labels_problem(labels)
-            or (split_problem(split) if split is not None else None)
-            or (group_problem(group) if group is not None else None)
-        )
-        if problem or name is None:
-            reasons.add(f"{METADATA}, line {line}: {problem}")
-            continue
-        split = None if split is None else SPLIT_NAMES[split.lower()]
-        examples.append(Example(name, file_name, labels, split, group))
-    for name in missing.values():
-        reasons.add(f"{shown(name)}: expected a line with its label in {METADATA}, got none")
-    reasons.settle()
-    return sorted(examples, key=lambda example: example.name), multilabel
+def _unwrapped(paths: Paths, notes: Notes) -> Paths:
+    """Without the folders that hold everything and are neither a split nor, alone, a class."""
+    left_out = []
+    while True:
+        first = next(iter(paths.values()))[0]
+        if names_a_split_alone(first) or not all(
+            len(path) > 2 and path[0] == first for path in paths.values()
+        ):
+            break
+        left_out.append(first)
+        paths = {name: path[1:] for name, path in paths.items()}
+    if left_out:
+        notes.step(f"all lies in the folder {shown('/'.join(left_out))}")
+    return paths
 
 
-def _rows(content: bytes, reasons: Reasons) -> Iterator[tuple[int, dict[str, str]]]:
-    """The rows of the table by column, each with the number of its (last) line."""
-    reader = csv.reader(io.StringIO(_text(content), newline=""), strict=True)
-    header: list[str] | None = None
-    try:
-        for row in reader:
-            if header is None:
-                header = row
-                if not _is_header(header):
-                    break
-            elif row and len(row) != len(header):
-                reasons.add(
-                    f"{METADATA}, line {reader.line_num}: expected {len(header)} values, "
-                    f"got {len(row)}"
-                )
-            elif row:
-                yield reader.line_num, dict(zip(header, row, strict=True))
-    except csv.Error as error:
-        raise Rejected(f"{METADATA}, line {reader.line_num}: expected CSV, got {error}") from error
-    if header is None or not _is_header(header):
-        raise Rejected(
-            f"{METADATA}: expected the columns file_name,label[,split][,group] in any order "
-            "(labels instead of label where an image may have several), "
-            f"got {shown(','.join(header or []))}"
-        )
+def _inside_splits(paths: Paths) -> Paths:
+    """Without folders between a split folder and its class folders, as `train/train/cat/1.png`."""
+    while wrapped := _wrapped_splits(paths):
+        paths = {
+            name: [path[0], *path[2:]] if path[0] in wrapped and len(path) > 3 else path
+            for name, path in paths.items()
+        }
+    return paths
 
 
-def _is_header(columns: Sequence[str]) -> bool:
-    """Whether these are the columns of a table: all that is needed, nothing unknown or twice."""
-    names = set(columns)
-    one_kind = len(names & {"label", "labels"}) == 1
-    return "file_name" in names <= _COLUMNS and one_kind and len(names) == len(columns)
-
-
-def _text(content: bytes) -> str:
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise Rejected(f"{METADATA}: expected UTF-8, got {error}") from error
+def _wrapped_splits(paths: Paths) -> set[str]:
+    inner: dict[str, set[str]] = {}
+    for path in paths.values():
+        if len(path) > 2:
+            inner.setdefault(path[0], set()).add(path[1] if len(path) > 3 else "")
+    return {
+        split
+        for split, (only, *others) in inner.items()
+        if not others and (only == split or only.lower() in _WRAPPERS or splits_of([only]))
+    }

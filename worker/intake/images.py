@@ -11,6 +11,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from adap.core.config import Resize
+from adap.core.config import Levels, Resize
 from adap.models.formats import describe
 from adap.worker.intake.effort import effort_problem
 from adap.worker.intake.plain import decode_plain
@@ -59,6 +60,26 @@ class UnusableImageError(ValueError):
     """An image that is refused; the message follows the name of its file."""
 
 
+@dataclass(frozen=True)
+class Rules:
+    """How image files become pixels."""
+
+    max_pixels: int
+    levels: Levels | None = None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded image file.
+
+    pixels: (H, W) or (H, W, 3) uint8.  values: the smallest and largest value of an image of more
+    than 8 bits, as they came, None for others.
+    """
+
+    pixels: NDArray[np.uint8]
+    values: tuple[int, int] | None = None
+
+
 @contextlib.contextmanager
 def strict_decoding() -> Iterator[None]:
     """Within this, a decoder's warning is an error, in all threads: only one of them enters it."""
@@ -77,19 +98,29 @@ def decode(data: bytes, *, max_pixels: int) -> NDArray[np.uint8]:
 
     Raises UnusableImageError for everything else, before memory for the pixels is taken.
     """
-    if problem := effort_problem(data, max_pixels=max_pixels):
+    return read_picture(data, Rules(max_pixels)).pixels
+
+
+def read_picture(data: bytes, rules: Rules) -> Picture:
+    """The same by rules, with what is to be known of it."""
+    if problem := effort_problem(data, max_pixels=rules.max_pixels):
         raise UnusableImageError(problem)
-    plain = decode_plain(data, max_pixels=max_pixels)
-    return decode_by_pillow(data, max_pixels=max_pixels) if plain is None else plain
+    plain = decode_plain(data, max_pixels=rules.max_pixels)
+    return _by_pillow(data, rules) if plain is None else Picture(plain)
 
 
 def decode_by_pillow(data: bytes, *, max_pixels: int) -> NDArray[np.uint8]:
-    """The same of any file, slower where it is small, with a reason for what is refused."""
+    """As `decode` of any file, slower where it is small, with a reason for what is refused."""
+    return _by_pillow(data, Rules(max_pixels)).pixels
+
+
+def _by_pillow(data: bytes, rules: Rules) -> Picture:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            _check_size(image, max_pixels)
+            _check_size(image, rules.max_pixels)
+            wide = ";16" in str(image.tile)  # of which Pillow keeps the high bytes
             image.load()
-            return _pixels(image)
+            return _picture(image, rules, wide=wide)
     except UnusableImageError:
         raise
     except UnidentifiedImageError as error:
@@ -128,9 +159,40 @@ def _check_size(image: Image.Image, max_pixels: int) -> None:
         raise UnusableImageError(f"expected a still image, got {frames} frames")
 
 
-def _pixels(image: Image.Image) -> NDArray[np.uint8]:
+def _picture(image: Image.Image, rules: Rules, *, wide: bool) -> Picture:
+    if image.mode.startswith("I;16"):
+        deep = np.asarray(_upright(image))
+        values = int(deep.min()), int(deep.max())
+        if rules.levels is not None:
+            return Picture(scaled(deep, rules.levels), values)
+        # the high byte, which is what Pillow itself keeps of 16-bit colour
+        return Picture((deep >> 8).astype(np.uint8), values)
+    pixels = _pixels(image)
+    if not wide:
+        return Picture(pixels)
+    if rules.levels is not None:
+        raise UnusableImageError(
+            "expected one channel where levels are declared, got 16 bits of several: convert it "
+            "to 8 bits a channel"
+        )
+    return Picture(pixels, (int(pixels.min()) << 8, int(pixels.max()) << 8 | 255))
+
+
+def scaled(values: NDArray[np.generic], levels: Levels) -> NDArray[np.uint8]:
+    """Values of any kind as 0 to 255, rounded; `levels` are 0 and 255, what lies beyond is cut."""
+    share = (values.astype(np.float64) - levels.low) / (levels.high - levels.low)
+    made: NDArray[np.uint8] = np.rint(share.clip(0, 1) * 255).astype(np.uint8)
+    return made
+
+
+def _upright(image: Image.Image) -> Image.Image:
     if "exif" in image.info and image.getexif().get(_ORIENTATION, 1) != 1:
-        image = ImageOps.exif_transpose(image)
+        return ImageOps.exif_transpose(image)
+    return image
+
+
+def _pixels(image: Image.Image) -> NDArray[np.uint8]:
+    image = _upright(image)
     if "transparency" in image.info:  # a transparent colour, or an alpha for each palette entry
         image = image.convert("LA" if image.mode in ("1", "L") else "RGBA")
     if image.mode in ("LA", "RGBA", "PA"):
@@ -142,9 +204,6 @@ def _pixels(image: Image.Image) -> NDArray[np.uint8]:
             return np.asarray(image.convert("L"))
         case "P":
             return np.asarray(image.convert("RGB"))
-        case "I;16" | "I;16B":
-            # the high byte, which is what Pillow itself keeps of 16-bit colour
-            return (np.asarray(image) >> 8).astype(np.uint8)
     raise UnusableImageError(f"expected a grey or RGB image, got mode {image.mode}: convert it")
 
 

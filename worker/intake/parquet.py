@@ -1,7 +1,7 @@
 """Parquet data sets, as the Hugging Face hub has them: one row an image.
 
 image (or img): the file's bytes, or a struct {bytes, path}.  label: text or whole numbers; or
-labels: a list of them where an image may have several.  Optionally split and group: text.
+labels: a list of them where an image may have several.  Optionally split, group, cluster: text.
 Names for numbers are taken from the schema's own `huggingface` metadata (ClassLabel) where there
 are some. Other columns are never read.
 
@@ -11,7 +11,7 @@ Imported only when a Parquet file comes: pyarrow takes longer to start than a sm
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,19 +22,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from adap.core.config import SPLITS, Resize
+from adap.core.config import SPLITS
 from adap.core.datasets import ImageSet
 from adap.models.header import shown
+from adap.worker.intake.asked import Asked
 from adap.worker.intake.counts import check_class_count, check_counts, label_matrix
-from adap.worker.intake.decoding import File, Room, Sizes, decode_all
-from adap.worker.intake.folders import (
-    SPLIT_NAMES,
-    group_problem,
-    labels_problem,
-    split_problem,
-    tidy,
-)
+from adap.worker.intake.decoding import File, decode_all
 from adap.worker.intake.limits import IntakeLimits, Reasons, Rejected
+from adap.worker.intake.names import cluster_problem, group_problem, labels_problem, tidy
+from adap.worker.intake.splits import split_problem, splits_of
 
 IMAGE_ROWS = 32  # read at a time
 TEXT_ROWS = 1024
@@ -53,31 +49,17 @@ class _Columns:
     label: str
     split: str | None
     group: str | None
+    cluster: str | None
     multilabel: bool
     class_names: Sequence[str] | None  # of labels that are numbers
 
 
-def read_parquet(
-    path: Path,
-    *,
-    limits: IntakeLimits,
-    resize: Resize | None,
-    sizes: Sizes,
-    room: Room,
-    on_progress: Callable[[int, int], None],
-) -> ImageSet:
+def read_parquet(path: Path, asked: Asked) -> ImageSet:
     """The data set in a Parquet file; raises Rejected for all that is not as described above."""
     _check_footer(path)
     try:
         with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
-            return _read(
-                file,
-                limits=limits,
-                resize=resize,
-                sizes=sizes,
-                room=room,
-                on_progress=on_progress,
-            )
+            return _read(file, asked)
     except Rejected:
         raise
     except _DAMAGED as error:
@@ -86,15 +68,8 @@ def read_parquet(
         ) from error
 
 
-def _read(
-    file: pq.ParquetFile,
-    *,
-    limits: IntakeLimits,
-    resize: Resize | None,
-    sizes: Sizes,
-    room: Room,
-    on_progress: Callable[[int, int], None],
-) -> ImageSet:
+def _read(file: pq.ParquetFile, asked: Asked) -> ImageSet:
+    limits = asked.limits
     count = file.metadata.num_rows
     if not 0 < count <= limits.entries:
         raise Rejected(f"expected 1 to {limits.entries} rows (ADAP_MAX_IMAGES), got {count}")
@@ -104,19 +79,11 @@ def _read(
     if unpacked > limits.unpacked_bytes:
         raise Rejected(f"expected at most {limits.unpacked_bytes} bytes unpacked, got {unpacked}")
     columns = _find_columns(file.schema_arrow)
-    named, splits, groups = _read_texts(file, columns)
+    named, splits, groups, clusters = _read_texts(file, columns)
     classes, labels = _index(named, columns)
     check_counts(classes, labels, splits=splits, groups=groups)
     paths: list[str | None] = []
-    images = decode_all(
-        _files(file, columns.image, paths, limits=limits),
-        count,
-        limits=limits,
-        resize=resize,
-        sizes=sizes,
-        allocate=partial(room, labels),
-        on_progress=on_progress,
-    )
+    images = decode_all(_files(file, columns.image, paths, limits=limits), labels, asked)
     return ImageSet(
         images=images,
         labels=labels,
@@ -124,6 +91,7 @@ def _read(
         example_ids=_ids(paths),
         splits=splits,
         groups=groups,
+        clusters=clusters,
     )
 
 
@@ -163,7 +131,7 @@ def _find_columns(schema: pa.Schema) -> _Columns:
             f"{label}: expected text or whole numbers, or lists of them, "
             f"got {shown(str(schema.field(label).type))}"
         )
-    for name in ("split", "group"):
+    for name in ("split", "group", "cluster"):
         if name in schema.names and not _is_text(schema.field(name).type):
             reasons.add(f"{name}: expected text, got {shown(str(schema.field(name).type))}")
     reasons.settle()
@@ -172,6 +140,7 @@ def _find_columns(schema: pa.Schema) -> _Columns:
         label=label,
         split="split" if "split" in schema.names else None,
         group="group" if "group" in schema.names else None,
+        cluster="cluster" if "cluster" in schema.names else None,
         multilabel=multilabel,
         class_names=_class_names(schema, label) if numbers else None,
     )
@@ -209,13 +178,15 @@ def _class_names(schema: pa.Schema, label: str) -> list[str] | None:
 
 def _read_texts(
     file: pq.ParquetFile, columns: _Columns
-) -> tuple[list[tuple[str, ...]], NDArray[np.int8] | None, list[str] | None]:
-    """The names of each row's labels, its split and its group."""
+) -> tuple[list[tuple[str, ...]], NDArray[np.int8] | None, list[str] | None, list[str] | None]:
+    """The names of each row's labels, its split, its group and its cluster."""
     reasons = Reasons()
     named: list[tuple[str, ...]] = []
-    splits: list[int] = []
+    splits: list[str] = []
     groups: list[str] = []
-    wanted = [name for name in (columns.label, columns.split, columns.group) if name is not None]
+    clusters: list[str] = []
+    optional = (columns.split, columns.group, columns.cluster)
+    wanted = [columns.label, *(name for name in optional if name is not None)]
     for row in _rows(file, wanted, TEXT_ROWS):
         number = len(named)
         labels = row[columns.label]
@@ -232,16 +203,24 @@ def _read_texts(
             if problem := split_problem(split):
                 reasons.add(f"row {number}: {problem}")
             else:
-                splits.append(SPLITS.index(SPLIT_NAMES[split.lower()]))
+                splits.append(split)
         if columns.group is not None:
             groups.append(tidy(row[columns.group] or ""))
             if problem := group_problem(groups[-1]):
                 reasons.add(f"row {number}: {problem}")
+        if columns.cluster is not None:
+            clusters.append(tidy(row[columns.cluster] or ""))
+            if problem := cluster_problem(clusters[-1]):
+                reasons.add(f"row {number}: {problem}")
     reasons.settle()
+    meaning = splits_of(set(splits))
     return (
         named,
-        None if columns.split is None else np.array(splits, np.int8),
+        None
+        if columns.split is None
+        else np.array([SPLITS.index(meaning[split]) for split in splits], np.int8),
         None if columns.group is None else groups,
+        None if columns.cluster is None else clusters,
     )
 
 

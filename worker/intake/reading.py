@@ -10,23 +10,20 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from adap.core.config import SPLITS, Resize
+from adap.core.config import SPLITS, DatasetOptions
 from adap.core.datasets import ImageSet, release
 from adap.models.formats import EDGE_BYTES, describe
 from adap.worker.intake.archive import Archive
 from adap.worker.intake.arrays import is_arrays, read_arrays
+from adap.worker.intake.asked import Asked, Room, Shape
 from adap.worker.intake.counts import check_class_count, check_counts, label_matrix
-from adap.worker.intake.decoding import (
-    MAX_SIZES,
-    RELEASE_BYTES,
-    File,
-    Room,
-    Shape,
-    Sizes,
-    decode_all,
-)
-from adap.worker.intake.folders import arrange
+from adap.worker.intake.decoding import MAX_SIZES, RELEASE_BYTES, File, decode_all
+from adap.worker.intake.examples import Example, is_no_image
+from adap.worker.intake.folders import by_folders
 from adap.worker.intake.limits import IntakeLimits, Rejected
+from adap.worker.intake.notes import Notes, counted, listed
+from adap.worker.intake.tables import METADATA, by_table
+from adap.worker.intake.values import note_values
 
 PARQUET_MAGIC = b"PAR1"
 
@@ -41,40 +38,37 @@ def read_dataset(
     *,
     limits: IntakeLimits,
     on_progress: Callable[[int, int], None],
-    resize: Resize | None = None,
-    sizes: Sizes | None = None,
+    options: DatasetOptions | None = None,
+    notes: Notes | None = None,
     room: Room = in_memory,
 ) -> ImageSet:
     """Open what somebody sent as a data set: a zip of images, an NPZ or Parquet, by its content.
 
     `on_progress(done, total)` counts images; it is called at least every hundred images.
-    `resize` makes images of any size one size; `sizes` is told in which sizes they came; `room`
-    says where the pixels go, for example `adap.core.datasets.Draft.room`.
+    `options` choose where the upload can be read in more than one way; `notes` are filled with how
+    it was read; `room` says where the pixels go, for example `adap.core.datasets.Draft.room`.
     Raises Rejected with up to 100 reasons.
     """
     size = path.stat().st_size
-    sizes = Counter() if sizes is None else sizes
+    notes = Notes() if notes is None else notes
     if size > limits.archive_bytes:
         raise Rejected(f"expected a file of at most {limits.archive_bytes} bytes, got {size}")
-    options: dict[str, Any] = {
-        "limits": limits,
-        "resize": resize,
-        "sizes": sizes,
-        "room": room,
-        "on_progress": on_progress,
-    }
+    asked = Asked(limits, options or DatasetOptions(), notes, room, on_progress)
     if _kind(path, size) == "parquet":
         from adap.worker.intake.parquet import read_parquet  # pyarrow takes a while to start
 
-        return read_parquet(path, **options)
-    with Archive(path, limits=limits) as archive:
-        read = read_arrays if is_arrays(archive) else _read_folders
-        return read(archive, **options)
+        notes.form = "Parquet"
+        image_set = read_parquet(path, asked)
+    else:
+        with Archive(path, limits=limits) as archive:
+            arrays = is_arrays(archive)
+            notes.form = "NPZ" if arrays else "zip"
+            image_set = (read_arrays if arrays else _read_images)(archive, asked)
+    _look_over(image_set, notes)
+    return image_set
 
 
-def summarise(
-    image_set: ImageSet, *, sizes: Sizes | None = None, resize: Resize | None = None
-) -> dict[str, Any]:
+def summarise(image_set: ImageSet, *, notes: Notes | None = None) -> dict[str, Any]:
     """What a data set holds, as plain JSON: counts, sizes and how many images are repeated.
 
     `duplicates` counts the images whose pixels were seen before in the data set.
@@ -90,7 +84,7 @@ def summarise(
         splits = {split: image_set.class_counts(mask) for split, mask in members.items()}
         split_examples = {split: int(mask.sum()) for split, mask in members.items()}
     classes = image_set.class_counts()
-    came = sizes or Counter({(height, width): count})
+    came = (notes.sizes if notes else None) or Counter({(height, width): count})
     return {
         "examples": count,
         "multilabel": image_set.multilabel,
@@ -99,13 +93,30 @@ def summarise(
         "splits": splits,
         "split_examples": split_examples,
         "groups": None if groups is None else dict(sorted(Counter(groups).items())),
+        "clusters": None if image_set.clusters is None else len(set(image_set.clusters)),
         "channels": channels,
         "height": height,
         "width": width,
         "sizes": {f"{w}x{h}": number for (h, w), number in came.most_common(MAX_SIZES)},
-        "resize": None if resize is None else resize.as_json(),
         **_repeated(image_set),
     }
+
+
+def _look_over(image_set: ImageSet, notes: Notes) -> None:
+    """Note what any data set may have that figures of it suffer from."""
+    folded: dict[str, list[str]] = {}
+    for name in image_set.classes:
+        folded.setdefault(name.casefold(), []).append(name)
+    for names in folded.values():
+        if len(names) > 1:
+            notes.fact(
+                "caution",
+                "case_variants",
+                f"the classes {listed(names)} differ in case alone and are kept apart: if they are "
+                "one class, give them one name",
+            )
+    notes.step(counted(len(image_set.classes), "class"))
+    note_values(image_set.images, notes)
 
 
 def _repeated(image_set: ImageSet) -> dict[str, int | None]:
@@ -165,16 +176,9 @@ def _kind(path: Path, size: int) -> Literal["zip", "parquet"]:
     )
 
 
-def _read_folders(
-    archive: Archive,
-    *,
-    limits: IntakeLimits,
-    resize: Resize | None,
-    sizes: Sizes,
-    room: Room,
-    on_progress: Callable[[int, int], None],
-) -> ImageSet:
-    examples, multilabel = arrange(archive)
+def _read_images(archive: Archive, asked: Asked) -> ImageSet:
+    """A zip of images, of which folders or a table say what they are."""
+    examples, multilabel = _arrange(archive, asked)
     named = [example.labels for example in examples]
     classes = sorted({name for names in named for name in names})
     labels: NDArray[np.int64] | NDArray[np.uint8]
@@ -187,23 +191,45 @@ def _read_folders(
     declared = [SPLITS.index(example.split) for example in examples if example.split is not None]
     splits = np.array(declared, np.int8) if declared else None
     groups = [example.group for example in examples if example.group is not None] or None
+    clusters = [example.cluster for example in examples if example.cluster is not None] or None
     check_counts(classes, labels, splits=splits, groups=groups)
+    files = (
+        File(name, archive.size(name), partial(archive.read, name))
+        for name in (example.name for example in examples)
+    )
     return ImageSet(
-        images=decode_all(
-            (
-                File(name, archive.size(name), partial(archive.read, name))
-                for name in (example.name for example in examples)
-            ),
-            len(examples),
-            limits=limits,
-            resize=resize,
-            sizes=sizes,
-            allocate=partial(room, labels),
-            on_progress=on_progress,
-        ),
+        images=decode_all(files, labels, asked),
         labels=labels,
         classes=classes,
         example_ids=[example.example_id for example in examples],
         splits=splits,
         groups=groups,
+        clusters=clusters,
     )
+
+
+def _arrange(archive: Archive, asked: Asked) -> tuple[list[Example], bool]:
+    """The examples of a zip of images, sorted by name, and whether each may have several labels."""
+    notes, declared = asked.notes, asked.options.folders
+    tables = [name for name in archive.names if name.split("/")[-1] == METADATA]
+    others = [name for name in archive.names if is_no_image(name) and name not in tables]
+    images = [name for name in archive.names if not is_no_image(name)]
+    if archive.left_behind:
+        notes.step(f"ignored: {listed(archive.left_behind)}")
+    if others:
+        notes.fact(
+            "info",
+            "other_files",
+            f"{counted(len(others), 'file')} beside the images, not read: {listed(others)}",
+            files=len(others),
+        )
+    if not images:
+        raise Rejected("expected images in class folders, got an archive without any")
+    if not tables:
+        return by_folders(images, declared=declared, notes=notes), False
+    if len(tables) > 1 or tables[0].count("/") > 1:
+        raise Rejected(
+            f"expected one {METADATA} beside the folders of images, got {listed(tables)}"
+        )
+    content = archive.read(tables[0])
+    return by_table(images, tables[0], content, declared=declared, notes=notes)

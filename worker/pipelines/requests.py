@@ -9,7 +9,14 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter
 
 from adap.core.audit.plan import ChecksPiece, Piece, ScoresPiece
-from adap.core.config import AnyTask, AuditConfig, Config, RankingRequest, Resize, TrainingConfig
+from adap.core.config import (
+    AnyTask,
+    AuditConfig,
+    Config,
+    DatasetOptions,
+    RankingRequest,
+    TrainingConfig,
+)
 from adap.core.report import DatasetProvenance, ModelProvenance, ReportValue
 from adap.models.header import Manifest
 from adap.worker.intake.limits import IntakeLimits
@@ -19,7 +26,7 @@ class DatasetCheck(Config):
     """Open an uploaded data set; its input is `upload`."""
 
     pipeline: Literal["validate_dataset"] = "validate_dataset"
-    resize: Resize | None = None
+    options: DatasetOptions = DatasetOptions()
     limits: IntakeLimits = IntakeLimits()
 
 

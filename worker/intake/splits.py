@@ -1,0 +1,68 @@
+"""Which split a word names, in the spellings that folders, files and columns have.
+
+`train`, `Training_Set`, `seg_train`, `train2017` and `trainset` are the train split; `val`,
+`valid`, `validation` and `dev` validation; `test`, `testing`, `holdout` test. `eval` is the test
+split, or validation where something else is called test.
+"""
+
+import re
+from collections.abc import Iterable
+
+from adap.core.config import SPLITS, Split
+from adap.models.header import shown
+
+SPLIT_NAMES: dict[str, Split] = {
+    "train": "train",
+    "training": "train",
+    "trainval": "train",
+    "validation": "validation",
+    "validate": "validation",
+    "validating": "validation",
+    "val": "validation",
+    "valid": "validation",
+    "dev": "validation",
+    "devel": "validation",
+    "test": "test",
+    "testing": "test",
+    "holdout": "test",
+}
+_EVALUATION = {"eval", "evaluation"}
+_GENERIC = {"set", "data", "dataset", "image", "images", "img", "imgs", "split", "folder", "part"}
+_GENERIC |= {"photos", "pictures", "files", "the", "my", "final", "full", "of"}
+_WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+|[^\W\d_a-zA-Z]+")
+_SUFFIX = re.compile(r"(?:[-_ ]?(?:set|data|dataset|images|imgs))+$")
+
+
+def splits_of(names: Iterable[str]) -> dict[str, Split]:
+    """The splits that these names name together; a name without one is not among the keys."""
+    found: dict[str, Split] = {}
+    evaluations = []
+    for name in names:
+        words = _words(name)
+        known = [SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES]
+        if known:
+            # train_val is both, and is trained on
+            found[name] = "train" if "train" in known else known[0]
+        elif _EVALUATION & set(words):
+            evaluations.append(name)
+    for name in evaluations:
+        found[name] = "validation" if "test" in found.values() else "test"
+    return found
+
+
+def names_a_split_alone(name: str) -> bool:
+    """Whether a name says which split it is and nothing else, as `Training_Set` or `train2017`."""
+    rest = [word for word in _words(name) if word not in _GENERIC and not word.isdecimal()]
+    return bool(rest) and all(word in SPLIT_NAMES or word in _EVALUATION for word in rest)
+
+
+def split_problem(split: str) -> str | None:
+    """Why a value of a column cannot be the name of a split, if it cannot."""
+    if names_a_split_alone(split):
+        return None
+    return f"expected a split among {', '.join(SPLITS)}, got {shown(split)}"
+
+
+def _words(name: str) -> list[str]:
+    words = [word.lower() for word in _WORDS.findall(name)]
+    return [_SUFFIX.sub("", word) or word for word in words]
