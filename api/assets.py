@@ -19,7 +19,7 @@ from adap.api import quotas
 from adap.api.deps import Caller, House
 from adap.api.errors import ApiError, not_found
 from adap.core.config import DatasetOptions, TrainingRequest
-from adap.models.header import Manifest
+from adap.models.header import Declaration
 from adap.store import garbage, jobs, results, uploads
 from adap.store.database import now, row_by_id
 from adap.store.ids import new_id
@@ -150,7 +150,7 @@ def add_model(
     name: str,
     sha256: str,
     size: int,
-    manifest: Manifest | None,
+    declared: Declaration | None,
 ) -> tuple[ModelRow, JobRow]:
     """A model that came as this blob, and the job that checks it."""
     row = ModelRow(
@@ -169,7 +169,7 @@ def add_model(
         tenant=caller.tenant,
         request={
             "model_id": row.id,
-            "manifest": None if manifest is None else manifest.model_dump(mode="json"),
+            "declared": None if declared is None else declared.model_dump(mode="json"),
         },
         model_id=row.id,
     )

@@ -30,6 +30,7 @@ from adap.client.base import RANKING_FORMS, ConnectionFailedError, is_loopback
 from adap.client.client import DEFAULT_URL, AdapError, Client, JobFailedError, Json, ProblemError
 
 REPORT_FORMS = {".html": "text/html", ".md": "text/markdown", ".xml": "application/xml"}
+IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])  # mean and std, red, green, blue
 PIPE_COLUMNS = 1000  # a table that no terminal shows is not cut
 
 app = typer.Typer(
@@ -357,10 +358,35 @@ def add_model(
         typer.Option(
             "--input",
             metavar="JSON",
-            help='How images become its input, unless the file says it: {"channels": 3, '
-            '"height": 32, "width": 32, "mean": [0, 0, 0], "std": [1, 1, 1]}',
+            help='All of what the next options say, as JSON: {"channels": 3, "height": 32, '
+            '"width": 32, "mean": [0, 0, 0], "std": [1, 1, 1]}',
         ),
     ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PIXELS",
+            help="Of the images that it takes, 224 or HEIGHTxWIDTH; unless the file says it.",
+        ),
+    ] = None,
+    channels: Annotated[
+        int | None, typer.Option(help="Of the images that it takes: 3, or 1 for grey ones.")
+    ] = None,
+    imagenet: Annotated[
+        bool,
+        typer.Option(
+            "--imagenet",
+            help="It was trained on pixels minus ImageNet's mean, divided by its std; else on "
+            "pixels as they are.",
+        ),
+    ] = False,
+    pixels: Annotated[
+        str | None,
+        typer.Option(metavar="RANGE", help="Of its pixels: 0..1 (the usual one), 0..255 or -1..1."),
+    ] = None,
+    bgr: Annotated[
+        bool, typer.Option("--bgr", help="It takes blue, green, red, as OpenCV and Caffe do.")
+    ] = False,
     classes: Annotated[
         str | None,
         typer.Option(
@@ -379,12 +405,27 @@ def add_model(
             help="The network ends in a sigmoid, or with --classes in a softmax.",
         ),
     ] = False,
+    output_name: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Of an ONNX file with several outputs: which is meant."),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Of a checkpoint with several weights: model_ema, state_dict, …"
+        ),
+    ] = None,
     watch_: Watch = False,
 ) -> None:
     """Upload a model; a job loads and tries it."""
     here = session(context)
-    spec = None if input_ is None else _parse_json(input_, option="--input")
+    declared = InputOptions(size, channels, imagenet, pixels, bgr)
+    spec = _parse_json(input_, option="--input") if input_ is not None else declared.as_json()
+    if input_ is not None and declared.given:
+        raise typer.BadParameter("expected --input, or the options for its parts, not both")
     output = _output(classes, multilabel=multilabel, probabilities=probabilities)
+    if output_name is not None:
+        output = {**(output or {"kind": "logit"}), "name": output_name}
     with _uploading(here, path) as on_bytes:
         model = here.client.models.add(
             path,
@@ -392,6 +433,7 @@ def add_model(
             architecture=architecture,
             input_spec=spec,
             output=output,
+            weights=weights,
             on_bytes=on_bytes,
         )
     if not watch_:
@@ -1123,6 +1165,54 @@ def _task(positive: list[str] | None, *, each: bool = False) -> Json | None:
     if each:
         return {"each": True}
     return {"positive": positive} if positive else None
+
+
+@dataclass(frozen=True)
+class InputOptions:
+    """The options that say, in place of JSON, how images become a network's input."""
+
+    size: str | None
+    channels: int | None
+    imagenet: bool
+    pixels: str | None
+    bgr: bool
+
+    @property
+    def given(self) -> bool:
+        """Whether any of them was."""
+        return self != InputOptions(None, None, False, None, False)
+
+    def as_json(self) -> Json | None:
+        """`input` of POST /v1/models; None where nothing was said."""
+        if not self.given:
+            return None
+        if self.size is None:
+            raise typer.BadParameter("expected it with the options for images", param_hint="--size")
+        height, _, width = self.size.lower().partition("x")
+        if not height.isdecimal() or not (width or height).isdecimal():
+            raise typer.BadParameter(
+                f"expected 224 or 240x320, got {self.size!r}", param_hint="--size"
+            )
+        channels = self.channels or 3
+        if self.imagenet and channels != 3:
+            raise typer.BadParameter("expected 3 channels with --imagenet", param_hint="--channels")
+        mean, std = IMAGENET if self.imagenet else ([0.0] * channels, [1.0] * channels)
+        if self.bgr:
+            mean, std = mean[::-1], std[::-1]
+        pixels = self.pixels or "0..1"
+        if self.imagenet and pixels != "0..1":
+            if pixels != "0..255":
+                raise typer.BadParameter("expected 0..255 with --imagenet", param_hint="--pixels")
+            mean, std = [255 * v for v in mean], [255 * v for v in std]
+        return {
+            "channels": channels,
+            "height": int(height),
+            "width": int(width or height),
+            "mean": mean,
+            "std": std,
+            "value_range": pixels,
+            "channel_order": "bgr" if self.bgr else "rgb",
+        }
 
 
 def _output(classes: str | None, *, multilabel: bool, probabilities: bool) -> Json | None:

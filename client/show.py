@@ -224,10 +224,18 @@ def model(item: Json) -> RenderableType:
             ("chosen by", _rule(training)),
             ("clean AP", figure(best.get("clean_ap"))),
             ("robust AP", figure(best.get("robust_ap"))),
+            *_read(findings),
             *_probed(findings),
             ("warnings", "\n".join(findings.get("warnings", []))),
         )
     )
+
+
+def _read(findings: Json) -> list[tuple[str, str]]:
+    """How the file was understood; facts of level caution are among the warnings."""
+    reading = findings.get("reading") or {"steps": [], "facts": []}
+    said = [fact["message"] for fact in reading["facts"] if fact["level"] == "info"]
+    return [("read as", "\n".join([*reading["steps"], *said]))]
 
 
 def _probed(findings: Json) -> list[tuple[str, str]]:
@@ -627,7 +635,8 @@ def _input(spec: Json | None) -> str:
         return ""
     channels = "1 channel" if spec["channels"] == 1 else f"{spec['channels']} channels"
     values = f", pixels in {spec['value_range']}" if "value_range" in spec else ""
-    return f"{spec['height']}x{spec['width']}, {channels}{values}"
+    order = ", as blue, green, red" if spec.get("channel_order") == "bgr" else ""
+    return f"{spec['height']}x{spec['width']}, {channels}{values}{order}"
 
 
 def _output(spec: Json | None) -> str:

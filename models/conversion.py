@@ -1,20 +1,32 @@
 """Files of other formats to the form in which models are kept: safetensors, before anything runs.
 
-For the sandboxed child alone. What a file is, its bytes tell; its name is never asked.
+For the sandboxed child alone. What a file is, its bytes tell; its name is never asked. Every
+decision on the way is written into the reading of the upload.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as read_tensors
 
-from adap.models import onnx_files, state_dicts
+from adap.models import catalogue, diagnosis, fitting, guessing, networks, onnx_files, state_dicts
 from adap.models.errors import ModelFileError
+from adap.models.fitting import Weights
 from adap.models.formats import EDGE_BYTES, is_checkpoint, is_onnx
-from adap.models.graphs import GRAPH
-from adap.models.header import Manifest
+from adap.models.graphs import GRAPH, GRAPH_TENSOR
+from adap.models.header import Declaration, InputSpec, Manifest, embedded_manifest, read_header
 from adap.models.loading import graph_tensors, write
+from adap.reading import Fact, Reading
+
+Format = Literal["safetensors", "onnx", "state dict"]
+_TITLES: dict[Format, str] = {
+    "safetensors": "safetensors",
+    "onnx": "ONNX",
+    "state dict": "checkpoint",
+}
 
 
 @dataclass(frozen=True)
@@ -22,14 +34,40 @@ class Converted:
     """A file in the form that `adap.models.loading.load` opens, and what was seen on the way."""
 
     path: Path
-    format: Literal["safetensors", "onnx", "state dict"]
+    format: Format
+    manifest: Manifest | None  # what the file is to be loaded by; None: the one inside
     onnx_difference: float | None = None  # relative, to onnxruntime on random images
+    steps: list[str] = field(default_factory=list)
+    facts: list[Fact] = field(default_factory=list)
+
+    @property
+    def cautions(self) -> list[Fact]:
+        """The facts that figures made from this model must carry with them."""
+        return [fact for fact in self.facts if fact.level != "info"]
+
+    def reading(self, manifest: Manifest) -> Reading:
+        """How the file was read, and by which manifest it is used."""
+        steps = [*self.steps, *_said(manifest.input)]
+        title = _TITLES[self.format]
+        return Reading(
+            summary=f"{title}: {'; '.join(self.steps) or 'as it is'}",
+            steps=steps,
+            facts=self.facts,
+        )
 
 
-def to_safetensors(path: Path, manifest: Manifest | None, *, folder: Path) -> Converted:
-    """The file itself where it is safetensors or nothing known; else what it was converted to.
+def _said(spec: InputSpec) -> list[str]:
+    """What the declaration decides about pixels, in words."""
+    order = {"rgb": "red, green, blue", "bgr": "blue, green, red"}[spec.channel_order]
+    channels = f", channels in the order {order}" if spec.channels >= 3 else ""
+    mean, std = (", ".join(f"{v:g}" for v in values) for values in (spec.mean, spec.std))
+    return [f"pixels in {spec.value_range}{channels}, minus {mean}, divided by {std}"]
 
-    folder: where a converted file is written.  manifest: what the upload declares.
+
+def to_safetensors(path: Path, declared: Declaration | None, *, folder: Path) -> Converted:
+    """The file itself where nothing has to be changed; else what it was converted to.
+
+    folder: where a converted file is written.  declared: what the upload says about the file.
     Raises ModelFileError where the content cannot be used, with what was expected instead.
     """
     target = folder / "converted.safetensors"
@@ -38,33 +76,111 @@ def to_safetensors(path: Path, manifest: Manifest | None, *, folder: Path) -> Co
         file.seek(max(0, path.stat().st_size - EDGE_BYTES))
         tail = file.read()
     if is_onnx(head):
-        return _from_onnx(path, manifest, target)
+        return _from_onnx(path, declared, target)
     if is_checkpoint(head, tail):
-        return _from_state_dict(path, manifest, target)
-    return Converted(path, "safetensors")
+        return _from_state_dict(path, declared, target)
+    return _from_safetensors(path, declared, target)
 
 
-def _from_onnx(path: Path, manifest: Manifest | None, target: Path) -> Converted:
-    if manifest is None or manifest.architecture != GRAPH:
-        got = "none" if manifest is None else manifest.architecture
+def _from_onnx(path: Path, declared: Declaration | None, target: Path) -> Converted:
+    if declared is None:
         raise ModelFileError(
-            f"expected the architecture {GRAPH!r} and an input declaration with an ONNX file, "
-            f"got {got}"
+            "expected an input declaration (`input`, --size) with an ONNX file, got none"
         )
+    if declared.architecture not in (None, GRAPH):
+        raise ModelFileError(
+            f"expected the architecture {GRAPH!r} with an ONNX file, got {declared.architecture!r}"
+        )
+    manifest = declared.as_manifest(GRAPH)
     graph, arrays = onnx_files.read(path, manifest.input)
     # copied: onnx hands out views of the file's own bytes
     tensors = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
     network = onnx_files.GraphNetwork(graph, tensors).eval()
     difference = onnx_files.compare(path, network, manifest.input)
     write(graph_tensors(network), target, manifest)
-    return Converted(target, "onnx", difference)
+    return Converted(target, "onnx", manifest, difference)
 
 
-def _from_state_dict(path: Path, manifest: Manifest | None, target: Path) -> Converted:
-    if manifest is None or manifest.architecture == GRAPH:
+def _from_state_dict(path: Path, declared: Declaration | None, target: Path) -> Converted:
+    if declared is None or declared.architecture == GRAPH:
         raise ModelFileError(
-            "expected the architecture that the tensors belong to, and an input declaration, with "
-            "a state dict"
+            "expected an input declaration (`input`, --size) with a state dict, and the "
+            f"architecture that the tensors belong to where it cannot be told, got {_got(declared)}"
         )
-    write(state_dicts.read(path), target, manifest)
-    return Converted(target, "state dict")
+    return _from_tensors(state_dicts.read(path), declared, target, "state dict")
+
+
+def _got(declared: Declaration | None) -> str:
+    return "none" if declared is None else f"the architecture {declared.architecture!r}"
+
+
+def _from_safetensors(path: Path, declared: Declaration | None, target: Path) -> Converted:
+    header = read_header(path)
+    if declared is None:
+        return Converted(path, "safetensors", None)
+    inside = embedded_manifest(header) if declared.architecture is None else None
+    if inside is not None:
+        declared = declared.model_copy(update={"architecture": inside.architecture})
+    if declared.architecture == GRAPH or GRAPH_TENSOR in header.tensors:
+        return Converted(path, "safetensors", declared.as_manifest(GRAPH))
+    try:
+        # read, not mapped: a mapped file that shrinks later would kill the process
+        weights = Weights(read_tensors(path.read_bytes()))
+    except SafetensorError as error:
+        raise ModelFileError(f"expected a sound safetensors file, got {error}") from error
+    return _from_tensors(weights, declared, target, "safetensors")
+
+
+def _from_tensors(
+    weights: Weights, declared: Declaration, target: Path, file_format: Format
+) -> Converted:
+    """The tensors of the declared architecture, or of the one that they tell of."""
+    guesses: list[guessing.Guess] = []
+    steps: list[str] = []
+    facts: list[Fact] = []
+    name = declared.architecture
+    if name is None:
+        guesses = guessing.guesses(weights, declared)
+        name, facts = _told(guesses)
+        if name is not None:
+            steps.append(f"architecture told from the tensors: {name}")
+    expected = None
+    if name is not None:
+        manifest = declared.as_manifest(name)
+        catalogue.check(manifest)
+        expected = networks.empty(manifest).state_dict()
+        fitted = fitting.fit(weights, expected, manifest.input, chosen=declared.weights)
+        if fitted is not None:
+            write(fitted.tensors, target, manifest)
+            return Converted(
+                target,
+                file_format,
+                manifest,
+                steps=[*steps, *fitted.steps],
+                facts=[*facts, *fitted.facts],
+            )
+        guesses = guessing.guesses(weights, declared)
+    raise ModelFileError(diagnosis.explain(weights, expected, declared, guesses))
+
+
+def _told(guesses: list[guessing.Guess]) -> tuple[str | None, list[Fact]]:
+    """The architecture to take of those that fit as declared, and what must be said about it."""
+    fitting_ones = [guess for guess in guesses if guess.outputs is None and guess.channels is None]
+    names = list(dict.fromkeys(guess.architecture for guess in fitting_ones))
+    if not names:
+        return None, []
+    others = [name for name in names[1:] if name.split("/")[-1] != names[0].split("/")[-1]]
+    if len(names) > 1 and names[0].startswith("timm/"):
+        listed = ", ".join(names[:5])
+        raise ModelFileError(
+            f"expected the architecture, got tensors that fit {len(names)}: {listed}"
+            f"{', …' if len(names) > 5 else ''}, whose answers may differ; "
+            "choose with --architecture"
+        )
+    if not others:
+        return names[0], []
+    message = (
+        f"the architecture {names[0]} was told from the tensors, which fit {', '.join(others[:3])} "
+        "too, whose answers may differ: name it with --architecture to be sure"
+    )
+    return names[0], [Fact(level="caution", code="architecture_told", message=message)]

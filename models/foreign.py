@@ -4,11 +4,13 @@ The names are a closed list (`adap.models.catalogue`); nothing is ever downloade
 """
 
 import warnings
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import nn
 
+from adap.models.catalogue import ARCHITECTURES
 from adap.models.errors import ModelFileError
 from adap.models.header import Manifest
 
@@ -21,20 +23,20 @@ def build(manifest: Manifest, *, empty: bool) -> nn.Module:
     """
     library, _, name = manifest.architecture.partition("/")
     make = {"torchvision": _torchvision, "timm": _timm}[library]
-    try:
-        # torch's layers draw from the process-wide generator: put it back afterwards
-        with (
-            warnings.catch_warnings(),
-            torch.random.fork_rng(devices=[]),
-            torch.device("meta" if empty else "cpu"),
-        ):
-            warnings.simplefilter("ignore")  # about weights that are not asked for
-            return make(name, manifest)
-    except (TypeError, ValueError, RuntimeError, NotImplementedError, AssertionError) as error:
-        raise ModelFileError(
-            f"expected images that {manifest.architecture} can be built for, got "
-            f"{manifest.input.height}x{manifest.input.width}: {str(error)[:200]}"
-        ) from error
+    # torch's layers draw from the process-wide generator: put it back afterwards
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore")  # about weights that are not asked for
+        try:
+            if empty:
+                with suppress(NotImplementedError), torch.device("meta"):
+                    return make(name, manifest)
+            with torch.device("cpu"):  # RegNet computes its widths with tensors: it needs memory
+                return make(name, manifest)
+        except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+            raise ModelFileError(
+                f"expected images that {manifest.architecture} can be built for, got "
+                f"{manifest.input.height}x{manifest.input.width}: {str(error)[:200]}"
+            ) from error
 
 
 def _torchvision(name: str, manifest: Manifest) -> nn.Module:
@@ -42,9 +44,10 @@ def _torchvision(name: str, manifest: Manifest) -> nn.Module:
 
     spec = manifest.input
     if spec.channels != 3:
+        own = f", and so does the architecture {name} of this service" * (name in ARCHITECTURES)
         raise ModelFileError(
             f"expected 3 channels for {manifest.architecture}, got {spec.channels}; as ONNX a "
-            "network may take any number"
+            f"network may take any number{own}"
         )
     size: dict[str, int | tuple[int, int]] = {}  # of those that are made for one size of image
     if name.startswith("vit_"):

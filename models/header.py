@@ -55,10 +55,14 @@ _RANGES: dict[ValueRange, tuple[float, float]] = {
 }
 
 
+ChannelOrder = Literal["rgb", "bgr"]
+
+
 class InputSpec(BaseModel):
     """How images become the network's input: (x - mean) / std, channel by channel.
 
-    x: the pixels in `value_range`, black being its lower end and white its upper end.
+    x: the pixels in `value_range`, black being its lower end and white its upper end, their
+    channels in `channel_order`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -74,6 +78,12 @@ class InputSpec(BaseModel):
         # left out where it is the usual one, as in the files from before there was another
         exclude_if=lambda value: value == "0..1",
     )
+    channel_order: ChannelOrder = Field(
+        "rgb",
+        description="of the network's input, and of mean and std: red, green, blue; or `bgr` "
+        "(blue, green, red) for a network trained on images as OpenCV and Caffe read them",
+        exclude_if=lambda value: value == "rgb",
+    )
 
     @model_validator(mode="after")
     def _one_value_a_channel(self) -> "InputSpec":
@@ -84,6 +94,8 @@ class InputSpec(BaseModel):
                 )
         if min(self.std) <= 0:
             raise ValueError(f"expected std above 0, got {self.std}")
+        if self.channel_order == "bgr" and self.channels < 3:
+            raise ValueError(f"expected 3 channels for the order bgr, got {self.channels}")
         return self
 
     def for_unit_range(self) -> tuple[list[float], list[float]]:
@@ -132,6 +144,13 @@ class OutputSpec(BaseModel):
         description="names of the classes in the order of the outputs; for multiclass, "
         "multilabel and probabilities only",
         examples=[["cat", "dog", "other"]],
+    )
+    name: str | None = Field(
+        None,
+        min_length=1,
+        max_length=MAX_NAME_CHARACTERS,
+        description="of an ONNX file with several outputs: which of its values is meant",
+        exclude_if=lambda value: value is None,
     )
 
     @model_validator(mode="after")
@@ -245,6 +264,27 @@ class Manifest(BaseModel):
         if self.output == ONE_LOGIT:
             del value["output"]
         return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+class Declaration(BaseModel):
+    """What an upload says about a file: the manifest, as far as whoever sends it knows it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    architecture: str | None = Field(
+        None, max_length=64, description="None: told from the file itself"
+    )
+    input: InputSpec
+    output: OutputSpec = ONE_LOGIT
+    weights: str | None = Field(
+        None,
+        max_length=MAX_NAME_CHARACTERS,
+        description="which of several weights in a checkpoint: the name that holds them",
+    )
+
+    def as_manifest(self, architecture: str) -> Manifest:
+        """The manifest, once the architecture is known."""
+        return Manifest(architecture=architecture, input=self.input, output=self.output)
 
 
 class ProbeResult(BaseModel):

@@ -17,9 +17,9 @@ from safetensors.torch import load as read_tensors
 from safetensors.torch import save as write_tensors
 from torch import Tensor, nn
 
-from adap.models import catalogue, foreign
-from adap.models.architectures import build_empty
+from adap.models import catalogue, networks
 from adap.models.errors import ModelFileError
+from adap.models.fitting import OPTIONAL
 from adap.models.graphs import GRAPH, GRAPH_TENSOR, decode
 from adap.models.header import (
     MANIFEST_KEY,
@@ -35,9 +35,6 @@ from adap.models.onnx_files import GraphNetwork
 from adap.models.wrappers import Scorer
 
 _DTYPE_NAMES = {torch.float32: "F32", torch.int64: "I64"}
-
-# BatchNorm counts its batches but does not use the count; some exporters leave it out
-_OPTIONAL = ".num_batches_tracked"
 
 _GRAPH_DTYPES = {"F32", "I64", "I32", "BOOL"}
 
@@ -140,11 +137,7 @@ def _network(tensors: dict[str, Tensor], manifest: Manifest) -> nn.Module:
         graph = decode(tensors.pop(GRAPH_TENSOR).numpy().tobytes())
         graph.check(set(tensors))
         return GraphNetwork(graph, tensors)
-    if catalogue.is_foreign(manifest.architecture):
-        # with memory, as some hold tensors that are in no file
-        network = foreign.build(manifest, empty=False)
-    else:
-        network = _empty(manifest)
+    network = networks.fillable(manifest)
     absent = network.state_dict().keys() - tensors.keys()  # optional counts, if any
     counts = {name: torch.zeros((), dtype=torch.int64) for name in absent}
     network.load_state_dict({**tensors, **counts}, strict=True, assign=True)
@@ -233,13 +226,13 @@ def _not_probabilities(outputs: Tensor, scorer: Scorer) -> list[str]:
 
 def _check_names(got: Mapping[str, _Kind], *, manifest: Manifest) -> None:
     """Names, dtypes and shapes must be the architecture's, apart from optional counts."""
-    network = _empty(manifest)
+    network = networks.empty(manifest)
     expected: dict[str, _Kind] = {
         name: (_DTYPE_NAMES.get(value.dtype, str(value.dtype)), tuple(value.shape))
         for name, value in network.state_dict().items()
     }
     findings = {
-        "missing": [name for name in expected if name not in got and not name.endswith(_OPTIONAL)],
+        "missing": [name for name in expected if name not in got and not name.endswith(OPTIONAL)],
         "unexpected": [shown(name) for name in got if name not in expected],
         "of another shape or dtype": [
             f"{name} (expected {_text(expected[name])}, got {_text(kind)})"
@@ -274,14 +267,6 @@ def _check_graph_names(header: Header) -> None:
             f"expected tensors w0, w1, ... of {', '.join(sorted(_GRAPH_DTYPES))} beside the graph, "
             f"got {_first(wrong)}"
         )
-
-
-def _empty(manifest: Manifest) -> nn.Module:
-    if catalogue.is_foreign(manifest.architecture):
-        return foreign.build(manifest, empty=True)
-    return build_empty(
-        manifest.architecture, channels=manifest.input.channels, outputs=manifest.output.count
-    )
 
 
 def _logits(manifest: Manifest) -> str:

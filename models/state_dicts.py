@@ -8,7 +8,9 @@ file itself is dropped.
 
 import pickletools
 import re
+import warnings
 import zipfile
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import torch
 from torch import Tensor
 
 from adap.models.errors import ModelFileError
+from adap.models.fitting import Weights
 from adap.models.formats import SEND_INSTEAD
 from adap.models.header import MAX_NAME_CHARACTERS, MAX_TENSORS, shown
 
@@ -28,36 +31,102 @@ _MEMBER = re.compile(
     r"(data\.pkl|byteorder|version|\.format_version|\.storage_alignment|"
     r"\.data/serialization_id|data/\d+)"
 )
-_WRAPPERS = ("state_dict", "model_state_dict", "model")
-_PARALLEL = "module."  # what DataParallel puts before every name
-_KEPT = (torch.float32, torch.int64)
+MAX_DEPTH = 4  # of mappings in mappings
 
 # All that a pickle of tensors needs, beside what torch.load itself decides about.
 _GLOBALS = re.compile(
     r"(collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)|torch \w+Storage|"
-    r"torch\.serialization _get_layout)"
+    r"torch\.serialization _get_layout|torch Size|torch device|torch (float|bfloat|int|uint)\d+)"
+)
+
+# Settings and figures that trainers save beside the tensors. Nothing of it is imported or called:
+# each name stands for one of the inert kinds below.
+_LEAVES = re.compile(
+    r"(argparse Namespace|types SimpleNamespace|typing Any|_codecs encode|uuid UUID|"
+    r"(__builtin__|builtins) (bool|complex|float|frozenset|int|long|object|set|slice|str|tuple)|"
+    r"datetime (date|datetime|time|timedelta|timezone)|decimal Decimal|fractions Fraction|"
+    r"pathlib (Pure)?(Posix|Windows)?Path|"
+    r"numpy (dtype|ndarray|bool_|(float|int|uint)\d+)|numpy\.dtypes \w+|"
+    r"numpy\._?core\.multiarray (scalar|_reconstruct)|"
+    r"omegaconf\.(base|dictconfig|nodes) \w+|"
+    r"(pytorch_lightning|lightning\.pytorch)\.callbacks\.\w+ \w+)"
+)
+_MAPPINGS = re.compile(
+    r"(collections (Counter|defaultdict)|(__builtin__|builtins) dict|easydict EasyDict|"
+    r"addict(\.addict)? Dict|(yacs\.config|fvcore\.common\.config) CfgNode|"
+    r"(pytorch_lightning|lightning\.pytorch|lightning)\.utilities\.parsing AttributeDict|"
+    r"lightning_fabric\.utilities\.data AttributeDict)"
+)
+_LISTS = re.compile(
+    r"(omegaconf\.listconfig ListConfig|collections deque|(__builtin__|builtins) list)"
 )
 
 
-def read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a state dict by their names, on the CPU.
+class _Leaf:
+    """Stands in for a value that is no tensor: what the pickle gives it is dropped."""
 
-    Unwrapped are a checkpoint with the state dict under `state_dict`, `model_state_dict` or
-    `model`, and the prefix that DataParallel adds. Raises ModelFileError for everything else.
+    def __new__(cls, *_: Any) -> "_Leaf":
+        return super().__new__(cls)
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+
+class _Mapping:
+    """Stands in for a kind of dict: a plain one is made in its place."""
+
+    def __new__(cls, *_: Any) -> Any:
+        return OrderedDict()
+
+
+class _List(list[Any]):
+    """Stands in for a kind of list."""
+
+    def __new__(cls, *_: Any) -> "_List":
+        return super().__new__(cls)
+
+    def __init__(self, *_: Any) -> None:
+        super().__init__()
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+
+_STAND_INS: tuple[tuple[re.Pattern[str], type], ...] = (
+    (_LEAVES, _Leaf),
+    (_MAPPINGS, _Mapping),
+    (_LISTS, _List),
+)
+
+
+def read(path: Path) -> Weights:
+    """All tensors of a checkpoint by dotted names, on the CPU, the network's and all others.
+
+    Values that are no tensors are named and left out. Raises ModelFileError for everything else.
     """
     size = path.stat().st_size
     if size > MAX_BYTES:
         raise ModelFileError(f"expected a checkpoint of at most {MAX_BYTES} bytes, got {size}")
-    _check_archive(path, size)
+    named = _check_archive(path, size)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
+        with torch.serialization.safe_globals(list(named)), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the pickle's protocol
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
     except Exception as error:  # whatever a hostile file makes it raise
-        raise _refused(f"one that cannot be read: {_first_line(error)}") from error
-    return _tensors(content)
+        raise _refused(
+            f"one that PyTorch's reader of plain tensors does not understand ({_kind(error)})"
+        ) from error
+    return _weights(content)
 
 
-def _check_archive(path: Path, size: int) -> None:
-    """Plain members of a checkpoint, stored once each, and a pickle that names tensors alone."""
+def _check_archive(path: Path, size: int) -> set[Any]:
+    """Plain members of a checkpoint, stored once each, and a pickle that names tensors alone.
+
+    Returns what stands in for harmless values beside them, with the name of each.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             infos = archive.infolist()
@@ -77,53 +146,85 @@ def _check_archive(path: Path, size: int) -> None:
             pickled = infos[names.index("data.pkl")]
             if pickled.file_size > MAX_PICKLE_BYTES:
                 raise _refused(f"a pickle of {pickled.file_size} bytes")
-            _check_globals(archive.read(pickled))
+            return _check_globals(archive.read(pickled))
     except ModelFileError:
         raise
     except Exception as error:
-        raise _refused(f"a damaged archive: {_first_line(error)}") from error
+        raise _refused(f"a damaged archive ({_kind(error)})") from error
 
 
-def _check_globals(pickled: bytes) -> None:
+def _check_globals(pickled: bytes) -> set[Any]:
     """Looked at, never run: what the pickle would import, by the opcodes that import."""
+    leaves: set[Any] = set()
     for opcode, argument, _ in pickletools.genops(pickled):
         if opcode.name in ("STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4"):
             raise _refused("a pickle that makes objects other than tensors")
-        if opcode.name == "GLOBAL" and not _GLOBALS.fullmatch(str(argument)):
-            raise _refused(f"a pickle that calls {str(argument).replace(' ', '.')!r:.100}")
+        if opcode.name != "GLOBAL" or _GLOBALS.fullmatch(str(argument)):
+            continue
+        name = str(argument)
+        stand_in = next((kind for names, kind in _STAND_INS if names.fullmatch(name)), None)
+        if stand_in is None:
+            raise _refused(f"a pickle that calls {name.replace(' ', '.')!r:.100}")
+        leaves.add((stand_in, name.replace(" ", ".")))
+    return leaves
 
 
-def _tensors(content: Any) -> dict[str, Tensor]:
-    wrapped = [key for key in _WRAPPERS if isinstance(content, dict) and key in content]
-    if len(wrapped) == 1 and isinstance(content[wrapped[0]], Mapping):
-        content = content[wrapped[0]]
+def _weights(content: Any) -> Weights:
+    """All tensors in a tree of mappings, under dotted names."""
     if not isinstance(content, Mapping) or not content:
         raise _refused(f"a {type(content).__name__}" if content else "an empty one")
-    if len(content) > MAX_TENSORS:
-        raise _refused(f"one of {len(content)} tensors")
-    others = [key for key, value in content.items() if not isinstance(value, Tensor)]
-    if others or not all(isinstance(key, str) for key in content):
-        names = ", ".join(shown(str(key)) for key in others[:5])
-        raise _refused(f"other values beside them: {names or 'keys that are no names'}")
-    tensors: dict[str, Tensor] = dict(content)
-    if all(name.startswith(_PARALLEL) for name in tensors):
-        tensors = {name.removeprefix(_PARALLEL): value for name, value in tensors.items()}
+    tensors: dict[str, Tensor] = {}
+    containers: set[str] = set()
+    others: list[str] = []
+
+    def walk(mapping: Mapping[Any, Any], where: str, depth: int) -> None:
+        for key, value in mapping.items():
+            name = where + str(key)
+            if not isinstance(key, str) or not name.isprintable():
+                others.append(where + (key if isinstance(key, str) else type(key).__name__))
+            elif isinstance(value, Tensor):
+                if name in tensors:
+                    raise _refused(f"two tensors named {shown(name)}")
+                if len(tensors) == MAX_TENSORS:
+                    raise _refused(f"one of more than {MAX_TENSORS} tensors")
+                tensors[name] = value
+                containers.add(where)
+            elif isinstance(value, Mapping) and value and depth < MAX_DEPTH:
+                walk(value, f"{name}.", depth + 1)
+            else:
+                others.append(name)
+
+    walk(content, "", 0)
+    if not tensors:
+        raise _refused("one without tensors")
     for name, value in tensors.items():
-        if not name.isprintable() or not 0 < len(name) <= MAX_NAME_CHARACTERS:
-            raise _refused(f"a tensor named {shown(name)}")
-        if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
-            raise _refused(f"another kind of tensor, {shown(name)}")
-        if value.dtype not in _KEPT:
-            raise _refused(f"{value.dtype} in {shown(name)}: send float32")
-        # a view may claim more numbers than its storage was given bytes for
-        if value.untyped_storage().nbytes() < value.numel() * value.element_size():
-            raise _refused(f"{shown(name)}, which repeats its numbers")
-    return {name: value.detach().clone().contiguous() for name, value in tensors.items()}
+        _check(name, value)
+    return Weights(
+        tensors={name: value.detach() for name, value in tensors.items()},
+        containers=frozenset(containers),
+        others=tuple(dict.fromkeys(shown(name) for name in others)),
+    )
 
 
-def _first_line(error: Exception) -> str:
-    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip() or type(error).__name__
-    return "".join(c if c.isprintable() else " " for c in text.splitlines()[0])[:200]
+def _check(name: str, value: Tensor) -> None:
+    """A plain tensor on the CPU, as large as its storage."""
+    if not 0 < len(name) <= MAX_NAME_CHARACTERS:
+        raise _refused(f"a tensor named {shown(name)}")
+    if value.is_quantized:
+        raise _refused(
+            f"{shown(name)}, which is quantised by PyTorch: send the network before torch.quantize,"
+            " in float32"
+        )
+    if value.layout != torch.strided or value.device.type != "cpu":
+        raise _refused(f"another kind of tensor, {shown(name)}")
+    # a view may claim more numbers than its storage was given bytes for
+    if value.untyped_storage().nbytes() < value.numel() * value.element_size():
+        raise _refused(f"{shown(name)}, which repeats its numbers")
+
+
+def _kind(error: Exception) -> str:
+    """What kind of fault it is, never the library's text: that advises to read without care."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(error).__name__).lower()
 
 
 def _refused(got: str) -> ModelFileError:

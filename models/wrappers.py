@@ -87,6 +87,8 @@ class Scorer(nn.Module):
                 f"expected images (B, {spec.channels}, {spec.height}, {spec.width}), "
                 f"got {tuple(images.shape)}"
             )
+        if spec.channel_order == "bgr":
+            images = images[:, [2, 1, 0, *range(3, spec.channels)]]
         logits: Tensor = self.network((images - self.mean) / self.std)
         if logits.shape == (len(images), count):
             return logits

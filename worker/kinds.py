@@ -43,7 +43,7 @@ from adap.core.resolve import (
     resolve_task,
     resolve_tasks,
 )
-from adap.models.header import Manifest
+from adap.models.header import Declaration, Manifest
 from adap.store import scores
 from adap.store.ids import new_id
 from adap.store.jobs import JobError
@@ -170,8 +170,8 @@ def _prepare_dataset(session: Session, job: JobRow) -> Prepared:
 
 def _prepare_model(session: Session, job: JobRow) -> Prepared:
     model = session.get_one(ModelRow, job.model_id)
-    manifest = job.request.get("manifest")
-    request = ModelCheck(manifest=None if manifest is None else Manifest.model_validate(manifest))
+    told = job.request.get("declared")
+    request = ModelCheck(declared=None if told is None else Declaration.model_validate(told))
     return Prepared(request, {"upload": _blob(model.upload_sha256, model)})
 
 

@@ -18,7 +18,7 @@ from adap.api.idempotency import Idempotency, IdempotencyDep
 from adap.api.listing import After, Limit, make_cursor, read_offset
 from adap.api.routes.datasets import DatasetFields
 from adap.api.routes.jobs import describe_job, finished_blob, remove_files
-from adap.api.routes.models import declared_manifest
+from adap.api.routes.models import declared_model
 from adap.api.routes.training import check_trainable
 from adap.api.schemas import ExampleScores, Job, Page
 from adap.core.config import (
@@ -62,9 +62,12 @@ class AuditForm(DatasetFields):
     dataset: UploadFile | None = Field(None, description="see POST /v1/datasets")
     dataset_upload_id: Identifier | None = Field(None, description="instead of `dataset`")
     config: str = Field("{}", description="an AuditConfig as JSON")
-    architecture: str | None = Field(None, description="this and the next two: see POST /v1/models")
+    architecture: str | None = Field(
+        None, description="this and the next three: see POST /v1/models"
+    )
     input: str | None = None
     output: str | None = None
+    weights: str | None = None
 
 
 @router.post(
@@ -354,7 +357,7 @@ def _audit_files(form: FormData, house: House, caller: Caller, once: Idempotency
         config = AuditConfig.model_validate_json(asked.config)
     except ValidationError as error:
         raise explain_validation(error.errors(), prefix="body/config") from error
-    manifest = declared_manifest(asked.architecture, asked.input, asked.output)
+    declared = declared_model(asked)
     options = asked.options()
     files = (
         (asked.model, asked.model_upload_id, ("model", "model_upload_id")),
@@ -370,7 +373,7 @@ def _audit_files(form: FormData, house: House, caller: Caller, once: Idempotency
         **_asked(config),
         "model": of_model.sha256,
         "dataset": of_dataset.sha256,
-        "manifest": None if manifest is None else manifest.model_dump(mode="json"),
+        "declared": None if declared is None else declared.model_dump(mode="json"),
         "options": options.as_json(),
         "names": [of_model.name, of_dataset.name],
     }
@@ -391,7 +394,7 @@ def _audit_files(form: FormData, house: House, caller: Caller, once: Idempotency
             name=of_model.name,
             sha256=of_model.sha256,
             size=of_model.size,
-            manifest=manifest,
+            declared=declared,
         )
         of_dataset.take(session, house, caller)
         dataset, dataset_job = assets.add_dataset(

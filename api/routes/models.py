@@ -1,6 +1,6 @@
 """Models: upload, look at, download, remove."""
 
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, Protocol, TypeVar
 
 from fastapi import APIRouter, BackgroundTasks, Form, Query, Request, Response, UploadFile
 from fastapi.concurrency import run_in_threadpool
@@ -18,7 +18,7 @@ from adap.api.routes.jobs import wait_until_done
 from adap.api.schemas import Model, Page, model_answer
 from adap.core.config import Identifier, Name
 from adap.models import catalogue
-from adap.models.header import ONE_LOGIT, InputSpec, Manifest, OutputSpec
+from adap.models.header import ONE_LOGIT, Declaration, InputSpec, OutputSpec
 from adap.store import jobs
 from adap.store.tables import JobKind, JobRow, JobStatus, ModelRow
 
@@ -46,13 +46,16 @@ class ModelForm(BaseModel):
         None,
         max_length=64,
         description="what the tensors belong to, see GET /v1/architectures; also "
-        "`torchvision/NAME` and `timm/NAME`, and `onnx` for ONNX; may be left out for "
-        "a file that this service has written",
+        "`torchvision/NAME` and `timm/NAME`, and `onnx` for ONNX; may be left out where the file "
+        "tells it: one that this service has written, ONNX, or tensors of known names and shapes",
     )
     input: str | None = Field(
         None,
         max_length=4096,
-        description="how images become the network's input, as JSON; goes with `architecture`",
+        description="how images become the network's input, as JSON; mean and std are of pixels in "
+        "`value_range`, and the network takes red, green, blue unless `channel_order` says `bgr` "
+        "(blue, green, red, as OpenCV and Caffe have them); left out only where the file carries "
+        "its own manifest",
         examples=[
             '{"channels": 3, "height": 32, "width": 32, "mean": [0, 0, 0], "std": [1, 1, 1]}'
         ],
@@ -62,33 +65,50 @@ class ModelForm(BaseModel):
         max_length=60_000,  # a thousand names of a usual length
         description="what the network answers, as JSON: by default one logit of the positive "
         "side; else a logit for each class, of which one is true (`multiclass`) or each may be "
-        "(`multilabel`); or a `probability`, or `probabilities` of classes; goes with "
-        "`architecture`",
+        "(`multilabel`); or a `probability`, or `probabilities` of classes; of an ONNX file with "
+        "several outputs, `name` says which",
         examples=['{"kind": "multiclass", "classes": ["cat", "dog", "other"]}'],
+    )
+    weights: str | None = Field(
+        None,
+        max_length=200,
+        description="of a checkpoint with several sets of weights, such as raw and averaged ones: "
+        "the name of the one to take",
+        examples=["model_ema"],
     )
 
 
-def declared_manifest(
-    architecture: str | None, spec: str | None, output: str | None = None
-) -> Manifest | None:
+class Declared(Protocol):
+    """The fields of a form that say what a model file is."""
+
+    architecture: str | None
+    input: str | None
+    output: str | None
+    weights: str | None
+
+
+def declared_model(form: Declared) -> Declaration | None:
     """What the request says about the file; None leaves it to the file itself."""
-    if architecture is None and spec is None and output is None:
+    told = (form.architecture, form.input, form.output, form.weights)
+    if all(field is None for field in told):
         return None
-    if architecture is None or spec is None:
+    if form.input is None:
         raise ApiError(
             "invalid_request",
-            "/body: expected `architecture` and `input` together, with `output` unless it is one "
-            "logit, or none of them for a file that carries its own manifest.",
+            "/body: expected `input` (--size) with `architecture`, `output` or `weights`, or none "
+            "of them for a file that carries its own manifest.",
         )
-    if not catalogue.is_known(architecture):
+    if form.architecture is not None and not catalogue.is_known(form.architecture):
         raise ApiError(
             "invalid_request",
-            f"/body/architecture: expected one of {catalogue.known()}; got {architecture!r}",
+            f"/body/architecture: expected one of {catalogue.known()}; got {form.architecture!r}",
         )
-    return Manifest(
-        architecture=architecture,
-        input=_parsed(InputSpec, spec, field="input"),
+    output = form.output
+    return Declaration(
+        architecture=form.architecture,
+        input=_parsed(InputSpec, form.input, field="input"),
         output=ONE_LOGIT if output is None else _parsed(OutputSpec, output, field="output"),
+        weights=form.weights,
     )
 
 
@@ -115,18 +135,18 @@ def add_model(
 
     Its status is `validating`, then `ready` or `rejected` with every reason.
     """
-    manifest = declared_manifest(form.architecture, form.input, form.output)
+    declared = declared_model(form)
     came = assets.receive(form.file, form.upload_id, house, caller)
     name = form.name or came.name
     content = {
         "file": came.sha256,
         "name": name,
-        "manifest": None if manifest is None else manifest.model_dump(mode="json"),
+        "declared": None if declared is None else declared.model_dump(mode="json"),
     }
     with once.writing(content, new_jobs=1) as session:
         came.take(session, house, caller)
         row, job = assets.add_model(
-            session, caller, name=name, sha256=came.sha256, size=came.size, manifest=manifest
+            session, caller, name=name, sha256=came.sha256, size=came.size, declared=declared
         )
         location = response.headers["Location"] = f"/v1/models/{row.id}"
         answer = once.keep(session, model_answer(row), location=location)

@@ -432,18 +432,22 @@ class Models(_Resource):
         architecture: str | None = None,
         input_spec: Mapping[str, Any] | None = None,
         output: Mapping[str, Any] | None = None,
+        weights: str | None = None,
         on_bytes: OnBytes | None = None,
     ) -> Json:
-        """Upload weights as safetensors; architecture and input unless the file carries them.
+        """Upload weights or a whole network; `input_spec` unless the file carries its manifest.
 
+        architecture: told from the file where it is left out.
         output: of a network with more than one logit, for example
-        `{"kind": "multiclass", "classes": ["cat", "dog", "other"]}`; goes with the architecture.
+        `{"kind": "multiclass", "classes": ["cat", "dog", "other"]}`.
+        weights: of a checkpoint with several sets, the name of the one to take.
         """
         fields = {
             "name": name,
             "architecture": architecture,
             "input": None if input_spec is None else json.dumps(input_spec),
             "output": None if output is None else json.dumps(output),
+            "weights": weights,
         }
         return await self._client.upload(self.path, file, fields=fields, on_bytes=on_bytes)
 

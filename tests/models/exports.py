@@ -11,6 +11,15 @@ import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from torch import nn
 
+from adap.models.header import Declaration, Manifest
+
+
+def declaration(manifest: Manifest) -> Declaration:
+    """What an upload with this manifest would say."""
+    return Declaration(
+        architecture=manifest.architecture, input=manifest.input, output=manifest.output
+    )
+
 
 def export(network: nn.Module, images: torch.Tensor, *, legacy: bool = False) -> bytes:
     """An ONNX file with a dynamic batch and all tensors inside.

@@ -15,7 +15,7 @@ from adap.models import architectures, conversion, loading
 from adap.models.exporting import to_onnx
 from adap.models.header import ONE_LOGIT, InputSpec, Manifest, OutputSpec
 from adap.models.wrappers import Scorer
-from tests.models.exports import export, small_network
+from tests.models.exports import declaration, export, small_network
 
 
 def trained(
@@ -56,7 +56,7 @@ def test_an_export_can_be_uploaded_by_the_manifest_inside(tmp_path: Path) -> Non
     to_onnx(scorer, manifest, path)
     (entry,) = onnx.load_model(path).metadata_props
     declared = Manifest.model_validate_json(entry.value)
-    converted = conversion.to_safetensors(path, declared, folder=tmp_path)
+    converted = conversion.to_safetensors(path, declaration(declared), folder=tmp_path)
     again, _ = loading.load(converted.path, None, device="cpu", positive=["b"])
     images = torch.rand(4, 3, 8, 8)
     expected = Scorer(scorer.network, manifest.input, output=MANY, positive=["b"]).eval()
@@ -68,7 +68,7 @@ def test_what_came_as_onnx_goes_as_onnx(tmp_path: Path) -> None:
     path = tmp_path / "in.onnx"
     path.write_bytes(export(small_network(), torch.rand(2, 3, 8, 8), legacy=True))
     manifest = trained()[1].model_copy(update={"architecture": "onnx"})
-    converted = conversion.to_safetensors(path, manifest, folder=tmp_path)
+    converted = conversion.to_safetensors(path, declaration(manifest), folder=tmp_path)
     scorer, _ = loading.load(converted.path, None, device="cpu")
     assert to_onnx(scorer, manifest, tmp_path / "out.onnx") < 1e-5
 

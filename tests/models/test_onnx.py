@@ -20,7 +20,7 @@ from adap.models.errors import ModelFileError
 from adap.models.graphs import GRAPH_TENSOR, MAX_GRAPH_BYTES, OPERATORS, decode
 from adap.models.header import ONE_LOGIT, InputSpec, Manifest, OutputSpec
 from adap.models.wrappers import Scorer
-from tests.models.exports import export, graph_of, linear, small_network, write
+from tests.models.exports import declaration, export, graph_of, linear, small_network, write
 
 
 def manifest(
@@ -34,7 +34,7 @@ def manifest(
 
 def take_in(path: Path, declared: Manifest, folder: Path) -> Scorer:
     """What the intake of a model does with a file."""
-    converted = conversion.to_safetensors(path, declared, folder=folder)
+    converted = conversion.to_safetensors(path, declaration(declared), folder=folder)
     assert converted.format == "onnx"
     scorer, read = loading.load(converted.path, None, device="cpu")
     assert read == declared
@@ -131,9 +131,11 @@ def test_names_of_the_file_do_not_survive(tmp_path: Path) -> None:
 
 def test_an_onnx_file_needs_its_declaration(tmp_path: Path) -> None:
     path = write(linear(), tmp_path / "m.onnx")
-    for declared in (None, manifest(architecture="small_cnn")):
-        with pytest.raises(ModelFileError, match="architecture 'onnx' and an input declaration"):
-            conversion.to_safetensors(path, declared, folder=tmp_path)
+    with pytest.raises(ModelFileError, match=r"an input declaration \(`input`, --size\)"):
+        conversion.to_safetensors(path, None, folder=tmp_path)
+    other = declaration(manifest(architecture="small_cnn"))
+    with pytest.raises(ModelFileError, match="the architecture 'onnx' with an ONNX file"):
+        conversion.to_safetensors(path, other, folder=tmp_path)
 
 
 # --- S3: tensors outside the file -----------------------------------------------------------------
@@ -381,7 +383,7 @@ def test_a_file_above_the_limit_is_not_read(tmp_path: Path) -> None:
     with path.open("r+b") as file:
         file.truncate(onnx_files.MAX_BYTES + 1)  # sparse: it takes no space
     with pytest.raises(ModelFileError, match="at most 1073741824 bytes, got 1073741825"):
-        conversion.to_safetensors(path, manifest(), folder=tmp_path)
+        conversion.to_safetensors(path, declaration(manifest()), folder=tmp_path)
 
 
 def test_a_network_that_differs_from_the_file_is_noticed(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from adap.models import architectures, conversion, loading, state_dicts
 from adap.models.errors import ModelFileError
 from adap.models.header import InputSpec, Manifest
 from tests.models import test_formats as formats
+from tests.models.exports import declaration
 
 MANIFEST = Manifest(
     architecture="small_cnn",
@@ -72,7 +73,7 @@ def checkpoint(pickled: bytes, **more: bytes) -> bytes:
 def test_a_state_dict_becomes_safetensors_with_the_same_scores(wrap: Any, tmp_path: Path) -> None:
     path = tmp_path / "model.pth"
     path.write_bytes(saved(wrap(network().state_dict())))
-    converted = conversion.to_safetensors(path, MANIFEST, folder=tmp_path)
+    converted = conversion.to_safetensors(path, declaration(MANIFEST), folder=tmp_path)
     assert converted.format == "state dict"
     assert b"data.pkl" not in converted.path.read_bytes()
     scorer, _ = loading.load(converted.path, None, device="cpu")
@@ -81,10 +82,11 @@ def test_a_state_dict_becomes_safetensors_with_the_same_scores(wrap: Any, tmp_pa
         assert torch.equal(scorer(images), network()((images - 0.5) / 0.5).flatten())
 
 
-def test_a_state_dict_needs_its_architecture(tmp_path: Path) -> None:
+def test_a_state_dict_needs_its_declaration(tmp_path: Path) -> None:
     path = tmp_path / "m.pt"
     path.write_bytes(saved(network().state_dict()))
-    for declared in (None, MANIFEST.model_copy(update={"architecture": "onnx"})):
+    as_onnx = MANIFEST.model_copy(update={"architecture": "onnx"})
+    for declared in (None, declaration(as_onnx)):
         with pytest.raises(ModelFileError, match="the architecture that the tensors belong to"):
             conversion.to_safetensors(path, declared, folder=tmp_path)
 
@@ -237,7 +239,7 @@ EVIL: dict[str, Callable[[Path], bytes]] = {
 
 
 def take_in(path: Path, folder: Path) -> None:
-    converted = conversion.to_safetensors(path, MANIFEST, folder=folder)
+    converted = conversion.to_safetensors(path, declaration(MANIFEST), folder=folder)
     loading.load(converted.path, MANIFEST, device="cpu")
 
 

@@ -11,17 +11,23 @@ from adap.worker.work import Reporter, Work
 
 def validate_model(work: Work[ModelCheck], reporter: Reporter) -> Result:
     """Load an uploaded model into its architecture, try it, and store it with its manifest."""
-    manifest = work.request.manifest
+    declared = work.request.declared
     try:
         reporter.progress("loading", 0, 2, "steps")
-        converted = conversion.to_safetensors(work.inputs["upload"], manifest, folder=work.folder)
-        scorer, manifest = loading.load(converted.path, manifest, device="cpu")
+        converted = conversion.to_safetensors(work.inputs["upload"], declared, folder=work.folder)
+        scorer, manifest = loading.load(converted.path, converted.manifest, device="cpu")
         reporter.progress("probing", 1, 2, "steps")
-        findings = loading.probe(scorer).model_copy(
-            update={"format": converted.format, "onnx_difference": converted.onnx_difference}
-        )
+        findings = loading.probe(scorer)
         if findings.problems:
             return {"rejected": findings.problems}
+        findings = findings.model_copy(
+            update={
+                "format": converted.format,
+                "onnx_difference": converted.onnx_difference,
+                "reading": converted.reading(manifest),
+                "warnings": [*(fact.message for fact in converted.cautions), *findings.warnings],
+            }
+        )
         loading.save(scorer, work.folder / "content.safetensors", manifest)
     except ModelFileError as error:
         return {"rejected": [str(error)]}

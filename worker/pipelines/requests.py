@@ -18,7 +18,7 @@ from adap.core.config import (
     TrainingConfig,
 )
 from adap.core.report import DatasetProvenance, ModelProvenance, ReportValue
-from adap.models.header import Manifest
+from adap.models.header import Declaration
 from adap.worker.intake.limits import IntakeLimits
 
 
@@ -34,7 +34,7 @@ class ModelCheck(Config):
     """Open an uploaded model; its input is `upload`."""
 
     pipeline: Literal["validate_model"] = "validate_model"
-    manifest: Manifest | None = Field(None, description="as declared beside the file")
+    declared: Declaration | None = Field(None, description="what the upload says about the file")
 
 
 class StartModel(ReportValue):

@@ -1,0 +1,66 @@
+"""Rounding that a search can follow: values exact, gradients straight through.
+
+A quantised network, or one with Round, Floor, Sign or Cast in it, is constant almost everywhere:
+its gradient is zero, and an attack that follows gradients stands still and finds the network
+robust. So whatever rounds in a network of ours goes through `straight_through`: what it answers is
+exactly what was rounded (scores are the network's own), and its gradient is that of the values
+before (Bengio et al. 2013, "Estimating or propagating gradients through stochastic neurons"; for
+attacks: Athalye et al. 2018, backward pass differentiable approximation, section 4.1).
+
+An audit that searches through other operations of its own may use the same function.
+"""
+
+import torch
+from torch import Tensor
+
+
+def straight_through(exact: Tensor, values: Tensor) -> Tensor:
+    """`exact`, bit for bit, with the gradient of `values`; both of the same floating shape.
+
+    `values - values.detach()` is zero for every finite number, so nothing is added to `exact`.
+    """
+    if not values.requires_grad:
+        return exact
+    return exact.detach() + (values - values.detach())
+
+
+def round_half_even(values: Tensor) -> Tensor:
+    """To the nearest whole number, halves to the even one (ONNX Round, torch.round)."""
+    return straight_through(values.round(), values)
+
+
+def floor(values: Tensor) -> Tensor:
+    """Down to the next whole number."""
+    return straight_through(values.floor(), values)
+
+
+def ceil(values: Tensor) -> Tensor:
+    """Up to the next whole number."""
+    return straight_through(values.ceil(), values)
+
+
+def sign(values: Tensor) -> Tensor:
+    """-1, 0 or 1; its gradient is that of the values clipped to [-1, 1], as in binary networks."""
+    return straight_through(values.sign(), values.clamp(-1, 1))
+
+
+def modulo(values: Tensor, divisor: Tensor) -> Tensor:
+    """What is left of a division, with the sign of the divisor (torch.remainder): slope 1."""
+    return straight_through(torch.remainder(values, divisor), values)
+
+
+def truncated(values: Tensor) -> Tensor:
+    """Towards zero, as a cast to whole numbers does."""
+    return straight_through(values.trunc(), values)
+
+
+def quantised(
+    values: Tensor, scale: Tensor, zero_point: Tensor, lowest: int, highest: int
+) -> Tensor:
+    """The grid point next to each value: (clamp(round(x / scale) + zero) - zero) * scale.
+
+    Outside the grid the gradient is zero, as the clamp's is.  scale, zero_point: as wide as
+    `values`, by broadcasting.
+    """
+    whole = round_half_even(values / scale) + zero_point
+    return (whole.clamp(lowest, highest) - zero_point) * scale

@@ -1,0 +1,303 @@
+"""Weights as trainers save them: what is taken is the network's, and what was decided is said."""
+
+import argparse
+import io
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from safetensors.torch import save as as_safetensors
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from adap.models import conversion, loading
+from adap.models.architectures import build
+from adap.models.conversion import Converted
+from adap.models.errors import ModelFileError
+from adap.models.header import ONE_LOGIT, Declaration, InputSpec, OutputSpec
+
+TWO = OutputSpec(kind="multiclass", classes=["cat", "dog"])
+
+
+def network(seed: int = 0, outputs: int = 2, name: str = "small_cnn") -> nn.Module:
+    return build(name, channels=3, seed=seed, outputs=outputs).eval()
+
+
+def state(seed: int = 0) -> dict[str, Tensor]:
+    return dict(network(seed).state_dict())
+
+
+def behind(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}{name}": value for name, value in tensors.items()}
+
+
+def saved(content: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+def take_in(
+    content: bytes,
+    folder: Path,
+    *,
+    architecture: str | None = "small_cnn",
+    output: OutputSpec = TWO,
+    channels: int = 3,
+    size: int = 32,
+    weights: str | None = None,
+) -> Converted:
+    path = folder / "upload"
+    path.write_bytes(content)
+    spec = InputSpec(
+        channels=channels, height=size, width=size, mean=[0.4] * channels, std=[0.3] * channels
+    )
+    declared = Declaration(architecture=architecture, input=spec, output=output, weights=weights)
+    return conversion.to_safetensors(path, declared, folder=folder)
+
+
+def scores(converted: Converted, images: Tensor) -> Tensor:
+    scorer, _ = loading.load(converted.path, converted.manifest, device="cpu")
+    with torch.no_grad():
+        return scorer.outputs(images)
+
+
+def refused(content: bytes, folder: Path, **declared: Any) -> str:
+    with pytest.raises(ModelFileError) as caught:
+        take_in(content, folder, **declared)
+    assert "num_batches_tracked" not in str(caught.value)
+    assert "weights_only" not in str(caught.value)
+    return str(caught.value)
+
+
+def compiled() -> dict[str, Tensor]:
+    return dict(torch.compile(network()).state_dict())
+
+
+def framework() -> dict[str, Any]:
+    """What Lightning writes: the network under `net.`, the loss's weight, settings."""
+    loss = {"criterion.pos_weight": torch.tensor([3.0])}
+    return {
+        "epoch": 3,
+        "hyper_parameters": {"lr": 0.1, "args": argparse.Namespace(depth=18)},
+        "best": np.float64(0.25),
+        "counts": defaultdict(int, a=1),
+        "state_dict": OrderedDict({**behind("net.", state()), **loss}),
+        "optimizer_states": [{"state": {0: {"exp_avg": torch.zeros(3)}}}],
+    }
+
+
+def averaged() -> dict[str, Tensor]:
+    return dict(AveragedModel(network()).state_dict())
+
+
+TAKEN: dict[str, tuple[Callable[[], Any], str]] = {
+    "torch.compile": (compiled, "prefix `_orig_mod.` removed"),
+    "DataParallel": (lambda: nn.DataParallel(network()).state_dict(), "prefix `module.` removed"),
+    "both": (lambda: behind("module._orig_mod.", state()), "prefix `module._orig_mod.` removed"),
+    "a wrapper of one's own": (lambda: behind("timm_model.", state()), "prefix `timm_model.`"),
+    "Lightning": (
+        framework,
+        "taken from `state_dict`; prefix `net.` removed; left out, as no part",
+    ),
+    "params_ema": (lambda: {"params_ema": state()}, "taken from `params_ema`"),
+    "weights": (lambda: {"epoch": 3, "weights": state()}, "taken from `weights`"),
+    "beside numbers": (lambda: {**state(), "epoch": 3}, "not read: `epoch`"),
+    "AveragedModel": (
+        averaged,
+        "prefix `module.` removed; left out, as no part of the network: `n_a",
+    ),
+    "float16": (lambda: network().half().state_dict(), "float16 made float32 (17 tensors)"),
+    "bfloat16": (lambda: network().bfloat16().state_dict(), "bfloat16 made float32 (17 tensors)"),
+    "float64": (lambda: network().double().state_dict(), "float64 made float32 (17 tensors)"),
+}
+
+
+@pytest.mark.parametrize("case", TAKEN)
+def test_weights_are_taken_as_trainers_save_them_and_it_is_said_how(
+    case: str, tmp_path: Path
+) -> None:
+    make, said = TAKEN[case]
+    content = make()
+    images = torch.rand(3, 3, 32, 32)
+    half = {"float16": torch.float16, "bfloat16": torch.bfloat16}.get(case, torch.float32)
+    with torch.no_grad():
+        expected = network().to(half).float()((images - 0.4) / 0.3)
+    files = [saved(content)]
+    if all(isinstance(value, Tensor) for value in content.values()):
+        files.append(as_safetensors({name: value.clone() for name, value in content.items()}))
+    for file in files:
+        converted = take_in(file, tmp_path)
+        assert torch.equal(scores(converted, images), expected)
+        assert converted.manifest is not None
+        assert said in converted.reading(converted.manifest).summary
+
+
+def raw_and_averaged() -> bytes:
+    ema = {"n_averaged": torch.tensor(7), **behind("module.", state(1))}
+    return saved({"model": state(), "model_ema": ema})
+
+
+@pytest.mark.parametrize(("weights", "seed"), [(None, 1), ("model_ema", 1), ("model", 0)])
+def test_averaged_weights_are_taken_aloud_or_as_named(
+    weights: str | None, seed: int, tmp_path: Path
+) -> None:
+    images = torch.rand(2, 3, 32, 32)
+    converted = take_in(raw_and_averaged(), tmp_path, weights=weights)
+    with torch.no_grad():
+        assert torch.equal(scores(converted, images), network(seed)((images - 0.4) / 0.3))
+    assert [fact.code for fact in converted.cautions] == ["averaged_weights"] * (weights is None)
+
+
+def test_of_two_networks_neither_is_taken_in_silence(tmp_path: Path) -> None:
+    both = saved({**behind("student.", state()), **behind("teacher.", state(1))})
+    assert "got 2 that fit and differ: `student`, `teacher`; choose" in refused(both, tmp_path)
+    assert take_in(both, tmp_path, weights="teacher").steps[0] == "prefix `teacher.` removed"
+    assert "`weights` to name one of" in refused(both, tmp_path, weights="critic")
+    # the same numbers twice are one network
+    twice = saved({**behind("model.", state()), **behind("attacker.model.", state())})
+    assert take_in(twice, tmp_path).cautions == []
+
+
+def test_a_normalisation_inside_the_file_is_held_against_the_declared_one(tmp_path: Path) -> None:
+    for mean, level in ((0.4, "info"), (0.5, "caution")):
+        inside = {"normalize.mean": torch.full((1, 3, 1, 1), mean)}
+        converted = take_in(saved({**inside, **behind("model.", state())}), tmp_path)
+        assert [(fact.code, fact.level) for fact in converted.facts] == [
+            ("own_normalisation", level)
+        ]
+
+
+def test_large_tensors_beside_the_network_are_a_caution(tmp_path: Path) -> None:
+    more = {"projector.weight": torch.zeros(400, 400)}
+    converted = take_in(saved({**behind("encoder.", state()), **more}), tmp_path)
+    assert [fact.code for fact in converted.cautions] == ["tensors_left_out"]
+    assert converted.cautions[0].figures == {"tensors": 1, "numbers": 160_000}
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"norm1.scale": torch.zeros(3)}, "more layers (`norm1.scale`), which would be left out"),
+        ({"attention.weight": torch.zeros(3, 3)}, "more layers (`attention.weight`)"),
+    ],
+)
+def test_a_network_with_more_layers_is_not_taken_without_them(
+    more: dict[str, Tensor], said: str, tmp_path: Path
+) -> None:
+    assert said in refused(saved({**state(), **more}), tmp_path)
+
+
+def resnet(head: nn.Module | None = None, stem: nn.Module | None = None) -> dict[str, Tensor]:
+    made = torchvision.models.resnet18(num_classes=2)
+    made.fc = head or made.fc
+    made.conv1 = stem or made.conv1
+    return dict(made.state_dict())
+
+
+def test_the_architecture_is_told_from_the_tensors(tmp_path: Path) -> None:
+    for tensors, name in (
+        (state(), "small_cnn"),
+        (resnet(), "resnet18"),
+        (resnet(stem=nn.Conv2d(3, 64, 3, bias=False)), "resnet18_3x3"),
+        (torchvision.models.squeezenet1_1(num_classes=2).state_dict(), "torchvision/squeezenet1_1"),
+        (torchvision.models.resnet34(num_classes=2).state_dict(), "torchvision/resnet34"),
+    ):
+        converted = take_in(saved({"net": dict(tensors)}), tmp_path, architecture=None, size=64)
+        assert converted.manifest is not None
+        assert converted.manifest.architecture == name
+        assert converted.steps[0] == f"architecture told from the tensors: {name}"
+
+
+def transformers_names() -> dict[str, Tensor]:
+    return {
+        "vit.embeddings.cls_token": torch.zeros(1, 1, 8),
+        "vit.encoder.layer.0.attention.attention.query.weight": torch.zeros(8, 8),
+        "classifier.weight": torch.zeros(2, 8),
+    }
+
+
+HEAD = nn.Sequential(nn.Dropout(0.3), nn.Linear(512, 64), nn.ReLU(), nn.Linear(64, 2))
+NARROW = nn.Conv2d(1, 64, 7, bias=False)
+SMALL = nn.Conv2d(3, 64, 3, bias=False)
+
+DIAGNOSES: dict[str, tuple[Callable[[], Mapping[str, Tensor]], dict[str, Any], str]] = {
+    "a head of its own": (
+        lambda: resnet(head=HEAD),
+        {"architecture": "torchvision/resnet18"},
+        "whose last layer `fc` is another one (`fc.1.weight`, `fc.1.bias`, `fc.3.weight`, "
+        "`fc.3.bias`): send the whole network as ONNX: torch.onnx.export(",
+    ),
+    "a thousand classes": (
+        lambda: torchvision.models.resnet18().state_dict(),
+        {"architecture": "torchvision/resnet18"},
+        "answers with 1000 logits where 2 classes are declared: name its 1000 classes",
+    ),
+    "a logit for each of two classes": (
+        state,
+        {"output": ONE_LOGIT},
+        "answers with 2 logits where one logit is declared: name its 2 classes",
+    ),
+    "a stem for small images": (
+        lambda: resnet(stem=SMALL),
+        {"architecture": "torchvision/resnet18"},
+        "got those of resnet18_3x3: send it with --architecture resnet18_3x3",
+    ),
+    "grey images": (
+        lambda: resnet(stem=NARROW),
+        {"architecture": "torchvision/resnet18"},
+        "for images of 1 channel where 3 are declared: declare `channels` 1 (--channels 1) with "
+        "--architecture resnet18",
+    ),
+    "another architecture": (
+        lambda: resnet(),
+        {"architecture": "resnet18_3x3"},
+        "got those of resnet18: send it with --architecture resnet18",
+    ),
+    "transformers": (
+        transformers_names,
+        {"architecture": "timm/vit_tiny_patch16_224", "size": 224},
+        "as the library transformers names them",
+    ),
+    "LoRA": (
+        lambda: {"base_model.model.vit.q.lora_A.weight": torch.zeros(4, 8)},
+        {"architecture": None},
+        "LoRA adapters, which are no network without the one that they change",
+    ),
+    "diffusers": (
+        lambda: {"down_blocks.0.resnets.0.conv1.weight": torch.zeros(4, 4, 3, 3)},
+        {"architecture": None},
+        "an image generator (diffusers)",
+    ),
+    "pruned": (
+        lambda: {"conv.weight_orig": torch.zeros(1), "conv.weight_mask": torch.zeros(1)},
+        {"architecture": None},
+        "prune.remove(layer, 'weight')",
+    ),
+    "unknown": (
+        lambda: {"a.weight": torch.zeros(1)},
+        {"architecture": None},
+        "got 1 tensors of another network (`a.weight`): send the network as ONNX",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DIAGNOSES)
+def test_what_does_not_fit_gets_a_diagnosis_and_one_thing_to_do(case: str, tmp_path: Path) -> None:
+    make, declared, said = DIAGNOSES[case]
+    assert said in refused(saved(dict(make())), tmp_path, **declared)
+
+
+def test_architectures_that_tensors_cannot_tell_apart_are_named(tmp_path: Path) -> None:
+    import timm
+
+    tensors = timm.create_model("efficientnet_b0", num_classes=2).state_dict()
+    said = refused(saved(tensors), tmp_path, architecture=None)
+    assert "timm/efficientnet_b0" in said
+    assert "timm/efficientnet_blur_b0" in said  # blurs where the other strides
+    assert "choose with --architecture" in said
