@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from adap.reading import Reading
+
 REPORT_VERSION = 2
 
 
@@ -223,6 +225,9 @@ class ModelProvenance(ReportValue):
     name: str
     sha256: str
     architecture: str
+    reading: Reading | None = Field(
+        None, description="how its file was read; null for what was trained here"
+    )
 
 
 class DatasetProvenance(ReportValue):
@@ -231,7 +236,8 @@ class DatasetProvenance(ReportValue):
     id: str
     name: str
     sha256: str
-    split: str | None
+    split: Literal["train", "validation", "test"] | None
+    reading: Reading | None = Field(None, description="how its file was read")
 
 
 class Provenance(ReportValue):

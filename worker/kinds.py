@@ -4,7 +4,7 @@
 pipeline's result into rows, inside the transaction that ends the job.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from adap.core.audit.plan import (
     known_input,
     make_plan,
     piece_input,
+    trained_on_input,
 )
 from adap.core.config import (
     AuditConfig,
@@ -43,7 +44,7 @@ from adap.core.resolve import (
     resolve_task,
     resolve_tasks,
 )
-from adap.models.header import Declaration, Manifest
+from adap.models.header import Declaration, Manifest, ProbeResult
 from adap.store import scores
 from adap.store.ids import new_id
 from adap.store.jobs import JobError
@@ -132,6 +133,8 @@ def prepare_report(session: Session, job: JobRow, shards: Sequence[JobRow]) -> P
     surrogate = None if job.surrogate_id is None else _model(session, job.surrogate_id)
     pieces = [piece_of(shard) for shard in shards]
     split = pieces[0].split
+    seen = _seen(model)
+    here = _kept(session, job.tenant, seen)
     return Prepared(
         AuditReport(
             config=pieces[0].config,
@@ -143,12 +146,14 @@ def prepare_report(session: Session, job: JobRow, shards: Sequence[JobRow]) -> P
                 name=dataset.name,
                 sha256=_blob(dataset.content_sha256, dataset),
                 split=split,
+                reading=_summary(dataset).reading,
             ),
-            # a split that is not the test split has been seen by the model that was trained on it
-            trained_on_these=dataset.content_sha256 in _seen(model) and split != "test",
+            trained_on=len(here) if seen else None,
+            missing=len(seen) - len(here),
         ),
         {
             "dataset": _blob(dataset.content_sha256, dataset),
+            **{trained_on_input(number): sha256 for number, sha256 in enumerate(here)},
             **{
                 piece_input(number, name): sha256
                 for number, shard in enumerate(shards)
@@ -191,7 +196,7 @@ def _prepare_training(session: Session, job: JobRow) -> Prepared:
         model = _model(session, job.model_id)
         blobs["warm_start"] = _blob(model.content_sha256, model)
         start = Start(
-            model=StartModel(**dict(_provenance(model))),
+            model=StartModel(**_provenance(model).model_dump(exclude={"reading"})),
             fresh_head=request.fresh_head(),
             seen=sorted(_seen(model)),
         )
@@ -386,12 +391,17 @@ def _size(model: ModelRow) -> dict[str, int]:
     return {"channels": spec.channels, "height": spec.height, "width": spec.width}
 
 
+def _findings(model: ModelRow) -> ProbeResult:
+    return ProbeResult.model_validate(model.findings)
+
+
 def _provenance(model: ModelRow) -> ModelProvenance:
     return ModelProvenance(
         id=model.id,
         name=model.name,
         sha256=_blob(model.content_sha256, model),
         architecture=Manifest.model_validate(model.manifest).architecture,
+        reading=None if model.findings is None else _findings(model).reading,
     )
 
 
@@ -406,6 +416,16 @@ def _seen(model: ModelRow) -> set[str]:
     before = start.get("seen") if isinstance(start, dict) else None
     seen += before if isinstance(before, list) else []
     return {sha256 for sha256 in seen if isinstance(sha256, str)}
+
+
+def _kept(session: Session, tenant: str, contents: Collection[str]) -> list[str]:
+    """Which of these contents are data sets that the tenant still has."""
+    found = select(DatasetRow.content_sha256).where(
+        DatasetRow.tenant == tenant,
+        DatasetRow.deleted_at.is_(None),
+        DatasetRow.content_sha256.in_(contents),
+    )
+    return sorted({sha256 for sha256 in session.scalars(found) if sha256 is not None})
 
 
 def _without_ids(request: dict[str, Any]) -> dict[str, Any]:

@@ -315,6 +315,11 @@ def known_input(column: str) -> str:
     return f"known/{column}"
 
 
+def trained_on_input(number: int) -> str:
+    """The input of the report that holds a data set on which the model was trained."""
+    return f"trained_on/{number}"
+
+
 def piece_input(number: int, file: str) -> str:
     """The input of the report that holds a file of a piece: a column by its name, or the checks."""
     return f"{number}/{file}"

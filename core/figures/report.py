@@ -28,12 +28,12 @@ def build_report(
     *,
     config: AuditConfig,
     provenance: Provenance,
-    trained_on_these: bool,
+    doubts: Sequence[str] = (),
     trust: Trust | None = None,
 ) -> Report:
     """The report of an audit: the figures of its tasks, their means, and what a reader must know.
 
-    trained_on_these: whether the model has seen these very examples while it was trained.
+    doubts: what the files behind it give cause to, each a sentence; they stand first.
     """
     means = {
         "clean": [task.clean.ap for task in tasks],
@@ -43,12 +43,7 @@ def build_report(
     certified = [task.certified_floor.ap for task in tasks if task.certified_floor is not None]
     if len(certified) == len(tasks):
         means["certified_floor"] = certified
-    warnings = []
-    if trained_on_these:
-        warnings.append(
-            "The model was trained on these very examples: the figures say how well it remembers "
-            "them, not how well it ranks new ones."
-        )
+    warnings = list(doubts)
     if config.threat.epsilon == 0:
         warnings.append("Epsilon is 0: no pixel may change, so every figure equals the clean one.")
     for task in tasks:

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from adap.core import config
-from adap.core.attacks.base import LossFn, attacking
+from adap.core.attacks.base import LossFn, attacking, perturbed
 from adap.core.attacks.registry import build_attack
 from adap.core.attacks.threat_model import ThreatModel
 from adap.core.audit.scoring import as_input, generator_of, loss_of
@@ -149,13 +149,13 @@ def attack(
         attacking(made.scorer),
     ):
         refuse_blind(settings, gradients=made.gradients or loss is not None)
-        found = build_attack(settings, threat).perturb(
+        found = perturbed(
+            build_attack(settings, threat),
             loss if loss is not None else loss_of(settings, made.scorer, targets, made.device),
             as_input(pixels, made.device),
             threat_model=ThreatModel(threat.norm, threat.epsilon),
             generator=generator if generator is not None else generator_of(seed, settings.name),
         )
-    found = found.detach()
     return found.to(x.device) if isinstance(x, Tensor) else found.cpu().numpy()
 
 

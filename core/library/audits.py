@@ -210,7 +210,6 @@ def audit(
             [figures.figures(scores, positive=named, config=config)],
             config=config,
             provenance=provenance.model_copy(update={"scores_sha256": digest}),
-            trained_on_these=False,
             trust=None if checked is None else verdicts.merge({"+".join(named): checked}),
         )
         said = [*made.decided, *found.decided]

@@ -100,6 +100,10 @@ def _subject(provenance: Provenance) -> Iterator[tuple[str, str]]:
     yield "model", f"{_text(model.name)} ({_text(model.architecture)})"
     split = "every example" if dataset.split is None else f"{dataset.split} split"
     yield "data set", f"{_text(dataset.name)}, {split}"
+    for what, reading in (("model file", model.reading), ("data set", dataset.reading)):
+        if reading is not None:
+            said = [reading.summary, *(fact.message for fact in reading.cautions)]
+            yield f"{what} as read", _text("; ".join(said))
     yield "threat model", f"{threat['norm']}, epsilon {threat['epsilon']:.4g}, pixels in 0 to 1"
     if provenance.surrogate is not None:
         surrogate = provenance.surrogate

@@ -121,7 +121,7 @@ PROVENANCE = Provenance(
 )
 
 
-def report(found, *, attacks, threat=THREAT, trained_on_these=False):
+def report(found, *, attacks, threat=THREAT, doubts=()):
     config = AuditConfig(
         attacks=attacks,
         threat=threat,
@@ -133,7 +133,7 @@ def report(found, *, attacks, threat=THREAT, trained_on_these=False):
         [task_figures.figures(found, positive=["truck"], config=config)],
         config=config,
         provenance=PROVENANCE.model_copy(update={"config": config.as_json()}),
-        trained_on_these=trained_on_these,
+        doubts=doubts,
     )
 
 
@@ -400,7 +400,7 @@ def test_a_careful_audit_of_a_good_model_warns_of_nothing():
 @pytest.mark.parametrize(
     ("warning", "found", "settings"),
     [
-        ("trained on these very", scores([1, 0], [1, 0], pgd=[1, 0]), {"trained_on_these": True}),
+        ("3 files", scores([1, 0], [1, 0], pgd=[1, 0]), {"doubts": ["Lost: 3 files."]}),
         ("equals the clean one", scores([1, 0], [1, 0], pgd=[1, 0]), {"threat": Threat(epsilon=0)}),
         ("No attack lowered", scores([1, 0], [1, 0], pgd=[1, 0]), {}),
         # An inverted ranking stays at its floor, (1/5 + 2/6 + 3/7 + 4/8) / 4, in every resample.

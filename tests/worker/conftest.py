@@ -111,9 +111,9 @@ class Plant:
         """What a worker has logged."""
         return (self.settings.home / f"worker-{number}.log").read_text()
 
-    def dataset(self, examples: int = 96) -> str:
+    def dataset(self, examples: int = 96, *, seed: int = 0) -> str:
         """A ready data set of 8x8 images in which the bright ones are positive."""
-        rng = np.random.default_rng(0)
+        rng = np.random.default_rng(seed)
         labels = (np.arange(examples) % 4 == 0).astype(np.int64)
         images = rng.integers(0, 120, (examples, 1, 8, 8))
         images[labels == 1, :, 2:6, 2:6] += 90

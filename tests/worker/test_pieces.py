@@ -12,14 +12,23 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score
 
-from adap.core.audit.plan import ScoresPiece, Subject, known_input, make_plan, piece_input
+from adap.core.audit.plan import (
+    ScoresPiece,
+    Subject,
+    known_input,
+    make_plan,
+    piece_input,
+    trained_on_input,
+)
 from adap.core.config import AuditConfig, Task
 from adap.core.datasets import ImageSet
+from adap.core.rendering.card import card
 from adap.core.report import DatasetProvenance, ModelProvenance, Report
 from adap.core.scores import load_scores
 from adap.models import architectures, loading
 from adap.models.header import InputSpec, Manifest
 from adap.models.wrappers import Scorer
+from adap.reading import Fact, Reading
 from adap.worker.pipelines.audits import check_piece, join_pieces, measure_piece
 from adap.worker.pipelines.requests import AnyRequest, AuditChecks, AuditReport, AuditScores
 from adap.worker.work import Reporter, Work, decode
@@ -35,6 +44,19 @@ CONFIG = AuditConfig.model_validate(
         "checks": "quick",
         "thresholds": ["strong_ap >= 0"],
     }
+)
+
+
+READ = Reading(
+    summary="npz of 40 images",
+    steps=["labels from the array labels"],
+    facts=[
+        Fact(
+            level="caution",
+            code="unreadable_files",
+            message="3 files could not be read and were left out",
+        )
+    ],
 )
 
 
@@ -117,7 +139,11 @@ def report_of(
 def test_the_pieces_of_an_audit_join_to_the_figures_of_its_scores(
     inputs: dict[str, Path], tmp_path: Path
 ) -> None:
-    report, folder = report_of(inputs, tmp_path / "audit", trained_on_these=False)
+    dataset = DatasetProvenance(id="ds_1", name="d", sha256="d", split=None, reading=READ)
+    trained_on = {trained_on_input(0): inputs["dataset"]}
+    report, folder = report_of(
+        inputs | trained_on, tmp_path / "audit", dataset=dataset, trained_on=1
+    )
     (task,), (scores,) = report.tasks, load_scores(folder / "report/scores.safetensors")
     assert list(scores.example_ids) == [f"{i:04d}" for i in range(EXAMPLES)]
     assert set(task.attacks) == {"fgsm", "strong", "noise"}
@@ -136,6 +162,23 @@ def test_the_pieces_of_an_audit_join_to_the_figures_of_its_scores(
     assert [row["clean"] for row in rows] == scores.clean.tolist()
     assert report.trust is not None
     assert [result.passed for result in report.thresholds] == [True]
+    # what is known of the files judges the audit, and a gate on `trust` with it
+    of_files = {check.name: check for check in report.trust.checks[-4:]}
+    assert {name: check.status for name, check in of_files.items()} == {
+        "data_set": "caution",
+        "model_file": "skipped",
+        "leakage": "skipped",
+        "seen_in_training": "fail",
+    }
+    assert of_files["seen_in_training"].figures == {"images": 40, "share": 1}
+    assert report.trust.verdict == "not trustworthy"
+    assert report.warnings[0] == "3 files could not be read and were left out."
+    assert "trained on these very examples" in report.warnings[1]
+    page = (folder / "report/report.html").read_text()
+    for text in ("npz of 40 images", "3 files could not be read and were left out"):
+        assert text in page
+        assert text in card(report)
+    assert "labels from the array labels" in page
 
 
 def test_a_column_that_is_known_is_not_measured_again(

@@ -18,6 +18,8 @@ from safetensors.numpy import save_file
 
 from adap.core.audit import joining, measuring
 from adap.core.audit.checks import check, verdicts
+from adap.core.audit.checks.files import check_files, doubts
+from adap.core.audit.leakage import find_leakage
 from adap.core.audit.plan import (
     CHECKS_FILE,
     Bounds,
@@ -31,6 +33,7 @@ from adap.core.audit.plan import (
     certified_sample,
     known_input,
     piece_input,
+    trained_on_input,
 )
 from adap.core.config import CURVE_ATTACK, Attack, Task, Threat
 from adap.core.datasets import ImageSet
@@ -274,12 +277,24 @@ def join_pieces(work: Work[AuditReport], reporter: Reporter) -> Result:
         for number, piece in enumerate(asked.pieces)
         if isinstance(piece, ChecksPiece)
     }
+    of_files = check_files(
+        dataset=asked.dataset.reading,
+        model=asked.model.reading,
+        leakage=find_leakage(
+            image_set,
+            asked.dataset.split,
+            trained_on=None
+            if asked.trained_on is None
+            else [ImageSet.load(work.inputs[trained_on_input(i)]) for i in range(asked.trained_on)],
+            missing=asked.missing,
+        ),
+    )
     report = reports.build_report(
         found,
         config=config,
         provenance=provenance,
-        trained_on_these=asked.trained_on_these,
-        trust=verdicts.merge(checked) if checked else None,
+        doubts=doubts(of_files),
+        trust=verdicts.merge(checked, of_files=of_files) if checked else None,
     )
     (work.folder / "report.json").write_text(report.model_dump_json())
     (work.folder / "report.html").write_text(report_page.render(report, scores), encoding="utf-8")

@@ -98,7 +98,10 @@ class AuditReport(Config):
     model: ModelProvenance
     surrogate: ModelProvenance | None
     dataset: DatasetProvenance
-    trained_on_these: bool
+    trained_on: int | None = Field(
+        None, description="data sets that the model was trained on among the inputs, if any is said"
+    )
+    missing: int = Field(0, description="of these not among the inputs, as they are not here")
 
 
 class Ranking(Config):

@@ -102,8 +102,12 @@ HALF_A_LEVEL = 0.5 / 255
 NO_GRADIENTS = "The model is a function without gradients, so there are none to look at."
 
 
-def merge(checks_by_task: Mapping[str, Sequence[Check]]) -> Trust:
+def merge(
+    checks_by_task: Mapping[str, Sequence[Check]], *, of_files: Sequence[Check] = ()
+) -> Trust:
     """The worst result of each check over the tasks, and what follows from all of them.
+
+    of_files: checks that all tasks have in common, as from `adap.core.audit.checks.files`.
 
     Any fail: not trustworthy; else any caution: caution; else trustworthy. A check that was skipped
     counts for nothing. With several tasks a message begins with the name of its task.
@@ -115,6 +119,7 @@ def merge(checks_by_task: Mapping[str, Sequence[Check]]) -> Trust:
             if known is None or SEVERITY.index(check.status) > SEVERITY.index(known.status):
                 message = f"{task}: {check.message}" if len(checks_by_task) > 1 else check.message
                 worst[check.name] = check.model_copy(update={"message": message})
+    worst |= {check.name: check for check in of_files}
     statuses = {check.status for check in worst.values()}
     verdict: Verdict = (
         "not trustworthy"

@@ -1,0 +1,71 @@
+"""Images of an audit that a model may have been trained on, found by their pixels. No torch.
+
+Equal pixels are found wherever they came from and whatever their names are; an image that was
+scaled, cropped or compressed anew is not.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adap.core.config import SPLITS, Split
+from adap.core.datasets import ImageSet
+
+
+@dataclass(frozen=True)
+class Leakage:
+    """How many of the audited images are among those that a model may have learned from."""
+
+    examples: int
+    across_splits: int | None
+    """Of them equal to an image of another split; None where no split is audited."""
+    seen: int | None
+    """Of them equal to one that the model was trained on; None where nothing says on what."""
+    missing: int = 0
+    """Data sets that the model was trained on and that are not here."""
+
+
+def find_leakage(
+    audited: ImageSet,
+    split: Split | None,
+    *,
+    trained_on: Sequence[ImageSet] | None,
+    missing: int = 0,
+) -> Leakage:
+    """Compare the audited images with the other splits, and with what the model was trained on.
+
+    trained_on: the data sets, of which all but a test split was trained on; None where nothing
+    says on what the model was trained.  missing: how many more there were.
+    """
+    index = audited.in_split(split)
+    own = digests(audited.images, index)
+    across = seen = None
+    if split is not None and audited.splits is not None:
+        others = np.flatnonzero(audited.splits != SPLITS.index(split))
+        across = _among(own, set(digests(audited.images, others)))
+    if trained_on:
+        known: set[bytes] = set()
+        for image_set in trained_on:
+            if image_set.splits is None:
+                rows = np.arange(len(image_set))
+            else:
+                rows = np.flatnonzero(image_set.splits != SPLITS.index("test"))
+            known |= set(digests(image_set.images, rows))
+        seen = _among(own, known)
+    return Leakage(len(index), across, seen, missing)
+
+
+def digests(images: NDArray[np.uint8], rows: NDArray[np.int64]) -> list[bytes]:
+    """A hash of the shape and the pixels of each image at these rows.
+
+    images: (N, C, H, W), may be a memory map: it is read once.
+    """
+    shape = repr(images.shape[1:]).encode()
+    return [blake2b(images[i].tobytes(), digest_size=16, key=shape).digest() for i in rows]
+
+
+def _among(own: Sequence[bytes], others: set[bytes]) -> int:
+    return sum(digest in others for digest in own)
