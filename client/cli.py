@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 import webbrowser
-import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -28,6 +27,7 @@ from adap.client import demo as demo_
 from adap.client import show, watch
 from adap.client.base import RANKING_FORMS, ConnectionFailedError, is_loopback
 from adap.client.client import DEFAULT_URL, AdapError, Client, JobFailedError, Json, ProblemError
+from adap.client.packing import pack_folder
 
 REPORT_FORMS = {".html": "text/html", ".md": "text/markdown", ".xml": "application/xml"}
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])  # mean and std, red, green, blue
@@ -271,6 +271,25 @@ def add_dataset(
             help="Which values become black and white, of images deeper than 8 bits.",
         ),
     ] = None,
+    label_separator: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MARK",
+            help="What stands between the labels of an image that may have several: | , ; / or a "
+            "space; none where each text is one label.",
+        ),
+    ] = None,
+    image_column: Annotated[str | None, typer.Option(help="Column or array of images.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column or array of labels.")] = None,
+    split_column: Annotated[str | None, typer.Option(help="Column or array of splits.")] = None,
+    group_column: Annotated[str | None, typer.Option(help="Column or array of groups.")] = None,
+    cluster_column: Annotated[
+        str | None, typer.Option(help="Column or array of clusters: patients, drives.")
+    ] = None,
+    skip_unreadable: Annotated[
+        bool,
+        typer.Option("--skip-unreadable", help="Leave out images that cannot be read; count them."),
+    ] = False,
     watch_: Watch = False,
 ) -> None:
     """Upload a data set; a job checks it."""
@@ -287,7 +306,7 @@ def add_dataset(
         raise typer.BadParameter("expected --from with it", param_hint=[*given, "--positive"][0])
     words = [str(word) for option in given for word in (option, options[option])]
     words += [word for name in positive or [] for word in ("--positive", name)]
-    made = _zipped(path) if published is None else _packed(published, path, words)
+    made = _zipped(path, here.err) if published is None else _packed(published, path, words)
     with made as file, _uploading(here, file) as on_bytes:
         default = (
             path.resolve().name
@@ -301,6 +320,13 @@ def add_dataset(
             on_bytes=on_bytes,
             folders=folders,
             levels=levels,
+            label_separator=label_separator,
+            image_column=image_column,
+            label_column=label_column,
+            split_column=split_column,
+            group_column=group_column,
+            cluster_column=cluster_column,
+            skip_unreadable="true" if skip_unreadable else None,
         )
     if not watch_:
         here.answer(dataset, _being_checked("data set", dataset))
@@ -1062,7 +1088,7 @@ class SweepFailedError(AdapError):
 
 
 class PackingFailedError(AdapError):
-    """A published data set could not be read; the process that tried has said why."""
+    """A data set could not be packed: nothing was sent."""
 
 
 class ThresholdsNotMetError(AdapError):
@@ -1265,18 +1291,22 @@ def _without_none(values: Json) -> Json:
 
 
 @contextmanager
-def _zipped(path: Path) -> Iterator[Path]:
+def _zipped(path: Path, err: Console) -> Iterator[Path]:
     """The file itself, or a folder as a zip that is gone afterwards."""
     if not path.is_dir():
         yield path
         return
     with NamedTemporaryFile(suffix=".zip") as file:
-        with zipfile.ZipFile(file, "w") as archive:  # images are compressed already
-            for inside in sorted(path.rglob("*")):
-                name = inside.relative_to(path)
-                if inside.is_file() and not any(part.startswith(".") for part in name.parts):
-                    archive.write(inside, name)
-        file.flush()
+        try:
+            left_out = pack_folder(path, Path(file.name))
+        except (OSError, ValueError) as error:
+            raise PackingFailedError(
+                f"The folder {path} was not packed, and nothing was sent: {error}."
+            ) from error
+        for what, names in left_out.items():
+            more = f" and {len(names) - 5:,} more" if len(names) > 5 else ""
+            told = ", ".join(names[:5])
+            err.print(f"{what}: {told}{more}", markup=False, highlight=False, soft_wrap=True)
         yield Path(file.name)
 
 

@@ -167,6 +167,19 @@ class DatasetOptions(Config):
     levels: Levels | None = Field(
         None, description="the values that become black and white, of images deeper than 8 bits"
     )
+    label_separator: Literal["|", ",", ";", "/", " ", "none"] | None = Field(
+        None,
+        description="what stands between the labels of an image that may have several; none where "
+        "each text is one label, whatever it looks like",
+    )
+    image_column: ColumnName | None = Field(None, description="column, or array, of the images")
+    label_column: ColumnName | None = Field(None, description="column, or array, of the labels")
+    split_column: ColumnName | None = Field(None, description="column, or array, of the splits")
+    group_column: ColumnName | None = Field(None, description="column, or array, of the groups")
+    cluster_column: ColumnName | None = Field(None, description="column, or array, of clusters")
+    skip_unreadable: bool = Field(
+        False, description="leave out images that cannot be read, and count them"
+    )
 
 
 class Threat(Config):

@@ -44,6 +44,20 @@ class DatasetFields(BaseModel):
         description="the values that become black and white, of images deeper than 8 bits",
         examples=["0:4095"],
     )
+    label_separator: str | None = Field(
+        None,
+        description="what stands between the labels of an image that may have several: |, a comma, "
+        "a semicolon, a slash or a space; none where each text is one label",
+        examples=["|"],
+    )
+    image_column: str | None = Field(None, description="the column, or array, of the images")
+    label_column: str | None = Field(None, description="the column, or array, of the labels")
+    split_column: str | None = Field(None, description="the column, or array, of the splits")
+    group_column: str | None = Field(None, description="the column, or array, of the groups")
+    cluster_column: str | None = Field(None, description="the column, or array, of the clusters")
+    skip_unreadable: bool = Field(
+        False, description="leave out images that cannot be read, and count them"
+    )
 
     def options(self) -> DatasetOptions:
         """The options that the fields stand for. ApiError where one stands for none."""

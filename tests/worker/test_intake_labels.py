@@ -130,7 +130,7 @@ def test_a_table_of_several_labels_that_cannot_be_is_refused_line_by_line(tmp_pa
     ]
     both = metadata([{"file_name": "1.png", "label": "cat", "labels": "cat"}])
     (reason,) = reasons(pack({"metadata.csv": both, "1.png": png(1)}), tmp_path)
-    assert "labels instead of label" in reason
+    assert "got 'label', 'labels': say which with `label_column`" in reason
 
 
 @pytest.mark.parametrize(

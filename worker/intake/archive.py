@@ -26,6 +26,9 @@ from adap.worker.intake.limits import IntakeLimits, Reasons, Rejected
 RATIO_FREE_BYTES = 1024**2  # a smaller member may shrink as well as it likes
 MAX_NAME_CHARACTERS = 500
 
+# arrays of an NPZ: read in blocks, or bounded by limits of their own, whatever they were packed to
+_SIZED = ".npy"
+
 _ENCRYPTED = 0x01 | 0x40
 _PATCHED = 0x20
 _LOCAL = struct.Struct("<4s22sHH")  # of a member's own header: signature, lengths of name and extra
@@ -147,11 +150,14 @@ class Archive:
             )
         members: dict[str, zipfile.ZipInfo] = {}
         for info in infos:
-            problem = _problem(info, limits)
+            name = _plain(info.filename)
+            problem = _name_problem(_plain(info.orig_filename)) or _problem(info, limits)
             if problem:
                 reasons.add(f"{shown(info.orig_filename)}: {problem}")
                 continue
-            name = unicodedata.normalize("NFC", info.filename)
+            name = unicodedata.normalize("NFC", name)
+            if not name or name == "./":
+                continue  # the folder that everything lies in
             if name in members:
                 reasons.add(f"{shown(name)}: expected each name once, got it again")
             elif _is_left_behind(name):
@@ -214,15 +220,14 @@ class _ShortReads(io.FileIO):
 
 def _problem(info: zipfile.ZipInfo, limits: IntakeLimits) -> str | None:
     """Why this member is refused, if it is."""
-    name_problem = _name_problem(info.orig_filename)
-    if name_problem:
-        return name_problem
     if info.flag_bits & _ENCRYPTED:
         return "expected a file that is not encrypted"
     if S_IFMT(info.external_attr >> 16) not in (0, S_IFREG, S_IFDIR):
         return "expected a plain file, got a link or a device"
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         return "expected a file that is stored or deflated, got another compression"
+    if info.filename.endswith(_SIZED) and "/" not in info.filename:
+        return None
     if info.file_size > max(RATIO_FREE_BYTES, limits.ratio * info.compress_size):
         return (
             f"expected at most {limits.ratio} times its packed size, got {info.file_size} bytes "
@@ -231,12 +236,22 @@ def _problem(info: zipfile.ZipInfo, limits: IntakeLimits) -> str | None:
     return None
 
 
+def _plain(name: str) -> str:
+    """Without the ./ that some archivers write before it, and with / where Windows has another."""
+    name = name.replace("\\", "/")
+    while name.startswith("./") and len(name) > 2:
+        name = name[2:]
+    return name
+
+
 def _name_problem(name: str) -> str | None:
     """Why a name could not be a plain relative path. It is never used as one all the same."""
     if len(name) > MAX_NAME_CHARACTERS:
         return f"expected a name of at most {MAX_NAME_CHARACTERS} characters, got {len(name)}"
     if not name.isprintable():
         return "expected a name of printable characters"
+    if name == "./":
+        return None
     parts = name.removesuffix("/").split("/")
     if "\\" in name or ":" in parts[0] or any(part in ("", ".", "..") for part in parts):
         return "expected a relative name without empty, '.' or '..' parts, backslashes or drives"

@@ -41,12 +41,22 @@ def check_counts(
     reasons.settle()
 
 
+def check_two_classes(classes: Sequence[str]) -> None:
+    """Raise Rejected for fewer than two classes."""
+    if len(classes) < 2:
+        only = shown(classes[0])
+        raise Rejected(
+            f"expected at least two classes, got {only} alone: a ranking needs negatives"
+        )
+
+
 def _check_one_each(
     classes: Sequence[str], labels: NDArray[Any], splits: NDArray[np.int8] | None, reasons: Reasons
 ) -> None:
-    if len(classes) < 2:
-        only = shown(classes[0])
-        reasons.add(f"expected at least two classes, got {only} alone: a ranking needs negatives")
+    try:
+        check_two_classes(classes)
+    except Rejected as rejected:
+        reasons.add(rejected.reasons[0])
     counts = np.bincount(labels, minlength=len(classes))
     for name, count in zip(classes, counts.tolist(), strict=True):
         _check_enough(name, count, "images", reasons)

@@ -1,7 +1,9 @@
 """From an uploaded file to an `ImageSet`, or to every reason why not."""
 
+import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -13,16 +15,23 @@ from numpy.typing import NDArray
 from adap.core.config import SPLITS, DatasetOptions
 from adap.core.datasets import ImageSet, release
 from adap.models.formats import EDGE_BYTES, describe
+from adap.models.header import shown
 from adap.worker.intake.archive import Archive
 from adap.worker.intake.arrays import is_arrays, read_arrays
 from adap.worker.intake.asked import Asked, Room, Shape
-from adap.worker.intake.counts import check_class_count, check_counts, label_matrix
+from adap.worker.intake.counts import (
+    check_class_count,
+    check_counts,
+    check_two_classes,
+    label_matrix,
+)
 from adap.worker.intake.decoding import MAX_SIZES, RELEASE_BYTES, File, decode_all
-from adap.worker.intake.examples import Example, is_no_image
+from adap.worker.intake.examples import Example, is_no_image, suffix_of
 from adap.worker.intake.folders import by_folders
 from adap.worker.intake.limits import IntakeLimits, Rejected
+from adap.worker.intake.names import label_problem, tidy
 from adap.worker.intake.notes import Notes, counted, listed
-from adap.worker.intake.tables import METADATA, by_table
+from adap.worker.intake.tables import METADATA, TABLE_SUFFIXES, by_tables
 from adap.worker.intake.values import note_values
 
 PARQUET_MAGIC = b"PAR1"
@@ -210,26 +219,62 @@ def _read_images(archive: Archive, asked: Asked) -> ImageSet:
 
 def _arrange(archive: Archive, asked: Asked) -> tuple[list[Example], bool]:
     """The examples of a zip of images, sorted by name, and whether each may have several labels."""
-    notes, declared = asked.notes, asked.options.folders
-    tables = [name for name in archive.names if name.split("/")[-1] == METADATA]
-    others = [name for name in archive.names if is_no_image(name) and name not in tables]
+    notes, options = asked.notes, asked.options
     images = [name for name in archive.names if not is_no_image(name)]
+    others = [name for name in archive.names if is_no_image(name)]
+    tables = [name for name in others if name.rpartition("/")[2].lower() in METADATA]
     if archive.left_behind:
         notes.step(f"ignored: {listed(archive.left_behind)}")
-    if others:
+    if not images:
+        raise Rejected("expected images in class folders, got an archive without any")
+    multilabel = False
+    if not tables:
+        steps = len(notes.steps)
+        try:
+            examples = by_folders(images, declared=options.folders, notes=notes)
+            if len({example.labels for example in examples}) < 2:
+                check_two_classes([examples[0].labels[0]])
+        except Rejected:
+            # a table by another name, where folders say nothing
+            tables = [name for name in others if suffix_of(name) in TABLE_SUFFIXES]
+            if len(tables) != 1 or options.folders is not None:
+                raise
+            del notes.steps[steps:]
+    if tables:
+        examples, multilabel = by_tables(archive, images, tables, options=options, notes=notes)
+    examples, lists = _with_names(archive, examples, others, notes)
+    unread = [name for name in others if name not in tables and name not in lists]
+    if unread:
         notes.fact(
             "info",
             "other_files",
-            f"{counted(len(others), 'file')} beside the images, not read: {listed(others)}",
-            files=len(others),
+            f"{counted(len(unread), 'file')} beside the images, not read: {listed(unread)}",
+            files=len(unread),
         )
-    if not images:
-        raise Rejected("expected images in class folders, got an archive without any")
-    if not tables:
-        return by_folders(images, declared=declared, notes=notes), False
-    if len(tables) > 1 or tables[0].count("/") > 1:
-        raise Rejected(
-            f"expected one {METADATA} beside the folders of images, got {listed(tables)}"
-        )
-    content = archive.read(tables[0])
-    return by_table(images, tables[0], content, declared=declared, notes=notes)
+    return examples, multilabel
+
+
+_NAMES = re.compile(r"(class(es)?|labels?|names|label_map)([-_]?(names|labels|list|map))?")
+
+
+def _with_names(
+    archive: Archive, examples: list[Example], others: Sequence[str], notes: Notes
+) -> tuple[list[Example], list[str]]:
+    """Labels that are numbers by the names in a list beside them, one a line from 0 on."""
+    lists = [
+        name
+        for name in others
+        if suffix_of(name) in (".txt", ".names")
+        and _NAMES.fullmatch(name.rpartition("/")[2].rpartition(".")[0].lower())
+        and archive.size(name) < 2**20
+    ]
+    labels = {label for example in examples for label in example.labels}
+    if len(lists) != 1 or not all(label.isdecimal() for label in labels):
+        return examples, []
+    text = archive.read(lists[0]).decode("utf-8-sig", "replace")
+    names = [tidy(line) for line in text.splitlines() if line.strip()]
+    sound = len(set(names)) == len(names) and not any(map(label_problem, names))
+    if not sound or max(map(int, labels), default=0) >= len(names):
+        return examples, []
+    notes.step(f"names of the labels from {shown(lists[0])}, whose first line is 0")
+    return [replace(e, labels=tuple(names[int(n)] for n in e.labels)) for e in examples], lists

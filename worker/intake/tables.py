@@ -2,73 +2,198 @@
 
     metadata.csv                  file_name,label[,split][,group][,cluster], columns in any order,
     images/0001.png               as Hugging Face's imagefolder; where it is there, it alone decides
+    train/metadata.jsonl          a table in each split folder, of the images below it
 
-With a column `labels` instead of `label` an image may have any number of classes: `cat|dog`, or
-nothing for none of them.
+A table is CSV with commas, semicolons or tabs, or JSON Lines. With a column `labels` instead of
+`label` an image may have any number of classes: `cat|dog`, or nothing for none of them.
 """
 
 import csv
 import io
+import json
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from os.path import commonpath
+from typing import Any
 
+from adap.core.config import DatasetOptions
 from adap.models.header import shown
-from adap.worker.intake.examples import Example
+from adap.worker.intake.archive import Archive
+from adap.worker.intake.columns import find_column, note_unread, require_column
+from adap.worker.intake.examples import Example, suffix_of
+from adap.worker.intake.labels import Value, read_labels
 from adap.worker.intake.limits import Reasons, Rejected
 from adap.worker.intake.names import cluster_problem, group_problem, labels_problem, tidy
 from adap.worker.intake.notes import Notes, counted, listed
 from adap.worker.intake.splits import names_a_split_alone, split_problem, splits_of
 
-METADATA = "metadata.csv"
+METADATA = ("metadata.csv", "metadata.tsv", "metadata.jsonl")
+TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
 
-_COLUMNS = {"file_name", "label", "labels", "split", "group", "cluster"}
+_MARKS = ",;\t"
+_IMAGE, _LABEL = ("file_name",), ("label", "labels")
 
 
-def by_table(
-    names: Sequence[str], table: str, content: bytes, *, declared: str | None, notes: Notes
+@dataclass(frozen=True)
+class _Columns:
+    image: str
+    label: str
+    split: str | None
+    group: str | None
+    cluster: str | None
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A line of a table and the image that it names."""
+
+    where: str
+    name: str | None  # in the archive
+    file_name: str  # as the table has it
+    label: Value
+    split: str | None
+    group: str | None
+    cluster: str | None
+
+
+def by_tables(
+    archive: Archive,
+    images: Sequence[str],
+    tables: Sequence[str],
+    *,
+    options: DatasetOptions,
+    notes: Notes,
 ) -> tuple[list[Example], bool]:
-    """The examples that a table names, and whether each may have several labels.
-
-    declared: what each level of folders is, as in `DatasetOptions.folders`: split, or -.
-    """
-    root = table.removesuffix(METADATA)
-    missing = {name.removeprefix(root): name for name in names}  # images without a line so far
-    reasons = Reasons()
-    examples = []
-    multilabel = has_splits = False
-    for line, row in _rows(content, reasons):
-        file_name = unicodedata.normalize("NFC", row["file_name"])
-        multilabel, has_splits = "labels" in row, "split" in row
-        labels = split_labels(row["labels"]) if multilabel else (tidy(row["label"]),)
-        split = row["split"].strip() if "split" in row else None
-        group = tidy(row["group"]) if "group" in row else None
-        cluster = tidy(row["cluster"]) if "cluster" in row else None
-        name = missing.pop(file_name, None)
-        problem = (
-            f"expected the name of an image, once, got {shown(file_name)}"
-            if name is None
-            else labels_problem(labels)
-            or (split_problem(split) if split is not None else None)
-            or (group_problem(group) if group is not None else None)
-            or (cluster_problem(cluster) if cluster is not None else None)
+    """The examples that tables name, and whether each may have several labels."""
+    roots = [table.rpartition("/")[0] for table in tables]
+    inside = [f"{root}/" if root else "" for root in roots]
+    if any(a.startswith(b) for i, a in enumerate(inside) for b in inside[:i] + inside[i + 1 :]):
+        raise Rejected(
+            "expected one metadata.csv beside the folders of images, or one in each split folder, "
+            f"got {listed(tables)}: join them to one with a column `split`"
         )
-        if problem or name is None:
-            reasons.add(f"{METADATA}, line {line}: {problem}")
+    shared = commonpath(roots)
+    base = f"{shared}/" if shared else ""  # left out of the names of examples
+    index = _Index(images)
+    reasons = Reasons()
+    rows: list[_Row] = []
+    columns: _Columns | None = None
+    for table, root in zip(tables, roots, strict=True):
+        for where, row in _rows(archive.read(table), table, reasons):
+            found = _find_columns(list(row), options, table) if columns is None else columns
+            if columns is None:
+                note_unread(list(row), list(found.__dict__.values()), notes)
+            columns = found
+            rows.append(_read_row(row, columns, where, root, index))
+    if columns is None:
+        reasons.settle()
+        raise Rejected(f"{listed(tables)}: expected lines with file_name and label, got none")
+    labels, multilabel = read_labels(
+        [row.label for row in rows], column=columns.label, options=options, notes=notes
+    )
+    examples = []
+    for row, names in zip(rows, labels, strict=True):
+        problem = (
+            f"expected the name of an image, once, got {shown(row.file_name)}"
+            if row.name is None
+            else labels_problem(names)
+            or (split_problem(row.split) if row.split is not None else None)
+            or (group_problem(row.group) if row.group is not None else None)
+            or (cluster_problem(row.cluster) if row.cluster is not None else None)
+        )
+        if problem or row.name is None:
+            reasons.add(f"{row.where}: {problem}")
             continue
-        split = None if split is None else splits_of([split])[split]
-        examples.append(Example(name, file_name, labels, split, group, cluster))
-    for name in missing.values():
-        reasons.add(f"{shown(name)}: expected a line with its label in {METADATA}, got none")
+        split = None if row.split is None else splits_of([row.split])[row.split]
+        example_id = row.name.removeprefix(base)
+        examples.append(Example(row.name, example_id, names, split, row.group, row.cluster))
+    for name in index.left():
+        reasons.add(f"{shown(name)}: expected a line with its label in {listed(tables)}, got none")
     reasons.settle()
-    notes.step(f"labels from `{METADATA}`")
-    if not has_splits:
-        examples = _with_splits_of_folders(examples, declared, notes)
+    notes.step(f"labels from {listed(tables)}")
+    if index.guessed:
+        notes.step(f"{counted(index.guessed, 'image')} found by the file's name alone")
+    if columns.split is None:
+        examples = _with_splits_of_folders(examples, options.folders, notes)
     return sorted(examples, key=lambda example: example.name), multilabel
 
 
-def split_labels(text: str) -> tuple[str, ...]:
-    """The labels of one image, which stand with | between them."""
-    return tuple(map(tidy, text.split("|"))) if text.strip() else ()
+class _Index:
+    """Images by what a table may call them, each of which is found once."""
+
+    def __init__(self, images: Sequence[str]) -> None:
+        self.guessed = 0
+        self._left = dict.fromkeys(images)
+        bases = [name.rpartition("/")[2] for name in images]
+        stems = [base.rpartition(".")[0] or base for base in bases]
+        self._by_base = _unique(bases, images)
+        self._by_stem = _unique(stems, images)
+
+    def find(self, root: str, file_name: str) -> str | None:
+        """The image, by its path from the table's folder; else by its name, where one has it."""
+        path = "/".join(part for part in file_name.replace("\\", "/").split("/") if part != ".")
+        exact = f"{root}/{path}" if root else path
+        if exact in self._left:
+            return self._take(exact)
+        base = path.rpartition("/")[2]
+        guess = self._by_base.get(base) or self._by_stem.get(base)
+        inside = f"{root}/" if root else ""
+        if guess is not None and guess in self._left and guess.startswith(inside):
+            self.guessed += 1
+            return self._take(guess)
+        return None
+
+    def left(self) -> list[str]:
+        """The images that no line named."""
+        return list(self._left)
+
+    def _take(self, name: str) -> str:
+        del self._left[name]
+        return name
+
+
+def _unique(keys: Sequence[str], images: Sequence[str]) -> dict[str, str]:
+    counts = Counter(keys)
+    return {key: name for key, name in zip(keys, images, strict=True) if counts[key] == 1}
+
+
+def _find_columns(columns: list[str], options: DatasetOptions, table: str) -> _Columns:
+    try:
+        return _Columns(
+            require_column("image", columns, _IMAGE, options),
+            require_column("label", columns, _LABEL, options),
+            find_column("split", columns, ("split",), options),
+            find_column("group", columns, ("group",), options),
+            find_column("cluster", columns, ("cluster",), options),
+        )
+    except Rejected as rejected:
+        raise Rejected(f"{table}: {rejected.reasons[0]}") from rejected
+
+
+def _read_row(
+    row: Mapping[str, Value | None],
+    columns: _Columns,
+    where: str,
+    root: str,
+    index: _Index,
+) -> _Row:
+    def text(column: str | None) -> str | None:
+        value = None if column is None else row.get(column)
+        return None if column is None else tidy(value) if isinstance(value, str) else ""
+
+    file_name = unicodedata.normalize("NFC", text(columns.image) or "")
+    label = row.get(columns.label)
+    return _Row(
+        where=where,
+        name=index.find(root, file_name),
+        file_name=file_name,
+        label="" if label is None else label,
+        split=text(columns.split),
+        group=text(columns.group),
+        cluster=text(columns.cluster),
+    )
 
 
 def _with_splits_of_folders(
@@ -78,14 +203,19 @@ def _with_splits_of_folders(
     if declared is not None and set(declared.split("/")) == {"-"}:
         return examples
     levels: list[list[str]] = [example.example_id.split("/")[:-1] for example in examples]
-    place = 0 if declared is None else declared.split("/").index("split")
+    place = 0
+    if declared is not None:
+        if "split" not in declared.split("/"):
+            raise Rejected(
+                f"expected `folders` with a split in it, or -, beside a table, got {declared}"
+            )
+        place = declared.split("/").index("split")
     while (
         declared is None
         and all(len(path) > place for path in levels)
-        and (len({path[place] for path in levels}) == 1)
+        and len({path[place] for path in levels}) == 1
+        and not names_a_split_alone(levels[0][place])
     ):
-        if names_a_split_alone(levels[0][place]):
-            break
         place += 1  # a folder around everything
     tops = [path[place] if len(path) > place else "" for path in levels]
     splits = splits_of(set(tops))
@@ -95,54 +225,83 @@ def _with_splits_of_folders(
     if len(named) < len(set(tops)) or not all(map(names_a_split_alone, named)):
         others = listed(sorted(set(tops) - set(named))) if len(named) < len(set(tops)) else ""
         raise Rejected(
-            f"{METADATA} has no column `split`, and the folder {listed(named)} could be one"
+            f"the table has no column `split`, and the folder {listed(named)} could be one"
             f"{f', but {others} beside it could not' if others else ''}: add the column, or say "
             "with `folders` that folders are splits (--folders split) or mean nothing (--folders -)"
         )
     told = ", ".join(f"`{folder}` ({splits[folder]})" for folder in named)
     notes.step(f"{counted(len(set(splits.values())), 'split')} from folders {told}")
-    return [
-        Example(e.name, e.example_id, e.labels, splits[top], e.group, e.cluster)
-        for e, top in zip(examples, tops, strict=True)
-    ]
+    return [replace(e, split=splits[top]) for e, top in zip(examples, tops, strict=True)]
 
 
-def _rows(content: bytes, reasons: Reasons) -> Iterator[tuple[int, dict[str, str]]]:
-    """The rows of the table by column, each with the number of its (last) line."""
-    reader = csv.reader(io.StringIO(_text(content), newline=""), strict=True)
+def _rows(
+    content: bytes, table: str, reasons: Reasons
+) -> Iterator[tuple[str, dict[str, Value | None]]]:
+    """The rows of a table by column, each with its table and the number of its (last) line."""
+    text = _text(content, table)
+    if suffix_of(table) in (".jsonl", ".ndjson"):
+        yield from _json_rows(text, table, reasons)
+    else:
+        yield from _csv_rows(text, table, reasons)
+
+
+def _csv_rows(
+    text: str, table: str, reasons: Reasons
+) -> Iterator[tuple[str, dict[str, Value | None]]]:
+    first = text.lstrip().partition("\n")[0]
+    mark = max(_MARKS, key=first.count)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=mark)
     header: list[str] | None = None
     try:
         for row in reader:
+            if not row or (header is not None and not any(row)):
+                continue
             if header is None:
-                header = row
-                if not _is_header(header):
-                    break
-            elif row and len(row) != len(header):
+                header = [tidy(name) for name in row]
+                if len(set(header)) < len(header):
+                    raise Rejected(
+                        f"{table}: expected each column once, got {shown(','.join(header))}"
+                    )
+            elif len(row) != len(header):
                 reasons.add(
-                    f"{METADATA}, line {reader.line_num}: expected {len(header)} values, "
+                    f"{table}, line {reader.line_num}: expected {len(header)} values, "
                     f"got {len(row)}"
                 )
-            elif row:
-                yield reader.line_num, dict(zip(header, row, strict=True))
+            else:
+                yield f"{table}, line {reader.line_num}", dict(zip(header, row, strict=True))
     except csv.Error as error:
-        raise Rejected(f"{METADATA}, line {reader.line_num}: expected CSV, got {error}") from error
-    if header is None or not _is_header(header):
-        raise Rejected(
-            f"{METADATA}: expected the columns file_name,label[,split][,group][,cluster] in any "
-            "order (labels instead of label where an image may have several), "
-            f"got {shown(','.join(header or []))}"
-        )
+        raise Rejected(f"{table}, line {reader.line_num}: expected CSV, got {error}") from error
 
 
-def _is_header(columns: Sequence[str]) -> bool:
-    """Whether these are the columns of a table: all that is needed, nothing unknown or twice."""
-    names = set(columns)
-    one_kind = len(names & {"label", "labels"}) == 1
-    return "file_name" in names <= _COLUMNS and one_kind and len(names) == len(columns)
+def _json_rows(
+    text: str, table: str, reasons: Reasons
+) -> Iterator[tuple[str, dict[str, Value | None]]]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{table}, line {number}"
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if not isinstance(row, dict):
+            reasons.add(f"{where}: expected a JSON object, got {shown(line[:100])}")
+            continue
+        yield where, {tidy(str(key)): _json_value(value) for key, value in row.items()}
 
 
-def _text(content: bytes) -> str:
+def _json_value(value: Any) -> Value | None:
+    """A text, several, or None; a number is named by its digits, what is nested by none."""
+    if isinstance(value, list) and all(isinstance(item, str | int) for item in value):
+        return tuple(tidy(str(int(item) if isinstance(item, bool) else item)) for item in value)
+    if isinstance(value, bool):
+        return str(int(value))
+    return str(value) if isinstance(value, str | int | float) else None
+
+
+def _text(content: bytes, table: str) -> str:
+    utf16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))  # as Excel writes "Unicode text"
     try:
-        return content.decode("utf-8-sig")
+        return content.decode("utf-16" if utf16 else "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise Rejected(f"{METADATA}: expected UTF-8, got {error}") from error
+        raise Rejected(f"{table}: expected UTF-8, got {error}") from error

@@ -1,0 +1,190 @@
+"""Tables as people write them: by pandas, by Hugging Face's layouts, by spreadsheets.
+
+Judges: pandas writes the tables and says what is in them; the archives are made here.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from adap.core.config import DatasetOptions
+from adap.core.datasets import ImageSet
+from adap.worker.intake import IntakeLimits, Rejected, read_dataset
+from adap.worker.intake.notes import Notes
+from tests.worker.archives import pack, png
+
+NAMES = [f"{i}.png" for i in range(8)]
+IMAGES = {f"images/{name}": png(i) for i, name in enumerate(NAMES)}
+FRAME = pd.DataFrame({"file_name": list(IMAGES), "label": ["cat", "dog"] * 4})
+
+
+def read(
+    members: dict[str, bytes], folder: Path, notes: Notes | None = None, **options: Any
+) -> ImageSet:
+    path = folder / "upload"
+    path.write_bytes(pack(members))
+    return read_dataset(
+        path,
+        limits=IntakeLimits(),
+        on_progress=lambda done, total: None,
+        options=DatasetOptions.model_validate(options),
+        notes=notes,
+    )
+
+
+def refusal(members: dict[str, bytes], folder: Path, **options: Any) -> str:
+    with pytest.raises(Rejected) as caught:
+        read(members, folder, **options)
+    return caught.value.reasons[0]
+
+
+def with_table(frame: pd.DataFrame, name: str = "metadata.csv", **how: Any) -> dict[str, bytes]:
+    encoding = how.pop("encoding", "utf-8")
+    return {**IMAGES, name: frame.to_csv(index=False, **how).encode(encoding)}
+
+
+def labels(image_set: ImageSet) -> list[str]:
+    return [image_set.label_of(i) for i in range(len(image_set))]
+
+
+TABLES = {
+    "semicolons": with_table(FRAME, sep=";"),
+    "tabs": with_table(FRAME, sep="\t"),
+    "a byte order mark": with_table(FRAME, encoding="utf-8-sig"),
+    "a spreadsheet's Unicode text": with_table(FRAME, sep="\t", encoding="utf-16"),
+    "more columns": with_table(FRAME.assign(caption="a photo, of a pet", age=3)),
+    "the index of pandas": {**IMAGES, "metadata.csv": FRAME.to_csv().encode()},
+    "./ before the paths": with_table(FRAME.assign(file_name="./" + FRAME.file_name)),
+    "backslashes": with_table(FRAME.assign(file_name=FRAME.file_name.str.replace("/", "\\"))),
+    "names without folders": with_table(FRAME.assign(file_name=NAMES)),
+    "names without suffixes": with_table(
+        FRAME.assign(file_name=[name[:-4] for name in NAMES]).rename(
+            columns={"file_name": "image_id"}
+        )
+    ),
+    "other names of columns": with_table(
+        FRAME.rename(columns={"file_name": "Filename", "label": "class"})
+    ),
+    "another name of the table": with_table(FRAME, "labels.csv"),
+    "JSON Lines": {
+        **IMAGES,
+        "metadata.jsonl": FRAME.to_json(orient="records", lines=True).encode(),
+    },
+}
+
+
+@pytest.mark.parametrize("case", TABLES)
+def test_a_table_is_read_as_it_was_meant(case: str, tmp_path: Path) -> None:
+    made = read(TABLES[case], tmp_path)
+    assert list(made.example_ids) == list(IMAGES)
+    assert labels(made) == FRAME.label.tolist()
+
+
+def test_columns_that_mean_nothing_are_named(tmp_path: Path) -> None:
+    notes = Notes()
+    frame = FRAME.assign(caption="x", patient_id=[1, 1, 2, 2] * 2)
+    assert read(with_table(frame), tmp_path, notes).clusters is None
+    assert "columns not read: 'caption', 'patient_id'" in notes.steps
+    (fact,) = (fact for fact in notes.facts if fact.code == "clusters_not_declared")
+    assert "--cluster-column patient_id" in fact.message
+    made = read(with_table(frame), tmp_path, cluster_column="patient_id")
+    assert made.clusters == list("11221122")
+
+
+def test_columns_can_be_named_and_must_be_where_two_could_be_meant(tmp_path: Path) -> None:
+    frame = FRAME.rename(columns={"label": "class"}).assign(target=["x", "x", "y", "y"] * 2)
+    told = refusal(with_table(frame), tmp_path)
+    assert "got 'class', 'target': say which with `label_column` (--label-column)" in told
+    assert labels(read(with_table(frame), tmp_path, label_column="target")) == list("xxyyxxyy")
+    assert "'none' that was asked for" in refusal(with_table(frame), tmp_path, label_column="none")
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl"])
+def test_a_table_in_each_split_folder_is_read_with_its_split(name: str, tmp_path: Path) -> None:
+    members: dict[str, bytes] = {}
+    for k, part in enumerate(("train", "test")):
+        members |= {f"{part}/{file}": png(8 * k + i) for i, file in enumerate(NAMES)}
+        frame = pd.DataFrame({"file_name": NAMES, "label": ["cat", "dog"] * 4})
+        text = (
+            frame.to_csv(index=False)
+            if name.endswith("csv")
+            else frame.to_json(orient="records", lines=True)
+        )
+        members[f"{part}/{name}"] = text.encode()
+    made = read(members, tmp_path)
+    assert made.splits is not None
+    assert {made.example_ids[i].split("/")[0] for i in made.in_split("train")} == {"train"}
+    assert (made.has_split("test"), len(made)) == (True, 16)
+    assert "join them to one with a column `split`" in refusal(
+        {**members, "metadata.csv": b"file_name,label\n"}, tmp_path
+    )
+
+
+SEVERAL = ["cat|dog", "cat", "dog", "cat|dog"] * 2
+WANTED = [[1, 1], [1, 0], [0, 1], [1, 1]] * 2
+
+
+@pytest.mark.parametrize(
+    ("texts", "separator"),
+    [
+        (SEVERAL, "|"),
+        ([text.replace("|", ",") for text in SEVERAL], ","),
+        ([text.replace("|", " ") for text in SEVERAL], " "),
+        ([str(text.split("|")) for text in SEVERAL], "|"),
+        ([json.dumps(text.split("|")) for text in SEVERAL], "|"),
+    ],
+)
+def test_what_could_be_several_labels_is_refused_until_it_is_said(
+    texts: list[str], separator: str, tmp_path: Path
+) -> None:
+    members = with_table(FRAME.assign(label=texts))
+    told = refusal(members, tmp_path)
+    assert "`label_separator`" in told
+    assert f"--label-separator '{separator}'" in told
+    several = read(members, tmp_path, label_separator=separator)
+    assert list(several.classes) == ["cat", "dog"]
+    np.testing.assert_array_equal(several.labels, WANTED)
+    single = read(members, tmp_path, label_separator="none")
+    assert not single.multilabel
+    assert labels(single) == texts
+
+
+def test_a_column_of_labels_takes_lists_and_refuses_another_separator(tmp_path: Path) -> None:
+    frame = FRAME.drop(columns="label")
+    lists = frame.assign(labels=[str(text.split("|")) for text in SEVERAL])
+    np.testing.assert_array_equal(read(with_table(lists), tmp_path).labels, WANTED)
+    commas = frame.assign(labels=[text.replace("|", ", ") for text in SEVERAL])
+    assert "--label-separator ','" in refusal(with_table(commas), tmp_path)
+    lines = [{"file_name": f, "labels": t.split("|")} for f, t in zip(IMAGES, SEVERAL, strict=True)]
+    table = "\n".join(map(json.dumps, lines)).encode()
+    np.testing.assert_array_equal(
+        read({**IMAGES, "metadata.jsonl": table}, tmp_path).labels, WANTED
+    )
+
+
+def test_whole_numbers_that_pandas_wrote_as_floats_are_whole(tmp_path: Path) -> None:
+    made = read(with_table(FRAME.assign(label=[0.0, 1.0] * 4)), tmp_path)
+    assert labels(made) == ["0", "1"] * 4
+
+
+def test_names_of_numbers_are_taken_from_the_list_beside_the_table(tmp_path: Path) -> None:
+    members = with_table(FRAME.assign(label=[0, 1] * 4))
+    notes = Notes()
+    made = read({**members, "classes.txt": b"zebra\nant\n"}, tmp_path, notes)
+    assert labels(made) == ["zebra", "ant"] * 4
+    assert any("'classes.txt'" in step for step in notes.steps)
+    notes = Notes()
+    assert labels(read({**members, "classes.txt": b"zebra\n"}, tmp_path, notes)) == ["0", "1"] * 4
+    assert any("'classes.txt'" in fact.message for fact in notes.facts)
+
+
+@pytest.mark.parametrize("prefix", ["./", "data\\", "./data/"])
+def test_names_in_a_zip_are_read_as_other_archivers_write_them(prefix: str, tmp_path: Path) -> None:
+    members = {
+        f"{prefix}{name}/{i}.png": png(i + 4 * k) for k, name in enumerate("ab") for i in (0, 1)
+    }
+    assert list(read(members, tmp_path).classes) == ["a", "b"]

@@ -1,0 +1,87 @@
+"""Which column of a table, or array of an NPZ, means what: by its name, or as the sender says.
+
+The documented name wins over others that are in use; what could be one or another is refused.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from adap.core.config import DatasetOptions
+from adap.models.header import shown
+from adap.worker.intake.limits import Rejected
+from adap.worker.intake.notes import Notes, listed
+
+Role = Literal["image", "label", "split", "group", "cluster"]
+
+SYNONYMS: dict[Role, tuple[str, ...]] = {
+    "image": (
+        *("filename", "file", "image", "img", "image_id", "imageid", "image_name", "image_path"),
+        *(
+            "img_name",
+            "img_path",
+            "image_file",
+            "filepath",
+            "file_path",
+            "path",
+            "id_code",
+            "fname",
+        ),
+    ),
+    "label": ("class", "target", "category", "class_name", "label_name", "y", "diagnosis"),
+    "split": ("splits", "set", "subset", "partition", "phase"),
+    "group": ("groups",),
+    "cluster": ("clusters",),
+}
+_LIKE_CLUSTERS = ("patient", "subject", "drive", "scene", "study", "participant")
+
+
+def find_column(
+    role: Role, columns: Sequence[str], documented: Sequence[str], options: DatasetOptions
+) -> str | None:
+    """The column of a role, None where there is none. Raises Rejected where it is not clear."""
+    asked: str | None = getattr(options, f"{role}_column")
+    option = f"`{role}_column` (--{role}-column)"
+    if asked is not None:
+        if asked not in columns:
+            raise Rejected(
+                f"expected the {role} column {shown(asked)} that was asked for, "
+                f"got {shown(', '.join(columns)[:300])}"
+            )
+        return asked
+    found = [name for name in columns if name in documented]
+    found = found or [name for name in columns if name.lower() in SYNONYMS[role]]
+    if len(found) > 1:
+        raise Rejected(
+            f"expected one column {' or '.join(documented)}, got {listed(found)}: say which with "
+            f"{option}"
+        )
+    return found[0] if found else None
+
+
+def require_column(
+    role: Role, columns: Sequence[str], documented: Sequence[str], options: DatasetOptions
+) -> str:
+    """The same of a role without which there is no data set."""
+    found = find_column(role, columns, documented, options)
+    if found is None:
+        raise Rejected(
+            f"expected one column {' or '.join(documented)}, "
+            f"got {shown(', '.join(columns)[:300])}: name yours "
+            f"with `{role}_column` (--{role}-column)"
+        )
+    return found
+
+
+def note_unread(columns: Sequence[str], read: Sequence[str | None], notes: Notes) -> None:
+    """Note the columns that mean nothing here, and those that look as if they meant clusters."""
+    unread = [name for name in columns if name not in read]
+    if unread:
+        notes.step(f"columns not read: {listed(unread)}")
+    like = [name for name in unread if any(word in name.lower() for word in _LIKE_CLUSTERS)]
+    if like:
+        notes.fact(
+            "info",
+            "clusters_not_declared",
+            f"the column {listed(like)} looks like clusters of images that are no independent "
+            f"draws; if it is, send `cluster_column` (--cluster-column {like[0]})",
+        )
