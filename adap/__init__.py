@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from adap.core.errors import AdapError, ConfigError, DataError, ModelError, TrainingError
     from adap.core.library.attacks import APGD, FGSM, PGD, Noise, Square, Transfer, attack
     from adap.core.library.audits import audit
+    from adap.core.library.certifying import Certified, certify
     from adap.core.library.losses import (
         AP,
         CE,
@@ -32,17 +33,31 @@ if TYPE_CHECKING:
     )
     from adap.core.library.metrics import average_precision, worst_case
     from adap.core.library.results import Audit
+    from adap.core.library.training import (
+        Fitted,
+        Optimizer,
+        TrainingAttack,
+        attack_generator,
+        batches,
+        fit,
+        training_attack,
+    )
 
 _HOMES = {
     "adap.core.errors": ("AdapError", "ConfigError", "DataError", "ModelError", "TrainingError"),
     "adap.core.library.attacks": ("APGD", "FGSM", "PGD", "Noise", "Square", "Transfer", "attack"),
     "adap.core.library.audits": ("audit",),
+    "adap.core.library.certifying": ("Certified", "certify"),
     "adap.core.library.losses": (
         *("AP", "CE", "MART", "TRADES", "AdapLN", "AdapLPN", "AdapLZ", "AdapMM", "AdapPZ"),
         "PGDTraining",
     ),
     "adap.core.library.metrics": ("average_precision", "worst_case"),
     "adap.core.library.results": ("Audit",),
+    "adap.core.library.training": (
+        *("Fitted", "Optimizer", "TrainingAttack"),
+        *("attack_generator", "batches", "fit", "training_attack"),
+    ),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -61,17 +76,26 @@ __all__ = [
     "AdapMM",
     "AdapPZ",
     "Audit",
+    "Certified",
     "ConfigError",
     "DataError",
+    "Fitted",
     "ModelError",
     "Noise",
+    "Optimizer",
     "PGDTraining",
     "Square",
+    "TrainingAttack",
     "TrainingError",
     "Transfer",
     "attack",
+    "attack_generator",
     "audit",
     "average_precision",
+    "batches",
+    "certify",
+    "fit",
+    "training_attack",
     "worst_case",
 ]
 

@@ -24,7 +24,7 @@ FOLLOW_GRADIENTS = ("fgsm", "pgd", "apgd")
 _ATTACK: TypeAdapter[config.Attack] = TypeAdapter(config.Attack)
 
 
-class _Refusing:
+class Refusing:
     """A value of the configuration whose refusals are ConfigErrors."""
 
     def __init__(self, **fields: Any) -> None:
@@ -34,7 +34,7 @@ class _Refusing:
             raise ConfigError(f"{type(self).__name__}: {sentence(error)}") from error
 
 
-class FGSM(_Refusing, config.FGSMAttack):
+class FGSM(Refusing, config.FGSMAttack):
     """One step of epsilon along the gradient (Goodfellow et al. 2015). Field: label.
 
     >>> adap.FGSM().key
@@ -42,7 +42,7 @@ class FGSM(_Refusing, config.FGSMAttack):
     """
 
 
-class PGD(_Refusing, config.PGDAttack):
+class PGD(Refusing, config.PGDAttack):
     """Projected gradient ascent (Madry et al. 2018).
 
     Fields: steps (10), step_size (pixels; 2.5 * epsilon / steps), restarts (1), iterate ('best' or
@@ -53,7 +53,7 @@ class PGD(_Refusing, config.PGDAttack):
     """
 
 
-class APGD(_Refusing, config.APGDAttack):
+class APGD(Refusing, config.APGDAttack):
     """Auto-PGD, whose step size adapts (Croce & Hein 2020).
 
     Fields: steps (20), restarts (1), loss ('logit' or 'bce'), patience, label.
@@ -66,7 +66,7 @@ class APGD(_Refusing, config.APGDAttack):
     """
 
 
-class Square(_Refusing, config.SquareAttack):
+class Square(Refusing, config.SquareAttack):
     """Random search that needs scores only (Andriushchenko et al. 2020).
 
     Fields: queries (500, forward passes of each image), patience, label.
@@ -76,7 +76,7 @@ class Square(_Refusing, config.SquareAttack):
     """
 
 
-class Noise(_Refusing, config.NoiseAttack):
+class Noise(Refusing, config.NoiseAttack):
     """A control, no attack: one draw of uniform noise of the same size. Field: label.
 
     >>> adap.Noise().name
@@ -84,7 +84,7 @@ class Noise(_Refusing, config.NoiseAttack):
     """
 
 
-class Transfer(_Refusing, config.TransferAttack):
+class Transfer(Refusing, config.TransferAttack):
     """PGD on a surrogate model, whose images are shown to the attacked one.
 
     Fields: steps (20), step_size (pixels; 2.5 * epsilon / steps), iterate, label.

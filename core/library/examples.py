@@ -42,6 +42,16 @@ class Examples:
     def __len__(self) -> int:
         return len(self.targets)
 
+    def at(self, rows: NDArray[np.int64]) -> "Examples":
+        """Those at these places, in this order."""
+        return replace(
+            self,
+            images=self.images[rows],
+            targets=self.targets[rows],
+            ids=[self.ids[i] for i in rows],
+            groups=None if self.groups is None else [self.groups[i] for i in rows],
+        )
+
     def sampled(self, count: int, *, seed: int) -> "Examples":
         """So many of them at random, each side in its share but at least two; rising."""
         if isinstance(count, bool) or not isinstance(count, int) or count < 4:
@@ -60,11 +70,7 @@ class Examples:
             )
         )
         return replace(
-            self,
-            images=self.images[rows],
-            targets=self.targets[rows],
-            ids=[self.ids[i] for i in rows],
-            groups=None if self.groups is None else [self.groups[i] for i in rows],
+            self.at(rows),
             decided=[
                 *self.decided,
                 f"A random sample of {len(rows)} of {len(self)} examples was audited (seed {seed}),"

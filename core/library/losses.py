@@ -251,3 +251,10 @@ class AdapLPN(Loss):
     """
 
     method = config.AdapLPNMethod
+
+
+LOSSES: dict[str, type[Loss]] = {
+    loss.method.model_fields["name"].default: loss
+    for loss in (CE, AP, PGDTraining, TRADES, MART, AdapMM, AdapPZ, AdapLZ, AdapLN, AdapLPN)
+}
+"""The ten by the names that the service gives them."""

@@ -107,8 +107,8 @@ def fit(
 
     network: (B, C, H, W) floats in [0, 1] -> (B,) logits, normalisation inside; or (B, K), with an
     objective that was built for K classes.
-    images: (N, C, H, W) uint8.  targets: (N,) or (N, K) in {0, 1}.  validation: more of both, held
-    out.
+    images: (N, C, H, W) uint8, or float32 in [0, 1].  targets: (N,) or (N, K) in {0, 1}.
+    validation: more of both, held out.
     They stay where they are, and batches go to `device`: images that are there save the way.
     save: given a checkpoint after every epoch, to be written before it returns, since its tensors
     are the live ones. It holds tensors, numbers, text, lists and dicts only, so
@@ -148,7 +148,7 @@ def fit(
         network=network,
         objective=objective,
         optimizer=_OPTIMIZERS[config.optimizer.name](network.parameters(), config.optimizer),
-        sampler=_build_sampler(objective, targets, config),
+        sampler=build_sampler(objective, targets, config),
         config_sha256=config.sha256(),
         average=None if config.ema is None else WeightAverage(network, decay=config.ema),
     )
@@ -279,7 +279,7 @@ def _train_epoch(
     """One epoch of optimisation; the mean loss. `targets` are floats on the network's device."""
     network, objective, device = state.network, state.objective, targets.device
     augment_generator = _generator(device, config.seed, _AUGMENTING, epoch)
-    attack_generator = _generator(device, config.seed, _ATTACKING, epoch)
+    noise = attack_generator(device, config.seed, epoch)
     network.train()
     total = torch.zeros((), device=device)
     before = (epoch - 1) * len(state.sampler)
@@ -291,9 +291,7 @@ def _train_epoch(
         x = augment(images[rows].to(device), config.augment, generator=augment_generator)
         x, y = _as_input(x), targets[index]
         x_adv = (
-            _attack(
-                network, objective, x, y, index, settings=config.attack, generator=attack_generator
-            )
+            attack_batch(network, objective, x, y, index, settings=config.attack, generator=noise)
             if objective.needs_adversarial
             else None
         )
@@ -319,7 +317,7 @@ def _train_epoch(
     return float(total) / len(batches)
 
 
-def _attack(
+def attack_batch(
     network: nn.Module,
     objective: Objective,
     x: Tensor,
@@ -406,8 +404,9 @@ def _of_images(losses: Tensor) -> Tensor:
 
 
 def _as_input(images: Tensor) -> Tensor:
-    """uint8 to floats in [0, 1]."""
-    return (images.float() / 255).contiguous(memory_format=torch.channels_last)
+    """uint8 to floats in [0, 1]; floats are in it already."""
+    x = images.float() / 255 if images.dtype == torch.uint8 else images
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 _OPTIMIZERS: dict[str, Callable[[Any, Optimizer], torch.optim.Optimizer]] = {
@@ -424,7 +423,7 @@ _OPTIMIZERS: dict[str, Callable[[Any, Optimizer], torch.optim.Optimizer]] = {
 }
 
 
-def _build_sampler(objective: Objective, targets: Tensor, config: TrainingConfig) -> Sampler:
+def build_sampler(objective: Objective, targets: Tensor, config: TrainingConfig) -> Sampler:
     generator = _generator(torch.device("cpu"), config.seed, _SAMPLING)
     if not objective.needs_positives:
         return PlainSampler(len(targets), batch_size=config.batch_size, generator=generator)
@@ -438,6 +437,11 @@ def _build_sampler(objective: Objective, targets: Tensor, config: TrainingConfig
     )
 
 
+def attack_generator(device: torch.device, seed: int, epoch: int) -> torch.Generator:
+    """The random numbers of the attack on the images of one epoch, counted from 1."""
+    return _generator(device, seed, _ATTACKING, epoch)
+
+
 def _generator(device: torch.device, *key: int) -> torch.Generator:
     """A generator of its own for each key, which starts with the seed of the run."""
     (seed,) = np.random.SeedSequence(key).generate_state(1, np.uint64)
@@ -445,9 +449,10 @@ def _generator(device: torch.device, *key: int) -> torch.Generator:
 
 
 def _refuse_unusable(name: str, images: Tensor, targets: Tensor) -> None:
-    if images.dtype != torch.uint8 or images.ndim != 4:
+    unit = images.dtype == torch.float32 and bool(((images >= 0) & (images <= 1)).all())
+    if not (images.dtype == torch.uint8 or unit) or images.ndim != 4:
         raise DataError(
-            f"expected {name} images (N, C, H, W) of uint8, "
+            f"expected {name} images (N, C, H, W) of uint8, or of float32 in [0, 1], "
             f"got {tuple(images.shape)} of {images.dtype}"
         )
     if targets.shape[:1] != images.shape[:1] or targets.ndim > 2:

@@ -4,6 +4,7 @@ Both take an `ImageSet` and answer one; neither copies pixels that are kept in p
 touches the test split.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -85,7 +86,6 @@ def training_split(
         if declared:
             raise DataError("expected a train split beside the other splits, got none")
         train_index = image_set.in_split(None)
-    generator = np.random.default_rng(config.seed)
     if isinstance(task, EachClass) and image_set.multilabel:
         return _multilabel_split(image_set, train_index, config)
     if isinstance(task, EachClass):
@@ -94,17 +94,28 @@ def training_split(
     else:
         names = ["negatives", "positives"]
         strata = image_set.targets(task, train_index)
+    rows = stratified(strata, names=names, share=config.validation.fraction, seed=config.seed)
+    return np.setdiff1d(train_index, train_index[rows]), train_index[rows]
+
+
+def stratified(
+    strata: NDArray[Any], *, names: Sequence[str], share: float, seed: int
+) -> NDArray[np.int64]:
+    """Places of a random share of each stratum, rising: what is held out to choose the epoch.
+
+    strata: (N,) numbers of the names.  Raises DataError for a stratum too small for both parts.
+    """
+    generator = np.random.default_rng(seed)
     held_out = []
     for stratum, name in enumerate(names):
-        members = generator.permutation(train_index[strata == stratum])
-        count = round(len(members) * config.validation.fraction)
+        members = generator.permutation(np.flatnonzero(strata == stratum))
+        count = round(len(members) * share)
         if not 0 < count < len(members):
             raise DataError(
                 f"expected enough {name} for a training and a validation part, got {len(members)}"
             )
         held_out.append(members[:count])
-    validation_index = np.sort(np.concatenate(held_out))
-    return np.setdiff1d(train_index, validation_index), validation_index
+    return np.sort(np.concatenate(held_out))
 
 
 def _multilabel_split(

@@ -670,8 +670,16 @@ IMAGES, TARGETS = pictures(8, seed=0)
 @pytest.mark.parametrize(
     ("images", "targets", "message"),
     [
-        (IMAGES.float(), TARGETS, r"of uint8, got \(8, 1, 4, 4\) of torch.float32"),
-        (IMAGES[:, 0], TARGETS, r"\(N, C, H, W\) of uint8, got \(8, 4, 4\)"),
+        (
+            IMAGES.float(),
+            TARGETS,
+            r"of uint8, or of float32 in .0, 1., got \(8, 1, 4, 4\) of torch.float32",
+        ),
+        (
+            IMAGES[:, 0],
+            TARGETS,
+            r"\(N, C, H, W\) of uint8, or of float32 in .0, 1., got \(8, 4, 4\)",
+        ),
         (IMAGES, TARGETS[:7], r"expected 8 \w+ targets, one an image \(and class\), got \(7,\)"),
         (IMAGES, TARGETS * 0, "got 0 positives and 8 negatives"),
         (IMAGES, TARGETS * 0 + 1, "got 8 positives and 0 negatives"),

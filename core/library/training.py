@@ -1,0 +1,325 @@
+"""Training from one's own process: `adap.fit`, and the pieces of its loop for a loop of one's own.
+
+    loss = adap.AdapLPN(examples=len(images))
+    sampler = adap.batches(loss, targets, batch_size=32, seed=0)
+    for epoch in range(1, epochs + 1):
+        generator = adap.attack_generator(seed=0, epoch=epoch)
+        for index in sampler:
+            x, y = images[index], targets[index].float()
+            x_adv = adap.training_attack(model, loss, x, y, index, generator=generator)
+            ...
+
+Written so, a loop trains to the weights of `adap.fit`.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from adap.core import config
+from adap.core.config import TrainingConfig
+from adap.core.errors import ConfigError, DataError, ModelError
+from adap.core.library.attacks import Refusing, columns_of
+from adap.core.library.examples import Examples, Layout, as_float, examples_of
+from adap.core.library.losses import LOSSES, Loss
+from adap.core.library.progress import Progress, counting
+from adap.core.library.rankers import TRIED, Outputs, ready
+from adap.core.library.refusals import configured
+from adap.core.training import loop
+from adap.core.training.loop import EpochRecord, SelectBy
+from adap.core.training.sampling import Sampler
+from adap.core.training.splitting import stratified
+
+CHECKPOINT = "checkpoint.pt"
+
+
+class TrainingAttack(Refusing, config.TrainingAttack):
+    """PGD as run inside training, last iterate: norm, epsilon (8/255), steps (6), step_size (0.01).
+
+    Pixels in [0, 1]. Raises ConfigError for fields out of bounds. Source: Section 5 of the paper.
+
+    >>> adap.TrainingAttack(steps=3).step_size
+    0.01
+    """
+
+
+class Optimizer(Refusing, config.Optimizer):
+    """The optimiser of `fit`, and the decay of its learning rate.
+
+    Fields: name ('adam', 'adamw', 'nadam', 'radam', 'rmsprop', 'sgd'), lr (0.001), weight_decay
+    (0.0002), momentum, nesterov, milestones (fractions of the epochs, [0.5, 0.75]) after which lr
+    is multiplied by decay (0.1). Raises ConfigError for fields out of bounds. Source: torch.optim.
+
+    >>> adap.Optimizer(name="sgd", lr=0.1).momentum
+    0.9
+    """
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """How a training went; the model itself holds the weights of the best epoch.
+
+    best, history: epochs with `.epoch` (from 1), `.loss`, `.clean_ap`, `.robust_ap`, of the
+    validation part.  select_by: the figure that chose the best.  loss: the objective, trained.
+
+    >>> adap.Fitted.__dataclass_fields__.keys() >= {"best", "history"}
+    True
+    """
+
+    best: EpochRecord
+    history: Sequence[EpochRecord]
+    select_by: SelectBy
+    stopped_early: bool
+    loss: Loss
+
+
+def fit(
+    model: nn.Module,
+    images: Any,
+    labels: Any = None,
+    loss: Loss | type[Loss] | str = "adap_lpn",
+    *,
+    validation: tuple[Any, Any] | float = 0.2,
+    epochs: int = 30,
+    batch_size: int = 128,
+    positives_per_batch: int | None = None,
+    optimizer: config.Optimizer | None = None,
+    attack: config.TrainingAttack | None = None,
+    augment: config.Augment | None = None,
+    select_by: SelectBy | None = None,
+    patience: int | None = None,
+    ema: float | None = None,
+    positive: Any = None,
+    outputs: Outputs = "auto",
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    layout: Layout | None = None,
+    device: str | torch.device | None = None,
+    seed: int = 0,
+    folder: str | os.PathLike[str] | None = None,
+    progress: Progress = None,
+    on_epoch: Callable[[EpochRecord], None] | None = None,
+) -> Fitted:
+    """Train a model in place, by one of the ten methods; it ends with its best epoch's weights.
+
+    model: an `nn.Module` as in `adap.audit`; left where it was and in the mode it had.
+    images, labels, positive, outputs, mean, std, layout: as in `adap.audit`.
+    loss: an objective (built for as many examples as are trained on), its class, or its name.
+    validation: (images, labels) on which the best epoch is chosen; or the share of each side that
+    is held out for it, at random by `seed`.
+    epochs, batch_size, positives_per_batch, optimizer, attack, augment, select_by, patience, ema:
+    as in the service.
+    folder: where a checkpoint is kept after every epoch; called again, it goes on from there.
+    on_epoch: told of each epoch; what it raises ends the training.
+
+    Raises ConfigError, DataError or ModelError before the first step, TrainingError for a loss or
+    weights that are not finite. Source: Algorithms 1 to 5 of the paper.
+
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 1))
+    >>> images, labels = torch.rand(40, 3, 4, 4), torch.tensor([0, 1] * 20)
+    >>> fitted = adap.fit(model, images, labels, adap.CE, epochs=2, batch_size=8)
+    >>> len(fitted.history), fitted.select_by
+    (2, 'clean_ap')
+    """
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"expected an nn.Module to train, got {type(model).__name__}")
+    share = validation if isinstance(validation, float) else 0.2
+    with ExitStack() as stack:
+        found = stack.enter_context(examples_of(images, labels, positive=positive, layout=layout))
+        if isinstance(validation, float):
+            train, held_out = _held_out(found, share, seed)
+        else:
+            if not isinstance(validation, tuple) or len(validation) != 2:
+                raise ConfigError(
+                    "expected validation as (images, labels), or the share to hold out, got "
+                    f"{type(validation).__name__}"
+                )
+            train = found
+            held_out = stack.enter_context(
+                examples_of(*validation, positive=positive, layout=layout)
+            )
+        objective = _objective(loss, len(train))
+        settings = configured(
+            TrainingConfig,
+            {
+                "method": objective.options,
+                "epochs": epochs,
+                "batch_size": batch_size,
+                "positives_per_batch": positives_per_batch,
+                "optimizer": optimizer or Optimizer(),
+                "attack": attack or TrainingAttack(),
+                "augment": augment or config.Augment(),
+                "validation": {"fraction": share, "select_by": select_by, "patience": patience},
+                "ema": ema,
+                "seed": seed,
+            },
+        )
+        made = stack.enter_context(
+            ready(
+                model,
+                as_float(train.images[:TRIED]),
+                outputs=outputs,
+                positive=columns_of(positive),
+                mean=mean,
+                std=std,
+                device=device,
+            )
+        )
+        tell = stack.enter_context(counting(epochs, shown=progress, what="epochs"))
+        place = None if folder is None else Path(folder)
+        checkpoint = None
+        if place is not None:
+            place.mkdir(parents=True, exist_ok=True)
+            if (place / CHECKPOINT).exists():
+                checkpoint = torch.load(place / CHECKPOINT, weights_only=True)
+        modes = [(module, module.training) for module in model.modules()]
+
+        def save(state: dict[str, Any]) -> None:
+            if place is not None:
+                part = place / f"{CHECKPOINT}.part"
+                torch.save(state, part)
+                part.replace(place / CHECKPOINT)
+
+        def told(record: EpochRecord) -> None:
+            tell(record.epoch)
+            if on_epoch is not None:
+                on_epoch(record)
+
+        try:
+            result = loop.fit(
+                made.scorer,
+                objective,
+                images=torch.from_numpy(np.ascontiguousarray(train.images)),
+                targets=torch.from_numpy(train.targets),
+                validation=(
+                    torch.from_numpy(np.ascontiguousarray(held_out.images)),
+                    torch.from_numpy(held_out.targets),
+                ),
+                config=settings,
+                device=made.device,
+                on_epoch=told,
+                checkpoint=checkpoint,
+                save=save,
+            )
+        finally:
+            for module, training in modes:
+                module.training = training
+    return Fitted(result.best, result.history, result.select_by, result.stopped_early, objective)
+
+
+def batches(
+    loss: Loss,
+    targets: Any,
+    *,
+    batch_size: int = 128,
+    positives_per_batch: int | None = None,
+    seed: int = 0,
+) -> Sampler:
+    """The batches of `fit`: iterating gives one epoch of (B,) int64 places in the training set.
+
+    targets: (N,) in {0, 1}.  Objectives with an AP surrogate get `positives_per_batch` positives in
+    each batch, by default half; the others plain shuffles. `state_dict()` resumes it.
+    Raises ConfigError or DataError for what leaves no such batch.
+
+    >>> targets = torch.tensor([1, 0, 0, 0, 0, 0, 0, 1])
+    >>> [len(index) for index in adap.batches(adap.AP(examples=8), targets, batch_size=4)]
+    [4, 4]
+    """
+    settings = configured(
+        TrainingConfig,
+        {
+            "method": loss.options,
+            "batch_size": batch_size,
+            "positives_per_batch": positives_per_batch,
+            "seed": seed,
+        },
+    )
+    marks = torch.as_tensor(targets).long()
+    if marks.ndim != 1 or not ((marks == 0) | (marks == 1)).all():
+        raise DataError(f"expected targets (N,) in {{0, 1}}, got {tuple(marks.shape)}")
+    return loop.build_sampler(loss, marks, settings)
+
+
+def training_attack(
+    model: nn.Module,
+    loss: Loss,
+    x: Tensor,
+    targets: Tensor,
+    index: Tensor,
+    *,
+    attack: config.TrainingAttack | None = None,
+    generator: torch.Generator,
+) -> Tensor:
+    """(B, C, H, W) images on which `loss.inner_loss` is high: what the method trains on.
+
+    x: (B, C, H, W) floats in [0, 1].  targets, index: (B,), as for the loss.  The model runs in
+    eval mode with frozen weights and is left as it was. Estimators are read, not written.
+    Raises ConfigError for a loss that trains on clean images, or shapes that do not fit.
+    Source: Algorithms 1 to 5 of the paper.
+
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 1))
+    >>> x, y, index = torch.rand(4, 3, 4, 4), torch.tensor([1.0, 0.0, 0.0, 1.0]), torch.arange(4)
+    >>> generator = adap.attack_generator(seed=0, epoch=1)
+    >>> adap.training_attack(model, adap.PGDTraining(examples=4), x, y, index,
+    ...                      generator=generator).shape
+    torch.Size([4, 3, 4, 4])
+    """
+    if not loss.needs_adversarial:
+        raise ConfigError(f"{type(loss).__name__} trains on clean images only: attack none")
+    if x.ndim != 4 or not x.is_floating_point():
+        raise DataError(f"expected float images (B, C, H, W), got {tuple(x.shape)} of {x.dtype}")
+    return loop.attack_batch(
+        model,
+        loss,
+        x,
+        targets,
+        index,
+        settings=attack or TrainingAttack(),
+        generator=generator,
+    )
+
+
+def attack_generator(
+    *, seed: int, epoch: int, device: str | torch.device = "cpu"
+) -> torch.Generator:
+    """The random numbers of `fit`'s attack in one epoch, counted from 1.
+
+    >>> adap.attack_generator(seed=0, epoch=1).device.type
+    'cpu'
+    """
+    return loop.attack_generator(torch.device(device), seed, epoch)
+
+
+def _objective(loss: Loss | type[Loss] | str, examples: int) -> Loss:
+    if isinstance(loss, str):
+        if loss not in LOSSES:
+            raise ConfigError(f"expected a loss among {', '.join(LOSSES)}, got {loss!r}")
+        return LOSSES[loss](examples=examples)
+    if isinstance(loss, type) and issubclass(loss, Loss):
+        return loss(examples=examples)
+    if not isinstance(loss, Loss):
+        raise ConfigError(f"expected a loss such as adap.AdapLPN, got {type(loss).__name__}")
+    if loss.examples != examples or loss.classes is not None:
+        raise ConfigError(
+            f"expected a loss of examples={examples}, as many as are trained on, and one logit, "
+            f"got examples={loss.examples} and classes={loss.classes}: its class, "
+            f"{type(loss).__name__}, is built to fit"
+        )
+    return loss
+
+
+def _held_out(examples: Examples, share: float, seed: int) -> tuple[Examples, Examples]:
+    """What is trained on, and the share of each side that chooses the epoch."""
+    if not 0 < share < 1:
+        raise ConfigError(f"expected a share between 0 and 1 to hold out, got {share}")
+    rows = stratified(examples.targets, names=["negatives", "positives"], share=share, seed=seed)
+    others: NDArray[np.int64] = np.setdiff1d(np.arange(len(examples)), rows)
+    return examples.at(others), examples.at(rows)

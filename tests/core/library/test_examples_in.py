@@ -1,0 +1,100 @@
+"""Images and labels in every form that people have them: the same figures, or a refusal."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import adap
+
+CALM = {"attacks": [adap.PGD(steps=2)], "checks": "off", "certify": "off", "progress": False}
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 5, 1))
+
+
+@pytest.fixture(scope="module")
+def stored() -> Tensor:
+    generator = torch.Generator().manual_seed(2)
+    return torch.randint(0, 256, (30, 3, 4, 5), generator=generator, dtype=torch.uint8)
+
+
+@pytest.fixture(scope="module")
+def labels() -> Tensor:
+    return torch.arange(30) % 2
+
+
+def test_every_form_of_the_same_images_gives_the_same_bits(
+    model: nn.Module, stored: Tensor, labels: Tensor
+) -> None:
+    floats = stored.float() / 255
+    forms = [
+        (stored, labels),
+        (stored.numpy(), labels.numpy().astype(bool)),
+        (stored.permute(0, 2, 3, 1), labels[:, None]),
+        (floats, labels.float()),
+        (floats.double().numpy(), labels.tolist()),
+        (stored.numpy().transpose(0, 2, 3, 1) / 255, labels),
+        (TensorDataset(floats, labels), None),
+        (DataLoader(TensorDataset(stored, labels), batch_size=7), None),
+    ]
+    reports = [adap.audit(model, images, marks, **CALM) for images, marks in forms]
+    for report in reports[1:]:
+        assert report.task == reports[0].task
+        assert np.array_equal(report.scores[0].clean, reports[0].scores[0].clean)
+
+
+def test_floats_between_the_levels_of_a_byte_are_scored_as_they_are(
+    model: nn.Module, labels: Tensor
+) -> None:
+    images = torch.rand(30, 3, 4, 5, generator=torch.Generator().manual_seed(5))
+    report = adap.audit(model, images, labels, **CALM)
+    with torch.no_grad():
+        expected = model(images)[:, 0].double().numpy()
+    assert np.array_equal(report.scores[0].clean, expected)
+    assert any("not all multiples of 1/255" in warning for warning in report.warnings)
+    spooled = adap.audit(model, DataLoader(TensorDataset(images, labels), batch_size=8), **CALM)
+    assert spooled.task == report.task
+
+
+def test_a_sample_keeps_the_share_of_each_side_and_is_said(
+    model: nn.Module, stored: Tensor
+) -> None:
+    labels = (torch.arange(30) % 3 == 0).long()
+    report = adap.audit(model, stored, labels, sample=12, **CALM)
+    assert (report.task.examples, report.task.positives) == (12, 4)
+    assert any("sample of 12 of 30" in warning for warning in report.warnings)
+    assert report.task == adap.audit(model, stored, labels, sample=12, **CALM).task
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda x, y: (x.float(), y), r"pixels in \[0, 1\], got 0 to 255; pixels from 0 to 255"),
+        (lambda x, y: (x.float() / 255 - 0.5, y), r"got -0.5 to 0.5; normalised .*mean="),
+        (lambda x, y: ((x / 255).index_fill(0, torch.tensor(3), torch.nan), y), "NaN .* in 1 im"),
+        (lambda x, y: (x.long(), y), "uint8, or floats in .0, 1., got int64"),
+        (lambda x, y: (x[0, 0], y), r"got \(4, 5\)"),
+        (lambda x, y: (x[:, :2], y), r"channels \(1 or 3\).*got \(30, 2, 4, 5\).*layout="),
+        (lambda x, y: (x[:0], y[:0]), r"got \(0, 3, 4, 5\)"),
+        (lambda x, y: ("photos/", y), "a NumPy array, a tensor, or a Dataset.* got str"),
+        (lambda x, y: (x, None), "expected labels beside the images"),
+        (lambda x, y: (x, y[:5]), r"30 labels, one an image, got \(5,\)"),
+        (lambda x, y: (x, y + 1), r"labels in \{0, 1\}, got \[1, 2\]: positive="),
+        (lambda x, y: (x, y * float("nan")), "labels, got 30 NaN"),
+        (lambda x, y: (x, y * 0), "got 0 positives among 30"),
+        (lambda x, y: (x, ["cat", "dog"] * 15), "positive= names those"),
+        (lambda x, y: (TensorDataset(x), None), r"\(images, labels\) from the loader"),
+        (lambda x, y: (TensorDataset(x, y), y), "no labels beside a TensorDataset"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_what_was_expected_and_what_came(
+    model: nn.Module, stored: Tensor, labels: Tensor, change: object, said: str
+) -> None:
+    images, marks = change(stored, labels)  # type: ignore[operator]
+    with pytest.raises(adap.AdapError, match=said):
+        adap.audit(model, images, marks, **CALM)

@@ -1,0 +1,181 @@
+"""Whatever answers images with scores: its outputs are read as they are meant, or refused."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import average_precision_score
+from torch import Tensor, nn
+
+import adap
+
+CALM = {"attacks": ["noise"], "checks": "off", "certify": "off", "progress": False}
+
+
+class Shaped(nn.Module):
+    """A linear model whose answer takes the form that a test wants."""
+
+    def __init__(self, outputs: int, form: str) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(3)
+        self.weight = nn.Parameter(torch.randn(48, outputs, generator=generator))
+        self.form = form
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = x.flatten(1) @ self.weight
+        forms = {"flat": z[:, 0], "raw": z, "softmax": z.softmax(dim=1), "sigmoid": z.sigmoid()}
+        return forms[self.form]
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    return torch.rand(40, 3, 4, 4, generator=torch.Generator().manual_seed(4))
+
+
+@pytest.fixture(scope="module")
+def labels() -> Tensor:
+    return torch.arange(40) % 3
+
+
+@pytest.mark.parametrize(
+    ("outputs", "form", "said"),
+    [
+        (1, "flat", ""),
+        (1, "raw", ""),
+        (1, "sigmoid", "all lie in"),
+        (2, "raw", ""),
+        (2, "softmax", "probabilities"),
+        (3, "raw", ""),
+        (3, "softmax", "probabilities"),
+    ],
+)
+def test_the_clean_ap_is_that_of_scikit_learn_on_the_odds_of_the_positive_class(
+    images: Tensor, labels: Tensor, outputs: int, form: str, said: str
+) -> None:
+    model = Shaped(outputs, form)
+    report = adap.audit(model, images, labels, positive=1, **CALM)
+    with torch.no_grad():
+        answer = model(images).double().reshape(40, -1).numpy()
+    if form == "raw" and outputs > 1:
+        powers = np.exp(answer)
+        answer = powers / powers.sum(axis=1, keepdims=True)
+    judged = average_precision_score(labels == 1, answer[:, -1 if outputs == 1 else 1])
+    assert report.clean.ap == pytest.approx(judged, abs=1e-9)
+    assert any(said in warning for warning in report.warnings)
+
+
+def test_of_two_outputs_the_second_is_positive_and_the_report_says_so(images: Tensor) -> None:
+    labels = (torch.arange(40) % 2).bool()
+    first, second = (
+        adap.audit(Shaped(2, "raw"), images, labels, **CALM),
+        adap.audit(Shaped(2, "raw"), images, labels, positive=[1], **CALM),
+    )
+    assert first.clean.ap == second.clean.ap
+    assert any("second is the positive class" in warning for warning in first.warnings)
+    assert not any("second is the positive" in warning for warning in second.warnings)
+
+
+def test_a_declared_normalisation_is_that_of_a_layer_before_the_model(
+    images: Tensor, labels: Tensor
+) -> None:
+    class Normalised(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Shaped(1, "raw")
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner((x - torch.tensor([[[[0.5]], [[0.4]], [[0.3]]]])[0]) / 0.25)
+
+    declared = adap.audit(
+        Shaped(1, "raw"),
+        images,
+        labels,
+        positive=0,
+        mean=[0.5, 0.4, 0.3],
+        std=[0.25, 0.25, 0.25],
+        **CALM,
+    )
+    inside = adap.audit(Normalised(), images, labels, positive=0, **CALM)
+    assert declared.scores[0].clean == pytest.approx(inside.scores[0].clean, abs=1e-5)
+
+
+def test_a_model_is_left_as_it_was(images: Tensor, labels: Tensor) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 1))
+    model.eval()
+    model[2].train()
+    model[0].weight.requires_grad_(False)
+    before = copy.deepcopy(model.state_dict())
+    modes = [module.training for module in model.modules()]
+    adap.audit(model, images, labels, positive=0, **CALM)
+    adap.attack(model.train(), images[:4], torch.tensor([0, 1, 1, 0]), adap.PGD(steps=1))
+    assert model.training
+    model.eval()
+    model[2].train()
+    assert [module.training for module in model.modules()] == modes
+    assert not model[0].weight.requires_grad
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_model_whose_mode_matters_is_refused_in_train_mode_and_not_changed(
+    images: Tensor, labels: Tensor
+) -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(48, 1))
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(adap.ModelError, match=r"eval mode, got one in train mode.*model.eval\(\)"):
+        adap.audit(model, images, labels, positive=0, **CALM)
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert adap.audit(model.eval(), images, labels, positive=0, **CALM).clean.ap > 0
+
+
+def test_a_function_is_given_arrays_or_tensors_and_only_asked_for_scores(
+    images: Tensor, labels: Tensor
+) -> None:
+    model, kinds = Shaped(1, "raw"), set()
+
+    def of_arrays(batch: object) -> object:
+        kinds.add(type(batch))
+        assert isinstance(batch, np.ndarray)
+        with torch.no_grad():
+            return model(torch.from_numpy(batch)).numpy()
+
+    attacks = [adap.Square(queries=10), adap.Noise()]
+    common = {"positive": 1, "attacks": attacks, "checks": "quick", "progress": False}
+    arrays = adap.audit(of_arrays, images, labels, **common)
+    tensors = adap.audit(lambda batch: model(batch.clone()), images, labels, **common)
+    module = adap.audit(model, images, labels, **common, certify="off")
+    assert kinds == {np.ndarray}
+    assert arrays.task.attacks == tensors.task.attacks
+    assert arrays.clean.ap == pytest.approx(module.clean.ap)
+    assert arrays.trust is not None
+    assert arrays.trust.verdict == "caution"
+    (converged,) = (check for check in arrays.trust.checks if check.name == "converged")
+    assert "without gradients" in converged.message
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "said"),
+    [
+        ("resnet18", {}, "expected an nn.Module, or a function .* got str"),
+        (nn.Linear, {}, "got the class Linear"),
+        (nn.Linear(7, 1), {}, r"runs on images \(16, 3, 4, 4\), got RuntimeError"),
+        (nn.Identity(), {}, r"one score an image.*got \(16, 3, 4, 4\)"),
+        (Shaped(3, "raw"), {}, "expected positive=.* 3 outputs"),
+        (Shaped(3, "raw"), {"positive": 7}, "expected positive labels among"),
+        (Shaped(1, "raw"), {"outputs": "probabilities"}, "expected probabilities from 0 to 1"),
+        (Shaped(1, "raw"), {"outputs": "odds"}, "expected outputs among auto, logits"),
+        (Shaped(1, "raw"), {"mean": [0.5]}, "mean and std together"),
+        (Shaped(1, "raw"), {"mean": [0.5], "std": [0.5]}, "mean with 3 finite numbers"),
+        (lambda x: x["no"], {}, "expected a function from images .* it raised"),
+        (lambda x: x.mean((1, 2, 3)), {"attacks": ["pgd"]}, "no gradients .*got pgd"),
+        (lambda x: x.mean((1, 2, 3)) * np.nan, {}, "finite scores, got NaN"),
+        (lambda x: x.mean((1, 2, 3)), {"certify": "ibp"}, "no bounds for a function"),
+    ],
+)
+def test_what_cannot_be_ranked_is_refused_with_what_came(
+    images: Tensor, model: object, options: dict[str, object], said: str
+) -> None:
+    labels = torch.arange(40) % 2
+    with pytest.raises(adap.AdapError, match=said):
+        adap.audit(model, images, labels, **{**CALM, "certify": "auto", **options})  # type: ignore[arg-type]
