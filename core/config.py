@@ -413,6 +413,9 @@ class Validation(Config):
     )
 
 
+Precision = Literal["float32", "tf32", "bfloat16"]
+
+
 class TrainingConfig(Config):
     """How a network is trained, apart from the data."""
 
@@ -440,6 +443,11 @@ class TrainingConfig(Config):
     attack: TrainingAttack = TrainingAttack()
     augment: Augment = Augment()
     validation: Validation = Validation()
+    precision: Precision = Field(
+        "float32",
+        description="number format of the passes; weights, the last layer, logits, losses, "
+        "estimators and AP are float32 in any case. bfloat16 is for GPUs, and slow on a CPU",
+    )
     ema: float | None = Field(
         None,
         gt=0,

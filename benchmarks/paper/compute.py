@@ -75,19 +75,18 @@ def _train(training: Training, folder: Path, *, root: Path, out: Path) -> dict[s
         written.rename(checkpoint)
 
     device = torch.device(training.device)
-    with torch.autocast(device.type, torch.bfloat16, enabled=training.bf16):
-        result = fit(
-            network,
-            objective,
-            images=split.train[0].to(device),
-            targets=split.train[1],
-            validation=split.validation,
-            config=training.config,
-            device=device,
-            on_epoch=_nobody,
-            checkpoint=torch.load(checkpoint, weights_only=True) if checkpoint.exists() else None,
-            save=save,
-        )
+    result = fit(
+        network,
+        objective,
+        images=split.train[0].to(device),
+        targets=split.train[1],
+        validation=split.validation,
+        config=training.config,
+        device=device,
+        on_epoch=_nobody,
+        checkpoint=torch.load(checkpoint, weights_only=True) if checkpoint.exists() else None,
+        save=save,
+    )
     _save(network.state_dict(), folder / "best.safetensors")
     last = torch.load(checkpoint, weights_only=True, map_location="cpu")["network"]
     _save(last, folder / "last.safetensors")

@@ -50,7 +50,6 @@ class Scale(Config):
 
     title: str
     device: Literal["cpu", "cuda"]
-    bf16: bool = False
     network: str
     tasks: list[str]
     sources: dict[str, str] = Field(description="by task or by data set, see `data.load`")
@@ -229,7 +228,6 @@ class Planner:
             config=config,
             start=start,
             device=self.scale.device,
-            bf16=self.scale.bf16,
         )
 
     def evaluation(

@@ -32,7 +32,6 @@ class Training(Config):
     config: TrainingConfig
     start: "Training | None" = None
     device: Literal["cpu", "cuda"] = "cpu"
-    bf16: bool = False
 
 
 class Evaluation(Config):

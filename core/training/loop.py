@@ -34,6 +34,12 @@ from adap.core.objectives.base import Objective
 from adap.core.objectives.surrogates import negative_margin
 from adap.core.training.augment import augment
 from adap.core.training.averaging import WeightAverage
+from adap.core.training.precision import (
+    Forward,
+    float32_products,
+    forward_in,
+    refuse_unsupported,
+)
 from adap.core.training.sampling import ClassSampler, PlainSampler, PositiveSampler, Sampler
 
 MAX_PAIRS = 2**28
@@ -120,10 +126,11 @@ def fit(
     it is the average of the weights that is validated and kept.
 
     Raises DataError for images or targets that cannot be trained on, ConfigError for a checkpoint
-    of another configuration or more pairs of images than memory could hold, TrainingError in an
-    epoch whose loss, weights or validation logits are not finite; the checkpoint of the epoch
-    before is then the last.
+    of another configuration, more pairs of images than memory could hold or a precision that the
+    device lacks, TrainingError in an epoch whose loss, weights or validation logits are not finite;
+    the checkpoint of the epoch before is then the last.
     """
+    refuse_unsupported(config.precision, device)
     for name, (pixels, marks) in {"training": (images, targets), "validation": validation}.items():
         _refuse_unusable(name, pixels, marks)
     if validation[1].shape[1:] != targets.shape[1:]:
@@ -161,21 +168,22 @@ def fit(
         lr = learning_rate(config.optimizer, done=epoch - 1, epochs=config.epochs)
         for group in state.optimizer.param_groups:
             group["lr"] = lr
-        started = time.perf_counter()
-        loss = _train_epoch(state, images, labels, epoch=epoch, config=config)
-        seconds = time.perf_counter() - started
-        judged = network if state.average is None else state.average.settle()
-        aps = {
-            select: _validation_ap(
-                judged,
-                *validation,
-                attacked=select == "robust_ap",
-                epoch=epoch,
-                config=config,
-                device=device,
-            )
-            for select in dict.fromkeys(("clean_ap", select_by))
-        }
+        with float32_products(config.precision):
+            started = time.perf_counter()
+            loss = _train_epoch(state, images, labels, epoch=epoch, config=config)
+            seconds = time.perf_counter() - started
+            judged = network if state.average is None else state.average.settle()
+            aps = {
+                select: _validation_ap(
+                    judged,
+                    *validation,
+                    attacked=select == "robust_ap",
+                    epoch=epoch,
+                    config=config,
+                    device=device,
+                )
+                for select in dict.fromkeys(("clean_ap", select_by))
+            }
         record = EpochRecord(
             epoch=epoch,
             epochs=config.epochs,
@@ -280,6 +288,7 @@ def _train_epoch(
     network, objective, device = state.network, state.objective, targets.device
     augment_generator = _generator(device, config.seed, _AUGMENTING, epoch)
     noise = attack_generator(device, config.seed, epoch)
+    forward = forward_in(config.precision, network, device=device)
     network.train()
     total = torch.zeros((), device=device)
     before = (epoch - 1) * len(state.sampler)
@@ -291,12 +300,21 @@ def _train_epoch(
         x = augment(images[rows].to(device), config.augment, generator=augment_generator)
         x, y = _as_input(x), targets[index]
         x_adv = (
-            attack_batch(network, objective, x, y, index, settings=config.attack, generator=noise)
+            attack_batch(
+                network,
+                objective,
+                x,
+                y,
+                index,
+                settings=config.attack,
+                generator=noise,
+                forward=forward,
+            )
             if objective.needs_adversarial
             else None
         )
-        clean = network(x) if objective.needs_clean else None
-        adv = network(x_adv) if x_adv is not None else None
+        clean = forward(x) if objective.needs_clean else None
+        adv = forward(x_adv) if x_adv is not None else None
         loss = objective(clean, adv, y, index)
         state.optimizer.zero_grad()
         loss.backward()
@@ -326,20 +344,23 @@ def attack_batch(
     *,
     settings: TrainingAttack,
     generator: torch.Generator,
+    forward: Forward | None = None,
 ) -> Tensor:
     """(B, C, H, W) images on which the objective's inner loss is high, as in Algorithms 1 to 5.
 
     Of several classes the sum of their inner losses: one image is to be bad for all of them.
+    forward: the network's passes in another precision; by default its own.
     """
+    forward = network if forward is None else forward
     pgd = PGD(steps=settings.steps, step_size=settings.step_size, iterate="last", start="normal")
     with attacking(network):
         clean = None
         if objective.inner_needs_clean:
             with torch.no_grad():
-                clean = network(x)
+                clean = forward(x)
 
         def inner_loss(x_adv: Tensor) -> Tensor:
-            return _of_images(objective.inner_loss(clean, network(x_adv), targets, index))
+            return _of_images(objective.inner_loss(clean, forward(x_adv), targets, index))
 
         return pgd.perturb(
             inner_loss,
@@ -363,7 +384,8 @@ def _validation_ap(
 
     K classes are attacked at once, by the sum of their margins: one attack for each, as an audit
     runs them, would cost K times as much and find a mean AP that is lower still. The same random
-    start at every epoch, so that epochs are compared on equal terms.
+    start at every epoch, so that epochs are compared on equal terms. The attack searches in the
+    training's precision; the logits that are ranked are the network's own.
     """
     threat_model = ThreatModel(config.attack.norm, config.attack.epsilon)
     pgd = PGD(
@@ -373,6 +395,7 @@ def _validation_ap(
         start="normal",
     )
     generator = _generator(device, config.seed, _VALIDATING)
+    forward = forward_in(config.precision, network, device=device)
     logits = torch.empty(targets.shape, dtype=torch.float64)
     with attacking(network), torch.no_grad():
         for start in range(0, len(images), config.batch_size):
@@ -380,7 +403,7 @@ def _validation_ap(
             x, y = _as_input(images[rows].to(device)), targets[rows].to(device, torch.float32)
 
             def margin_loss(x_adv: Tensor, y: Tensor = y) -> Tensor:
-                return _of_images(negative_margin(network(x_adv), y))
+                return _of_images(negative_margin(forward(x_adv), y))
 
             if attacked:
                 x = pgd.perturb(margin_loss, x, threat_model=threat_model, generator=generator)

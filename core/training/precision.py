@@ -1,0 +1,125 @@
+"""The number format of a training's passes: float32, TF32, or bfloat16 with a float32 last layer.
+
+bfloat16 is entered pass by pass. Under one autocast context for a whole training, its cache would
+keep the weights of the first step: the loss stays at ln 2 and nothing is learned. The last layer
+is computed in float32 from what comes before it: where the logits of a clean and an attacked image
+round alike, the gradient of their difference is exactly 0, and such an image would never move.
+So every logit, loss and estimator is float32; weights and the optimiser always are.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adap.core.config import Precision
+from adap.core.errors import ConfigError
+
+Forward = Callable[[Tensor], Tensor]
+"""(B, C, H, W) images to float32 logits."""
+
+
+def refuse_unsupported(precision: Precision, device: torch.device) -> None:
+    """Raise ConfigError for a format that the device does not compute in."""
+    if precision == "tf32" and device.type != "cuda":
+        raise ConfigError(
+            f"expected precision float32 or bfloat16 on {device.type}, got tf32, which is a format "
+            "of NVIDIA GPUs"
+        )
+    if precision == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise ConfigError(
+            "expected precision float32 or tf32, got bfloat16, which this GPU does not compute in"
+        )
+
+
+@contextmanager
+def float32_products(precision: Precision) -> Iterator[None]:
+    """TF32 in products of float32 numbers where it was asked for, and nowhere else."""
+    found = [(part, part.fp32_precision) for part in _PRODUCTS]
+    try:
+        for part in _PRODUCTS:
+            part.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+        yield
+    finally:
+        for part, before in found:
+            part.fp32_precision = before
+
+
+_PRODUCTS: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn.conv]  # type: ignore[attr-defined]
+
+
+def forward_in(precision: Precision, network: nn.Module, *, device: torch.device) -> Forward:
+    """The network's forward pass in this format.
+
+    Weights are read anew by every pass, and the mode of the network is its caller's.
+    """
+    if precision != "bfloat16":
+        return network
+    last: list[nn.Module] = []  # found by the first pass, as only running tells the order
+
+    def forward(x: Tensor) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16, cache_enabled=False):
+            if not last:
+                last.append(_last_layer(network, x))
+            with _in_float32(last[0], device):
+                logits: Tensor = network(x)
+        return logits.float()
+
+    return forward
+
+
+def _last_layer(network: nn.Module, x: Tensor) -> nn.Module:
+    """The layer with weights that runs last, seen on one image in eval mode and without gradients.
+
+    Raises ConfigError for a network that runs none.
+    """
+    ran: list[nn.Module] = []
+    layers = [
+        module
+        for module in network.modules()
+        if next(module.parameters(recurse=False), None) is not None
+    ]
+    hooks = [
+        layer.register_forward_hook(lambda module, _, __: ran.append(module)) for layer in layers
+    ]
+    modes = [(module, module.training) for module in network.modules()]
+    try:
+        network.eval()  # a pass in train mode would move the statistics of BatchNorm
+        with torch.no_grad():
+            network(x[:1])
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, training in modes:
+            module.training = training
+    if not ran:
+        raise ConfigError("expected a network with layers that have weights, got one without any")
+    return ran[-1]
+
+
+@contextmanager
+def _in_float32(layer: nn.Module, device: torch.device) -> Iterator[None]:
+    """Within this context the layer takes float32 and computes in it, whatever surrounds it."""
+    off = torch.autocast(device.type, enabled=False)
+
+    def enter(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        off.__enter__()
+        return tuple(
+            value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+            for value in inputs
+        )
+
+    def leave(_: nn.Module, __: Any, ___: Any) -> None:
+        off.__exit__(None, None, None)
+
+    hooks = (
+        layer.register_forward_pre_hook(enter),
+        layer.register_forward_hook(leave, always_call=True),
+    )
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
