@@ -6,11 +6,23 @@ Plain values in, plain values out; no torch.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from adap.core.config import AnyTask, EachClass, Resize, Split, Task
+from adap.core.config import (
+    AnyTask,
+    AuditConfig,
+    EachClass,
+    RankingRequest,
+    Resize,
+    Split,
+    Task,
+    TrainingRequest,
+)
 from adap.core.errors import ConfigError, DataError
+from adap.core.figures import gate
 from adap.reading import Reading
 
 POSITIVE_NAMES = ("positive", "pos", "1", "true", "yes")
@@ -131,7 +143,135 @@ def resolve_tasks(
     return tasks
 
 
-def resolve_training(asked: AnyTask | None, summary: DatasetSummary) -> list[Task]:
+class _Input(Protocol):
+    @property
+    def channels(self) -> int: ...
+    @property
+    def height(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+
+
+class _Output(Protocol):
+    @property
+    def classes(self) -> list[str] | None: ...
+    def columns(self, positive: Sequence[str] | None) -> list[int]: ...
+
+
+class Ranker(Protocol):
+    """What a model's manifest says of it; `adap.models.header.Manifest` is one."""
+
+    @property
+    def architecture(self) -> str: ...
+    @property
+    def input(self) -> _Input: ...
+    @property
+    def output(self) -> _Output: ...
+    @property
+    def positive(self) -> list[str] | None: ...
+
+
+@dataclass(frozen=True)
+class Known:
+    """A model that was checked: its content by hash, and what its manifest says."""
+
+    sha256: str | None
+    ranker: Ranker
+
+
+def resolve_audit(
+    config: AuditConfig, summary: DatasetSummary, model: Known, *, surrogate: Known | None
+) -> tuple[list[Task], Split | None]:
+    """The tasks of an audit and the split that it looks at.
+
+    Raises ConfigError, DataError or the manifest's own error for what no audit could do.
+    """
+    ranker = model.ranker
+    tasks = resolve_tasks(
+        config.task, summary, trained_for=ranker.positive, outputs=ranker.output.classes
+    )
+    split = resolve_split(config.split, summary)
+    for task in tasks:
+        ranker.output.columns(task.positive)  # raises where these classes have no score
+        check_both_sides(task, summary, split)
+    _fits(summary, ranker)
+    gate.refuse_unknown(config, tasks, grouped=summary.groups is not None)
+    if surrogate is not None:
+        check_black_box(model.sha256, surrogate.sha256)
+        check_surrogate(EachClass(each=True) if len(tasks) > 1 else tasks[0], surrogate)
+        for task in tasks:
+            surrogate.ranker.output.columns(task.positive)
+        _fits(summary, surrogate.ranker)
+    return tasks, split
+
+
+def resolve_audit_of_files(config: AuditConfig, *, surrogate: Known | None) -> None:
+    """Refuse what can be refused of an audit whose model and data set are still to be checked.
+
+    The rest is for `resolve_audit`, once they are. Raises as it does.
+    """
+    if isinstance(config.task, Task):
+        gate.refuse_unknown(config, [config.task])
+    if surrogate is not None and config.task is not None:
+        check_surrogate(config.task, surrogate)
+
+
+def check_surrogate(task: AnyTask, surrogate: Known) -> None:
+    """Raise ConfigError, or the manifest's own error, for a surrogate without a score for these."""
+    if isinstance(task, Task):
+        surrogate.ranker.output.columns(task.positive)
+    elif surrogate.ranker.output.classes is None:
+        raise ConfigError(
+            "expected a surrogate with an output for each class, got one with a single output"
+        )
+
+
+def resolve_ranking(
+    request: RankingRequest, summary: DatasetSummary, ranker: Ranker
+) -> tuple[RankingRequest, Split | None]:
+    """The request with the model's own task where it names none, and the split to rank.
+
+    Raises ConfigError or the manifest's own error for what no ranking could do.
+    """
+    split = resolve_split(request.split, summary)
+    if request.task is not None:
+        resolve_task(request.task, summary)
+    positive = ranker.positive if request.task is None else request.task.positive
+    ranker.output.columns(positive)  # raises where these classes have no score
+    _fits(summary, ranker)
+    if request.task is None and positive:
+        request = request.model_copy(update={"task": Task(positive=list(positive))})
+    return request, split
+
+
+def resolve_training(
+    request: TrainingRequest, summary: DatasetSummary, *, start: Ranker | None
+) -> TrainingRequest:
+    """The request with its task filled in.
+
+    start: the model to start from, where the request names one.
+    Raises ConfigError or DataError for what no training could do.
+    """
+    tasks = training_tasks(request.task, summary)
+    each = isinstance(request.task, EachClass)
+    if start is not None:
+        _fits(summary, start)
+        check_start(
+            architecture=start.architecture,
+            outputs=start.output.classes,
+            wanted=request.architecture,
+            classes=list(summary.classes) if each else None,
+            fresh_head=request.fresh_head(),
+        )
+    return request if each else request.model_copy(update={"task": tasks[0]})
+
+
+def _fits(summary: DatasetSummary, ranker: Ranker) -> None:
+    spec = ranker.input
+    check_fits(summary, channels=spec.channels, height=spec.height, width=spec.width)
+
+
+def training_tasks(asked: AnyTask | None, summary: DatasetSummary) -> list[Task]:
     """The tasks of a training: one as in `resolve_task`, or one for each class of the data set.
 
     Raises ConfigError as `resolve_task` does, DataError where training or choosing the epoch lacks

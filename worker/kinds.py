@@ -26,23 +26,18 @@ from adap.core.config import (
     AuditConfig,
     AuditRequest,
     DatasetOptions,
-    EachClass,
     RankingRequest,
-    Task,
     TrainingConfig,
     TrainingRequest,
 )
 from adap.core.errors import AdapError
-from adap.core.figures import gate
 from adap.core.report import DatasetProvenance, ModelProvenance
 from adap.core.resolve import (
     DatasetSummary,
-    check_black_box,
-    check_both_sides,
-    check_fits,
-    resolve_split,
-    resolve_task,
-    resolve_tasks,
+    Known,
+    resolve_audit,
+    resolve_ranking,
+    resolve_training,
 )
 from adap.models.header import Declaration, Manifest, ProbeResult
 from adap.store import scores
@@ -97,20 +92,14 @@ def audit_plan(session: Session, job: JobRow) -> list[Piece]:
     """The pieces of an audit, in order; each is worked on by whichever worker is free."""
     config = AuditConfig.model_validate(_without_ids(job.request))
     dataset, model = _dataset(session, job), _model(session, job.model_id)
-    summary, manifest = _summary(dataset), Manifest.model_validate(model.manifest)
-    tasks = resolve_tasks(
-        config.task, summary, trained_for=manifest.positive, outputs=manifest.output.classes
+    summary = _summary(dataset)
+    surrogate = None if job.surrogate_id is None else _model(session, job.surrogate_id)
+    tasks, split = resolve_audit(
+        config,
+        summary,
+        _known(model),
+        surrogate=None if surrogate is None else _known(surrogate),
     )
-    split = resolve_split(config.split, summary)
-    for task in tasks:
-        check_both_sides(task, summary, split)
-    check_fits(summary, **_size(model))
-    gate.refuse_unknown(config, tasks, grouped=summary.groups is not None)
-    surrogate = None
-    if job.surrogate_id is not None:
-        surrogate = _model(session, job.surrogate_id)
-        check_black_box(model.content_sha256, surrogate.content_sha256)
-        check_fits(summary, **_size(surrogate))
     subject = Subject(
         tenant=job.tenant,
         model=_blob(model.content_sha256, model),
@@ -189,11 +178,11 @@ def _prepare_training(session: Session, job: JobRow) -> Prepared:
     blobs = {"dataset": _blob(dataset.content_sha256, dataset)}
     if job.checkpoint_sha256 is not None:
         blobs["checkpoint"] = job.checkpoint_sha256
-    task, start = request.task, None
-    if not isinstance(task, EachClass):
-        task = resolve_task(task, _summary(dataset))
-    if request.warm_start is not None:
-        model = _model(session, job.model_id)
+    model = None if request.warm_start is None else _model(session, job.model_id)
+    known = None if model is None else _known(model).ranker
+    task, start = resolve_training(request, _summary(dataset), start=known).task, None
+    assert task is not None
+    if model is not None:
         blobs["warm_start"] = _blob(model.content_sha256, model)
         start = Start(
             model=StartModel(**_provenance(model).model_dump(exclude={"reading"})),
@@ -242,9 +231,7 @@ def _prepare_export(session: Session, job: JobRow) -> Prepared:
 def _prepare_ranking(session: Session, job: JobRow) -> Prepared:
     request = RankingRequest.model_validate(job.request)
     dataset, model = _dataset(session, job), _model(session, job.model_id)
-    if request.task is None and (positive := _positive(model)):
-        request = request.model_copy(update={"task": Task(positive=positive)})
-    split = resolve_split(request.split, _summary(dataset))
+    request, split = resolve_ranking(request, _summary(dataset), _known(model).ranker)
     return Prepared(
         Ranking(config=request, split=split),
         {
@@ -376,19 +363,14 @@ def _summary(dataset: DatasetRow) -> DatasetSummary:
     return DatasetSummary.model_validate(dataset.summary)
 
 
-def _positive(model: ModelRow) -> list[str] | None:
-    return Manifest.model_validate(model.manifest).positive
+def _known(model: ModelRow) -> Known:
+    return Known(model.content_sha256, Manifest.model_validate(model.manifest))
 
 
 def _blob(sha256: str | None, asset: DatasetRow | ModelRow) -> str:
     if sha256 is None:
         raise InputError(f"expected {asset.id} to have content, got none")
     return sha256
-
-
-def _size(model: ModelRow) -> dict[str, int]:
-    spec = Manifest.model_validate(model.manifest).input
-    return {"channels": spec.channels, "height": spec.height, "width": spec.width}
 
 
 def _findings(model: ModelRow) -> ProbeResult:

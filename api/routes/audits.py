@@ -31,16 +31,15 @@ from adap.core.config import (
     TrainingRequest,
 )
 from adap.core.errors import ConfigError
-from adap.core.figures import gate
 from adap.core.rendering.card import card
 from adap.core.rendering.junit import junit
 from adap.core.report import Report
 from adap.core.resolve import (
     DatasetSummary,
-    check_black_box,
-    check_both_sides,
+    Known,
     check_fits,
-    resolve_split,
+    resolve_audit,
+    resolve_audit_of_files,
     resolve_tasks,
 )
 from adap.models.header import Manifest
@@ -256,16 +255,11 @@ def _audit_by_ids(request: AuditRequest, caller: Caller, once: Idempotency) -> J
         assets.require_ready(model)
         assets.require_ready(dataset)
         summary = DatasetSummary.model_validate(dataset.summary)
-        manifest = Manifest.model_validate(model.manifest)
-        tasks = resolve_tasks(
-            request.task, summary, trained_for=manifest.positive, outputs=manifest.output.classes
-        )
-        for task in tasks:
-            manifest.output.columns(task.positive)  # raises where these classes have no score
-            check_both_sides(task, summary, resolve_split(request.split, summary))
-        check_fits(summary, **_size(manifest))
-        gate.refuse_unknown(request, tasks, grouped=summary.groups is not None)
-        surrogate, training = _surrogate(session, request, caller, model, tasks, summary)
+        given = _surrogate(session, request, caller)
+        tasks, _ = resolve_audit(request, summary, _known(model), surrogate=_known_or_none(given))
+        surrogate, training = given, None
+        if trains:
+            surrogate, training = _trained_surrogate(session, request, caller, model, tasks)
         job = jobs.enqueue(
             session,
             JobKind.AUDIT,
@@ -295,32 +289,33 @@ def _kept(session: Session, once: Idempotency, job: JobRow) -> Job:
     return once.keep(session, answer, location=f"/v1/jobs/{job.id}")
 
 
-def _surrogate(
+def _known(model: ModelRow) -> Known:
+    return Known(model.content_sha256, Manifest.model_validate(model.manifest))
+
+
+def _known_or_none(model: ModelRow | None) -> Known | None:
+    return None if model is None else _known(model)
+
+
+def _surrogate(session: Session, config: AuditConfig, caller: Caller) -> ModelRow | None:
+    """The attacker's own model, where one that is here is named."""
+    if config.surrogate is None or config.surrogate.model_id is None:
+        return None
+    surrogate = assets.find(session, ModelRow, config.surrogate.model_id, caller)
+    assets.require_ready(surrogate)
+    return surrogate
+
+
+def _trained_surrogate(
     session: Session,
     request: AuditRequest,
     caller: Caller,
     model: ModelRow,
     tasks: list[Task],
-    summary: DatasetSummary,
-) -> tuple[ModelRow | None, JobRow | None]:
-    """The attacker's own model, and the job that trains it where it is to be trained first."""
+) -> tuple[ModelRow, JobRow | None]:
+    """The attacker's own model that is to be trained first, and the job that trains it."""
     asked = request.surrogate
-    if asked is None:
-        return None, None
-    if asked.model_id is not None:
-        surrogate = assets.find(session, ModelRow, asked.model_id, caller)
-        check_black_box(model.content_sha256, surrogate.content_sha256)
-        assets.require_ready(surrogate)
-        manifest = Manifest.model_validate(surrogate.manifest)
-        if len(tasks) > 1 and manifest.output.classes is None:
-            raise ConfigError(
-                f"expected a surrogate with an output for each of {len(tasks)} classes, got one "
-                "with a single output"
-            )
-        for task in tasks:
-            manifest.output.columns(task.positive)
-        check_fits(summary, **_size(manifest))
-        return surrogate, None
+    assert asked is not None
     assert asked.train_on is not None
     dataset = assets.find(session, DatasetRow, asked.train_on, caller)
     assets.require_ready(dataset)
@@ -328,7 +323,12 @@ def _surrogate(
     for task in tasks:
         resolve_tasks(task, known)  # raises where the data set lacks these classes
     manifest = Manifest.model_validate(model.manifest)
-    check_fits(known, **_size(manifest))
+    check_fits(
+        known,
+        channels=manifest.input.channels,
+        height=manifest.input.height,
+        width=manifest.input.width,
+    )
     training = TrainingRequest(
         dataset_id=dataset.id,
         task=tasks[0] if len(tasks) == 1 else EachClass(each=True),
@@ -340,11 +340,6 @@ def _surrogate(
     )
     check_trainable(training.architecture, known)
     return assets.add_surrogate(session, caller, training)
-
-
-def _size(manifest: Manifest) -> dict[str, int]:
-    spec = manifest.input
-    return {"channels": spec.channels, "height": spec.height, "width": spec.width}
 
 
 def _audit_files(form: FormData, house: House, caller: Caller, once: Idempotency) -> Job:
@@ -378,15 +373,13 @@ def _audit_files(form: FormData, house: House, caller: Caller, once: Idempotency
         "names": [of_model.name, of_dataset.name],
     }
     with once.writing(content, new_jobs=3) as session:
-        surrogate = None
-        if config.surrogate is not None:
-            if config.surrogate.model_id is None:
-                raise ConfigError(
-                    "expected surrogate.model_id beside files: a surrogate is trained only for a "
-                    "model and a data set that have been checked before"
-                )
-            surrogate = assets.find(session, ModelRow, config.surrogate.model_id, caller)
-            assets.require_ready(surrogate)
+        if config.surrogate is not None and config.surrogate.model_id is None:
+            raise ConfigError(
+                "expected surrogate.model_id beside files: a surrogate is trained only for a "
+                "model and a data set that have been checked before"
+            )
+        surrogate = _surrogate(session, config, caller)
+        resolve_audit_of_files(config, surrogate=_known_or_none(surrogate))
         of_model.take(session, house, caller)
         model, model_job = assets.add_model(
             session,

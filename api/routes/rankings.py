@@ -15,7 +15,7 @@ from adap.api.routes.audits import read_rows
 from adap.api.routes.jobs import describe_job, finished_blob, remove_files
 from adap.api.schemas import Job, Page, RankedExample
 from adap.core.config import RankingRequest
-from adap.core.resolve import DatasetSummary, check_fits, resolve_split, resolve_task
+from adap.core.resolve import DatasetSummary, resolve_ranking
 from adap.models.header import Manifest
 from adap.store import jobs
 from adap.store.tables import DatasetRow, JobKind, ModelRow
@@ -43,14 +43,7 @@ def rank(
         assets.require_ready(model)
         assets.require_ready(dataset)
         summary = DatasetSummary.model_validate(dataset.summary)
-        resolve_split(request.split, summary)
-        if request.task is not None:
-            resolve_task(request.task, summary)
-        manifest = Manifest.model_validate(model.manifest)
-        positive = manifest.positive if request.task is None else request.task.positive
-        manifest.output.columns(positive)  # raises where these classes have no score
-        spec = manifest.input
-        check_fits(summary, channels=spec.channels, height=spec.height, width=spec.width)
+        resolve_ranking(request, summary, Manifest.model_validate(model.manifest))
         job = jobs.enqueue(
             session,
             JobKind.RANK,

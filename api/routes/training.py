@@ -9,10 +9,10 @@ from adap.api.errors import POSTED, ApiError, problems
 from adap.api.idempotency import IdempotencyDep
 from adap.api.routes.jobs import describe_job
 from adap.api.schemas import Job
-from adap.core.config import EachClass, TrainingRequest
-from adap.core.resolve import DatasetSummary, check_fits, check_start, resolve_training
+from adap.core.config import TrainingRequest
+from adap.core.resolve import DatasetSummary, resolve_training
 from adap.models.catalogue import ARCHITECTURES
-from adap.models.header import ONE_LOGIT, Manifest, logit_a_class
+from adap.models.header import Manifest
 from adap.store import jobs
 from adap.store.tables import DatasetRow, JobKind, ModelRow
 
@@ -57,31 +57,16 @@ def resolve(
     dataset = assets.find(session, DatasetRow, request.dataset_id, caller)
     assets.require_ready(dataset)
     summary = DatasetSummary.model_validate(dataset.summary)
-    (task, *_) = resolve_training(request.task, summary)
-    check_trainable(request.architecture, summary)
-    each = isinstance(request.task, EachClass)
-    start = request.warm_start
-    if start is not None:
-        output = logit_a_class(list(summary.classes)) if each else ONE_LOGIT
-        model = assets.find(session, ModelRow, start.model_id, caller)
+    start = None
+    if request.warm_start is not None:
+        model = assets.find(session, ModelRow, request.warm_start.model_id, caller)
         assets.require_ready(model)
-        known = Manifest.model_validate(model.manifest)
-        check_fits(
-            summary,
-            channels=known.input.channels,
-            height=known.input.height,
-            width=known.input.width,
-        )
-        check_start(
-            architecture=known.architecture,
-            outputs=known.output.classes,
-            wanted=request.architecture,
-            classes=output.classes,
-            fresh_head=request.fresh_head(),
-        )
-    return request.model_copy(update={} if each else {"task": task}), {
+        start = Manifest.model_validate(model.manifest)
+    resolved = resolve_training(request, summary, start=start)
+    check_trainable(request.architecture, summary)
+    return resolved, {
         "dataset_id": dataset.id,
-        "model_id": None if start is None else start.model_id,
+        "model_id": None if request.warm_start is None else request.warm_start.model_id,
     }
 
 

@@ -278,6 +278,39 @@ def test_a_model_of_another_input_size_is_refused(api: Api, problem: Check) -> N
         assert "has 1x8x9" in body["detail"]
 
 
+BLIND_SURROGATE = {
+    **MANIFEST,
+    "positive": None,
+    "output": {"kind": "multilabel", "classes": ["dog", "emu"]},
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"task": {"positive": ["cat"]}, "surrogate": BLIND_SURROGATE}, "got 'cat'"),
+        ({"task": {"positive": ["cat"]}, "thresholds": ["cat.wurst_ap >= 0.5"]}, "'cat.wurst_ap'"),
+    ],
+)
+def test_what_no_audit_can_do_is_refused_alike_by_ids_and_by_files(
+    api: Api, problem: Check, change: dict[str, Any], sentence: str
+) -> None:
+    config = dict(change)
+    if "surrogate" in config:
+        config["surrogate"] = {"model_id": api.model(manifest=config["surrogate"])}
+    request = {"dataset_id": api.dataset(), "model_id": api.model(), **config}
+    by_ids = api.http.post("/v1/audits", json=request)
+    by_files = api.http.post(
+        "/v1/audits",
+        files={"model": ("m.safetensors", b"m"), "dataset": ("d.zip", b"d")},
+        data={"config": json.dumps(config)},
+    )
+    details = {problem(answer, 422, "invalid_config")["detail"] for answer in (by_ids, by_files)}
+    assert len(details) == 1
+    assert sentence in details.pop()
+    assert api.http.get("/v1/jobs").json()["data"] == [], "nothing half-made stays"
+
+
 def test_a_surrogate_equal_to_the_model_is_no_black_box(api: Api, problem: Check) -> None:
     model = api.model()
     request = {"dataset_id": api.dataset(), "model_id": model, "surrogate": {"model_id": model}}

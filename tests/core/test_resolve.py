@@ -9,7 +9,7 @@ from adap.core.resolve import (
     check_start,
     resolve_task,
     resolve_tasks,
-    resolve_training,
+    training_tasks,
 )
 
 EACH = EachClass(each=True)
@@ -128,11 +128,11 @@ def test_where_nothing_is_obvious_a_task_is_asked_for(classes: tuple[str, ...]) 
 
 
 def test_a_training_has_the_task_asked_for_or_one_for_each_class() -> None:
-    assert resolve_training(task("dog"), PETS) == [task("dog")]
-    assert resolve_training(None, YES_NO) == [task("yes")]
-    assert resolve_training(EACH, PETS) == [task("cat"), task("dog"), task("other")]
+    assert training_tasks(task("dog"), PETS) == [task("dog")]
+    assert training_tasks(None, YES_NO) == [task("yes")]
+    assert training_tasks(EACH, PETS) == [task("cat"), task("dog"), task("other")]
     with pytest.raises(ConfigError, match="not plain"):
-        resolve_training(None, PETS)
+        training_tasks(None, PETS)
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
@@ -143,10 +143,10 @@ def test_a_class_that_training_or_validation_lacks_is_refused(split: str) -> Non
     pets = DatasetSummary.model_validate(
         PETS.model_dump() | {"splits": splits, "split_examples": examples}
     )
-    assert resolve_training(task("cat"), pets) == [task("cat")]
+    assert training_tasks(task("cat"), pets) == [task("cat")]
     for asked in (task("dog"), EACH):
         with pytest.raises(DataError, match=rf"in the {split} split, got 1 positives \(dog\)"):
-            resolve_training(asked, pets)
+            training_tasks(asked, pets)
 
 
 @pytest.mark.parametrize(
