@@ -1,7 +1,7 @@
 """Published data sets from a local folder in their publisher's own layout, all read alike.
 
     image_set = load("bdd100k", Path("/data/bdd100k"), labels="scene")
-    image_set = hold_out(image_set, fraction=0.2, seed=0)           # core.splitting
+    image_set = hold_out(image_set, fraction=0.2, seed=0)           # adap.core.training.splitting
 
 Images are uint8, in memory or mapped into it. `python -m adap.core.published cifar10 ROOT` packs
 one for upload. Nothing is downloaded: a file that is missing is named, with where it comes from.

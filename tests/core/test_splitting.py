@@ -1,12 +1,14 @@
 """Splits by seed: counts are written out; what must not move is compared with what it was."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from adap.core.config import Task
+from adap.core.config import EachClass, Task, TrainingConfig, Validation
 from adap.core.datasets import ImageSet
-from adap.core.errors import ConfigError
-from adap.core.training.splitting import hold_out, make_rare
+from adap.core.errors import ConfigError, DataError
+from adap.core.training.splitting import hold_out, make_rare, training_split
 
 COUNTS = {"a": 50, "b": 30, "c": 5, "d": 1}
 TASK = Task(positive=["a"])
@@ -38,6 +40,42 @@ def test_a_fifth_of_each_class_is_held_out(test: bool) -> None:
     assert counts(made, "train") == [40, 24, 4, 1]
     if test:
         assert made.in_split("test").tolist() == list(range(86, 172))
+
+
+@pytest.mark.parametrize("several", [False, True], ids=["one label", "several labels"])
+@pytest.mark.parametrize("task", [TASK, Task(positive=["c", "b"])])
+def test_a_training_holds_out_what_was_declared_beforehand(several: bool, task: Task) -> None:
+    made = image_set(test=False)
+    if several:
+        also = np.random.default_rng(0).random((86, 4)) < 0.1
+        made = replace(made, labels=(made.label_matrix() | also).astype(np.uint8))
+    config = TrainingConfig(seed=3, validation=Validation(fraction=0.3))
+    train, validation = training_split(made, task, config)
+    declared = hold_out(made, fraction=0.3, seed=3)
+    assert declared.in_split("validation").tolist() == validation.tolist()
+    assert declared.in_split("train").tolist() == train.tolist()
+    assert sorted([*train, *validation]) == list(range(86))
+    matrix = made.label_matrix()
+    for k, count in enumerate(matrix.sum(axis=0)):
+        held_out = matrix[validation, k].sum()
+        assert held_out == max(0, min(max(round(count * 0.3), 1), count - 1)) or several
+        assert 0 < held_out < count or count == 1
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.2, 0.99])
+def test_two_positives_are_shared_out_by_either_door(fraction: float) -> None:
+    made = replace(image_set(test=False), labels=np.array([0] * 84 + [1] * 2), classes=["n", "p"])
+    config = TrainingConfig(validation=Validation(fraction=fraction))
+    train, validation = training_split(made, Task(positive=["p"]), config)
+    declared = hold_out(made, fraction=fraction, seed=0)
+    assert declared.in_split("validation").tolist() == validation.tolist()
+    assert made.labels[train].sum() == made.labels[validation].sum() == 1
+
+
+def test_a_part_without_positives_is_refused_by_name() -> None:
+    for task in (Task(positive=["d"]), EachClass(each=True)):
+        with pytest.raises(DataError, match=r"positives \(d\) .* validation part, got 0 positives"):
+            training_split(image_set(), task, TrainingConfig())
 
 
 def test_the_seed_moves_the_split_and_nothing_else_does() -> None:

@@ -245,11 +245,11 @@ def test_a_training_that_turns_to_nan_fails_with_the_last_good_checkpoint_kept(
 
 def test_too_few_positives_to_hold_any_out_fail_before_any_step(plant: Plant) -> None:
     plant.start_worker()
-    queued = plant.train(plant.dataset(), validation={"fraction": 0.01})
+    queued = plant.train(plant.dataset(4))  # one of them positive
     job = plant.wait_done(queued)
     assert job.error is not None
     assert job.error["code"] == "invalid_data"
-    assert "expected enough positives for a training and a validation part" in job.error["message"]
+    assert "expected at least 2 positives and 2 negatives" in job.error["message"]
     assert "epoch" not in [name for name, _ in plant.events(queued)]
 
 
