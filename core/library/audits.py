@@ -42,7 +42,7 @@ from adap.core.config import (
     Threat,
     TransferAttack,
 )
-from adap.core.errors import ConfigError, DataError, ModelError
+from adap.core.errors import ConfigError, ModelError
 from adap.core.figures import gate
 from adap.core.figures import report as reports
 from adap.core.figures import task as figures
@@ -52,7 +52,7 @@ from adap.core.library.progress import Progress, counting
 from adap.core.library.rankers import TRIED, Model, Outputs, Ready, ready
 from adap.core.library.refusals import configured, threat_of
 from adap.core.library.results import Audit
-from adap.core.report import Check, DatasetProvenance, ModelProvenance, Provenance, Report
+from adap.core.report import Check, DatasetProvenance, ModelProvenance, Provenance
 from adap.core.scores import Scores, load_scores, save_scores
 
 CERTIFIED_SAMPLE = 8  # of each side
@@ -210,10 +210,10 @@ def audit(
             [figures.figures(scores, positive=named, config=config)],
             config=config,
             provenance=provenance.model_copy(update={"scores_sha256": digest}),
+            doubts=[*made.decided, *found.decided],
             trust=None if checked is None else verdicts.merge({"+".join(named): checked}),
         )
-        said = [*made.decided, *found.decided]
-    return Audit(_with_warnings(report, said), [scores])
+    return Audit(report, [scores])
 
 
 @dataclass(frozen=True)
@@ -531,10 +531,3 @@ def _hash_of_examples(examples: Examples) -> str:
     digest.update(examples.targets.tobytes())
     digest.update(json.dumps([list(examples.ids), examples.groups]).encode())
     return digest.hexdigest()
-
-
-def _with_warnings(report: Report, said: Sequence[str]) -> Report:
-    return report.model_copy(update={"warnings": [*report.warnings, *said]})
-
-
-__all__ = ["Audit", "DataError", "audit"]
