@@ -13,11 +13,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load as read_tensors
 
 from adap.models import catalogue, diagnosis, fitting, guessing, networks, onnx_files, state_dicts
+from adap.models.costs import check_cost
 from adap.models.errors import ModelFileError
 from adap.models.fitting import Weights
 from adap.models.formats import EDGE_BYTES, is_checkpoint, is_onnx
 from adap.models.graphs import GRAPH, GRAPH_TENSOR
 from adap.models.header import Declaration, InputSpec, Manifest, embedded_manifest, read_header
+from adap.models.limits import CostLimits
 from adap.models.loading import graph_tensors, write
 from adap.reading import Fact, Reading
 
@@ -27,6 +29,8 @@ _TITLES: dict[Format, str] = {
     "onnx": "ONNX",
     "state dict": "checkpoint",
 }
+
+DEFAULT_LIMITS = CostLimits()
 
 
 @dataclass(frozen=True)
@@ -64,10 +68,13 @@ def _said(spec: InputSpec) -> list[str]:
     return [f"pixels in {spec.value_range}{channels}, minus {mean}, divided by {std}"]
 
 
-def to_safetensors(path: Path, declared: Declaration | None, *, folder: Path) -> Converted:
+def to_safetensors(
+    path: Path, declared: Declaration | None, *, folder: Path, limits: CostLimits = DEFAULT_LIMITS
+) -> Converted:
     """The file itself where nothing has to be changed; else what it was converted to.
 
     folder: where a converted file is written.  declared: what the upload says about the file.
+    limits: what a network that brings its own graph may cost, before it is first run.
     Raises ModelFileError where the content cannot be used, with what was expected instead.
     """
     target = folder / "converted.safetensors"
@@ -76,13 +83,15 @@ def to_safetensors(path: Path, declared: Declaration | None, *, folder: Path) ->
         file.seek(max(0, path.stat().st_size - EDGE_BYTES))
         tail = file.read()
     if is_onnx(head):
-        return _from_onnx(path, declared, target)
+        return _from_onnx(path, declared, target, limits)
     if is_checkpoint(head, tail):
         return _from_state_dict(path, declared, target)
     return _from_safetensors(path, declared, target)
 
 
-def _from_onnx(path: Path, declared: Declaration | None, target: Path) -> Converted:
+def _from_onnx(
+    path: Path, declared: Declaration | None, target: Path, limits: CostLimits
+) -> Converted:
     if declared is None:
         raise ModelFileError(
             "expected an input declaration (`input`, --size) with an ONNX file, got none"
@@ -96,6 +105,7 @@ def _from_onnx(path: Path, declared: Declaration | None, target: Path) -> Conver
     # copied: onnx hands out views of the file's own bytes
     tensors = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
     network = onnx_files.GraphNetwork(graph, tensors).eval()
+    check_cost(network, manifest.input, limits)
     difference = onnx_files.compare(path, network, manifest.input)
     write(graph_tensors(network), target, manifest)
     return Converted(target, "onnx", manifest, difference)

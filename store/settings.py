@@ -87,6 +87,12 @@ class Settings(BaseSettings):
     max_attack_steps: int = Field(1000, ge=1, description="most steps of one attack")
     max_images: int = Field(250_000, ge=1, description="most files in a zip, or images in an npz")
     max_image_pixels: int = Field(4 * MIB, ge=1, description="most pixels of one image")
+    max_model_flops: int = Field(
+        10**12, ge=1, description="most operations of a network for one image"
+    )
+    max_model_bytes: int = Field(
+        GIB, ge=1, description="most bytes of values that a network has at once for one image"
+    )
     max_attack_queries: int = Field(10_000, ge=1, description="most queries of one attack")
     max_attack_restarts: int = Field(20, ge=1, description="most restarts of one attack")
     max_tenant_jobs: int | None = Field(

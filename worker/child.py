@@ -27,6 +27,7 @@ from threading import Thread
 from typing import Any
 
 from adap.store import disk
+from adap.store.settings import GIB, MIB
 from adap.worker import devices
 from adap.worker.pipelines.requests import AnyRequest, DatasetCheck
 from adap.worker.sandbox import Sandbox, limit_resources
@@ -38,6 +39,8 @@ _context = get_context("forkserver")
 _context.set_forkserver_preload(["adap.worker.pipelines.table", "torchvision"])
 
 
+DATASET_HEAP_BYTES = 768 * MIB
+MODEL_HEAP_BYTES = 4 * GIB  # of which torch and onnxruntime take one
 REPORT_LIMIT_S = 10.0  # in which the fork server tells that a child has ended
 _NO_MEMORY = (
     "The work needs more memory than the service grants it; "
@@ -154,7 +157,7 @@ class Child:
                     "adap.worker.child",
                     str(fd),
                     str(self._sandbox.memory_bytes),
-                    str(self._sandbox.heap_bytes),
+                    str(self._sandbox.heap_bytes(_heap_bytes(work))),
                 ],
                 pass_fd=fd,
                 folder=work.folder,
@@ -192,6 +195,13 @@ class Child:
                 return int(code)
             time.sleep(0.02)
         return None
+
+
+def _heap_bytes(work: Work[Any]) -> int:
+    """Memory for opening an upload: pixels go to a mapped file, weights are as large as theirs."""
+    if work.request.pipeline == "validate_dataset":
+        return DATASET_HEAP_BYTES
+    return MODEL_HEAP_BYTES + 8 * sum(path.stat().st_size for path in work.inputs.values())
 
 
 def serve(connection: Connection) -> None:

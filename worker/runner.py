@@ -26,6 +26,7 @@ from sqlalchemy.orm import Session
 
 from adap.core.errors import AdapError
 from adap.models.errors import ModelFileError
+from adap.models.limits import CostLimits
 from adap.store import (
     chores,
     disk,
@@ -52,7 +53,7 @@ from adap.worker import devices, kinds
 from adap.worker.app import Bells
 from adap.worker.child import Child, ChildDiedError, ChildFailedError, DeviceLostError, warm_up
 from adap.worker.intake.limits import IntakeLimits
-from adap.worker.pipelines.requests import DatasetCheck, DeviceTrial
+from adap.worker.pipelines.requests import DatasetCheck, DeviceTrial, ModelCheck
 from adap.worker.sandbox import make_sandbox
 from adap.worker.sweeps import advance
 from adap.worker.work import Message, Work
@@ -527,6 +528,13 @@ class Attempt:
                     pixels=self._settings.max_image_pixels,
                 )
                 request = request.model_copy(update={"limits": limits})
+            if isinstance(request, ModelCheck):
+                cost = CostLimits(
+                    flops=self._settings.max_model_flops,
+                    bytes=self._settings.max_model_bytes,
+                    batch=self._settings.scoring_max_batch,
+                )
+                request = request.model_copy(update={"limits": cost})
             work = Work(request, inputs, folder, self._settings.device)
             result = child.run(
                 work, on_message=lambda message: self._on_message(message, folder), check=self.check

@@ -69,10 +69,9 @@ class Sandbox:
     memory_bytes: int
     """Of address space, mapped files included."""
 
-    @property
-    def heap_bytes(self) -> int:
-        """Memory of its own: never more than three quarters of what the machine has."""
-        return min(self.memory_bytes, machine_bytes() * 3 // 4)
+    def heap_bytes(self, wanted: int) -> int:
+        """Memory of its own, as wanted, and never more than three quarters of the machine's."""
+        return min(wanted, self.memory_bytes, machine_bytes() * 3 // 4)
 
     def start(
         self, command: list[str], *, pass_fd: int, folder: Path, inputs: Iterable[Path]

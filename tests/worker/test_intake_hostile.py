@@ -516,3 +516,15 @@ def test_a_text_chunk_does_not_reach_the_reasons(tmp_path: Path) -> None:
     info.add_text("k\n", "<script>\n" * 9)
     members = {f"{'ab'[i % 2]}/{i}": encode(pixels(i), pnginfo=info) for i in range(4)}
     assert len(read(pack(members), tmp_path)) == 4
+
+
+@pytest.mark.parametrize("kind", ["<U0", "|S0", "|V0"])
+def test_an_array_whose_values_have_no_width_is_refused_by_its_name(
+    kind: str, tmp_path: Path
+) -> None:
+    header = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': (60,), }}\n".encode()
+    images = io.BytesIO()
+    np.save(images, np.zeros((60, 8, 8), np.uint8))
+    members = {"images.npy": images.getvalue(), "labels.npy": array_file(header, b"")}
+    (reason,) = reasons(pack(members), tmp_path)
+    assert reason.startswith("labels: expected values of some width, got ")

@@ -264,6 +264,11 @@ def _read_header(member: Member, name: str) -> tuple[tuple[int, ...], np.dtype[A
             f"{name}: expected numbers or text, got Python objects, which are a pickle and are "
             "never opened here"
         )
+    if dtype.itemsize == 0:
+        raise Rejected(
+            f"{name}: expected values of some width, got {dtype}, which holds nothing: "
+            "save the texts or numbers themselves"
+        )
     if fortran_order:
         raise Rejected(f"{name}: expected rows first; save np.ascontiguousarray({name})")
     if len(shape) > 4 or any(type(n) is not int or n < 0 for n in shape):

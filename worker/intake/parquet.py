@@ -38,7 +38,7 @@ MAX_FOOTER_BYTES = 64 * 1024**2
 
 _IMAGES = ("image", "img")
 _LABELS = ("label", "labels")
-_DAMAGED = (pa.ArrowException, OSError, ValueError, MemoryError)
+_DAMAGED = (pa.ArrowException, OSError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,12 @@ def read_parquet(path: Path, asked: Asked) -> ImageSet:
             return _read(file, asked)
     except Rejected:
         raise
+    except MemoryError as error:
+        raise Rejected(
+            "expected columns that fit the memory of the sandbox a few rows at a time, got longer "
+            "values, as a dictionary or shared beginnings unfold them: write the file again with "
+            "shorter ones"
+        ) from error
     except _DAMAGED as error:
         raise Rejected(
             f"expected a sound Parquet file, got a damaged one: {shown(str(error)[:200])}"

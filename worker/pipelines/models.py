@@ -3,6 +3,7 @@
 import torch
 
 from adap.models import conversion, exporting, loading
+from adap.models.costs import check_cost
 from adap.models.errors import ModelFileError
 from adap.worker.pipelines.inputs import Result, device
 from adap.worker.pipelines.requests import DeviceTrial, Export, ModelCheck
@@ -14,8 +15,13 @@ def validate_model(work: Work[ModelCheck], reporter: Reporter) -> Result:
     declared = work.request.declared
     try:
         reporter.progress("loading", 0, 2, "steps")
-        converted = conversion.to_safetensors(work.inputs["upload"], declared, folder=work.folder)
+        limits = work.request.limits
+        converted = conversion.to_safetensors(
+            work.inputs["upload"], declared, folder=work.folder, limits=limits
+        )
         scorer, manifest = loading.load(converted.path, converted.manifest, device="cpu")
+        if converted.format != "onnx":  # that one was looked at before it was first run
+            check_cost(scorer.network, manifest.input, limits)
         reporter.progress("probing", 1, 2, "steps")
         findings = loading.probe(scorer)
         if findings.problems:

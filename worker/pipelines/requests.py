@@ -19,6 +19,7 @@ from adap.core.config import (
 )
 from adap.core.report import DatasetProvenance, ModelProvenance, ReportValue
 from adap.models.header import Declaration
+from adap.models.limits import CostLimits
 from adap.worker.intake.limits import IntakeLimits
 
 
@@ -35,6 +36,7 @@ class ModelCheck(Config):
 
     pipeline: Literal["validate_model"] = "validate_model"
     declared: Declaration | None = Field(None, description="what the upload says about the file")
+    limits: CostLimits = CostLimits()
 
 
 class StartModel(ReportValue):

@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adap.models.header import InputSpec
+from adap.store.settings import GIB
 from adap.worker.child import die_with_the_worker
 from adap.worker.intake import IntakeLimits
 from adap.worker.intake.archive import Archive
@@ -45,6 +46,7 @@ FRAME_FILES = 64  # decoded between two looks at who else is waiting
 REQUEST_FILES = 16  # of these, from one request
 PROCESSOR_LIMIT_S = 20.0  # of one frame; the kernel counts it and ends the decoder
 DECODE_LIMIT_S = 60.0  # of one frame, on the clock
+HEAP_BYTES = 2 * GIB  # of a decoder: the files and the pixels of a frame
 MAX_PIXEL_BYTES = 256 * 2**20  # of one request, decoded
 
 
@@ -193,7 +195,7 @@ class Decoder:
                 [
                     *(sys.executable, "-P", "-m", "adap.worker.scoring.decoder"),
                     *(str(theirs.fileno()), str(self._sandbox.memory_bytes)),
-                    str(self._sandbox.heap_bytes),
+                    str(self._sandbox.heap_bytes(HEAP_BYTES)),
                     str(self._processor_limit_s),
                 ],
                 pass_fd=theirs.fileno(),
