@@ -352,7 +352,6 @@ UNUSABLE = {
     ),
     "a transparent grey": (encode(GREY, transparency=int(GREY[0, 0])), "transparent pixels"),
     "a transparent WebP": (encode(TRANSPARENT, "WEBP", lossless=True), "1 transparent pixels"),
-    "CMYK": (encode(Image.fromarray(COLOUR).convert("CMYK"), "JPEG"), "got mode CMYK"),
     "an animated PNG": (
         encode(COLOUR, save_all=True, append_images=[Image.fromarray(COLOUR[::-1])]),
         "expected a still image, got 2 frames",
@@ -361,9 +360,6 @@ UNUSABLE = {
         encode(COLOUR, "WEBP", save_all=True, append_images=[Image.fromarray(COLOUR[::-1])]),
         "expected a still image, got 2 frames",
     ),
-    "a GIF": (encode(COLOUR, "GIF"), "got a GIF image"),
-    "a BMP": (encode(COLOUR, "BMP"), "got a BMP image"),
-    "a TIFF": (encode(COLOUR, "TIFF"), "got a TIFF image"),
     "an EPS": (encode(COLOUR, "EPS"), "got a PostScript file"),
     "a FITS": (b"SIMPLE  =                    T".ljust(80) + b"END".ljust(2800), "got a FITS"),
     "a nested archive": (pack(two_classes()), "got a zip archive"),
@@ -383,7 +379,7 @@ UNUSABLE = {
 def test_an_image_that_is_not_plain_is_refused_by_name(case: str, tmp_path: Path) -> None:
     content, reason = UNUSABLE[case]
     got = reasons(pack({**two_classes(), "cat/0.png": content}), tmp_path)
-    assert len(got) == 1
+    assert len(got) == 1 or (len(got) == 2 and "`skip_unreadable`" in got[1])
     assert got[0].startswith("'cat/0.png': ")
     assert any(part in got[0] for part in reason.split("|"))
 
@@ -420,7 +416,8 @@ def test_images_of_several_sizes_are_refused_with_the_sizes_and_an_example_of_ea
 def test_every_bad_image_is_named_up_to_a_hundred(tmp_path: Path) -> None:
     bad = {f"cat/bad{i:03}.png": b"?" for i in range(99)}
     got = reasons(pack({**two_classes(), **bad}), tmp_path)
-    assert [reason.split("'")[1] for reason in got] == list(bad)
+    assert [reason.split("'")[1] for reason in got[:-1]] == list(bad)
+    assert got[-1].startswith("99 files cannot be read: mend them, leave them out")
     more = {f"cat/bad{i:03}.png": b"?" for i in range(250)}
     assert len(reasons(pack({**two_classes(), **more}), tmp_path)) == 100
 
@@ -572,15 +569,15 @@ NOT_A_NUMBER = (BATCH / 255).astype(np.float32)
 NOT_A_NUMBER[3, 0, 0, 0] = np.nan
 
 BAD_ARRAYS: dict[str, tuple[dict[str, NDArray[np.generic]], str]] = {
-    "no labels": ({"images": BATCH}, "expected an array 'labels' in the NPZ"),
+    "no labels": ({"images": BATCH}, "expected an array 'labels' in the NPZ, got 'images'"),
     "no images": ({"labels": YES_NO}, "expected an array 'images' in the NPZ"),
-    "another name": ({"images": BATCH, "labels": YES_NO, "x": YES_NO}, "got 'x.npy'"),
+    "a name that is not there": ({"pictures": BATCH, "labels": YES_NO}, "`image_column`"),
     "more labels": ({"images": BATCH, "labels": np.arange(6) % 2}, "each of 6 labels, got 4"),
     "labels in two dimensions": (
         {"images": BATCH, "labels": YES_NO[None]},
         "expected a name for each of the 4 columns of labels",
     ),
-    "labels that are floats": ({"images": BATCH, "labels": YES_NO / 1}, "got float64"),
+    "labels that are fractions": ({"images": BATCH, "labels": YES_NO / 2}, "with fractions"),
     "no examples": ({"images": BATCH[:0], "labels": YES_NO[:0]}, "got (0,)"),
     "images of two dimensions": ({"images": BATCH[..., 0, 0].copy(), "labels": YES_NO}, "(4, 8)"),
     "two channels": ({"images": BATCH[..., :2].copy(), "labels": YES_NO}, "got (4, 8, 8, 2)"),
@@ -594,7 +591,11 @@ BAD_ARRAYS: dict[str, tuple[dict[str, NDArray[np.generic]], str]] = {
     ),
     "floats around 0": ({"images": BATCH / 255 - 0.5, "labels": YES_NO}, "from -0.5 to 0.5"),
     "NaN": ({"images": NOT_A_NUMBER, "labels": YES_NO}, "from nan to nan"),
-    "signed numbers": ({"images": BATCH.astype(np.int16), "labels": YES_NO}, "got int16"),
+    "signed numbers": (
+        {"images": BATCH.astype(np.int16) - 256, "labels": YES_NO},
+        "whole numbers from 0 to 255, got int16 from -",
+    ),
+    "complex numbers": ({"images": BATCH * 1j, "labels": YES_NO}, "got complex128"),
     "columns first": (
         {"images": np.asfortranarray(BATCH), "labels": YES_NO},
         "save np.ascontiguousarray(images)",
@@ -634,10 +635,6 @@ BAD_ARRAYS: dict[str, tuple[dict[str, NDArray[np.generic]], str]] = {
     "an empty group": (
         {"images": BATCH, "labels": YES_NO, "groups": np.array(["", "a", "a", ""])},
         "groups: expected a group of 1 to 200 printable characters, got ''",
-    ),
-    "a group in place of groups": (
-        {"images": BATCH, "labels": YES_NO, "group": YES_NO},
-        "images, labels, classes, split, groups, clusters, got 'group.npy'",
     ),
     "one class": ({"images": BATCH, "labels": YES_NO * 0}, "at least two classes, got '0' alone"),
 }

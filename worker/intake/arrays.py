@@ -1,32 +1,38 @@
 """NPZ data sets: `images`, `labels`, and optionally `classes`, `split`, `groups`, `clusters`.
 
-images: (N, H, W, C), (N, C, H, W) or (N, H, W), C of 1 or 3; uint8, or float in [0, 1], which is
-rounded to 256 levels.  labels: (N,) whole numbers or text; or (N, K) of 0 and 1, a column for each
-of K classes, where an image may have several.  classes: names of the classes; labels are then
-indices into them, or some of them, or columns in their order.  split: (N,) text.
-groups, clusters: (N,) whole numbers or text.
+Or an array of each for each split, as `train_images`, `train_labels`, `test_images` (MedMNIST) or
+`x_train`, `y_train` (Keras); or `X` and `y`; or whatever the options call them.
+
+images: (N, H, W, C), (N, C, H, W) or (N, H, W), C of 1 or 3; uint8, whole numbers from 0 to 255, or
+float in [0, 1], which is rounded to 256 levels; or numbers of any range, with `levels`.
+labels: (N,) or (N, 1) whole numbers or text; or (N, K) of 0 and 1, a column for each of K classes,
+where an image may have several. Without names for the columns, and one 1 a row, it has one label.
+classes: names of the classes; labels are then indices into them, or some of them, or columns in
+their order.  split: (N,) text.  groups, clusters: (N,) whole numbers or text.
 
 Each array's header is read first and checked against the size of its member, so that memory is
 taken only for numbers that are there. Arrays of objects are pickles: refused, never opened.
 """
 
 import math
+import re
 import unicodedata
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from adap.core.config import SPLITS, Resize
+from adap.core.config import SPLITS, Levels, Resize, Split
 from adap.core.datasets import ImageSet, release
 from adap.models.header import shown
 from adap.worker.intake.archive import Archive, Member
 from adap.worker.intake.asked import Asked
 from adap.worker.intake.counts import MAX_LABELS, check_counts
-from adap.worker.intake.images import resized
+from adap.worker.intake.images import resized, scaled
 from adap.worker.intake.limits import IntakeLimits, Reasons, Rejected
 from adap.worker.intake.names import (
     MAX_NAME_CHARACTERS,
@@ -34,11 +40,20 @@ from adap.worker.intake.names import (
     group_problem,
     label_problem,
 )
+from adap.worker.intake.notes import Notes, counted, listed
 from adap.worker.intake.splits import split_problem, splits_of
 
 _BLOCK_BYTES = 8 * 1024**2  # images are converted this much at a time
+_MATRIX_BYTES = 256 * 1024**2  # of labels in two dimensions: as many images and classes as may be
 _CHANNELS = (1, 3)
-_ARRAYS = ("images", "labels", "classes", "split", "groups", "clusters")
+_IMAGES = ("images", "image", "imgs", "img", "x", "data", "pixels")
+_LABELS = ("labels", "label", "y", "targets", "target")
+_OTHERS = {
+    "classes": ("classes", "class_names", "label_names", "names"),
+    "split": ("split", "splits"),
+    "groups": ("groups", "group"),
+    "clusters": ("clusters", "cluster"),
+}
 _SLACK = 1e-4  # float images that were resized overshoot [0, 1] by rounding; a level is 4e-3
 
 
@@ -47,21 +62,41 @@ def is_arrays(archive: Archive) -> bool:
     return any(name.endswith(".npy") and "/" not in name for name in archive.names)
 
 
+@dataclass(frozen=True)
+class _Part:
+    """Arrays that belong together: all images, or those of one split."""
+
+    images: str
+    labels: str
+    split: Split | None = None
+
+
 def read_arrays(archive: Archive, asked: Asked) -> ImageSet:
     """The data set in an NPZ; raises Rejected for all that is not as described above."""
-    limits = asked.limits
-    _check_names(archive)
-    raw = _read_values(archive, "labels", kinds="biuU", limits=limits, most_dimensions=2)
-    names = _read_texts(archive, "classes", limits=limits)
-    classes, labels = _name_columns(raw, names) if raw.ndim == 2 else _name_classes(raw, names)
+    limits, notes = asked.limits, asked.notes
+    parts, others = _find_arrays(archive, asked)
+    names = None
+    if "classes" in others:
+        names = _read_texts(archive, others["classes"], limits=limits)
+    raw = [_read_labels(archive, part.labels, names, limits=limits, notes=notes) for part in parts]
+    whole = _joined(raw, parts)
+    classes, labels = (
+        _name_columns(whole, names) if whole.ndim == 2 else _name_classes(whole, names)
+    )
     count = len(labels)
-    splits = _splits(_read_texts(archive, "split", limits=limits), count=count)
-    groups = _names(archive, "groups", group_problem, count=count, limits=limits)
-    clusters = _names(archive, "clusters", cluster_problem, count=count, limits=limits)
+    if parts[0].split is not None:
+        declared = [SPLITS.index(part.split) for part in parts if part.split is not None]
+        splits = np.repeat(np.array(declared, np.int8), [len(array) for array in raw])
+    elif "split" in others:
+        splits = _splits(_read_texts(archive, others["split"], limits=limits), count=count)
+    else:
+        splits = None
+    groups = _names(archive, others.get("groups"), group_problem, count=count, limits=limits)
+    clusters = _names(archive, others.get("clusters"), cluster_problem, count=count, limits=limits)
     check_counts(classes, labels, splits=splits, groups=groups)
     digits = len(str(count - 1))
     return ImageSet(
-        images=_read_images(archive, labels, asked),
+        images=_read_images(archive, parts, [len(array) for array in raw], labels, asked),
         labels=labels,
         classes=classes,
         example_ids=[f"{i:0{digits}d}" for i in range(count)],
@@ -69,6 +104,121 @@ def read_arrays(archive: Archive, asked: Asked) -> ImageSet:
         groups=groups,
         clusters=clusters,
     )
+
+
+def _find_arrays(archive: Archive, asked: Asked) -> tuple[list[_Part], dict[str, str]]:
+    """Which arrays are the images and labels, and which is what else, by the names they have."""
+    notes, options = asked.notes, asked.options
+    arrays = [name.removesuffix(".npy") for name in archive.names if name.endswith(".npy")]
+    others = {}
+    for meaning, names in _OTHERS.items():
+        option = {"split": "split", "groups": "group", "clusters": "cluster"}.get(meaning)
+        wanted = None if option is None else getattr(options, f"{option}_column")
+        found = [wanted] if wanted else [name for name in names if name in arrays][:1]
+        if found:
+            others[meaning] = found[0]
+    parts = _parts_of_splits(arrays)
+    if options.image_column is not None or options.label_column is not None or not parts:
+        images = options.image_column or _first(arrays, _IMAGES)
+        labels = options.label_column or _first(arrays, _LABELS)
+        parts = [_Part(images, labels)]
+    missing = [
+        name
+        for part in parts
+        for name in (part.images, part.labels, *others.values())
+        if name not in arrays
+    ]
+    reasons = Reasons()
+    for name in dict.fromkeys(missing):
+        reasons.add(
+            f"expected an array {name!r} in the NPZ, got {listed(arrays)}: name yours with "
+            "`image_column` and `label_column` (--image-column, --label-column); parts such as "
+            "train_images and train_labels are joined by their names"
+        )
+    reasons.settle()
+    if parts[0].split is not None:
+        notes.step("splits from arrays " + listed([part.images for part in parts]))
+    elif (parts[0].images, parts[0].labels) != ("images", "labels"):
+        notes.step(f"images from {shown(parts[0].images)}, labels from {shown(parts[0].labels)}")
+    read = {name for part in parts for name in (part.images, part.labels)} | {*others.values()}
+    unread = [name for name in archive.names if name.removesuffix(".npy") not in read]
+    if unread:
+        notes.fact(
+            "info",
+            "other_arrays",
+            f"{counted(len(unread), 'array')} not read: {listed(unread)}",
+            arrays=len(unread),
+        )
+    return parts, others
+
+
+def _first(arrays: Sequence[str], names: Sequence[str]) -> str:
+    """The array with the first of these names, in any case; the documented name where none has."""
+    for name in names:
+        for array in arrays:
+            if array.lower() == name:
+                return array
+    return names[0]
+
+
+def _parts_of_splits(arrays: Sequence[str]) -> list[_Part]:
+    """The parts that names of arrays tell apart: `train_images` and `train_labels`, `x_test` …"""
+    found: dict[Split, dict[str, str]] = {}
+    if {"images", "labels"} <= set(arrays):  # as documented
+        return []
+    splits = splits_of(arrays)
+    for array in arrays:
+        rest = re.sub(r"^[a-z]+_|_[a-z]+$", "", array.lower(), count=1)
+        for candidate in (rest, array.lower().partition("_")[0], array.lower().rpartition("_")[2]):
+            role = "images" if candidate in _IMAGES else "labels" if candidate in _LABELS else None
+            if role is not None and array in splits:
+                found.setdefault(splits[array], {}).setdefault(role, array)
+                break
+    return [
+        _Part(found[split]["images"], found[split]["labels"], split)
+        for split in SPLITS
+        if len(found.get(split, ())) == 2
+    ]
+
+
+def _joined(raw: Sequence[NDArray[Any]], parts: Sequence[_Part]) -> NDArray[Any]:
+    shapes = {array.shape[1:] for array in raw}
+    if len(shapes) > 1:
+        raise Rejected(
+            f"expected labels of one shape in all parts, got {listed([p.labels for p in parts])} "
+            f"with {', '.join(str(array.shape) for array in raw)}"
+        )
+    return np.concatenate(raw) if len(raw) > 1 else raw[0]
+
+
+def _read_labels(
+    archive: Archive,
+    name: str,
+    names: Sequence[str] | None,
+    *,
+    limits: IntakeLimits,
+    notes: Notes,
+) -> NDArray[Any]:
+    """(N,) whole numbers or text, or (N, K) uint8 of 0 and 1."""
+    raw = _read_values(archive, name, kinds="biufSU", limits=limits, most_dimensions=2)
+    if raw.ndim == 2 and raw.shape[1] == 1 and (names is None or len(names) != 1):
+        notes.step(f"{shown(name)} of shape {raw.shape} is one label an image")
+        raw = raw[:, 0]
+    if raw.dtype.kind == "f":
+        if not np.isfinite(raw).all() or (raw != np.rint(raw)).any() or np.abs(raw).max() > 2**53:
+            raise Rejected(
+                f"{name}: expected whole numbers or text, got {raw.dtype} with fractions"
+            )
+        raw = raw.astype(np.int64)
+    if raw.ndim == 1:
+        return raw
+    low, high = raw.min(), raw.max()
+    if low < 0 or high > 1:
+        raise Rejected(f"{name}: expected 0 and 1 in {raw.shape}, got values from {low} to {high}")
+    if names is None and (raw.sum(axis=1, dtype=np.int64) == 1).all():
+        notes.step(f"{shown(name)} of shape {raw.shape} has a single 1 a row: one label an image")
+        return np.asarray(raw.argmax(axis=1).astype(np.int64))
+    return np.asarray(raw.astype(np.uint8))
 
 
 def read_pixels(
@@ -106,59 +256,71 @@ def read_pixels(
     return np.ascontiguousarray(pixels.transpose(layouts[shape[1:]]))
 
 
-def _check_names(archive: Archive) -> None:
-    reasons = Reasons()
-    for name in ("images", "labels"):
-        if f"{name}.npy" not in archive.names:
-            reasons.add(f"expected an array {name!r} in the NPZ, got none of that name")
-    known = {f"{name}.npy" for name in _ARRAYS}
-    for name in archive.names:
-        if name not in known:
-            reasons.add(f"expected only the arrays {', '.join(_ARRAYS)}, got {shown(name)}")
-    reasons.settle()
-
-
-def _read_images(archive: Archive, labels: NDArray[Any], asked: Asked) -> NDArray[np.uint8]:
-    """(N, C, H, W) uint8, allocated once and filled block by block."""
-    limits, resize, count = asked.limits, asked.options.resize, len(labels)
-    with archive.open("images.npy") as member:
-        shape, dtype = _read_header(member, "images")
-        if dtype != np.uint8 and dtype.kind != "f":
-            raise Rejected(f"images: expected uint8, or float in [0, 1], got {dtype}")
-        shape, channels_last = _layout(shape)
-        channels, height, width = (shape[3], *shape[1:3]) if channels_last else shape[1:]
-        if shape[0] != count:
-            raise Rejected(f"images: expected one for each of {count} labels, got {shape[0]}")
-        if height * width > limits.pixels:
-            raise Rejected(
-                f"images: expected at most {limits.pixels} pixels each (ADAP_MAX_IMAGE_PIXELS), "
-                f"got {width}x{height}"
-            )
-        asked.notes.sizes[height, width] += count
-        rule = (
-            None if resize is None or (resize.height, resize.width) == (height, width) else resize
-        )
-        if rule is not None:
-            height, width = rule.height, rule.width
-        decoded = count * channels * height * width
-        if decoded > limits.decoded_bytes:
-            raise Rejected(
-                f"images: expected at most {limits.decoded_bytes} bytes as uint8, got {decoded}"
-            )
-        images = asked.room(labels, (count, channels, height, width))
-        example_bytes = math.prod(shape[1:]) * dtype.itemsize
-        step = max(1, _BLOCK_BYTES // example_bytes)
-        for start in range(0, count, step):
-            stop = min(start + step, count)
-            block = np.frombuffer(member.read((stop - start) * example_bytes), dtype)
-            pixels = _as_uint8(block.reshape(stop - start, *shape[1:]))
-            pixels = pixels if channels_last else pixels.transpose(0, 2, 3, 1)
-            if rule is not None:
-                pixels = _resized(pixels, rule)
-            images[start:stop] = pixels.transpose(0, 3, 1, 2)
-            release(images)
-            asked.on_progress(stop, count)
+def _read_images(
+    archive: Archive,
+    parts: Sequence[_Part],
+    counts: Sequence[int],
+    labels: NDArray[Any],
+    asked: Asked,
+) -> NDArray[np.uint8]:
+    """(N, C, H, W) uint8, allocated once and filled block by block, part after part."""
+    images: NDArray[np.uint8] | None = None
+    start = 0
+    for part, count in zip(parts, counts, strict=True):
+        with archive.open(f"{part.images}.npy") as member:
+            for block in _blocks(member, part, count, len(labels), asked):
+                if images is None:
+                    images = asked.room(labels, (len(labels), *block.shape[1:]))
+                if block.shape[1:] != images.shape[1:]:
+                    raise Rejected(
+                        f"{part.images}: expected images as in {parts[0].images}, of channels, "
+                        f"height and width {images.shape[1:]}, got {block.shape[1:]}"
+                    )
+                images[start : start + len(block)] = block
+                release(images)
+                start += len(block)
+                asked.on_progress(start, len(labels))
+    assert images is not None
     return images
+
+
+def _blocks(
+    member: Member, part: _Part, count: int, total: int, asked: Asked
+) -> Iterator[NDArray[np.uint8]]:
+    """(n, C, H, W) uint8 of one array of images, in turn."""
+    limits, rule, name = asked.limits, asked.options.resize, part.images
+    shape, dtype = _read_header(member, name)
+    if dtype.kind not in "iuf":
+        raise Rejected(f"{name}: expected uint8, or float in [0, 1], got {dtype}")
+    shape, channels_last = _layout(shape, name)
+    channels, height, width = (shape[3], *shape[1:3]) if channels_last else shape[1:]
+    if shape[0] != count:
+        raise Rejected(f"{name}: expected one for each of {count} labels, got {shape[0]}")
+    if height * width > limits.pixels:
+        raise Rejected(
+            f"{name}: expected at most {limits.pixels} pixels each (ADAP_MAX_IMAGE_PIXELS), "
+            f"got {width}x{height}"
+        )
+    asked.notes.sizes[height, width] += count
+    if rule is not None and (rule.height, rule.width) != (height, width):
+        height, width = rule.height, rule.width
+    else:
+        rule = None
+    decoded = total * channels * height * width
+    if decoded > limits.decoded_bytes:
+        raise Rejected(
+            f"{name}: expected at most {limits.decoded_bytes} bytes as uint8, got {decoded}"
+        )
+    example_bytes = math.prod(shape[1:]) * dtype.itemsize
+    step = max(1, _BLOCK_BYTES // example_bytes)
+    for start in range(0, count, step):
+        stop = min(start + step, count)
+        block = np.frombuffer(member.read((stop - start) * example_bytes), dtype)
+        pixels = _as_uint8(block.reshape(stop - start, *shape[1:]), name, asked.options.levels)
+        pixels = pixels if channels_last else pixels.transpose(0, 2, 3, 1)
+        if rule is not None:
+            pixels = _resized(pixels, rule)
+        yield pixels.transpose(0, 3, 1, 2)
 
 
 def _resized(pixels: NDArray[np.uint8], rule: Resize) -> NDArray[np.uint8]:
@@ -169,9 +331,9 @@ def _resized(pixels: NDArray[np.uint8], rule: Resize) -> NDArray[np.uint8]:
     return stacked[..., None] if grey else stacked
 
 
-def _layout(shape: tuple[int, ...]) -> tuple[tuple[int, ...], bool]:
+def _layout(shape: tuple[int, ...], name: str) -> tuple[tuple[int, ...], bool]:
     """The shape in four dimensions, and whether the channels come last."""
-    expected = "images: expected (N, H, W, C) or (N, C, H, W) with C of 1 or 3, or (N, H, W)"
+    expected = f"{name}: expected (N, H, W, C) or (N, C, H, W) with C of 1 or 3, or (N, H, W)"
     if len(shape) not in (3, 4) or 0 in shape:
         raise Rejected(f"{expected}, none of them 0, got {shape}")
     if len(shape) == 3:
@@ -184,11 +346,24 @@ def _layout(shape: tuple[int, ...]) -> tuple[tuple[int, ...], bool]:
     return shape, last
 
 
-def _as_uint8(block: NDArray[Any]) -> NDArray[np.uint8]:
+def _as_uint8(block: NDArray[Any], name: str, levels: Levels | None) -> NDArray[np.uint8]:
+    if levels is not None and block.dtype != np.uint8:
+        if block.dtype.kind == "f" and not np.isfinite(block).all():
+            raise Rejected(f"{name}: expected finite numbers, got NaN or infinity")
+        return scaled(block, levels)
     if block.dtype == np.uint8:
         return block
-    levels: NDArray[np.uint8] = np.rint(_in_range(block) * 255).astype(np.uint8)
-    return levels
+    if block.dtype.kind == "f":
+        made: NDArray[np.uint8] = np.rint(_in_range(block) * 255).astype(np.uint8)
+        return made
+    low, high = int(block.min()), int(block.max())
+    if low < 0 or high > 255:
+        raise Rejected(
+            f"{name}: expected uint8, or whole numbers from 0 to 255, got {block.dtype} from {low} "
+            f"to {high}: say which values become black and white with `levels`, for example "
+            f"--levels {low}:{high}"
+        )
+    return block.astype(np.uint8)
 
 
 def _in_range(block: NDArray[Any]) -> NDArray[np.float32]:
@@ -197,16 +372,15 @@ def _in_range(block: NDArray[Any]) -> NDArray[np.float32]:
     if not (low >= -_SLACK and high <= 1 + _SLACK):  # NaN fails both
         raise Rejected(
             f"images: expected floats in [0, 1], got values from {low:g} to {high:g}; "
-            "undo the normalisation, or send uint8"
+            "undo the normalisation, send uint8, or say which values become black and white with "
+            f"`levels`, for example --levels {low:g}:{high:g}"
         )
     return block.astype(np.float32).clip(0, 1)
 
 
-def _read_texts(archive: Archive, name: str, *, limits: IntakeLimits) -> list[str] | None:
-    """An array of text, None where the NPZ has none of that name."""
-    if f"{name}.npy" not in archive.names:
-        return None
-    return _texts(name, _read_values(archive, name, kinds="U", limits=limits))
+def _read_texts(archive: Archive, name: str, *, limits: IntakeLimits) -> list[str]:
+    """An array of text."""
+    return _texts(name, _read_values(archive, name, kinds="SU", limits=limits))
 
 
 def _read_values(
@@ -216,13 +390,14 @@ def _read_values(
     with archive.open(f"{name}.npy") as member:
         shape, dtype = _read_header(member, name)
         if dtype.kind not in kinds:
-            wanted = "text" if kinds == "U" else "whole numbers or text"
+            wanted = "text" if kinds == "SU" else "whole numbers or text"
             raise Rejected(f"{name}: expected {wanted}, got {dtype}")
         if len(shape) == most_dimensions == 2:
             return _read_matrix(member, name, shape, dtype, limits=limits)
         if len(shape) != 1 or not 0 < shape[0] <= limits.entries:
             raise Rejected(f"{name}: expected one dimension of 1 to {limits.entries}, got {shape}")
-        if dtype.kind == "U" and dtype.itemsize > 4 * MAX_NAME_CHARACTERS:
+        most = 4 * MAX_NAME_CHARACTERS  # bytes: of UTF-32, and of UTF-8 at its longest
+        if dtype.kind in "SU" and dtype.itemsize > most:
             raise Rejected(
                 f"{name}: expected at most {MAX_NAME_CHARACTERS} characters, got {dtype}"
             )
@@ -231,21 +406,21 @@ def _read_values(
 
 def _read_matrix(
     member: Member, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], *, limits: IntakeLimits
-) -> NDArray[np.uint8]:
-    """(N, K) uint8 of 0 and 1, from whole numbers."""
+) -> NDArray[Any]:
+    """(N, K) numbers, or text where K is 1."""
     count, classes = shape
     if not (0 < count <= limits.entries and 0 < classes <= MAX_LABELS):
         raise Rejected(
             f"{name}: expected (N, K) of 1 to {limits.entries} images and 1 to {MAX_LABELS} "
             f"classes, got {shape}"
         )
-    if dtype.kind not in "biu":
+    if member.left > _MATRIX_BYTES:
+        raise Rejected(
+            f"{name}: expected at most {_MATRIX_BYTES} bytes, got {member.left}: send uint8 or bool"
+        )
+    if classes > 1 and dtype.kind not in "biuf":
         raise Rejected(f"{name}: expected 0 and 1 in {shape}, got {dtype}")
-    matrix = np.frombuffer(member.read(), dtype).reshape(shape)
-    low, high = matrix.min(), matrix.max()
-    if low < 0 or high > 1:
-        raise Rejected(f"{name}: expected 0 and 1 in {shape}, got values from {low} to {high}")
-    return matrix.astype(np.uint8)
+    return np.frombuffer(member.read(), dtype).reshape(shape)
 
 
 def _read_header(member: Member, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
@@ -281,7 +456,10 @@ def _read_header(member: Member, name: str) -> tuple[tuple[int, ...], np.dtype[A
 
 def _texts(name: str, array: NDArray[Any]) -> list[str]:
     try:
-        return [unicodedata.normalize("NFC", text) for text in array.tolist()]
+        texts = array.tolist()
+        if array.dtype.kind == "S":
+            texts = [text.decode() for text in texts]
+        return [unicodedata.normalize("NFC", text) for text in texts]
     except ValueError as error:  # four bytes a character can hold what is no character
         raise Rejected(f"{name}: expected text, got {error}") from error
 
@@ -304,7 +482,7 @@ def _name_classes(
     raw: NDArray[Any], names: Sequence[str] | None
 ) -> tuple[list[str], NDArray[np.int64]]:
     """Names of the classes, and each example's index into them."""
-    if raw.dtype.kind == "U":
+    if raw.dtype.kind in "SU":
         classes, labels = _index_texts(_texts("labels", raw), names)
     elif names is None:
         numbers, labels = np.unique(
@@ -346,9 +524,7 @@ def _index_texts(
     return classes, np.array([position[text] for text in texts], np.int64)
 
 
-def _splits(names: Sequence[str] | None, *, count: int) -> NDArray[np.int8] | None:
-    if names is None:
-        return None
+def _splits(names: Sequence[str], *, count: int) -> NDArray[np.int8]:
     _check_each("split", names, count=count, problem_of=split_problem)
     splits = splits_of(set(names))
     return np.array([SPLITS.index(splits[name]) for name in names], np.int8)
@@ -356,17 +532,17 @@ def _splits(names: Sequence[str] | None, *, count: int) -> NDArray[np.int8] | No
 
 def _names(
     archive: Archive,
-    array: str,
+    array: str | None,
     problem_of: Callable[[str], str | None],
     *,
     count: int,
     limits: IntakeLimits,
 ) -> list[str] | None:
     """A name for each example: a number is named by its digits, as a label is."""
-    if f"{array}.npy" not in archive.names:
+    if array is None:
         return None
-    raw = _read_values(archive, array, kinds="iuU", limits=limits)
-    names = _texts(array, raw) if raw.dtype.kind == "U" else [str(n) for n in raw.tolist()]
+    raw = _read_values(archive, array, kinds="iuSU", limits=limits)
+    names = _texts(array, raw) if raw.dtype.kind in "SU" else [str(n) for n in raw.tolist()]
     _check_each(array, names, count=count, problem_of=problem_of)
     return names
 

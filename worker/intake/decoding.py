@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adap.core.datasets import release
+from adap.core.datasets import ImageSet, release
 from adap.models.header import shown
 from adap.worker.intake.asked import Asked, Shape
+from adap.worker.intake.counts import check_counts
 from adap.worker.intake.images import (
     Rules,
     UnusableImageError,
@@ -24,7 +25,7 @@ from adap.worker.intake.images import (
     strict_decoding,
 )
 from adap.worker.intake.limits import IntakeLimits, Reasons, Rejected
-from adap.worker.intake.notes import Sizes, counted
+from adap.worker.intake.notes import Sizes, counted, listed
 
 MAX_SIZES = 20  # that are listed
 MAX_THREADS = 4
@@ -54,6 +55,9 @@ class _Found:
     first_of_size: dict[tuple[int, int], str] = field(default_factory=dict)
     reasons: list[str] = field(default_factory=list)
     deep: "_Deep | None" = None
+    odd: Counter[str] = field(default_factory=Counter)
+    unread: list[int] = field(default_factory=list)  # indices of files that were left out
+    damaged: int = 0
 
 
 @dataclass(frozen=True)
@@ -61,8 +65,8 @@ class _Deep:
     """The values of images of more than 8 bits."""
 
     images: int
-    low: int
-    high: int
+    low: float
+    high: float
 
     def join(self, other: "_Deep | None") -> "_Deep":
         if other is None:
@@ -71,20 +75,74 @@ class _Deep:
         return _Deep(self.images + other.images, low, high)
 
 
-def decode_all(files: Iterable[File], labels: NDArray[Any], asked: Asked) -> NDArray[np.uint8]:
-    """(N, C, H, W) of the files of these labels, read as they are decoded.
+@dataclass(frozen=True)
+class Undecoded:
+    """All of a data set but its images, which `decode_all` adds.
+
+    ids: asked once the files were read, as some forms name an image beside its bytes.
+    """
+
+    labels: NDArray[Any]
+    classes: Sequence[str]
+    ids: Callable[[], Sequence[str]]
+    splits: NDArray[np.int8] | None = None
+    groups: Sequence[str] | None = None
+    clusters: Sequence[str] | None = None
+
+
+def decode_all(files: Iterable[File], undecoded: Undecoded, asked: Asked) -> ImageSet:
+    """The data set with the images of these files, read as they are decoded.
 
     Threads decode, one for small files, each one image at a time: Pillow's decoders let go of the
     interpreter, and what is left of it for a small file is too short to share.
     What is found does not depend on how many they are, nor on which is first. Raises Rejected for
-    what does not decode, and for several sizes where no rule is declared that makes them one.
+    what does not decode, unless that is to be left out, and for several sizes where no rule is
+    declared that makes them one.
     """
+    images, kept = _decode_files(files, undecoded.labels, asked)
+    ids = undecoded.ids()
+    if kept is None:
+        kept = np.ones(len(ids), bool)
+    index = np.flatnonzero(kept).tolist()
+
+    def of(names: Sequence[str] | None) -> Sequence[str] | None:
+        return names if names is None or len(index) == len(ids) else [names[i] for i in index]
+
+    whole = ImageSet(
+        images=images,
+        labels=undecoded.labels if len(index) == len(ids) else undecoded.labels[kept],
+        classes=undecoded.classes,
+        example_ids=of(ids) or [],
+        splits=None if undecoded.splits is None else undecoded.splits[kept],
+        groups=of(undecoded.groups),
+        clusters=of(undecoded.clusters),
+    )
+    if len(index) < len(ids):
+        left_out = [ids[i] for i in np.flatnonzero(~kept).tolist()]
+        asked.notes.fact(
+            "caution",
+            "unreadable_files",
+            f"{counted(len(left_out), 'image')} of {len(ids):,} could not be read and were left "
+            f"out: {listed(left_out)}",
+            files=len(left_out),
+            share=len(left_out) / len(ids),
+        )
+        check_counts(whole.classes, whole.labels, splits=whole.splits, groups=whole.groups)
+    return whole
+
+
+def _decode_files(
+    files: Iterable[File], labels: NDArray[Any], asked: Asked
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_] | None]:
+    """(N, C, H, W), and which files these are of where some were left out."""
     reasons, resize = Reasons(), asked.options.resize
     stack = _Stack(len(labels), asked.limits, partial(asked.room, labels))
     sizes = asked.notes.sizes
     first_of_size: dict[tuple[int, int], str] = {}
     deep: _Deep | None = None
-    done = 0
+    odd: Counter[str] = Counter()
+    unread: list[int] = []
+    done = damaged = 0
 
     def work(start: int, chunk: Sequence[File]) -> _Found:
         return _decode(start, chunk, stack, asked)
@@ -96,6 +154,9 @@ def decode_all(files: Iterable[File], labels: NDArray[Any], asked: Asked) -> NDA
             for reason in found.reasons:
                 reasons.add(reason)
             deep = deep if found.deep is None else found.deep.join(deep)
+            odd.update(found.odd)
+            unread += found.unread
+            damaged += found.damaged
             done += found.files
             asked.on_progress(done, len(labels))
     if len(sizes) > 1 and resize is None:
@@ -112,20 +173,43 @@ def decode_all(files: Iterable[File], labels: NDArray[Any], asked: Asked) -> NDA
         )
     if deep is not None:
         _judge_deep(deep, asked, reasons)
+    if damaged:
+        reasons.add(
+            f"{counted(damaged, 'file')} cannot be read: mend them, leave them out of the archive, "
+            "or have what cannot be read left out with `skip_unreadable` (--skip-unreadable)"
+        )
     reasons.settle()
-    return stack.images
+    for name, count in sorted(odd.items()):
+        asked.notes.fact("info", name, _ODD[name].format(counted(count, "image")), images=count)
+    if not unread:
+        return stack.images, None
+    if len(unread) == len(labels):
+        raise Rejected(f"expected images that can be read, got none among {len(labels)} files")
+    kept = np.ones(len(labels), bool)
+    kept[unread] = False
+    return stack.keep(kept, partial(asked.room, labels[kept])), kept
+
+
+_ODD = {
+    "first_frame": "{} of several frames: the first was taken",
+    "cmyk": "{} in CMYK made RGB, without a colour profile",
+    "exif": "{} with EXIF that cannot be read: taken as upright",
+    "reduced": "{} of many pixels decoded at a reduced scale, at least twice the size asked for",
+}
 
 
 def _judge_deep(deep: _Deep, asked: Asked, reasons: Reasons) -> None:
     """Values of more than 8 bits are scaled as declared, or by their high byte if that tells."""
     levels, notes = asked.options.levels, asked.notes
-    used = f"{deep.low:,} to {deep.high:,}"
+    used = f"{deep.low:,.7g} to {deep.high:,.7g}"
     if levels is None and deep.high < DARK:
+        left = int(deep.high) // 256 - int(deep.low) // 256 + 1
+        range_used = f"{deep.low:g}:{max(deep.high, deep.low + 1):g}"
         reasons.add(
             f"got {counted(deep.images, 'image')} of 16 bits whose values are {used} of 65,535: "
-            f"only {(deep.high >> 8) - (deep.low >> 8) + 1} of 256 grey levels would be left; say "
-            "which values become black and white with `levels`, for example "
-            f"--levels {deep.low}:{deep.high} for the range that is used, or --levels 0:65535"
+            f"only {left} of 256 grey levels would be left; say which values become black and "
+            f"white with `levels`, for example --levels {range_used} for the range that is used, "
+            "or --levels 0:65535"
         )
         return
     low, high = (0, 65535) if levels is None else (levels.low, levels.high)
@@ -184,11 +268,15 @@ def _decode(
     asked: Asked,
 ) -> _Found:
     found, resize = _Found(files=len(chunk)), asked.options.resize
-    rules = Rules(asked.limits.pixels, asked.options.levels)
+    rules = Rules(asked.limits.pixels, asked.options.levels, resize)
     for index, file in enumerate(chunk, start):
         try:
             picture = read_picture(file.read(), rules)
         except UnusableImageError as error:
+            if error.damaged and asked.options.skip_unreadable:
+                found.unread.append(index)
+                continue
+            found.damaged += error.damaged
             found.reasons.append(f"{shown(file.name)}: {error}")
         except Rejected as error:
             found.reasons.append(str(error))
@@ -196,7 +284,8 @@ def _decode(
             pixels = picture.pixels
             if picture.values is not None:
                 found.deep = _Deep(1, *picture.values).join(found.deep)
-            size = (pixels.shape[0], pixels.shape[1])
+            size = picture.came or (pixels.shape[0], pixels.shape[1])
+            found.odd.update(picture.odd)
             found.sizes[size] += 1
             found.first_of_size.setdefault(size, file.name)
             stack.put(index, pixels if resize is None else resized(pixels, resize))
@@ -236,6 +325,19 @@ class _Stack:
             if self._written > RELEASE_BYTES:
                 release(self.images)
                 self._written = 0
+
+    def keep(
+        self, kept: NDArray[np.bool_], make: Callable[[Shape], NDArray[np.uint8]]
+    ) -> NDArray[np.uint8]:
+        """Some of the images, in room of their own."""
+        index = np.flatnonzero(kept)
+        made = make((len(index), *self.images.shape[1:]))
+        step = max(1, RELEASE_BYTES // self.images[0].size)
+        for start in range(0, len(index), step):
+            made[start : start + step] = self.images[index[start : start + step]]
+            release(self.images)
+            release(made)
+        return made
 
     def _add_colour(self) -> None:
         grey = self.images

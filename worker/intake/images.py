@@ -1,8 +1,10 @@
-"""One image file to pixels: PNG, JPEG or WebP, still, opaque, grey or RGB, 8 bits a channel.
+"""One image file to pixels: PNG, JPEG, WebP, BMP, GIF or TIFF, opaque, of one channel or RGB.
 
 What could be read in more than one way is refused, with a sentence, instead of being guessed:
-transparency, CMYK, animations. Colour profiles are ignored, as torchvision and most training code
-ignore them. The EXIF orientation is applied, so the pixels are as a viewer shows them.
+transparency, animations, values whose range nobody says. Of MPO (a photograph and its preview) and
+GIF the first frame is taken, CMYK is made RGB, and whoever asks is told so.
+Colour profiles are ignored, as torchvision and most training code ignore them. The EXIF orientation
+is applied, so the pixels are as a viewer shows them.
 """
 
 import contextlib
@@ -11,15 +13,19 @@ import struct
 import warnings
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
     Image,
     ImageOps,
     JpegImagePlugin,
     PngImagePlugin,
+    TiffImagePlugin,
     UnidentifiedImageError,
     WebPImagePlugin,
 )
@@ -29,15 +35,26 @@ from adap.models.formats import describe
 from adap.worker.intake.effort import effort_problem
 from adap.worker.intake.plain import decode_plain
 
-# importing a plugin makes it known; the others (EPS, FITS, TIFF, …) are never loaded
+# importing a plugin makes it known; the others (EPS, FITS, PSD, …) are never loaded
 FORMATS = tuple(
     plugin.format
     for plugin in (
         PngImagePlugin.PngImageFile,
         JpegImagePlugin.JpegImageFile,
         WebPImagePlugin.WebPImageFile,
+        BmpImagePlugin.BmpImageFile,
+        GifImagePlugin.GifImageFile,
+        TiffImagePlugin.TiffImageFile,
     )
 )
+
+LARGE_PIXELS = 100_000_000  # of a baseline JPEG that is made smaller, read at a reduced scale
+WHOLE_PIXELS = 25_000_000  # of another image that is made smaller, and is decoded whole before
+_LARGE_FROM = 1_000_000  # an operator's limit below is meant for large photographs, too
+MAX_GIF_FRAMES = 1000  # to be passed over: a file may have any number
+
+Odd = Literal["first_frame", "cmyk", "exif", "reduced"]
+"""What was done to an image that its sender may not expect."""
 
 _ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 
@@ -57,7 +74,14 @@ _UNDECODABLE = (
 
 
 class UnusableImageError(ValueError):
-    """An image that is refused; the message follows the name of its file."""
+    """An image that is refused; the message follows the name of its file.
+
+    damaged: whether it is an image that cannot be read, as single files of large collections are.
+    """
+
+    def __init__(self, message: str, *, damaged: bool = False) -> None:
+        super().__init__(message)
+        self.damaged = damaged
 
 
 @dataclass(frozen=True)
@@ -66,6 +90,7 @@ class Rules:
 
     max_pixels: int
     levels: Levels | None = None
+    resize: Resize | None = None  # only what it needs is decoded of a large photograph
 
 
 @dataclass(frozen=True)
@@ -73,11 +98,14 @@ class Picture:
     """A decoded image file.
 
     pixels: (H, W) or (H, W, 3) uint8.  values: the smallest and largest value of an image of more
-    than 8 bits, as they came, None for others.
+    than 8 bits, as they came, None for others.  came: height and width of the file, where they are
+    not those of the pixels.  odd: what was done to it.
     """
 
     pixels: NDArray[np.uint8]
-    values: tuple[int, int] | None = None
+    values: tuple[float, float] | None = None
+    came: tuple[int, int] | None = None
+    odd: frozenset[Odd] = frozenset()
 
 
 @contextlib.contextmanager
@@ -86,6 +114,8 @@ def strict_decoding() -> Iterator[None]:
     pillows_limit = Image.MAX_IMAGE_PIXELS
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        # a bad tag beside sound pixels
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
         Image.MAX_IMAGE_PIXELS = None  # `decode` has a lower one, and says what it got
         try:
             yield
@@ -103,7 +133,8 @@ def decode(data: bytes, *, max_pixels: int) -> NDArray[np.uint8]:
 
 def read_picture(data: bytes, rules: Rules) -> Picture:
     """The same by rules, with what is to be known of it."""
-    if problem := effort_problem(data, max_pixels=rules.max_pixels):
+    most = rules.max_pixels if rules.resize is None else max(rules.max_pixels, WHOLE_PIXELS)
+    if problem := effort_problem(data, max_pixels=most):
         raise UnusableImageError(problem)
     plain = decode_plain(data, max_pixels=rules.max_pixels)
     return _by_pillow(data, rules) if plain is None else Picture(plain)
@@ -117,18 +148,29 @@ def decode_by_pillow(data: bytes, *, max_pixels: int) -> NDArray[np.uint8]:
 def _by_pillow(data: bytes, rules: Rules) -> Picture:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            _check_size(image, rules.max_pixels)
+            _check_size(image, rules)
+            odd: set[Odd] = set()
+            _check_frames(image, data, odd)
+            width, height = image.size
+            if rules.resize is not None and width * height > rules.max_pixels:
+                side = 2 * max(rules.resize.width, rules.resize.height)
+                if image.draft(None, (side, side)) is not None:
+                    odd.add("reduced")
             wide = ";16" in str(image.tile)  # of which Pillow keeps the high bytes
             image.load()
-            return _picture(image, rules, wide=wide)
+            picture = _picture(image, rules, odd, wide=wide)
     except UnusableImageError:
         raise
     except UnidentifiedImageError as error:
+        kind = describe(data, data[-64:])
         raise UnusableImageError(
-            f"expected a sound PNG, JPEG or WebP image, got {describe(data, data[-64:])}"
+            f"expected a sound PNG, JPEG or WebP image, got {kind}", damaged="archive" not in kind
         ) from error
     except _UNDECODABLE as error:
-        raise UnusableImageError(f"does not decode: {str(error)[:200]!r}") from error
+        raise UnusableImageError(f"does not decode: {str(error)[:200]!r}", damaged=True) from error
+    turned = (picture.pixels.shape[0] > picture.pixels.shape[1]) != (height > width)
+    came = (width, height) if turned else (height, width)
+    return replace(picture, came=came if "reduced" in odd else None, odd=frozenset(odd))
 
 
 def resized(pixels: NDArray[np.uint8], resize: Resize) -> NDArray[np.uint8]:
@@ -147,27 +189,51 @@ def resized(pixels: NDArray[np.uint8], resize: Resize) -> NDArray[np.uint8]:
     return np.asarray(image)
 
 
-def _check_size(image: Image.Image, max_pixels: int) -> None:
+def _check_size(image: Image.Image, rules: Rules) -> None:
     width, height = image.size
-    if width * height > max_pixels:
+    most, name = rules.max_pixels, "ADAP_MAX_IMAGE_PIXELS"
+    if rules.resize is not None and rules.max_pixels >= _LARGE_FROM:
+        reduced = image.format in ("JPEG", "MPO") and not image.info.get("progressive")
+        larger = LARGE_PIXELS if reduced else WHOLE_PIXELS
+        if larger > most:
+            most, name = larger, "where they are made smaller"
+    if width * height > most:
+        large = rules.resize is None and rules.max_pixels >= _LARGE_FROM
+        hint = "" if not large else ": shrink it, or declare `resize` (--resize 224x224:crop)"
         raise UnusableImageError(
-            f"expected at most {max_pixels} pixels (ADAP_MAX_IMAGE_PIXELS), "
-            f"got {width * height} ({width}x{height})"
+            f"expected at most {most} pixels ({name}), "
+            f"got {width * height} ({width}x{height}){hint}"
         )
-    frames = getattr(image, "n_frames", 1)
-    if frames != 1:
+
+
+def _check_frames(image: Image.Image, data: bytes, odd: set[Odd]) -> None:
+    """Several frames are refused, but for those formats whose first frame is what is meant."""
+    if image.format == "GIF":
+        # each frame begins by a comma after the end of a block, or the extension that controls it
+        if data.count(b"\x00,") + data.count(b"\x00!\xf9") > MAX_GIF_FRAMES:
+            raise UnusableImageError(
+                f"expected at most {MAX_GIF_FRAMES} frames, got a GIF image of more"
+            )
+        if getattr(image, "is_animated", False):
+            odd.add("first_frame")
+    elif image.format == "MPO":
+        odd.add("first_frame")
+    elif image.format == "TIFF":
+        try:
+            image.seek(1)
+        except EOFError:
+            image.seek(0)
+        else:
+            raise UnusableImageError("expected a still image, got a TIFF of several pages")
+    elif (frames := getattr(image, "n_frames", 1)) != 1:
         raise UnusableImageError(f"expected a still image, got {frames} frames")
 
 
-def _picture(image: Image.Image, rules: Rules, *, wide: bool) -> Picture:
-    if image.mode.startswith("I;16"):
-        deep = np.asarray(_upright(image))
-        values = int(deep.min()), int(deep.max())
-        if rules.levels is not None:
-            return Picture(scaled(deep, rules.levels), values)
-        # the high byte, which is what Pillow itself keeps of 16-bit colour
-        return Picture((deep >> 8).astype(np.uint8), values)
-    pixels = _pixels(image)
+def _picture(image: Image.Image, rules: Rules, odd: set[Odd], *, wide: bool) -> Picture:
+    image = _upright(image, odd)
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return _deep(image, rules)
+    pixels = _pixels(image, odd)
     if not wide:
         return Picture(pixels)
     if rules.levels is not None:
@@ -178,6 +244,23 @@ def _picture(image: Image.Image, rules: Rules, *, wide: bool) -> Picture:
     return Picture(pixels, (int(pixels.min()) << 8, int(pixels.max()) << 8 | 255))
 
 
+def _deep(image: Image.Image, rules: Rules) -> Picture:
+    """One channel of more than 8 bits."""
+    deep = np.asarray(image)
+    if not np.isfinite(deep).all():
+        raise UnusableImageError("expected finite values, got NaN or infinity")
+    values = deep.min().item(), deep.max().item()
+    if rules.levels is not None:
+        return Picture(scaled(deep, rules.levels), values)
+    if image.mode in ("I", "F"):
+        raise UnusableImageError(
+            f"its values of 32 bits go from {values[0]:g} to {values[1]:g}: say which become black "
+            f"and white with `levels`, for example --levels {values[0]:g}:{values[1]:g}"
+        )
+    # the high byte, which is what Pillow itself keeps of 16-bit colour
+    return Picture((deep >> 8).astype(np.uint8), values)
+
+
 def scaled(values: NDArray[np.generic], levels: Levels) -> NDArray[np.uint8]:
     """Values of any kind as 0 to 255, rounded; `levels` are 0 and 255, what lies beyond is cut."""
     share = (values.astype(np.float64) - levels.low) / (levels.high - levels.low)
@@ -185,14 +268,19 @@ def scaled(values: NDArray[np.generic], levels: Levels) -> NDArray[np.uint8]:
     return made
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    if "exif" in image.info and image.getexif().get(_ORIENTATION, 1) != 1:
+def _upright(image: Image.Image, odd: set[Odd]) -> Image.Image:
+    if "exif" not in image.info:
+        return image
+    try:
+        if image.getexif().get(_ORIENTATION, 1) == 1:
+            return image
         return ImageOps.exif_transpose(image)
-    return image
+    except _UNDECODABLE:  # of the tags alone: the pixels are decoded
+        odd.add("exif")
+        return image
 
 
-def _pixels(image: Image.Image) -> NDArray[np.uint8]:
-    image = _upright(image)
+def _pixels(image: Image.Image, odd: set[Odd]) -> NDArray[np.uint8]:
     if "transparency" in image.info:  # a transparent colour, or an alpha for each palette entry
         image = image.convert("LA" if image.mode in ("1", "L") else "RGBA")
     if image.mode in ("LA", "RGBA", "PA"):
@@ -203,6 +291,9 @@ def _pixels(image: Image.Image) -> NDArray[np.uint8]:
         case "1":
             return np.asarray(image.convert("L"))
         case "P":
+            return np.asarray(image.convert("RGB"))
+        case "CMYK" | "YCbCr":
+            odd.add("cmyk")
             return np.asarray(image.convert("RGB"))
     raise UnusableImageError(f"expected a grey or RGB image, got mode {image.mode}: convert it")
 

@@ -27,7 +27,7 @@ from adap.core.datasets import ImageSet
 from adap.models.header import shown
 from adap.worker.intake.asked import Asked
 from adap.worker.intake.counts import check_class_count, check_counts, label_matrix
-from adap.worker.intake.decoding import File, decode_all
+from adap.worker.intake.decoding import File, Undecoded, decode_all
 from adap.worker.intake.limits import IntakeLimits, Reasons, Rejected
 from adap.worker.intake.names import cluster_problem, group_problem, labels_problem, tidy
 from adap.worker.intake.splits import split_problem, splits_of
@@ -89,16 +89,15 @@ def _read(file: pq.ParquetFile, asked: Asked) -> ImageSet:
     classes, labels = _index(named, columns)
     check_counts(classes, labels, splits=splits, groups=groups)
     paths: list[str | None] = []
-    images = decode_all(_files(file, columns.image, paths, limits=limits), labels, asked)
-    return ImageSet(
-        images=images,
+    undecoded = Undecoded(
         labels=labels,
         classes=classes,
-        example_ids=_ids(paths),
+        ids=lambda: _ids(paths),
         splits=splits,
         groups=groups,
         clusters=clusters,
     )
+    return decode_all(_files(file, columns.image, paths, limits=limits), undecoded, asked)
 
 
 def _check_footer(path: Path) -> None:

@@ -25,7 +25,7 @@ from adap.worker.intake.counts import (
     check_two_classes,
     label_matrix,
 )
-from adap.worker.intake.decoding import MAX_SIZES, RELEASE_BYTES, File, decode_all
+from adap.worker.intake.decoding import MAX_SIZES, RELEASE_BYTES, File, Undecoded, decode_all
 from adap.worker.intake.examples import Example, is_no_image, suffix_of
 from adap.worker.intake.folders import by_folders
 from adap.worker.intake.limits import IntakeLimits, Rejected
@@ -206,15 +206,15 @@ def _read_images(archive: Archive, asked: Asked) -> ImageSet:
         File(name, archive.size(name), partial(archive.read, name))
         for name in (example.name for example in examples)
     )
-    return ImageSet(
-        images=decode_all(files, labels, asked),
+    undecoded = Undecoded(
         labels=labels,
         classes=classes,
-        example_ids=[example.example_id for example in examples],
+        ids=lambda: [example.example_id for example in examples],
         splits=splits,
         groups=groups,
         clusters=clusters,
     )
+    return decode_all(files, undecoded, asked)
 
 
 def _arrange(archive: Archive, asked: Asked) -> tuple[list[Example], bool]:
