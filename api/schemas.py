@@ -419,9 +419,5 @@ def _links(row: JobRow) -> dict[str, str]:
     if model_id is not None:
         links["model"] = f"/v1/models/{model_id}"
     if "blobs" in (row.result or {}):
-        if row.kind == JobKind.AUDIT:
-            links["report"] = f"/v1/audits/{row.id}/report"
-            links["scores"] = f"/v1/audits/{row.id}/scores"
-        if row.kind == JobKind.RANK:
-            links["ranking"] = f"/v1/rankings/{row.id}"
+        links |= {name: path.format(id=row.id) for name, path in row.kind.about.links.items()}
     return links

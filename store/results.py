@@ -8,18 +8,12 @@ from typing import Any
 from sqlalchemy import delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
-from adap.store.tables import DatasetRow, JobFileRow, JobKind, JobRow, ModelRow, UploadRow
-
-OWN_FILES = (
-    JobKind.AUDIT,
-    JobKind.RANK,
-    JobKind.EXPORT,
-)  # of a shard: kept and forgotten as scores
+from adap.store.tables import DatasetRow, JobFileRow, JobRow, ModelRow, UploadRow
 
 
 def note_size(session: Session, job: JobRow, size: int) -> None:
     """How many bytes the data set or model takes that a job has made, or else its own files."""
-    if job.kind in OWN_FILES:
+    if job.kind.about.own_files:
         session.execute(update(JobRow).where(JobRow.id == job.id).values(result_bytes=size))
         return
     for table in (DatasetRow, ModelRow):

@@ -21,6 +21,8 @@ from sqlalchemy.ext.hybrid import hybrid_property
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from adap.store.database import now
+from adap.store.kinds import QUEUES as QUEUES
+from adap.store.kinds import JobKind as JobKind
 from adap.store.traces import traceparent
 
 LOCAL_TENANT = "local"
@@ -39,28 +41,6 @@ class JobStatus(StrEnum):
 
 TERMINAL = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED})
 LIVE = frozenset(JobStatus) - TERMINAL
-
-
-class JobKind(StrEnum):
-    """What a job does."""
-
-    VALIDATE_DATASET = "validate_dataset"
-    VALIDATE_MODEL = "validate_model"
-    TRAIN = "train"
-    AUDIT = "audit"
-    AUDIT_SHARD = "audit_shard"
-    RANK = "rank"
-    EXPORT = "export"
-
-    @property
-    def queue(self) -> str:
-        """What opens files from outside has a queue of its own, so that no training delays it."""
-        return "intake" if self in OPENS_UPLOADS else "compute"
-
-
-# An export takes seconds, and somebody waits for it.
-OPENS_UPLOADS = frozenset({JobKind.VALIDATE_DATASET, JobKind.VALIDATE_MODEL, JobKind.EXPORT})
-QUEUES = ("compute", "intake")
 
 
 class AssetStatus(StrEnum):

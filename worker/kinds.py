@@ -4,7 +4,7 @@
 pipeline's result into rows, inside the transaction that ends the job.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,14 +78,16 @@ class Prepared:
 
 def prepare(session: Session, job: JobRow) -> Prepared:
     """Gather what the job's pipeline needs. Raises AdapError where that cannot be had."""
-    return _PREPARE[job.kind](session, job)
+    asked = STEPS[job.kind].prepare
+    assert asked is not None
+    return asked(session, job)
 
 
 def publish(
     session: Session, job: JobRow, result: dict[str, Any], blobs: dict[str, str]
 ) -> dict[str, Any] | JobError:
     """Write what the job made; returns the job's result, or why it failed after all."""
-    return _PUBLISH[job.kind](session, job, result, blobs)
+    return STEPS[job.kind].publish(session, job, result, blobs)
 
 
 def audit_plan(session: Session, job: JobRow) -> list[Piece]:
@@ -241,16 +243,6 @@ def _prepare_ranking(session: Session, job: JobRow) -> Prepared:
     )
 
 
-_PREPARE: dict[JobKind, Callable[[Session, JobRow], Prepared]] = {
-    JobKind.VALIDATE_DATASET: _prepare_dataset,
-    JobKind.VALIDATE_MODEL: _prepare_model,
-    JobKind.TRAIN: _prepare_training,
-    JobKind.AUDIT_SHARD: _prepare_shard,
-    JobKind.RANK: _prepare_ranking,
-    JobKind.EXPORT: _prepare_export,
-}
-
-
 # --- what each kind publishes ---------------------------------------------------------------------
 
 
@@ -321,17 +313,26 @@ def _publish_files(
     return {**({"summary": result["summary"]} if "summary" in result else {}), "blobs": blobs}
 
 
-_PUBLISH: dict[
-    JobKind,
-    Callable[[Session, JobRow, dict[str, Any], dict[str, str]], dict[str, Any] | JobError],
-] = {
-    JobKind.VALIDATE_DATASET: _publish_dataset,
-    JobKind.VALIDATE_MODEL: _publish_model,
-    JobKind.TRAIN: _publish_training,
-    JobKind.AUDIT: _publish_files,
-    JobKind.AUDIT_SHARD: _publish_shard,
-    JobKind.RANK: _publish_files,
-    JobKind.EXPORT: _publish_files,
+# --- one line a kind ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What the worker's parent does before and after the pipeline of a kind of job."""
+
+    prepare: Callable[[Session, JobRow], Prepared] | None
+    """None for an audit, whose pieces are jobs of their own: see `audit_plan`, `prepare_report`."""
+    publish: Callable[[Session, JobRow, dict[str, Any], dict[str, str]], dict[str, Any] | JobError]
+
+
+STEPS: Mapping[JobKind, Steps] = {
+    JobKind.VALIDATE_DATASET: Steps(_prepare_dataset, _publish_dataset),
+    JobKind.VALIDATE_MODEL: Steps(_prepare_model, _publish_model),
+    JobKind.TRAIN: Steps(_prepare_training, _publish_training),
+    JobKind.AUDIT: Steps(None, _publish_files),
+    JobKind.AUDIT_SHARD: Steps(_prepare_shard, _publish_shard),
+    JobKind.RANK: Steps(_prepare_ranking, _publish_files),
+    JobKind.EXPORT: Steps(_prepare_export, _publish_files),
 }
 
 

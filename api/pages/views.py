@@ -20,16 +20,6 @@ REFRESH_S = 2
 NEWEST = 10  # audits on the page of a model, rows of each table on the start page
 LAST_EVENTS = 20
 
-TITLES = {
-    JobKind.VALIDATE_DATASET: "Check",
-    JobKind.VALIDATE_MODEL: "Check",
-    JobKind.TRAIN: "Training",
-    JobKind.AUDIT: "Audit",
-    JobKind.AUDIT_SHARD: "Part of an audit",
-    JobKind.RANK: "Ranking",
-    JobKind.EXPORT: "Export to ONNX",
-}
-RETRIED = {JobKind.TRAIN, JobKind.AUDIT, JobKind.RANK}
 ADVICE = {  # by the code of an error
     "dataset_rejected": "Mend the file by the reasons on the page of the data set; send it again.",
     "model_rejected": "Mend the file by the reasons on the page of the model; send it again.",
@@ -152,12 +142,12 @@ def job_page(
             ("Stop it", f"adap jobs cancel {job.id}"),
             *commands,
         ]
-    elif failed and job.kind in RETRIED:
+    elif failed and job.kind.about.retried:
         commands = [("Run it again", f"adap jobs retry {job.id}"), *commands]
     return page(
         "job",
         job=job,
-        title=TITLES[job.kind],
+        title=job.kind.about.title,
         refresh=None if job.done else REFRESH_S,
         advice=None if job.error is None else _advice(job),
         figures=figures_of(job),
@@ -182,7 +172,6 @@ def start_page(
         jobs=jobs,
         models=models,
         datasets=datasets,
-        titles=TITLES,
         names=_names(session, caller, jobs),
         refresh=None,
     )

@@ -39,8 +39,6 @@ from adap.store.tables import (
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
-_NOUNS = {JobKind.AUDIT: "audit", JobKind.RANK: "ranking"}  # kinds that have pages of their own
-
 POLL_S = 0.2
 REFRESH_S = 2.0  # places in the queue change without news of the job
 PING_S = 15.0
@@ -207,7 +205,7 @@ def find_job(session: Session, job_id: str, caller: Caller, kind: JobKind | None
     """A job of the caller's, of this kind if one is named; else 404."""
     row = row_by_id(session, JobRow, job_id)
     if row is None or row.tenant != caller.tenant or kind not in (None, row.kind):
-        raise not_found("job" if kind is None else _NOUNS[kind], job_id)
+        raise not_found("job" if kind is None else kind.about.noun, job_id)
     return row
 
 
@@ -218,7 +216,7 @@ def finished_blob(house: House, job_id: str, caller: Caller, kind: JobKind, name
     if name not in blobs:  # made before there was such a file
         raise ApiError(
             "not_acceptable",
-            f"The {_NOUNS[kind]} {job_id} has {', '.join(blobs)}, and no {name}: run it again.",
+            f"The {kind.about.noun} {job_id} has {', '.join(blobs)}, and no {name}: run it again.",
         )
     return str(blobs[name])
 
@@ -233,7 +231,7 @@ def remove_files(house: House, job_id: str, caller: Caller, kind: JobKind) -> Re
 
 def _files(row: JobRow) -> dict[str, str]:
     """The files that a job made, by name; 404 or 409 with the reason if there are none."""
-    what = f"{_NOUNS[row.kind]} {row.id}"
+    what = f"{row.kind.about.noun} {row.id}"
     if row.status != JobStatus.SUCCEEDED:
         reason = (row.error or {}).get("message")
         raise ApiError(

@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from adap.core import config
@@ -36,7 +35,7 @@ from adap.core.library.refusals import configured
 from adap.core.training import loop
 from adap.core.training.loop import EpochRecord, SelectBy
 from adap.core.training.sampling import Sampler
-from adap.core.training.splitting import stratified
+from adap.core.training.splitting import held_out_of
 
 CHECKPOINT = "checkpoint.pt"
 
@@ -320,6 +319,12 @@ def _held_out(examples: Examples, share: float, seed: int) -> tuple[Examples, Ex
     """What is trained on, and the share of each side that chooses the epoch."""
     if not 0 < share < 1:
         raise ConfigError(f"expected a share between 0 and 1 to hold out, got {share}")
-    rows = stratified(examples.targets, names=["negatives", "positives"], share=share, seed=seed)
-    others: NDArray[np.int64] = np.setdiff1d(np.arange(len(examples)), rows)
-    return examples.at(others), examples.at(rows)
+    positives = int(examples.targets.sum())
+    if min(positives, len(examples) - positives) < 2:
+        raise DataError(
+            "expected at least 2 positives and 2 negatives, to train on one and choose the epoch "
+            f"by another, got {positives} and {len(examples) - positives}"
+        )
+    sides = np.stack([1 - examples.targets, examples.targets], axis=1)
+    chosen = held_out_of(sides, names=["negatives", "positives"], fraction=share, seed=seed)
+    return examples.at(np.flatnonzero(~chosen)), examples.at(np.flatnonzero(chosen))

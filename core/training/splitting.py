@@ -4,7 +4,9 @@
 place, and neither touches the test split.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,19 +40,30 @@ def hold_out(image_set: ImageSet, *, fraction: float = 0.2, seed: int = 0) -> Im
 def validation_part(
     image_set: ImageSet, train: NDArray[np.int64], *, fraction: float, seed: int
 ) -> NDArray[np.int64]:
-    """Which of the examples at these indices choose the epoch, rising: the one rule for all.
+    """Which of the examples at these indices choose the epoch, rising: by `held_out_of`."""
+    matrix = image_set.label_matrix()[train]
+    chosen = held_out_of(matrix, names=image_set.classes, fraction=fraction, seed=seed)
+    return train[chosen]
+
+
+def held_out_of(
+    matrix: NDArray[Any], *, names: Sequence[str], fraction: float, seed: int
+) -> NDArray[np.bool_]:
+    """(N,) which examples choose the epoch: the one rule for all.
+
+    matrix: (N, K) 1 where an example has the class.  names: of the K classes.
 
     A random share of each class, rarest class first, whatever the task: as in the paper, 80 % of
     each class are trained on and 20 % choose the epoch, and the seed moves the split. At least one
-    example of a class stays on each side, but a class of one example is trained on. An image with
-    several labels stays where a rarer class has placed it; images without any class come last.
+    example of a class stays on each side, but a class of one example is trained on. An example with
+    several labels stays where a rarer class has placed it; those without any class come last.
     """
     generator = np.random.default_rng(seed)
-    matrix = image_set.label_matrix()[train] == 1
+    matrix = matrix == 1
     counts = matrix.sum(axis=0)
-    placed = np.zeros(len(train), bool)
-    held_out = np.zeros(len(train), bool)
-    for k in sorted(range(len(counts)), key=lambda k: (counts[k], image_set.classes[k])):
+    placed = np.zeros(len(matrix), bool)
+    held_out = np.zeros(len(matrix), bool)
+    for k in sorted(range(len(counts)), key=lambda k: (counts[k], names[k])):
         members = matrix[:, k]
         free = generator.permutation(np.flatnonzero(members & ~placed))
         wanted = _share(int(counts[k]), fraction) - int((members & held_out).sum())
@@ -58,7 +71,7 @@ def validation_part(
         placed |= members
     rest = generator.permutation(np.flatnonzero(~placed))
     held_out[rest[: round(len(rest) * fraction)]] = True
-    return train[held_out]
+    return held_out
 
 
 def _share(count: int, fraction: float) -> int:
