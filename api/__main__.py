@@ -2,6 +2,7 @@
 
 import gc
 import os
+import resource
 import sys
 
 import uvicorn
@@ -9,6 +10,7 @@ import uvicorn
 from adap.api.arriving import patient_protocol
 from adap.api.deps import is_loopback
 from adap.api.main import create_app
+from adap.api.strangers import Connections
 from adap.store import keys
 from adap.store.logs import configure_logging
 from adap.store.settings import Settings
@@ -19,6 +21,7 @@ def main() -> None:
     """Serve on the address of the settings; refuse to serve strangers without keys."""
     settings = Settings()
     _stay_on_one_core()
+    _open_many_files()
     configure_logging(settings)
     try:
         database = open_database(settings)
@@ -42,10 +45,20 @@ def main() -> None:
         port=settings.port,
         log_config=None,
         access_log=False,
-        http=patient_protocol(settings.request_patience_s, overload=app.overload),
+        http=patient_protocol(
+            settings.request_patience_s, overload=app.overload, connections=Connections()
+        ),
+        proxy_headers=settings.trusted_proxies is not None,
+        forwarded_allow_ips=settings.trusted_proxies or "",
         timeout_graceful_shutdown=5,
         h11_max_incomplete_event_size=64 * 1024,
     )
+
+
+def _open_many_files() -> None:
+    """As many connections as the system lets a process have, not as many as a shell does."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _stay_on_one_core() -> None:

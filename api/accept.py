@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from adap.api.errors import ApiError
 
+MAX_CHARACTERS = 1000
+
 
 def choose(accept: str, offered: Sequence[str]) -> str:
     """The media type of the highest weight; among equals one that is named, then the first offered.
@@ -11,6 +13,10 @@ def choose(accept: str, offered: Sequence[str]) -> str:
     The most specific range decides about a type, so `application/*;q=0.5, */*` wants any type more
     than JSON. Raises ApiError (406) where none is wanted.
     """
+    if len(accept) > MAX_CHARACTERS:
+        raise ApiError(
+            "not_acceptable", f"Expected Accept of at most {MAX_CHARACTERS} characters, got more."
+        )
     ranges = dict(_range(part) for part in (accept.strip() or "*/*").split(",") if part.strip())
     (weight, _), media_type = max(
         ((_wish(media_type, ranges), media_type) for media_type in offered),

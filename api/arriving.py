@@ -10,7 +10,9 @@ from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Scope
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from adap.api.deps import PROVEN
 from adap.api.overload import LET_THROUGH, Overload, path_of
+from adap.api.strangers import Connections, network_of
 
 _BODY_HEADERS = frozenset({b"content-length", b"transfer-encoding"})
 
@@ -81,12 +83,16 @@ def _too_slow(got: int, *, size: int, seconds: float) -> HTTPException:
     return HTTPException(408, detail, {"Connection": "close"})
 
 
-def patient_protocol(seconds: float, *, overload: Overload) -> type[asyncio.Protocol]:
+def patient_protocol(
+    seconds: float, *, overload: Overload, connections: Connections
+) -> type[asyncio.Protocol]:
     """uvicorn's HTTP protocol, for its option `http`; it waits so long for the head of a request.
 
     A connection that has brought none since it was made, or since the last answer, is closed after
     these seconds, or after twice as many at most. What it sends in between does not matter. One
     that reads nothing of its answer is closed after these seconds, too, once the buffers are full.
+
+    Of one address only so many stay that have shown no key; each tells when it has.
 
     Where too many wait, a whole request on a connection that is idle is refused without anybody
     reading its head.
@@ -97,6 +103,8 @@ def patient_protocol(seconds: float, *, overload: Overload) -> type[asyncio.Prot
 
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             super().connection_made(cast(asyncio.Transport, transport))
+            self._address = network_of(self.client[0] if self.client else "")
+            connections.add(self, self._address, self.transport.abort)
             self._refused = False  # a request since the last look
             self._unread: asyncio.TimerHandle | None = None
             self._look(before=_BUSY)
@@ -111,12 +119,19 @@ def patient_protocol(seconds: float, *, overload: Overload) -> type[asyncio.Prot
                 return
             before = self.cycle
             super().data_received(data)
-            if path is not None and self.cycle is not before:
-                overload.let_through(path)
-                cast(dict[str, Any], self.cycle.scope)[LET_THROUGH] = True
+            if self.cycle is not before:
+                scope = cast(dict[str, Any], self.cycle.scope)
+                scope[PROVEN] = self._proven
+                if path is not None:
+                    overload.let_through(path)
+                    scope[LET_THROUGH] = True
+
+        def _proven(self) -> None:
+            connections.forget(self, self._address)
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._next_look.cancel()
+            connections.forget(self, self._address)
             if self._unread is not None:
                 self._unread.cancel()
             super().connection_lost(exc)

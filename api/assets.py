@@ -1,12 +1,12 @@
 """What data sets and models share: receiving a file, serving it, finding and removing a row."""
 
 import hashlib
-import re
-import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Annotated, TypeVar
+from uuid import uuid4
 
 from fastapi import Path as PathParameter
 from fastapi import Request, Response
@@ -18,7 +18,7 @@ from starlette.datastructures import UploadFile
 from adap.api import quotas
 from adap.api.deps import Caller, House
 from adap.api.errors import ApiError, not_found
-from adap.core.config import DatasetOptions, TrainingRequest
+from adap.core.config import DatasetOptions, TrainingRequest, reads_otherwise
 from adap.models.header import Declaration
 from adap.store import garbage, jobs, results, uploads
 from adap.store.database import now, row_by_id
@@ -27,6 +27,8 @@ from adap.store.tables import AssetStatus, DatasetRow, JobKind, JobRow, ModelRow
 
 AssetId = Annotated[str, PathParameter(pattern=r"^[a-z]+_[0-9a-z]{26}$", max_length=40)]
 AssetRow = TypeVar("AssetRow", DatasetRow, ModelRow)
+
+COPIED_BYTES = 1 << 20  # at a time
 
 _WORD = {DatasetRow: "data set", ModelRow: "model"}
 
@@ -39,6 +41,7 @@ class Received:
     size: int
     name: str  # what the file was called
     upload_id: str | None = None
+    staged: str | None = None  # under which it waits to be kept
 
     def take(self, session: Session, house: House, caller: Caller) -> None:
         """Count it for the tenant, and keep it, as the transaction makes a row refer to it.
@@ -50,25 +53,38 @@ class Received:
             row = find_upload(session, self.upload_id, caller, lock=True)
             uploads.use(session, row, kept_s=house.settings.upload_kept_s)
         quotas.check_bytes(session, house.settings, caller.tenant, new=self.size)
+        if self.staged is not None:
+            house.blobs.adopt(self.staged, sha256=self.sha256)
         garbage.refer(session, house.blobs, [self.sha256])
 
 
-def receive(
+@contextmanager
+def receiving(
     file: UploadFile | None,
     upload_id: str | None,
     house: House,
     caller: Caller,
     *,
     fields: tuple[str, str] = ("file", "upload_id"),
-) -> Received:
-    """The file of a request that has one, or names an upload. Nothing stays behind on an error.
+) -> Iterator[Received]:
+    """The file of a request that has one, or names an upload, as long as the block.
 
-    `fields` is what the two are called in the request.
+    What the block does not `take` is gone behind it. `fields` is what the two are called in the
+    request.
     """
     expect_one_of(file, upload_id, fields=fields)
-    if file is not None:
-        sha256 = store_file(file, house, caller, field=fields[0])
-        return Received(sha256, file.size or 0, display_name(None, file))
+    if file is None:
+        yield _uploaded(upload_id, house, caller)
+        return
+    came = _stage(file, house, caller, field=fields[0])
+    try:
+        yield came
+    finally:
+        assert came.staged is not None
+        house.blobs.delete(came.staged)
+
+
+def _uploaded(upload_id: str | None, house: House, caller: Caller) -> Received:
     assert upload_id is not None
     with house.database.reading() as session:
         row = find_upload(session, upload_id, caller)
@@ -89,18 +105,26 @@ def expect_one_of(
         raise ApiError("invalid_request", f"/body: expected {expected}, got {got}.")
 
 
-def store_file(upload: UploadFile, house: House, caller: Caller, *, field: str) -> str:
-    """Store an uploaded file as a blob; returns its SHA-256. Nothing stays behind on an error."""
+def _stage(upload: UploadFile, house: House, caller: Caller, *, field: str) -> Received:
+    """Store an uploaded file where it waits. Nothing stays behind on an error."""
+    if not upload.size:
+        raise ApiError("invalid_request", f"/body/{field}: expected a file, got an empty one.")
     with house.database.reading() as session:
         quotas.check_bytes(session, house.settings, caller.tenant, new=upload.size or 0)
     folder = house.settings.home / "incoming"
     folder.mkdir(parents=True, exist_ok=True)
-    with NamedTemporaryFile(dir=folder) as file:
-        shutil.copyfileobj(upload.file, file, 1 << 20)
-        file.flush()
-        if file.tell() == 0:
-            raise ApiError("invalid_request", f"/body/{field}: expected a file, got an empty one.")
-        return house.blobs.put(Path(file.name))
+    incoming = folder / uuid4().hex
+    digest = hashlib.sha256()
+    try:
+        with incoming.open("xb") as file:
+            while chunk := upload.file.read(COPIED_BYTES):
+                digest.update(chunk)
+                file.write(chunk)
+        staged = house.blobs.stage(incoming)
+    finally:
+        incoming.unlink(missing_ok=True)
+    name = display_name(None, upload)
+    return Received(digest.hexdigest(), upload.size, name, staged=staged)
 
 
 def display_name(name: str | None, upload: UploadFile) -> str:
@@ -108,7 +132,8 @@ def display_name(name: str | None, upload: UploadFile) -> str:
     if name is not None:
         return name
     stem = Path((upload.filename or "").replace("\\", "/")).name
-    return re.sub(r"[\x00-\x1f\x7f]", "", stem)[:200] or "unnamed"
+    shown = "".join(sign for sign in stem if not reads_otherwise(sign))
+    return shown[:200] or "unnamed"
 
 
 def add_dataset(

@@ -32,7 +32,26 @@ AT_ONCE = 16
 AT_ONCE_EACH = 2  # of one webhook: a receiver that is slow holds up these
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+LAST_PORT = 65535
+
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_COMPATIBLE = ipaddress.ip_network("::/96")  # IPv4 in the last 32 bits, long deprecated
+# Not of the internet, though not all versions of Python know; see the registries of IANA.
+_SPECIAL = tuple(
+    ipaddress.ip_network(network)
+    for network in (
+        "64:ff9b:1::/48",  # NAT64 of a network's own, RFC 8215
+        "100::/64",  # discarded, RFC 6666
+        "2001::/23",  # protocols, Teredo among them, RFC 2928
+        "2001:db8::/32",  # documentation
+        "2002::/16",  # 6to4, RFC 3056: wraps an IPv4 address
+        "3fff::/20",  # documentation, RFC 9637
+        "5f00::/16",  # segment routing, RFC 9602
+        "fec0::/10",  # site-local, RFC 3879
+        "192.88.99.0/24",  # relays of 6to4
+        "192.0.0.0/24",  # protocols, RFC 6890
+    )
+)
 
 
 class RefusedError(Exception):
@@ -58,10 +77,13 @@ class Allowed:
         """The URL, if its form and host may be sent to. Raises RefusedError."""
         try:
             parsed = httpx.URL(url)
-        except httpx.InvalidURL as error:
+            _ = parsed.port, parsed.raw_host
+        except (httpx.InvalidURL, ValueError) as error:
             raise RefusedError(f"expected a URL, got {url!r:.80}") from error
         if parsed.scheme not in ("https", "http") or not parsed.host:
             raise RefusedError(f"expected https://host/path, got {url!r:.80}")
+        if parsed.port is not None and not 0 < parsed.port <= LAST_PORT:
+            raise RefusedError(f"expected a port of 1 to {LAST_PORT}, got {parsed.port}")
         if parsed.userinfo or parsed.fragment:
             raise RefusedError("expected a URL without user name, password and fragment")
         literal = _literal(_host(parsed))
@@ -103,10 +125,16 @@ def _is_public(address: Address) -> bool:
     """Whether an address is one of the internet, also where it carries another one inside."""
     inside: list[Address | None] = []
     if isinstance(address, ipaddress.IPv6Address):
-        inside = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
-        if address in _NAT64:
+        inside = [address.ipv4_mapped]
+        if address in _NAT64 or address in _COMPATIBLE:
             inside.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
-    return all(found.is_global and not found.is_multicast for found in (address, *inside) if found)
+    return all(
+        found.is_global
+        and not found.is_multicast
+        and not any(found in network for network in _SPECIAL)
+        for found in (address, *inside)
+        if found
+    )
 
 
 def send(sending: Sending, allowed: Allowed) -> tuple[int | None, str | None]:
@@ -125,8 +153,11 @@ def send(sending: Sending, allowed: Allowed) -> tuple[int | None, str | None]:
         return asyncio.run(asyncio.wait_for(_post(sending, url, address), TIMEOUT_S)), None
     except TimeoutError:
         return None, f"no answer within {TIMEOUT_S:g} s"
-    except (RefusedError, OSError, httpx.HTTPError) as error:
+    except (RefusedError, OSError, httpx.HTTPError, httpx.InvalidURL) as error:
         return None, str(error)[:300] or type(error).__name__
+    except (ValueError, OverflowError) as error:  # what no check foresaw: tried again, and told
+        log.error("webhook.unsendable", exc_info=error, extra={"delivery_id": sending.id})
+        return None, f"nothing can be sent there: {type(error).__name__}"
 
 
 async def _post(sending: Sending, url: httpx.URL, address: Address) -> int:

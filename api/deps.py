@@ -11,10 +11,10 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.requests import HTTPConnection
 
-from adap.api.errors import ApiError, ErrorItem
-from adap.api.quotas import Rates
-from adap.api.recent import Recent
-from adap.api.watch import Watch
+from adap.api.errors import MAX_ITEMS, MAX_NAME_CHARACTERS, ApiError, ErrorItem
+from adap.api.quotas import Places, Rates
+from adap.api.recent import Recent, Together
+from adap.api.watch import Health, Watch
 from adap.models.header import Manifest
 from adap.store import keys
 from adap.store.blobs import Blobs
@@ -62,8 +62,11 @@ class House:
     rates: Rates
     scoring: ScoringLink
     watch: Watch
+    places: Places
     callers: Recent[str | None, Caller] = field(default_factory=Recent)  # by API key, if any
+    asking: Together[str | None, Caller] = field(default_factory=Together)  # who a key is of
     targets: Recent[tuple[str, str], Target] = field(default_factory=Recent)  # by tenant and id
+    health: Health = field(default_factory=Health)
     alive: Recent[str, bool] = field(default_factory=Recent)  # by queue: whether it has a worker
 
     def ring(self, job: JobRow) -> None:
@@ -71,6 +74,9 @@ class House:
         log.info("job.queued", extra={"job_id": job.id, "kind": job.kind})
         self.bells.ring(job)
 
+
+PROVEN = "adap.proven"  # in the scope: what to call when somebody was let in
+CALLER = "adap.caller"  # in the scope of a request whose caller is known
 
 _bearer = HTTPBearer(auto_error=False, description="an API key, `Authorization: Bearer adap_…`")
 
@@ -84,24 +90,41 @@ async def _house(request: Request) -> House:  # async: no thread is needed for t
 HouseDep = Annotated[House, Depends(_house)]
 
 
-async def _caller(
-    request: Request,
-    house: HouseDep,
-    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
-) -> Caller:
-    """The owner of the key; while no key was ever made, whoever is on this machine."""
+async def admit(request: Request, house: House) -> Caller:
+    """The owner of the key; while no key was ever made, whoever is on this machine.
+
+    Counts the request, once. Raises ApiError for whoever is not let in.
+    """
+    known = request.scope.get(CALLER)
+    if isinstance(known, Caller):
+        return known
+    credentials = await _bearer(request)
     key = None if credentials is None else credentials.credentials
     caller = house.callers.get(key)
     if caller is None:
         asked_at = time.monotonic()
-        caller = await run_in_threadpool(_read_caller, house, key)
+        caller = await house.asking.ask(key, lambda: run_in_threadpool(_read_caller, house, key))
         if key is not None and house.callers.get(None) is not None:
             house.callers.forget()  # another process made this key: now everybody needs one
         house.callers.keep(key, caller, asked_at=asked_at)
     if key is None:
         require_this_machine(request, house.settings)
     house.rates.take(caller.tenant)
+    request.scope[CALLER] = caller
+    request.scope.get(PROVEN, _nothing)()
     return caller
+
+
+def _nothing() -> None:
+    """What a connection is told that nobody counts."""
+
+
+async def _caller(
+    request: Request,
+    house: HouseDep,
+    _credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+) -> Caller:
+    return await admit(request, house)
 
 
 def _read_caller(house: House, key: str | None) -> Caller:
@@ -159,10 +182,13 @@ async def refuse_unknown_query(request: Request) -> None:
     operation = request.app.openapi()["paths"][request.scope["route"].path]
     parameters = operation[request.method.lower()].get("parameters", [])
     known = {parameter["name"] for parameter in parameters if parameter["in"] == "query"}
+    unknown = [name for name in dict.fromkeys(request.query_params) if name not in known]
     items = [
-        ErrorItem(pointer=f"/query/{name}", detail=f"expected one of {sorted(known)} or nothing")
-        for name in dict.fromkeys(request.query_params)
-        if name not in known
+        ErrorItem(
+            pointer=f"/query/{name:.{MAX_NAME_CHARACTERS}}",
+            detail=f"expected one of {sorted(known)} or nothing",
+        )
+        for name in unknown[:MAX_ITEMS]
     ]
     if items:
         first = items[0]
@@ -179,19 +205,28 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-class _Require:
-    """A dependency that asks for a scope."""
+class Require:
+    """A dependency that asks for a scope; `GuardedRoute` asks it before the body comes.
 
-    def __init__(self, scope: Scope) -> None:
+    stores: whether the files of a request stay, and need room.
+    """
+
+    def __init__(self, scope: Scope, *, stores: bool = False) -> None:
         self.scope = scope
+        self.stores = stores
 
     async def __call__(self, caller: "AnyCaller") -> Caller:
+        return self.check(caller)
+
+    def check(self, caller: Caller) -> Caller:
+        """The caller. ApiError where the scope is not theirs."""
         if self.scope not in caller.scopes:
             raise ApiError("forbidden", f"This needs an API key with the scope {self.scope!r}.")
         return caller
 
 
 AnyCaller = Annotated[Caller, Depends(_caller)]
-Reader = Annotated[Caller, Depends(_Require("read"))]
-Writer = Annotated[Caller, Depends(_Require("write"))]
-Admin = Annotated[Caller, Depends(_Require("admin"))]
+Reader = Annotated[Caller, Depends(Require("read"))]
+Writer = Annotated[Caller, Depends(Require("write"))]
+Uploader = Annotated[Caller, Depends(Require("write", stores=True))]
+Admin = Annotated[Caller, Depends(Require("admin"))]

@@ -5,13 +5,14 @@ was expected and what came; `errors` points into the request where the error can
 """
 
 import logging
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 from sqlalchemy.exc import InterfaceError, OperationalError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
@@ -24,6 +25,10 @@ from adap.store.garbage import ContentGoneError
 log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
+
+MAX_ITEMS = 100  # of a problem: how many faults are listed
+MAX_NAME_CHARACTERS = 100  # of a field, in a pointer
+MAX_DETAIL_CHARACTERS = 2000
 
 CODES: dict[str, tuple[int, str]] = {
     "bad_request": (400, "The request cannot be read"),
@@ -50,6 +55,7 @@ CODES: dict[str, tuple[int, str]] = {
     "idempotency_key_reused": (422, "The Idempotency-Key stands for another request"),
     "invalid_model": (422, "The model cannot be used for this"),
     "too_many_jobs": (429, "Too many jobs are queued or running"),
+    "too_many_streams": (429, "Too many streams of events are open"),
     "storage_full": (429, "Too much is stored"),
     "rate_limited": (429, "Too many requests a second"),
     "internal_error": (500, "The service met an error that it did not expect"),
@@ -183,14 +189,17 @@ def install(app: FastAPI) -> None:
         code = by_status.get(error.status_code, "bad_request")
         detail = str(error.detail)
         if code == "not_found":
-            detail = f"There is nothing at {request.url.path}; see /docs for what there is."
+            detail = f"There is nothing at {request.url.path:.200}; see /docs for what there is."
         elif code == "bad_request":
             detail = f"Expected a request that can be read: {detail}"
         headers = dict(error.headers or {})
         if code == "method_not_allowed":
             allowed = _allowed(request)
             headers["Allow"] = ", ".join(allowed)
-            detail = f"Expected {' or '.join(allowed)} at {request.url.path}, got {request.method}."
+            detail = (
+                f"Expected {' or '.join(allowed)} at {request.url.path:.200}, got "
+                f"{request.method:.20}."
+            )
         return _response(request, code, detail, headers=headers)
 
     @app.exception_handler(ContentGoneError)
@@ -246,31 +255,58 @@ def _allowed(request: Request) -> list[str]:
     ]
 
 
-def explain_validation(errors: Any, *, prefix: str = "body") -> ApiError:
+def explain_validation(error: ValidationError, *, prefix: str = "body") -> ApiError:
     """A pydantic error of a body that a route read by itself."""
-    located = [{**error, "loc": (*prefix.split("/"), *error["loc"])} for error in errors]
-    detail, items = _explain(located)
+    faults = error.errors(include_url=False, include_context=False)
+    detail, items = _explain(faults, at=tuple(prefix.split("/")))
     return ApiError("invalid_request", detail, errors=items)
 
 
-def _explain(errors: Any) -> tuple[str, list[ErrorItem]]:
+def _explain(errors: Sequence[Any], at: Sequence[str] = ()) -> tuple[str, list[ErrorItem]]:
+    """The sentence about the first fault, and the first of all: an answer is never long."""
     items = []
-    for error in errors:
-        parts = [str(part).replace("~", "~0").replace("/", "~1") for part in error["loc"]]
-        message = error["msg"].removeprefix("Value error, ")
+    for error in errors[:MAX_ITEMS]:
+        parts = [
+            f"{part!s:.{MAX_NAME_CHARACTERS}}".replace("~", "~0").replace("/", "~1")
+            for part in (*at, *error["loc"])
+        ]
+        message = error["msg"].removeprefix("Value error, ")[:MAX_DETAIL_CHARACTERS]
         got = error.get("input")
         if isinstance(got, str | int | float | bool) and error["type"] != "value_error":
-            message += f", got {got!r:.80}"
+            message += f", got {_shown(got)}"
         items.append(ErrorItem(pointer="/" + "/".join(parts), detail=message))
     first = items[0]
-    more = f" ({len(items) - 1} more in `errors`)" if len(items) > 1 else ""
+    more = f" ({len(errors) - 1} more in `errors`)" if len(errors) > 1 else ""
+    if len(errors) > MAX_ITEMS:
+        more = f" ({len(errors) - 1} more, {MAX_ITEMS} of them in `errors`)"
     return f"{first.pointer}: {first.detail}{more}", items
+
+
+def _shown(value: str | float) -> str:
+    """A value that came, cut before it is written out: a number may have thousands of digits."""
+    if isinstance(value, int) and abs(value) >= 10**20:
+        return "a whole number of more than 20 digits"
+    return f"{value[:80] if isinstance(value, str) else value!r:.80}"
 
 
 def too_large(request_id: str) -> bytes:
     """The answer's body for a request body over the limit, which no handler gets to see."""
     detail = "The request body is larger than this path takes; nothing of it was kept."
     return _bare("too_large", detail, request_id)
+
+
+def bad_request(request_id: str, detail: str) -> bytes:
+    """The answer's body for a request whose head has a fault, so that nobody looks further."""
+    return _bare("bad_request", detail, request_id)
+
+
+def too_many(request_id: str) -> bytes:
+    """The answer's body for a request of an address that has had its share."""
+    detail = (
+        "Too many requests without a good API key came from this address (ADAP_MAX_ADDRESS_"
+        "REQUESTS_PER_S). Send it again later."
+    )
+    return _bare("rate_limited", detail, request_id)
 
 
 def overloaded(request_id: str) -> bytes:
@@ -299,10 +335,10 @@ def _response(
     problem = Problem(
         title=title,
         status=status,
-        detail=detail,
+        detail=detail[:MAX_DETAIL_CHARACTERS],
         code=code,
         request_id=request.scope.get("request_id"),
-        errors=errors or [],
+        errors=(errors or [])[:MAX_ITEMS],
     )
     content = problem.model_dump(mode="json")
     if request.url.path.startswith("/v2"):

@@ -19,7 +19,7 @@ from adap.api.deliveries import Allowed, Deliveries
 from adap.api.deps import House, refuse_unknown_query
 from adap.api.metrics import Metrics, route_of
 from adap.api.overload import LET_THROUGH, Overload
-from adap.api.quotas import Rates
+from adap.api.quotas import Places, Rates
 from adap.api.routes import (
     audits,
     catalogue,
@@ -38,7 +38,9 @@ from adap.api.routes import (
     uploads,
     webhooks,
 )
+from adap.api.strangers import Strangers
 from adap.api.watch import Watch
+from adap.api.wellformed import fault_of
 from adap.core.config import AuditRequest
 from adap.store.artifacts import open_blobs
 from adap.store.database import Database
@@ -62,6 +64,13 @@ their scores.
 
 Every error is `application/problem+json` (RFC 9457) with a stable `code`.
 """
+
+ALWAYS = (
+    ("x-content-type-options", "nosniff"),
+    ("x-frame-options", "DENY"),  # for browsers that know no frame-ancestors
+    ("referrer-policy", "no-referrer"),
+    ("cross-origin-resource-policy", "same-origin"),
+)
 
 # that talk to the database for requests; more of them would keep the event loop from its turn
 THREADS = 16
@@ -112,6 +121,7 @@ def create_app(settings: Settings) -> "RequestLog":
         Rates(settings.max_tenant_requests_per_s),
         ScoringLink(settings.scoring_url),
         Watch(database),
+        Places(settings.max_tenant_streams),
     )
 
     traces = Traces(settings, service="adap-api")
@@ -175,6 +185,7 @@ class RequestLog:
         self.traces = traces
         self.metrics = metrics
         self.overload = overload
+        self.strangers = Strangers(settings.max_address_requests_per_s)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI entry."""
@@ -187,6 +198,13 @@ class RequestLog:
                 return
             self.overload.let_through(scope["path"])
         request_id = scope["request_id"] = new_id("req")
+        fault = fault_of(scope)
+        if fault is not None:
+            await _end(send, 400, errors.bad_request(request_id, fault), request_id)
+            return
+        if self.strangers.refuses(scope):
+            await _end(send, 429, errors.too_many(request_id), request_id)
+            return
         started = time.perf_counter()
         status = 0
 
@@ -197,6 +215,7 @@ class RequestLog:
                 status = message["status"]
                 headers = MutableHeaders(raw=message["headers"])
                 headers["x-request-id"] = request_id
+                harden(headers)
                 if status == 413:
                     headers["content-type"] = errors.MEDIA_TYPE
                     headers["content-length"] = str(len(errors.too_large(request_id)))
@@ -227,6 +246,7 @@ class RequestLog:
                 route = route_of(scope)
                 describe(f"{method} {route}", http__route=route, http__response__status_code=status)
                 seconds = time.perf_counter() - started
+                self.strangers.settle(scope)
                 self.metrics.count(scope, status=status, seconds=seconds)
                 log.info(
                     "request.done",
@@ -237,6 +257,36 @@ class RequestLog:
                         "ms": round(1000 * seconds, 1),
                     },
                 )
+
+
+async def _end(send: Send, status: int, body: bytes, request_id: str) -> None:
+    """Answer a request that nobody looks at further, and close its connection."""
+    headers = MutableHeaders(
+        {
+            "content-type": errors.MEDIA_TYPE,
+            "content-length": str(len(body)),
+            "connection": "close",
+            "retry-after": "1",
+            "x-request-id": request_id,
+        }
+    )
+    harden(headers)
+    await send({"type": "http.response.start", "status": status, "headers": headers.raw})
+    await send({"type": "http.response.body", "body": body})
+
+
+def harden(headers: MutableHeaders) -> None:
+    """Say that an answer is what its type says, runs nothing, and stands in no other page's frame.
+
+    Pages have policies of their own, by which their styles and scripts are known.
+    """
+    page = headers.get("content-type", "").startswith("text/html")
+    headers.setdefault(
+        "content-security-policy",
+        "frame-ancestors 'none'" if page else "default-src 'none'; frame-ancestors 'none'",
+    )
+    for name, value in ALWAYS:
+        headers.setdefault(name, value)
 
 
 def _complete_openapi(app: FastAPI) -> None:

@@ -17,6 +17,7 @@ from adap.store import metrics
 from adap.store.database import Database
 
 RATE_WINDOW_S = 3600.0
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})  # else any word
 
 
 class Metrics:
@@ -34,7 +35,8 @@ class Metrics:
 
     def count(self, scope: Scope, *, status: int, seconds: float) -> None:
         """Count a request that was answered."""
-        self._requests.labels(scope["method"], route_of(scope), str(status)).observe(seconds)
+        method = scope["method"] if scope["method"] in METHODS else "other"
+        self._requests.labels(method, route_of(scope), str(status)).observe(seconds)
 
     def exposition(self, scoring: dict[str, Any] | None) -> bytes:
         """All figures as text; `scoring` is the status of the scoring process, if it answered."""

@@ -1,6 +1,9 @@
 """What one tenant may have at a time: jobs, stored bytes, requests a second. Answered by 429."""
 
 import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from threading import Lock
 
 from sqlalchemy import bindparam, func, select, text
@@ -64,6 +67,9 @@ def _one_at_a_time(session: Session, tenant: str) -> None:
         session.execute(lock, {"tenant": tenant})
 
 
+MOST_BUCKETS = 10_000  # then the full ones are forgotten, which changes nothing
+
+
 class Rates:
     """Requests a second of each tenant, in this process: a bucket that refills all the time."""
 
@@ -76,17 +82,68 @@ class Rates:
         """Count a request. Raises ApiError where the last second had too many already."""
         if self.per_s is None:
             return
-        size = max(self.per_s, 1.0)
-        with self._lock:
-            at = time.monotonic()
-            tokens, before = self._buckets.get(tenant, (size, at))
-            tokens = min(size, tokens + (at - before) * self.per_s)
-            enough = tokens >= 1
-            self._buckets[tenant] = (tokens - 1 if enough else tokens, at)
-        if not enough:
+        tokens = self.count(tenant)
+        if tokens < 1:
             raise ApiError(
                 "rate_limited",
                 f"Expected at most {self.per_s:g} requests a second "
                 "(ADAP_MAX_TENANT_REQUESTS_PER_S), got more.",
                 headers={"Retry-After": str(max(1, round((1 - tokens) / self.per_s)))},
             )
+
+    def left(self, tenant: str) -> bool:
+        """Whether another request may come now; counts none."""
+        with self._lock:
+            return self.per_s is None or self._level(tenant, time.monotonic()) >= 1
+
+    def count(self, tenant: str) -> float:
+        """Count a request, where there is room; returns how much room there was."""
+        if self.per_s is None:
+            return 1.0
+        with self._lock:
+            at = time.monotonic()
+            tokens = self._level(tenant, at)
+            if len(self._buckets) >= MOST_BUCKETS:
+                full = max(self.per_s, 1.0)
+                names = [name for name in self._buckets if self._level(name, at) >= full]
+                for name in names:
+                    del self._buckets[name]
+            self._buckets[tenant] = (tokens - 1 if tokens >= 1 else tokens, at)
+            return tokens
+
+    def _level(self, tenant: str, at: float) -> float:
+        assert self.per_s is not None
+        size = max(self.per_s, 1.0)
+        tokens, before = self._buckets.get(tenant, (size, at))
+        return min(size, tokens + (at - before) * self.per_s)
+
+
+class Places:
+    """How many answers of each tenant are open for long, in this process; for its event loop."""
+
+    def __init__(self, most: int | None) -> None:
+        self.most = most
+        self._taken: Counter[str] = Counter()
+
+    def free(self, tenant: str) -> bool:
+        """Whether another may be opened."""
+        return self.most is None or self._taken[tenant] < self.most
+
+    @contextmanager
+    def take(self, tenant: str) -> Iterator[None]:
+        """Hold a place as long as the block. Raises ApiError where all are taken."""
+        if not self.free(tenant):
+            raise ApiError(
+                "too_many_streams",
+                f"Expected at most {self.most} streams of events at a time "
+                "(ADAP_MAX_TENANT_STREAMS), got one more; follow fewer jobs, or ask for them now "
+                "and then.",
+                headers={"Retry-After": str(JOBS_RETRY_S), "Connection": "close"},
+            )
+        self._taken[tenant] += 1
+        try:
+            yield
+        finally:
+            self._taken[tenant] -= 1
+            if not self._taken[tenant]:
+                del self._taken[tenant]

@@ -1,12 +1,14 @@
 """What was read from the database a moment ago, for what every request asks again."""
 
+import asyncio
 import time
-from typing import Generic, TypeVar
+from collections.abc import Callable, Coroutine, Hashable
+from typing import Any, Generic, TypeVar
 
 KEPT_S = 1.0
 MOST = 4096
 
-Key = TypeVar("Key")
+Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
 
 
@@ -39,3 +41,21 @@ class Recent(Generic[Key, Value]):
         """Forget everything: something has changed."""
         self._forgotten_at = time.monotonic()
         self._values.clear()
+
+
+class Together(Generic[Key, Value]):
+    """Questions on their way, for one event loop: who asks the same meanwhile is answered by it.
+
+    So a thousand requests of one moment that need to know the same take one thread.
+    """
+
+    def __init__(self) -> None:
+        self._asked: dict[Key, asyncio.Task[Value]] = {}
+
+    async def ask(self, key: Key, read: Callable[[], Coroutine[Any, Any, Value]]) -> Value:
+        """What `read` gives to whoever asked this first."""
+        task = self._asked.get(key)
+        if task is None:
+            task = self._asked[key] = asyncio.create_task(read())
+            task.add_done_callback(lambda _: self._asked.pop(key, None))
+        return await asyncio.shield(task)  # who asked first may leave

@@ -3,11 +3,12 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from anyio import CapacityLimiter
 from fastapi.concurrency import run_in_threadpool
 from sqlalchemy import bindparam, select
 from sqlalchemy.exc import SQLAlchemyError
@@ -50,6 +51,27 @@ class Watched:
             task = asyncio.create_task(run_in_threadpool(read, seen))
             self.looks[seen] = (time.monotonic(), task)
         found: Look = await asyncio.shield(task)  # who asked first may leave
+        return found
+
+
+class Health:
+    """What is asked of the service itself: by many, of anybody, and looked at once for all of them.
+
+    It has threads of its own, so that neither keeps the other waiting: no flood of requests the
+    watching of the service, and no flood of questions how it is the requests.
+    """
+
+    def __init__(self) -> None:
+        self.threads = CapacityLimiter(2)
+        self._looks: dict[str, tuple[float, asyncio.Task[Any]]] = {}
+
+    async def look(self, name: str, read: Callable[[], Coroutine[Any, Any, Look]]) -> Look:
+        """What `read` gives, or gave to whoever asked a moment ago."""
+        began, task = self._looks.get(name, (-LOOK_S, None))
+        if task is None or (time.monotonic() - began > LOOK_S and task.done()):
+            task = asyncio.create_task(read())
+            self._looks[name] = (time.monotonic(), task)
+        found: Look = await asyncio.shield(task)
         return found
 
 

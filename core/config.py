@@ -11,6 +11,7 @@ PixelSize are in [0, 1] everywhere, and so are `epsilon` and `step_size`: 0.0314
 import hashlib
 import json
 import re
+import unicodedata
 from itertools import pairwise
 from typing import Annotated, Any, Literal, get_args
 
@@ -100,10 +101,13 @@ class Config(BaseModel):
         return hashlib.sha256(text.encode()).hexdigest()
 
 
+ClassName = Annotated[str, Field(max_length=500)]  # longer than any that a data set may have
+
+
 class Task(Config):
     """Which classes are positive; every other class of the data set is negative."""
 
-    positive: list[str] = Field(
+    positive: list[ClassName] = Field(
         min_length=1,
         max_length=1000,
         description="names of the positive classes, against all the others",
@@ -473,7 +477,33 @@ class TrainingConfig(Config):
 
 
 Identifier = Annotated[str, Field(pattern=r"^[a-z]+_[0-9a-z]{26}$", max_length=40)]
-Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
+
+
+def _reads_as_written(text: str) -> str:
+    """Refuse what changes how text around it is shown: controls, and signs that turn it round."""
+    hidden = sorted({f"U+{ord(sign):04X}" for sign in text if reads_otherwise(sign)})
+    if hidden:
+        raise ValueError(
+            f"expected a name without control and direction characters, got {', '.join(hidden[:5])}"
+        )
+    return text
+
+
+def reads_otherwise(sign: str) -> bool:
+    """Whether a character commands what shows it, as C0 and C1 do, or the order of its text."""
+    return unicodedata.category(sign) in ("Cc", "Zl", "Zp", "Cs") or sign in TURNING
+
+
+TURNING = frozenset(
+    "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff"
+)
+"""Marks, embeddings, overrides and isolates of direction (UAX 9), and the byte order mark."""
+
+Name = Annotated[
+    str,
+    Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$"),
+    AfterValidator(_reads_as_written),
+]
 
 
 class WarmStart(Config):
@@ -687,7 +717,10 @@ class OperatingPoint(Config):
     """Where the figures of operation are read off."""
 
     k: int | None = Field(
-        None, ge=1, description="for precision@k; by default 100, or all positives if fewer"
+        None,
+        ge=1,
+        le=2**31,
+        description="for precision@k; by default 100, or all positives if fewer",
     )
     precision: float = Field(0.9, gt=0, le=1, description="at which recall is given")
     fpr: float = Field(
@@ -706,7 +739,7 @@ def _readable(text: str) -> str:
     return text
 
 
-Threshold = Annotated[str, Field(max_length=2000), AfterValidator(_readable)]
+Threshold = Annotated[str, Field(max_length=thresholds.MAX_CHARACTERS), AfterValidator(_readable)]
 
 
 class AuditConfig(Config):

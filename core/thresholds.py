@@ -2,7 +2,6 @@
 
 import math
 import operator
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, get_args
@@ -25,7 +24,7 @@ LEVELS = tuple(reversed(get_args(Verdict)))
 
 """The verdicts on an audit from worst to best; `trust` is compared by their places."""
 
-_FORM = re.compile(r"\s*(?P<figure>.*[^<>=\s])\s*(?P<operator>>=|<=|>|<)\s*(?P<bound>[^<>=]+?)\s*")
+MAX_CHARACTERS = 200
 
 
 @dataclass(frozen=True)
@@ -51,16 +50,18 @@ def parse(text: str) -> Threshold:
     >>> parse("worst_case_ap >= 0.4")
     Threshold(text='worst_case_ap >= 0.4', figure='worst_case_ap', operator='>=', bound=0.4)
     """
-    found = _FORM.fullmatch(text)
-    if found is None:
+    parts = _split(text)
+    if parts is None:
         raise ConfigError(
             "expected a threshold such as `worst_case_ap >= 0.4`, with one of "
             f"{', '.join(OPERATORS)}; got {text!r:.80}"
         )
-    figure, bound = found["figure"], found["bound"]
+    figure, sign, bound = parts
     if figure == "trust":
         if bound not in LEVELS:
-            raise ConfigError(f"expected trust to be compared with {_or(LEVELS)}, got {bound!r}")
+            raise ConfigError(
+                f"expected trust to be compared with {_or(LEVELS)}, got {bound!r:.40}"
+            )
         value = float(LEVELS.index(bound))
     else:
         try:
@@ -71,7 +72,16 @@ def parse(text: str) -> Threshold:
             raise ConfigError(
                 f"expected a number between -1 and 1, as every figure is, got {bound!r:.40}"
             )
-    return Threshold(text, figure, found["operator"], value)
+    return Threshold(text, figure, sign, value)
+
+
+def _split(text: str) -> tuple[str, str, str] | None:
+    """Figure, operator and bound, by one look from the end; None where one of them is missing."""
+    end = max(map(text.rfind, "<>="))
+    sign = text[end - 1 : end + 1] if text[max(end - 1, 0) : end + 1] in OPERATORS else text[end]
+    figure, bound = text[: end + 1].removesuffix(sign).strip(), text[end + 1 :].strip()
+    whole = end > 0 and sign in OPERATORS and figure and bound and len(text) <= MAX_CHARACTERS
+    return (figure, sign, bound) if whole and figure[-1] not in "<>=" else None
 
 
 def _or(words: Sequence[str]) -> str:

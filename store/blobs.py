@@ -45,6 +45,10 @@ class Blobs(Protocol):
         """
         ...
 
+    def adopt(self, staged: str, *, sha256: str) -> None:
+        """Make a file that waits, and has this SHA-256, a blob; it waits no longer."""
+        ...
+
     def exists(self, name: str) -> bool:
         """Whether a blob or a file that waits is there."""
         ...
@@ -147,6 +151,12 @@ class FolderBlobs:
         part.rename(target)
         _fsync_folder(target.parent)
         return sha256
+
+    def adopt(self, staged: str, *, sha256: str) -> None:
+        """Make a file that waits, and has this SHA-256, a blob; it waits no longer."""
+        waiting = self.root / staged
+        self._name(waiting, sha256)
+        waiting.unlink(missing_ok=True)  # where that content was there already
 
     def exists(self, name: str) -> bool:
         """Whether a blob or a file that waits is there."""

@@ -107,6 +107,23 @@ class Settings(BaseSettings):
     max_tenant_requests_per_s: float | None = Field(
         1000, gt=0, description="most requests a second of one tenant, to each process of the API"
     )
+    max_tenant_streams: int | None = Field(
+        100,
+        ge=1,
+        description="most streams of events and waits of one tenant at a time, to each process of "
+        "the API",
+    )
+    max_address_requests_per_s: float | None = Field(
+        200,
+        gt=0,
+        description="most requests a second of one address without a good API key, to each process "
+        "of the API",
+    )
+    trusted_proxies: str | None = Field(
+        None,
+        description="addresses or networks, separated by commas, of the proxies whose "
+        "X-Forwarded-For names the caller; by default the caller is whoever connects",
+    )
     webhook_hosts: str | None = Field(
         None,
         description="hosts that webhooks may be sent to, separated by commas; an address or a "

@@ -1,19 +1,21 @@
 """Audits: by ids, or a model and a data set in the request itself; reports and scores."""
 
 import json
+from contextlib import ExitStack
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Request, Response, UploadFile
+from fastapi import APIRouter, Header, Query, Request, Response, UploadFile
 from fastapi.concurrency import run_in_threadpool
 from pydantic import Field, ValidationError
 from sqlalchemy.orm import Session
 from starlette.datastructures import FormData
 
-from adap.api import assets
+from adap.api import assets, bodies, quotas
 from adap.api.accept import choose
 from adap.api.assets import AssetId
-from adap.api.deps import Caller, House, HouseDep, Reader, Writer
+from adap.api.deps import Caller, House, HouseDep, Reader, Uploader, Writer
 from adap.api.errors import POSTED, ApiError, explain_validation, problems
+from adap.api.guarded import GuardedRoute
 from adap.api.idempotency import Idempotency, IdempotencyDep
 from adap.api.listing import After, Limit, make_cursor, read_offset
 from adap.api.routes.datasets import DatasetFields
@@ -48,7 +50,7 @@ from adap.store.tables import DatasetRow, JobKind, JobRow, ModelRow
 
 SURROGATE_SEED = 1_000_003
 
-router = APIRouter(prefix="/v1/audits", tags=["audits"])
+router = APIRouter(prefix="/v1/audits", tags=["audits"], route_class=GuardedRoute)
 
 
 class AuditForm(DatasetFields):
@@ -60,13 +62,13 @@ class AuditForm(DatasetFields):
     )
     dataset: UploadFile | None = Field(None, description="see POST /v1/datasets")
     dataset_upload_id: Identifier | None = Field(None, description="instead of `dataset`")
-    config: str = Field("{}", description="an AuditConfig as JSON")
+    config: str = Field("{}", max_length=60_000, description="an AuditConfig as JSON")
     architecture: str | None = Field(
-        None, description="this and the next three: see POST /v1/models"
+        None, max_length=64, description="this and the next three: see POST /v1/models"
     )
-    input: str | None = None
-    output: str | None = None
-    weights: str | None = None
+    input: str | None = Field(None, max_length=4096)
+    output: str | None = Field(None, max_length=60_000)
+    weights: str | None = Field(None, max_length=200)
 
 
 @router.post(
@@ -93,7 +95,7 @@ class AuditForm(DatasetFields):
     },
 )
 async def audit(
-    request: Request, house: HouseDep, caller: Writer, once: IdempotencyDep, response: Response
+    request: Request, house: HouseDep, caller: Uploader, once: IdempotencyDep, response: Response
 ) -> Job:
     """Audit a model on a data set: clean AP, AP under each attack, and the worst case.
 
@@ -118,7 +120,7 @@ async def audit(
 
 REPORT_FORMS = ("application/json", "text/html", "text/markdown", "application/xml")
 SCORE_FORMS = ("application/json", "application/vnd.safetensors", "application/octet-stream")
-Accept = Annotated[str, Header()]
+Accept = Annotated[str, Header(max_length=1000)]
 _DERIVED = {"text/markdown": card, "application/xml": junit}
 
 
@@ -187,7 +189,7 @@ def audit_scores(
     caller: Reader,
     limit: Limit = 100,
     after: After = None,
-    attack: str | None = None,
+    attack: Annotated[str | None, Query(max_length=100)] = None,
     accept: Accept = SCORE_FORMS[0],
 ) -> Page[ExampleScores] | Response:
     """The logit of every image, clean and under each attack (or one), in the order of the data.
@@ -240,11 +242,9 @@ def read_rows(
 
 async def _json(request: Request) -> AuditRequest:
     try:
-        return AuditRequest.model_validate(await request.json())
+        return await run_in_threadpool(AuditRequest.model_validate, await bodies.read(request))
     except ValidationError as error:
-        raise explain_validation(error.errors()) from error
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ApiError("invalid_request", f"/body: expected JSON, got {error}") from error
+        raise explain_validation(error) from error
 
 
 def _audit_by_ids(request: AuditRequest, caller: Caller, once: Idempotency) -> Job:
@@ -347,11 +347,11 @@ def _audit_files(form: FormData, house: House, caller: Caller, once: Idempotency
     try:
         asked = AuditForm.model_validate(dict(form))
     except ValidationError as error:
-        raise explain_validation(error.errors()) from error
+        raise explain_validation(error) from error
     try:
         config = AuditConfig.model_validate_json(asked.config)
     except ValidationError as error:
-        raise explain_validation(error.errors(), prefix="body/config") from error
+        raise explain_validation(error, prefix="body/config") from error
     declared = declared_model(asked)
     options = asked.options()
     files = (
@@ -360,54 +360,57 @@ def _audit_files(form: FormData, house: House, caller: Caller, once: Idempotency
     )
     for file, upload_id, fields in files:  # before anything is stored
         assets.expect_one_of(file, upload_id, fields=fields)
-    of_model, of_dataset = (
-        assets.receive(file, upload_id, house, caller, fields=fields)
-        for file, upload_id, fields in files
-    )
-    content = {
-        **_asked(config),
-        "model": of_model.sha256,
-        "dataset": of_dataset.sha256,
-        "declared": None if declared is None else declared.model_dump(mode="json"),
-        "options": options.as_json(),
-        "names": [of_model.name, of_dataset.name],
-    }
-    with once.writing(content, new_jobs=3) as session:
-        if config.surrogate is not None and config.surrogate.model_id is None:
-            raise ConfigError(
-                "expected surrogate.model_id beside files: a surrogate is trained only for a "
-                "model and a data set that have been checked before"
+    with ExitStack() as coming:
+        of_model, of_dataset = (
+            coming.enter_context(assets.receiving(file, upload_id, house, caller, fields=fields))
+            for file, upload_id, fields in files
+        )
+        content = {
+            **_asked(config),
+            "model": of_model.sha256,
+            "dataset": of_dataset.sha256,
+            "declared": None if declared is None else declared.model_dump(mode="json"),
+            "options": options.as_json(),
+            "names": [of_model.name, of_dataset.name],
+        }
+        with once.writing(content, new_jobs=3) as session:
+            if config.surrogate is not None and config.surrogate.model_id is None:
+                raise ConfigError(
+                    "expected surrogate.model_id beside files: a surrogate is trained only for a "
+                    "model and a data set that have been checked before"
+                )
+            surrogate = _surrogate(session, config, caller)
+            resolve_audit_of_files(config, surrogate=_known_or_none(surrogate))
+            both = of_model.size + of_dataset.size  # before either is kept
+            quotas.check_bytes(session, house.settings, caller.tenant, new=both)
+            of_model.take(session, house, caller)
+            model, model_job = assets.add_model(
+                session,
+                caller,
+                name=of_model.name,
+                sha256=of_model.sha256,
+                size=of_model.size,
+                declared=declared,
             )
-        surrogate = _surrogate(session, config, caller)
-        resolve_audit_of_files(config, surrogate=_known_or_none(surrogate))
-        of_model.take(session, house, caller)
-        model, model_job = assets.add_model(
-            session,
-            caller,
-            name=of_model.name,
-            sha256=of_model.sha256,
-            size=of_model.size,
-            declared=declared,
-        )
-        of_dataset.take(session, house, caller)
-        dataset, dataset_job = assets.add_dataset(
-            session,
-            caller,
-            name=of_dataset.name,
-            sha256=of_dataset.sha256,
-            size=of_dataset.size,
-            options=options,
-        )
-        job = jobs.enqueue(
-            session,
-            JobKind.AUDIT,
-            tenant=caller.tenant,
-            request={**config.as_json(), "model_id": model.id, "dataset_id": dataset.id},
-            dataset_id=dataset.id,
-            model_id=model.id,
-            surrogate_id=None if surrogate is None else surrogate.id,
-        )
-        answer = _kept(session, once, job)
+            of_dataset.take(session, house, caller)
+            dataset, dataset_job = assets.add_dataset(
+                session,
+                caller,
+                name=of_dataset.name,
+                sha256=of_dataset.sha256,
+                size=of_dataset.size,
+                options=options,
+            )
+            job = jobs.enqueue(
+                session,
+                JobKind.AUDIT,
+                tenant=caller.tenant,
+                request={**config.as_json(), "model_id": model.id, "dataset_id": dataset.id},
+                dataset_id=dataset.id,
+                model_id=model.id,
+                surrogate_id=None if surrogate is None else surrogate.id,
+            )
+            answer = _kept(session, once, job)
     house.ring(model_job)
     house.ring(dataset_job)
     return answer

@@ -6,12 +6,13 @@ from fastapi import APIRouter
 
 from adap.api.deps import Reader
 from adap.api.errors import problems
+from adap.api.guarded import GuardedRoute
 from adap.api.schemas import CatalogueEntry
 from adap.core import presets
 from adap.core.config import Attack, Config, Method
 from adap.models import catalogue
 
-router = APIRouter(prefix="/v1", tags=["catalogue"])
+router = APIRouter(prefix="/v1", tags=["catalogue"], route_class=GuardedRoute)
 
 
 @router.get("/methods", responses=problems())

@@ -9,8 +9,9 @@ from sqlalchemy import select
 
 from adap.api import assets
 from adap.api.assets import AssetId
-from adap.api.deps import HouseDep, Reader, Writer
+from adap.api.deps import HouseDep, Reader, Uploader, Writer
 from adap.api.errors import POSTED, ApiError, explain_validation, problems
+from adap.api.guarded import GuardedRoute
 from adap.api.idempotency import IdempotencyDep
 from adap.api.listing import After, Limit, page
 from adap.api.pages import PAGE, views, wants_page
@@ -18,7 +19,7 @@ from adap.api.schemas import Dataset, Page, dataset_answer
 from adap.core.config import DatasetOptions, Identifier, Name
 from adap.store.tables import DatasetRow
 
-router = APIRouter(prefix="/v1/datasets", tags=["data sets"])
+router = APIRouter(prefix="/v1/datasets", tags=["data sets"], route_class=GuardedRoute)
 
 
 class DatasetFields(BaseModel):
@@ -74,7 +75,7 @@ class DatasetFields(BaseModel):
         try:
             return DatasetOptions.model_validate(given)
         except ValidationError as error:
-            raise explain_validation(error.errors(), prefix="body") from error
+            raise explain_validation(error, prefix="body") from error
 
 
 class DatasetForm(DatasetFields):
@@ -119,7 +120,7 @@ def _number(text: str) -> float:
 def add_dataset(
     form: Annotated[DatasetForm, Form(media_type="multipart/form-data")],
     house: HouseDep,
-    caller: Writer,
+    caller: Uploader,
     once: IdempotencyDep,
     response: Response,
 ) -> Dataset:
@@ -128,20 +129,20 @@ def add_dataset(
     Its status is `validating`, then `ready` or `rejected` with every reason.
     """
     options = form.options()
-    came = assets.receive(form.file, form.upload_id, house, caller)
-    name = form.name or came.name
-    content = {
-        "file": came.sha256,
-        "name": name,
-        "options": options.as_json(),
-    }
-    with once.writing(content, new_jobs=1) as session:
-        came.take(session, house, caller)
-        row, job = assets.add_dataset(
-            session, caller, name=name, sha256=came.sha256, size=came.size, options=options
-        )
-        location = response.headers["Location"] = f"/v1/datasets/{row.id}"
-        answer = once.keep(session, dataset_answer(row), location=location)
+    with assets.receiving(form.file, form.upload_id, house, caller) as came:
+        name = form.name or came.name
+        content = {
+            "file": came.sha256,
+            "name": name,
+            "options": options.as_json(),
+        }
+        with once.writing(content, new_jobs=1) as session:
+            came.take(session, house, caller)
+            row, job = assets.add_dataset(
+                session, caller, name=name, sha256=came.sha256, size=came.size, options=options
+            )
+            location = response.headers["Location"] = f"/v1/datasets/{row.id}"
+            answer = once.keep(session, dataset_answer(row), location=location)
     house.ring(job)
     return answer
 

@@ -4,17 +4,19 @@ import asyncio
 from typing import Annotated, Any, Literal
 
 import redis
+from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Request, Response
 from sqlalchemy import select
 
-from adap.api.deps import Admin, HouseDep
+from adap.api.deps import Admin, House, HouseDep
 from adap.api.errors import problems
+from adap.api.guarded import GuardedRoute
 from adap.api.schemas import Liveness, Readiness, WorkerInfo
 from adap.store.database import now
 from adap.store.tables import QUEUES, WorkerRow
 from adap.worker.scoring.link import ScoringGoneError
 
-router = APIRouter(tags=["health"])
+router = APIRouter(tags=["health"], route_class=GuardedRoute)
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -30,6 +32,10 @@ Scoring = Literal["ok", "unreachable", "none"]
 
 async def scoring_status(house: HouseDep) -> dict[str, Any] | None:
     """What the scoring process says of itself, None where it does not answer or there is none."""
+    return await house.health.look("scoring", lambda: _scoring(house))
+
+
+async def _scoring(house: House) -> dict[str, Any] | None:
     if house.settings.scoring_url is None:
         return None
     try:
@@ -53,8 +59,14 @@ ScoringState = Annotated[Scoring, Depends(scoring_state)]
 
 
 @router.get("/readyz", responses={503: problems()[503]})
-def ready(house: HouseDep, scoring: ScoringState) -> Readiness:
+async def ready(house: HouseDep, scoring: ScoringState) -> Readiness:
     """Whether jobs will be worked on. 503 without a database; `degraded` where work would wait."""
+    return await house.health.look(
+        "ready", lambda: run_sync(_readiness, house, scoring, limiter=house.health.threads)
+    )
+
+
+def _readiness(house: House, scoring: Scoring) -> Readiness:
     with house.database.reading() as session:
         rows = session.execute(
             select(WorkerRow, (now() - WorkerRow.seen_at).label("age"))

@@ -22,14 +22,16 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Header, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from adap.api import bodies
 from adap.api.assets import AssetId
 from adap.api.deps import HouseDep, Reader, Writer
-from adap.api.errors import ApiError, explain_validation, problems
+from adap.api.errors import ApiError, ErrorItem, explain_validation, problems
+from adap.api.guarded import GuardedRoute
 from adap.api.routes.health import ScoringState
 from adap.api.routes.scoring import Images, find_target, off_the_loop, scores_of
 from adap.worker.scoring.link import ScoringGoneError
 
-router = APIRouter(prefix="/v2", tags=["open inference protocol"])
+router = APIRouter(prefix="/v2", tags=["open inference protocol"], route_class=GuardedRoute)
 
 INPUT, OUTPUT = "images", "scores"
 HEADER_BYTES = "Inference-Header-Content-Length"
@@ -234,7 +236,9 @@ async def infer(
     caller: Writer,
     header_bytes: Annotated[
         int | None,
-        Header(alias=HEADER_BYTES, ge=1, description="length of the JSON, before binary data"),
+        Header(
+            alias=HEADER_BYTES, ge=1, le=2**40, description="length of the JSON, before binary data"
+        ),
     ] = None,
 ) -> InferenceAnswer | Response:
     """Score images, given and answered as tensors."""
@@ -262,10 +266,11 @@ def _read(body: bytes, header_bytes: int | None) -> tuple[InferenceRequest, Imag
     end = len(body) if header_bytes is None else header_bytes
     if end > len(body):
         raise _refused(f"{HEADER_BYTES}", f"expected at most {len(body)} bytes of JSON, got {end}")
+    bodies.check_size(body[:end], most_values=None)  # numbers are values
     try:
         asked = InferenceRequest.model_validate_json(body[:end])
     except ValidationError as error:
-        raise explain_validation(error.errors()) from error
+        raise explain_validation(error) from error
     tensor, binary = asked.inputs[0], body[end:]
     size = tensor.parameters.get("binary_data_size")
     if size is not None and (size != len(binary) or tensor.data is not None):
@@ -335,6 +340,5 @@ def _wants_binary(asked: InferenceRequest) -> bool:
 
 
 def _refused(what: str, detail: str) -> ApiError:
-    return explain_validation(
-        [{"loc": (what,), "msg": detail, "type": "value_error"}], prefix="body/inputs/0"
-    )
+    item = ErrorItem(pointer=f"/body/inputs/0/{what}", detail=detail)
+    return ApiError("invalid_request", f"{item.pointer}: {item.detail}", errors=[item])

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
@@ -14,10 +14,12 @@ from fastapi.responses import StreamingResponse
 from fastapi.sse import format_sse_event
 from sqlalchemy import bindparam, exists, select, union_all
 from sqlalchemy.orm import Session
+from starlette.types import Receive, Scope, Send
 
 from adap.api.assets import AssetId
 from adap.api.deps import Caller, House, HouseDep, Reader, Writer
 from adap.api.errors import POSTED, ApiError, not_found, problems
+from adap.api.guarded import GuardedRoute
 from adap.api.idempotency import IdempotencyDep
 from adap.api.listing import After, Limit, make_cursor, page_of, read_offset
 from adap.api.pages import PAGE, views, wants_page
@@ -37,7 +39,7 @@ from adap.store.tables import (
     WorkerRow,
 )
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=GuardedRoute)
 
 POLL_S = 0.2
 REFRESH_S = 2.0  # places in the queue change without news of the job
@@ -81,15 +83,17 @@ async def show_job(
     house: HouseDep,
     caller: Reader,
     prefer: Annotated[
-        str | None, Header(description="`wait=N` waits up to N seconds for the end of the job")
+        str | None,
+        Header(max_length=200, description="`wait=N` waits up to N seconds for the end of the job"),
     ] = None,
 ) -> Job | Response:
     """One job: status, progress, result or error; as `text/html` a page that loads itself again."""
     as_page = wants_page(request, response)
     job = await run_in_threadpool(_show, house, caller, job_id)
     wait_s = min(_wait_s(prefer), house.settings.max_wait_s)
-    if wait_s > 0 and not job.done:
-        await wait_until_done(house, job_id, wait_s=wait_s)
+    if wait_s > 0 and not job.done and house.places.free(caller.tenant):  # a wish, RFC 7240
+        with house.places.take(caller.tenant):
+            await wait_until_done(house, job_id, wait_s=wait_s)
         job = await run_in_threadpool(_show, house, caller, job_id)
     return await run_in_threadpool(_page, request, house, caller, job) if as_page else job
 
@@ -162,7 +166,7 @@ def retry_job(
 @router.get(
     "/{job_id}/events",
     response_model=Page[JobEvent],
-    responses=problems("not_found")
+    responses=problems("not_found", "too_many_streams")
     | {
         200: {
             "description": "A list, or with `Accept: text/event-stream` a stream that ends with "
@@ -171,7 +175,7 @@ def retry_job(
         }
     },
 )
-def job_events(
+async def job_events(
     job_id: AssetId,
     request: Request,
     house: HouseDep,
@@ -181,17 +185,25 @@ def job_events(
     last_event_id: Annotated[str | None, Header(max_length=20)] = None,
 ) -> Page[JobEvent] | StreamingResponse:
     """What happened to a job, oldest first."""
-    with house.database.reading() as session:
-        find_job(session, job_id, caller)
-    if "text/event-stream" in request.headers.get("accept", ""):
+    streams = "text/event-stream" in request.headers.get("accept", "")
+    if streams:
+        with house.places.take(caller.tenant):  # before the database is asked
+            await run_in_threadpool(_require_job, house, caller, job_id)
         seen = int(last_event_id) if last_event_id and last_event_id.isdecimal() else 0
-        return StreamingResponse(
+        return _Stream(
+            house,
+            caller,
             _stream(house, job_id, seen),
             media_type="text/event-stream",
             headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
         )
-    with house.database.reading() as session:
-        events = _events(session, job_id, after=read_offset(after), limit=limit + 1)
+
+    def read() -> list[JobEvent]:
+        with house.database.reading() as session:
+            find_job(session, job_id, caller)
+            return list(_events(session, job_id, after=read_offset(after), limit=limit + 1))
+
+    events = await run_in_threadpool(read)
     more = len(events) > limit
     shown = events[:limit]
     return Page(
@@ -199,6 +211,23 @@ def job_events(
         has_more=more,
         next_cursor=make_cursor(str(shown[-1].seq)) if more else None,
     )
+
+
+class _Stream(StreamingResponse):
+    """A stream that holds one of its tenant's places as long as it is open."""
+
+    def __init__(self, house: House, caller: Caller, *about: Any, **more: Any) -> None:
+        super().__init__(*about, **more)
+        self._house, self._caller = house, caller
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._house.places.take(self._caller.tenant):
+            await super().__call__(scope, receive, send)
+
+
+def _require_job(house: House, caller: Caller, job_id: str) -> None:
+    with house.database.reading() as session:
+        find_job(session, job_id, caller)
 
 
 def find_job(session: Session, job_id: str, caller: Caller, kind: JobKind | None = None) -> JobRow:

@@ -9,6 +9,7 @@ from sqlalchemy import select
 from adap.api.assets import AssetId
 from adap.api.deps import Admin, HouseDep
 from adap.api.errors import ApiError, not_found, problems
+from adap.api.guarded import GuardedRoute
 from adap.api.idempotency import IdempotencyDep
 from adap.api.listing import After, Limit, page
 from adap.api.schemas import ApiKey, NewApiKey, Page, timestamp
@@ -17,7 +18,10 @@ from adap.store import keys
 from adap.store.keys import Scope
 from adap.store.tables import ApiKeyRow
 
-router = APIRouter(prefix="/v1/api-keys", tags=["API keys"])
+router = APIRouter(prefix="/v1/api-keys", tags=["API keys"], route_class=GuardedRoute)
+
+
+Tenant = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$", max_length=63)]
 
 
 class ApiKeyRequest(Config):
@@ -29,8 +33,8 @@ class ApiKeyRequest(Config):
 
     name: Name
     scopes: list[Scope] = Field(["read", "write"], min_length=1, max_length=3)
-    tenant: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")] | None = Field(
-        None, description="by default the caller's; tenants cannot see each other's things"
+    tenant: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$", max_length=63)] | None = (
+        Field(None, description="by default the caller's; tenants cannot see each other's things")
     )
     expires_in_s: float | None = Field(None, gt=0, le=10 * 366 * 86400)
     allow_no_admin: bool = Field(

@@ -11,23 +11,25 @@ from sqlalchemy import select
 from adap.api import assets
 from adap.api.deps import House, HouseDep, Reader
 from adap.api.errors import problems
+from adap.api.guarded import GuardedRoute
 from adap.api.schemas import Contender, Leaderboard, LeaderboardSetting
-from adap.core.config import AuditConfig, AuditRequest, EachClass, Norm, Split
+from adap.core.config import AuditConfig, AuditRequest, ClassName, EachClass, Norm, Split
 from adap.core.figures.intervals import percentile_interval
 from adap.core.report import APFigure, Difference
 from adap.core.resolve import DatasetSummary, resolve_split
 from adap.store.tables import DatasetRow, JobKind, JobRow, JobStatus, ModelRow
 
-router = APIRouter(prefix="/v1/leaderboard", tags=["audits"])
+router = APIRouter(prefix="/v1/leaderboard", tags=["audits"], route_class=GuardedRoute)
 
 
 @router.get("", responses=problems("not_found", "not_ready"))
 def leaderboard(
     house: HouseDep,
     caller: Reader,
-    dataset_id: Annotated[str, Query(pattern=r"^ds_[0-9a-z]{26}$")],
+    dataset_id: Annotated[str, Query(pattern=r"^ds_[0-9a-z]{26}$", max_length=40)],
     positive: Annotated[
-        list[str] | None, Query(description="positive classes of the task; repeated where several")
+        list[ClassName] | None,
+        Query(max_length=1000, description="positive classes of the task; repeated where several"),
     ] = None,
     split: Split | None = None,
     norm: Norm | None = None,

@@ -9,8 +9,9 @@ from sqlalchemy import select
 
 from adap.api import assets, quotas
 from adap.api.assets import AssetId
-from adap.api.deps import Caller, House, HouseDep, Reader, Writer
+from adap.api.deps import Caller, House, HouseDep, Reader, Uploader, Writer
 from adap.api.errors import POSTED, ApiError, explain_validation, problems
+from adap.api.guarded import GuardedRoute
 from adap.api.idempotency import IdempotencyDep
 from adap.api.listing import After, Limit, page
 from adap.api.pages import PAGE, views, wants_page
@@ -22,7 +23,7 @@ from adap.models.header import ONE_LOGIT, Declaration, InputSpec, OutputSpec
 from adap.store import jobs
 from adap.store.tables import JobKind, JobRow, JobStatus, ModelRow
 
-router = APIRouter(prefix="/v1/models", tags=["models"])
+router = APIRouter(prefix="/v1/models", tags=["models"], route_class=GuardedRoute)
 
 Format = Literal["safetensors", "onnx"]
 Spec = TypeVar("Spec", InputSpec, OutputSpec)
@@ -116,7 +117,7 @@ def _parsed(kind: type[Spec], text: str, *, field: str) -> Spec:
     try:
         return kind.model_validate_json(text)
     except ValidationError as error:
-        raise explain_validation(error.errors(), prefix=f"body/{field}") from error
+        raise explain_validation(error, prefix=f"body/{field}") from error
 
 
 @router.post(
@@ -127,7 +128,7 @@ def _parsed(kind: type[Spec], text: str, *, field: str) -> Spec:
 def add_model(
     form: Annotated[ModelForm, Form(media_type="multipart/form-data")],
     house: HouseDep,
-    caller: Writer,
+    caller: Uploader,
     once: IdempotencyDep,
     response: Response,
 ) -> Model:
@@ -136,20 +137,20 @@ def add_model(
     Its status is `validating`, then `ready` or `rejected` with every reason.
     """
     declared = declared_model(form)
-    came = assets.receive(form.file, form.upload_id, house, caller)
-    name = form.name or came.name
-    content = {
-        "file": came.sha256,
-        "name": name,
-        "declared": None if declared is None else declared.model_dump(mode="json"),
-    }
-    with once.writing(content, new_jobs=1) as session:
-        came.take(session, house, caller)
-        row, job = assets.add_model(
-            session, caller, name=name, sha256=came.sha256, size=came.size, declared=declared
-        )
-        location = response.headers["Location"] = f"/v1/models/{row.id}"
-        answer = once.keep(session, model_answer(row), location=location)
+    with assets.receiving(form.file, form.upload_id, house, caller) as came:
+        name = form.name or came.name
+        content = {
+            "file": came.sha256,
+            "name": name,
+            "declared": None if declared is None else declared.model_dump(mode="json"),
+        }
+        with once.writing(content, new_jobs=1) as session:
+            came.take(session, house, caller)
+            row, job = assets.add_model(
+                session, caller, name=name, sha256=came.sha256, size=came.size, declared=declared
+            )
+            location = response.headers["Location"] = f"/v1/models/{row.id}"
+            answer = once.keep(session, model_answer(row), location=location)
     house.ring(job)
     return answer
 
@@ -193,7 +194,8 @@ async def download_model(
     """The model as a file.
 
     safetensors: the weights with the manifest inside; upload it elsewhere as it is. onnx: pixels in
-    [0, 1] to logits, for use without PyTorch; made by a job when it is first asked for.
+    [0, 1] to logits, for use without PyTorch; made by a job when it is first asked for, which needs
+    the scope `write`.
     """
     exported = None
     if file_format == "onnx":
@@ -238,6 +240,12 @@ def _export_job(house: House, caller: Caller, model_id: str) -> JobRow:
     with house.database.writing() as session:
         job = session.scalars(query.order_by(JobRow.id)).first()
         if job is None:
+            if "write" not in caller.scopes:
+                raise ApiError(
+                    "forbidden",
+                    f"The model {model_id} was not exported yet: a job has to do it, which needs "
+                    "an API key with the scope 'write'. Its safetensors can be had at once.",
+                )
             quotas.check_jobs(session, house.settings, caller.tenant, new=1)
             job = jobs.enqueue(
                 session,

@@ -9,6 +9,7 @@ from adap.api.accept import choose
 from adap.api.assets import AssetId
 from adap.api.deps import HouseDep, Reader, Writer
 from adap.api.errors import POSTED, problems
+from adap.api.guarded import GuardedRoute
 from adap.api.idempotency import IdempotencyDep
 from adap.api.listing import After, Limit
 from adap.api.routes.audits import read_rows
@@ -20,7 +21,7 @@ from adap.models.header import Manifest
 from adap.store import jobs
 from adap.store.tables import DatasetRow, JobKind, ModelRow
 
-router = APIRouter(prefix="/v1/rankings", tags=["rankings"])
+router = APIRouter(prefix="/v1/rankings", tags=["rankings"], route_class=GuardedRoute)
 
 
 @router.post(
@@ -89,7 +90,7 @@ def show_ranking(
     caller: Reader,
     limit: Limit = 100,
     after: After = None,
-    accept: Annotated[str, Header()] = "application/json",
+    accept: Annotated[str, Header(max_length=1000)] = "application/json",
 ) -> Page[RankedExample] | Response:
     """A finished ranking, best first; equal scores are ordered by example id.
 

@@ -15,22 +15,23 @@ from fastapi import APIRouter, Query, Request, UploadFile
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from adap.api import assets
+from adap.api import assets, bodies
 from adap.api.assets import AssetId
 from adap.api.deps import Caller, House, HouseDep, Target, Writer
 from adap.api.errors import ApiError, ErrorItem, explain_validation, problems
+from adap.api.guarded import GuardedRoute
 from adap.api.schemas import ImageScore, ImageScores
+from adap.core.config import ClassName
 from adap.models.header import Manifest
 from adap.store.tables import ModelRow
 from adap.worker.scoring.link import ScoringGoneError
 
-router = APIRouter(prefix="/v1/models", tags=["models"])
+router = APIRouter(prefix="/v1/models", tags=["models"], route_class=GuardedRoute)
 
 MAX_IMAGES = 1000
-SHORT_BYTES = 64 * 1024  # of a body that is read in less time than a thread takes to start
 Read = TypeVar("Read")
 Positive = Annotated[
-    list[str] | None,
+    list[ClassName] | None,
     Field(
         max_length=1000,
         description="the classes to score, needed by a model with a logit for each class, refused "
@@ -46,7 +47,7 @@ class ScoreRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    images: list[str] = Field(
+    images: list[Annotated[str, Field(max_length=2**26)]] = Field(
         min_length=1,
         max_length=MAX_IMAGES,
         description="PNG, JPEG or WebP files of the model's input size, in base64",
@@ -110,7 +111,7 @@ async def score_images(
     request: Request,
     house: HouseDep,
     caller: Writer,
-    positive: Annotated[list[str] | None, Query(max_length=1000)] = None,
+    positive: Annotated[list[ClassName] | None, Query(max_length=1000)] = None,
     rank: Annotated[bool, Query(description=RANK)] = False,
 ) -> ImageScores:
     """Score a few images, in the order in which they came; for data sets, `POST /v1/rankings`.
@@ -149,7 +150,7 @@ async def score_images(
 
 async def off_the_loop(read: Callable[..., Read], body: bytes, *arguments: Any) -> Read:
     """Read a body in a thread where it is long, so that other requests need not wait for it."""
-    if len(body) <= SHORT_BYTES:
+    if len(body) <= bodies.SHORT_BYTES:
         return read(body, *arguments)
     return await run_in_threadpool(read, body, *arguments)
 
@@ -227,10 +228,11 @@ def _positive(target: Target, asked: list[str] | None) -> list[str] | None:
 
 
 def _from_json(body: bytes) -> Images:
+    bodies.check_size(body)
     try:
         request = ScoreRequest.model_validate_json(body)
     except ValidationError as error:
-        raise explain_validation(error.errors()) from error
+        raise explain_validation(error) from error
     files = []
     for place, text in enumerate(request.images):
         try:
@@ -258,7 +260,7 @@ async def _from_form(request: Request) -> Images:
         try:
             checked = ScoreForm.model_validate(given)
         except ValidationError as error:
-            raise explain_validation(error.errors()) from error
+            raise explain_validation(error) from error
         return Images(
             "files",
             [await image.read() for image in checked.images],

@@ -6,12 +6,13 @@ from fastapi.responses import HTMLResponse
 from adap.api.accept import choose
 from adap.api.deps import HouseDep, Reader
 from adap.api.errors import problems
+from adap.api.guarded import GuardedRoute
 from adap.api.pages import views
 from adap.api.routes.datasets import list_datasets
 from adap.api.routes.jobs import list_jobs
 from adap.api.routes.models import list_models
 
-router = APIRouter(tags=["pages"])
+router = APIRouter(tags=["pages"], route_class=GuardedRoute)
 
 
 @router.get("/", response_class=HTMLResponse, responses=problems("not_acceptable"))

@@ -11,6 +11,7 @@ from adap.api import limits
 from adap.api.assets import AssetId
 from adap.api.deps import Caller, HouseDep, Reader, Writer
 from adap.api.errors import POSTED, ApiError, ErrorItem, not_found, problems
+from adap.api.guarded import GuardedRoute
 from adap.api.idempotency import IdempotencyDep
 from adap.api.listing import After, Limit, page
 from adap.api.routes.training import resolve
@@ -29,7 +30,7 @@ from adap.core.training.sweeps import (
 from adap.store import sweeps
 from adap.store.tables import LIVE, JobRow, JobStatus, SweepRow, TrialRow
 
-router = APIRouter(prefix="/v1/sweeps", tags=["training"])
+router = APIRouter(prefix="/v1/sweeps", tags=["training"], route_class=GuardedRoute)
 
 Trials = Sequence[tuple[TrialRow, JobRow]]
 

@@ -6,6 +6,7 @@ from sqlalchemy.orm import Session
 from adap.api import assets
 from adap.api.deps import Caller, HouseDep, Writer
 from adap.api.errors import POSTED, ApiError, problems
+from adap.api.guarded import GuardedRoute
 from adap.api.idempotency import IdempotencyDep
 from adap.api.routes.jobs import describe_job
 from adap.api.schemas import Job
@@ -16,7 +17,7 @@ from adap.models.header import Manifest
 from adap.store import jobs
 from adap.store.tables import DatasetRow, JobKind, ModelRow
 
-router = APIRouter(prefix="/v1/training-jobs", tags=["training"])
+router = APIRouter(prefix="/v1/training-jobs", tags=["training"], route_class=GuardedRoute)
 
 
 @router.post(

@@ -22,6 +22,7 @@ from adap.api import assets, quotas
 from adap.api.assets import AssetId
 from adap.api.deps import Caller, House, HouseDep, Reader, Writer
 from adap.api.errors import ApiError, problems
+from adap.api.guarded import GuardedRoute
 from adap.api.idempotency import IdempotencyDep
 from adap.api.listing import After, Limit, page
 from adap.api.schemas import Page, Upload, upload_answer
@@ -31,7 +32,7 @@ from adap.store.blobs import OtherContentError
 from adap.store.database import now
 from adap.store.tables import UploadRow
 
-router = APIRouter(prefix="/v1/uploads", tags=["uploads"])
+router = APIRouter(prefix="/v1/uploads", tags=["uploads"], route_class=GuardedRoute)
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ BUFFER_BYTES = 1 << 20
 MAX_PARTS = 10_000
 MAX_PART_BYTES = 64 * 2**20
 
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", max_length=64)]
 
 PartNumber = Annotated[
     int, PathParameter(ge=1, le=MAX_PARTS, description="of this part, counted from 1")

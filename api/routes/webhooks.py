@@ -13,6 +13,7 @@ from adap.api.assets import AssetId
 from adap.api.deliveries import Allowed, RefusedError
 from adap.api.deps import Caller, HouseDep, Reader, Writer
 from adap.api.errors import ApiError, not_found, problems
+from adap.api.guarded import GuardedRoute
 from adap.api.idempotency import IdempotencyDep
 from adap.api.listing import After, Limit, page
 from adap.api.schemas import Delivery, NewWebhook, Page, WebhookAnswer, timestamp
@@ -21,7 +22,7 @@ from adap.store import webhooks
 from adap.store.ids import new_id
 from adap.store.tables import DeliveryRow, WebhookRow
 
-router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"])
+router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"], route_class=GuardedRoute)
 
 MAX_WEBHOOKS = 20
 

@@ -121,7 +121,7 @@ def running(settings: Settings) -> Iterator[str]:
 def serving(app: ASGIApp, *, host: str = "127.0.0.1") -> Iterator[str]:
     """The same for an application that there is."""
     server = uvicorn.Server(uvicorn.Config(app, host=host, port=0, log_config=None, lifespan="on"))
-    thread = threading.Thread(target=server.run)
+    thread = threading.Thread(target=server.run, name="api loop")
     thread.start()
     while not server.started:
         assert thread.is_alive(), "the server did not start"

@@ -1,7 +1,9 @@
 """Thresholds: what can be asked for, what is refused before any attack, and what is met."""
 
+import contextlib
 import itertools
 import operator
+import time
 
 import pytest
 from pydantic import ValidationError
@@ -64,6 +66,25 @@ def test_what_cannot_be_read_is_refused_where_it_stands(text: str, said: str):
     (error,) = refused.value.errors()
     assert error["loc"] == ("thresholds", 1)
     assert said in error["msg"]
+
+
+def test_no_text_takes_long_to_read():
+    """Of shapes that a pattern could dread: the square of their length would be minutes."""
+    for shape in ("a>{}<", "{}", "a {} > 1", "a > {}1", "a > 1{}"):
+        for sign in " \t\n<>=.a\u202e":
+            begun = time.thread_time()
+            with contextlib.suppress(ConfigError):
+                thresholds.parse(shape.format(sign * 300_000))
+            assert time.thread_time() - begun < 1
+
+
+def test_a_threshold_is_short():
+    figure = "c" * (thresholds.MAX_CHARACTERS - 4)
+    assert thresholds.parse(f"{figure} >0").figure == figure.strip()
+    with pytest.raises(ConfigError):
+        thresholds.parse(f"{figure}  > 0")
+    with pytest.raises(ValidationError, match="at most 200 characters"):
+        config_of(f"{figure}  > 0")
 
 
 # --- before any attack ----------------------------------------------------------------------------

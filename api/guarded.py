@@ -1,0 +1,93 @@
+"""The route class of the API: who asks is known before a byte of the body is read.
+
+FastAPI reads a body before it asks the dependencies of a route. Here the key, its scope, the rate
+and the tenant's room come first, so that nobody without them can make the service keep anything.
+"""
+
+import math
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.dependencies.models import Dependant
+from fastapi.params import Form
+from fastapi.routing import APIRoute
+
+from adap.api import bodies, quotas
+from adap.api.arriving import has_body
+from adap.api.deps import House, Require, admit
+from adap.api.errors import ApiError
+
+FORM = "multipart/form-data"
+SHORT_FORM = "application/x-www-form-urlencoded"  # of fields alone; its values are kept in memory
+SHORT_FORM_BYTES = 256 * 1024
+MAX_QUERY_PARAMETERS = 1100  # as many classes as one request may name, and some more
+FORM_BYTES = 1 << 20  # around a file: what a form may add to it
+
+
+class GuardedRoute(APIRoute):
+    """A route that admits its caller first, then reads the body, then does its work."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """What answers a request."""
+        answer = super().get_route_handler()
+        needed = next(_required(self.dependant), None)
+        field = self.body_field
+        takes_form = field is not None and isinstance(field.field_info, Form)
+        takes_json = field is not None and not takes_form
+
+        async def guarded(request: Request) -> Response:
+            if request.scope["query_string"].count(b"&") >= MAX_QUERY_PARAMETERS:
+                raise ApiError(
+                    "invalid_request",
+                    f"/query: expected at most {MAX_QUERY_PARAMETERS} parameters, got more.",
+                )
+            house = request.app.state.house
+            if needed is not None:
+                caller = await admit(request, house)
+                needed.check(caller)
+                if needed.stores and has_body(request.scope):
+                    await _require_room(request, house)
+            content_type = request.headers.get("content-type", "")
+            kind = content_type.partition(";")[0].strip().lower()
+            short = kind == SHORT_FORM and _declared_bytes(request) <= SHORT_FORM_BYTES
+            if takes_form and has_body(request.scope) and kind != FORM and not short:
+                raise ApiError(
+                    "unsupported_media_type", f"Expected {FORM}, got {kind or 'nothing'!s:.100}."
+                )
+            if takes_json and bodies.is_json(content_type):
+                await bodies.replace(request)
+            return await answer(request)
+
+        return guarded
+
+
+def _required(dependant: Dependant) -> Iterator[Require]:
+    """What a route asks of its caller, from the dependency that says so."""
+    for inner in dependant.dependencies:
+        if isinstance(inner.call, Require):
+            yield inner.call
+        yield from _required(inner)
+
+
+def _declared_bytes(request: Request) -> float:
+    """How long a body says to be; infinite where it says nothing."""
+    declared = request.headers.get("content-length", "")
+    return int(declared) if declared.isdecimal() and len(declared) < 20 else math.inf
+
+
+async def _require_room(request: Request, house: House) -> None:
+    """Raise ApiError where the tenant has no room for the file of a request."""
+    if house.settings.max_tenant_bytes is None:
+        return
+    caller = await admit(request, house)
+    size = _declared_bytes(request)
+    size = 0 if size == math.inf else size
+
+    def check() -> None:
+        with house.database.reading() as session:
+            new = max(int(size) - FORM_BYTES, 1)
+            quotas.check_bytes(session, house.settings, caller.tenant, new=new)
+
+    await run_in_threadpool(check)
