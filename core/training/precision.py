@@ -105,7 +105,7 @@ def _in_float32(layer: nn.Module, device: torch.device) -> Iterator[None]:
     off = torch.autocast(device.type, enabled=False)
 
     def enter(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        off.__enter__()
+        off.__enter__()  # type: ignore[no-untyped-call]
         return tuple(
             value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
             for value in inputs
