@@ -467,9 +467,9 @@ def test_a_data_set_that_cannot_be_ranked_is_refused(
     ],
 )
 def test_a_file_that_is_not_an_archive_is_named(content: bytes, got: str, tmp_path: Path) -> None:
-    assert reasons(content, tmp_path) == [
-        f"expected a zip of class folders, an NPZ or Parquet, got {got}"
-    ]
+    (reason,) = reasons(content, tmp_path)
+    assert reason.startswith(f"expected a zip of class folders, an NPZ or Parquet, got {got}")
+    assert ("adap dataset add FOLDER" in reason) == ("archive" in got)
 
 
 def test_the_limit_on_the_file_is_named(tmp_path: Path) -> None:

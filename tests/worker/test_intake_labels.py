@@ -329,3 +329,39 @@ def test_more_rows_than_allowed_are_refused_before_they_are_read(tmp_path: Path)
     limits = IntakeLimits(entries=7)
     (reason,) = reasons(parquet(label=["a", "b"] * 4), tmp_path, limits=limits)
     assert reason == "expected 1 to 7 rows (ADAP_MAX_IMAGES), got 8"
+
+
+def test_several_parquet_files_in_a_zip_are_one_data_set(tmp_path: Path) -> None:
+    label = ["a", "b"] * 4
+    images = [{"bytes": encode(pixels(i + 50)), "path": f"t{i}.png"} for i in range(8)]
+    shards = {
+        "data/train-00000-of-00002.parquet": parquet(label=label),
+        "data/train-00001-of-00002.parquet": parquet(images=images, label=label),
+        "data/test-00000-of-00001.parquet": parquet(images=images, label=label),
+        "README.md": b"# Cards",
+    }
+    notes = Notes()
+    image_set = read(pack(shards), tmp_path, notes=notes)
+    wanted = np.concatenate(
+        [[pixels(i + 50) for i in range(8)], IMAGES, [pixels(i + 50) for i in range(8)]]
+    )
+    np.testing.assert_array_equal(image_set.images, wanted.transpose(0, 3, 1, 2))
+    np.testing.assert_array_equal(image_set.splits, [2] * 8 + [0] * 16)
+    assert "2 splits from names of files" in notes.steps
+    assert not list(tmp_path.glob("shards-*"))
+    odd = {**shards, "data/more.parquet": parquet(label=label)}
+    assert "rename them, or add a column `split`" in reasons(pack(odd), tmp_path)[0]
+    other = {**shards, "data/test-00000-of-00001.parquet": parquet(label=[0, 1] * 4, split=label)}
+    assert "the same columns" in reasons(pack(other), tmp_path)[0]
+    assert "got 'cat/1.png'" in reasons(pack({**shards, **two_classes()}), tmp_path)[0]
+
+
+def test_columns_of_parquet_follow_the_rules_of_tables(tmp_path: Path) -> None:
+    texts = ["cat|dog", "cat", "dog", "cat|dog"] * 2
+    content = parquet(**{"class": texts, "patient": [1, 1, 2, 2] * 2})
+    assert "--label-separator '|'" in reasons(content, tmp_path)[0]
+    several = read(content, tmp_path, label_separator="|", cluster_column="patient")
+    np.testing.assert_array_equal(several.labels, [[1, 1], [1, 0], [0, 1], [1, 1]] * 2)
+    assert several.clusters == list("11221122")
+    single = read(content, tmp_path, label_separator="none")
+    assert [single.label_of(i) for i in range(8)] == texts

@@ -1,12 +1,16 @@
 """Data sets that somebody sent: opened, checked and turned into numbers, inside a sandboxed child.
 
     read_dataset -- archive   a zip whose members are checked before anything is unpacked
-                 |- folders   zip of images: which class, split and group each belongs to
-                 |- images    PNG, JPEG and WebP to pixels
-                 `- arrays    NPZ of NumPy arrays, without pickles
+                 |- folders   zip of images: which class and split each belongs to, by folders
+                 |- tables    the same, and groups and clusters, by metadata.csv and its like
+                 |- parquet   one file, or several in a zip
+                 |- images    image files to pixels
+                 |- arrays    NPZ of NumPy arrays, without pickles
+                 `- notes     how all of it was understood, and what to know of it
 
-Nothing is unpacked to disk, nothing is executed, no library opens a format that is not named here.
-Everything that is wrong is told at once, as reasons that name files. Free of torch.
+Only Parquet files in a zip are unpacked to disk, for as long as it takes; nothing is executed, no
+library opens a format that is not named here. Everything that is wrong is told at once, as reasons
+that name files. Free of torch.
 """
 
 from adap.worker.intake.limits import IntakeLimits, Rejected

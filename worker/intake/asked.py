@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,3 +28,4 @@ class Asked:
     notes: Notes
     room: Room
     on_progress: Callable[[int, int], None]  # images done, of how many
+    scratch: Path | None = None  # a folder for what has to lie on disk meanwhile

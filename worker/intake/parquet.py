@@ -1,9 +1,11 @@
-"""Parquet data sets, as the Hugging Face hub has them: one row an image.
+"""Parquet data sets, as the Hugging Face hub has them: one row an image, in one file or several.
 
 image (or img): the file's bytes, or a struct {bytes, path}.  label: text or whole numbers; or
-labels: a list of them where an image may have several.  Optionally split, group, cluster: text.
+labels: several of them where an image may have several, as a list or a text with | between them.
+Optionally split: text.  group, cluster: text or whole numbers.  Columns are found as in a table.
 Names for numbers are taken from the schema's own `huggingface` metadata (ClassLabel) where there
-are some. Other columns are never read.
+are some. Other columns are never read. Without a column `split` the names of several files may
+say it: `train-00000-of-00002.parquet`.
 
 Images are read a few rows at a time, pages as they come, so that memory does not grow with the row
 groups; the columns of text are read in small batches too, as a dictionary may repeat a long text.
@@ -11,7 +13,8 @@ Imported only when a Parquet file comes: pyarrow takes longer to start than a sm
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,10 +29,13 @@ from adap.core.config import SPLITS
 from adap.core.datasets import ImageSet
 from adap.models.header import shown
 from adap.worker.intake.asked import Asked
+from adap.worker.intake.columns import note_unread, require_column
 from adap.worker.intake.counts import check_class_count, check_counts, label_matrix
 from adap.worker.intake.decoding import File, Undecoded, decode_all
+from adap.worker.intake.labels import check_text_labels, split_labels
 from adap.worker.intake.limits import IntakeLimits, Reasons, Rejected
 from adap.worker.intake.names import cluster_problem, group_problem, labels_problem, tidy
+from adap.worker.intake.notes import counted, listed
 from adap.worker.intake.splits import split_problem, splits_of
 
 IMAGE_ROWS = 32  # read at a time
@@ -50,16 +56,29 @@ class _Columns:
     split: str | None
     group: str | None
     cluster: str | None
-    multilabel: bool
-    class_names: Sequence[str] | None  # of labels that are numbers
+    lists: bool  # of labels
+    separator: str | None  # between several labels in a text
+    class_names: tuple[str, ...] | None  # of labels that are numbers
+
+    @property
+    def several(self) -> bool:
+        """Whether an image may have several labels."""
+        return self.lists or self.separator is not None
 
 
-def read_parquet(path: Path, asked: Asked) -> ImageSet:
-    """The data set in a Parquet file; raises Rejected for all that is not as described above."""
-    _check_footer(path)
+def read_parquet(shards: Mapping[str, Path], asked: Asked) -> ImageSet:
+    """The data set in Parquet files, by what they are called: one, or several of the same columns.
+
+    Raises Rejected for all that is not as described above.
+    """
     try:
-        with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
-            return _read(file, asked)
+        with ExitStack() as stack:
+            files = []
+            for path in shards.values():
+                _check_footer(path)
+                file = pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
+                files.append(stack.enter_context(file))
+            return _read(dict(zip(shards, files, strict=True)), asked)
     except Rejected:
         raise
     except MemoryError as error:
@@ -74,18 +93,40 @@ def read_parquet(path: Path, asked: Asked) -> ImageSet:
         ) from error
 
 
-def _read(file: pq.ParquetFile, asked: Asked) -> ImageSet:
+def _read(files: Mapping[str, pq.ParquetFile], asked: Asked) -> ImageSet:
     limits = asked.limits
-    count = file.metadata.num_rows
+    counts = [file.metadata.num_rows for file in files.values()]
+    count = sum(counts)
     if not 0 < count <= limits.entries:
         raise Rejected(f"expected 1 to {limits.entries} rows (ADAP_MAX_IMAGES), got {count}")
     unpacked = sum(
-        file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups)
+        file.metadata.row_group(i).total_byte_size
+        for file in files.values()
+        for i in range(file.metadata.num_row_groups)
     )
     if unpacked > limits.unpacked_bytes:
         raise Rejected(f"expected at most {limits.unpacked_bytes} bytes unpacked, got {unpacked}")
-    columns = _find_columns(file.schema_arrow)
-    named, splits, groups, clusters = _read_texts(file, columns)
+    found = {name: _find_columns(file.schema_arrow, asked) for name, file in files.items()}
+    first, *others = found
+    columns = found[first]
+    for name in others:
+        if found[name] != columns:
+            raise Rejected(
+                f"expected the same columns of the same kinds in all files, got other ones in "
+                f"{shown(name)} than in {shown(first)}"
+            )
+    names = next(iter(files.values())).schema_arrow.names
+    note_unread(
+        names,
+        [columns.image, columns.label, columns.split, columns.group, columns.cluster],
+        asked.notes,
+    )
+    named, splits, groups, clusters = _read_texts(list(files.values()), columns)
+    if splits is None and len(files) > 1:
+        splits = _splits_of_files(list(files), counts, asked)
+    if not columns.several and columns.class_names is None:
+        different = {name for names in named for name in names}
+        check_text_labels(different, columns.label, asked.options)
     classes, labels = _index(named, columns)
     check_counts(classes, labels, splits=splits, groups=groups)
     paths: list[str | None] = []
@@ -97,7 +138,24 @@ def _read(file: pq.ParquetFile, asked: Asked) -> ImageSet:
         groups=groups,
         clusters=clusters,
     )
-    return decode_all(_files(file, columns.image, paths, limits=limits), undecoded, asked)
+    images = _files(list(files.values()), columns.image, paths, limits=limits)
+    return decode_all(images, undecoded, asked)
+
+
+def _splits_of_files(
+    names: Sequence[str], counts: Sequence[int], asked: Asked
+) -> NDArray[np.int8] | None:
+    """The split of each row by the name of its file, where all names say one."""
+    splits = splits_of(names)
+    if not splits:
+        return None
+    if len(splits) < len(names):
+        raise Rejected(
+            f"expected files that all name a split or none, got {listed(sorted(splits))} beside "
+            f"{listed(sorted(set(names) - set(splits)))}: rename them, or add a column `split`"
+        )
+    asked.notes.step(f"{counted(len(set(splits.values())), 'split')} from names of files")
+    return np.repeat(np.array([SPLITS.index(splits[name]) for name in names], np.int8), counts)
 
 
 def _check_footer(path: Path) -> None:
@@ -111,13 +169,10 @@ def _check_footer(path: Path) -> None:
         raise Rejected("expected a whole Parquet file, got one that was cut off or damaged")
 
 
-def _find_columns(schema: pa.Schema) -> _Columns:
-    reasons = Reasons()
-    image = _one_of(_IMAGES, schema, reasons)
-    label = _one_of(_LABELS, schema, reasons)
-    reasons.settle()
-    assert image is not None
-    assert label is not None
+def _find_columns(schema: pa.Schema, asked: Asked) -> _Columns:
+    reasons, options = Reasons(), asked.options
+    image = require_column("image", schema.names, _IMAGES, options)
+    label = require_column("label", schema.names, _LABELS, options)
     kind = schema.field(image).type
     if pa.types.is_struct(kind):
         fields = {field.name: field.type for field in kind}
@@ -136,29 +191,30 @@ def _find_columns(schema: pa.Schema) -> _Columns:
             f"{label}: expected text or whole numbers, or lists of them, "
             f"got {shown(str(schema.field(label).type))}"
         )
-    for name in ("split", "group", "cluster"):
-        if name in schema.names and not _is_text(schema.field(name).type):
-            reasons.add(f"{name}: expected text, got {shown(str(schema.field(name).type))}")
+    told = {}
+    for role in ("split", "group", "cluster"):
+        name = getattr(options, f"{role}_column") or role
+        if name in schema.names:
+            told[role] = name
+            kind_of = schema.field(name).type
+            if not (_is_text(kind_of) or (role != "split" and pa.types.is_integer(kind_of))):
+                reasons.add(f"{name}: expected text, got {shown(str(kind_of))}")
+        elif name != role:
+            reasons.add(f"expected the {role} column {shown(name)} that was asked for, got none")
     reasons.settle()
+    separator = None
+    if _is_text(kind) and not multilabel and options.label_separator != "none":
+        separator = options.label_separator or ("|" if label == "labels" else None)
     return _Columns(
         image=image,
         label=label,
-        split="split" if "split" in schema.names else None,
-        group="group" if "group" in schema.names else None,
-        cluster="cluster" if "cluster" in schema.names else None,
-        multilabel=multilabel,
+        split=told.get("split"),
+        group=told.get("group"),
+        cluster=told.get("cluster"),
+        lists=multilabel,
+        separator=separator,
         class_names=_class_names(schema, label) if numbers else None,
     )
-
-
-def _one_of(names: Sequence[str], schema: pa.Schema, reasons: Reasons) -> str | None:
-    found: list[str] = [name for name in schema.names if name in names]
-    if len(found) == 1:
-        return found[0]
-    reasons.add(
-        f"expected one column {' or '.join(names)}, got {shown(', '.join(schema.names)[:300])}"
-    )
-    return None
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -166,7 +222,7 @@ def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
-def _class_names(schema: pa.Schema, label: str) -> list[str] | None:
+def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...] | None:
     """The names that a ClassLabel of the Hugging Face library gives to numbers."""
     text = (schema.metadata or {}).get(b"huggingface")
     if text is None:
@@ -178,11 +234,11 @@ def _class_names(schema: pa.Schema, label: str) -> list[str] | None:
         return None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         return None
-    return [tidy(name) for name in names]
+    return tuple(map(tidy, names))
 
 
 def _read_texts(
-    file: pq.ParquetFile, columns: _Columns
+    files: Sequence[pq.ParquetFile], columns: _Columns
 ) -> tuple[list[tuple[str, ...]], NDArray[np.int8] | None, list[str] | None, list[str] | None]:
     """The names of each row's labels, its split, its group and its cluster."""
     reasons = Reasons()
@@ -192,10 +248,12 @@ def _read_texts(
     clusters: list[str] = []
     optional = (columns.split, columns.group, columns.cluster)
     wanted = [columns.label, *(name for name in optional if name is not None)]
-    for row in _rows(file, wanted, TEXT_ROWS):
+    for row in (row for file in files for row in _rows(file, wanted, TEXT_ROWS)):
         number = len(named)
         labels = row[columns.label]
-        labels = labels if columns.multilabel else [labels]
+        if columns.separator is not None and labels is not None:
+            labels = list(split_labels(labels, columns.separator))
+        labels = labels if columns.several else [labels]
         names = _names(labels, columns.class_names)
         if names is None:
             reasons.add(f"row {number}: expected a {columns.label}, got {shown(str(labels)[:200])}")
@@ -210,11 +268,11 @@ def _read_texts(
             else:
                 splits.append(split)
         if columns.group is not None:
-            groups.append(tidy(row[columns.group] or ""))
+            groups.append(_text_of(row[columns.group]))
             if problem := group_problem(groups[-1]):
                 reasons.add(f"row {number}: {problem}")
         if columns.cluster is not None:
-            clusters.append(tidy(row[columns.cluster] or ""))
+            clusters.append(_text_of(row[columns.cluster]))
             if problem := cluster_problem(clusters[-1]):
                 reasons.add(f"row {number}: {problem}")
     reasons.settle()
@@ -227,6 +285,10 @@ def _read_texts(
         None if columns.group is None else groups,
         None if columns.cluster is None else clusters,
     )
+
+
+def _text_of(value: str | int | None) -> str:
+    return "" if value is None else tidy(str(value))
 
 
 def _names(labels: Any, class_names: Sequence[str] | None) -> tuple[str, ...] | None:
@@ -254,7 +316,7 @@ def _index(
         classes = sorted(found, key=int)
     else:
         classes = sorted(found)
-    if columns.multilabel:
+    if columns.several:
         check_class_count(classes, examples=len(named))
         return classes, label_matrix(named, classes)
     position = {name: i for i, name in enumerate(classes)}
@@ -262,10 +324,10 @@ def _index(
 
 
 def _files(
-    file: pq.ParquetFile, column: str, paths: list[str | None], *, limits: IntakeLimits
+    files: Sequence[pq.ParquetFile], column: str, paths: list[str | None], *, limits: IntakeLimits
 ) -> Iterator[File]:
     """Each row's image by name; `paths` is filled with what the files were called."""
-    for row in _rows(file, [column], IMAGE_ROWS):
+    for row in (row for file in files for row in _rows(file, [column], IMAGE_ROWS)):
         value = row[column]
         path = value.get("path") if isinstance(value, dict) else None
         data = value.get("bytes") if isinstance(value, dict) else value

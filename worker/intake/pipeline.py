@@ -23,6 +23,7 @@ def validate_dataset(work: Work[DatasetCheck], reporter: Reporter) -> dict[str, 
             options=options,
             notes=notes,
             room=draft.room,
+            scratch=work.folder,
             on_progress=lambda done, total: reporter.progress("reading", done, total, "images"),
         )
     except Rejected as rejected:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
@@ -35,6 +36,8 @@ from adap.worker.intake.tables import METADATA, TABLE_SUFFIXES, by_tables
 from adap.worker.intake.values import note_values
 
 PARQUET_MAGIC = b"PAR1"
+MAX_SHARDS = 500  # Parquet files of one data set, all open at once
+_COPY_BYTES = 8 * 1024**2
 
 
 def in_memory(_: NDArray[Any], shape: Shape) -> NDArray[np.uint8]:
@@ -50,6 +53,7 @@ def read_dataset(
     options: DatasetOptions | None = None,
     notes: Notes | None = None,
     room: Room = in_memory,
+    scratch: Path | None = None,
 ) -> ImageSet:
     """Open what somebody sent as a data set: a zip of images, an NPZ or Parquet, by its content.
 
@@ -62,17 +66,23 @@ def read_dataset(
     notes = Notes() if notes is None else notes
     if size > limits.archive_bytes:
         raise Rejected(f"expected a file of at most {limits.archive_bytes} bytes, got {size}")
-    asked = Asked(limits, options or DatasetOptions(), notes, room, on_progress)
+    asked = Asked(limits, options or DatasetOptions(), notes, room, on_progress, scratch)
     if _kind(path, size) == "parquet":
         from adap.worker.intake.parquet import read_parquet  # pyarrow takes a while to start
 
         notes.form = "Parquet"
-        image_set = read_parquet(path, asked)
+        image_set = read_parquet({"": path}, asked)
     else:
         with Archive(path, limits=limits) as archive:
-            arrays = is_arrays(archive)
-            notes.form = "NPZ" if arrays else "zip"
-            image_set = (read_arrays if arrays else _read_images)(archive, asked)
+            if is_arrays(archive):
+                notes.form = "NPZ"
+                image_set = read_arrays(archive, asked)
+            elif any(suffix_of(name) == ".parquet" for name in archive.names):
+                notes.form = "zip of Parquet files"
+                image_set = _read_shards(archive, asked)
+            else:
+                notes.form = "zip"
+                image_set = _read_images(archive, asked)
     _look_over(image_set, notes)
     return image_set
 
@@ -180,9 +190,38 @@ def _kind(path: Path, size: int) -> Literal["zip", "parquet"]:
         return "zip"
     if head.startswith(PARQUET_MAGIC):
         return "parquet"
-    raise Rejected(
-        f"expected a zip of class folders, an NPZ or Parquet, got {describe(head, tail)}"
-    )
+    kind = describe(head, tail)
+    hint = ""
+    if "archive" in kind:
+        hint = ": unpack it, and send the folder (adap dataset add FOLDER) or a zip of it"
+    raise Rejected(f"expected a zip of class folders, an NPZ or Parquet, got {kind}{hint}")
+
+
+def _read_shards(archive: Archive, asked: Asked) -> ImageSet:
+    """A zip of Parquet files, which are put down on disk for as long as they are read."""
+    from adap.worker.intake.parquet import read_parquet
+
+    names = [name for name in archive.names if suffix_of(name) == ".parquet"]
+    others = [name for name in archive.names if name not in names and not is_no_image(name)]
+    if others:
+        raise Rejected(
+            f"expected Parquet files alone in a zip that holds some, got {listed(others)} beside "
+            "them: send either the Parquet files or the images"
+        )
+    size = sum(map(archive.size, names))
+    if size > asked.limits.archive_bytes or len(names) > MAX_SHARDS:
+        raise Rejected(
+            f"expected at most {MAX_SHARDS} Parquet files of {asked.limits.archive_bytes} bytes "
+            f"together, got {len(names)} of {size}"
+        )
+    with TemporaryDirectory(dir=asked.scratch, prefix="shards-") as folder:
+        shards: dict[str, Path] = {}
+        for i, name in enumerate(names):
+            shards[name] = Path(folder) / f"{i}.parquet"
+            with archive.open(name) as member, shards[name].open("wb") as file:
+                while member.left:
+                    file.write(member.read(min(member.left, _COPY_BYTES)))
+        return read_parquet(shards, asked)
 
 
 def _read_images(archive: Archive, asked: Asked) -> ImageSet:
