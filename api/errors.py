@@ -13,14 +13,15 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field, ValidationError
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from adap.core.errors import AdapError
 from adap.models.errors import ModelFileError
-from adap.store import disk
+from adap.store import disk, storage
 from adap.store.garbage import ContentGoneError
+from adap.store.storage import BlobsAwayError, Trouble
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,8 @@ CODES: dict[str, tuple[int, str]] = {
     "storage_full": (429, "Too much is stored"),
     "rate_limited": (429, "Too many requests a second"),
     "internal_error": (500, "The service met an error that it did not expect"),
-    "storage_unavailable": (503, "The database does not answer"),
+    "storage_unavailable": (503, "The database or the store of files does not answer"),
+    "content_missing": (503, "The service has lost this content"),
     "scoring_unavailable": (503, "The scoring process does not answer"),
     "overloaded": (503, "Too much is waiting already"),
     "disk_full": (507, "The service has no room on its disk"),
@@ -129,7 +131,14 @@ POSTED = (
 )  # of every POST of a job
 
 
-_ANY = ("unauthorized", "forbidden", "invalid_request", "storage_unavailable", "overloaded")
+_ANY = (
+    "unauthorized",
+    "forbidden",
+    "invalid_request",
+    "storage_unavailable",
+    "content_missing",
+    "overloaded",
+)
 
 
 def problems(*codes: str) -> dict[int | str, dict[str, Any]]:
@@ -183,8 +192,8 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     def _http(request: Request, error: HTTPException) -> JSONResponse:
-        if disk.is_full(error):  # FastAPI's 400 for a form that could not be written to the disk
-            return _full(request, error)
+        if error.status_code == 400 and (trouble := storage.trouble(error)) is not None:
+            return _troubled(request, trouble, error)  # a form could not be written to the disk
         by_status = {CODES[code][0]: code for code in reversed(CODES)}
         code = by_status.get(error.status_code, "bad_request")
         detail = str(error.detail)
@@ -212,24 +221,16 @@ def install(app: FastAPI) -> None:
         return _response(request, "storage_unavailable", detail, headers={"Retry-After": "1"})
 
     @app.exception_handler(OSError)
-    def _file(request: Request, error: OSError) -> JSONResponse:
-        if not disk.is_full(error):
+    @app.exception_handler(BlobsAwayError)
+    @app.exception_handler(DBAPIError)
+    def _storage(request: Request, error: Exception) -> JSONResponse:
+        trouble = storage.trouble(error)
+        if trouble is not None:
+            return _troubled(request, trouble, error)
+        if not isinstance(error, OperationalError | InterfaceError):
             raise error
-        return _full(request, error)
-
-    @app.exception_handler(OperationalError)
-    @app.exception_handler(InterfaceError)
-    def _database(request: Request, error: Exception) -> JSONResponse:
-        if disk.is_full(error):
-            return _full(request, error)
-        log.error("database.unavailable", extra={"reason": str(error)})
-        detail = (
-            "The database does not answer at the moment. Try again with the same Idempotency-Key, "
-            "as what was asked for may be done already."
-            if request.method == "POST"
-            else "The database does not answer at the moment. Try again."
-        )
-        return _response(request, "storage_unavailable", detail, headers={"Retry-After": "5"})
+        away = Trouble(storage.UNAVAILABLE, "The database does not answer at the moment.")
+        return _troubled(request, away, error)
 
     @app.exception_handler(Exception)
     def _unexpected(request: Request, _error: Exception) -> JSONResponse:
@@ -237,10 +238,17 @@ def install(app: FastAPI) -> None:
         return _response(request, "internal_error", detail)
 
 
-def _full(request: Request, error: Exception) -> JSONResponse:
-    log.error("disk.full", extra={"reason": str(error)})
-    detail = "There is no room for this on the service's disk; nothing of it was kept. Try later."
-    return _response(request, "disk_full", detail, headers={"Retry-After": "60"})
+def _troubled(request: Request, trouble: Trouble, error: Exception) -> JSONResponse:
+    """The answer where storage stands in the way; the log has the error itself."""
+    log.error("storage.trouble", extra={"code": trouble.code, "reason": str(error)})
+    if trouble.code == disk.CODE:
+        detail = "There is no room for this on the service's disk; nothing of it was kept."
+        return _response(request, disk.CODE, f"{detail} Try later.", headers={"Retry-After": "60"})
+    detail = trouble.message
+    if request.method == "POST":
+        detail += " Use the same Idempotency-Key, as what was asked for may be done already."
+    wait_s = "5" if trouble.code == storage.UNAVAILABLE else "60"
+    return _response(request, trouble.code, detail, headers={"Retry-After": wait_s})
 
 
 def _allowed(request: Request) -> list[str]:

@@ -125,7 +125,7 @@ def create_app(settings: Settings) -> "RequestLog":
     )
 
     traces = Traces(settings, service="adap-api")
-    metrics = Metrics(database, lease_s=settings.lease_s)
+    metrics = Metrics(database, home=settings.home, lease_s=settings.lease_s)
     overload = Overload(settings.max_waiting_requests, metrics)
 
     @asynccontextmanager

@@ -1,6 +1,8 @@
 """Figures for Prometheus: of the jobs from the database, of requests from this process."""
 
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
@@ -23,9 +25,9 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 class Metrics:
     """What this process counts, and what it reads from the database when it is asked."""
 
-    def __init__(self, database: Database, *, lease_s: float) -> None:
+    def __init__(self, database: Database, *, home: Path, lease_s: float) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(_Jobs(database, lease_s))
+        self._registry.register(_Jobs(database, home, lease_s))
         self._requests = Histogram(
             "adap_http_request_seconds",
             "time to the end of the answer",
@@ -81,8 +83,9 @@ class _Scoring(Collector):
 
 
 class _Jobs(Collector):
-    def __init__(self, database: Database, lease_s: float) -> None:
+    def __init__(self, database: Database, home: Path, lease_s: float) -> None:
         self._database = database
+        self._home = home
         self._lease_s = lease_s
 
     def describe(self) -> list[Metric]:
@@ -99,6 +102,7 @@ class _Jobs(Collector):
             lately = metrics.attacked(session, since_s=RATE_WINDOW_S)
             workers = metrics.workers(session, lease_s=self._lease_s)
             stored = metrics.stored(session)
+            troubles = metrics.troubles(session)
 
         depth = GaugeMetricFamily(
             "adap_jobs", "jobs that have not ended", labels=["kind", "queue", "status"]
@@ -144,3 +148,27 @@ class _Jobs(Collector):
             for of, values in stored.items():
                 family.add_metric([of], values[position])
             yield family
+        failures = CounterMetricFamily(
+            "adap_failed_jobs", "jobs that failed, by the code of their error", labels=["code"]
+        )
+        for code, failed in troubles.failures.items():
+            failures.add_metric([code], failed)
+        yield failures
+        yield CounterMetricFamily(
+            "adap_lost_attempts",
+            "attempts that a dead worker or storage cost",
+            value=troubles.lost_attempts,
+        )
+        yield GaugeMetricFamily(
+            "adap_undelivered_events",
+            "events that webhooks never took, given up",
+            value=troubles.undelivered,
+        )
+        yield GaugeMetricFamily(
+            "adap_condemned_files", "garbage that waits to be deleted", value=troubles.condemned
+        )
+        yield GaugeMetricFamily(
+            "adap_disk_free_bytes",
+            "of the disk of ADAP_HOME of this process",
+            value=shutil.disk_usage(self._home).free,
+        )

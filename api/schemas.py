@@ -162,6 +162,9 @@ class Contender(Answer):
     job_id: str = Field(description="the audit")
     clean: APFigure
     worst_case: APFigure
+    problem: str | None = Field(
+        None, description="why there are no intervals: the content that they come from is lost"
+    )
     to_leader: Difference | None = Field(
         description="worst-case AP minus the leader's, paired; null for the leader"
     )
@@ -331,7 +334,9 @@ class Readiness(Answer):
         description="degraded: requests are taken and kept, but something is missing"
     )
     database: Literal["ok"] = "ok"
-    broker: Literal["ok", "unreachable"]
+    blobs: Literal["ok", "unavailable", "full"] = Field(description="the store of files")
+    disk: Literal["ok", "unavailable", "full"] = Field(description="the disk of `ADAP_HOME`")
+    broker: Literal["ok", "unreachable", "full"]
     scoring: Literal["ok", "unreachable", "none"] = Field(
         description="the process that scores single images; none where the settings name none"
     )

@@ -188,6 +188,34 @@ def up(
 
 
 @app.command()
+def backup(
+    file: Annotated[Path, typer.Argument(help="Where to write it, whole or not at all.")],
+    home: Annotated[Path | None, typer.Option(help="Where everything is kept.")] = None,
+    files: Annotated[
+        str | None,
+        typer.Option(help="include or refer; by default files in a folder are taken along."),
+    ] = None,
+) -> NoReturn:
+    """Back up the service of this machine's settings, while it runs."""
+    _run_on_the_database("make", file, home, *([] if files is None else ["--files", files]))
+
+
+@app.command()
+def restore(
+    file: Annotated[Path, typer.Argument(help="A file that `adap backup` wrote.")],
+    home: Annotated[Path | None, typer.Option(help="Where everything is kept.")] = None,
+) -> NoReturn:
+    """Fill an empty service from a backup, before it is started."""
+    _run_on_the_database("restore", file, home)
+
+
+def _run_on_the_database(action: str, file: Path, home: Path | None, *options: str) -> NoReturn:
+    place = [] if home is None else ["--home", str(home)]
+    command = [sys.executable, "-P", "-m", "adap.store.backup", action, str(file), *place, *options]
+    os.execv(sys.executable, command)  # noqa: S606 - a fixed program; it takes over this process
+
+
+@app.command()
 def demo(
     context: typer.Context,
     output: Annotated[Path, typer.Option(help="Where the reports are put.")] = Path("adap-demo"),

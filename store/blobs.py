@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import IO, Protocol
 from uuid import uuid4
 
+from adap.store import disk
+from adap.store.storage import BlobsAwayError, MissingContentError
+
 CHUNK_BYTES = 1 << 20
 
 STAGING = "staging"  # files that wait are named `staging/…`, so that they are never taken for blobs
@@ -27,7 +30,7 @@ class OtherContentError(Exception):
 
 
 class Blobs(Protocol):
-    """A store of immutable files."""
+    """A store of immutable files. Every method raises BlobsAwayError or OSError where it fails."""
 
     def put(self, path: Path) -> str:
         """Store a copy of a file; returns its SHA-256."""
@@ -54,11 +57,18 @@ class Blobs(Protocol):
         ...
 
     def open(self, sha256: str) -> IO[bytes]:
-        """Read a blob as a seekable file. FileNotFoundError if there is none."""
+        """Read a blob as a seekable file. MissingContentError if there is none."""
         ...
 
     def local_path(self, sha256: str) -> Path:
-        """A file on this machine with the blob's content, only to be read."""
+        """A file on this machine with the blob's content, only to be read.
+
+        MissingContentError if there is none.
+        """
+        ...
+
+    def probe(self) -> None:
+        """Try the store, within seconds. Raises what stands in the way of its use."""
         ...
 
     def delete(self, name: str) -> None:
@@ -143,7 +153,7 @@ class FolderBlobs:
 
     def _name(self, part: Path, sha256: str) -> str:
         """Make a whole file the blob of this hash."""
-        target = self.local_path(sha256)
+        target = self._path(sha256)
         with suppress(FileNotFoundError):  # also where it is collected at this very moment
             os.utime(target)  # young again, so that the garbage collector spares it
             return sha256
@@ -163,19 +173,30 @@ class FolderBlobs:
         return self._path(name).exists()
 
     def open(self, sha256: str) -> IO[bytes]:
-        """Read a blob as a seekable file. FileNotFoundError if there is none."""
+        """Read a blob as a seekable file. MissingContentError if there is none."""
         return self.local_path(sha256).open("rb")
 
     def local_path(self, sha256: str) -> Path:
-        """The blob itself."""
-        return self.root / sha256[:2] / sha256
+        """The blob itself. MissingContentError if there is none."""
+        path = self._path(sha256)
+        try:
+            path.stat()
+        except FileNotFoundError as error:
+            if not self.root.is_dir():
+                raise BlobsAwayError(f"the folder {self.root} is not there") from error
+            raise MissingContentError(sha256) from error
+        return path
+
+    def probe(self) -> None:
+        """Write a small file. OSError where that fails."""
+        disk.probe(self.root)
 
     def delete(self, name: str) -> None:
         """Remove a blob or a file that waits; no error if it is gone already."""
         self._path(name).unlink(missing_ok=True)
 
     def _path(self, name: str) -> Path:
-        return self.root / name if name.startswith(STAGING) else self.local_path(name)
+        return self.root / (name if name.startswith(STAGING) else f"{name[:2]}/{name}")
 
     def older_than(self, age_s: float) -> Iterator[str]:
         """All blobs and files that wait, older than this; remains of such writes are removed."""

@@ -5,13 +5,16 @@ writing transaction takes the write lock at its start, so it waits for another w
 failing in the middle.
 """
 
+import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import cache
 from threading import Lock
+from time import monotonic
 from typing import Any, TypeVar, cast
 
 from sqlalchemy import Connection, Double, Engine, Select, bindparam, create_engine, event, select
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.expression import FunctionElement
@@ -64,8 +67,9 @@ class Database:
 
     def __init__(self, settings: Settings) -> None:
         self.engine = _engine(settings)
+        self._wait_s = settings.database_wait_s
         # SQLite has one writer, and a second one polls for its turn: within a process it waits here
-        self._turn = Lock() if self.engine.dialect.name == "sqlite" else nullcontext()
+        self._turn = Lock() if self.engine.dialect.name == "sqlite" else None
 
     @contextmanager
     def reading(self, **options: Any) -> Iterator[Session]:
@@ -74,10 +78,32 @@ class Database:
             yield session
 
     @contextmanager
+    def snapshot(self, **options: Any) -> Iterator[Session]:
+        """The same for many statements, which all see the state of the first."""
+        if self.engine.dialect.name == "postgresql":
+            options["isolation_level"] = "REPEATABLE READ"
+        with self._session(sqlite_begin="BEGIN", **options) as session:
+            yield session
+
+    @contextmanager
     def writing(self, **options: Any) -> Iterator[Session]:
         """One transaction, committed at the end, rolled back on any error."""
-        with self._turn, self._session(sqlite_begin="BEGIN IMMEDIATE", **options) as session:
-            yield session
+        if self._turn is None:
+            with self._session(**options) as session:
+                yield session
+            return
+        asked_at = monotonic()
+        if not self._turn.acquire(timeout=self._wait_s):
+            raise _held(self._wait_s)
+        try:
+            # one clock for both: this process's other writers, and other processes
+            left_s = max(0.0, self._wait_s - (monotonic() - asked_at))
+            with self._session(sqlite_begin="BEGIN IMMEDIATE", sqlite_wait_s=left_s, **options) as (
+                session
+            ):
+                yield session
+        finally:
+            self._turn.release()
 
     @contextmanager
     def _session(self, **options: Any) -> Iterator[Session]:
@@ -93,18 +119,26 @@ class Database:
         self.engine.dispose()
 
 
+def _held(wait_s: float) -> OperationalError:
+    """What a writer meets that has waited for its turn in vain, as SQLite itself would say it."""
+    said = sqlite3.OperationalError(
+        f"database is locked: another process or writer has held it for {wait_s:g} s"
+    )
+    return OperationalError("BEGIN IMMEDIATE", None, said)
+
+
 def _engine(settings: Settings) -> Engine:
     url = settings.database
     if url.startswith("sqlite"):
-        return _sqlite(url)
+        return _sqlite(url, wait_s=settings.database_wait_s)
     from adap.store import postgres  # its packages are an extra
 
     return postgres.engine(url, limit_s=settings.database_limit_s)
 
 
-def _sqlite(url: str) -> Engine:
+def _sqlite(url: str, *, wait_s: float) -> Engine:
     engine = create_engine(
-        url, pool_size=20, connect_args={"timeout": 30, "check_same_thread": False}
+        url, pool_size=20, connect_args={"timeout": wait_s, "check_same_thread": False}
     )
 
     @event.listens_for(engine, "connect")
@@ -114,13 +148,14 @@ def _sqlite(url: str) -> Engine:
             "journal_mode=WAL",
             "synchronous=FULL",
             "foreign_keys=ON",
-            "busy_timeout=30000",
         ):
             connection.execute(f"PRAGMA {pragma}")
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
-        begin = connection.get_execution_options().get("sqlite_begin", "BEGIN IMMEDIATE")
-        connection.exec_driver_sql(begin)
+        options = connection.get_execution_options()
+        left_s = options.get("sqlite_wait_s", wait_s)
+        connection.exec_driver_sql(f"PRAGMA busy_timeout={round(1000 * left_s)}")
+        connection.exec_driver_sql(options.get("sqlite_begin", "BEGIN IMMEDIATE"))
 
     return engine

@@ -1,7 +1,9 @@
 """Disks: one without room, as it shows itself to those who write, and one on another machine."""
 
 import errno
+import os
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 CODE = "disk_full"  # of problems and of jobs
 MESSAGE = (
@@ -24,6 +26,14 @@ def is_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def probe(folder: Path) -> None:
+    """Write, flush and remove a small file in a folder. OSError where that fails."""
+    with NamedTemporaryFile(dir=folder, suffix=".part") as file:
+        file.write(bytes(4096))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 NETWORK = frozenset(

@@ -70,6 +70,15 @@ def referred(session: Session, names: Collection[str]) -> set[str]:
     return {str(name) for name in session.scalars(found)}
 
 
+def all_referred(session: Session) -> list[str]:
+    """The names of all files that rows refer to, those first that leave soonest."""
+    found: dict[str, None] = {}
+    for column in (JobRow.checkpoint_sha256, *REFERENCES):
+        names = session.scalars(select(column).where(column.is_not(None)).order_by(column))
+        found |= {str(name): None for name in names}
+    return list(found)
+
+
 def collect(database: Database, blobs: Blobs, *, grace_s: float) -> int:
     """Condemn what has been garbage for this long, and delete what was condemned this long ago.
 

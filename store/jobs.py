@@ -177,6 +177,11 @@ def record(session: Session, claim: Claim, type: str, data: dict[str, Any]) -> N
     _append(session, claim.job_id, seq, type, data)
 
 
+def drop_checkpoint(session: Session, claim: Claim) -> None:
+    """Point the job at no checkpoint any more, as its file is lost: it begins again."""
+    _change(session, claim, _SAVE, newest=None, after_epoch=None)
+
+
 def save_checkpoint(session: Session, claim: Claim, sha256: str, *, epoch: int) -> str | None:
     """Point the job at its newest checkpoint; returns the one it replaces."""
     previous = session.scalar(select(JobRow.checkpoint_sha256).where(JobRow.id == claim.job_id))
@@ -206,17 +211,34 @@ def finish_cancelled(session: Session, claim: Claim) -> None:
     _move_held(session, claim, _FINISH_CANCELLED)
 
 
-def release(session: Session, claim: Claim) -> None:
-    """Give a running job back unharmed, because this worker is shutting down."""
-    _move_held(session, claim, _RELEASE, event={"reason": "worker_shutdown"})
+def release(
+    session: Session, claim: Claim, *, reason: str = "worker_shutdown", wait_s: float = 0.0
+) -> None:
+    """Give a running job back unharmed, not to be taken again before so many seconds."""
+    _move_held(session, claim, _RELEASE, {"wait_s": wait_s}, {"reason": reason})
 
 
-def lose(session: Session, claim: Claim, *, max_lost: int, reason: JobError | None = None) -> None:
+def lose(
+    session: Session,
+    claim: Claim,
+    *,
+    max_lost: int,
+    reason: JobError | None = None,
+    backoff_s: Sequence[float] = BACKOFF_S,
+) -> None:
     """The process that did the work died, or could not: queue the job again, or give up in the end.
 
-    `reason` is what to say where it did not just die.
+    `reason` is what to say where it did not just die. backoff_s: how long the job then waits, after
+    the first, second, … lost attempt.
     """
-    if not _take_back(session, claim.job_id, claim.attempt, max_lost=max_lost, reason=reason):
+    if not _take_back(
+        session,
+        claim.job_id,
+        claim.attempt,
+        max_lost=max_lost,
+        reason=reason,
+        backoff_s=backoff_s,
+    ):
         raise ClaimLostError(claim)
 
 
@@ -476,6 +498,7 @@ def _take_back(
     max_lost: int,
     reason: JobError | None = None,
     expired_only: bool = False,
+    backoff_s: Sequence[float] = BACKOFF_S,
 ) -> JobStatus | None:
     """Move a job whose worker died to queued, failed or cancelled; None if it has moved on."""
     job = session.execute(_LOCK, {"job_id": job_id}).first()
@@ -494,7 +517,7 @@ def _take_back(
         error = (reason or died).as_json()
         failed = _move(session, _GIVE_UP, {**mine, "why": error}, event=lambda _: error)
         return JobStatus.FAILED if failed else None
-    wait_s = BACKOFF_S[min(job.lost, len(BACKOFF_S) - 1)]
+    wait_s = backoff_s[min(job.lost, len(backoff_s) - 1)]
     queued = _move(
         session,
         _QUEUE_AGAIN,
@@ -645,7 +668,13 @@ _SUCCEED = _to(
 )
 _FAIL = _to(JobStatus.FAILED, _STILL_HELD, sources=_WORKED_ON, error=bindparam("why"), **_ENDED)
 _FINISH_CANCELLED = _to(JobStatus.CANCELLED, _STILL_HELD, sources={JobStatus.CANCELLING}, **_ENDED)
-_RELEASE = _to(JobStatus.QUEUED, _STILL_HELD, sources={JobStatus.RUNNING}, **_FREE)
+_RELEASE = _to(
+    JobStatus.QUEUED,
+    _STILL_HELD,
+    sources={JobStatus.RUNNING},
+    not_before=now() + bindparam("wait_s", type_=Float),
+    **_FREE,
+)
 _GIVE_UP = _to(
     JobStatus.FAILED,
     _STILL_HELD,

@@ -13,7 +13,10 @@ from adap.store.tables import (
     LIVE,
     QUEUES,
     AssetStatus,
+    CondemnedRow,
     DatasetRow,
+    DeliveryRow,
+    DeliveryStatus,
     JobKind,
     JobRow,
     JobStatus,
@@ -115,3 +118,27 @@ def stored(session: Session) -> dict[str, tuple[int, int]]:
         ).one()
         found[name] = (int(count), int(size or 0))
     return found
+
+
+@dataclass(frozen=True)
+class Troubles:
+    """What an operator wants to be woken by."""
+
+    lost_attempts: int  # that a dead worker or storage cost, of all jobs
+    failures: dict[str, int]  # jobs that failed, by code
+    undelivered: int  # events that were given up, as their webhook never took them
+    condemned: int  # files that are garbage and wait to be deleted
+
+
+def troubles(session: Session) -> Troubles:
+    """All of it, at the time of asking."""
+    code = JobRow.error["code"].as_string()
+    failed = select(code, func.count()).where(JobRow.status == JobStatus.FAILED).group_by(code)
+    given_up = select(func.count()).where(DeliveryRow.status == DeliveryStatus.FAILED)
+    condemned = select(func.count()).where(CondemnedRow.gone.is_(False))
+    return Troubles(
+        lost_attempts=int(session.scalar(select(func.sum(JobRow.lost))) or 0),
+        failures={str(row[0]): int(row[1]) for row in session.execute(failed)},
+        undelivered=int(session.scalar(given_up) or 0),
+        condemned=int(session.scalar(condemned) or 0),
+    )

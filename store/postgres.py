@@ -115,7 +115,8 @@ def engine(url: str, *, limit_s: float) -> Engine:
     def _execute(cursor: Any, statement: str, parameters: Any, context: Any) -> bool:
         options = context.execution_options
         cursor.connection.limit_s = options.get("limit_s", limit_s)
-        cursor.execute(statement, parameters, prepare=options.get("by_key"))
+        kept = {"prepare": True} if options.get("by_key") else {}  # cursors of streams take none
+        cursor.execute(statement, parameters, **kept)
         server.answered()
         return True
 

@@ -37,11 +37,29 @@ class Settings(BaseSettings):
         description="how long PostgreSQL may take over one answer; then its connection is given "
         "up, and a request is refused with 503",
     )
+    database_wait_s: float = Field(
+        30,
+        gt=0,
+        description="how long a writer waits for its turn on SQLite, whichever process or thread "
+        "has it; then a request is refused with 503",
+    )
     broker_url: str | None = Field(
         None, description="redis://…; `adap up` starts its own Valkey and fills this in"
     )
     blobs_url: str | None = Field(
         None, description="a folder in `home` by default, else s3://bucket/prefix"
+    )
+    blobs_limit_s: float = Field(
+        30,
+        gt=0,
+        description="how long an S3 store may take over one request, of at most 5 MiB; then it "
+        "counts as away: requests are refused with 503, jobs wait",
+    )
+    cache_bytes: int = Field(
+        20 * GIB,
+        gt=0,
+        description="most bytes of copies of an S3 store's blobs in `home`; the least recently "
+        "used leave first",
     )
     s3_endpoint: str | None = Field(None, description="for S3 stores other than AWS")
     s3_region: str = "us-east-1"
@@ -143,6 +161,12 @@ class Settings(BaseSettings):
     )
     max_lost_attempts: int = Field(
         3, ge=1, description="a job whose worker died this often fails instead of being run again"
+    )
+    max_storage_attempts: int = Field(
+        6,
+        ge=1,
+        description="a job that found no room, or a disk of its worker that fails, this often "
+        "fails instead of being run again, later each time",
     )
     job_limit_s: float = Field(24 * 3600, gt=0, description="wall-clock limit of one attempt")
     stall_limit_s: float = Field(1800, gt=0, description="limit without any sign of progress")

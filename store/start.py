@@ -5,6 +5,7 @@ from pathlib import Path
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
+from sqlalchemy import Connection
 
 from adap.store import disk
 from adap.store.database import Database
@@ -32,9 +33,9 @@ def open_database(settings: Settings, *, migrated: bool = True) -> Database:
                 f"the network ({kind}), on which SQLite loses data. Choose another ADAP_HOME, or a "
                 "PostgreSQL server by ADAP_DATABASE_URL."
             )
-    with database.engine.connect() as connection:
-        current = MigrationContext.configure(connection).get_current_revision()
-        script = ScriptDirectory.from_config(config(connection))
+    with database.reading() as session:  # takes no lock that a backup or a frozen worker may hold
+        current = revision_of(session.connection())
+        script = ScriptDirectory.from_config(config(session.connection()))
     newest = script.get_current_head()
     if current == newest:
         return database
@@ -52,3 +53,8 @@ def open_database(settings: Settings, *, migrated: bool = True) -> Database:
             "The database has no tables of this version yet: run `python -m adap.store` first."
         )
     return database
+
+
+def revision_of(connection: Connection) -> str | None:
+    """The version of the tables; None where there are none."""
+    return MigrationContext.configure(connection).get_current_revision()

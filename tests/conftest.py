@@ -19,6 +19,7 @@ import pytest
 from tests import postgres
 from tests.collector import running_collector
 from tests.postgres import Postgres
+from tests.s3 import Line, s3_server
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -89,6 +90,21 @@ def postgres_url(postgres_server: Postgres) -> Iterator[str]:
     """The URL of an empty PostgreSQL database."""
     with postgres_server.empty_database() as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """A real S3 server that lives as long as the tests."""
+    with s3_server() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def line(s3_endpoint: str) -> Iterator[Line]:
+    """A line to the S3 server that can be cut, held or slowed down."""
+    made = Line(s3_endpoint)
+    yield made
+    made.close()
 
 
 @pytest.fixture

@@ -30,6 +30,11 @@ def small_disk(folder: Path, *, mib: int) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
+def remount(disk: Path, how: str) -> None:
+    """Make it `ro`, as a kernel does with a disk that fails, or `rw` again."""
+    subprocess.run(["mount", "-o", f"remount,{how}", str(disk)], check=True)
+
+
 def free_bytes(disk: Path) -> int:
     """What may still be written."""
     status = os.statvfs(disk)

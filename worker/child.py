@@ -26,7 +26,7 @@ from multiprocessing.process import BaseProcess
 from threading import Thread
 from typing import Any
 
-from adap.store import disk
+from adap.store import storage
 from adap.store.settings import GIB, MIB
 from adap.worker import devices
 from adap.worker.pipelines.requests import AnyRequest, DatasetCheck
@@ -223,8 +223,8 @@ def serve(connection: Connection) -> None:
             code, message = "internal_error", f"{_UNEXPECTED}: {error!r}"
             if devices.is_out_of_memory(error):
                 code, message = "out_of_memory", _NO_MEMORY
-            elif disk.is_full(error):
-                code, message = disk.CODE, disk.MESSAGE
+            elif (trouble := storage.trouble(error)) is not None:
+                code, message = trouble.code, trouble.message
             elif devices.is_lost(error):
                 code, message = devices.CODE, f"The device {work.device!r} failed: {error}"
             if code != "out_of_memory":

@@ -24,6 +24,7 @@ from sqlalchemy import delete, exists, select
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
+from adap.core.audit.plan import known_input
 from adap.core.errors import AdapError
 from adap.models.errors import ModelFileError
 from adap.models.limits import CostLimits
@@ -36,6 +37,7 @@ from adap.store import (
     results,
     retries,
     scores,
+    storage,
     sweeps,
     uploads,
     webhooks,
@@ -47,13 +49,20 @@ from adap.store.ids import new_id
 from adap.store.jobs import Claim, ClaimLostError, JobError
 from adap.store.logs import log_about
 from adap.store.settings import Settings
+from adap.store.storage import Trouble
 from adap.store.tables import TERMINAL, JobKind, JobRow, JobStatus, WorkerRow
 from adap.store.traces import Traces
 from adap.worker import devices, kinds
 from adap.worker.app import Bells
 from adap.worker.child import Child, ChildDiedError, ChildFailedError, DeviceLostError, warm_up
 from adap.worker.intake.limits import IntakeLimits
-from adap.worker.pipelines.requests import DatasetCheck, DeviceTrial, ModelCheck
+from adap.worker.pipelines.requests import (
+    AnyRequest,
+    AuditScores,
+    DatasetCheck,
+    DeviceTrial,
+    ModelCheck,
+)
 from adap.worker.sandbox import make_sandbox
 from adap.worker.sweeps import advance
 from adap.worker.work import Message, Work
@@ -66,11 +75,26 @@ GARBAGE_EVERY_S = 3600.0
 PROGRESS_EVERY_S = 0.5
 DATABASE_RETRY_S = 0.5
 DATABASE_AWAY = (OperationalError, InterfaceError)
-RETRYABLE = ("worker_lost", "timeout", disk.CODE, devices.CODE)  # the same request may well succeed
+BLOBS_RETRY_S = 0.5
+STORAGE_AWAY_S = 5.0  # after which a job that storage has stopped may be taken again
+STORAGE_BACKOFF_S = (5.0, 20.0, 80.0, 320.0, 1280.0)  # after the first, second, … such attempt
+TRANSIENT = (disk.CODE, storage.UNAVAILABLE)  # may pass by itself: tried again some times
+RETRYABLE = (  # the same request may well succeed
+    "worker_lost",
+    "timeout",
+    disk.CODE,
+    devices.CODE,
+    storage.UNAVAILABLE,
+    storage.MISSING,
+)
 
 
 class UnusableDeviceError(RuntimeError):
     """The device that this worker must use does not work."""
+
+
+class ShardFailedError(ChildFailedError):
+    """A shard of an audit failed for good, and so does the audit."""
 
 
 class CancelledError(Exception):
@@ -241,27 +265,45 @@ class Worker:
             )
         except TimeLimitError as error:
             ended = _failure(claim, JobError("timeout", str(error), retryable=True))
-        except (ChildFailedError, AdapError, ModelFileError) as error:
+        except ShardFailedError as error:  # the shard was tried again, if that may have helped
             retryable = error.code in RETRYABLE
             ended = _failure(claim, JobError(error.code, str(error), retryable=retryable))
-        except (*DATABASE_AWAY, garbage.ContentGoneError) as error:
+        except (ChildFailedError, AdapError, ModelFileError) as error:
+            ended = self._failed(claim, error.code, str(error))
+        except (*DATABASE_AWAY, storage.BlobsAwayError, garbage.ContentGoneError) as error:
             log.warning("job.interrupted", extra={"job_id": job.id, "reason": str(error)})
-            ended = partial(jobs.release, claim=claim)
+            ended = partial(
+                jobs.release, claim=claim, reason=storage.UNAVAILABLE, wait_s=STORAGE_AWAY_S
+            )
         except SQLAlchemyError:
             log.exception("job.abandoned", extra={"job_id": job.id})  # its lease will run out
             return
         except Exception as error:
             log.exception("job.failed", extra={"job_id": job.id})
-            unexpected = "The service met an error that it did not expect."
-            ended = _failure(claim, JobError("internal_error", unexpected))
-            if disk.is_full(error):
-                ended = _failure(claim, JobError(disk.CODE, disk.MESSAGE, retryable=True))
+            unexpected = Trouble(
+                "internal_error", "The service met an error that it did not expect."
+            )
+            trouble = storage.trouble(error) or unexpected
+            ended = self._failed(claim, trouble.code, trouble.message)
         try:
             attempt.write(ended)
         except ClaimLostError:
             log.warning("job.claim_lost", extra={"job_id": job.id, "attempt": claim.attempt})
         except SQLAlchemyError:
             log.exception("job.abandoned", extra={"job_id": job.id})
+
+    def _failed(self, claim: Claim, code: str, message: str) -> Callable[[Session], None]:
+        """What becomes of a job that met this: what may pass is tried again some times, later."""
+        error = JobError(code, message, retryable=code in RETRYABLE)
+        if code not in TRANSIENT:
+            return _failure(claim, error)
+        return partial(
+            jobs.lose,
+            claim=claim,
+            max_lost=self.settings.max_storage_attempts,
+            reason=error,
+            backoff_s=STORAGE_BACKOFF_S,
+        )
 
     def _pipeline(self, job: JobRow, attempt: "Attempt", child: Child) -> None:
         with self.database.writing() as session:
@@ -309,7 +351,7 @@ class Worker:
             if failed:
                 error = failed[0].error or {}
                 self._cancel_shards(job.id)
-                raise ChildFailedError(error["code"], error["message"])
+                raise ShardFailedError(error["code"], error["message"])
             if all(shard.status == JobStatus.SUCCEEDED for shard in shards):
                 break
             if all(shard.status in TERMINAL for shard in shards):
@@ -513,14 +555,10 @@ class Attempt:
         folder = (
             self.worker.folder / f"{self.job.id}-{self.claim.attempt}-{prepared.request.pipeline}"
         )
-        folder.mkdir()
         self._moved = time.monotonic()
         try:
-            inputs = {
-                name: self.worker.blobs.local_path(sha256)
-                for name, sha256 in prepared.blobs.items()
-            }
-            request = prepared.request
+            folder.mkdir(parents=True)
+            request, inputs = self._inputs(prepared)
             if isinstance(request, DatasetCheck):
                 limits = IntakeLimits(
                     archive_bytes=self._settings.max_file_bytes,
@@ -542,9 +580,53 @@ class Attempt:
             files = result.pop("files", {})
             paths = {name: _inside(folder, file) for name, file in files.items()}
             self.made_bytes = sum(path.stat().st_size for path in paths.values())
-            return result, {name: self.worker.blobs.put(path) for name, path in paths.items()}
+            return result, {
+                name: self.patiently(partial(self.worker.blobs.put, path))
+                for name, path in paths.items()
+            }
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+    def _inputs(self, prepared: kinds.Prepared) -> tuple[AnyRequest, dict[str, Path]]:
+        """The request of a pipeline and its files.
+
+        What can be made again is done without: a checkpoint that is lost, scores of before.
+        """
+        request, inputs = prepared.request, {}
+        known = dict(request.known) if isinstance(request, AuditScores) else {}
+        columns = {known_input(column): column for column in known}
+        for name, sha256 in prepared.blobs.items():
+            try:
+                inputs[name] = self.patiently(partial(self.worker.blobs.local_path, sha256))
+            except storage.MissingContentError as error:
+                log.warning("content.missing", extra={"job_id": self.job.id, "reason": str(error)})
+                if name == "checkpoint":
+                    self.write(lambda session: jobs.drop_checkpoint(session, self.claim))
+                    self._record("checkpoint_lost", {"epoch": self.job.checkpoint_epoch})
+                elif name in columns:
+                    del known[columns[name]]
+                else:
+                    raise
+        if isinstance(request, AuditScores):
+            request = request.model_copy(update={"known": known})
+        return request, inputs
+
+    def patiently(self, ask: Callable[[], Written]) -> Written:
+        """Ask the blob store; where it is away, wait for it as long as a lease would hold.
+
+        Raises BlobsAwayError in the end, or whatever stops this attempt.
+        """
+        since = time.monotonic()
+        while True:
+            try:
+                return ask()
+            except storage.BlobsAwayError as error:
+                log.warning("blobs.away", extra={"job_id": self.job.id, "reason": str(error)})
+                self.check()
+                if time.monotonic() - since > 0.8 * self._settings.lease_s:
+                    raise
+                self._moved = time.monotonic()  # it is not the work that stands still
+                time.sleep(BLOBS_RETRY_S)
 
     def report_shards(self) -> None:
         """Show how far all shards of this audit are together."""
@@ -598,17 +680,18 @@ class Attempt:
     def _keep_checkpoint(self, path: Path, *, epoch: int) -> None:
         try:
             while True:
-                sha256 = self.worker.blobs.put(path)
+                sha256 = self.patiently(partial(self.worker.blobs.put, path))
                 try:
                     previous = self.write(partial(self._save_checkpoint, sha256, epoch))
                     break
                 except garbage.ContentGoneError:  # an earlier attempt had left the same content
                     continue
-        except OSError as error:
-            if not disk.is_full(error):
+        except (OSError, storage.BlobsAwayError) as error:
+            trouble = storage.trouble(error)
+            if trouble is None:
                 raise
             log.warning("checkpoint.not_kept", extra={"job_id": self.job.id, "reason": str(error)})
-            self._record("checkpoint_not_kept", {"reason": disk.CODE})  # the one before stays
+            self._record("checkpoint_not_kept", {"reason": trouble.code})  # the one before stays
             return
         finally:
             path.unlink()  # the next one has a name of its own
@@ -622,10 +705,15 @@ class Attempt:
         return previous
 
     def discard(self, checkpoint: str) -> None:
-        """Delete a checkpoint that the job has let go of."""
-        self.write(
-            lambda session: garbage.discard(session, self.worker.blobs, self.job.id, checkpoint)
-        )
+        """Delete a checkpoint that the job has let go of; if that fails it is garbage."""
+        try:
+            self.write(
+                lambda session: garbage.discard(session, self.worker.blobs, self.job.id, checkpoint)
+            )
+        except (OSError, storage.BlobsAwayError) as error:
+            log.warning(
+                "checkpoint.not_discarded", extra={"job_id": self.job.id, "reason": str(error)}
+            )
 
     def succeed(self, session: Session, result: dict[str, Any], blobs: dict[str, str]) -> None:
         """End the job with its result. Raises ContentGoneError where a file of it is gone."""

@@ -1,6 +1,7 @@
 """Health: whether the process answers, and whether jobs will be worked on."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import redis
@@ -12,7 +13,9 @@ from adap.api.deps import Admin, House, HouseDep
 from adap.api.errors import problems
 from adap.api.guarded import GuardedRoute
 from adap.api.schemas import Liveness, Readiness, WorkerInfo
+from adap.store import disk, storage
 from adap.store.database import now
+from adap.store.storage import BlobsAwayError
 from adap.store.tables import QUEUES, WorkerRow
 from adap.worker.scoring.link import ScoringGoneError
 
@@ -82,15 +85,26 @@ def _readiness(house: House, scoring: Scoring) -> Readiness:
         for queue in QUEUES
         if all(worker.queue != queue for worker in workers)
     ]
-    broker = _broker_answers(house)
-    if not broker:
-        problems_found.append("the broker does not answer: jobs start some seconds later")
+    broker, broker_problem = _broker_state(house)
+    blobs, blobs_problem = _state_of(house.blobs.probe)
+    disk_state, disk_problem = _state_of(lambda: disk.probe(house.settings.home))
+    problems_found += [
+        f"{what}: {problem}"
+        for what, problem in (
+            ("the broker", broker_problem),
+            ("the store of files", blobs_problem),
+            (f"the disk of {house.settings.home}", disk_problem),
+        )
+        if problem
+    ]
     if scoring == "unreachable":
         problems_found.append("the scoring process does not answer: no scores of single images")
     return Readiness(
         status="degraded" if problems_found else "ok",
         scoring=scoring,
-        broker="ok" if broker else "unreachable",
+        blobs=blobs,
+        disk=disk_state,
+        broker=broker,
         workers=workers,
         problems=problems_found,
     )
@@ -106,10 +120,29 @@ def metrics(request: Request, _caller: Admin, scoring: ScoringStatus) -> Respons
     return Response(request.app.state.metrics.exposition(scoring), media_type=METRICS_TYPE)
 
 
-def _broker_answers(house: HouseDep) -> bool:
+def _broker_state(house: HouseDep) -> tuple[Literal["ok", "unreachable", "full"], str | None]:
+    """Whether bells can be rung: a broker without memory or disk answers, and takes none."""
     url = (house.settings.broker_url or "").replace("redis+socket://", "unix://")
+    later = "jobs start some seconds later"
     try:
         with redis.Redis.from_url(url, socket_timeout=2, socket_connect_timeout=2) as client:
-            return bool(client.ping())
+            client.set("adap:probe", "", px=1)
+    except redis.ResponseError as error:
+        return "full", f"it takes no message ({error}): {later}"
     except (redis.RedisError, OSError, ValueError):
-        return False
+        return "unreachable", f"it does not answer: {later}"
+    return "ok", None
+
+
+def _state_of(
+    probe: Callable[[], None],
+) -> tuple[Literal["ok", "unavailable", "full"], str | None]:
+    """What a probe of a place where things are kept finds, and the sentence that tells it."""
+    try:
+        probe()
+    except (OSError, BlobsAwayError) as error:
+        trouble = storage.trouble(error)
+        if trouble is not None and trouble.code == disk.CODE:
+            return "full", "there is no room; uploads are refused by 507 and jobs wait for room"
+        return "unavailable", f"{error}; uploads are refused by 503 and jobs wait"
+    return "ok", None

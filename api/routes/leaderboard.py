@@ -1,5 +1,6 @@
 """Models compared on one data set, from audits that were run already."""
 
+import logging
 from typing import Annotated, Any
 
 import numpy as np
@@ -15,11 +16,21 @@ from adap.api.guarded import GuardedRoute
 from adap.api.schemas import Contender, Leaderboard, LeaderboardSetting
 from adap.core.config import AuditConfig, AuditRequest, ClassName, EachClass, Norm, Split
 from adap.core.figures.intervals import percentile_interval
-from adap.core.report import APFigure, Difference
+from adap.core.report import APFigure, Difference, Interval
 from adap.core.resolve import DatasetSummary, resolve_split
+from adap.store.storage import MissingContentError
 from adap.store.tables import DatasetRow, JobKind, JobRow, JobStatus, ModelRow
 
+log = logging.getLogger(__name__)
+
 router = APIRouter(prefix="/v1/leaderboard", tags=["audits"], route_class=GuardedRoute)
+
+Resampled = dict[str, NDArray[np.float64]]
+
+_LOST = (
+    "The scores of this audit are lost, so that there are no intervals: an operator can put them "
+    "back, or audit the model again."
+)
 
 
 @router.get("", responses=problems("not_found", "not_ready"))
@@ -113,14 +124,9 @@ def _ranked(house: House, audits: list[tuple[JobRow, ModelRow]]) -> list[Contend
         summary, own = _summary(job), leader if rank == 1 else _resampled(house, job)
         difference = None
         if rank > 1:
-            paired = own["worst_case"].shape == leader["worst_case"].shape
             difference = Difference(
                 value=summary["worst_case_ap"] - _summary(leader_job)["worst_case_ap"],
-                interval=(
-                    percentile_interval(own["worst_case"] - leader["worst_case"])
-                    if paired
-                    else None
-                ),
+                interval=_paired(own, leader),
             )
         contenders.append(
             Contender(
@@ -128,10 +134,9 @@ def _ranked(house: House, audits: list[tuple[JobRow, ModelRow]]) -> list[Contend
                 model_id=model.id,
                 model_name=model.name,
                 job_id=job.id,
-                clean=APFigure(ap=summary["clean_ap"], interval=percentile_interval(own["clean"])),
-                worst_case=APFigure(
-                    ap=summary["worst_case_ap"], interval=percentile_interval(own["worst_case"])
-                ),
+                clean=_figure(summary["clean_ap"], own, "clean"),
+                worst_case=_figure(summary["worst_case_ap"], own, "worst_case"),
+                problem=None if own is not None else _LOST,
                 to_leader=difference,
                 trust=summary["trust"],
                 attacks=list(summary["attacks"]),
@@ -149,10 +154,30 @@ def _attacks(job: JobRow) -> list[Any]:
     return [attack.as_json() for attack in _config(job).resolved_attacks()]
 
 
-def _resampled(house: House, job: JobRow) -> dict[str, NDArray[np.float64]]:
-    """(resamples,) bootstrapped mean APs over the tasks, clean and in the worst case."""
-    with house.blobs.open((job.result or {})["blobs"]["resampled"]) as file:
-        arrays = load(file.read())
+def _figure(ap: float, resampled: Resampled | None, name: str) -> APFigure:
+    return APFigure(
+        ap=ap, interval=None if resampled is None else percentile_interval(resampled[name])
+    )
+
+
+def _paired(own: Resampled | None, leader: Resampled | None) -> Interval | None:
+    """The interval of a difference in the worst case; None unless both have the same resamples."""
+    if own is None or leader is None or own["worst_case"].shape != leader["worst_case"].shape:
+        return None
+    return percentile_interval(own["worst_case"] - leader["worst_case"])
+
+
+def _resampled(house: House, job: JobRow) -> Resampled | None:
+    """(resamples,) bootstrapped mean APs over the tasks, clean and in the worst case.
+
+    None where the file is lost: the figures of the others are shown all the same.
+    """
+    try:
+        with house.blobs.open((job.result or {})["blobs"]["resampled"]) as file:
+            arrays = load(file.read())
+    except MissingContentError as error:
+        log.warning("content.missing", extra={"job_id": job.id, "reason": str(error)})
+        return None
     return {
         name: np.mean([arrays[key] for key in arrays if key.endswith(f".{name}")], axis=0)
         for name in ("clean", "worst_case")

@@ -6,7 +6,7 @@ file like one that came in a single request: name its id where data sets and mod
 
 import logging
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -30,6 +30,7 @@ from adap.core.config import Name
 from adap.store import garbage, uploads
 from adap.store.blobs import OtherContentError
 from adap.store.database import now
+from adap.store.storage import BlobsAwayError
 from adap.store.tables import UploadRow
 
 router = APIRouter(prefix="/v1/uploads", tags=["uploads"], route_class=GuardedRoute)
@@ -244,8 +245,7 @@ def complete_upload(
         elif row.blob_sha256 != content.sha256:
             raise ApiError("conflict", f"The upload {upload_id} is complete, with another SHA-256.")
         answer = once.keep(session, _answer(session, row), status=200)
-    for staged in parts.values():
-        house.blobs.delete(staged)
+    _discard(house, parts.values())
     return answer
 
 
@@ -256,8 +256,7 @@ def remove_upload(upload_id: AssetId, house: HouseDep, caller: Writer) -> Respon
         row = assets.find_upload(session, upload_id, caller, lock=True)
         staged = list(uploads.received(session, row).values())
         uploads.remove(session, [row.id])
-    for name in staged:
-        house.blobs.delete(name)
+    _discard(house, staged)
     return Response(status_code=204)
 
 
@@ -303,10 +302,19 @@ def _keep_part(house: House, caller: Caller, upload_id: str, number: int, file: 
                 session, row, number, staged, kept_s=house.settings.upload_kept_s
             )
     except BaseException:
-        house.blobs.delete(staged)
+        _discard(house, [staged])
         raise
     if replaced is not None:
-        house.blobs.delete(replaced)
+        _discard(house, [replaced])
+
+
+def _discard(house: House, staged: Iterable[str]) -> None:
+    """Remove parts that no row refers to any more; what cannot be removed now is garbage."""
+    try:
+        for name in staged:
+            house.blobs.delete(name)
+    except (OSError, BlobsAwayError) as error:
+        log.warning("parts.not_removed", extra={"reason": str(error)})
 
 
 def _check_takes(row: UploadRow, number: int) -> None:

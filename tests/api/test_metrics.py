@@ -12,7 +12,7 @@ from sqlalchemy import select, update
 
 from adap.store import jobs
 from adap.store.logs import configure_logging
-from adap.store.tables import JobKind, JobRow
+from adap.store.tables import CondemnedRow, JobKind, JobRow
 from tests.api.conftest import Api, Scoring, noise, png, wait_for
 from tests.conftest import REPOSITORY
 
@@ -168,3 +168,26 @@ def test_every_line_of_the_log_names_its_request_and_its_job(api: Api) -> None:
     assert mine["job.queued"]["job_id"] == answer.json()["id"]
     assert mine["doorbell.failed"]["job_id"] == answer.json()["id"]
     assert mine["request.done"]["status"] == 201
+
+
+def test_what_an_operator_is_woken_by_is_counted(api: Api) -> None:
+    before = scrape(api)
+    code = ("adap_failed_jobs_total", labels(code="storage_unavailable"))
+    with api.database.writing() as session:
+        job = jobs.enqueue(session, JobKind.RANK, tenant="local", request={})
+        error = jobs.JobError("storage_unavailable", "The disk is gone.", retryable=True)
+        for _ in range(2):
+            claim = jobs.claim(session, job.id, worker="w", lease_s=30)
+            assert claim is not None
+            jobs.lose(session, claim, max_lost=2, reason=error, backoff_s=[-1.0])
+        session.add(CondemnedRow(name="a"))
+    after = scrape(api)
+
+    def grown(name: str) -> float:
+        return after[name, labels()] - before[name, labels()]
+
+    assert after[code] - before.get(code, 0) == 1
+    assert (grown("adap_lost_attempts_total"), grown("adap_condemned_files")) == (2, 1)
+    assert after["adap_disk_free_bytes", labels()] > 0
+    with api.database.writing() as session:
+        session.delete(session.get_one(CondemnedRow, "a"))

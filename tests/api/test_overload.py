@@ -97,7 +97,7 @@ def test_what_would_wait_too_long_is_refused_at_once_and_the_others_are_served(
 
 def test_of_those_that_come_in_one_turn_of_the_loop_no_more_are_let_through(api: Api) -> None:
     async def scenario() -> list[bool]:
-        overload = Overload(WAITING, Metrics(api.database, lease_s=30))
+        overload = Overload(WAITING, Metrics(api.database, home=api.settings.home, lease_s=30))
         overload.watch(CapacityLimiter(THREADS))
         for _ in range(10 * FULL):
             assert not overload.refuses("/livez")

@@ -1,10 +1,8 @@
 """Databases (SQLite, a real PostgreSQL server) and stores of blobs (a folder, a real S3 server)."""
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 from sqlalchemy import text
 
@@ -15,6 +13,7 @@ from adap.store.migrate import migrate
 from adap.store.settings import Settings
 from adap.store.tables import Table
 from tests.postgres import Postgres
+from tests.s3 import bucket_of, with_bucket
 
 
 @pytest.fixture(scope="session")
@@ -42,30 +41,10 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Databas
     fresh.dispose()
 
 
-@pytest.fixture(scope="session")
-def s3_endpoint() -> Iterator[str]:
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
 @pytest.fixture(params=["folder", "s3"])
 def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> Blobs:
-    if request.param == "folder":
-        return open_blobs(Settings(home=tmp_path))
-    endpoint = request.getfixturevalue("s3_endpoint")
-    bucket = f"b{time.time_ns()}"
-    httpx.put(f"{endpoint}/{bucket}").raise_for_status()
-    return open_blobs(
-        Settings(
-            home=tmp_path,
-            blobs_url=f"s3://{bucket}/prefix",
-            s3_endpoint=endpoint,
-            s3_access_key_id="test",
-            s3_secret_access_key="test",  # type: ignore[arg-type]
-        )
-    )
+    """An empty store of each kind."""
+    settings = Settings(home=tmp_path)
+    if request.param == "s3":
+        settings = with_bucket(settings, bucket_of(request.getfixturevalue("s3_endpoint")))
+    return open_blobs(settings)

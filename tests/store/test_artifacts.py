@@ -14,6 +14,8 @@ from obstore.store import S3Store
 from adap.store.artifacts import open_blobs
 from adap.store.blobs import CHUNK_BYTES, Blobs, FolderBlobs, OtherContentError
 from adap.store.settings import Settings
+from adap.store.storage import MissingContentError
+from tests.s3 import bucket_of, with_bucket
 
 
 def write(path: Path, data: bytes) -> Path:
@@ -100,21 +102,11 @@ def test_a_kill_while_writing_leaves_no_partial_blob_whatever_the_byte(tmp_path:
     assert FolderBlobs(root).local_path(before).read_bytes() == b"an older one"
 
 
-def test_a_cached_copy_is_checked_against_its_name(
-    s3_endpoint: str, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    import httpx
-
-    httpx.put(f"{s3_endpoint}/tampered").raise_for_status()
-    settings = Settings(
-        home=tmp_path,
-        blobs_url="s3://tampered",
-        s3_endpoint=s3_endpoint,
-        s3_access_key_id="test",
-        s3_secret_access_key="test",  # type: ignore[arg-type]
-    )
+def test_a_cached_copy_is_checked_against_its_name(s3_endpoint: str, tmp_path: Path) -> None:
+    settings = with_bucket(Settings(home=tmp_path), bucket_of(s3_endpoint))
     store = S3Store(
-        "tampered",
+        settings.blobs.split("/")[2],
+        prefix="prefix",
         endpoint=s3_endpoint,
         access_key_id="test",
         secret_access_key="test",
@@ -123,6 +115,7 @@ def test_a_cached_copy_is_checked_against_its_name(
         client_options={"allow_http": True},
     )
     obstore.put(store, "0" * 64, b"something else")
-    with pytest.raises(OSError, match="other content"):
+    sha256 = hashlib.sha256(b"something else").hexdigest()
+    with pytest.raises(MissingContentError, match=f"got {sha256}"):
         open_blobs(settings).open("0" * 64)
     assert list((tmp_path / "cache").iterdir()) == []

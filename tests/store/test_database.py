@@ -1,20 +1,26 @@
 """Migrations and transactions."""
 
+import sqlite3
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import func, select, text
+from sqlalchemy.exc import OperationalError
 
 from adap.store import keys
 from adap.store.database import Database
 from adap.store.ids import new_id
 from adap.store.migrate import migrate
 from adap.store.settings import Settings
+from adap.store.start import open_database
 from adap.store.tables import ApiKeyRow, AssetStatus, DatasetRow, Table
 
 
@@ -78,6 +84,7 @@ import os, threading, time
 from pathlib import Path
 from adap.store.database import Database
 from adap.store.settings import Settings
+from adap.store.start import open_database
 from adap.store.migrate import migrate
 from adap.store import keys
 database = Database(Settings(home=Path({str(tmp_path)!r})))
@@ -101,3 +108,42 @@ while True:
     database.dispose()
     assert kept is not None
     assert kept >= committed
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Another program holds the write lock of an SQLite file."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield
+        other.execute("ROLLBACK")
+
+
+def test_a_process_starts_and_reads_while_another_holds_sqlite(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path, database_wait_s=1)
+    migrate(Database(settings))
+    with held(tmp_path / "adap.db"):
+        started = open_database(settings)
+        migrate(started)
+        with started.reading() as session:
+            assert session.scalar(select(func.count()).select_from(DatasetRow)) == 0
+        with pytest.raises(OperationalError, match="locked"), started.writing():
+            pass
+    with started.writing() as session:
+        session.add(DatasetRow(id="ds", tenant="t", name="n", status=AssetStatus.VALIDATING))
+    started.dispose()
+
+
+def test_writers_who_wait_for_another_process_wait_by_one_clock(tmp_path: Path) -> None:
+    database = Database(Settings(home=tmp_path, database_wait_s=3))
+    migrate(database)
+
+    def write(_: int) -> None:
+        with pytest.raises(OperationalError, match="locked"), database.writing():
+            pass
+
+    with held(tmp_path / "adap.db"), ThreadPoolExecutor(10) as pool:
+        began = time.monotonic()
+        list(pool.map(write, range(10)))
+        assert time.monotonic() - began < 20, "one after the other they would wait for 30 s"
+    database.dispose()

@@ -78,6 +78,7 @@ class Plant:
     settings: Settings
     database: Database
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    environment: dict[str, str] = field(default_factory=dict)  # of every worker
 
     def start_worker(self, queue: str = "compute", **environment: str) -> subprocess.Popen[bytes]:
         """A worker process as the service starts it."""
@@ -93,6 +94,7 @@ class Plant:
                 "ADAP_HEARTBEAT_S": "0.5",
                 "ADAP_SWEEP_S": "0.3",
                 "ADAP_THREADS": "1",
+                **self.environment,
                 **environment,
             },
             stderr=log,
@@ -284,6 +286,7 @@ def plant(tmp_path: Path) -> Iterator[Plant]:
 @contextlib.contextmanager
 def plant_on(home: Path, **settings_: Any) -> Iterator[Plant]:
     """The same on a home of one's own."""
+    home.mkdir(exist_ok=True)
     settings = Settings(home=home, broker_url="redis://127.0.0.1:1/0", **settings_)
     database = Database(settings)
     migrate(database)

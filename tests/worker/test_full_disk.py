@@ -61,7 +61,7 @@ def fill_between_checkpoints(plant: Plant, disk: Path) -> None:
 def run_out_of_room_twice(plant: Plant, disk: Path) -> None:
     dataset = plant.dataset()
     job = plant.train(dataset, epochs=100)
-    plant.start_worker()
+    plant.start_worker(ADAP_MAX_STORAGE_ATTEMPTS="1")
     plant.wait_epoch(job, 1)
     fill_between_checkpoints(plant, disk)
     plant.wait(lambda: names(plant, job).count("checkpoint_not_kept") >= 2)

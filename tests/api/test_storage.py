@@ -1,0 +1,83 @@
+"""The API while files cannot be had: named problems, a readiness that says so, all else works."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from adap.store.tables import DatasetRow
+from tests.api.conftest import Api, running_in
+from tests.disk import remount, small_disk
+from tests.s3 import Line, bucket_of
+
+Check = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def far(line: Line, s3_endpoint: str, tmp_path: Path) -> Iterator[Api]:
+    """An API whose files lie in a bucket at the end of a line."""
+    of_bucket = bucket_of(s3_endpoint) | {"ADAP_S3_ENDPOINT": line.endpoint}
+    named = {name.removeprefix("ADAP_").lower(): value for name, value in of_bucket.items()}
+    with running_in(tmp_path, blobs_limit_s=1, **named) as made:
+        yield made
+
+
+def send(api: Api) -> httpx.Response:
+    files = {"file": ("photos.zip", os.urandom(1000), "application/zip")}
+    return api.http.post("/v1/datasets", data={"name": "photos"}, files=files)
+
+
+@pytest.mark.parametrize("mode", ["reset", "hang"])
+def test_a_store_that_is_away_is_a_503_and_named_by_readiness(
+    far: Api, line: Line, problem: Check, mode: str
+) -> None:
+    dataset = far.dataset()
+    assert far.http.get("/readyz").json()["blobs"] == "ok"
+    line.be(mode)
+    for answer in (send(far), far.http.get(f"/v1/datasets/{dataset}/content")):
+        body = problem(answer, 503, "storage_unavailable")
+        assert "blob store" in body["detail"]
+        assert int(answer.headers["retry-after"]) > 0
+    ready = far.http.get("/readyz").json()
+    assert (ready["status"], ready["blobs"]) == ("degraded", "unavailable")
+    assert any("store of files" in text for text in ready["problems"])
+    assert far.http.get(f"/v1/datasets/{dataset}").status_code == 200
+    line.be("open")
+    assert far.http.get("/readyz").json()["blobs"] == "ok"
+    assert send(far).status_code == 201
+
+
+def test_content_that_is_lost_is_a_named_problem_and_all_else_works(
+    tmp_path: Path, problem: Check
+) -> None:
+    with running_in(tmp_path) as api:
+        lost, there = api.dataset(), api.dataset()
+        with api.database.reading() as session:
+            sha256 = session.get_one(DatasetRow, lost).content_sha256
+        assert sha256 is not None
+        (api.settings.home / "blobs" / sha256[:2] / sha256).unlink()
+        body = problem(api.http.get(f"/v1/datasets/{lost}/content"), 503, "content_missing")
+        assert sha256 in body["detail"]
+        assert api.http.get(f"/v1/datasets/{there}/content").status_code == 200
+        assert {row["id"] for row in api.http.get("/v1/datasets").json()["data"]} == {lost, there}
+        assert api.http.delete(f"/v1/datasets/{lost}").status_code == 204
+
+
+def test_a_disk_that_cannot_be_written_is_a_503_and_named_by_readiness(
+    tmp_path: Path, problem: Check
+) -> None:
+    with (
+        small_disk(tmp_path / "disk", mib=8) as disk,
+        running_in(tmp_path, blobs_url=str(disk)) as api,
+    ):
+        assert send(api).status_code == 201
+        remount(disk, "ro")
+        body = problem(send(api), 503, "storage_unavailable")
+        assert "Read-only" in body["detail"]
+        assert api.http.get("/readyz").json()["blobs"] == "unavailable"
+        remount(disk, "rw")
+        assert send(api).status_code == 201
+        assert api.http.get("/readyz").json()["blobs"] == "ok"
