@@ -47,6 +47,7 @@ class Target:
     """A model that the caller may use, ready to score."""
 
     model_id: str
+    tenant: str
     sha256: str
     manifest: Manifest
 

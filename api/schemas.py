@@ -323,7 +323,10 @@ class WorkerInfo(Answer):
 
     id: str
     queue: str
-    sandbox: str
+    sandbox: str = Field(
+        description="how it opens uploads, and what they are kept from, for example "
+        "`bubblewrap: files, network, processes, user namespaces, system calls, memory`"
+    )
     seen_s_ago: float
 
 

@@ -144,7 +144,7 @@ class Worker:
         self.bells.start()
         for thread in self._threads:
             thread.start()
-        log.info("worker.started", extra={"worker": self.id, "sandbox": self.sandbox.kind})
+        log.info("worker.started", extra={"worker": self.id, "sandbox": self.sandbox.walls})
 
     def _try_device(self) -> None:
         work = Work(DeviceTrial(), {}, self.folder, self.settings.device)
@@ -414,7 +414,7 @@ class Worker:
         collect garbage."""
         with self.database.writing() as session:
             session.merge(
-                WorkerRow(id=self.id, queue=self.queue, sandbox=self.sandbox.kind, seen_at=now())
+                WorkerRow(id=self.id, queue=self.queue, sandbox=self.sandbox.walls, seen_at=now())
             )
             session.execute(
                 delete(WorkerRow).where(WorkerRow.seen_at < now() - 10 * self.settings.lease_s)

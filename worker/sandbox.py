@@ -35,7 +35,7 @@ import adap
 from adap.store.settings import GIB, Settings
 from adap.worker import landlock
 from adap.worker.memory import machine_bytes
-from adap.worker.seccomp import ask_for_little
+from adap.worker.seccomp import ask_for_little, filters
 
 Kind = Literal["bubblewrap", "landlock", "process"]
 
@@ -68,6 +68,17 @@ class Sandbox:
     kind: Kind
     memory_bytes: int
     """Of address space, mapped files included."""
+
+    @property
+    def walls(self) -> str:
+        """The kind, and what it holds here, in words for `/readyz` and the log."""
+        held = {
+            "bubblewrap": ["files", "network", "processes", "user namespaces"],
+            "landlock": ["files"],
+            "process": [],
+        }[self.kind]
+        calls = ["system calls"] if filters() else []
+        return f"{self.kind}: {', '.join([*held, *calls, 'memory'])}"
 
     def heap_bytes(self, wanted: int) -> int:
         """Memory of its own, as wanted, and never more than three quarters of the machine's."""

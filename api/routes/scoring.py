@@ -171,7 +171,7 @@ def _read_target(house: House, caller: Caller, model_id: str) -> Target:
         row = assets.find(session, ModelRow, model_id, caller)
         assets.require_ready(row)
         assert row.content_sha256 is not None
-        return Target(row.id, row.content_sha256, Manifest.model_validate(row.manifest))
+        return Target(row.id, row.tenant, row.content_sha256, Manifest.model_validate(row.manifest))
 
 
 async def scores_of(request: Request, house: House, target: Target, images: Images) -> list[float]:
@@ -183,6 +183,7 @@ async def scores_of(request: Request, house: House, target: Target, images: Imag
     limit_s = house.settings.scoring_limit_s
     question = {
         "ask": "score",
+        "tenant": target.tenant,
         "model_id": target.model_id,
         "sha256": target.sha256,
         "positive": _positive(target, images.positive),

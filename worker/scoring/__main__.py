@@ -6,6 +6,8 @@ import os
 import shutil
 import signal
 import sys
+from collections.abc import Callable
+from functools import partial
 
 from adap.store.artifacts import open_blobs
 from adap.store.logs import configure_logging
@@ -36,16 +38,16 @@ def main() -> None:
     folder = settings.home / "work" / str(os.getpid())
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        asyncio.run(_serve(settings, Decoder(sandbox, folder), settings.scoring_url))
+        asyncio.run(_serve(settings, partial(Decoder, sandbox, folder), settings.scoring_url))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-async def _serve(settings: Settings, decoder: Decoder, url: str) -> None:
+async def _serve(settings: Settings, make_decoder: Callable[[], Decoder], url: str) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    await Server(settings, open_blobs(settings), decoder).serve(url, stop=stop)
+    await Server(settings, open_blobs(settings), make_decoder).serve(url, stop=stop)
 
 
 async def _answers(url: str) -> bool:

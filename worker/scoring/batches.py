@@ -36,6 +36,7 @@ class Request:
 
     items: NDArray[Any]  # (N, …)
     compute: Compute
+    most: int  # of its items in one batch
     done: "asyncio.Future[NDArray[np.float64]]"
     results: NDArray[np.float64] = field(init=False)
     taken: int = 0
@@ -65,11 +66,20 @@ class Batches:
         self._computed = 0  # requests that are, just now, in part or whole
 
     async def run_through(
-        self, key: Hashable, items: NDArray[Any], compute: Compute
+        self, key: Hashable, items: NDArray[Any], compute: Compute, *, most: int | None = None
     ) -> NDArray[np.float64]:
-        """(N,) results of (N, …) items; raises what `compute` does. Cancelling takes them back."""
+        """(N,) results of (N, …) items; raises what `compute` does. Cancelling takes them back.
+
+        most: the largest batch of this key, where that is less than of others.
+        """
         loop = asyncio.get_running_loop()
-        request = Request(items, compute, loop.create_future(), born=loop.time())
+        request = Request(
+            items,
+            compute,
+            min(most or self.max_batch, self.max_batch),
+            loop.create_future(),
+            born=loop.time(),
+        )
         self._queues.setdefault(key, deque()).append(request)
         self._more.set()
         return await request.done
@@ -124,7 +134,7 @@ class Batches:
                 continue
             key, queue = next(iter(self._queues.items()))
             left_s = queue[0].born + self.max_wait_s - loop.time()
-            if _waiting(queue) >= self.max_batch or left_s <= 0 or len(self._queues) > 1:
+            if _waiting(queue) >= queue[0].most or left_s <= 0 or len(self._queues) > 1:
                 self._queues.move_to_end(key)
                 return key
             try:
@@ -141,7 +151,7 @@ class Batches:
         """
         queue = self._queues[key]
         threads = max(self._idle - len(self._queues) + 1, 1)
-        room = min(ceil(_waiting(queue) / threads), self.max_batch)
+        room = min(ceil(_waiting(queue) / threads), queue[0].most)
         inside = self._computed + sum(map(len, self._queues.values()))
         most, enough = ceil(inside / (2 * self._cores)), room - SMALL
         parts: list[tuple[Request, int, int]] = []

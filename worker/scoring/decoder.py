@@ -1,12 +1,12 @@
 """Image files to pixels, in the sandbox: the only place of scoring that reads a stranger's format.
 
-One decoder process serves all requests. It is told the size that the model takes, so a larger
-image is refused by its header. What ends the process (a crash, or the time limit) fails the
+A decoder process serves all requests of one tenant. It is told the size that the model takes, so a
+larger image is refused by its header. What ends the process (a crash, or the time limit) fails the
 request whose files it was reading, and no other: it is started again, and everybody of that frame
 is tried once more, alone. Files are at fault that end it alone, or keep its processor busy for too
 long; one that has used no processor is that of a machine that stood still, which says nothing about
 them. What this does NOT keep apart: a decoder that a file has taken over, without crashing, could
-give wrong pixels to the requests after it.
+give wrong pixels to the same tenant's requests after it.
 """
 
 import asyncio
@@ -84,7 +84,7 @@ class Decoder:
         processor_limit_s: float = PROCESSOR_LIMIT_S,
         limit_s: float = DECODE_LIMIT_S,
     ) -> None:
-        self.restarts = -1
+        self.restarts = 0
         self._processor_limit_s = processor_limit_s
         self._limit_s = limit_s
         self._sandbox = sandbox
@@ -148,6 +148,7 @@ class Decoder:
         except (EOFError, OSError, ValueError, TimeoutError) as error:
             log.warning("decoder.died", extra={"units": len(units), "reason": repr(error)})
             self._stop()
+            self.restarts += 1
             await self._start()
             if alone:
                 _fail(
@@ -188,7 +189,6 @@ class Decoder:
         return list(answers)
 
     async def _start(self) -> None:
-        self.restarts += 1
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = self._sandbox.start(

@@ -19,13 +19,17 @@ from torch import nn
 from adap.core.attacks.acceleration import accelerate
 from adap.core.errors import ModelError
 from adap.models import loading
+from adap.models.costs import foresee, served_batch
+from adap.models.errors import ModelFileError
 from adap.models.header import InputSpec
+from adap.models.limits import CostLimits
 from adap.models.wrappers import Scorer
 from adap.store.blobs import Blobs
 from adap.store.settings import Settings
 
 log = logging.getLogger(__name__)
 
+NO_LIMITS = CostLimits(flops=2**62, bytes=2**62)
 FOR_EVER = 2**62  # passes that a network is prepared for
 PROBES = 8  # images on which a rewritten network is compared
 SAME = 3e-6  # float32 rounds by up to 8e-7 in a ResNet-18, more or less by processor
@@ -55,6 +59,8 @@ class Networks:
         self._blobs = blobs
         self._max_bytes = settings.scoring_memory_bytes
         self._loaded: OrderedDict[Wanted, nn.Module] = OrderedDict()
+        self._max_batch = settings.scoring_max_batch
+        self._batch: dict[Wanted, int] = {}
         self._loading: dict[Wanted, asyncio.Task[nn.Module]] = {}
         self._thread = ThreadPoolExecutor(1, "loading")
 
@@ -76,10 +82,15 @@ class Networks:
             task.add_done_callback(lambda _: self._loading.pop(wanted))
         return await asyncio.shield(self._loading[wanted])  # who asked first may leave
 
+    def batch(self, wanted: Wanted) -> int:
+        """How many images to score in a pass of a network that is in memory, or was."""
+        return self._batch.get(wanted, 1)
+
     def forget(self, model_id: str) -> None:
         """Give back the memory of a model that was removed."""
         for wanted in [wanted for wanted in self._loaded if wanted.model_id == model_id]:
             del self._loaded[wanted]
+            self._batch.pop(wanted, None)
 
     async def _load(self, wanted: Wanted) -> nn.Module:
         loop = asyncio.get_running_loop()
@@ -87,6 +98,7 @@ class Networks:
         self._loaded[wanted] = scorer
         while len(self._loaded) > 1 and sum(map(_bytes, self._loaded.values())) > self._max_bytes:
             left, _ = self._loaded.popitem(last=False)
+            self._batch.pop(left, None)
             self.evicted += 1
             log.info("network.evicted", extra={"model_id": left.model_id})
         return scorer
@@ -99,6 +111,11 @@ class Networks:
             )
         except FileNotFoundError as error:
             raise ModelError(f"expected the file of {wanted.model_id}, got none") from error
+        try:
+            one = foresee(scorer.network, manifest.input, 1, NO_LIMITS)
+            self._batch[wanted] = served_batch(one, self._max_batch)
+        except ModelFileError as error:  # one by one, then
+            log.warning("network.cost_unknown", extra={"reason": str(error)})
         log.info("network.loaded", extra={"model_id": wanted.model_id})
         return _faster(scorer.requires_grad_(False), manifest.input, self.device)
 

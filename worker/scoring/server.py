@@ -2,10 +2,10 @@
 
 A question is a frame with `ask` (see `link`):
 
-- `score`: `model_id`, `sha256`, `positive` (or None), `spec` (an InputSpec), `form` and `data`, a
-  list of bytes: image `files`, one `npz`, or one `tensor` of raw numbers (N, C, H, W) whose `dtype`
-  and `shape` come with it. The answer holds `scores`, or `error` and `message`, with `reasons`
-  where images are refused.
+- `score`: `tenant`, `model_id`, `sha256`, `positive` (or None), `spec` (an InputSpec), `form` and
+  `data`, a list of bytes: image `files`, one `npz`, or one `tensor` of raw numbers (N, C, H, W)
+  whose `dtype` and `shape` come with it. The answer holds `scores`, or `error` and `message`, with
+  `reasons` where images are refused.
 - `cancel`: whoever asked the question of this number has left. No answer.
 - `forget`: a model was removed. - `status`: what is in memory and how large batches were.
 
@@ -32,6 +32,7 @@ from adap.store.blobs import Blobs
 from adap.store.settings import MIB, Settings
 from adap.worker.scoring.batches import Batches
 from adap.worker.scoring.decoder import MAX_IMAGES, MAX_PIXEL_BYTES, Decoder, UnusableImagesError
+from adap.worker.scoring.lanes import Lane, Lanes
 from adap.worker.scoring.link import BUFFER_BYTES, UNIX, Frame, read_frame, write_frame
 
 log = logging.getLogger(__name__)
@@ -51,16 +52,12 @@ class _RefusedError(Exception):
 class Server:
     """Everything that the scoring process holds. Torch is loaded when it starts to serve."""
 
-    def __init__(self, settings: Settings, blobs: Blobs, decoder: Decoder) -> None:
+    def __init__(
+        self, settings: Settings, blobs: Blobs, make_decoder: Callable[[], Decoder]
+    ) -> None:
         self._settings = settings
         self._blobs = blobs
-        self._decoder = decoder
-        self._batches = Batches(
-            max_batch=settings.scoring_max_batch,
-            max_wait_s=settings.scoring_max_wait_s,
-            on_batch=self._count_batch,
-        )
-        self._waiting = 0  # images of unanswered questions
+        self._make_decoder = make_decoder
         self._sizes: dict[str, Counter[int]] = {}  # of batches, by model
         self._questions: set[asyncio.Task[None]] = set()
         self._lines: dict[asyncio.StreamWriter, asyncio.Event] = {}  # and whether each has ended
@@ -68,14 +65,8 @@ class Server:
     async def serve(self, url: str, *, stop: asyncio.Event) -> None:
         """Listen until `stop`, then answer what was asked; raises if a part of it breaks."""
         self._networks = asyncio.create_task(asyncio.to_thread(self._load_torch))
-        parts = [
-            asyncio.create_task(part)
-            for part in (
-                self._decoder.run(),
-                self._run_batches(),
-                stop.wait(),
-            )
-        ]
+        self._lanes = Lanes(self._make_lane, asyncio.ensure_future(self._cores()))
+        parts = [self._lanes.broken, asyncio.create_task(stop.wait())]
         server = await self._listen(url)
         log.info("scoring.ready", extra={"url": url})
         try:
@@ -90,6 +81,7 @@ class Server:
             for task in (*parts, *self._questions):
                 task.cancel()
             await asyncio.gather(*parts, *self._questions, return_exceptions=True)
+            await self._lanes.close()
             for writer, ended in list(self._lines.items()):
                 writer.close()
                 await ended.wait()
@@ -106,9 +98,17 @@ class Server:
             self._connection, parts.hostname, parts.port, limit=BUFFER_BYTES
         )
 
-    async def _run_batches(self) -> None:
+    def _make_lane(self) -> Lane:
+        batches = Batches(
+            max_batch=self._settings.scoring_max_batch,
+            max_wait_s=self._settings.scoring_max_wait_s,
+            on_batch=self._count_batch,
+        )
+        return Lane(self._make_decoder(), batches)
+
+    async def _cores(self) -> int:
         _, in_memory = await asyncio.shield(self._networks)
-        await self._batches.run(cores=in_memory.cores)
+        return int(in_memory.cores)
 
     def _load_torch(self) -> Any:
         from adap.worker.scoring import networks
@@ -180,25 +180,29 @@ class Server:
         form, data = question["form"], question["data"]
         count = {"files": len(data), "tensor": (question.get("shape") or [1])[0]}.get(form, 1)
         _check_count(count, spec)
-        with self._counted(count):
+        with self._lanes.of(question["tenant"]) as lane, self._counted(lane, count):
             if form == "tensor":
                 images = _tensor(data[0], question["dtype"], question["shape"], spec)
             else:
-                images = await self._decoded(form, data, spec)
-            with self._counted(len(images) - count):
-                scores = await self._scored(question, images)
+                images = await self._decoded(lane, form, data, spec)
+            with self._counted(lane, len(images) - count):
+                scores = await self._scored(lane, question, images)
         return {"scores": scores.tolist()}
 
-    async def _decoded(self, form: str, data: list[bytes], spec: InputSpec) -> NDArray[Any]:
+    async def _decoded(
+        self, lane: Lane, form: str, data: list[bytes], spec: InputSpec
+    ) -> NDArray[Any]:
         try:
-            return await self._decoder.decode(form, data, spec)
+            return await lane.decoder.decode(form, data, spec)
         except TimeoutError as error:
             message = (
                 "Expected the images to be decoded, got a decoder that stood still. Try again."
             )
             raise _RefusedError("timed_out", message) from error
 
-    async def _scored(self, question: Frame, images: NDArray[Any]) -> NDArray[np.float64]:
+    async def _scored(
+        self, lane: Lane, question: Frame, images: NDArray[Any]
+    ) -> NDArray[np.float64]:
         networks, in_memory = await asyncio.shield(self._networks)
         positive = question["positive"]
         wanted = networks.Wanted(
@@ -209,7 +213,7 @@ class Server:
         scorer = await in_memory.get(wanted)
         compute = functools.partial(networks.forward, scorer, device=in_memory.device)
         key = (wanted, images.dtype.str)
-        scores = await self._batches.run_through(key, images, compute)
+        scores = await lane.batches.run_through(key, images, compute, most=in_memory.batch(wanted))
         if not np.isfinite(scores).all():
             raise _RefusedError(
                 "invalid_model", "expected finite scores, got NaN or infinity from the model"
@@ -217,20 +221,20 @@ class Server:
         return scores
 
     @contextlib.contextmanager
-    def _counted(self, images: int) -> Any:
+    def _counted(self, lane: Lane, images: int) -> Any:
         """Count images as waiting. Raises _RefusedError where too many wait already."""
         limit = self._settings.scoring_max_waiting
-        if self._waiting and self._waiting + images > limit:
+        if lane.waiting and lane.waiting + images > limit:
             raise _RefusedError(
                 "overloaded",
                 f"Expected at most {limit} images waiting to be scored, got {images} more than "
-                f"{self._waiting} that wait. Try again in a moment.",
+                f"{lane.waiting} that wait. Try again in a moment.",
             )
-        self._waiting += images
+        lane.waiting += images
         try:
             yield
         finally:
-            self._waiting -= images
+            lane.waiting -= images
 
     async def _forget(self, question: Frame) -> Frame:
         _, in_memory = await asyncio.shield(self._networks)
@@ -248,12 +252,13 @@ class Server:
                 sizes += counted
         return {
             "loaded_torch": in_memory is not None,
-            "waiting": self._waiting,
+            "waiting": sum(lane.waiting for lane in self._lanes.all),
             "images": sum(size * count for size, count in sizes.items()),
             "batch_sizes": {str(size): count for size, count in sizes.items()},
             "in_memory": [] if in_memory is None else in_memory.in_memory,
             "evicted": 0 if in_memory is None else in_memory.evicted,
-            "decoder_restarts": self._decoder.restarts,
+            "decoder_restarts": self._lanes.restarts
+            + sum(lane.decoder.restarts for lane in self._lanes.all),
         }
 
     def _count_batch(self, key: Any, size: int) -> None:
