@@ -23,6 +23,7 @@ from torch.utils.flop_counter import flop_registry
 from adap.models.errors import ModelFileError
 from adap.models.header import InputSpec
 from adap.models.limits import CostLimits
+from adap.models.onnx_files import GraphNetwork
 
 COMPUTED = 2**16  # numbers of a tensor that is really computed
 SLACK_FLOPS = 10**9  # work too small to ask what it grows with
@@ -93,7 +94,7 @@ def foresee(
 
 def _sizes(network: nn.Module, most: int) -> Sequence[int]:
     """The batches to look at: all where a graph computes with shapes, else the largest."""
-    graphs = [module.graph for module in network.modules() if hasattr(module, "graph")]
+    graphs = [module.graph for module in network.modules() if isinstance(module, GraphNetwork)]
     computes = {"Shape", "Slice", "Split", "GatherND", "Range", "Size"}
     if any(node.operator in computes for graph in graphs for node in graph.nodes):
         return range(2, most + 1)
@@ -107,27 +108,29 @@ class _StandIn(torch.Tensor):
 
     @staticmethod
     def __new__(cls, shadow: Tensor) -> "_StandIn":
-        made: _StandIn = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        made: _StandIn = torch.Tensor._make_wrapper_subclass(
             cls,
             shadow.size(),
             strides=shadow.stride(),
             storage_offset=shadow.storage_offset(),
             dtype=shadow.dtype,
-            device="cpu",
+            device=torch.device("cpu"),
         )
         made.shadow = shadow
         return made
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         raise NotImplementedError(f"{func} without a meter")
 
 
-class _Meter(TorchDispatchMode):
+class _Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Runs every operation on stand-ins, and adds up what it would have cost."""
 
     def __init__(self, batch: int, limits: CostLimits, alone: Cost | None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.flops = self.largest = 0
         self._now = 0
         self._batch, self._limits, self._alone = batch, limits, alone

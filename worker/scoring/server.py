@@ -66,7 +66,7 @@ class Server:
         """Listen until `stop`, then answer what was asked; raises if a part of it breaks."""
         self._networks = asyncio.create_task(asyncio.to_thread(self._load_torch))
         self._lanes = Lanes(self._make_lane, asyncio.ensure_future(self._cores()))
-        parts = [self._lanes.broken, asyncio.create_task(stop.wait())]
+        parts: list[asyncio.Future[Any]] = [self._lanes.broken, asyncio.create_task(stop.wait())]
         server = await self._listen(url)
         log.info("scoring.ready", extra={"url": url})
         try:
