@@ -204,3 +204,14 @@ def test_pixels_of_few_values_are_a_caution(
     (fact,) = notes.reading().cautions
     assert fact.code == code
     assert fact.figures == {"low": values[0], "high": values[-1], "levels": len(values)}
+
+
+def test_a_folder_without_files_is_no_class_and_told_of(tmp_path: Path) -> None:
+    notes = Notes()
+    assert list(read({**filled("cat", "dog"), "emu/": b""}, tmp_path, notes).classes) == [
+        "cat",
+        "dog",
+    ]
+    assert [(fact.code, fact.figures) for fact in notes.facts] == [
+        ("empty_folders", {"folders": 1})
+    ]

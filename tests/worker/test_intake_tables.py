@@ -188,3 +188,26 @@ def test_names_in_a_zip_are_read_as_other_archivers_write_them(prefix: str, tmp_
         f"{prefix}{name}/{i}.png": png(i + 4 * k) for k, name in enumerate("ab") for i in (0, 1)
     }
     assert list(read(members, tmp_path).classes) == ["a", "b"]
+
+
+def test_a_column_that_holds_splits_by_another_name_is_not_dropped(tmp_path: Path) -> None:
+    members = with_table(FRAME.assign(fold=["train", "train", "test", "test"] * 2))
+    assert "(--split-column fold)" in refusal(members, tmp_path)
+    made = read(members, tmp_path, split_column="fold")
+    assert len(made.in_split("test")) == 4
+
+
+@pytest.mark.parametrize("odd", ["nan", 0.5])
+def test_labels_that_look_like_no_classes_are_a_caution(odd: Any, tmp_path: Path) -> None:
+    notes = Notes()
+    read(with_table(FRAME.assign(label=[str(odd), "dog"] * 4)), tmp_path, notes)
+    assert [fact.code for fact in notes.reading().cautions] == ["odd_classes"]
+
+
+def test_several_tables_by_other_names_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    text = FRAME.to_csv(index=False).encode()
+    with pytest.raises(Rejected) as caught:
+        read({**IMAGES, "train.csv": text, "test.csv": text}, tmp_path)
+    assert "join them to a metadata.csv with a column `split`" in caught.value.reasons[-1]
+    made = read({**IMAGES, "train.csv": text, "sample_submission.csv": text}, tmp_path)
+    assert labels(made) == FRAME.label.tolist()

@@ -25,6 +25,7 @@ from adap.worker.intake.limits import IntakeLimits, Reasons, Rejected
 
 RATIO_FREE_BYTES = 1024**2  # a smaller member may shrink as well as it likes
 MAX_NAME_CHARACTERS = 500
+MAX_FOLDERS = 1000  # that are looked at, whether anything lies in them
 
 # arrays of an NPZ: read in blocks, or bounded by limits of their own, whatever they were packed to
 _SIZED = ".npy"
@@ -48,6 +49,7 @@ class Archive:
 
     def __init__(self, path: Path, *, limits: IntakeLimits) -> None:
         self._limits = limits
+        self.folders: list[str] = []  # that are members of their own, the first of them
         self.left_behind: list[str] = []  # by operating systems, and not among the names
         self._file = _ShortReads(path)
         try:
@@ -164,6 +166,8 @@ class Archive:
                 self.left_behind.append(name)
             elif not info.is_dir():
                 members[name] = info
+            elif len(self.folders) < MAX_FOLDERS:
+                self.folders.append(name)
         _check_overlap(infos, size=size, reasons=reasons)
         reasons.settle()
         return members

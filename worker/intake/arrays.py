@@ -20,7 +20,7 @@ import unicodedata
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.lib import format as npy
@@ -176,7 +176,7 @@ def _parts_of_splits(arrays: Sequence[str]) -> list[_Part]:
                 break
     return [
         _Part(found[split]["images"], found[split]["labels"], split)
-        for split in SPLITS
+        for split in get_args(Split)
         if len(found.get(split, ())) == 2
     ]
 

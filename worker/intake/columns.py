@@ -32,6 +32,7 @@ SYNONYMS: dict[Role, tuple[str, ...]] = {
     "group": ("groups",),
     "cluster": ("clusters",),
 }
+_WEAK: dict[Role, tuple[str, ...]] = {"image": ("id", "name")}  # where there is no other
 _LIKE_CLUSTERS = ("patient", "subject", "drive", "scene", "study", "participant")
 
 
@@ -50,6 +51,7 @@ def find_column(
         return asked
     found = [name for name in columns if name in documented]
     found = found or [name for name in columns if name.lower() in SYNONYMS[role]]
+    found = found or [name for name in columns if name.lower() in _WEAK.get(role, ())]
     if len(found) > 1:
         raise Rejected(
             f"expected one column {' or '.join(documented)}, got {listed(found)}: say which with "

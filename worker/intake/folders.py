@@ -135,7 +135,7 @@ def _check_split_folders(tops: Sequence[str], paths: Paths) -> None:
     reasons.settle()
     inner = {(path[0], path[1]) for path in paths.values() if len(path) > 2}
     below = Counter(folder for _, folder in inner)
-    if len(tops) > 1 and below and max(below.values()) == 1:
+    if len({top for top, _ in inner}) > 1 and max(below.values()) == 1:
         raise _two_readings(
             ("split/class", f"{listed(tops)} are splits, of the classes {listed(sorted(below))}"),
             ("class", f"{listed(tops)} are classes"),

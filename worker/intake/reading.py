@@ -37,6 +37,7 @@ from adap.worker.intake.values import note_values
 
 PARQUET_MAGIC = b"PAR1"
 MAX_SHARDS = 500  # Parquet files of one data set, all open at once
+_NO_CLASS = re.compile(r"nan|none|null|n/?a|-?\d+\.\d+")
 _COPY_BYTES = 8 * 1024**2
 
 
@@ -134,6 +135,14 @@ def _look_over(image_set: ImageSet, notes: Notes) -> None:
                 f"the classes {listed(names)} differ in case alone and are kept apart: if they are "
                 "one class, give them one name",
             )
+    odd = [name for name in image_set.classes if _NO_CLASS.fullmatch(name.lower())]
+    if odd:
+        notes.fact(
+            "caution",
+            "odd_classes",
+            f"the classes {listed(odd)} look like missing values or measurements and not like "
+            "classes: if they are, leave those images out or give them labels",
+        )
     notes.step(counted(len(image_set.classes), "class"))
     note_values(image_set.images, notes)
 
@@ -273,14 +282,37 @@ def _arrange(archive: Archive, asked: Asked) -> tuple[list[Example], bool]:
             examples = by_folders(images, declared=options.folders, notes=notes)
             if len({example.labels for example in examples}) < 2:
                 check_two_classes([examples[0].labels[0]])
-        except Rejected:
+        except Rejected as rejected:
             # a table by another name, where folders say nothing
-            tables = [name for name in others if suffix_of(name) in TABLE_SUFFIXES]
+            tables = [
+                name
+                for name in others
+                if suffix_of(name) in TABLE_SUFFIXES and "submission" not in name.lower()
+            ]
+            if len(tables) > 1 and options.folders is None:
+                rejected.reasons.append(
+                    f"got the tables {listed(tables)}: if one says the labels, call it "
+                    "metadata.csv and leave the others out; if each says those of a split, join "
+                    "them to a metadata.csv with a column `split`"
+                )
             if len(tables) != 1 or options.folders is not None:
                 raise
             del notes.steps[steps:]
     if tables:
         examples, multilabel = by_tables(archive, images, tables, options=options, notes=notes)
+    filled = {
+        name[: cut.start() + 1]
+        for name in (archive.names if archive.folders else ())
+        for cut in re.finditer("/", name)
+    }
+    empty = [folder for folder in archive.folders if folder not in filled]
+    if empty:
+        notes.fact(
+            "info",
+            "empty_folders",
+            f"{counted(len(empty), 'folder')} without a file, which is no class: {listed(empty)}",
+            folders=len(empty),
+        )
     examples, lists = _with_names(archive, examples, others, notes)
     unread = [name for name in others if name not in tables and name not in lists]
     if unread:

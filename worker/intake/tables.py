@@ -33,6 +33,7 @@ METADATA = ("metadata.csv", "metadata.tsv", "metadata.jsonl")
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
 
 _MARKS = ",;\t"
+_SOME = 6  # different values: a column of splits has no more
 _IMAGE, _LABEL = ("file_name",), ("label", "labels")
 
 
@@ -80,16 +81,30 @@ def by_tables(
     reasons = Reasons()
     rows: list[_Row] = []
     columns: _Columns | None = None
+    unread: dict[str, set[str]] = {}  # some values of each column that is not read
     for table, root in zip(tables, roots, strict=True):
-        for where, row in _rows(archive.read(table), table, reasons):
-            found = _find_columns(list(row), options, table) if columns is None else columns
+        for where, values in _rows(archive.read(table), table, reasons):
             if columns is None:
-                note_unread(list(row), list(found.__dict__.values()), notes)
-            columns = found
-            rows.append(_read_row(row, columns, where, root, index))
+                columns = _find_columns(list(values), options, table)
+                note_unread(list(values), list(columns.__dict__.values()), notes)
+                unread = {name: set() for name in {*values} - {*columns.__dict__.values()}}
+            for name, some in unread.items():
+                if len(some) <= _SOME and isinstance(text := values.get(name), str):
+                    some.add(text)
+            rows.append(_read_row(values, columns, where, root, index))
     if columns is None:
         reasons.settle()
         raise Rejected(f"{listed(tables)}: expected lines with file_name and label, got none")
+    for name, some in unread.items() if columns.split is None else ():
+        if (
+            len(some) <= _SOME
+            and len(set(splits_of(some).values())) > 1
+            and all(map(names_a_split_alone, some))
+        ):
+            raise Rejected(
+                f"the column {shown(name)} holds {listed(sorted(some))}, as if it were the split: "
+                f"send `split_column` (--split-column {name}), or leave it out"
+            )
     labels, multilabel = read_labels(
         [row.label for row in rows], column=columns.label, options=options, notes=notes
     )
