@@ -1,4 +1,4 @@
-"""Which of several forms of one thing a client wants, by its `Accept` header (RFC 9110, 12.5.1)."""
+"""Content negotiation by the `Accept` header (RFC 9110, 12.5.1)."""
 
 from collections.abc import Mapping, Sequence
 

@@ -1,4 +1,4 @@
-"""What data sets and models share: receiving a file, serving it, finding and removing a row."""
+"""Shared by data sets and models: receiving a file, serving it, finding and removing a row."""
 
 import hashlib
 from collections.abc import Iterator

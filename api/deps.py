@@ -1,4 +1,4 @@
-"""What routes are given: the house (database, blobs, doorbell) and the caller."""
+"""Dependencies of the routes: the house (database, blobs, doorbell) and the caller."""
 
 import ipaddress
 import logging

@@ -1,4 +1,4 @@
-"""What was read from the database a moment ago, for what every request asks again."""
+"""A short-lived cache of what every request asks of the database again."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""What the API answers. What it takes is `adap.core.config`."""
+"""Response classes of the API. Requests are classes of `adap.core.config`."""
 
 from datetime import UTC, datetime
 from typing import Annotated, Any, Generic, Literal, TypeVar

@@ -1,4 +1,4 @@
-"""What a request means on the data and models that it names: defaults filled in, misfits refused.
+"""Rules of requests: defaults filled in by data set and model, misfits refused.
 
 The API asks this when a request comes, so that a request that cannot work never becomes a job; the
 worker asks it again when the job starts, as an upload may have been checked only in between.

@@ -1,4 +1,4 @@
-"""What an attack leaves behind: one logit per image and attack, and a few images to look at.
+"""Stored scores: one logit per image and attack, and a few images to look at.
 
 Attacks are expensive and figures are cheap, so the scores are stored and every figure is computed
 from them. A shard's scores and the whole audit's have the same form.

@@ -1,1 +1,1 @@
-"""What must last: settings, tables, the job state machine, blobs and migrations. No torch here."""
+"""Lasting state: settings, tables, the job state machine, blobs and migrations. No torch here."""

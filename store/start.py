@@ -1,4 +1,4 @@
-"""What every process of the service asks of its database before it uses it."""
+"""Checks of the database that every process of the service makes before it uses it."""
 
 from pathlib import Path
 

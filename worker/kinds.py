@@ -1,4 +1,4 @@
-"""What each kind of job needs before its pipeline can run, and what it publishes afterwards.
+"""Preparing and publishing of each kind of job, before and after its pipeline.
 
 `prepare` turns the rows that a job refers to into a request and input files; `publish` turns a
 pipeline's result into rows, inside the transaction that ends the job.

@@ -1,4 +1,4 @@
-"""What crosses the pipe between a worker and its child: the work, and what becomes of it."""
+"""Messages on the pipe between a worker and its child: the work, progress, events."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""What each page shows: the answer that the JSON gives too, and what goes with it on a page."""
+"""Values of each HTML page: the answer that the JSON gives too, and what goes with it on a page."""
 
 import json
 import shlex

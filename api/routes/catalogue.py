@@ -1,4 +1,4 @@
-"""What can be asked for: methods, attacks, architectures, with JSON schemas of their parameters."""
+"""The catalogue: methods, attacks, architectures, with JSON schemas of their parameters."""
 
 from typing import Any, get_args
 

@@ -1,4 +1,4 @@
-"""What was measured piece by piece, put together as the scores of one task."""
+"""Joins the pieces of an audit: columns side by side, pieces one after another."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

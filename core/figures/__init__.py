@@ -1,1 +1,1 @@
-"""What scores are worth: AP, intervals, groups, operation, worst case. Imports no torch."""
+"""Figures computed from scores: AP, intervals, groups, operation, worst case. Imports no torch."""

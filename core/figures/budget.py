@@ -1,4 +1,4 @@
-"""What an attacker does who may change only a few images: AP as a function of how many.
+"""The budget curve: AP left when the attacker may change only so many images.
 
 One image can ruin AP (Figure 1 of the paper), so the worst case over all images does not say what
 few can do. Here at most k images go from their clean score to their worst-case score, in three

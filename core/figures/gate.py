@@ -1,4 +1,4 @@
-"""What a model must keep: `worst_case_ap >= 0.4`, for whoever lets a pipeline decide by it.
+"""Thresholds judged on the figures of a report: `worst_case_ap >= 0.4`.
 
     parse            one threshold; refuses what cannot be read
     known_figures    what an audit will be able to compare

@@ -1,4 +1,4 @@
-"""What a ranking is worth in each group of the examples, and how far the groups are apart.
+"""Figures of each group of the examples, and the gap between the groups.
 
 AP depends on prevalence, and groups differ in it: the same scorer has a lower AP where positives
 are rarer. So groups are compared by AP carried over to the prevalence of the whole task

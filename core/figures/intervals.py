@@ -1,4 +1,4 @@
-"""How sure a figure is: a stratified bootstrap of average precision, paired over score sets.
+"""Confidence intervals: a stratified bootstrap of average precision, paired over score sets.
 
 A resample draws as many positives and as many negatives as there are, each class from itself and
 with replacement, so that the prevalence stays what it is (Efron & Tibshirani 1993, chapter 8). It

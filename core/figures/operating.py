@@ -1,4 +1,4 @@
-"""What a ranking is worth in operation: the figures that somebody who acts on it asks for.
+"""Figures of operation: precision@k, recall at a precision, alarms at a threshold.
 
     precision_at_k          of the first k, how many are positives
     recall_at_precision     how many positives can be had at a given purity

@@ -1,4 +1,4 @@
-"""Which examples make a batch: plainly shuffled, or with a fixed number of positives in each, of
+"""Batch samplers: plainly shuffled, or with a fixed number of positives in each, of
 one class or of many.
 
 An epoch is ceil(N / batch_size) batches with any sampler, and all batches have the same size:

@@ -1,4 +1,4 @@
-"""What several pipelines read from their work: the device and the scorer of a stored model."""
+"""Inputs that several pipelines share: the device, and the scorer of a stored model."""
 
 from functools import lru_cache
 from pathlib import Path
