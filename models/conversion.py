@@ -4,11 +4,11 @@ For the sandboxed child alone. What a file is, its bytes tell; its name is never
 decision on the way is written into the reading of the upload.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as read_tensors
 
@@ -18,7 +18,14 @@ from adap.models.errors import ModelFileError
 from adap.models.fitting import Weights
 from adap.models.formats import EDGE_BYTES, is_checkpoint, is_onnx
 from adap.models.graphs import GRAPH, GRAPH_TENSOR
-from adap.models.header import Declaration, InputSpec, Manifest, embedded_manifest, read_header
+from adap.models.header import (
+    VALUE_RANGES,
+    Declaration,
+    InputSpec,
+    Manifest,
+    embedded_manifest,
+    read_header,
+)
 from adap.models.limits import CostLimits
 from adap.models.loading import graph_tensors, write
 from adap.reading import Fact, Reading
@@ -44,19 +51,13 @@ class Converted:
     steps: list[str] = field(default_factory=list)
     facts: list[Fact] = field(default_factory=list)
 
-    @property
-    def cautions(self) -> list[Fact]:
-        """The facts that figures made from this model must carry with them."""
-        return [fact for fact in self.facts if fact.level != "info"]
-
-    def reading(self, manifest: Manifest) -> Reading:
-        """How the file was read, and by which manifest it is used."""
-        steps = [*self.steps, *_said(manifest.input)]
-        title = _TITLES[self.format]
+    def reading(self, manifest: Manifest, warnings: Sequence[str] = ()) -> Reading:
+        """How the file was read, by which manifest it is used, what trying it warned of."""
+        tried = [Fact(level="caution", code="probe", message=text) for text in warnings]
         return Reading(
-            summary=f"{title}: {'; '.join(self.steps) or 'as it is'}",
-            steps=steps,
-            facts=self.facts,
+            summary=f"{_TITLES[self.format]}: {'; '.join(self.steps) or 'as it is'}",
+            steps=[*self.steps, *_said(manifest.input)],
+            facts=[*self.facts, *_odd_scale(manifest.input), *tried],
         )
 
 
@@ -66,6 +67,27 @@ def _said(spec: InputSpec) -> list[str]:
     channels = f", channels in the order {order}" if spec.channels >= 3 else ""
     mean, std = (", ".join(f"{v:g}" for v in values) for values in (spec.mean, spec.std))
     return [f"pixels in {spec.value_range}{channels}, minus {mean}, divided by {std}"]
+
+
+def _check_scale(spec: InputSpec) -> None:
+    """A mean outside of the pixels' range is that of another range: no image would be seen."""
+    low, high = VALUE_RANGES[spec.value_range]
+    if min(spec.mean) < low or max(spec.mean) > high:
+        raise ModelFileError(
+            f"expected mean within the range of the pixels, {spec.value_range}, got "
+            f"{', '.join(f'{value:g}' for value in spec.mean)}: declare the range that it is meant "
+            "for (--pixels 0..255, `value_range`)"
+        )
+
+
+def _odd_scale(spec: InputSpec) -> list[Fact]:
+    if spec.value_range != "0..255" or not 0 < max(spec.mean) <= 1 or max(spec.std) > 1:
+        return []
+    message = (
+        "mean and std look like those of pixels in 0..1, and 0..255 is declared: the network then "
+        "sees values in the hundreds"
+    )
+    return [Fact(level="caution", code="scale_of_another_range", message=message)]
 
 
 def to_safetensors(
@@ -78,6 +100,8 @@ def to_safetensors(
     Raises ModelFileError where the content cannot be used, with what was expected instead.
     """
     target = folder / "converted.safetensors"
+    if declared is not None:
+        _check_scale(declared.input)
     with path.open("rb") as file:
         head = file.read(EDGE_BYTES)
         file.seek(max(0, path.stat().st_size - EDGE_BYTES))
@@ -100,15 +124,24 @@ def _from_onnx(
         raise ModelFileError(
             f"expected the architecture {GRAPH!r} with an ONNX file, got {declared.architecture!r}"
         )
-    manifest = declared.as_manifest(GRAPH)
-    graph, arrays = onnx_files.read(path, manifest.input)
-    # copied: onnx hands out views of the file's own bytes
-    tensors = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
-    network = onnx_files.GraphNetwork(graph, tensors).eval()
-    check_cost(network, manifest.input, limits)
-    difference = onnx_files.compare(path, network, manifest.input)
+    read = onnx_files.read(
+        path,
+        declared.input,
+        declared.output,
+        check=lambda network: check_cost(network, declared.input, limits),
+    )
+    fit = read.fit
+    manifest = declared.model_copy(update={"output": fit.output}).as_manifest(GRAPH)
+    network = read.network
+    difference = onnx_files.compare(
+        read.original,
+        network,
+        manifest.input,
+        ending=fit.ending,
+        tolerance=onnx_files.TOLERANCE_QUANTISED if fit.quantised else onnx_files.TOLERANCE,
+    )
     write(graph_tensors(network), target, manifest)
-    return Converted(target, "onnx", manifest, difference)
+    return Converted(target, "onnx", manifest, difference, fit.steps, fit.facts)
 
 
 def _from_state_dict(path: Path, declared: Declaration | None, target: Path) -> Converted:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from adap.models import onnx_files
 from adap.models.graphs import GRAPH
 from adap.models.header import MANIFEST_KEY, Manifest
+from adap.models.onnx_fitting import Original
 from adap.models.wrappers import Scorer
 
 OPSET = 18
@@ -65,4 +66,4 @@ def to_onnx(scorer: Scorer, manifest: Manifest, path: Path) -> float:
     declared = manifest.model_copy(update={"architecture": GRAPH, "input": plain, "output": output})
     onnx.helper.set_model_props(model, {MANIFEST_KEY: declared.as_json()})
     onnx.save_model(model, path)
-    return onnx_files.compare(path, network, spec)
+    return onnx_files.compare(Original.of(path), network, spec)

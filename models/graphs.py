@@ -26,30 +26,42 @@ SMALLEST_OPSET, LARGEST_OPSET = 9, 25
 OPERATORS: dict[str, frozenset[int]] = {
     **dict.fromkeys(
         (
-            *("Abs", "Add", "AveragePool", "BatchNormalization", "Cast", "Clip", "Concat", "Conv"),
-            *("Div", "Elu", "Equal", "Erf", "Exp", "Flatten", "Gelu", "Gemm"),
-            *("GlobalAveragePool", "GlobalMaxPool", "GroupNormalization", "HardSigmoid"),
-            *("HardSwish", "InstanceNormalization", "LayerNormalization", "LeakyRelu"),
-            *("Log", "LogSoftmax", "MatMul", "Max", "MaxPool", "Mean", "Min", "Mish", "Mod", "Mul"),
-            *("Neg", "PRelu", "Pow", "Reciprocal", "ReduceL2", "ReduceMax", "Relu", "Selu"),
-            *("Shape", "Sigmoid", "Softmax", "Softplus", "Sqrt", "Sub", "Sum", "Tanh"),
-            *("Transpose", "Where"),
+            *("Abs", "Acos", "Acosh", "Add", "And", "Asin", "Asinh", "Atan", "Atanh"),
+            *("AveragePool", "BatchNormalization", "Cast", "Ceil", "Clip", "Concat", "Conv"),
+            *("ConvTranspose", "Cos", "Cosh", "DepthToSpace", "DequantizeLinear", "Div", "Einsum"),
+            *("Elu", "Equal", "Erf", "Exp", "Flatten", "Floor", "Gelu", "Gemm"),
+            *("GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "Greater", "GreaterOrEqual"),
+            *("GroupNormalization", "HardSigmoid", "HardSwish", "InstanceNormalization"),
+            *("LRN", "LayerNormalization", "LeakyRelu", "Less", "LessOrEqual", "Log"),
+            *("LogSoftmax", "LpNormalization", "LpPool", "MatMul", "Max", "MaxPool", "Mean"),
+            *("MeanVarianceNormalization", "Min", "Mish", "Mod", "Mul", "Neg", "Not", "Or"),
+            *("PRelu", "Pow", "QuantizeLinear", "RMSNormalization", "Reciprocal", "ReduceL1"),
+            *("ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMin"),
+            *("ReduceProd", "ReduceSumSquare", "Relu", "Round", "Selu", "Shape", "Shrink"),
+            *("Sigmoid", "Sign", "Sin", "Sinh", "Size", "Softmax", "Softplus", "Softsign"),
+            *("SpaceToDepth", "Sqrt", "Sub", "Sum", "Swish", "Tan", "Tanh", "ThresholdedRelu"),
+            *("Transpose", "Where", "Xor"),
         ),
         frozenset[int](),
     ),
     "ConstantOfShape": frozenset({0}),
+    "CumSum": frozenset({1}),
     "Expand": frozenset({1}),
     "Gather": frozenset({1}),
+    "GatherElements": frozenset({1}),
     "GatherND": frozenset({1}),
     "Pad": frozenset({1, 3}),
     "Range": frozenset({0, 1, 2}),
     "ReduceMean": frozenset({1}),
     "ReduceSum": frozenset({1}),
     "Reshape": frozenset({1}),
+    "Resize": frozenset({1, 2, 3}),
     "Slice": frozenset({1, 2, 3, 4}),
     "Split": frozenset({1}),
     "Squeeze": frozenset({1}),
+    "Tile": frozenset({1}),
     "Unsqueeze": frozenset({1}),
+    "Upsample": frozenset({1}),
 }
 
 Name = Annotated[str, Field(pattern=r"^(x|[vw]\d{1,6})$")]
@@ -146,9 +158,17 @@ def decode(content: bytes) -> Graph:
 
 def refused_operator(name: str) -> str:
     """Why an operation that is not known here is refused."""
+    what = {
+        "If": "a branch",
+        "Loop": "a loop",
+        "Scan": "a loop",
+        "NonMaxSuppression": "a part of an object detector",
+        "TopK": "the choice of the best, which is post-processing",
+        "ArgMax": "the choice of the best, which is post-processing",
+    }.get(name, "which is not known here")
     return (
-        f"expected ONNX operators that are known here, got {name!r:.60}; export the network that "
-        "scores images alone, without pre- and post-processing. Known: "
+        f"expected ONNX operators that are known here, got {name!r:.60}, {what}; export the "
+        "network that scores images alone, without pre- and post-processing. Known: "
         f"{', '.join(sorted(OPERATORS))}"
     )
 

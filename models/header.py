@@ -48,7 +48,7 @@ DTYPE_BYTES = {
 
 
 ValueRange = Literal["0..1", "0..255", "-1..1"]
-_RANGES: dict[ValueRange, tuple[float, float]] = {
+VALUE_RANGES: dict[ValueRange, tuple[float, float]] = {
     "0..1": (0.0, 1.0),
     "0..255": (0.0, 255.0),
     "-1..1": (-1.0, 1.0),
@@ -100,7 +100,7 @@ class InputSpec(BaseModel):
 
     def for_unit_range(self) -> tuple[list[float], list[float]]:
         """Mean and std that do the same to pixels in [0, 1]."""
-        low, high = _RANGES[self.value_range]
+        low, high = VALUE_RANGES[self.value_range]
         width = high - low
         return [(mean - low) / width for mean in self.mean], [std / width for std in self.std]
 

@@ -33,10 +33,11 @@ from adap.models.header import (
 )
 from adap.models.onnx_files import GraphNetwork
 from adap.models.wrappers import Scorer
+from adap.reading import Level
 
 _DTYPE_NAMES = {torch.float32: "F32", torch.int64: "I64"}
 
-_GRAPH_DTYPES = {"F32", "I64", "I32", "BOOL"}
+_GRAPH_DTYPES = {"F32", "I64", "I32", "BOOL", "I8", "U8"}
 
 _Kind = tuple[str, tuple[int, ...]]  # dtype by its safetensors name, shape
 
@@ -195,6 +196,10 @@ def probe(scorer: Scorer) -> ProbeResult:
             "images there tie in AP and have no gradient to attack; prefer the network without its "
             f"last {'sigmoid' if scorer.output.classes is None else 'softmax'}"
         )
+    elif together.min() >= 0 and together.max() <= 1:
+        with torch.no_grad():
+            found, level = _like_probabilities(together, scorer)
+        {"fault": problems, "caution": warnings, "info": []}[level].append(found)
     if blind:
         warnings.append(
             f"{blind} of {len(images)} probe images have no finite, non-zero gradient: attacks "
@@ -213,11 +218,49 @@ def probe(scorer: Scorer) -> ProbeResult:
     )
 
 
+def _like_probabilities(outputs: Tensor, scorer: Scorer) -> tuple[str, Level]:
+    """What to say of (B, K) outputs in [0, 1] that are declared to be logits.
+
+    A softmax adds up to 1. A sigmoid stays in [0, 1], and reaches its ends, however far from an
+    image its input is; logits do not stay.
+    """
+    if outputs.shape[1] > 1 and float((outputs.sum(dim=1) - 1).abs().max()) < 1e-3:
+        return (
+            "expected logits as declared, got probabilities: outputs from 0 to 1 that add up to 1; "
+            "declare them (--probabilities, kind probabilities), or send the network without its "
+            "last softmax"
+        ), "fault"
+    generator = torch.Generator().manual_seed(1)
+    spec = scorer.input_spec
+    far = torch.randn(8, spec.channels, spec.height, spec.width, generator=generator)
+    far = far * torch.logspace(0, 3, 8).view(-1, 1, 1, 1)
+    answers = scorer.raw_outputs(far.to(scorer.mean.device))
+    answers = answers[torch.isfinite(answers)]
+    if len(answers) == 0 or answers.min() < 0 or answers.max() > 1:
+        return "", "info"
+    said = "outputs that stay between 0 and 1 whatever the image"
+    if answers.min() < 0.05 and answers.max() > 0.95:
+        instead = (
+            "declare them (--probabilities, kind probability), or send the network without its "
+            "last sigmoid"
+            if outputs.shape[1] == 1
+            else "send the network without its last sigmoid"
+        )
+        return f"expected logits as declared, got probabilities: {said}; {instead}", "fault"
+    return (
+        f"declared are logits, and came {said}: where they are probabilities, declare them "
+        "(--probabilities), as attacks on a saturated output find less than there is"
+    ), "caution"
+
+
 def _not_probabilities(outputs: Tensor, scorer: Scorer) -> list[str]:
     """What is wrong with (B, K) outputs that are declared to be probabilities."""
     low, high = float(outputs.min()), float(outputs.max())
     if low < -1e-6 or high > 1 + 1e-6:
-        return [f"expected probabilities from 0 to 1, got outputs from {low:g} to {high:g}"]
+        return [
+            f"expected probabilities from 0 to 1, got outputs from {low:g} to {high:g}: where they "
+            "are logits, declare them so (without --probabilities)"
+        ]
     off = float((outputs.sum(dim=1) - 1).abs().max())
     if scorer.output.classes is not None and off > 1e-3:
         return [f"expected probabilities that add up to 1, got a sum that is off by {off:.3g}"]

@@ -7,7 +7,8 @@ nothing of the file itself is kept, and no pickle is made.
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from adap.models import onnx_fitting, rounding
 from adap.models.errors import ModelFileError
 from adap.models.graphs import (
     LARGEST_OPSET,
@@ -27,14 +29,15 @@ from adap.models.graphs import (
     TensorAttribute,
     refused_operator,
 )
-from adap.models.header import InputSpec, shown
+from adap.models.header import InputSpec, OutputSpec, shown
 
 MAX_BYTES = 1024**3  # protobuf itself ends at 2 GiB
 MAX_TENSORS = 9_000  # the header of the stored form holds as many
 MAX_DIMENSIONS = 8
 TOLERANCE = 1e-4  # of the largest output: float32 sums in another order stay far below
+TOLERANCE_QUANTISED = 0.05  # a sum that falls on the other side of a step moves by all of it
 
-_KEPT = (np.float32, np.int64, np.int32, np.bool_)
+_KEPT = (np.float32, np.int64, np.int32, np.bool_, np.int8, np.uint8)
 _UNFOLDED = ("Constant", "Dropout", "Identity")  # of a file, gone from the graph
 _DOMAINS = ("", "ai.onnx")
 _DYNAMIC = (
@@ -61,6 +64,9 @@ class GraphNetwork(nn.Module):
                 raise ModelFileError(
                     f"expected a graph that PyTorch can repeat, got one that it cannot: {error!r}"
                 ) from error
+        for node in graph.nodes:
+            if (module := _rounding(node, tensors)) is not None:
+                setattr(self.converted, self.converted.mapping[node.outputs[0]], module)
         for name, value in tensors.items():  # one copy of each tensor is enough
             setattr(self.converted, _buffer(name), value)
         # the library keeps the model for its list of nodes alone
@@ -78,9 +84,72 @@ class GraphNetwork(nn.Module):
         return {name: getattr(self.converted, _buffer(name)) for name in self.names}
 
 
-def read(path: Path, spec: InputSpec) -> tuple[Graph, dict[str, NDArray[Any]]]:
-    """The graph of an ONNX file for images of this size, and its tensors.
+class _Rounding(nn.Module):
+    """An operator that rounds, with a gradient that a search can follow."""
 
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.function(*inputs)
+
+
+_ROUNDING: dict[str, Callable[..., Tensor]] = {
+    "Ceil": rounding.ceil,
+    "Floor": rounding.floor,
+    "Round": rounding.round_half_even,
+    "Sign": rounding.sign,
+}
+
+
+def _rounding(node: Node, tensors: Mapping[str, Tensor]) -> _Rounding | None:
+    """What stands in for an operator that rounds; None for all others."""
+    if node.operator in _ROUNDING:
+        return _Rounding(_ROUNDING[node.operator])
+    if node.operator not in ("QuantizeLinear", "DequantizeLinear"):
+        return None
+    axis = int(node.attributes.get("axis", 1))  # type: ignore[arg-type]
+    if len(node.inputs) > 2 and node.inputs[2] not in tensors:
+        raise ModelFileError("expected zero points that are constants, got computed ones")
+    kind = tensors[node.inputs[2]].dtype if len(node.inputs) > 2 else torch.uint8
+    if node.operator == "QuantizeLinear" and kind not in (torch.int8, torch.uint8):
+        raise ModelFileError(f"expected quantisation to int8 or uint8, got {kind}")
+
+    def wide(values: Tensor, like: Tensor) -> Tensor:
+        shape = [1] * like.ndim
+        if values.numel() > 1:
+            shape[axis] = -1
+        return values.float().reshape(shape)
+
+    def quantise(values: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
+        zeros = torch.zeros(()) if zero is None else zero
+        bounds = torch.iinfo(kind)
+        whole = rounding.round_half_even(values / wide(scale, values)) + wide(zeros, values)
+        return whole.clamp(bounds.min, bounds.max)
+
+    def dequantise(values: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
+        zeros = torch.zeros(()) if zero is None else zero
+        return (values.float() - wide(zeros, values)) * wide(scale, values)
+
+    return _Rounding(quantise if node.operator == "QuantizeLinear" else dequantise)
+
+
+@dataclass(frozen=True)
+class Read:
+    """What an ONNX file became, and the file as it came, to compare with."""
+
+    network: GraphNetwork
+    original: onnx_fitting.Original
+    fit: onnx_fitting.Fit
+
+
+def read(
+    path: Path, spec: InputSpec, output: OutputSpec, *, check: Callable[[GraphNetwork], object]
+) -> Read:
+    """The network of an ONNX file for images of this size.
+
+    check: looks at the network before it is run, and raises where it would cost too much.
     For the sandboxed child alone. Raises ModelFileError for a file that is not one network with
     all its tensors inside, made of known operators, of one input and one output.
     """
@@ -95,7 +164,54 @@ def read(path: Path, spec: InputSpec) -> tuple[Graph, dict[str, NDArray[Any]]]:
         model.ParseFromString(path.read_bytes())  # of bytes: it knows no folder to read beside
     except DecodeError as error:
         raise ModelFileError(f"expected a sound ONNX file, got a damaged one: {error}") from error
-    return _Reader(model).read(spec)
+    _check_plain(model)
+    fit = onnx_fitting.simplify(model, output)
+    _Reader(model).read()  # every operator and size is known before the network is run
+    takes = onnx_fitting.arrange(fit, spec)
+    network = _network(model)
+    check(network)
+    original, flattened = onnx_fitting.ask(fit, takes, spec)
+    return Read(_network(model) if flattened else network, original, fit)
+
+
+def _network(model: Any) -> GraphNetwork:
+    graph, arrays = _Reader(model).read()
+    # copied: onnx hands out views of the file's own bytes
+    tensors = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+    return GraphNetwork(graph, tensors).eval()
+
+
+def _check_plain(model: Any) -> None:
+    """One graph with all its tensors inside, without anything that branches, loops or calls."""
+    from onnx import AttributeProto
+
+    graph = model.graph
+    for found, what in (
+        (model.functions, "local functions"),
+        (model.training_info, "training information"),
+        (graph.sparse_initializer, "sparse tensors"),
+    ):
+        if len(found):
+            raise ModelFileError(f"expected a plain ONNX network, got one with {what}")
+    if len(graph.node) > MAX_NODES:
+        raise ModelFileError(f"expected at most {MAX_NODES} operators, got {len(graph.node)}")
+    # all of them before one is read: what lies outside the file is refused by its name
+    for tensor in graph.initializer:
+        _refuse_external(tensor)
+    for node in graph.node:
+        for attribute in node.attribute:
+            _refuse_external(attribute.t)
+            if attribute.HasField("sparse_tensor") or attribute.ref_attr_name:
+                raise ModelFileError(
+                    f"expected plain attributes, got another kind in {node.op_type}"
+                )
+            if attribute.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS):
+                if node.op_type in ("If", "Loop", "Scan"):
+                    raise ModelFileError(refused_operator(node.op_type))
+                raise ModelFileError(
+                    "expected numbers, texts and tensors as attributes, got another kind in "
+                    f"{node.op_type}: branches and loops are not taken"
+                )
 
 
 def as_onnx(graph: Graph, tensors: Mapping[str, Tensor | NDArray[Any]]) -> Any:
@@ -133,27 +249,26 @@ def as_onnx(graph: Graph, tensors: Mapping[str, Tensor | NDArray[Any]]) -> Any:
     return model
 
 
-def compare(path: Path, network: nn.Module, spec: InputSpec) -> float:
+def compare(
+    original: onnx_fitting.Original,
+    network: nn.Module,
+    spec: InputSpec,
+    *,
+    ending: onnx_fitting.Ending | None = None,
+    tolerance: float = TOLERANCE,
+) -> float:
     """The largest difference between a network and onnxruntime on the file that it came from.
 
     On random images, in batches of three and one; relative to the largest output, if above 1.
+    ending: what the file has behind the logits that the network answers with.
     For the sandboxed child alone. Raises ModelFileError where either cannot run or they differ.
     """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4
     generator = torch.Generator().manual_seed(0)
     largest = 0.0
     for count in (3, 1):
         images = torch.randn(count, spec.channels, spec.height, spec.width, generator=generator)
         try:
-            session = onnxruntime.InferenceSession(
-                path.read_bytes(), options, providers=["CPUExecutionProvider"]
-            )
-            (name,) = (item.name for item in session.get_inputs())
-            (expected,) = session.run(None, {name: images.numpy()})
+            expected = original(images.numpy()).reshape(count, -1)
         except Exception as error:
             raise ModelFileError(
                 f"expected a network that onnxruntime runs on {count} images of the declared size, "
@@ -161,7 +276,8 @@ def compare(path: Path, network: nn.Module, spec: InputSpec) -> float:
             ) from error
         try:
             with torch.no_grad():
-                got = network(images).numpy()
+                logits = network(images)
+                got = _ENDINGS[ending](logits).numpy().reshape(count, -1)
         except Exception as error:
             raise ModelFileError(
                 f"expected a graph that PyTorch can repeat on {count} images of the declared size, "
@@ -175,13 +291,21 @@ def compare(path: Path, network: nn.Module, spec: InputSpec) -> float:
             raise ModelFileError("expected finite outputs, got NaN or infinity from onnxruntime")
         scale = max(1.0, float(np.abs(expected).max(initial=0)))
         difference = float(np.abs(got - expected).max(initial=0)) / scale
-        if not difference <= TOLERANCE:
+        if not difference <= tolerance:
             raise ModelFileError(
                 "expected the outputs of onnxruntime, got a network in PyTorch whose outputs are "
-                f"off by {difference:.2g} of the largest: an operator is read differently"
+                f"off by {difference:.2g} of the largest: an operator is read differently, or an "
+                f"image's output depends on its batch; {_DYNAMIC}"
             )
         largest = max(largest, difference)
     return largest
+
+
+_ENDINGS: dict[onnx_fitting.Ending | None, Callable[[Tensor], Tensor]] = {
+    None: lambda logits: logits,
+    "sigmoid": torch.sigmoid,
+    "softmax": lambda logits: torch.softmax(logits, 1),
+}
 
 
 class _Reader:
@@ -193,47 +317,20 @@ class _Reader:
         self._tensors: dict[str, NDArray[Any]] = {}
         self._values = 0
 
-    def read(self, spec: InputSpec) -> tuple[Graph, dict[str, NDArray[Any]]]:
-        model, graph = self._model, self._model.graph
+    def read(self) -> tuple[Graph, dict[str, NDArray[Any]]]:
+        graph = self._model.graph
         opset = self._opset()
-        for found, what in (
-            (model.functions, "local functions"),
-            (model.training_info, "training information"),
-            (graph.sparse_initializer, "sparse tensors"),
-        ):
-            if len(found):
-                raise ModelFileError(f"expected a plain ONNX network, got one with {what}")
-        if len(graph.node) > MAX_NODES:
-            raise ModelFileError(f"expected at most {MAX_NODES} operators, got {len(graph.node)}")
-        # all of them before one is read: what lies outside the file is refused by its name
-        for tensor in graph.initializer:
-            _refuse_external(tensor)
         for node in graph.node:
             if node.domain not in _DOMAINS or node.op_type not in (*OPERATORS, *_UNFOLDED):
                 domain = f"{node.domain}." if node.domain not in _DOMAINS else ""
                 raise ModelFileError(refused_operator(domain + node.op_type))
-            for attribute in node.attribute:
-                _refuse_external(attribute.t)
-                if attribute.HasField("sparse_tensor") or attribute.ref_attr_name:
-                    raise ModelFileError(
-                        f"expected plain attributes, got another kind in {node.op_type}"
-                    )
         for tensor in graph.initializer:
             self._bind(tensor.name, self._add_tensor(tensor))
-        self._bind_images(spec)
+        self._bind_images()
         nodes = [made for node in graph.node if (made := self._node(node)) is not None]
-        if len(graph.output) != 1:
-            raise ModelFileError(
-                f"expected one output, the scores, got {len(graph.output)}: "
-                f"{', '.join(shown(item.name) for item in graph.output[:5])}"
-            )
         if not nodes:
             raise ModelFileError("expected a network, got an ONNX file without operators")
-        output = graph.output[0]
-        rank = len(output.type.tensor_type.shape.dim) or 2  # where it is not declared
-        if rank > 2:
-            raise ModelFileError(f"expected an output (batch, K) or (batch,), got {rank} axes")
-        made_graph = Graph(opset=opset, output=self._name(output.name), rank=rank, nodes=nodes)
+        made_graph = Graph(opset=opset, output=self._name(graph.output[0].name), nodes=nodes)
         made_graph.check(set(self._tensors))
         return made_graph, self._tensors
 
@@ -246,32 +343,12 @@ class _Reader:
             )
         return int(opset)
 
-    def _bind_images(self, spec: InputSpec) -> None:
-        from onnx import TensorProto
-
+    def _bind_images(self) -> None:
         inputs = [item for item in self._model.graph.input if item.name not in self._names]
         if len(inputs) != 1:
             raise ModelFileError(
                 f"expected one input, the images, got {len(inputs)}: "
                 f"{', '.join(shown(item.name) for item in inputs[:5])}"
-            )
-        kind = inputs[0].type.tensor_type
-        if kind.elem_type != TensorProto.FLOAT:
-            name = TensorProto.DataType.Name(kind.elem_type)
-            raise ModelFileError(f"expected images as float32, got an input of {name}")
-        sizes = [item.dim_value if item.HasField("dim_value") else None for item in kind.shape.dim]
-        wanted = (spec.channels, spec.height, spec.width)
-        if len(sizes) != 4 or any(
-            size not in (None, want) for size, want in zip(sizes[1:], wanted, strict=True)
-        ):
-            got = ", ".join("any" if size is None else str(size) for size in sizes)
-            raise ModelFileError(
-                f"expected an input (batch, {spec.channels}, {spec.height}, {spec.width}) as "
-                f"declared, got ({got})"
-            )
-        if sizes[0] is not None:
-            raise ModelFileError(
-                f"expected a dynamic batch dimension, got batches of {sizes[0]}; {_DYNAMIC}"
             )
         self._bind(inputs[0].name, "x")
 
@@ -341,13 +418,16 @@ class _Reader:
     def _add_tensor(self, tensor: Any) -> str:
         from onnx import TensorProto, numpy_helper
 
-        kinds = (TensorProto.FLOAT, TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL)
+        kinds = (
+            *(TensorProto.FLOAT, TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL),
+            *(TensorProto.INT8, TensorProto.UINT8),  # of quantised networks
+        )
         if tensor.data_type not in kinds:
             known = tensor.data_type in TensorProto.DataType.values()
             kind = TensorProto.DataType.Name(tensor.data_type) if known else "another kind"
             raise ModelFileError(
                 f"expected tensors of float32, int64, int32 or bool, got {kind} in "
-                f"{shown(tensor.name)}; export the network in float32, not quantised"
+                f"{shown(tensor.name)}; export the network in float32"
             )
         if len(tensor.dims) > MAX_DIMENSIONS:
             raise ModelFileError(

@@ -10,7 +10,6 @@ attacks: Athalye et al. 2018, backward pass differentiable approximation, sectio
 An audit that searches through other operations of its own may use the same function.
 """
 
-import torch
 from torch import Tensor
 
 
@@ -42,25 +41,3 @@ def ceil(values: Tensor) -> Tensor:
 def sign(values: Tensor) -> Tensor:
     """-1, 0 or 1; its gradient is that of the values clipped to [-1, 1], as in binary networks."""
     return straight_through(values.sign(), values.clamp(-1, 1))
-
-
-def modulo(values: Tensor, divisor: Tensor) -> Tensor:
-    """What is left of a division, with the sign of the divisor (torch.remainder): slope 1."""
-    return straight_through(torch.remainder(values, divisor), values)
-
-
-def truncated(values: Tensor) -> Tensor:
-    """Towards zero, as a cast to whole numbers does."""
-    return straight_through(values.trunc(), values)
-
-
-def quantised(
-    values: Tensor, scale: Tensor, zero_point: Tensor, lowest: int, highest: int
-) -> Tensor:
-    """The grid point next to each value: (clamp(round(x / scale) + zero) - zero) * scale.
-
-    Outside the grid the gradient is zero, as the clamp's is.  scale, zero_point: as wide as
-    `values`, by broadcasting.
-    """
-    whole = round_half_even(values / scale) + zero_point
-    return (whole.clamp(lowest, highest) - zero_point) * scale

@@ -26,12 +26,13 @@ def validate_model(work: Work[ModelCheck], reporter: Reporter) -> Result:
         findings = loading.probe(scorer)
         if findings.problems:
             return {"rejected": findings.problems}
+        reading = converted.reading(manifest, findings.warnings)
         findings = findings.model_copy(
             update={
                 "format": converted.format,
                 "onnx_difference": converted.onnx_difference,
-                "reading": converted.reading(manifest),
-                "warnings": [*(fact.message for fact in converted.cautions), *findings.warnings],
+                "reading": reading,
+                "warnings": [fact.message for fact in reading.cautions],
             }
         )
         loading.save(scorer, work.folder / "content.safetensors", manifest)

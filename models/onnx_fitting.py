@@ -1,0 +1,717 @@
+"""An ONNX file made fit to be audited: each change is a step that the reading tells.
+
+Exporters differ: images come channels last, the batch is frozen at one, weights are computed in the
+graph, the scores are one of several outputs or end in a softmax. None of it changes what the
+network is, so it is mended here, in the file's own operators. The judge is the file as it came:
+`Original` asks onnxruntime, image by image where its batch is frozen, and `adap.models.onnx_files`
+compares. For the sandboxed child alone, after the file was found to be plain and whole.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adap.models.errors import ModelFileError
+from adap.models.header import InputSpec, OutputSpec, shown
+from adap.reading import Fact
+
+MAX_FOLDED = 2**28  # numbers that a constant of the graph may come to: 1 GiB of float32
+SMALL = 4096  # numbers of a constant that may be a shape
+
+Ending = Literal["softmax", "sigmoid"]
+
+_PASSING = ("Identity", "Dropout", "Flatten", "Reshape", "Squeeze", "Unsqueeze")
+_RANDOM = ("RandomNormal", "RandomUniform", "Bernoulli", "Multinomial")
+_GROWING = {"ConstantOfShape": 0, "Expand": 1, "Tile": 1, "Resize": 3}  # input that says how large
+
+
+@dataclass(frozen=True)
+class Images:
+    """How a file as it came takes its images."""
+
+    name: str  # of its input
+    channels_last: bool = False
+    batch: int | None = None  # frozen, or None
+
+
+@dataclass(frozen=True)
+class Original:
+    """A file as it came, to be asked by onnxruntime: what its network answers for images."""
+
+    session: Any
+    takes: Images
+
+    @classmethod
+    def of(cls, path: Path) -> "Original":
+        """A file of ours: channels first, the batch free."""
+        session = _opened(path.read_bytes(), plain=False)
+        (images,) = session.get_inputs()
+        return cls(session, Images(images.name))
+
+    def __call__(self, images: NDArray[np.float32]) -> NDArray[Any]:
+        """(N, C, H, W) network input to (N, ...) outputs; raises what onnxruntime raises."""
+        name, batch = self.takes.name, self.takes.batch
+        if self.takes.channels_last:
+            images = np.ascontiguousarray(images.transpose(0, 2, 3, 1))
+        if batch is None:
+            (answer,) = self.session.run(None, {name: images})
+            return np.asarray(answer)
+        rows = []
+        for image in images:
+            (answer,) = self.session.run(None, {name: np.repeat(image[None], batch, 0)})
+            rows.append(np.asarray(answer).reshape(batch, -1)[0])
+        return np.stack(rows)
+
+
+@dataclass
+class Fit:
+    """What became of a file: the model, the declaration, and what was done."""
+
+    model: Any  # ModelProto
+    whole: bytes  # it before, for onnxruntime
+    output: OutputSpec
+    ending: Ending | None = None  # what was cut off behind the logits
+    quantised: bool = False
+    steps: list[str] = field(default_factory=list)
+    facts: list[Fact] = field(default_factory=list)
+
+
+def simplify(model: Any, output: OutputSpec) -> Fit:
+    """One output, no constants left to compute, quantised operators written out; in place.
+
+    Nothing but constants has been run until here. Raises ModelFileError, with what to do.
+    """
+    steps = _choose_output(model, output)
+    whole = model.SerializeToString()
+    quantised = _dequantise(model)
+    if quantised:
+        steps.append("quantised operators written out: exact values, gradients straight through")
+    if (folded := _fold(model)) > 0:
+        steps.append(f"{folded} {'constant' if folded == 1 else 'constants'} computed once")
+    output = output.model_copy(update={"name": None})
+    return Fit(model, whole, output, quantised=quantised, steps=steps)
+
+
+def arrange(fit: Fit, spec: InputSpec) -> Images:
+    """Images (batch, C, H, W) in, of any number; logits out. Nothing is run.
+
+    Returns how the file took them as it came. Raises ModelFileError, with what to do.
+    """
+    model = fit.model
+    images, last = _images(model, spec)
+    takes = Images(images.name, last, _frozen_batch(images))
+    if last:
+        _turn(model, images, spec)
+        fit.steps.append("images turned from channels last (batch, height, width, channels)")
+    freed = _Freer(model, images, spec, takes.batch or 1).free(always=takes.batch is not None)
+    if takes.batch is not None:
+        fit.steps.append(f"batch of {takes.batch} made free")
+    elif freed:
+        fit.steps.append("sizes that held a batch of one made free")
+        takes = replace(takes, batch=1)  # as it came it may take one image alone
+    _cut_ending(fit)
+    return takes
+
+
+def ask(fit: Fit, takes: Images, spec: InputSpec) -> tuple[Original, bool]:
+    """The original, once it is known to answer as declared; whether its output was flattened."""
+    original = Original(_opened(fit.whole, plain=fit.quantised), takes)
+    fit.whole = b""
+    return original, _flatten(fit, original, spec)
+
+
+# --- outputs --------------------------------------------------------------------------------------
+
+
+def _choose_output(model: Any, output: OutputSpec) -> list[str]:
+    """Leave one output, and what leads to it."""
+    from onnx import TensorProto, helper
+
+    graph = model.graph
+    names = [item.name for item in graph.output]
+    if output.name is None:
+        if len(names) != 1:
+            raise ModelFileError(
+                f"expected one output, the scores, got {len(names)}: "
+                f"{', '.join(shown(name) for name in names[:5])}; name the output that is meant: "
+                f"--output-name {names[0] if names else 'NAME'} (`name` in `output`)"
+            )
+        _drop_dead(model)
+        return []
+    made = {name for node in graph.node for name in node.output if name}
+    if output.name not in made:
+        raise ModelFileError(
+            f"expected an output among {', '.join(shown(name) for name in names[:10])}, got "
+            f"{shown(output.name)}"
+        )
+    kept = [item for item in graph.output if item.name == output.name]
+    if not kept:  # a value inside of the graph, of any shape
+        kept = [helper.make_tensor_value_info(output.name, TensorProto.FLOAT, None)]
+    del graph.output[:]
+    graph.output.extend(kept)
+    _drop_dead(model)
+    others = ", ".join(f"`{name[:80]}`" for name in names if name != output.name)
+    return [f"output `{output.name}` taken" + (f", not {others}" if others else "")]
+
+
+def _drop_dead(model: Any) -> None:
+    """Operators and tensors that lead nowhere."""
+    needed = {item.name for item in model.graph.output}
+    kept = []
+    for node in reversed(model.graph.node):
+        if needed.intersection(node.output):
+            needed.update(node.input)
+            kept.append(node)
+    _replace(model.graph.node, reversed(kept))
+    unused = [i for i, t in enumerate(model.graph.initializer) if t.name not in needed]
+    for i in reversed(unused):
+        del model.graph.initializer[i]
+
+
+def _cut_ending(fitted: Fit) -> None:
+    """A last softmax or sigmoid goes: what it is fed are the logits, which do not saturate."""
+    graph, output = fitted.model.graph, fitted.output
+    by_output = {name: node for node in graph.node for name in node.output}
+    node, path = by_output.get(graph.output[0].name), []
+    while node is not None and node.op_type in _PASSING:
+        path.append(node)
+        node = by_output.get(node.input[0])
+    if node is None or node.op_type not in ("Softmax", "Sigmoid"):
+        return
+    ending: Ending = "softmax" if node.op_type == "Softmax" else "sigmoid"
+    fitted.output = _as_logits(output, ending)
+    if sum(node.output[0] in other.input for other in graph.node) > 1:
+        raise ModelFileError(
+            f"expected a network that ends in logits, got one whose {ending} feeds other operators "
+            "too: send it without"
+        )
+    fitted.ending = ending
+    source, target = node.input[0], node.output[0]
+    if path:
+        path[-1].input[0] = source
+    else:
+        # the output is the logits themselves
+        fitted.model.graph.output[0].name = source
+    _replace(graph.node, [other for other in graph.node if target not in other.output])
+    message = (
+        f"the network ends in a {ending}, which was cut off: its input, the logits, is audited, as "
+        "probabilities round to 1 and hide what an attack could follow"
+    )
+    fitted.steps.append(f"last {ending} cut off: its input is audited")
+    fitted.facts.append(Fact(level="info", code=f"{ending}_cut_off", message=message))
+
+
+def _as_logits(output: OutputSpec, ending: Ending) -> OutputSpec:
+    """The declaration once the ending is gone; raises where the two contradict each other."""
+    one_is_true = output.kind in ("multiclass", "probabilities")
+    if output.classes is not None and ending == "sigmoid" and one_is_true:
+        raise ModelFileError(
+            "expected a network of which one class is true, got one that ends in a sigmoid for "
+            "each class, so that each probability stands for itself: declare --multilabel (kind "
+            "multilabel), or send it with a logit a class and without the sigmoid"
+        )
+    if ending == "softmax" and not one_is_true:
+        what = "a single logit" if output.classes is None else "classes of which each may be true"
+        raise ModelFileError(
+            f"expected {what} as declared, got a network that ends in a softmax, whose "
+            "probabilities add up to 1: declare its classes (--classes, kind multiclass)"
+        )
+    kinds = {"probability": "logit", "probabilities": "multiclass"}
+    return output.model_copy(update={"kind": kinds.get(output.kind, output.kind)})
+
+
+def _flatten(fitted: Fit, original: Original, spec: InputSpec) -> bool:
+    """The original's answer says how many numbers it gives an image; axes of size 1 go."""
+    from onnx import helper
+
+    generator = np.random.default_rng(0)
+    shape = (spec.channels, spec.height, spec.width)
+    images = generator.standard_normal((2, *shape), dtype=np.float32)
+    try:
+        answer = original(images)
+    except Exception as error:
+        raise ModelFileError(
+            "expected a network that onnxruntime runs on 2 images of the declared size, got "
+            f"{str(error)[:300]}"
+        ) from error
+    wanted = fitted.output.count
+    count = math.prod(answer.shape[1:]) if answer.ndim and len(answer) == 2 else 0
+    if count != wanted:
+        got = f"{count} numbers an image" if count else f"an output of shape {answer.shape} for 2"
+        if answer.ndim > 2 and answer.shape[1] == wanted:
+            got = f"a map of {' x '.join(map(str, answer.shape[2:]))} numbers a class"
+        raise ModelFileError(
+            f"expected {'one logit' if wanted == 1 else f'{wanted} logits'} an image as declared, "
+            f"got a network that answers with {got}"
+            + (f": name its {count} classes (--classes, `output`)" if 1 < count <= 1000 else "")
+        )
+    rank = answer.ndim
+    if rank > 2:
+        fitted.steps.append(f"output {answer.shape[1:]} flattened to ({count})")
+    needed = rank != 2 or original.takes.batch is not None
+    if needed:
+        graph = fitted.model.graph
+        name = graph.output[0].name
+        flat = f"{name}.flat"
+        rows = _fresh(graph, "rows", np.array([-1, count], np.int64))
+        graph.node.append(helper.make_node("Reshape", [name, rows], [flat]))
+        graph.output[0].name = flat
+    return needed
+
+
+# --- constants ------------------------------------------------------------------------------------
+
+
+def _fold(model: Any) -> int:
+    """Compute what does not depend on the images, by onnxruntime; how many values came of it."""
+    from onnx import helper, numpy_helper
+
+    graph = model.graph
+    known = {tensor.name for tensor in graph.initializer}
+    constant = []
+    for node in graph.node:
+        if node.op_type == "Constant":
+            known.update(node.output)
+            continue
+        plain = all(name in known for name in node.input if name)
+        if plain and node.input and not node.op_type.startswith(_RANDOM) and not node.domain:
+            constant.append(node)
+            known.update(node.output)
+    if not constant:
+        return 0
+    _check_growth(graph, constant)
+    folded = {name for node in constant for name in node.output if name}
+    rest = [node for node in graph.node if not folded.intersection(node.output)]
+    used = {name for node in rest for name in node.input} | {item.name for item in graph.output}
+    wanted = sorted(folded & used)
+    if folded.intersection(item.name for item in graph.output):
+        raise ModelFileError("expected an output that depends on the images, got a constant")
+    needed = {name for node in constant for name in node.input}
+    part = helper.make_graph(
+        [n for n in graph.node if n.op_type == "Constant" and needed.intersection(n.output)]
+        + constant,
+        "constants",
+        [],
+        [helper.make_empty_tensor_value_info(name) for name in wanted],
+        [tensor for tensor in graph.initializer if tensor.name in needed],
+    )
+    small = helper.make_model(part, opset_imports=model.opset_import, ir_version=model.ir_version)
+    try:
+        values = _opened(small.SerializeToString(), plain=True).run(None, {})
+    except Exception as error:
+        raise ModelFileError(
+            f"expected constants that onnxruntime computes, got {str(error)[:200]}"
+        ) from error
+    _replace(graph.node, rest)
+    for name, value in zip(wanted, values, strict=True):
+        graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
+    _drop_dead(model)
+    return len(wanted)
+
+
+def _check_growth(graph: Any, nodes: Iterable[Any]) -> None:
+    """A few numbers may ask for a constant of any size: it is refused before it is made."""
+    values = _constants(graph)
+    for node in nodes:
+        place = _GROWING.get(node.op_type)
+        name = node.input[place] if place is not None and len(node.input) > place else ""
+        size = values.get(name)
+        if size is not None and math.prod(int(n) for n in size.flatten() if n > 0) > MAX_FOLDED:
+            raise ModelFileError(
+                f"expected constants of at most {MAX_FOLDED} numbers, got {node.op_type} to "
+                f"{[int(n) for n in size.flatten()[:8]]}"
+            )
+
+
+def _constants(graph: Any) -> dict[str, NDArray[Any]]:
+    """The small tensors of whole numbers, which may be shapes."""
+    from onnx import TensorProto, numpy_helper
+
+    found = {
+        tensor.name: numpy_helper.to_array(tensor)
+        for tensor in graph.initializer
+        if tensor.data_type in (TensorProto.INT64, TensorProto.INT32)
+        and 0 <= math.prod(tensor.dims) <= SMALL
+    }
+    for node in graph.node:
+        if node.op_type == "Constant" and len(node.attribute) == 1:
+            attribute = node.attribute[0]
+            if attribute.name == "value" and math.prod(attribute.t.dims) <= SMALL:
+                if attribute.t.data_type in (TensorProto.INT64, TensorProto.INT32):
+                    found[node.output[0]] = numpy_helper.to_array(attribute.t)
+            elif attribute.name == "value_ints":
+                found[node.output[0]] = np.array(attribute.ints, np.int64)
+    return found
+
+
+# --- images ---------------------------------------------------------------------------------------
+
+
+def _images(model: Any, spec: InputSpec) -> tuple[Any, bool]:
+    """The input that the images are, and whether their channels come last."""
+    from onnx import TensorProto
+
+    graph = model.graph
+    named = {tensor.name for tensor in graph.initializer}
+    inputs = [item for item in graph.input if item.name not in named]
+    if len(inputs) != 1:
+        raise ModelFileError(
+            f"expected one input, the images, got {len(inputs)}: "
+            f"{', '.join(shown(item.name) for item in inputs[:5])}"
+        )
+    kind = inputs[0].type.tensor_type
+    if kind.elem_type != TensorProto.FLOAT:
+        name = TensorProto.DataType.Name(kind.elem_type)
+        raise ModelFileError(
+            f"expected images as float32, got an input of {name}; export the network with a "
+            "float32 input, without what reads bytes"
+        )
+    sizes = [dim.dim_value if dim.dim_value > 0 else None for dim in kind.shape.dim]
+    first = (spec.channels, spec.height, spec.width)
+    last = (spec.height, spec.width, spec.channels)
+    if len(sizes) == 4:
+        if _agree(sizes[1:], first) and not (sizes[1] is None and _looks_last(sizes, spec)):
+            return inputs[0], False
+        if _agree(sizes[1:], last):
+            return inputs[0], True
+    got = ", ".join("any" if size is None else str(size) for size in sizes)
+    raise ModelFileError(
+        f"expected an input (batch, {', '.join(map(str, first))}) or channels last (batch, "
+        f"{', '.join(map(str, last))}) as declared, got ({got})" + _size_of(sizes)
+    )
+
+
+def _agree(sizes: Sequence[int | None], wanted: Sequence[int]) -> bool:
+    return all(size in (None, want) for size, want in zip(sizes, wanted, strict=True))
+
+
+def _looks_last(sizes: Sequence[int | None], spec: InputSpec) -> bool:
+    """Whether only the last axis is told, and it is the channels."""
+    return sizes[3] == spec.channels and spec.width != spec.channels
+
+
+def _size_of(sizes: Sequence[int | None]) -> str:
+    """What to declare instead, where the file says it."""
+    if len(sizes) != 4 or None in sizes[1:]:
+        return ""
+    channels, height, width = sizes[1:] if sizes[1] in (1, 3, 4) else (sizes[3], *sizes[1:3])
+    if channels not in (1, 2, 3, 4):
+        return ""
+    size = height if height == width else f"{height}x{width}"
+    return f": declare --size {size} --channels {channels}"
+
+
+def _frozen_batch(images: Any) -> int | None:
+    size = int(images.type.tensor_type.shape.dim[0].dim_value)
+    return size if size > 0 else None
+
+
+def _turn(model: Any, images: Any, spec: InputSpec) -> None:
+    """A Transpose before everything: channels first in, channels last on."""
+    from onnx import helper
+
+    inside = images.name
+    outside = f"{inside}.channels_first"
+    images.name = outside
+    dims = images.type.tensor_type.shape.dim
+    for dim, size in zip(dims[1:], (spec.channels, spec.height, spec.width), strict=True):
+        dim.dim_value = size
+    node = helper.make_node("Transpose", [outside], [inside], perm=[0, 2, 3, 1])
+    _replace(model.graph.node, [node, *model.graph.node])
+
+
+# --- the batch ------------------------------------------------------------------------------------
+
+PROBED = 5  # times the batch: shapes that follow hold the images, those that do not hold the batch
+
+
+class _Freer:
+    """Lets the batch be of any size, where constants of the graph hold it.
+
+    Shapes are inferred for the batch as it was and for a larger one. Where a Reshape no longer
+    fits, its constant held the batch: the axis that begins where the batch lies in memory becomes
+    -1. A Squeeze of all axes of size 1 keeps to those that are none of the batch's, and a constant
+    row beside the images' own (a class token) is repeated for each image.
+    """
+
+    def __init__(self, model: Any, images: Any, spec: InputSpec, batch: int) -> None:
+        self.model, self.graph, self.images = model, model.graph, images
+        self.sizes = (spec.channels, spec.height, spec.width)
+        self.batch = batch
+        self.constants = _constants(model.graph)
+        self.before: dict[str, tuple[int, ...]] = {}
+        self.after: dict[str, tuple[int, ...]] = {}
+
+    def free(self, *, always: bool) -> bool:
+        """Mend what holds the batch; whether anything did."""
+        mended: set[str] = set()
+        if always or any(self._may_hold_one(node) for node in self.graph.node):
+            self.before = self._shapes(self.batch)
+            found = True
+            while found:
+                self.after = self._shapes(self.batch * PROBED)
+                found = False
+                for node in list(self.graph.node):
+                    if node.output[0] not in mended and self._mend(node):
+                        mended.add(node.output[0])
+                        found = True
+        _set_batch(self.images, None)
+        del self.graph.value_info[:]
+        return bool(mended)
+
+    def _may_hold_one(self, node: Any) -> bool:
+        """Whether an operator of a file with a free batch may still hold a batch of one."""
+        if node.op_type == "Squeeze":
+            return not _has_axes(node)
+        if node.op_type == "Reshape" and len(node.input) > 1:
+            shape = self.constants.get(node.input[1])
+            return shape is not None and shape.size > 0 and int(shape.flatten()[0]) == 1
+        return False
+
+    def _mend(self, node: Any) -> bool:
+        match node.op_type:
+            case "Squeeze":
+                return self._squeeze(node)
+            case "Reshape":
+                return self._reshape(node)
+            case "Concat":
+                return self._concat(node)
+            case _:
+                return False
+
+    def _moved(self, name: str) -> int | None:
+        """The axis of a value that follows the batch."""
+        old, new = self.before.get(name), self.after.get(name)
+        if old is None or new is None or len(old) != len(new):
+            return None
+        return next((i for i, (a, b) in enumerate(zip(old, new, strict=True)) if a != b), None)
+
+    def _squeeze(self, node: Any) -> bool:
+        from onnx import helper
+
+        axis = self._moved(node.input[0])
+        if _has_axes(node) or axis is None:
+            return False
+        gone = [i for i, n in enumerate(self.before[node.input[0]]) if n == 1 and i != axis]
+        if any(o.version >= 13 and o.domain in ("", "ai.onnx") for o in self.model.opset_import):
+            node.input.append(_fresh(self.graph, "axes", np.array(gone, np.int64)))
+        else:
+            node.attribute.append(helper.make_attribute("axes", gone))
+        return True
+
+    def _reshape(self, node: Any) -> bool:
+        if len(node.input) < 2 or node.input[1] not in self.constants:
+            return False
+        axis, out = self._moved(node.input[0]), self.before.get(node.output[0])
+        if axis is None or out is None or self.after.get(node.output[0]) not in (None, out):
+            return False
+        place = _axis_of_batch(out, self.before[node.input[0]], axis, self.batch)
+        if place is None:
+            return False
+        shape = [-1 if i == place else n for i, n in enumerate(out)]
+        node.input[1] = _fresh(self.graph, "shape", np.array(shape, np.int64))
+        return True
+
+    def _concat(self, node: Any) -> bool:
+        from onnx import helper
+
+        axis = next((a for n in node.input if (a := self._moved(n)) is not None), None)
+        rows = {t.name: tuple(t.dims) for t in self.graph.initializer if t.name in node.input}
+        if axis is None or not rows or self.batch != 1:
+            return False
+        if any(len(dims) <= axis or dims[axis] != 1 for dims in rows.values()):
+            return False
+        place = next(i for i, other in enumerate(self.graph.node) if other is node)
+        made = []
+        for name, dims in rows.items():
+            at, zero, one, left, right = (
+                _fresh(self.graph, "size", np.array(numbers, np.int64))
+                for numbers in ([0], [0], [1], [1] * axis, [1] * (len(dims) - axis - 1))
+            )
+            base = f"{node.output[0]}.{name}"
+            made += [
+                helper.make_node("Shape", [self.images.name], [f"{base}.shape"]),
+                helper.make_node("Slice", [f"{base}.shape", zero, one, at], [f"{base}.batch"]),
+                helper.make_node("Concat", [left, f"{base}.batch", right], [f"{base}.to"], axis=0),
+                helper.make_node("Expand", [name, f"{base}.to"], [f"{base}.rows"]),
+            ]
+            for i, other in enumerate(node.input):
+                if other == name:
+                    node.input[i] = f"{base}.rows"
+        _replace(self.graph.node, [*self.graph.node[:place], *made, *self.graph.node[place:]])
+        return True
+
+    def _shapes(self, batch: int) -> dict[str, tuple[int, ...]]:
+        """What onnx infers of all values whose sizes are then known, without the weights."""
+        import onnx
+        from onnx import helper
+
+        _set_batch(self.images, batch)
+        small = onnx.ModelProto(ir_version=self.model.ir_version)
+        small.opset_import.extend(self.model.opset_import)
+        small.graph.name = "shapes"
+        small.graph.node.extend(self.graph.node)
+        small.graph.input.append(self.images)
+        dims = small.graph.input[0].type.tensor_type.shape.dim
+        for dim, size in zip(dims[1:], self.sizes, strict=True):
+            dim.dim_value = size
+        for tensor in self.graph.initializer:
+            if math.prod(tensor.dims) <= SMALL:
+                small.graph.initializer.append(tensor)
+            else:
+                small.graph.input.append(
+                    helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+                )
+        small.graph.output.extend(
+            helper.make_empty_tensor_value_info(item.name) for item in self.graph.output
+        )
+        inferred = onnx.shape_inference.infer_shapes(small, data_prop=True).graph
+        found = {}
+        for item in (*inferred.value_info, *inferred.output, *inferred.input):
+            kind = item.type.tensor_type
+            if kind.HasField("shape") and all(d.HasField("dim_value") for d in kind.shape.dim):
+                found[item.name] = tuple(int(dim.dim_value) for dim in kind.shape.dim)
+        return found
+
+
+def _has_axes(node: Any) -> bool:
+    return len(node.input) > 1 or any(item.name == "axes" for item in node.attribute)
+
+
+def _axis_of_batch(shape: Sequence[int], was: Sequence[int], axis: int, batch: int) -> int | None:
+    """The axis of a Reshape's result that holds the batch, by where it lies in memory.
+
+    was: the shape before, whose `axis` was the batch. A batch of one may lie in the axis before its
+    place or in the one behind: an axis of its own comes first; where the axes behind it stay or
+    are joined, it went into the one before.
+    """
+    lead = math.prod(was[:axis])
+    before, held = 1, []
+    for i, size in enumerate(shape):
+        inside = before <= lead and before * size >= lead * batch
+        if inside and lead % before == 0 and (before * size) % (lead * batch) == 0:
+            held.append(i)
+        before *= size
+    exact = [i for i in held if shape[i] == batch]
+    if exact or not held:
+        return next(iter(exact), None)
+    last = held[-1]
+    joined = len(shape) - last <= len(was) - axis - 1  # else they were split: heads, of features
+    return last - 1 if joined and last - 1 in held else last
+
+
+def _set_batch(images: Any, size: int | None) -> None:
+    dim = images.type.tensor_type.shape.dim[0]
+    dim.Clear()
+    if size is None:
+        dim.dim_param = "batch"
+    else:
+        dim.dim_value = size
+
+
+# --- quantised operators --------------------------------------------------------------------------
+
+_OF_MICROSOFT = {
+    "QLinearAdd": "Add",
+    "QLinearMul": "Mul",
+    "QLinearSigmoid": "Sigmoid",
+    "QLinearLeakyRelu": "LeakyRelu",
+    "QLinearGlobalAveragePool": "GlobalAveragePool",
+    "QLinearAveragePool": "AveragePool",
+}
+DYNAMIC = ("DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "DynamicQuantizeMatMul")
+
+
+def _dequantise(model: Any) -> bool:
+    """Write quantised operators as dequantise, operate, quantise; whether there are any."""
+    nodes: list[Any] = []
+    for node in model.graph.node:
+        if node.op_type in DYNAMIC:
+            raise ModelFileError(
+                f"expected a network in float32, got one that is quantised as it runs "
+                f"({node.op_type}): its scale is that of the whole batch, so an image's score "
+                "would depend on the images beside it; export it in float32, without quantisation"
+            )
+        match node.op_type:
+            case "QLinearConv":
+                nodes += _written_out(node, "Conv", places=(0, 3), result=6, bias=8)
+            case "QLinearMatMul":
+                nodes += _written_out(node, "MatMul", places=(0, 3), result=6)
+            case operator if operator in _OF_MICROSOFT:
+                two = _OF_MICROSOFT[operator] in ("Add", "Mul")
+                places, result = ((0, 3), 6) if two else ((0,), 3)
+                nodes += _written_out(node, _OF_MICROSOFT[operator], places=places, result=result)
+            case _:
+                nodes.append(node)
+    found = any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in nodes)
+    if found:
+        _replace(model.graph.node, nodes)
+    return found
+
+
+def _written_out(
+    node: Any, operator: str, *, places: Sequence[int], result: int, bias: int | None = None
+) -> list[Any]:
+    """Inputs at `places`, each with scale and zero point behind it; those of the result follow."""
+    from onnx import TensorProto, helper
+
+    name, ins = node.output[0], list(node.input)
+    values = [f"{name}.{place}" for place in places]
+    made = []
+    for place, value in zip(places, values, strict=True):
+        # the second is the weight: of a convolution one scale for each channel that comes out
+        axis = {"Conv": 0, "MatMul": -1}.get(operator, 1) if place else 1
+        made.append(
+            helper.make_node("DequantizeLinear", ins[place : place + 3], [value], axis=axis)
+        )
+    if bias is not None and len(ins) > bias and ins[bias]:
+        values.append(f"{name}.bias")
+        made += [
+            helper.make_node("Mul", [ins[1], ins[4]], [f"{name}.scale"]),
+            helper.make_node("Cast", [ins[bias]], [f"{name}.whole"], to=TensorProto.FLOAT),
+            helper.make_node("Mul", [f"{name}.whole", f"{name}.scale"], [values[-1]]),
+        ]
+    inner = helper.make_node(operator, values, [f"{name}.exact"])
+    inner.attribute.extend(item for item in node.attribute if item.name != "channels_last")
+    scaled = [f"{name}.exact", *ins[result : result + 2]]
+    return [*made, inner, helper.make_node("QuantizeLinear", scaled, [name])]
+
+
+# --- helpers --------------------------------------------------------------------------------------
+
+
+def _opened(content: bytes, *, plain: bool) -> Any:
+    """onnxruntime on a file; plain: its operators one by one, none fused with another."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    if plain:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise ModelFileError(
+            f"expected a network that onnxruntime runs, got {str(error)[:300]}"
+        ) from error
+
+
+def _fresh(graph: Any, what: str, value: NDArray[Any]) -> str:
+    """A new tensor of the graph, under a name that it does not have yet."""
+    from onnx import numpy_helper
+
+    name = f"adap.{what}.{len(graph.initializer)}"
+    graph.initializer.append(numpy_helper.from_array(value, name))
+    return name
+
+
+def _replace(field_: Any, values: Iterable[Any]) -> None:
+    values = list(values)
+    del field_[:]
+    field_.extend(values)

@@ -1,0 +1,397 @@
+"""ONNX as exporters write it: made fit and said so; onnxruntime on the file as it came judges."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from onnx import ModelProto, TensorProto, helper
+from torch import Tensor, nn
+from torchvision import models as torchvision
+
+from adap.models import conversion, loading
+from adap.models.conversion import Converted
+from adap.models.errors import ModelFileError
+from adap.models.header import ONE_LOGIT, Declaration, InputSpec, OutputSpec
+from adap.models.wrappers import Scorer
+from tests.models.exports import graph_of, write
+
+TWO = OutputSpec(kind="multiclass", classes=["cat", "dog"])
+RANDOM = np.random.default_rng(0)
+KERNEL = RANDOM.normal(0, 0.3, (4, 3, 3, 3)).astype(np.float32)
+DENSE = RANDOM.normal(0, 1, (4, 2)).astype(np.float32)
+
+
+def node(operator: str, inputs: str, output: str, **attributes: Any) -> Any:
+    return helper.make_node(operator, inputs.split(), [output], **attributes)
+
+
+def value(name: str, shape: list[Any] | None) -> Any:
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
+
+def classifier(
+    *last: Any,
+    first: Any = (),
+    images: str = "x",
+    ends: str = "y",
+    weights: dict[str, Any] | None = None,
+    size: list[Any] | None = None,
+    shape: list[Any] | None = None,
+    opset: int = 18,
+) -> ModelProto:
+    """A convolution, a mean, two logits `z`, then `last`."""
+    nodes = [
+        *first,
+        node("Conv", f"{images} k", "c", pads=[1] * 4),
+        node("GlobalAveragePool", "c", "p"),
+        node("Flatten", "p", "f"),
+        node("MatMul", "f d", "z" if last else "y"),
+        *last,
+    ]
+    return graph_of(
+        nodes,
+        {"k": KERNEL, "d": DENSE, **(weights or {})},
+        outputs=[value(ends, shape or ["batch", 2])],
+        size=size or ("batch", 3, 8, 8),
+        opset=opset,
+    )
+
+
+def logits(images: Tensor) -> Tensor:
+    maps = nn.functional.conv2d(images, torch.from_numpy(KERNEL), padding=1)
+    return maps.mean((2, 3)) @ torch.from_numpy(DENSE)
+
+
+def take_in(
+    model: ModelProto | bytes, folder: Path, *, output: OutputSpec = TWO, size: int = 8
+) -> tuple[Converted, Scorer]:
+    spec = InputSpec(channels=3, height=size, width=size, mean=[0.0] * 3, std=[1.0] * 3)
+    declared = Declaration(architecture=None, input=spec, output=output)
+    path = write(model, folder / "m.onnx")
+    converted = conversion.to_safetensors(path, declared, folder=folder)
+    scorer, _ = loading.load(converted.path, None, device="cpu")
+    return converted, scorer
+
+
+def refused(model: ModelProto, folder: Path, output: OutputSpec = TWO) -> str:
+    with pytest.raises(ModelFileError) as caught:
+        take_in(model, folder, output=output)
+    return str(caught.value)
+
+
+def turned() -> ModelProto:
+    return classifier(
+        first=[node("Transpose", "x", "t", perm=[0, 3, 1, 2])],
+        images="t",
+        size=["batch", 8, 8, 3],
+    )
+
+
+FIT: dict[str, tuple[Callable[[], ModelProto], str]] = {
+    "as it should be": (classifier, ""),
+    "channels last": (turned, "images turned from channels last"),
+    "a batch of one": (
+        lambda: classifier(size=[1, 3, 8, 8], shape=[1, 2]),
+        "batch of 1 made free",
+    ),
+    "a batch of four": (
+        lambda: classifier(size=[4, 3, 8, 8], shape=[4, 2]),
+        "batch of 4 made free",
+    ),
+    "a batch of -1": (lambda: classifier(size=[-1, 3, 8, 8]), ""),
+    "a Reshape that holds the batch": (
+        lambda: classifier(
+            node("Reshape", "z s", "y"),
+            weights={"s": np.array([1, 2])},
+            size=[1, 3, 8, 8],
+        ),
+        "batch of 1 made free",
+    ),
+    "a Reshape to one in a file with a free batch": (
+        lambda: classifier(node("Reshape", "z s", "y"), weights={"s": np.array([1, 2])}),
+        "sizes that held a batch of one made free",
+    ),
+    "axes of size 1": (
+        lambda: classifier(
+            node("Unsqueeze", "z a", "y"),
+            weights={"a": np.array([2, 3])},
+            shape=["batch", 2, 1, 1],
+        ),
+        "output (2, 1, 1) flattened to (2)",
+    ),
+    "one of two outputs": (
+        lambda: with_outputs(classifier(), "f"),
+        "output `y` taken, not `f`",
+    ),
+    "a computed weight": (
+        lambda: classifier(
+            node("Mul", "z two", "y"),
+            first=[node("Ceil", "q", "one"), node("Mul", "one one", "two")],
+            weights={"q": np.array([0.5], np.float32)},
+        ),
+        "1 constant computed once",
+    ),
+    "a softmax": (lambda: classifier(node("Softmax", "z", "y", axis=1)), "last softmax cut off"),
+    "a softmax before a Squeeze": (
+        lambda: classifier(
+            node("Unsqueeze", "z a", "u"),
+            node("Softmax", "u", "s", axis=1),
+            node("Squeeze", "s a", "y"),
+            weights={"a": np.array([2])},
+        ),
+        "last softmax cut off",
+    ),
+}
+
+
+def with_outputs(model: ModelProto, *names: str) -> ModelProto:
+    model.graph.output.extend(value(name, ["batch", 4]) for name in names)
+    return model
+
+
+@pytest.mark.parametrize("case", FIT)
+def test_a_file_is_made_fit_and_gives_the_logits_of_the_network(case: str, tmp_path: Path) -> None:
+    make, said = FIT[case]
+    named = TWO.model_copy(update={"name": "y"}) if "outputs" in case else TWO
+    converted, scorer = take_in(make(), tmp_path, output=named)
+    images = torch.rand(5, 3, 8, 8)
+    with torch.no_grad():
+        assert torch.allclose(scorer.outputs(images), logits(images), atol=1e-5)
+    assert converted.manifest is not None
+    summary = converted.reading(converted.manifest).summary
+    assert summary == ("ONNX: as it is" if not said else summary)
+    assert said in summary
+    assert loading.probe(scorer).problems == []
+
+
+def test_a_squeeze_of_everything_keeps_the_batch(tmp_path: Path) -> None:
+    weights = {"w": np.ones((2, 1), np.float32)}
+    model = classifier(node("MatMul", "z w", "o"), node("Squeeze", "o", "y"), weights=weights)
+    del model.graph.output[0].type.tensor_type.shape.dim[:]
+    _, scorer = take_in(model, tmp_path, output=ONE_LOGIT)
+    assert scorer(torch.rand(1, 3, 8, 8)).shape == (1,)
+    assert scorer(torch.rand(3, 3, 8, 8)).shape == (3,)
+
+
+def test_a_transformer_frozen_at_one_image_is_freed(tmp_path: Path) -> None:
+    import io
+    import warnings
+
+    torch.manual_seed(0)
+    network = torchvision.VisionTransformer(16, 8, 2, 2, 16, 32, num_classes=2).eval()
+    nn.init.normal_(network.heads.head.weight)
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(network, (torch.rand(1, 3, 16, 16),), buffer, dynamo=False)
+    converted, scorer = take_in(buffer.getvalue(), tmp_path, size=16)
+    assert "batch of 1 made free" in converted.steps
+    images = torch.rand(3, 3, 16, 16)
+    with torch.no_grad():
+        assert torch.allclose(scorer.outputs(images), network(images), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("model", "output", "said"),
+    [
+        (with_outputs(classifier(), "f"), TWO, "name the output that is meant: --output-name y"),
+        (classifier(), ONE_LOGIT, "answers with 2 numbers an image: name its 2 classes"),
+        (
+            classifier(node("Sigmoid", "z", "y")),
+            TWO,
+            "ends in a sigmoid for each class, so that each probability stands for itself",
+        ),
+        (
+            classifier(node("Softmax", "z", "y")),
+            OutputSpec(kind="multilabel", classes=["cat", "dog"]),
+            "ends in a softmax, whose probabilities add up to 1",
+        ),
+        (
+            classifier(size=["batch", 3, 16, 16]),
+            TWO,
+            "got (any, 3, 16, 16): declare --size 16 --channels 3",
+        ),
+    ],
+)
+def test_what_is_ambiguous_is_refused_with_what_to_say(
+    model: ModelProto, output: OutputSpec, said: str, tmp_path: Path
+) -> None:
+    assert said in refused(model, tmp_path, output)
+
+
+def test_probabilities_become_the_logits_before_them(tmp_path: Path) -> None:
+    declared = OutputSpec(kind="probabilities", classes=["cat", "dog"])
+    model = classifier(node("Softmax", "z", "y", axis=1))
+    converted, _ = take_in(model, tmp_path, output=declared)
+    assert converted.manifest is not None
+    assert converted.manifest.output == TWO
+    assert [fact.code for fact in converted.facts] == ["softmax_cut_off"]
+
+
+def test_a_softmax_in_other_operators_is_found_by_its_numbers(tmp_path: Path) -> None:
+    by_hand = [node("Exp", "z", "e"), node("ReduceSum", "e a", "s"), node("Div", "e s", "y")]
+    model = classifier(*by_hand, weights={"a": np.array([1])})
+    _, scorer = take_in(model, tmp_path)
+    assert "outputs from 0 to 1 that add up to 1" in loading.probe(scorer).problems[0]
+
+
+def test_a_sigmoid_in_other_operators_is_found_by_its_numbers(tmp_path: Path) -> None:
+    weights = {
+        "w": np.array([[40.0], [-40.0]], np.float32),
+        "half": np.array(0.5, np.float32),
+    }
+    by_hand = [
+        node("MatMul", "z w", "o"),
+        node("Tanh", "o", "t"),
+        node("Mul", "t half", "h"),
+        node("Add", "h half", "y"),
+    ]
+    model = classifier(*by_hand, weights=weights, shape=["batch", 1])
+    _, scorer = take_in(model, tmp_path, output=ONE_LOGIT)
+    assert "stay between 0 and 1 whatever the image" in loading.probe(scorer).problems[0]
+
+
+# --- operators, one by one, against onnxruntime ---------------------------------------------------
+
+WEIGHTS = {
+    "half": np.array([0.5], np.float32),
+    "scales": np.array([1, 1, 2, 2], np.float32),
+    "sizes": np.array([1, 3, 5, 7]),
+    "axes": np.array([2, 3]),
+    "channels": np.ones(3, np.float32) * 1.5,
+    "shift": np.ones(3, np.float32) * 0.2,
+    "plane": np.ones((8, 8), np.float32),
+    "swap": np.array([2, 0, 1]),
+    "repeat": np.array([1, 1, 2, 1]),
+}
+
+SINGLE: dict[str, Any] = {
+    "LRN": node("LRN", "x", "o", size=3),
+    "Ceil": node("Ceil", "x", "o"),
+    "Floor": node("Floor", "x", "o"),
+    "Round": node("Round", "x", "o"),
+    "Sign": node("Sign", "x", "o"),
+    "Sin": node("Sin", "x", "o"),
+    "Cos": node("Cos", "x", "o"),
+    "Atan": node("Atan", "x", "o"),
+    "HardSwish": node("HardSwish", "x", "o"),
+    "Mish": node("Mish", "x", "o"),
+    "Gelu": node("Gelu", "x", "o"),
+    "Softsign": node("Softsign", "x", "o"),
+    "ThresholdedRelu": node("ThresholdedRelu", "x", "o", alpha=0.3),
+    "Resize nearest": helper.make_node("Resize", ["x", "", "scales"], ["o"], mode="nearest"),
+    "Resize linear": helper.make_node(
+        "Resize",
+        ["x", "", "scales"],
+        ["o"],
+        mode="linear",
+        coordinate_transformation_mode="half_pixel",
+    ),
+    "InstanceNormalization": node("InstanceNormalization", "x channels shift", "o"),
+    "LayerNormalization": node("LayerNormalization", "x plane", "o", axis=2),
+    "LpNormalization": node("LpNormalization", "x", "o", axis=1),
+    "MeanVarianceNormalization": node("MeanVarianceNormalization", "x", "o"),
+    "Einsum": node("Einsum", "x plane", "o", equation="bchw,wk->bchk"),
+    "Gather": node("Gather", "x swap", "o", axis=1),
+    "Tile": node("Tile", "x repeat", "o"),
+    "DepthToSpace": node("SpaceToDepth", "x", "o", blocksize=2),
+    "ReduceL1": node("ReduceL1", "x axes", "o"),
+    "ReduceMin": node("ReduceMin", "x axes", "o"),
+    "ReduceLogSumExp": node("ReduceLogSumExp", "x axes", "o"),
+    "ReduceSumSquare": node("ReduceSumSquare", "x axes", "o"),
+    "GlobalLpPool": node("GlobalLpPool", "x", "o"),
+    "LpPool": node("LpPool", "x", "o", kernel_shape=[2, 2], strides=[2, 2]),
+    "Mod": node("Mod", "x half", "o", fmod=1),
+}
+
+
+@pytest.mark.parametrize("case", SINGLE)
+def test_an_operator_answers_as_in_onnxruntime_and_can_be_followed(
+    case: str, tmp_path: Path
+) -> None:
+    nodes = [
+        SINGLE[case],
+        node("Sin", "o", "a"),
+        node("Add", "o a", "b"),
+        node("ReduceMean", "b", "m", axes=[2, 3], keepdims=0),
+        node("ReduceSum", "m one", "y", keepdims=1),
+    ]
+    used = {name for made in nodes for name in made.input}
+    weights = {name: array for name, array in WEIGHTS.items() if name in used}
+    opset = {"Gelu": 20, "Mish": 18}.get(case, 17)
+    nodes[3] = (
+        node("ReduceMean", "b", "m", axes=[2, 3], keepdims=0)
+        if opset < 18
+        else node("ReduceMean", "b axes", "m", keepdims=0)
+    )
+    if opset >= 18:
+        weights["axes"] = WEIGHTS["axes"]
+    if case.startswith("Reduce"):  # before opset 18 the axes are an attribute
+        nodes[0] = helper.make_node(nodes[0].op_type, ["x"], ["o"], axes=[2, 3])
+        weights.pop("axes")
+    model = graph_of(nodes, {**weights, "one": np.array([1])}, opset=opset, ir_version=9)
+    _, scorer = take_in(model, tmp_path, output=ONE_LOGIT)
+    images = torch.rand(3, 3, 8, 8, requires_grad=True)
+    got = scorer(images)
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    (expected,) = session.run(None, {"x": images.detach().numpy()})
+    assert np.allclose(got.detach().numpy(), expected.flatten(), atol=1e-4)
+    (gradient,) = torch.autograd.grad(got.sum(), images)
+    assert torch.isfinite(gradient).all()
+    assert gradient.abs().sum() > 0  # also through what rounds
+
+
+def quantised(*, as_one_operator: bool) -> ModelProto:
+    """uint8 activations and int8 weights of the convolution, either way of writing it."""
+    scale = np.array(0.02, np.float32)
+    weights = {
+        "xs": scale,
+        "xz": np.array(128, np.uint8),
+        "wq": np.round(KERNEL / 0.01).clip(-127, 127).astype(np.int8),
+        "ws": np.full(4, 0.01, np.float32),
+        "wz": np.zeros(4, np.int8),
+        "ys": np.array(0.05, np.float32),
+        "yz": np.array(128, np.uint8),
+        "d": DENSE,
+    }
+    if as_one_operator:
+        nodes = [
+            node("QuantizeLinear", "x xs xz", "q"),
+            node("QLinearConv", "q xs xz wq ws wz ys yz", "cq", pads=[1] * 4),
+        ]
+    else:
+        nodes = [
+            node("QuantizeLinear", "x xs xz", "q"),
+            node("DequantizeLinear", "q xs xz", "xd"),
+            node("DequantizeLinear", "wq ws wz", "wd", axis=0),
+            node("Conv", "xd wd", "c", pads=[1] * 4),
+            node("QuantizeLinear", "c ys yz", "cq"),
+        ]
+    nodes += [
+        node("DequantizeLinear", "cq ys yz", "cd"),
+        node("GlobalAveragePool", "cd", "p"),
+        node("Flatten", "p", "f"),
+        node("MatMul", "f d", "y"),
+    ]
+    return graph_of(nodes, weights, outputs=[value("y", ["batch", 2])], opset=17, ir_version=8)
+
+
+@pytest.mark.parametrize("as_one_operator", [True, False])
+def test_a_quantised_network_scores_exactly_and_has_a_gradient(
+    as_one_operator: bool, tmp_path: Path
+) -> None:
+    model = quantised(as_one_operator=as_one_operator)
+    converted, scorer = take_in(model, tmp_path)
+    assert "gradients straight through" in converted.steps[0]
+    images = torch.rand(3, 3, 8, 8, requires_grad=True)
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    (expected,) = session.run(None, {"x": images.detach().numpy()})
+    got = scorer.outputs(images)
+    # a sum that lies between two steps may fall to either: one step of one pixel of the mean
+    assert np.allclose(got.detach().numpy(), expected, atol=0.05 / 64 * np.abs(DENSE).max() * 4)
+    (gradient,) = torch.autograd.grad(got[:, 0].sum(), images)
+    assert gradient.abs().sum() > 0
