@@ -169,7 +169,12 @@ def read(
     _Reader(model).read()  # every operator and size is known before the network is run
     takes = onnx_fitting.arrange(fit, spec)
     network = _network(model)
-    check(network)
+    try:
+        check(network)
+    except RuntimeError as error:  # the shapes are those of no network
+        raise ModelFileError(
+            f"expected operators whose sizes fit each other, got {str(error)[:300]}"
+        ) from error
     original, flattened = onnx_fitting.ask(fit, takes, spec)
     return Read(_network(model) if flattened else network, original, fit)
 
@@ -277,7 +282,7 @@ def compare(
         try:
             with torch.no_grad():
                 logits = network(images)
-                got = _ENDINGS[ending](logits).numpy().reshape(count, -1)
+                got = _ENDINGS[ending](logits).numpy().reshape(len(logits), -1)
         except Exception as error:
             raise ModelFileError(
                 f"expected a graph that PyTorch can repeat on {count} images of the declared size, "

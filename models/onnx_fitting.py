@@ -8,7 +8,7 @@ compares. For the sandboxed child alone, after the file was found to be plain an
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,14 +20,15 @@ from adap.models.errors import ModelFileError
 from adap.models.header import InputSpec, OutputSpec, shown
 from adap.reading import Fact
 
-MAX_FOLDED = 2**28  # numbers that a constant of the graph may come to: 1 GiB of float32
+MAX_FOLDED = 2**24  # numbers that a constant may come to by being repeated: 64 MiB of float32
 SMALL = 4096  # numbers of a constant that may be a shape
 
 Ending = Literal["softmax", "sigmoid"]
 
 _PASSING = ("Identity", "Dropout", "Flatten", "Reshape", "Squeeze", "Unsqueeze")
 _RANDOM = ("RandomNormal", "RandomUniform", "Bernoulli", "Multinomial")
-_GROWING = {"ConstantOfShape": 0, "Expand": 1, "Tile": 1, "Resize": 3}  # input that says how large
+_GROWING = {"ConstantOfShape": 0, "Expand": 1, "Tile": 1}  # the input that says how large
+_LEFT = ("Pad", "Range", "Resize", "Upsample", "OneHot", "EyeLike")  # as large as they please
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,10 @@ def simplify(model: Any, output: OutputSpec) -> Fit:
     quantised = _dequantise(model)
     if quantised:
         steps.append("quantised operators written out: exact values, gradients straight through")
-    if (folded := _fold(model)) > 0:
+    folded = 0
+    while (more := _fold(model)) > 0:  # a size that was computed lets the next be foreseen
+        folded += more
+    if folded:
         steps.append(f"{folded} {'constant' if folded == 1 else 'constants'} computed once")
     output = output.model_copy(update={"name": None})
     return Fit(model, whole, output, quantised=quantised, steps=steps)
@@ -273,18 +277,19 @@ def _fold(model: Any) -> int:
 
     graph = model.graph
     known = {tensor.name for tensor in graph.initializer}
+    sizes = _constants(graph)
     constant = []
     for node in graph.node:
         if node.op_type == "Constant":
             known.update(node.output)
             continue
         plain = all(name in known for name in node.input if name)
-        if plain and node.input and not node.op_type.startswith(_RANDOM) and not node.domain:
+        foldable = node.input and not node.domain and not node.op_type.startswith(_RANDOM)
+        if plain and foldable and _stays_small(node, sizes):
             constant.append(node)
             known.update(node.output)
     if not constant:
         return 0
-    _check_growth(graph, constant)
     folded = {name for node in constant for name in node.output if name}
     rest = [node for node in graph.node if not folded.intersection(node.output)]
     used = {name for node in rest for name in node.input} | {item.name for item in graph.output}
@@ -314,18 +319,14 @@ def _fold(model: Any) -> int:
     return len(wanted)
 
 
-def _check_growth(graph: Any, nodes: Iterable[Any]) -> None:
-    """A few numbers may ask for a constant of any size: it is refused before it is made."""
-    values = _constants(graph)
-    for node in nodes:
-        place = _GROWING.get(node.op_type)
-        name = node.input[place] if place is not None and len(node.input) > place else ""
-        size = values.get(name)
-        if size is not None and math.prod(int(n) for n in size.flatten() if n > 0) > MAX_FOLDED:
-            raise ModelFileError(
-                f"expected constants of at most {MAX_FOLDED} numbers, got {node.op_type} to "
-                f"{[int(n) for n in size.flatten()[:8]]}"
-            )
+def _stays_small(node: Any, sizes: Mapping[str, NDArray[Any]]) -> bool:
+    """A few numbers may ask for a constant of any size: such a one stays in the graph."""
+    if node.op_type in _LEFT:
+        return False
+    if node.op_type not in _GROWING:
+        return True
+    size = sizes.get(node.input[_GROWING[node.op_type]])
+    return size is not None and math.prod(int(n) for n in size.flatten() if n > 0) <= MAX_FOLDED
 
 
 def _constants(graph: Any) -> dict[str, NDArray[Any]]:
@@ -591,13 +592,14 @@ def _axis_of_batch(shape: Sequence[int], was: Sequence[int], axis: int, batch: i
     are joined, it went into the one before.
     """
     lead = math.prod(was[:axis])
-    before, held = 1, []
+    before, held, exact = 1, [], []
     for i, size in enumerate(shape):
         inside = before <= lead and before * size >= lead * batch
         if inside and lead % before == 0 and (before * size) % (lead * batch) == 0:
             held.append(i)
+        if size == batch and lead <= before <= lead * was[axis]:
+            exact.append(i)
         before *= size
-    exact = [i for i in held if shape[i] == batch]
     if exact or not held:
         return next(iter(exact), None)
     last = held[-1]
