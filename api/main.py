@@ -13,7 +13,7 @@ from pydantic.json_schema import models_json_schema
 from starlette.datastructures import MutableHeaders
 from starlette.types import Message, Receive, Scope, Send
 
-from adap.api import errors
+from adap.api import errors, reference
 from adap.api.arriving import at_a_pace, has_body
 from adap.api.deliveries import Allowed, Deliveries
 from adap.api.deps import House, refuse_unknown_query
@@ -153,6 +153,9 @@ def create_app(settings: Settings) -> "RequestLog":
         dependencies=[Depends(refuse_unknown_query)],
         generate_unique_id_function=lambda route: route.name,  # what generated clients call it
         redirect_slashes=False,
+        openapi_url=None,  # these pages would fetch scripts from elsewhere: see `reference`
+        docs_url=None,
+        redoc_url=None,
         separate_input_output_schemas=False,
     )
     app.state.house = house
@@ -165,6 +168,7 @@ def create_app(settings: Settings) -> "RequestLog":
     for module in ROUTES:
         limit = limit_of.get(module, settings.max_json_bytes)
         app.include_router(module.router, max_body_size=limit)
+    reference.install(app)
     _complete_openapi(app)
     return RequestLog(app, metrics, overload, traces, settings)
 

@@ -1,5 +1,6 @@
 """`python -m adap.store`: migrate the database, try the blobs, make the bootstrap key exist."""
 
+import os
 import sys
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -13,6 +14,7 @@ from adap.store.start import UnusableDatabaseError, open_database
 
 def main() -> None:
     """Prepare the database of the settings; safe to run again at any time."""
+    os.umask(0o077)
     settings = Settings()
     settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:

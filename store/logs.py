@@ -1,6 +1,7 @@
 """Structured logs: one line an event, JSON where no person is watching."""
 
 import logging
+import os
 import sys
 from contextlib import AbstractContextManager
 
@@ -29,7 +30,8 @@ def _cut(
 def configure_logging(settings: Settings) -> None:
     """Send every library's records through one format, with what was passed as `extra`.
 
-    Values of any length are cut: whoever sends a request does not choose how long a line is.
+    Files that the process makes from then on are its user's alone. Long values are cut: whoever
+    sends a request does not choose how long a line is.
     """
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -52,6 +54,7 @@ def configure_logging(settings: Settings) -> None:
             renderer,
         ],
     )
+    os.umask(0o077)  # what the service writes is its user's alone
     handler = logging.StreamHandler()
     handler.setFormatter(formatter)
     root = logging.getLogger()

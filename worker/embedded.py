@@ -373,6 +373,7 @@ def _run(settings: Settings, *, as_json: bool) -> None:
 
 def main() -> None:
     """Run the service in the foreground."""
+    os.umask(0o077)  # of its parts, too: what they write is their user's alone
     parser = argparse.ArgumentParser(
         prog="python -m adap.worker.embedded", description=str(__doc__).splitlines()[0]
     )

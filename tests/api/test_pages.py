@@ -501,3 +501,25 @@ def test_a_browser_goes_from_page_to_page_until_a_job_has_ended(api: Api, scheme
         looks_right("Audit")
         assert tab.locator("meta[http-equiv=refresh]").count() == 0
     assert complaints == []
+
+
+def test_the_calls_are_described_by_a_page_that_needs_nothing_from_elsewhere(api: Api) -> None:
+    schema = api.http.get("/openapi.json").json()
+    answer = api.http.get("/docs")
+    assert answer.headers["content-security-policy"].startswith(
+        "default-src 'none'; style-src 'sha"
+    )
+    assert answer.headers["x-frame-options"] == "DENY"
+    page = Page(answer.text)
+    assert not {e.tag for e in page.elements} & {"script", "img", "iframe", "form", "base"}
+    for path, methods in schema["paths"].items():
+        for method in methods:
+            assert f"<code>{method.upper()} {path}</code>" in answer.text
+    assert api.http.get("/redoc").headers["location"] == "/docs"
+
+
+def test_every_answer_says_that_it_is_no_other_type_and_in_no_frame(api: Api) -> None:
+    for path in ("/", "/docs", "/openapi.json", "/livez", "/v1/jobs", "/nowhere"):
+        headers = api.http.get(path, headers={"Accept": "*/*"}).headers
+        assert headers["x-content-type-options"] == "nosniff", path
+        assert "frame-ancestors 'none'" in headers["content-security-policy"], path
