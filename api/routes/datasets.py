@@ -15,9 +15,9 @@ from adap.api.guarded import GuardedRoute
 from adap.api.idempotency import IdempotencyDep
 from adap.api.listing import After, Limit, page
 from adap.api.pages import PAGE, views, wants_page
-from adap.api.schemas import Dataset, Page, dataset_answer
+from adap.api.schemas import Dataset, Page, Status, dataset_answer
 from adap.core.config import DatasetOptions, Identifier, Name
-from adap.store.tables import DatasetRow
+from adap.store.tables import AssetStatus, DatasetRow
 
 router = APIRouter(prefix="/v1/datasets", tags=["data sets"], route_class=GuardedRoute)
 
@@ -149,11 +149,19 @@ def add_dataset(
 
 @router.get("", responses=problems())
 def list_datasets(
-    house: HouseDep, caller: Reader, limit: Limit = 20, after: After = None
+    house: HouseDep,
+    caller: Reader,
+    limit: Limit = 20,
+    after: After = None,
+    status: Status | None = None,
 ) -> Page[Dataset]:
-    """The data sets, newest first."""
+    """The data sets, newest first: those of a status, or all but what was rejected."""
     query = select(DatasetRow).where(
-        DatasetRow.tenant == caller.tenant, DatasetRow.deleted_at.is_(None)
+        DatasetRow.tenant == caller.tenant,
+        DatasetRow.deleted_at.is_(None),
+        DatasetRow.status != AssetStatus.REJECTED
+        if status is None
+        else DatasetRow.status == AssetStatus(status),
     )
     with house.database.reading() as session:
         return page(session, query, DatasetRow.id, limit=limit, after=after, answer=dataset_answer)

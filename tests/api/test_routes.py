@@ -17,7 +17,7 @@ from adap.core.rendering.junit import junit
 from adap.core.report import Report
 from adap.store import jobs, keys
 from adap.store.artifacts import open_blobs
-from adap.store.tables import JobKind, JobStatus
+from adap.store.tables import AssetStatus, JobKind, JobStatus
 from tests.api.conftest import CLASSIFIER, MANIFEST, PETS, SUMMARY, Api
 from tests.api.test_quotas import limited
 from tests.reports import stored
@@ -75,6 +75,18 @@ def test_a_summary_is_told_with_its_groups_where_there_are_any(
         "warnings": [],
     }
     assert told == {**SUMMARY, **followed, "groups": None, **groups}
+
+
+def test_what_was_rejected_is_listed_only_when_asked_for(api: Api) -> None:
+    kept = api.dataset()
+    refused = api.dataset(status=AssetStatus.REJECTED, reasons=["one class only"], summary=None)
+
+    def listed(**query: str) -> list[str]:
+        return [item["id"] for item in api.http.get("/v1/datasets", params=query).json()["data"]]
+
+    assert listed() == listed(status="ready") == [kept]
+    assert listed(status="rejected") == [refused]
+    assert api.http.get(f"/v1/datasets/{refused}").json()["reasons"] == ["one class only"]
 
 
 def test_a_job_is_kept_when_nobody_hears_the_doorbell(api: Api) -> None:
