@@ -178,10 +178,10 @@ class _Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.largest = max(self.largest, self._now + coming)
         if self.flops > self._limits.flops:
             raise self._refusal(
-                f"{self.flops:.3g} operations", f"{self._limits.flops:.3g}", "FLOPS"
+                f"{self.flops:.3g} operations", f"{self._limits.flops:.3g} operations", "FLOPS"
             )
         if self.largest > self._limits.bytes:
-            raise self._refusal(f"{self.largest} bytes of values", str(self._limits.bytes), "BYTES")
+            raise self._refusal(f"{self.largest} bytes", f"{self._limits.bytes} bytes", "BYTES")
 
     def _kept(self, value: Tensor) -> _StandIn:
         held = _bytes(value)
