@@ -1,34 +1,28 @@
 """An audit in one's own process: `adap.audit(model, images, labels)`.
 
-The pieces are those that the service's workers run, in the same order and with the same seeds, so
-the figures are equal bit for bit. What has been measured is kept column by column in a folder: an
-audit that was stopped goes on from there.
+Its plan, its pieces and its figures are those of the service, so that the figures are equal bit for
+bit; `adap.core.library.running` measures the pieces here instead of on workers.
 """
 
 import hashlib
 import json
 import os
 import platform
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import TypeAdapter
 from torch import nn
 
-from adap.core.audit import joining, measuring
-from adap.core.audit.checks import check, verdicts
+from adap.core.audit import measuring
+from adap.core.audit.checks import verdicts
+from adap.core.audit.plan import Subject, make_plan
 from adap.core.config import (
-    CURVE_ATTACK,
     EPSILON_PAPER,
     Attack,
     AuditConfig,
@@ -39,7 +33,6 @@ from adap.core.config import (
     SquareAttack,
     Surrogate,
     Task,
-    Threat,
     TransferAttack,
 )
 from adap.core.errors import ConfigError, ModelError
@@ -52,13 +45,9 @@ from adap.core.library.progress import Progress, counting
 from adap.core.library.rankers import TRIED, Model, Outputs, Ready, ready
 from adap.core.library.refusals import configured, threat_of
 from adap.core.library.results import Audit
-from adap.core.report import Check, DatasetProvenance, ModelProvenance, Provenance
-from adap.core.scores import Scores, load_scores, save_scores
-
-CERTIFIED_SAMPLE = 8  # of each side
-CHECKS_COUNT = 1000  # images that the checks count for in the progress
-
-_CHECKS: TypeAdapter[list[Check]] = TypeAdapter(list[Check])
+from adap.core.library.running import Run, kept_in
+from adap.core.report import DatasetProvenance, ModelProvenance, Provenance
+from adap.core.scores import save_scores
 
 
 def audit(
@@ -111,7 +100,7 @@ def audit(
     epsilons, certify, checks: as in the service: of the epsilon curve; 'off', 'auto', 'ibp',
     'crown_ibp' or 'crown'; 'off', 'quick' or 'full'.
     batch_size: images at once, which bounds the memory.  shard_size: images between two saves.
-    folder: where to keep what is measured; called again with the same arguments it goes on there.
+    folder: where to keep what is measured; called again it goes on there, and measures what is new.
     Without one, what had been done when Ctrl-C came is kept in a folder that the exception names.
     progress: whether to show a bar, by default in terminals and notebooks; or a function of images
     done and images in all.
@@ -198,14 +187,23 @@ def audit(
             device=made.device,
         )
         provenance = _provenance(model, made, pixels, found, surrogate, other, config)
-        with _kept(folder, provenance) as place:
-            run = _Run(config, found, made, other, place)
-            with counting(run.images, shown=progress) as tell:
+        subject = Subject(
+            tenant=f"torch {torch.__version__}",  # another one may round differently
+            model=provenance.model.sha256,
+            dataset=provenance.dataset.sha256,
+            surrogate=None if provenance.surrogate is None else provenance.surrogate.sha256,
+            split=None,
+            examples=len(found),
+        )
+        pieces = make_plan(config, [task], subject)
+        with kept_in(folder) as place:
+            run = Run(pieces, found, made, other, place)
+            with counting(sum(piece.images for piece in pieces), shown=progress) as tell:
                 scores = run.scores(tell)
                 checked = run.checks(tell)
-            kept = place / "scores.safetensors"
-            save_scores([scores], kept)
-            digest = hashlib.sha256(kept.read_bytes()).hexdigest()
+            file = place / f"{provenance.config_sha256}.scores.safetensors"
+            save_scores([scores], file)
+            digest = hashlib.sha256(file.read_bytes()).hexdigest()
         report = reports.build_report(
             [figures.figures(scores, positive=named, config=config)],
             config=config,
@@ -214,236 +212,6 @@ def audit(
             trust=None if checked is None else verdicts.merge({"+".join(named): checked}),
         )
     return Audit(report, [scores])
-
-
-@dataclass(frozen=True)
-class _Run:
-    """One audit: what is measured of which examples, and where it is kept."""
-
-    config: AuditConfig
-    examples: Examples
-    model: Ready
-    surrogate: Ready | None
-    folder: Path
-
-    @property
-    def columns(self) -> list[str]:
-        """Of every example, in the order in which they are measured."""
-        bounds = {"off": [], "auto": ["bounds.sample", "bounds"]}
-        return [
-            "clean",
-            *(f"attack.{attack.key}" for attack in self.config.resolved_attacks()),
-            *(f"curve.{i}" for i in range(len(self.config.resolved_epsilons()))),
-            *bounds.get(self.config.certify, ["bounds"]),
-        ]
-
-    @property
-    def images(self) -> int:
-        """What progress counts to."""
-        measured = sum(name != "bounds.sample" for name in self.columns)
-        checks = 0 if self.config.resolved_checks() == "off" else CHECKS_COUNT
-        return measured * len(self.examples) + checks
-
-    def scores(self, tell: Callable[[int], None]) -> Scores:
-        """Every column of every shard, those that are kept already left out; joined."""
-        done, parts = 0, []
-        size = self.config.shard_size
-        sample: Scores | None = None
-        for shard, start in enumerate(range(0, len(self.examples), size)):
-            rows = slice(start, min(start + size, len(self.examples)))
-            found: dict[str, Scores] = {}
-            for name in self.columns:
-                if name == "bounds.sample":
-                    sample = sample or self._column(name, "all", self._bounds_sample)
-                    found[name] = sample
-                    continue
-                before = done
-                found[name] = self._column(
-                    name,
-                    f"{shard:05d}",
-                    lambda name=name, rows=rows, shard=shard, found=found, before=before: (  # type: ignore[misc]
-                        self._measured(name, rows, shard, found, lambda n: tell(before + n))
-                    ),
-                )
-                done += rows.stop - rows.start
-                tell(done)
-            parts.append(self._combined(found, rows))
-        return joining.join(parts)
-
-    def checks(self, tell: Callable[[int], None]) -> list[Check] | None:
-        """The checks of the audit, or None where none are asked for."""
-        level = self.config.resolved_checks()
-        if level == "off":
-            return None
-        path = self.folder / "checks.json"
-        if path.exists():
-            return _CHECKS.validate_json(path.read_bytes())
-        planned: dict[str, Any] = {
-            "threat": self.config.threat,
-            "attacks": self.config.resolved_attacks(),
-            "level": level,
-            "has_gradients": self.model.gradients,
-        }
-        passes = check.planned_passes(
-            self.examples.targets, surrogate=self.surrogate is not None, **planned
-        )
-        before = self.images - CHECKS_COUNT
-        found = check.check_audit(
-            self.model.scorer,
-            self.examples.images,
-            self.examples.targets,
-            surrogate=None if self.surrogate is None else self.surrogate.scorer,
-            seed=self.config.seed,
-            batch_size=self.config.batch_size,
-            device=self.model.device,
-            on_progress=lambda n: tell(before + min(CHECKS_COUNT, n * CHECKS_COUNT // passes)),
-            **planned,
-        )
-        _write(path, lambda at: at.write_bytes(_CHECKS.dump_json(found)))
-        tell(self.images)
-        return found
-
-    def _column(self, name: str, shard: str, measure: Callable[[], Scores]) -> Scores:
-        path = self.folder / f"{shard}.{name}.safetensors"
-        if not path.exists():
-            measured = measure()
-            _write(path, lambda at: save_scores([measured], at))
-        (scores,) = load_scores(path)
-        return scores
-
-    def _measured(
-        self,
-        name: str,
-        rows: slice,
-        shard: int,
-        found: Mapping[str, Scores],
-        on_progress: Callable[[int], None],
-    ) -> Scores:
-        """One column of one shard."""
-        examples, threat = self.examples, self.config.threat
-        kind, _, key = name.partition(".")
-        if kind == "bounds":
-            return self._bounds(rows, found, on_progress)
-        attacks: list[Attack] = []
-        if kind == "attack":
-            attacks = [a for a in self.config.resolved_attacks() if a.key == key]
-        if kind == "curve":
-            attacks = [CURVE_ATTACK]
-            threat = Threat(norm=threat.norm, epsilon=self.config.resolved_epsilons()[int(key)])
-        return measuring.attack_shard(
-            self.model.scorer,
-            examples.images[rows],
-            examples.targets[rows],
-            examples.ids[rows],
-            attacks=attacks,
-            threat=threat,
-            surrogate=None if self.surrogate is None else self.surrogate.scorer,
-            seed=self.config.seed,
-            shard=shard,
-            batch_size=self.config.batch_size,
-            device=self.model.device,
-            on_progress=on_progress,
-            clean=found["clean"].clean if attacks else None,
-        )
-
-    def _bounds_sample(self) -> Scores:
-        """What `auto` tries bounds on: some positives and some negatives, evenly spread."""
-        targets = self.examples.targets
-        rows = np.concatenate(
-            [
-                side[np.unique(np.linspace(0, len(side) - 1, CERTIFIED_SAMPLE, dtype=np.int64))]
-                for side in (np.flatnonzero(targets == 1), np.flatnonzero(targets == 0))
-            ]
-        )
-        return measuring.certify_sample(
-            self.model.scorer,
-            self.examples.images[rows],
-            targets[rows],
-            [self.examples.ids[i] for i in rows],
-            threat=self.config.threat,
-            device=self.model.device,
-        )
-
-    def _bounds(
-        self, rows: slice, found: Mapping[str, Scores], on_progress: Callable[[int], None]
-    ) -> Scores:
-        method = self.config.certify
-        assert method != "off"
-        if method == "auto":
-            if found["bounds.sample"].no_bounds is not None:
-                return replace(found["clean"], no_bounds=found["bounds.sample"].no_bounds)
-            method = "crown_ibp"
-        return measuring.certify_shard(
-            self.model.scorer,
-            found["clean"],
-            self.examples.images[rows],
-            threat=self.config.threat,
-            method=method,
-            batch_size=self.config.batch_size,
-            device=self.model.device,
-            on_progress=on_progress,
-        )
-
-    def _combined(self, found: Mapping[str, Scores], rows: slice) -> Scores:
-        config, groups = self.config, self.examples.groups
-        return joining.combine(
-            found["clean"],
-            attacked={a.key: found[f"attack.{a.key}"] for a in config.resolved_attacks()},
-            curve={e: found[f"curve.{i}"] for i, e in enumerate(config.resolved_epsilons())},
-            bounds=found.get("bounds"),
-            groups=None if groups is None else groups[rows],
-        )
-
-
-@contextmanager
-def _kept(folder: str | os.PathLike[str] | None, provenance: Provenance) -> Iterator[Path]:
-    """The folder of this audit and no other. One of our own goes away, unless Ctrl-C came."""
-    of = {
-        "model": provenance.model.sha256,
-        "images and labels": provenance.dataset.sha256,
-        "configuration": provenance.config_sha256,
-        "version of torch": provenance.versions["torch"],
-    }
-    if folder is None:
-        place = Path(tempfile.mkdtemp(prefix="adap-audit-"))
-    else:
-        place = Path(folder)
-        place.mkdir(parents=True, exist_ok=True)
-    known = place / "audit.json"
-    if known.exists():
-        before = json.loads(known.read_text())
-        others = [name for name, value in of.items() if before.get(name) != value]
-        if others:
-            raise ConfigError(
-                f"expected an empty folder, or one of this very audit, got {place} with an audit "
-                f"of another {' and '.join(others)}"
-            )
-    elif any(place.iterdir()):
-        raise ConfigError(
-            f"expected an empty folder, or one of an audit, got other files in {place}"
-        )
-    else:
-        _write(known, lambda at: at.write_text(json.dumps(of)))
-    try:
-        yield place
-    except KeyboardInterrupt as stop:
-        stop.add_note(
-            f"What was measured is kept: the same call with folder={str(place)!r} goes on there."
-        )
-        raise
-    except BaseException:
-        if folder is None:
-            shutil.rmtree(place, ignore_errors=True)
-        raise
-    if folder is None:
-        shutil.rmtree(place, ignore_errors=True)
-
-
-def _write(path: Path, write: Callable[[Path], Any]) -> None:
-    """Whole or not at all."""
-    part = path.with_name(f"{path.name}.part")
-    write(part)
-    part.replace(path)
 
 
 def _named(positive: Any) -> list[str]:

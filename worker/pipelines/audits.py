@@ -3,8 +3,7 @@
 import hashlib
 import json
 import platform
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import TypeAdapter
 from safetensors.numpy import save_file
 
@@ -20,22 +18,18 @@ from adap.core.audit import joining, measuring
 from adap.core.audit.checks import check, verdicts
 from adap.core.audit.checks.files import check_files, doubts
 from adap.core.audit.leakage import find_leakage
+from adap.core.audit.pieces import Measured, joined_piece
 from adap.core.audit.plan import (
     CHECKS_FILE,
-    Bounds,
     BoundsSample,
     ChecksPiece,
     Clean,
-    CurvePoint,
-    Measure,
     ScoresPiece,
-    UnderAttack,
-    certified_sample,
     known_input,
     piece_input,
     trained_on_input,
 )
-from adap.core.config import CURVE_ATTACK, Attack, Task, Threat
+from adap.core.config import Task
 from adap.core.datasets import ImageSet
 from adap.core.figures import report as reports
 from adap.core.figures import task as figures
@@ -54,9 +48,9 @@ _CHECKS: TypeAdapter[list[Check]] = TypeAdapter(list[Check])
 def measure_piece(work: Work[AuditScores], reporter: Reporter) -> Result:
     """Measure some examples of an audit, column by column, except for what is known already."""
     piece, known = work.request.piece, work.request.known
-    bench = _Bench.of(work)
+    measured = _measured(work)
     if piece.shard == 0:  # costs one batch; the others need not ask again
-        bench.refuse_unrankable()
+        _refuse_unrankable(measured)
     done = 0
     files: dict[str, str] = {}
     found: dict[str, Scores] = {}  # what other columns are made of
@@ -68,7 +62,7 @@ def measure_piece(work: Work[AuditScores], reporter: Reporter) -> Result:
         name = column.name
         if name not in known:
             files[name] = f"column-{i}.safetensors"
-            made = bench.measure(column.measure, found, on_progress=on_progress)
+            made = measured.column(column.measure, found, on_progress=on_progress)
             save_scores([made], work.folder / files[name])
         if isinstance(column.measure, Clean | BoundsSample):
             kept = work.inputs[known_input(name)] if name in known else work.folder / files[name]
@@ -79,112 +73,31 @@ def measure_piece(work: Work[AuditScores], reporter: Reporter) -> Result:
     return {"files": files, "known": known}
 
 
-@dataclass(frozen=True)
-class _Bench:
-    """The examples of a piece and the networks that look at them."""
+def _measured(work: Work[AuditScores]) -> Measured:
+    piece, where = work.request.piece, torch.device(device(work))
+    image_set = ImageSet.load(work.inputs["dataset"])
+    index = image_set.in_split(piece.split)
+    return Measured(
+        piece=piece,
+        images=_Picked(image_set.images, index),
+        example_ids=[image_set.example_ids[i] for i in index],
+        targets=image_set.targets(piece.task, index),
+        scorer=load_scorer(work.inputs["model"], str(where), tuple(piece.task.positive)),
+        surrogate=_load_surrogate(work, piece.task),
+        device=where,
+    )
 
-    piece: ScoresPiece
-    image_set: ImageSet
-    index: NDArray[np.int64]
-    """Of the split in the data set."""
-    targets: NDArray[np.int64]
-    """Of the whole split: a piece may lack positives."""
-    part: ImageSet
-    scorer: Scorer
-    surrogate: Scorer | None
-    device: torch.device
 
-    @classmethod
-    def of(cls, work: Work[AuditScores]) -> "_Bench":
-        piece, where = work.request.piece, torch.device(device(work))
-        image_set = ImageSet.load(work.inputs["dataset"])
-        index = image_set.in_split(piece.split)
-        return cls(
-            piece=piece,
-            image_set=image_set,
-            index=index,
-            targets=image_set.targets(piece.task, index),
-            part=image_set.subset(index[piece.start : piece.stop]),
-            scorer=load_scorer(work.inputs["model"], str(where), tuple(piece.task.positive)),
-            surrogate=_load_surrogate(work, piece.task),
-            device=where,
-        )
-
-    def refuse_unrankable(self) -> None:
-        batch_size = self.piece.config.batch_size
-        spread = np.unique(np.linspace(0, len(self.index) - 1, batch_size, dtype=np.int64))
-        measuring.refuse_unrankable(
-            self.scorer,
-            self.image_set.images[self.index[spread]],
-            self.targets,
-            batch_size=batch_size,
-            device=self.device,
-        )
-
-    def measure(
-        self, measure: Measure, found: Mapping[str, Scores], *, on_progress: Callable[[int], None]
-    ) -> Scores:
-        """The scores of one column. found: the columns before it that others are made of."""
-        match measure:
-            case Clean():
-                return self._attack([], self.piece.config.threat, None, on_progress)
-            case UnderAttack(attack=attack, threat=threat):
-                clean = found[Clean().name].clean
-                return self._attack([attack], threat, clean, on_progress)
-            case CurvePoint(threat=threat):
-                clean = found[Clean().name].clean
-                return self._attack([CURVE_ATTACK], threat, clean, on_progress)
-            case BoundsSample(threat=threat):
-                rows = certified_sample(self.targets)
-                some = self.image_set.subset(self.index[rows])
-                return measuring.certify_sample(
-                    self.scorer,
-                    some.images,
-                    self.targets[rows],
-                    some.example_ids,
-                    threat=threat,
-                    device=self.device,
-                )
-            case Bounds(method=method, threat=threat):
-                clean_scores = found[Clean().name]
-                if method == "auto":
-                    sample = found[BoundsSample(threat=threat).name]
-                    if sample.no_bounds is not None:
-                        return replace(clean_scores, no_bounds=sample.no_bounds)
-                return measuring.certify_shard(
-                    self.scorer,
-                    clean_scores,
-                    self.part.images,
-                    threat=threat,
-                    method="crown_ibp" if method == "auto" else method,
-                    batch_size=self.piece.config.batch_size,
-                    device=self.device,
-                    on_progress=on_progress,
-                )
-
-    def _attack(
-        self,
-        attacks: Sequence[Attack],
-        threat: Threat,
-        clean: NDArray[np.float64] | None,
-        on_progress: Callable[[int], None],
-    ) -> Scores:
-        piece = self.piece
-        return measuring.attack_shard(
-            self.scorer,
-            self.part.images,
-            self.targets[piece.start : piece.stop],
-            self.part.example_ids,
-            attacks=attacks,
-            threat=threat,
-            surrogate=self.surrogate,
-            seed=piece.config.seed,
-            shard=piece.shard,
-            batch_size=piece.config.batch_size,
-            device=self.device,
-            on_progress=on_progress,
-            clean=clean,
-        )
+def _refuse_unrankable(measured: Measured) -> None:
+    batch_size, examples = measured.piece.config.batch_size, len(measured.targets)
+    spread = np.unique(np.linspace(0, examples - 1, batch_size, dtype=np.int64))
+    measuring.refuse_unrankable(
+        measured.scorer,
+        measured.images[spread],
+        measured.targets,
+        batch_size=batch_size,
+        device=measured.device,
+    )
 
 
 def check_piece(work: Work[AuditChecks], reporter: Reporter) -> Result:
@@ -343,32 +256,13 @@ def _joined_scores(work: Work[AuditReport], image_set: ImageSet, task_number: in
     for number, piece in enumerate(work.request.pieces):
         if not isinstance(piece, ScoresPiece) or piece.task_number != task_number:
             continue
-        clean: Scores | None = None
-        bounds: Scores | None = None
-        attacked: dict[str, Scores] = {}
-        curve: dict[float, Scores] = {}
-        for column in piece.columns:
-            measure = column.measure
-            if isinstance(measure, BoundsSample):
-                continue
-            (found,) = load_scores(work.inputs[piece_input(number, column.name)])
-            match measure:
-                case Clean():
-                    clean = found
-                case UnderAttack(attack=attack):
-                    attacked[attack.key] = found
-                case CurvePoint(threat=threat):
-                    curve[threat.epsilon] = found
-                case Bounds():
-                    bounds = found
-        assert clean is not None
         parts.append(
-            joining.combine(
-                clean,
-                attacked=attacked,
-                curve=curve,
-                bounds=bounds,
-                groups=None if groups is None else groups[piece.start : piece.stop],
+            joined_piece(
+                piece,
+                lambda name, number=number: load_scores(  # type: ignore[misc]
+                    work.inputs[piece_input(number, name)]
+                )[0],
+                groups=groups,
             )
         )
     return joining.join(parts)

@@ -1,0 +1,158 @@
+"""A piece of an audit, measured: the same for a worker of the service and for the library.
+
+Measured       the examples of a piece and the networks that look at them
+joined_piece   the columns of a piece, side by side
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from adap.core.audit import joining, measuring
+from adap.core.audit.plan import (
+    Bounds,
+    BoundsSample,
+    Clean,
+    CurvePoint,
+    Measure,
+    ScoresPiece,
+    UnderAttack,
+    certified_sample,
+)
+from adap.core.audit.scoring import Pixels
+from adap.core.config import CURVE_ATTACK, Attack, Threat
+from adap.core.scores import Scores
+
+
+class Rows(Protocol):
+    """Images of a split, (N, C, H, W) once they are looked at: by a slice or by an index."""
+
+    def __getitem__(self, rows: Any, /) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The examples of a piece and the networks that look at them.
+
+    images, example_ids, targets: of the whole split, as a piece may lack positives.
+    scorer, surrogate: (B, C, H, W) floats in [0, 1] to (B,) logits, on the device.
+    """
+
+    piece: ScoresPiece
+    images: Rows
+    example_ids: Sequence[str]
+    targets: NDArray[np.int64]
+    scorer: nn.Module
+    surrogate: nn.Module | None
+    device: torch.device
+
+    @cached_property
+    def own(self) -> Pixels:
+        """The images of the piece."""
+        images: Pixels = self.images[self.piece.start : self.piece.stop]
+        return images
+
+    def column(
+        self,
+        measure: Measure,
+        found: dict[str, Scores],
+        *,
+        on_progress: Callable[[int], None],
+    ) -> Scores:
+        """The scores of one column. found: the columns before it that others are made of."""
+        match measure:
+            case Clean():
+                return self._attack([], self.piece.config.threat, None, on_progress)
+            case UnderAttack(attack=attack, threat=threat):
+                clean = found[Clean().name].clean
+                return self._attack([attack], threat, clean, on_progress)
+            case CurvePoint(threat=threat):
+                clean = found[Clean().name].clean
+                return self._attack([CURVE_ATTACK], threat, clean, on_progress)
+            case BoundsSample(threat=threat):
+                rows = certified_sample(self.targets)
+                return measuring.certify_sample(
+                    self.scorer,
+                    self.images[rows],
+                    self.targets[rows],
+                    [self.example_ids[i] for i in rows],
+                    threat=threat,
+                    device=self.device,
+                )
+            case Bounds(method=method, threat=threat):
+                clean_scores = found[Clean().name]
+                if method == "auto":
+                    sample = found[BoundsSample(threat=threat).name]
+                    if sample.no_bounds is not None:
+                        return replace(clean_scores, no_bounds=sample.no_bounds)
+                return measuring.certify_shard(
+                    self.scorer,
+                    clean_scores,
+                    self.own,
+                    threat=threat,
+                    method="crown_ibp" if method == "auto" else method,
+                    batch_size=self.piece.config.batch_size,
+                    device=self.device,
+                    on_progress=on_progress,
+                )
+
+    def _attack(
+        self,
+        attacks: Sequence[Attack],
+        threat: Threat,
+        clean: NDArray[np.float64] | None,
+        on_progress: Callable[[int], None],
+    ) -> Scores:
+        piece = self.piece
+        return measuring.attack_shard(
+            self.scorer,
+            self.own,
+            self.targets[piece.start : piece.stop],
+            self.example_ids[piece.start : piece.stop],
+            attacks=attacks,
+            threat=threat,
+            surrogate=self.surrogate,
+            seed=piece.config.seed,
+            shard=piece.shard,
+            batch_size=piece.config.batch_size,
+            device=self.device,
+            on_progress=on_progress,
+            clean=clean,
+        )
+
+
+def joined_piece(
+    piece: ScoresPiece, load: Callable[[str], Scores], *, groups: Sequence[str] | None
+) -> Scores:
+    """The columns of a piece as scores of its examples.
+
+    load: a column by its name.  groups: of the whole split, one name an example.
+    """
+    clean: Scores | None = None
+    bounds: Scores | None = None
+    attacked: dict[str, Scores] = {}
+    curve: dict[float, Scores] = {}
+    for column in piece.columns:
+        match column.measure:
+            case Clean():
+                clean = load(column.name)
+            case UnderAttack(attack=attack):
+                attacked[attack.key] = load(column.name)
+            case CurvePoint(threat=threat):
+                curve[threat.epsilon] = load(column.name)
+            case Bounds():
+                bounds = load(column.name)
+    assert clean is not None
+    return joining.combine(
+        clean,
+        attacked=attacked,
+        curve=curve,
+        bounds=bounds,
+        groups=None if groups is None else groups[piece.start : piece.stop],
+    )

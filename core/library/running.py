@@ -1,0 +1,148 @@
+"""The pieces of an audit, measured one after the other and kept column by column in a folder.
+
+A column's file bears the hash of all that its scores depend on, as in the service: so a folder may
+hold any number of audits, what one has measured another need not, and an audit that was stopped
+goes on where it was.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adap.core.audit import joining
+from adap.core.audit.checks import check
+from adap.core.audit.pieces import Measured, joined_piece
+from adap.core.audit.plan import BoundsSample, ChecksPiece, Clean, Column, Piece, ScoresPiece
+from adap.core.library.examples import Examples
+from adap.core.library.rankers import Ready
+from adap.core.report import Check
+from adap.core.scores import Scores, load_scores, save_scores
+
+
+@dataclass(frozen=True)
+class Run:
+    """One audit of one task: its pieces, what they are about, and where they are kept."""
+
+    pieces: Sequence[Piece]
+    examples: Examples
+    model: Ready
+    surrogate: Ready | None
+    folder: Path
+
+    def scores(self, tell: Callable[[int], None]) -> Scores:
+        """Every column of every piece, joined; what is kept already is not measured again."""
+        done, parts = 0, []
+        for piece in self.pieces:
+            if not isinstance(piece, ScoresPiece):
+                continue
+            self._measure(piece, lambda n, before=done: tell(before + n))  # type: ignore[misc]
+            done += piece.images
+            tell(done)
+            kept = {column.name: self._path(column) for column in piece.columns}
+            parts.append(
+                joined_piece(
+                    piece,
+                    lambda name, kept=kept: load_scores(kept[name])[0],  # type: ignore[misc]
+                    groups=self.examples.groups,
+                )
+            )
+        return joining.join(parts)
+
+    def checks(self, tell: Callable[[int], None]) -> list[Check] | None:
+        """The checks of the audit, or None where none are asked for."""
+        for piece in self.pieces:
+            if isinstance(piece, ChecksPiece):
+                return self._check(piece, tell)
+        return None
+
+    def _measure(self, piece: ScoresPiece, tell: Callable[[int], None]) -> None:
+        measured = Measured(
+            piece=piece,
+            images=self.examples.images,
+            example_ids=self.examples.ids,
+            targets=self.examples.targets,
+            scorer=self.model.scorer,
+            surrogate=None if self.surrogate is None else self.surrogate.scorer,
+            device=self.model.device,
+        )
+        done = 0
+        found: dict[str, Scores] = {}
+        for column in piece.columns:
+            path = self._path(column)
+            if not path.exists():
+                made = measured.column(
+                    column.measure,
+                    found,
+                    on_progress=lambda n, before=done: tell(before + n),  # type: ignore[misc]
+                )
+                _write(path, lambda at, made=made: save_scores([made], at))  # type: ignore[misc]
+            if isinstance(column.measure, Clean | BoundsSample):
+                (found[column.name],) = load_scores(path)
+            if not isinstance(column.measure, BoundsSample):
+                done += piece.stop - piece.start
+            tell(done)
+
+    def _check(self, piece: ChecksPiece, tell: Callable[[int], None]) -> list[Check]:
+        config = piece.config
+        level = config.resolved_checks()
+        assert level != "off"
+        planned: dict[str, Any] = {
+            "threat": config.threat,
+            "attacks": config.resolved_attacks(),
+            "level": level,
+            "has_gradients": self.model.gradients,
+        }
+        before = sum(one.images for one in self.pieces) - piece.images
+        passes = check.planned_passes(
+            self.examples.targets, surrogate=self.surrogate is not None, **planned
+        )
+        found = check.check_audit(
+            self.model.scorer,
+            self.examples.images,
+            self.examples.targets,
+            surrogate=None if self.surrogate is None else self.surrogate.scorer,
+            seed=config.seed,
+            batch_size=config.batch_size,
+            device=self.model.device,
+            on_progress=lambda n: tell(before + min(piece.images, n * piece.images // passes)),
+            **planned,
+        )
+        tell(before + piece.images)
+        return found
+
+    def _path(self, column: Column) -> Path:
+        return self.folder / f"{column.key}.safetensors"
+
+
+@contextmanager
+def kept_in(folder: str | os.PathLike[str] | None) -> Iterator[Path]:
+    """The folder, made if need be. One of our own goes away afterwards, unless Ctrl-C came."""
+    if folder is None:
+        place = Path(tempfile.mkdtemp(prefix="adap-audit-"))
+    else:
+        place = Path(folder)
+        place.mkdir(parents=True, exist_ok=True)
+    stopped = False
+    try:
+        yield place
+    except KeyboardInterrupt as stop:
+        stopped = True
+        stop.add_note(
+            f"What was measured is kept: the same call with folder={str(place)!r} goes on there."
+        )
+        raise
+    finally:
+        if folder is None and not stopped:
+            shutil.rmtree(place, ignore_errors=True)
+
+
+def _write(path: Path, write: Callable[[Path], object]) -> None:
+    """Whole or not at all."""
+    part = path.with_name(f"{path.name}.part")
+    write(part)
+    part.replace(path)
