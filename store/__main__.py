@@ -10,6 +10,7 @@ from adap.store.artifacts import open_blobs
 from adap.store.migrate import migrate
 from adap.store.settings import Settings
 from adap.store.start import UnusableDatabaseError, open_database
+from adap.store.storage import BlobsAwayError
 
 
 def main() -> None:
@@ -23,7 +24,10 @@ def main() -> None:
         sys.exit(str(error))
     migrate(database)
     with NamedTemporaryFile() as file:  # a wrong bucket or credential shows here, not in a job
-        open_blobs(settings).put(Path(file.name))
+        try:
+            open_blobs(settings).put(Path(file.name))
+        except (OSError, BlobsAwayError) as error:
+            sys.exit(f"The store of files {settings.blobs} cannot be used: {error}")
     if settings.bootstrap_admin_key is not None:
         with database.writing() as session:
             try:

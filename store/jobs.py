@@ -67,6 +67,8 @@ _JOBS = cast(Table, JobRow.__table__)
 _JOB = _JOBS.c
 
 MOST_AHEAD = 1000  # further jobs before one are not counted
+MOST_BACKOFF_S = 3600.0  # no job waits longer before it may be taken again
+CLOCK_SLACK_S = 1.0  # between a time that was written and the same time read
 BACKOFF_S = (1.0, 5.0, 15.0)  # after the first, second, … lost attempt
 
 
@@ -259,6 +261,33 @@ def request_cancel(session: Session, job_id: str) -> JobStatus | None:
             return move.to
     status = session.scalar(select(JobRow.status).where(JobRow.id == job_id))
     return status if status == JobStatus.CANCELLING else None
+
+
+def cut_leases(session: Session, *, lease_s: float) -> None:
+    """Hold from now on what is held for longer than a lease lasts: its clock was set back since.
+
+    Whoever lives renews it, and that of the dead runs out.
+    """
+    session.execute(
+        update(_JOBS)
+        .where(
+            _JOB.status.in_(_WORKED_ON),
+            _JOB.lease_expires_at > now() + lease_s + CLOCK_SLACK_S,
+        )
+        .values(lease_expires_at=now() + lease_s)
+    )
+
+
+def cut_waits(session: Session) -> None:
+    """The same for jobs that wait after a lost attempt: none waits longer than an hour."""
+    session.execute(
+        update(_JOBS)
+        .where(
+            _JOB.status == JobStatus.QUEUED,
+            _JOB.not_before > now() + MOST_BACKOFF_S + CLOCK_SLACK_S,
+        )
+        .values(not_before=now() + MOST_BACKOFF_S)
+    )
 
 
 def take_back_expired(session: Session, *, max_lost: int) -> list[str]:

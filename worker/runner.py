@@ -419,6 +419,7 @@ class Worker:
             session.execute(
                 delete(WorkerRow).where(WorkerRow.seen_at < now() - 10 * self.settings.lease_s)
             )
+            jobs.cut_leases(session, lease_s=self.settings.lease_s)
             for job_id in jobs.take_back_expired(session, max_lost=self.settings.max_lost_attempts):
                 log.warning("job.taken_back", extra={"job_id": job_id})
         if self.queue == "compute":  # trials of searches whose worker died before it made the next
@@ -430,6 +431,7 @@ class Worker:
             mine = chores.take(session, "garbage", every_s=GARBAGE_EVERY_S)
         if mine:
             with self.database.writing(**UNHURRIED) as session:
+                jobs.cut_waits(session)
                 retries.forget_checkpoints(session, older_s=self.settings.checkpoints_kept_s)
                 scores.forget(session, unused_s=self.settings.scores_kept_s)
                 webhooks.forget(session)

@@ -153,6 +153,15 @@ def retry_job(
             raise ApiError(
                 "conflict", "Checks of uploads are not retried: send the corrected file instead."
             )
+        for table, asset_id in (
+            (DatasetRow, row.dataset_id),
+            (ModelRow, row.model_id),
+            (ModelRow, row.surrogate_id),
+        ):
+            if asset_id is not None and session.get_one(table, asset_id).deleted_at is not None:
+                raise ApiError(
+                    "conflict", f"The job {job_id} needs {asset_id}, which was removed since."
+                )
         try:
             job = retries.retry(session, row)
         except NoPlaceError as error:

@@ -160,6 +160,15 @@ def test_a_retry_is_a_new_job_with_the_same_request(api: Api, problem: Check) ->
     assert response.json()["request"] == job["request"]
 
 
+def test_what_needs_something_that_was_removed_is_not_run_again(api: Api, problem: Check) -> None:
+    job = train(api)
+    finish(api, job["id"])
+    dataset = job["request"]["dataset_id"]
+    assert api.http.delete(f"/v1/datasets/{dataset}").status_code == 204
+    body = problem(api.http.post(f"/v1/jobs/{job['id']}/retry"), 409, "conflict")
+    assert dataset in body["detail"]
+
+
 def test_prefer_wait_answers_when_the_job_ends(api: Api) -> None:
     job = train(api)
     timer = threading.Timer(0.3, finish, (api, job["id"], {"model_id": "mdl_x"}))

@@ -379,6 +379,23 @@ def test_queue_position_counts_what_is_ahead(database: Database) -> None:
         assert [jobs.queue_position(session, row) for row in rows] == [None, 0, 1]
 
 
+def test_a_clock_that_is_set_back_holds_no_job_for_longer_than_a_lease(database: Database) -> None:
+    alive, dead, waits = (enqueue(database) for _ in range(3))
+    held = must_claim(database, alive, lease_s=30)
+    must_claim(database, dead, lease_s=30)
+    in_hours = time.time() + 3 * 3600  # when it was written the clock was three hours ahead
+    force(database, alive, lease_expires_at=in_hours)
+    force(database, dead, lease_expires_at=in_hours)
+    force(database, waits, not_before=in_hours)
+    with database.writing() as session:
+        jobs.cut_leases(session, lease_s=-2)  # as if a lease had passed since
+        jobs.renew(session, held, lease_s=30)
+        jobs.cut_waits(session)
+        assert jobs.take_back_expired(session, max_lost=3) == [dead]
+    assert read(database, alive).status == JobStatus.RUNNING
+    assert read(database, waits).not_before < time.time() + jobs.MOST_BACKOFF_S + 60
+
+
 def test_leases_are_held_by_the_databases_clock(database: Database) -> None:
     with database.reading() as session:
         told = session.scalar(select(now()))
