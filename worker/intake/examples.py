@@ -2,10 +2,6 @@
 
 from dataclasses import dataclass
 
-IMAGE_SUFFIXES = {
-    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff"),
-    *(".dcm", ".mpo"),
-}
 # what lies beside images and is none; a file of another suffix, or none, is taken for an image
 _OTHER_SUFFIXES = {
     *(".txt", ".md", ".rst", ".pdf", ".doc", ".docx", ".rtf", ".html", ".htm", ".tex", ".log"),
