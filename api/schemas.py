@@ -154,9 +154,12 @@ class ExampleScores(Answer):
 
 
 class Contender(Answer):
-    """A model on a leaderboard, by its newest comparable audit."""
+    """A model on a leaderboard, by its newest ranked audit, or else its newest."""
 
-    rank: int
+    rank: int | None = Field(description="null below the line, see `missing`")
+    missing: list[str] = Field(
+        description="what the audits with a rank have and this one lacks: attacks, trust checks"
+    )
     model_id: str
     model_name: str
     job_id: str = Field(description="the audit")
@@ -166,13 +169,11 @@ class Contender(Answer):
         None, description="why there are no intervals: the content that they come from is lost"
     )
     to_leader: Difference | None = Field(
-        description="worst-case AP minus the leader's, paired; null for the leader"
+        description="worst-case AP minus the leader's, paired; null for the leader and below the "
+        "line"
     )
     trust: Verdict | None = Field(description="whether the audit can be relied on")
     attacks: list[str]
-    attacked_as_leader: bool = Field(
-        description="false: other attacks than the leader's, so that the difference says less"
-    )
 
 
 class LeaderboardSetting(Answer):
@@ -188,7 +189,13 @@ class Leaderboard(Answer):
     """Models compared on one data set, the highest worst-case AP first."""
 
     dataset_id: str
-    setting: LeaderboardSetting | None = Field(description="null where no audit fits")
+    setting: LeaderboardSetting | None = Field(
+        description="of those that fit what was asked for the one with most models; null where no "
+        "audit fits"
+    )
+    other_settings: list[LeaderboardSetting] = Field(
+        description="the others that fit: ask for one by its fields"
+    )
     contenders: list[Contender]
 
 

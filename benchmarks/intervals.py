@@ -1,43 +1,142 @@
 """What intervals cost, and how often they hold what they promise.
 
-    python -m benchmarks.intervals
+    python -m benchmarks.intervals                     # cost
+    python -m benchmarks.intervals --coverage 200      # coverage, so many data sets a row
 
 Cost: seconds of one processor for 2,000 resamples of one score set, of the two of a paired
 difference and of the five of an audit with three attacks, with the most memory that the bootstrap
 held. Coverage: the share of simulated data sets whose 95 % interval holds the AP of infinitely many
-examples, positives from N(shift, 1) and negatives from N(0, 1), with the share of intervals that
-lie above it and below it.
+examples, which is found by integration, with the share of intervals above it and below it, their
+mean width, and the same of the plain percentile interval. The table in `results/intervals.md` is
+its output.
 
 Measured on one of two x86-64 cores, shared with much other work: 2,000 resamples of 100,000 scores
 with 10,000 positives take 1.6 s and 6 MiB, a paired difference 3.6 s, five score sets 5.3 s and
 10 MiB; with 50,000 positives 2.4, 4.1 and 8.9 s. Of 10,000 scores five sets take 0.4 s.
-
-Of 500 data sets at a true AP of 0.29 and of 0.67, with 1,000 resamples each, 88 % and 90 % are
-covered with 10 positives, 91 % and 91 % with 20, 95 % and 95 % with 50, 93 % and 94 % with 200,
-96 % and 93 % with 1000 (the standard deviation of such a share is 1 %).
 """
 
 import argparse
 import platform
 import time
 import tracemalloc
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.integrate import quad
-from scipy.stats import norm
+from scipy.optimize import brentq
+from scipy.stats import norm, t
 
 from adap.core.figures.intervals import percentile_interval, resampled_ap
+from adap.core.report import Interval
+
+Floats = NDArray[np.float64]
 
 
-def binormal_ap(*, shift: float, prevalence: float) -> float:
-    """AP of infinitely many examples: positives N(shift, 1), negatives N(0, 1)."""
+@dataclass(frozen=True)
+class Mixture:
+    """Scores of one class: distributions with their shares."""
 
-    def precision_times_density(s: float) -> float:
-        found = prevalence * norm.sf(s - shift)
-        return float(norm.pdf(s - shift) * found / (found + (1 - prevalence) * norm.sf(s)))
+    parts: tuple[tuple[float, Any], ...]
 
-    return float(quad(precision_times_density, -8, 12, limit=400)[0])
+    def above(self, s: Floats) -> Floats:
+        return np.asarray(sum(share * of.sf(s) for share, of in self.parts))
+
+    def levels(self, shares: Floats) -> Floats:
+        return np.concatenate([of.ppf(shares) for _, of in self.parts])
+
+    def draw(self, count: int, rng: np.random.Generator) -> Floats:
+        which = rng.choice(len(self.parts), count, p=[share for share, _ in self.parts])
+        drawn = np.empty(count)
+        for i, (_, of) in enumerate(self.parts):
+            drawn[which == i] = of.rvs((which == i).sum(), random_state=rng)
+        return drawn
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How positives score by their shift, and negatives; rounded to a step if there is one."""
+
+    positives: Callable[[float], Mixture]
+    negatives: Mixture
+    step: float | None = None
+
+
+NORMAL = Mixture(((1, norm(0)),))
+KINDS = {
+    "normal": Kind(lambda shift: Mixture(((1, norm(shift)),)), NORMAL),
+    "heavy-tailed": Kind(lambda shift: Mixture(((1, t(2, loc=shift)),)), Mixture(((1, t(2)),))),
+    "two-humped": Kind(lambda shift: Mixture(((0.5, norm(shift)), (0.5, norm(shift / 2)))), NORMAL),
+    "rounded": Kind(lambda shift: Mixture(((1, norm(shift)),)), NORMAL, step=0.5),
+}
+SHARES = np.concatenate(
+    [
+        np.geomspace(1e-12, 1e-3, 300),
+        np.linspace(1e-3, 0.999, 2000),
+        1 - np.geomspace(1e-3, 1e-12, 300),
+    ]
+)
+
+
+def true_ap(kind: Kind, shift: float, prevalence: float) -> float:
+    """AP of infinitely many examples, negatives first among equals: the precision, integrated over
+    the positives level by level; between two levels positives and negatives are spread evenly."""
+    positives, negatives = kind.positives(shift), kind.negatives
+    if kind.step:
+        levels = np.arange(-12, shift + 12, kind.step) - kind.step / 2
+    else:
+        levels = np.unique(np.concatenate([positives.levels(SHARES), negatives.levels(SHARES)]))
+    found, alarms = prevalence * positives.above(levels), (1 - prevalence) * negatives.above(levels)
+    here, before = found[:-1] - found[1:], found[1:]
+    wrong = alarms[:-1] if kind.step else (alarms[:-1] + alarms[1:]) / 2
+    some = here > 1e-15
+    here, before, wrong = here[some], before[some], wrong[some]
+    precision = 1 - wrong / here * np.log1p(here / np.maximum(before + wrong, 1e-300))
+    return float((precision * here).sum() / here.sum())
+
+
+def shift_of(kind: Kind, ap: float, prevalence: float) -> float:
+    """By how much positives score higher where this is the true AP."""
+    return float(brentq(lambda shift: true_ap(kind, shift, prevalence) - ap, 0, 1e4, xtol=1e-4))
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Of the intervals of many data sets: the shares that hold the truth and that miss it."""
+
+    held: float
+    above: float
+    below: float
+    width: float
+
+
+def covered(intervals: list[Interval], truth: float) -> Coverage:
+    low, high = np.array([(it.low, it.high) for it in intervals]).T
+    above, below = float((low > truth).mean()), float((high < truth).mean())
+    return Coverage(1 - above - below, above, below, float((high - low).mean()))
+
+
+def coverage(
+    kind: Kind, *, ap: float, positives: int, prevalence: float, trials: int, resamples: int = 400
+) -> tuple[Coverage, Coverage]:
+    """Of our intervals, and of plain percentiles."""
+    shift, rng = shift_of(kind, ap, prevalence), np.random.default_rng(0)
+    examples = round(positives / prevalence)
+    targets = (np.arange(examples) < positives).astype(np.int64)
+    ours, plain = [], []
+    for _ in range(trials):
+        drawn = [
+            kind.positives(shift).draw(positives, rng),
+            kind.negatives.draw(examples - positives, rng),
+        ]
+        logits = np.concatenate(drawn)
+        if kind.step:
+            logits = np.round(logits / kind.step) * kind.step
+        found = resampled_ap({"": logits}, targets, resamples=resamples, generator=rng)[""]
+        ours.append(percentile_interval(found))
+        plain.append(percentile_interval(found.ap))
+    return covered(ours, ap), covered(plain, ap)
 
 
 def scores(
@@ -62,28 +161,47 @@ def cost(*, examples: int, positives: int, sets: int, resamples: int) -> tuple[f
     return seconds, peak
 
 
-def coverage(
-    *, positives: int, prevalence: float, shift: float, trials: int
-) -> tuple[float, float, float, float]:
-    """(true AP, share of intervals that hold it, that lie above it, that lie below it)."""
-    truth = binormal_ap(shift=shift, prevalence=prevalence)
-    rng = np.random.default_rng(0)
-    examples = round(positives / prevalence)
-    intervals = []
-    for _ in range(trials):
-        logits, targets = scores(rng, examples=examples, positives=positives, shift=shift)
-        ap = resampled_ap({"": logits}, targets, resamples=1000, generator=rng)
-        intervals.append(percentile_interval(ap[""]))
-    above = float(np.mean([interval.low > truth for interval in intervals]))
-    below = float(np.mean([interval.high < truth for interval in intervals]))
-    return truth, 1 - above - below, above, below
+def print_coverage(trials: int) -> None:
+    """A row for each number of positives, prevalence, true AP and kind of scores."""
+    print(
+        f"# Coverage of 95 % intervals\n\n{trials} simulated data sets a row, 400 resamples each; "
+        f"{np.sqrt(0.95 * 0.05 / trials):.3f} is the standard deviation of a share of 95 %. "
+        "Above 20,000 examples a twentieth of them.\n"
+    )
+    print(
+        "| positives | prevalence | scores | true AP | held | above | below | width "
+        "| percentiles: held | above | below | width |"
+    )
+    print("|" + "---|" * 12, flush=True)
+    for positives in (20, 50, 200, 1000):
+        for prevalence in (0.1, 0.5, 0.01):
+            for name, kind in KINDS.items():
+                for ap in (0.1, 0.3, 0.6, 0.9, 0.99, 0.999):
+                    if ap < 1.3 * prevalence:
+                        continue  # next to chance
+                    examples = positives / prevalence
+                    few = max(trials // 20, 10) if examples > 20_000 else trials
+                    rows = coverage(
+                        kind, ap=ap, positives=positives, prevalence=prevalence, trials=few
+                    )
+                    cells = [
+                        f"{row.held:.3f} | {row.above:.3f} | {row.below:.3f} | {row.width:.3f}"
+                        for row in rows
+                    ]
+                    print(
+                        f"| {positives} | {prevalence} | {name} | {ap} | {' | '.join(cells)} |",
+                        flush=True,
+                    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--resamples", type=int, default=2000)
-    parser.add_argument("--trials", type=int, default=1000)
+    parser.add_argument("--coverage", type=int, metavar="TRIALS", help="coverage instead of cost")
     args = parser.parse_args()
+    if args.coverage:
+        print_coverage(args.coverage)
+        return
 
     print(f"{platform.machine()}, Python {platform.python_version()}, numpy {np.__version__}")
     print(f"\n{args.resamples} resamples\n")
@@ -99,15 +217,6 @@ def main() -> None:
                 examples=examples, positives=positives, sets=sets, resamples=args.resamples
             )
             print(f"| {examples:,} | {positives:,} | {sets} | {seconds:.2f} | {peak:.0f} |")
-
-    print(f"\nCoverage of 95 % intervals, {args.trials} data sets, prevalence 10 %\n")
-    print("| positives | true AP | covered | interval above | below |\n|---|---|---|---|---|")
-    for positives in (10, 20, 50, 200, 1000):
-        for shift in (1.0, 2.0):
-            truth, inside, above, below = coverage(
-                positives=positives, prevalence=0.1, shift=shift, trials=args.trials
-            )
-            print(f"| {positives} | {truth:.3f} | {inside:.3f} | {above:.3f} | {below:.3f} |")
 
 
 if __name__ == "__main__":

@@ -490,6 +490,17 @@ def leaderboard(item: Json) -> RenderableType:
         f"{', ' + setting['split'] + ' split' if setting['split'] else ''}; "
         f"{setting['norm']} epsilon {setting['epsilon']:.4g}"
     )
+    below = [row for row in item["contenders"] if row["rank"] is None]
+    lines = [
+        f"{row['model_name']} has no rank, missing {'; '.join(row['missing'])}." for row in below
+    ]
+    others = [
+        f"{_names(other['positive']) or 'each class'}, {other['split'] or 'no split'}, "
+        f"{other['norm']} {other['epsilon']:.4g}"
+        for other in item["other_settings"]
+    ]
+    if others:
+        lines.append(f"Not shown, as audits in other settings do not compare: {'; '.join(others)}.")
     return Group(
         Text(title, style="bold"),
         Text(),
@@ -498,7 +509,7 @@ def leaderboard(item: Json) -> RenderableType:
             *("interval", "trust"),
             rows=(
                 (
-                    row["rank"],
+                    row["rank"] or "-",
                     row["model_id"],
                     row["model_name"],
                     figure(row["clean"]["ap"]),
@@ -511,6 +522,7 @@ def leaderboard(item: Json) -> RenderableType:
             ),
             right=("rank", "clean", "worst case", "to the leader"),
         ),
+        *map(Text, lines),
     )
 
 
@@ -518,8 +530,7 @@ def _to_leader(row: Json) -> tuple[str, str]:
     difference = row["to_leader"]
     if difference is None:
         return "", ""
-    other = "" if row["attacked_as_leader"] else " (other attacks)"
-    return f"{difference['value']:+.4f}{other}", _interval(difference["interval"])
+    return f"{difference['value']:+.4f}", _interval(difference["interval"])
 
 
 def ranking(rows: Sequence[Json]) -> RenderableType:

@@ -33,6 +33,8 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 TOLERANCE = 1e-9  # the same sums in another order
+# What an unseen negative ranked first counts: times what AP lacks to 1, and at least.
+UNSEEN_NEGATIVE, LEAST_UNSEEN_NEGATIVE = 2.5, 0.4
 EQUAL_COST = 1e-12  # of AP, as where it is chosen which image to change
 RESAMPLES = 1000
 DRAWS_AT_ONCE = 2**18  # bounds the memory
@@ -138,17 +140,39 @@ class _Book:
         """An interval, against resampled figures of our own."""
         if reported is None:
             return
+        self._ends(figure, reported, own, own, resamples)
+
+    def _ends(
+        self, figure: str, reported: Json, lows: Floats, highs: Floats, resamples: int
+    ) -> None:
+        """The lower end against the first figures, the upper one against the second."""
         tail = (1 - min(max(reported["level"], 0.0), 1.0)) / 2
-        slack = STANDARD_ERRORS * np.sqrt(tail * (1 - tail) * (1 / len(own) + 1 / resamples))
-        low, high = np.quantile(own, [tail, 1 - tail])
+        slack = STANDARD_ERRORS * np.sqrt(tail * (1 - tail) * (1 / len(lows) + 1 / resamples))
+        low, high = np.quantile(lows, tail), np.quantile(highs, 1 - tail)
         # Mirrored, the upper end is a lower one.
         ok = (
             0 < reported["level"] < 1
-            and _is_quantile(reported["low"], own, tail, slack)
-            and _is_quantile(-reported["high"], -own, tail, slack)
+            and _is_quantile(reported["low"], lows, tail, slack)
+            and _is_quantile(-reported["high"], -highs, tail, slack)
         )
         span = f"{reported['low']:.4f} to {reported['high']:.4f}"
         self.add(f"{figure}.interval", span, f"about {low:.4f} to {high:.4f}", ok)
+
+    def ap_interval(
+        self,
+        figure: str,
+        reported: Json | None,
+        own: Floats,
+        resamples: int,
+        *,
+        logits: Floats,
+        targets: Ints,
+    ) -> None:
+        """The interval of an AP, against resampled APs of our own with unseen examples added."""
+        if reported is None:
+            return
+        low, high = _with_unseen(own, logits, targets)
+        self._ends(figure, reported, low, high, resamples)
 
     def taken(self, figure: str, reported: Any, why: str) -> None:
         """What cannot be computed here, and why."""
@@ -198,7 +222,9 @@ def _task(book: _Book, task: Json, scores: "_Scores", config: Json) -> dict[str,
     ap = {path: _ap(logits, targets) for path, _, logits in ranked}
     for (path, value, logits), resampled in zip(ranked, own, strict=True):
         book.number(f"{path}.ap", value["ap"], ap[path])
-        book.interval(path, value["interval"], resampled, resamples)
+        book.ap_interval(
+            path, value["interval"], resampled, resamples, logits=logits, targets=targets
+        )
         tied = np.isin(logits[targets == 1], logits[targets == 0]).sum()
         book.same(f"{path}.tied", value["tied"], int(tied))
         if value.get("drop") is not None:
@@ -333,7 +359,14 @@ def _groups(book: _Book, task: Json, scores: "_Scores", worst: Floats) -> dict[s
             book.number(f"{path}.{side}.ap", None if figure is None else figure["ap"], ap)
             book.number(f"{path}.{side}_at_prevalence", group[f"{side}_at_prevalence"], at)
             if figure is not None and ranked:
-                book.interval(f"{path}.{side}", figure["interval"], resampled, resamples)
+                book.ap_interval(
+                    f"{path}.{side}",
+                    figure["interval"],
+                    resampled,
+                    resamples,
+                    logits=logits,
+                    targets=own,
+                )
                 tied = np.isin(logits[own == 1], logits[own == 0]).sum()
                 book.same(f"{path}.{side}.tied", figure["tied"], int(tied))
             if at is not None:
@@ -648,6 +681,26 @@ def _resampled(
             precision = found / (found + weight * (places - found))
             ranking.append((hits * precision).sum(axis=1) / positives)
     return [np.concatenate(chunks) for chunks in made]
+
+
+def _with_unseen(resampled: Floats, logits: Floats, targets: Ints) -> tuple[Floats, Floats]:
+    """The resampled APs with what one more example of each class, which was not seen, would do.
+
+    For the lower end positives ranked last or negatives ranked first, which count in part; for the
+    upper end positives ranked first.
+    """
+    random = np.random.default_rng(1)
+    positives, ap = int(targets.sum()), _ap(logits, targets)
+    share = np.minimum(random.poisson(1, len(resampled)) / positives, 1)
+    first = random.poisson(1, len(resampled))
+    weight = max(UNSEEN_NEGATIVE * (1 - ap), LEAST_UNSEEN_NEGATIVE)
+    best_first = targets[np.lexsort((targets, -logits))]
+    found = best_first.cumsum()[best_first == 1]
+    ranks = np.flatnonzero(best_first) + 1
+    lost = np.array([ap - (found / (ranks + weight * i)).mean() for i in range(first.max() + 1)])
+    low = np.minimum(resampled - lost[first], resampled * (1 - share) + targets.mean() * share)
+    floor = _ap(-targets.astype(np.float64), targets)
+    return np.maximum(low, floor), resampled * (1 - share) + share
 
 
 def greedy(clean: Floats, worst: Floats, targets: Ints, *, steps: int) -> list[float]:

@@ -1,11 +1,14 @@
 """Models compared on one data set, from audits that were run already."""
 
+import json
 import logging
+from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, Query
 from numpy.typing import NDArray
+from pydantic import BeforeValidator
 from safetensors.numpy import load
 from sqlalchemy import select
 
@@ -14,8 +17,20 @@ from adap.api.deps import House, HouseDep, Reader
 from adap.api.errors import problems
 from adap.api.guarded import GuardedRoute
 from adap.api.schemas import Contender, Leaderboard, LeaderboardSetting
-from adap.core.config import AuditConfig, AuditRequest, ClassName, EachClass, Norm, Split
-from adap.core.figures.intervals import percentile_interval
+from adap.core.config import (
+    APGDAttack,
+    Attack,
+    AuditConfig,
+    AuditRequest,
+    ClassName,
+    EachClass,
+    FGSMAttack,
+    Norm,
+    PGDAttack,
+    Split,
+    fraction,
+)
+from adap.core.figures.intervals import Resampled, percentile_interval
 from adap.core.report import APFigure, Difference, Interval
 from adap.core.resolve import DatasetSummary, resolve_split
 from adap.store.storage import MissingContentError
@@ -25,12 +40,55 @@ log = logging.getLogger(__name__)
 
 router = APIRouter(prefix="/v1/leaderboard", tags=["audits"], route_class=GuardedRoute)
 
-Resampled = dict[str, NDArray[np.float64]]
+Sides = dict[str, Resampled]
+"""By side: clean and worst_case."""
 
 _LOST = (
     "The scores of this audit are lost, so that there are no intervals: an operator can put them "
     "back, or audit the model again."
 )
+
+
+@dataclass(frozen=True)
+class _Audit:
+    """A finished audit and its model, as far as a leaderboard asks."""
+
+    job: JobRow
+    model: ModelRow
+    config: AuditConfig
+    setting: LeaderboardSetting
+
+    @property
+    def attacks(self) -> list[Attack]:
+        return self.config.resolved_attacks()
+
+    @property
+    def attacked_by(self) -> dict[str, str]:
+        """Each attack in words, by its whole configuration but for its label."""
+        return {
+            json.dumps(attack.as_json() | {"label": None}, sort_keys=True): _described(attack)
+            for attack in self.attacks
+        }
+
+    @property
+    def strength(self) -> tuple[int, int]:
+        """Gradients evaluated for each image, then attacks."""
+        return sum(map(_evaluations, self.attacks)), len(self.attacks)
+
+    @property
+    def unchecked(self) -> list[str]:
+        """What its checks leave to be desired."""
+        verdict = _summary(self.job)["trust"]
+        if verdict is None:
+            return ["trust checks: none were run"]
+        if verdict == "not trustworthy":
+            return ["a verdict that can be relied on: it is not trustworthy"]
+        return []
+
+    def missing(self, reference: "_Audit") -> list[str]:
+        """What keeps it below the line, in words; nothing where it is ranked."""
+        lacking = reference.attacked_by.keys() - self.attacked_by.keys()
+        return [reference.attacked_by[key] for key in sorted(lacking)] + self.unchecked
 
 
 @router.get("", responses=problems("not_found", "not_ready"))
@@ -44,13 +102,20 @@ def leaderboard(
     ] = None,
     split: Split | None = None,
     norm: Norm | None = None,
-    epsilon: Annotated[float | None, Query(ge=0, le=1000)] = None,
+    epsilon: Annotated[
+        float | None,
+        BeforeValidator(fraction),
+        Query(ge=0, le=1000, description="a number, or a fraction such as 8/255"),
+    ] = None,
 ) -> Leaderboard:
     """The models that were audited on a data set, the highest worst-case AP first.
 
-    Audits are comparable where task, split and threat agree: by default those of the newest audit
-    that fits what is asked for. Of each model the newest such audit counts. Differences to the
-    leader are paired: both rankings on the same resamples of the same images.
+    Audits are comparable where task, split and threat agree. Of several such settings that fit
+    what is asked for, the one with most models is shown (of equal ones the oldest), and
+    `other_settings` says which others there are. Ranked are checked audits that ran every attack
+    of the strongest of them; weaker or unchecked ones follow without a rank, with what is
+    `missing`. Of each model the newest ranked audit counts. Differences to the leader are paired:
+    both rankings on the same resamples of the same images.
     """
     with house.database.reading() as session:
         dataset = assets.find(session, DatasetRow, dataset_id, caller)
@@ -65,110 +130,128 @@ def leaderboard(
                 JobRow.dataset_id == dataset_id,
                 ModelRow.deleted_at.is_(None),
             )
-            .order_by(JobRow.id.desc())
+            .order_by(JobRow.id)
         )
+        summary = DatasetSummary.model_validate(dataset.summary)
         audits = [
-            (job, model)
+            _Audit(job, model, config := _config(job), _setting(job, config, summary))
             for job, model in session.execute(query)
             if "blobs" in (job.result or {})  # a report that was removed has no intervals
         ]
-        summary = DatasetSummary.model_validate(dataset.summary)
-    asked: dict[str, Any] = {
-        "positive": positive and sorted(positive),
-        "split": split,
-        "norm": norm,
-        "epsilon": epsilon,
-    }
-    chosen: dict[str, Any] | None = None
-    newest: dict[str, tuple[JobRow, ModelRow]] = {}
-    for job, model in audits:
-        setting = _setting(job, summary)
-        if chosen is None and all(value in (None, setting[key]) for key, value in asked.items()):
-            chosen = setting
-        if setting == chosen:
-            newest.setdefault(model.id, (job, model))
-    if chosen is None:
-        return Leaderboard(dataset_id=dataset_id, setting=None, contenders=[])
+    asked = {"split": split, "norm": norm, "epsilon": epsilon}
+    asked["positive"] = positive and sorted(positive)
+    by_setting: dict[str, list[_Audit]] = {}
+    for audit in audits:
+        if all(value in (None, getattr(audit.setting, key)) for key, value in asked.items()):
+            by_setting.setdefault(audit.setting.model_dump_json(), []).append(audit)
+    if not by_setting:
+        return Leaderboard(dataset_id=dataset_id, setting=None, other_settings=[], contenders=[])
+    chosen = max(by_setting.values(), key=lambda some: len({audit.model.id for audit in some}))
     return Leaderboard(
         dataset_id=dataset_id,
-        setting=LeaderboardSetting(**chosen),
-        contenders=_ranked(house, list(newest.values())),
+        setting=chosen[0].setting,
+        other_settings=[some[0].setting for some in by_setting.values() if some is not chosen],
+        contenders=_contenders(house, chosen),
     )
 
 
-def _setting(job: JobRow, summary: DatasetSummary) -> dict[str, Any]:
+def _setting(job: JobRow, config: AuditConfig, summary: DatasetSummary) -> LeaderboardSetting:
     """What must agree for two audits to be comparable."""
-    config = _config(job)
-    task = config.task
     tasks = (job.result or {})["summary"]["tasks"]
-    return {
-        "positive": None if isinstance(task, EachClass) else sorted(tasks[0]["positive"]),
-        "split": resolve_split(config.split, summary),
-        "norm": config.threat.norm,
-        "epsilon": config.threat.epsilon,
-    }
+    each = isinstance(config.task, EachClass)
+    return LeaderboardSetting(
+        positive=None if each else sorted(tasks[0]["positive"]),
+        split=resolve_split(config.split, summary),
+        norm=config.threat.norm,
+        epsilon=config.threat.epsilon,
+    )
 
 
 def _config(job: JobRow) -> AuditConfig:
-    fields = {key: job.request[key] for key in AuditRequest.model_fields if key in job.request}
-    return AuditRequest.model_validate(fields)
+    own = {key: job.request[key] for key in AuditRequest.model_fields if key in job.request}
+    return AuditRequest.model_validate(own)
 
 
-def _ranked(house: House, audits: list[tuple[JobRow, ModelRow]]) -> list[Contender]:
-    """The contenders, best first, with their paired differences to the best."""
-    by_ap = sorted(audits, key=lambda audit: (-_summary(audit[0])["worst_case_ap"], audit[1].id))
-    leader_job = by_ap[0][0]
-    leader = _resampled(house, leader_job)
-    contenders = []
-    for rank, (job, model) in enumerate(by_ap, start=1):
-        summary, own = _summary(job), leader if rank == 1 else _resampled(house, job)
+def _evaluations(attack: Attack) -> int:
+    if isinstance(attack, PGDAttack | APGDAttack):
+        return attack.steps * attack.restarts
+    return int(isinstance(attack, FGSMAttack))
+
+
+def _described(attack: Attack) -> str:
+    told = attack.as_json()
+    parts = [f"{told[name]} {name}" for name in ("steps", "queries", "restarts") if name in told]
+    return f"{attack.name} with {', '.join(parts)}" if parts else attack.name
+
+
+def _contenders(house: House, audits: list[_Audit]) -> list[Contender]:
+    """The ranked, best first, with their paired differences to the best; then the others."""
+    checked = [audit for audit in audits if not audit.unchecked]
+    reference = max(checked or audits, key=lambda audit: audit.strength)
+    of_model: dict[str, _Audit] = {}
+    for audit in audits:  # oldest first: a newer one takes the place, unless it would lose a rank
+        known = of_model.get(audit.model.id)
+        if known is None or known.missing(reference) or not audit.missing(reference):
+            of_model[audit.model.id] = audit
+    by_ap = sorted(
+        of_model.values(),
+        key=lambda it: (
+            bool(it.missing(reference)),
+            -_summary(it.job)["worst_case_ap"],
+            it.model.id,
+        ),
+    )
+    leader = by_ap[0]
+    of_leader = _resampled(house, leader.job)
+    found = []
+    for place, audit in enumerate(by_ap, start=1):
+        summary, missing = _summary(audit.job), audit.missing(reference)
+        own = _resampled(house, audit.job)
         difference = None
-        if rank > 1:
+        if place > 1 and not missing:
             difference = Difference(
-                value=summary["worst_case_ap"] - _summary(leader_job)["worst_case_ap"],
-                interval=_paired(own, leader),
+                value=summary["worst_case_ap"] - _summary(leader.job)["worst_case_ap"],
+                interval=_paired(own, of_leader),
             )
-        contenders.append(
+        found.append(
             Contender(
-                rank=rank,
-                model_id=model.id,
-                model_name=model.name,
-                job_id=job.id,
+                rank=None if missing else place,
+                missing=missing,
+                model_id=audit.model.id,
+                model_name=audit.model.name,
+                job_id=audit.job.id,
                 clean=_figure(summary["clean_ap"], own, "clean"),
                 worst_case=_figure(summary["worst_case_ap"], own, "worst_case"),
                 problem=None if own is not None else _LOST,
                 to_leader=difference,
                 trust=summary["trust"],
                 attacks=list(summary["attacks"]),
-                attacked_as_leader=_attacks(job) == _attacks(leader_job),
             )
         )
-    return contenders
+    return found
 
 
 def _summary(job: JobRow) -> dict[str, Any]:
     return dict((job.result or {})["summary"])
 
 
-def _attacks(job: JobRow) -> list[Any]:
-    return [attack.as_json() for attack in _config(job).resolved_attacks()]
-
-
-def _figure(ap: float, resampled: Resampled | None, name: str) -> APFigure:
+def _figure(ap: float, resampled: Sides | None, name: str) -> APFigure:
     return APFigure(
         ap=ap, interval=None if resampled is None else percentile_interval(resampled[name])
     )
 
 
-def _paired(own: Resampled | None, leader: Resampled | None) -> Interval | None:
+def _paired(own: Sides | None, leader: Sides | None) -> Interval | None:
     """The interval of a difference in the worst case; None unless both have the same resamples."""
-    if own is None or leader is None or own["worst_case"].shape != leader["worst_case"].shape:
+    if own is None or leader is None:
+        return None
+    if own["worst_case"].ap.shape != leader["worst_case"].ap.shape:
         return None
     return percentile_interval(own["worst_case"] - leader["worst_case"])
 
 
-def _resampled(house: House, job: JobRow) -> Resampled | None:
-    """(resamples,) bootstrapped mean APs over the tasks, clean and in the worst case.
+def _resampled(house: House, job: JobRow) -> Sides | None:
+    """Bootstrapped mean APs over the tasks, clean and in the worst case.
 
     None where the file is lost: the figures of the others are shown all the same.
     """
@@ -178,7 +261,12 @@ def _resampled(house: House, job: JobRow) -> Resampled | None:
     except MissingContentError as error:
         log.warning("content.missing", extra={"job_id": job.id, "reason": str(error)})
         return None
+
+    def mean(name: str) -> NDArray[np.float64]:
+        rows = [arrays[key] for key in arrays if key.endswith(f".{name}")]
+        return np.asarray(np.mean(rows, axis=0), dtype=np.float64)
+
     return {
-        name: np.mean([arrays[key] for key in arrays if key.endswith(f".{name}")], axis=0)
-        for name in ("clean", "worst_case")
+        side: Resampled(*(mean(f"{side}.{field.name}") for field in fields(Resampled)))
+        for side in ("clean", "worst_case")
     }

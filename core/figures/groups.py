@@ -13,7 +13,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from adap.core.errors import DataError
-from adap.core.figures.intervals import RESAMPLES, percentile_interval, resampled_ap
+from adap.core.figures.intervals import (
+    RESAMPLES,
+    Resampled,
+    percentile_interval,
+    resampled_ap,
+)
 from adap.core.figures.operating import ap_at_prevalence
 from adap.core.figures.ranking import average_precision, checked, count_ties
 from adap.core.report import APFigure, Difference, GroupFigures, GroupGap, Groups
@@ -113,7 +118,7 @@ def group_figures(
 
 
 def _figure(
-    scores: NDArray[np.float64], targets: NDArray[np.int64], *, resampled: NDArray[np.float64]
+    scores: NDArray[np.float64], targets: NDArray[np.int64], *, resampled: Resampled
 ) -> APFigure:
     return APFigure(
         ap=average_precision(scores, targets),

@@ -9,11 +9,13 @@ never above 1.
 All score sets of the same examples (clean, each attack, worst case; model A, model B) see the same
 resamples, so the difference of two is paired: what is hard about an example cancels.
 
-Percentile intervals cover less than they promise when positives are few; how much less is measured
-by benchmarks/intervals.py. This module imports no torch.
+Percentiles of these alone cover less than they promise when positives are few, and near an AP of 1
+far less: the interval of one AP takes examples into account that were not seen (`Resampled`). What
+it then covers is measured by benchmarks/intervals.py. This module imports no torch.
 """
 
 from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -28,7 +30,36 @@ Key = TypeVar("Key", bound=Hashable)
 
 RESAMPLES = 2000
 LEVEL = 0.95
+# What an unseen negative ranked first counts, times what the AP lacks to 1, and at least. Where
+# negatives are seen to rank high, others may rank higher; chosen by benchmarks/intervals.py.
+UNSEEN_NEGATIVE = 2.5
+LEAST_UNSEEN_NEGATIVE = 0.4
+UNSEEN_SEED = 0
+# At most so many of an example that is drawn once on average: 0, 1, 2, ...
+POISSON = np.cumsum([math.exp(-1) / math.factorial(count) for count in range(12)])
 DRAWS_AT_ONCE = 2**18  # bounds the memory, and fits a processor's cache
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """(resamples,) APs of one score set, and what each would be with examples that were not seen.
+
+    A resample holds what was seen: near a perfect ranking all of them are perfect, and among few
+    examples the worst was not seen yet. So each is given as many unseen examples as it would draw
+    of one more of each class: in `low` positives ranked last or negatives ranked first, whichever
+    costs more, in `high` positives ranked first. The more was seen, the less they weigh. A negative counts in
+    part, see UNSEEN_NEGATIVE.
+
+    Differences are of the APs themselves: what was not seen is the same for both.
+    """
+
+    ap: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+
+    def __sub__(self, other: "Resampled") -> NDArray[np.float64]:
+        """(resamples,) paired differences."""
+        return self.ap - other.ap
 
 
 def resampled_ap(
@@ -38,8 +69,8 @@ def resampled_ap(
     prevalence: float | None = None,
     resamples: int = RESAMPLES,
     generator: np.random.Generator,
-) -> dict[Key, NDArray[np.float64]]:
-    """(resamples,) APs of each score set; entry i of all of them is of one and the same resample.
+) -> dict[Key, Resampled]:
+    """The APs of each score set; entry i of all of them is of one and the same resample.
 
     scores: for each key (N,) scores of the same N examples.  targets: (N,) in {0, 1}.
     prevalence: share of positives to which each AP is carried over, as `ap_at_prevalence` does; by
@@ -75,18 +106,53 @@ def resampled_ap(
             false_alarms = np.repeat(drawn_above.ravel(), copies.ravel()).reshape(copies.shape)
             k = np.arange(1, positives.shape[1] + 1)
             ap[name].append((k / (k + weight * false_alarms)).mean(axis=1))
-    return {name: np.concatenate(chunks) for name, chunks in ap.items()}
+    return {
+        name: _with_unseen(np.concatenate(ap[name]), above, targets, weight=weight)
+        for name, (_, _, above) in ranked.items()
+    }
 
 
-def percentile_interval(values: NDArray[np.float64], *, level: float = LEVEL) -> Interval:
-    """The middle `level` of resampled figures, or of the differences of two such rows.
+def _with_unseen(
+    resampled: NDArray[np.float64],
+    above: NDArray[np.int64],
+    targets: NDArray[np.int64],
+    *,
+    weight: float,
+) -> Resampled:
+    """above: (P,) negatives at or above each positive, best first.  weight: of a negative."""
+    positives, negatives = len(above), weight * (len(targets) - len(above))
+    k = np.arange(1, positives + 1)
+
+    def ap(first: float) -> float:
+        return float((k / (k + weight * (above + first))).mean())
+
+    counts = max(UNSEEN_NEGATIVE * (1 - ap(0)), LEAST_UNSEEN_NEGATIVE)
+    random, places = np.random.default_rng(UNSEEN_SEED), np.arange(len(resampled)) + 0.5
+    drawn = np.searchsorted(POISSON, random.permuted([places, places], axis=1) / len(resampled))
+    share, first = np.minimum(drawn[0] / positives, 1), drawn[1]
+    lost = np.array([ap(0) - ap(counts * many) for many in range(first.max() + 1)])
+    last = positives / (positives + negatives)  # precision at the end of the ranking
+    low = np.minimum(resampled - lost[first], resampled * (1 - share) + last * share)
+    floor = float((k / (k + negatives)).mean())
+    return Resampled(resampled, np.maximum(low, floor), resampled * (1 - share) + share)
+
+
+def percentile_interval(
+    values: Resampled | NDArray[np.float64], *, level: float = LEVEL
+) -> Interval:
+    """The middle `level` of a resampled AP with what was not seen, or of plain resampled figures,
+    as differences of two APs are.
 
     Raises ConfigError for a level outside (0, 1).
     """
     if not 0 < level < 1:
         raise ConfigError(f"expected a level between 0 and 1, got {level}")
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(low=float(low), high=float(high), level=level)
+    lows, highs = (values.low, values.high) if isinstance(values, Resampled) else (values, values)
+    return Interval(
+        low=float(np.quantile(lows, (1 - level) / 2)),
+        high=float(np.quantile(highs, (1 + level) / 2)),
+        level=level,
+    )
 
 
 def stratified_counts(

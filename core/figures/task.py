@@ -13,7 +13,12 @@ from adap.core.config import (
 from adap.core.errors import DataError
 from adap.core.figures.budget import budget_curve
 from adap.core.figures.groups import group_figures
-from adap.core.figures.intervals import RESAMPLES, percentile_interval, resampled_ap
+from adap.core.figures.intervals import (
+    RESAMPLES,
+    Resampled,
+    percentile_interval,
+    resampled_ap,
+)
 from adap.core.figures.operating import operating_figures
 from adap.core.figures.ranking import average_precision, count_ties, floor_ap
 from adap.core.figures.worst_case import worst_case
@@ -48,8 +53,8 @@ def rankings(scores: Scores) -> dict[Ranking, NDArray[np.float64]]:
 
 def resample(
     scores: Scores, *, resamples: int = RESAMPLES, seed: int = RESAMPLING_SEED
-) -> dict[Ranking, NDArray[np.float64]]:
-    """(resamples,) bootstrapped APs of every ranking of a task.
+) -> dict[Ranking, Resampled]:
+    """Bootstrapped APs of every ranking of a task.
 
     The seed is no part of an audit's configuration: two audits of the same examples see the same
     resamples, so that their difference is paired.
@@ -67,7 +72,7 @@ def figures(
     *,
     positive: Sequence[str],
     config: AuditConfig,
-    resampled: Mapping[Ranking, NDArray[np.float64]] | None = None,
+    resampled: Mapping[Ranking, Resampled] | None = None,
 ) -> TaskReport:
     """The figures of one task. AP ranks negatives first in ties, so it is a lower bound.
 
@@ -152,11 +157,11 @@ def figures(
                 worst,
                 targets,
                 scores.groups,
-                resamples=len(resampled[Own.CLEAN]),
+                resamples=len(resampled[Own.CLEAN].ap),
                 generator=np.random.default_rng(RESAMPLING_SEED),
             )
         ),
-        resamples=len(resampled[Own.CLEAN]),
+        resamples=len(resampled[Own.CLEAN].ap),
         operating=operating_figures(scores.clean, worst, targets, at=config.operating),
     )
 

@@ -159,7 +159,8 @@ def join_pieces(work: Work[AuditReport], reporter: Reporter) -> Result:
     for number, task in enumerate(tasks):
         joined = _joined_scores(work, image_set, number)
         aps = figures.resample(joined)
-        resampled |= {f"{number}.{own.value}": aps[own] for own in (Own.CLEAN, Own.WORST_CASE)}
+        for own in (Own.CLEAN, Own.WORST_CASE):
+            resampled |= {f"{number}.{own.value}.{of}": row for of, row in vars(aps[own]).items()}
         scores.append(joined)
         found.append(figures.figures(joined, positive=task.positive, config=config, resampled=aps))
         reporter.progress("reporting", number + 1, len(tasks), "tasks")
