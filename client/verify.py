@@ -34,7 +34,7 @@ Ints = NDArray[np.int64]
 
 TOLERANCE = 1e-9  # the same sums in another order
 # What an unseen negative ranked first counts: times what AP lacks to 1, and at least.
-UNSEEN_NEGATIVE, LEAST_UNSEEN_NEGATIVE = 2.5, 0.4
+UNSEEN_NEGATIVE, LEAST_UNSEEN_NEGATIVE = 2.5, 0.45
 EQUAL_COST = 1e-12  # of AP, as where it is chosen which image to change
 RESAMPLES = 1000
 DRAWS_AT_ONCE = 2**18  # bounds the memory

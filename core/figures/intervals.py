@@ -14,6 +14,7 @@ far less: the interval of one AP takes examples into account that were not seen 
 it then covers is measured by benchmarks/intervals.py. This module imports no torch.
 """
 
+import math
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -33,7 +34,7 @@ LEVEL = 0.95
 # What an unseen negative ranked first counts, times what the AP lacks to 1, and at least. Where
 # negatives are seen to rank high, others may rank higher; chosen by benchmarks/intervals.py.
 UNSEEN_NEGATIVE = 2.5
-LEAST_UNSEEN_NEGATIVE = 0.4
+LEAST_UNSEEN_NEGATIVE = 0.45
 UNSEEN_SEED = 0
 # At most so many of an example that is drawn once on average: 0, 1, 2, ...
 POISSON = np.cumsum([math.exp(-1) / math.factorial(count) for count in range(12)])
@@ -47,8 +48,8 @@ class Resampled:
     A resample holds what was seen: near a perfect ranking all of them are perfect, and among few
     examples the worst was not seen yet. So each is given as many unseen examples as it would draw
     of one more of each class: in `low` positives ranked last or negatives ranked first, whichever
-    costs more, in `high` positives ranked first. The more was seen, the less they weigh. A negative counts in
-    part, see UNSEEN_NEGATIVE.
+    costs more, in `high` positives ranked first. The more was seen, the less they weigh. A
+    negative counts in part, see UNSEEN_NEGATIVE.
 
     Differences are of the APs themselves: what was not seen is the same for both.
     """
