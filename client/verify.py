@@ -33,8 +33,9 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 TOLERANCE = 1e-9  # the same sums in another order
-# What an unseen negative ranked first counts: times what AP lacks to 1, and at least.
-UNSEEN_NEGATIVE, LEAST_UNSEEN_NEGATIVE = 2.5, 0.45
+# What an unseen negative ranked first counts: times what AP lacks to 1, and at least times the root
+# of the number of positives, up to 1.
+UNSEEN_NEGATIVE, LEAST_UNSEEN_NEGATIVE = 3.5, 0.09
 EQUAL_COST = 1e-12  # of AP, as where it is chosen which image to change
 RESAMPLES = 1000
 DRAWS_AT_ONCE = 2**18  # bounds the memory
@@ -693,7 +694,8 @@ def _with_unseen(resampled: Floats, logits: Floats, targets: Ints) -> tuple[Floa
     positives, ap = int(targets.sum()), _ap(logits, targets)
     share = np.minimum(random.poisson(1, len(resampled)) / positives, 1)
     first = random.poisson(1, len(resampled))
-    weight = max(UNSEEN_NEGATIVE * (1 - ap), LEAST_UNSEEN_NEGATIVE)
+    least = min(LEAST_UNSEEN_NEGATIVE * float(np.sqrt(positives)), 1.0)
+    weight = max(UNSEEN_NEGATIVE * (1 - ap), least)
     best_first = targets[np.lexsort((targets, -logits))]
     found = best_first.cumsum()[best_first == 1]
     ranks = np.flatnonzero(best_first) + 1

@@ -31,10 +31,10 @@ Key = TypeVar("Key", bound=Hashable)
 
 RESAMPLES = 2000
 LEVEL = 0.95
-# What an unseen negative ranked first counts, times what the AP lacks to 1, and at least. Where
-# negatives are seen to rank high, others may rank higher; chosen by benchmarks/intervals.py.
-UNSEEN_NEGATIVE = 2.5
-LEAST_UNSEEN_NEGATIVE = 0.45
+# What an unseen negative ranked first counts: times what the AP lacks to 1, as where negatives are
+# seen to rank high others may rank higher; and at least, times the root of the number of positives
+# up to 1, as among few the unseen positive weighs more. Chosen by benchmarks/intervals.py.
+UNSEEN_NEGATIVE, LEAST_UNSEEN_NEGATIVE = 3.5, 0.09
 UNSEEN_SEED = 0
 # At most so many of an example that is drawn once on average: 0, 1, 2, ...
 POISSON = np.cumsum([math.exp(-1) / math.factorial(count) for count in range(12)])
@@ -127,7 +127,8 @@ def _with_unseen(
     def ap(first: float) -> float:
         return float((k / (k + weight * (above + first))).mean())
 
-    counts = max(UNSEEN_NEGATIVE * (1 - ap(0)), LEAST_UNSEEN_NEGATIVE)
+    least = min(LEAST_UNSEEN_NEGATIVE * math.sqrt(positives), 1)
+    counts = max(UNSEEN_NEGATIVE * (1 - ap(0)), least)
     random, places = np.random.default_rng(UNSEEN_SEED), np.arange(len(resampled)) + 0.5
     drawn = np.searchsorted(POISSON, random.permuted([places, places], axis=1) / len(resampled))
     share, first = np.minimum(drawn[0] / positives, 1), drawn[1]

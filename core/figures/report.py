@@ -75,7 +75,7 @@ def _warnings(task: TaskReport, threat: Threat) -> list[str]:
         warnings.append(
             f"Only {task.positives} positives, so the figures are uncertain: {clean.level:.0%} "
             f"intervals {clean.low:.2f} to {clean.high:.2f} (clean) and {worst.low:.2f} to "
-            f"{worst.high:.2f} (worst case). Intervals from few positives tend to be too narrow."
+            f"{worst.high:.2f} (worst case)."
         )
     if task.clean.tied:
         warnings.append(
@@ -87,6 +87,12 @@ def _warnings(task: TaskReport, threat: Threat) -> list[str]:
         warnings.append(
             f"The model ranks clean images no better than chance (AP {task.clean.ap:.3f}, "
             f"chance {task.chance:.3f})."
+        )
+    elif task.clean.interval is not None and task.clean.interval.low <= task.chance:
+        warnings.append(
+            f"The interval of the clean AP, {task.clean.interval.low:.3f} to "
+            f"{task.clean.interval.high:.3f}, reaches chance ({task.chance:.3f}): perhaps there "
+            "was nothing to lose, and what is left under attack says little."
         )
     if task.prevalence > BALANCED:
         warnings.append(

@@ -121,25 +121,32 @@ def test_groups_curves_bounds_checks_and_thresholds(http: httpx.Client, pets: st
 
 
 def test_a_leaderboard_compares_models_on_the_same_images(http: httpx.Client, pets: str) -> None:
-    models = [train(http, pets, method, seed=7) for method in ("ce", "pgd")]
-    jobs = [audit(http, model, pets, epsilons=[], certify="off") for model in models]
-    audit(http, models[0], pets, threat={"epsilon": 0.01}, certify="off")  # not comparable
-    query = {"dataset_id": pets, "epsilon": 0.05}
-    board = http.get("/v1/leaderboard", params=query).json()
-    assert board["setting"] == {
-        "positive": ["cat"],
-        "split": "test",
-        "norm": "linf",
-        "epsilon": 0.05,
-    }
+    models = [train(http, pets, method, seed=7) for method in ("ce", "pgd", "trades")]
+    strong: dict[str, Any] = {"attacks": [{"name": "apgd", "steps": 10}], "checks": "quick"}
+    jobs = [audit(http, model, pets, epsilons=[], certify="off", **strong) for model in models[:2]]
+    # by FGSM alone, unchecked; at another epsilon
+    weaker = [audit(http, model, pets, attacks=["fgsm"], certify="off") for model in models[1:]]
+    audit(http, models[0], pets, threat={"epsilon": 0.01}, certify="off")
+    board = http.get("/v1/leaderboard", params={"dataset_id": pets}).json()
+    expected = {"positive": ["cat"], "split": "test", "norm": "linf", "epsilon": 0.05}
+    assert board["setting"] == expected
+    assert board["other_settings"] == [expected | {"epsilon": 0.01}]
+    assert http.get("/v1/leaderboard", params={"dataset_id": pets, "epsilon": "1/100"}).json()[
+        "setting"
+    ] == (expected | {"epsilon": 0.01})
+    leader, second, below = board["contenders"]
+    assert [row["rank"] for row in board["contenders"]] == [1, 2, None]
+    assert {leader["job_id"], second["job_id"]} == {job["id"] for job in jobs}
+    assert leader["worst_case"]["ap"] >= second["worst_case"]["ap"]
+    assert (below["job_id"], below["to_leader"]) == (weaker[1]["id"], None)
+    assert below["missing"] == ["apgd with 10 steps, 1 restarts", "trust checks: none were run"]
     found = {row["model_id"]: row for row in board["contenders"]}
-    aps = [row["worst_case"]["ap"] for row in board["contenders"]]
-    assert aps == sorted(aps, reverse=True)
-    scores = [np.array([s["clean"] for s in rows(http, job)]) for job in jobs]
-    for model, job, clean in zip(models, jobs, scores, strict=True):
+    for model, job in zip(models, jobs, strict=False):
+        clean = np.array([row["clean"] for row in rows(http, job)])
         targets = [row["target"] for row in rows(http, job)]
         assert found[model]["clean"]["ap"] == pytest.approx(average_precision_score(targets, clean))
-    leader, second = board["contenders"][:2]
+        (task,) = report_of(http, job)["tasks"]
+        assert found[model]["worst_case"]["interval"] == task["worst_case"]["interval"]
     assert leader["to_leader"] is None
     assert second["to_leader"]["value"] == pytest.approx(
         second["worst_case"]["ap"] - leader["worst_case"]["ap"]
