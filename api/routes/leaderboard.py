@@ -138,7 +138,7 @@ def leaderboard(
             for job, model in session.execute(query)
             if "blobs" in (job.result or {})  # a report that was removed has no intervals
         ]
-    asked = {"split": split, "norm": norm, "epsilon": epsilon}
+    asked: dict[str, Any] = {"split": split, "norm": norm, "epsilon": epsilon}
     asked["positive"] = positive and sorted(positive)
     by_setting: dict[str, list[_Audit]] = {}
     for audit in audits:
