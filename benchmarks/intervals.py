@@ -7,8 +7,8 @@ Cost: seconds of one processor for 2,000 resamples of one score set, of the two 
 difference and of the five of an audit with three attacks, with the most memory that the bootstrap
 held. Coverage: the share of simulated data sets whose 95 % interval holds the AP of infinitely many
 examples, which is found by integration, with the share of intervals above it and below it, their
-mean width, and the same of the plain percentile interval. The table in `results/intervals.md` is
-its output.
+mean width, and the same of the plain percentile interval. The first rows of its output are in
+`results/intervals.md`.
 
 Measured on one of two x86-64 cores, shared with much other work: 2,000 resamples of 100,000 scores
 with 10,000 positives take 1.6 s and 6 MiB, a paired difference 3.6 s, five score sets 5.3 s and
