@@ -9,8 +9,8 @@ honest network must pass them with room to spare: `docs/trust.md` says how much 
 
 With --gradients: the figures of `gradient_predicts` alone, of five architectures at 32, 64 and 224
 pixels with random and with trained weights, and of the same networks with half of them, or a
-branch, hidden from the gradient. The first rows of its output are in `results/trust.md`; some minutes of one
-processor.
+branch, hidden from the gradient; some ten minutes of one processor. The first rows of its output
+are in `results/trust.md`.
 """
 
 import argparse
