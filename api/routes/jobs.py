@@ -153,11 +153,12 @@ def retry_job(
             raise ApiError(
                 "conflict", "Checks of uploads are not retried: send the corrected file instead."
             )
-        for table, asset_id in (
+        needed: tuple[tuple[type[DatasetRow | ModelRow], str | None], ...] = (
             (DatasetRow, row.dataset_id),
             (ModelRow, row.model_id),
             (ModelRow, row.surrogate_id),
-        ):
+        )
+        for table, asset_id in needed:
             if asset_id is not None and session.get_one(table, asset_id).deleted_at is not None:
                 raise ApiError(
                     "conflict", f"The job {job_id} needs {asset_id}, which was removed since."
