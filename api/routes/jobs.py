@@ -153,15 +153,14 @@ def retry_job(
             raise ApiError(
                 "conflict", "Checks of uploads are not retried: send the corrected file instead."
             )
-        needed: tuple[tuple[type[DatasetRow | ModelRow], str | None], ...] = (
-            (DatasetRow, row.dataset_id),
-            (ModelRow, row.model_id),
-            (ModelRow, row.surrogate_id),
-        )
-        for table, asset_id in needed:
-            if asset_id is not None and session.get_one(table, asset_id).deleted_at is not None:
+        ids = [asset_id for asset_id in (row.model_id, row.surrogate_id) if asset_id is not None]
+        needed: list[DatasetRow | ModelRow] = [session.get_one(ModelRow, one) for one in ids]
+        if row.dataset_id is not None:
+            needed.append(session.get_one(DatasetRow, row.dataset_id))
+        for asset in needed:
+            if asset.deleted_at is not None:
                 raise ApiError(
-                    "conflict", f"The job {job_id} needs {asset_id}, which was removed since."
+                    "conflict", f"The job {job_id} needs {asset.id}, which was removed since."
                 )
         try:
             job = retries.retry(session, row)
