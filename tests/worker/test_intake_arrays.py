@@ -143,3 +143,31 @@ def test_parts_that_do_not_fit_each_other_are_refused(tmp_path: Path) -> None:
             **{**given, "test_labels": np.ones((8, 3), int)},
             test_images=IMAGES,
         )
+
+
+def test_bool_images_are_black_and_white(tmp_path: Path) -> None:
+    notes = Notes()
+    made = read(tmp_path, notes, images=IMAGES > 127, labels=LABELS)
+    assert np.array_equal(made.images[:, 0], np.where(IMAGES > 127, 255, 0))
+    assert "'images' of bool is black and white" in notes.steps
+    assert "few_levels" in {fact.code for fact in notes.facts}
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_floats_that_are_dark_overall_are_refused_unless_levels_say_what_is_white(
+    dtype: type[np.floating[Any]], tmp_path: Path
+) -> None:
+    dark = (IMAGES / 255 * 0.06).astype(dtype)  # as 12 bits made floats by the range of 16
+    with pytest.raises(Rejected, match=r"none above 0\.06\d*: only 16 of 256 .*--levels 0:0\.06"):
+        read(tmp_path, images=dark, labels=LABELS)
+    wanted = np.rint((dark.astype(float) / 0.0625).clip(0, 1) * 255)
+    made = read(tmp_path, images=dark, labels=LABELS, levels={"low": 0, "high": 0.0625})
+    assert np.array_equal(made.images[:, 0], wanted)
+    nearly_black = read(tmp_path, images=dark, labels=LABELS, levels={"low": 0, "high": 1})
+    assert np.array_equal(nearly_black.images[:, 0], np.rint(dark.astype(float) * 255))
+
+
+def test_a_single_bright_image_shows_that_dark_floats_are_meant(tmp_path: Path) -> None:
+    night = (IMAGES / 255 * 0.06).astype(np.float32)
+    night[-1, 0, 0] = 1
+    assert read(tmp_path, images=night, labels=LABELS).images.max() == 255

@@ -6,6 +6,8 @@
                  |- parquet   one file, or several in a zip
                  |- images    image files to pixels
                  |- arrays    NPZ of NumPy arrays, without pickles
+                 |- values    which of the 256 values the pixels use
+                 |- similar   images that look alike in two splits
                  `- notes     how all of it was understood, and what to know of it
 
 Only Parquet files in a zip are unpacked to disk, for as long as it takes; nothing is executed, no

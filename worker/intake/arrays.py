@@ -3,8 +3,9 @@
 Or an array of each for each split, as `train_images`, `train_labels`, `test_images` (MedMNIST) or
 `x_train`, `y_train` (Keras); or `X` and `y`; or whatever the options call them.
 
-images: (N, H, W, C), (N, C, H, W) or (N, H, W), C of 1 or 3; uint8, whole numbers from 0 to 255, or
-float in [0, 1], which is rounded to 256 levels; or numbers of any range, with `levels`.
+images: (N, H, W, C), (N, C, H, W) or (N, H, W), C of 1 or 3; uint8, whole numbers from 0 to 255,
+bool (black and white), or float in [0, 1], which is rounded to 256 levels and may not be dark
+overall; or numbers of any range, with `levels`.
 labels: (N,) or (N, 1) whole numbers or text; or (N, K) of 0 and 1, a column for each of K classes,
 where an image may have several. Without names for the columns, and one 1 a row, it has one label.
 classes: names of the classes; labels are then indices into them, or some of them, or columns in
@@ -54,6 +55,7 @@ _OTHERS = {
     "groups": ("groups", "group"),
     "clusters": ("clusters", "cluster"),
 }
+_DARK = 0.5  # floats that stay below lose more than a bit of the eight that are kept, as 16 bits do
 _SLACK = 1e-4  # float images that were resized overshoot [0, 1] by rounding; a level is 4e-3
 
 
@@ -290,7 +292,7 @@ def _blocks(
     """(n, C, H, W) uint8 of one array of images, in turn."""
     limits, rule, name = asked.limits, asked.options.resize, part.images
     shape, dtype = _read_header(member, name)
-    if dtype.kind not in "iuf":
+    if dtype.kind not in "iufb":
         raise Rejected(f"{name}: expected uint8, or float in [0, 1], got {dtype}")
     shape, channels_last = _layout(shape, name)
     channels, height, width = (shape[3], *shape[1:3]) if channels_last else shape[1:]
@@ -311,16 +313,27 @@ def _blocks(
         raise Rejected(
             f"{name}: expected at most {limits.decoded_bytes} bytes as uint8, got {decoded}"
         )
+    if dtype.kind == "b":
+        asked.notes.step(f"{shown(name)} of bool is black and white")
     example_bytes = math.prod(shape[1:]) * dtype.itemsize
     step = max(1, _BLOCK_BYTES // example_bytes)
+    high = 0.0
     for start in range(0, count, step):
         stop = min(start + step, count)
         block = np.frombuffer(member.read((stop - start) * example_bytes), dtype)
+        high = max(high, block.max().item())
         pixels = _as_uint8(block.reshape(stop - start, *shape[1:]), name, asked.options.levels)
         pixels = pixels if channels_last else pixels.transpose(0, 2, 3, 1)
         if rule is not None:
             pixels = _resized(pixels, rule)
         yield pixels.transpose(0, 3, 1, 2)
+    if dtype.kind == "f" and asked.options.levels is None and high < _DARK:
+        raise Rejected(
+            f"{name}: expected floats that use [0, 1], got none above {high:.4g}: only "
+            f"{round(high * 255) + 1} of 256 grey levels would be left; say which values become "
+            f"black and white with `levels`, for example --levels 0:{high or 1:.4g} for the range "
+            "that is used, or --levels 0:1"
+        )
 
 
 def _resized(pixels: NDArray[np.uint8], rule: Resize) -> NDArray[np.uint8]:
@@ -353,6 +366,9 @@ def _as_uint8(block: NDArray[Any], name: str, levels: Levels | None) -> NDArray[
         return scaled(block, levels)
     if block.dtype == np.uint8:
         return block
+    if block.dtype.kind == "b":
+        # any byte but 0 is true, whoever wrote it
+        return (block.view(np.uint8) != 0).astype(np.uint8) * np.uint8(255)
     if block.dtype.kind == "f":
         made: NDArray[np.uint8] = np.rint(_in_range(block) * 255).astype(np.uint8)
         return made

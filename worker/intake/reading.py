@@ -32,6 +32,7 @@ from adap.worker.intake.folders import by_folders
 from adap.worker.intake.limits import IntakeLimits, Rejected
 from adap.worker.intake.names import label_problem, tidy
 from adap.worker.intake.notes import Notes, counted, listed
+from adap.worker.intake.similar import note_near_duplicates
 from adap.worker.intake.tables import METADATA, TABLE_SUFFIXES, by_tables
 from adap.worker.intake.values import note_values
 
@@ -145,6 +146,7 @@ def _look_over(image_set: ImageSet, notes: Notes) -> None:
         )
     notes.step(counted(len(image_set.classes), "class"))
     note_values(image_set.images, notes)
+    note_near_duplicates(image_set.images, image_set.splits, notes)
 
 
 def _repeated(image_set: ImageSet) -> dict[str, int | None]:
