@@ -5,6 +5,7 @@
                  |- tables    the same, and groups and clusters, by metadata.csv and its like
                  |- parquet   one file, or several in a zip
                  |- images    image files to pixels
+                 |- dicom     the same of DICOM, without who it shows
                  |- arrays    NPZ of NumPy arrays, without pickles
                  |- values    which of the 256 values the pixels use
                  |- similar   images that look alike in two splits

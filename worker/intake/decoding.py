@@ -18,6 +18,7 @@ from adap.models.header import shown
 from adap.worker.intake.asked import Asked, Shape
 from adap.worker.intake.counts import check_counts
 from adap.worker.intake.images import (
+    Picture,
     Rules,
     UnusableImageError,
     read_picture,
@@ -32,6 +33,7 @@ MAX_THREADS = 4
 DARK = 2**15  # 16-bit values that stay below lose more than a bit of the eight that are kept
 SMALL_BYTES = 4096  # files smaller than this: threads would wait for each other more than they gain
 
+_DICOM = b"DICM"  # after 128 bytes of anything
 _CHUNK_FILES = 100  # decoded by a thread between two words to the others
 _CHUNK_BYTES = 1024**2  # of these files; the last may be larger
 RELEASE_BYTES = 32 * 1024**2  # of a mapped file, written and not let go of
@@ -194,6 +196,9 @@ _ODD = {
     "first_frame": "{} of several frames: the first was taken",
     "cmyk": "{} in CMYK made RGB, without a colour profile",
     "exif": "{} with EXIF that cannot be read: taken as upright",
+    "window": "{} of DICOM scaled by the first window of its own file: for one scale for all, say "
+    "`levels` (--levels LOW:HIGH)",
+    "inverted": "{} of MONOCHROME1, where low values are white: inverted",
     "reduced": "{} of many pixels decoded at a reduced scale, at least twice the size asked for",
 }
 
@@ -216,8 +221,8 @@ def _judge_deep(deep: _Deep, asked: Asked, reasons: Reasons) -> None:
     notes.fact(
         "caution" if deep.low < low or deep.high > high else "info",
         "deep_values",
-        f"the values of {counted(deep.images, 'image')} of 16 bits are {used}; {low:g} to {high:g} "
-        f"became 0 to 255{', what lies beyond was cut' if levels else ''}",
+        f"the values of {counted(deep.images, 'image')} of more than 8 bits are {used}; {low:g} to "
+        f"{high:g} became 0 to 255{', what lies beyond was cut' if levels else ''}",
         images=deep.images,
         low=deep.low,
         high=deep.high,
@@ -271,7 +276,7 @@ def _decode(
     rules = Rules(asked.limits.pixels, asked.options.levels, resize)
     for index, file in enumerate(chunk, start):
         try:
-            picture = read_picture(file.read(), rules)
+            picture = _read(file.read(), rules)
         except UnusableImageError as error:
             if error.damaged and asked.options.skip_unreadable:
                 found.unread.append(index)
@@ -290,6 +295,14 @@ def _decode(
             found.first_of_size.setdefault(size, file.name)
             stack.put(index, pixels if resize is None else resized(pixels, resize))
     return found
+
+
+def _read(data: bytes, rules: Rules) -> Picture:
+    if data[128:132] != _DICOM:
+        return read_picture(data, rules)
+    from adap.worker.intake.dicom import read_dicom  # pydicom takes a while to start
+
+    return read_dicom(data, rules)
 
 
 class _Stack:

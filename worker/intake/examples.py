@@ -12,6 +12,7 @@ _OTHER_SUFFIXES = {
     *(".mp4", ".avi", ".mov", ".mkv", ".wav", ".mp3", ".svg", ".psd", ".part"),
 }
 _OTHER_NAMES = {"readme", "license", "licence", "changelog", "authors", "notice", "citation"}
+_OTHER_NAMES |= {"dicomdir"}
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ WHOLE_PIXELS = 25_000_000  # of another image that is made smaller, and is decod
 _LARGE_FROM = 1_000_000  # an operator's limit below is meant for large photographs, too
 MAX_GIF_FRAMES = 1000  # to be passed over: a file may have any number
 
-Odd = Literal["first_frame", "cmyk", "exif", "reduced"]
+Odd = Literal["first_frame", "cmyk", "exif", "reduced", "window", "inverted"]
 """What was done to an image that its sender may not expect."""
 
 _ORIENTATION = 0x0112  # EXIF tag; 1 is upright
@@ -116,6 +116,7 @@ def strict_decoding() -> Iterator[None]:
         warnings.simplefilter("error")
         # a bad tag beside sound pixels
         warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"pydicom\.")
         Image.MAX_IMAGE_PIXELS = None  # `decode` has a lower one, and says what it got
         try:
             yield
