@@ -108,6 +108,9 @@ def session(context: typer.Context) -> Session:
 
 Limit = Annotated[int, typer.Option(min=1, max=100, help="How many to show.")]
 After = Annotated[str | None, typer.Option(help="Where the page before this one ended.")]
+AssetStatus = Annotated[
+    str | None, typer.Option("--status", help="validating, ready, rejected; else all but the last.")
+]
 Watch = Annotated[
     bool, typer.Option("--watch", "-w", help="Show progress until the end; fail if it fails.")
 ]
@@ -368,10 +371,15 @@ def add_dataset(
 
 
 @dataset_app.command("list")
-def list_datasets(context: typer.Context, limit: Limit = 20, after: After = None) -> None:
-    """The data sets, newest first."""
+def list_datasets(
+    context: typer.Context,
+    status: AssetStatus = None,
+    limit: Limit = 20,
+    after: After = None,
+) -> None:
+    """The data sets, newest first; those that were rejected only with --status rejected."""
     here = session(context)
-    page = here.client.datasets.list(limit=limit, after=after)
+    page = here.client.datasets.list(limit=limit, after=after, status=status)
     here.page(page, show.datasets(page["data"]))
 
 
@@ -502,10 +510,15 @@ def add_model(
 
 
 @model_app.command("list")
-def list_models(context: typer.Context, limit: Limit = 20, after: After = None) -> None:
-    """The models, newest first."""
+def list_models(
+    context: typer.Context,
+    status: AssetStatus = None,
+    limit: Limit = 20,
+    after: After = None,
+) -> None:
+    """The models, newest first; those that were rejected only with --status rejected."""
     here = session(context)
-    page = here.client.models.list(limit=limit, after=after)
+    page = here.client.models.list(limit=limit, after=after, status=status)
     here.page(page, show.models(page["data"]))
 
 

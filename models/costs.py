@@ -32,6 +32,9 @@ PASS_FLOPS = 10**11  # of one pass in scoring: a few seconds of a slow core
 PASS_BYTES = 2**31
 GROWTH = 2  # times the work of one image that each of several may take
 
+# what networks raise where sizes do not fit each other, or no network was built for this size
+_MISFITS = (RuntimeError, ValueError, TypeError, LookupError, AssertionError, ArithmeticError)
+
 _aten = torch.ops.aten
 _VALUES = (  # answers that are numbers, or as many as the numbers say: of small tensors only
     *(_aten._local_scalar_dense, _aten.equal, _aten.is_nonzero, _aten.nonzero),
@@ -87,15 +90,23 @@ def foresee(
     try:
         with torch.no_grad(), meter:
             network(_StandIn(images))
+    except _MISFITS as error:
+        raise ModelFileError(
+            f"expected a network that runs on {'an image' if batch == 1 else f'{batch} images'} of "
+            f"the declared size, {_size(spec)}, got {str(error)[:300] or repr(error)}"
+        ) from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
     return Cost(meter.flops, meter.largest)
 
 
 def _sizes(network: nn.Module, most: int) -> Sequence[int]:
-    """The batches to look at: all where a graph computes with shapes, else the largest."""
+    """The batches to look at: all where a graph computes with shapes, else the largest.
+
+    Where it does not, no size becomes smaller as the batch becomes larger: the largest costs most.
+    """
     graphs = [module.graph for module in network.modules() if isinstance(module, GraphNetwork)]
-    computes = {"Shape", "Slice", "Split", "GatherND", "Range", "Size"}
+    computes = {"Shape", "Size"}
     if any(node.operator in computes for graph in graphs for node in graph.nodes):
         return range(2, most + 1)
     return [most] if most > 1 else []
@@ -225,6 +236,10 @@ def _is_factory(func: Any) -> bool:
     return any(argument.name == "device" for argument in arguments) and not any(
         str(argument.type) == "Tensor" for argument in arguments
     )
+
+
+def _size(spec: InputSpec) -> str:
+    return f"{spec.channels} x {spec.height} x {spec.width}"
 
 
 def _untold(what: str) -> ModelFileError:

@@ -43,7 +43,8 @@ _GLOBALS = re.compile(
 # each name stands for one of the inert kinds below.
 _LEAVES = re.compile(
     r"(argparse Namespace|types SimpleNamespace|typing Any|_codecs encode|uuid UUID|"
-    r"(__builtin__|builtins) (bool|complex|float|frozenset|int|long|object|set|slice|str|tuple)|"
+    r"(__builtin__|builtins) "
+    r"(bool|complex|float|frozenset|int|long|object|range|set|slice|str|tuple|unicode|xrange)|"
     r"datetime (date|datetime|time|timedelta|timezone)|decimal Decimal|fractions Fraction|"
     r"pathlib (Pure)?(Posix|Windows)?Path|"
     r"numpy (dtype|ndarray|bool_|(float|int|uint)\d+)|numpy\.dtypes \w+|"
@@ -57,6 +58,8 @@ _MAPPINGS = re.compile(
     r"(pytorch_lightning|lightning\.pytorch|lightning)\.utilities\.parsing AttributeDict|"
     r"lightning_fabric\.utilities\.data AttributeDict)"
 )
+# What torch.load calls the names of Python 2, which torch.save still writes.
+_RENAMED = {"long": "int", "unicode": "str", "xrange": "range"}
 _LISTS = re.compile(
     r"(omegaconf\.listconfig ListConfig|collections deque|(__builtin__|builtins) list)"
 )
@@ -165,7 +168,10 @@ def _check_globals(pickled: bytes) -> set[Any]:
         stand_in = next((kind for names, kind in _STAND_INS if names.fullmatch(name)), None)
         if stand_in is None:
             raise _refused(f"a pickle that calls {name.replace(' ', '.')!r:.100}")
-        leaves.add((stand_in, name.replace(" ", ".")))
+        module, _, kind = name.partition(" ")
+        if module == "__builtin__":
+            module, kind = "builtins", _RENAMED.get(kind, kind)
+        leaves.add((stand_in, f"{module}.{kind}"))
     return leaves
 
 

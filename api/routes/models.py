@@ -16,12 +16,12 @@ from adap.api.idempotency import IdempotencyDep
 from adap.api.listing import After, Limit, page
 from adap.api.pages import PAGE, views, wants_page
 from adap.api.routes.jobs import wait_until_done
-from adap.api.schemas import Model, Page, model_answer
+from adap.api.schemas import Model, Page, Status, model_answer
 from adap.core.config import Identifier, Name
 from adap.models import catalogue
 from adap.models.header import ONE_LOGIT, Declaration, InputSpec, OutputSpec
 from adap.store import jobs
-from adap.store.tables import JobKind, JobRow, JobStatus, ModelRow
+from adap.store.tables import AssetStatus, JobKind, JobRow, JobStatus, ModelRow
 
 router = APIRouter(prefix="/v1/models", tags=["models"], route_class=GuardedRoute)
 
@@ -157,10 +157,20 @@ def add_model(
 
 @router.get("", responses=problems())
 def list_models(
-    house: HouseDep, caller: Reader, limit: Limit = 20, after: After = None
+    house: HouseDep,
+    caller: Reader,
+    limit: Limit = 20,
+    after: After = None,
+    status: Status | None = None,
 ) -> Page[Model]:
-    """The models, newest first."""
-    query = select(ModelRow).where(ModelRow.tenant == caller.tenant, ModelRow.deleted_at.is_(None))
+    """The models, newest first: those of a status, or all but what was rejected."""
+    query = select(ModelRow).where(
+        ModelRow.tenant == caller.tenant,
+        ModelRow.deleted_at.is_(None),
+        ModelRow.status != AssetStatus.REJECTED
+        if status is None
+        else ModelRow.status == AssetStatus(status),
+    )
     with house.database.reading() as session:
         return page(session, query, ModelRow.id, limit=limit, after=after, answer=model_answer)
 

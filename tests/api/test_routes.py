@@ -77,16 +77,20 @@ def test_a_summary_is_told_with_its_groups_where_there_are_any(
     assert told == {**SUMMARY, **followed, "groups": None, **groups}
 
 
-def test_what_was_rejected_is_listed_only_when_asked_for(api: Api) -> None:
-    kept = api.dataset()
-    refused = api.dataset(status=AssetStatus.REJECTED, reasons=["one class only"], summary=None)
+@pytest.mark.parametrize("kind", ["datasets", "models"])
+def test_what_was_rejected_is_listed_only_when_asked_for(api: Api, kind: str) -> None:
+    rejected: dict[str, Any] = {"status": AssetStatus.REJECTED, "reasons": ["one class only"]}
+    if kind == "datasets":
+        kept, refused = api.dataset(), api.dataset(**rejected, summary=None)
+    else:
+        kept, refused = api.model(), api.model(**rejected)
 
     def listed(**query: str) -> list[str]:
-        return [item["id"] for item in api.http.get("/v1/datasets", params=query).json()["data"]]
+        return [item["id"] for item in api.http.get(f"/v1/{kind}", params=query).json()["data"]]
 
     assert listed() == listed(status="ready") == [kept]
     assert listed(status="rejected") == [refused]
-    assert api.http.get(f"/v1/datasets/{refused}").json()["reasons"] == ["one class only"]
+    assert api.http.get(f"/v1/{kind}/{refused}").json()["reasons"] == ["one class only"]
 
 
 def test_a_job_is_kept_when_nobody_hears_the_doorbell(api: Api) -> None:
@@ -493,7 +497,7 @@ def test_what_a_model_answers_goes_with_its_upload(
 def checked(api: Api, model_id: str) -> Any:
     """The output that the check of an uploaded model is told to expect."""
     job_id = api.http.get(f"/v1/models/{model_id}").json()["job_id"]
-    return api.http.get(f"/v1/jobs/{job_id}").json()["request"]["manifest"]["output"]
+    return api.http.get(f"/v1/jobs/{job_id}").json()["request"]["declared"]["output"]
 
 
 def test_a_model_from_before_there_were_outputs_has_one_logit(api: Api) -> None:

@@ -335,6 +335,7 @@ def test_a_model_is_exported_and_added_again(
     shown = adap("model", "show", added.json["id"])
     assert re.search(r"^positive +cat *$", shown.out, re.M)
     assert added.json["id"] in adap("model", "list").out
+    assert added.json["id"] not in adap("model", "list", "--status", "rejected").out
     assert adap("model", "remove", added.json["id"]).out == f"Removed {added.json['id']}.\n"
 
 

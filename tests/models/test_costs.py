@@ -160,6 +160,24 @@ def test_what_depends_on_pixels_is_refused_and_nothing_of_the_network_changes() 
     assert torch.equal(network.norm.running_mean, torch.zeros(1))
 
 
+@pytest.mark.parametrize("size", [4, 16])
+def test_a_network_for_other_images_is_refused(size: int) -> None:
+    made_for_8 = nn.Sequential(nn.Flatten(), nn.Linear(64, 1))
+    spec = SPEC.model_copy(update={"height": size, "width": size})
+    with pytest.raises(ModelFileError, match=f"of the declared size, 1 x {size} x {size}, got"):
+        check_cost(made_for_8, spec, CostLimits())
+
+
+def test_a_network_that_takes_no_batch_is_refused() -> None:
+    class Single(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            assert len(x) == 1
+            return x.sum(dim=(1, 2, 3))
+
+    with pytest.raises(ModelFileError, match="runs on 64 images of the declared size"):
+        check_cost(Single(), SPEC, CostLimits())
+
+
 def test_a_costly_network_is_served_in_small_batches() -> None:
     assert served_batch(Cost(flops=1, bytes=1), 64) == 64
     assert served_batch(Cost(flops=3 * 10**10, bytes=1), 64) == 3

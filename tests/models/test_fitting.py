@@ -80,10 +80,6 @@ def refused(content: bytes, folder: Path, **declared: Any) -> str:
     return str(caught.value)
 
 
-def compiled() -> dict[str, Tensor]:
-    return dict(torch.compile(network()).state_dict())
-
-
 def framework() -> dict[str, Any]:
     """What Lightning writes: the network under `net.`, the loss's weight, settings."""
     loss = {"criterion.pos_weight": torch.tensor([3.0])}
@@ -92,6 +88,7 @@ def framework() -> dict[str, Any]:
         "hyper_parameters": {"lr": 0.1, "args": argparse.Namespace(depth=18)},
         "best": np.float64(0.25),
         "counts": defaultdict(int, a=1),
+        "kinds": [str, range(3), {1, 2}, 1j, slice(2)],
         "state_dict": OrderedDict({**behind("net.", state()), **loss}),
         "optimizer_states": [{"state": {0: {"exp_avg": torch.zeros(3)}}}],
     }
@@ -102,7 +99,7 @@ def averaged() -> dict[str, Tensor]:
 
 
 TAKEN: dict[str, tuple[Callable[[], Any], str]] = {
-    "torch.compile": (compiled, "prefix `_orig_mod.` removed"),
+    "torch.compile": (lambda: behind("_orig_mod.", state()), "prefix `_orig_mod.` removed"),
     "DataParallel": (lambda: nn.DataParallel(network()).state_dict(), "prefix `module.` removed"),
     "both": (lambda: behind("module._orig_mod.", state()), "prefix `module._orig_mod.` removed"),
     "a wrapper of one's own": (lambda: behind("timm_model.", state()), "prefix `timm_model.`"),
@@ -211,7 +208,6 @@ def test_the_architecture_is_told_from_the_tensors(tmp_path: Path) -> None:
         (resnet(), "resnet18"),
         (resnet(stem=nn.Conv2d(3, 64, 3, bias=False)), "resnet18_3x3"),
         (torchvision.models.squeezenet1_1(num_classes=2).state_dict(), "torchvision/squeezenet1_1"),
-        (torchvision.models.resnet34(num_classes=2).state_dict(), "torchvision/resnet34"),
     ):
         converted = take_in(saved({"net": dict(tensors)}), tmp_path, architecture=None, size=64)
         assert converted.manifest is not None

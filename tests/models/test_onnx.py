@@ -19,6 +19,7 @@ from adap.models import conversion, loading, onnx_files
 from adap.models.errors import ModelFileError
 from adap.models.graphs import GRAPH_TENSOR, MAX_GRAPH_BYTES, OPERATORS, decode
 from adap.models.header import ONE_LOGIT, InputSpec, Manifest, OutputSpec
+from adap.models.limits import CostLimits
 from adap.models.onnx_fitting import Original
 from adap.models.wrappers import Scorer
 from tests.models.exports import declaration, export, graph_of, linear, small_network, write
@@ -35,7 +36,9 @@ def manifest(
 
 def take_in(path: Path, declared: Manifest, folder: Path) -> Scorer:
     """What the intake of a model does with a file."""
-    converted = conversion.to_safetensors(path, declaration(declared), folder=folder)
+    converted = conversion.to_safetensors(
+        path, declaration(declared), folder=folder, limits=CostLimits(batch=5)
+    )
     assert converted.format == "onnx"
     scorer, read = loading.load(converted.path, None, device="cpu")
     assert read == declared

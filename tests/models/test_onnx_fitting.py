@@ -16,6 +16,7 @@ from adap.models import conversion, loading
 from adap.models.conversion import Converted
 from adap.models.errors import ModelFileError
 from adap.models.header import ONE_LOGIT, Declaration, InputSpec, OutputSpec
+from adap.models.limits import CostLimits
 from adap.models.wrappers import Scorer
 from tests.models.exports import graph_of, write
 
@@ -67,12 +68,17 @@ def logits(images: Tensor) -> Tensor:
 
 
 def take_in(
-    model: ModelProto | bytes, folder: Path, *, output: OutputSpec = TWO, size: int = 8
+    model: ModelProto | bytes,
+    folder: Path,
+    *,
+    output: OutputSpec = TWO,
+    size: int = 8,
+    limits: CostLimits = conversion.DEFAULT_LIMITS,
 ) -> tuple[Converted, Scorer]:
     spec = InputSpec(channels=3, height=size, width=size, mean=[0.0] * 3, std=[1.0] * 3)
     declared = Declaration(architecture=None, input=spec, output=output)
     path = write(model, folder / "m.onnx")
-    converted = conversion.to_safetensors(path, declared, folder=folder)
+    converted = conversion.to_safetensors(path, declared, folder=folder, limits=limits)
     scorer, _ = loading.load(converted.path, None, device="cpu")
     return converted, scorer
 
@@ -188,7 +194,7 @@ def test_a_transformer_frozen_at_one_image_is_freed(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(network, (torch.rand(1, 3, 16, 16),), buffer, dynamo=False)
-    converted, scorer = take_in(buffer.getvalue(), tmp_path, size=16)
+    converted, scorer = take_in(buffer.getvalue(), tmp_path, size=16, limits=CostLimits(batch=3))
     assert "batch of 1 made free" in converted.steps
     images = torch.rand(3, 3, 16, 16)
     with torch.no_grad():

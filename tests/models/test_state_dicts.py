@@ -232,7 +232,7 @@ EVIL: dict[str, Callable[[Path], bytes]] = {
     "nothing": lambda _: saved({}),
     "half precision": lambda _: saved({"w": torch.zeros(2, dtype=torch.float16)}),
     "other names": lambda _: saved({"../w\n": torch.zeros(2)}),
-    "bottomless": lambda _: checkpoint(b"\x80\x02" + b"(" * 1_000_000 + b"."),
+    "bottomless": lambda _: checkpoint(b"\x80\x02" + b"(" * 100_000 + b"."),
     "endless memo": lambda _: checkpoint(b"\x80\x02}r\xff\xff\xff\x7f."),
     "not a pickle": lambda _: checkpoint(bytes(100)),
 }
