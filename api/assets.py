@@ -20,7 +20,7 @@ from adap.api.deps import Caller, House
 from adap.api.errors import ApiError, not_found
 from adap.core.config import DatasetOptions, TrainingRequest, reads_otherwise
 from adap.models.header import Declaration
-from adap.store import garbage, jobs, results, uploads
+from adap.store import garbage, incoming, jobs, results, uploads
 from adap.store.database import now, row_by_id
 from adap.store.ids import new_id
 from adap.store.tables import AssetStatus, DatasetRow, JobKind, JobRow, ModelRow, UploadRow
@@ -111,18 +111,17 @@ def _stage(upload: UploadFile, house: House, caller: Caller, *, field: str) -> R
         raise ApiError("invalid_request", f"/body/{field}: expected a file, got an empty one.")
     with house.database.reading() as session:
         quotas.check_bytes(session, house.settings, caller.tenant, new=upload.size or 0)
-    folder = house.settings.home / "incoming"
-    folder.mkdir(parents=True, exist_ok=True)
-    incoming = folder / uuid4().hex
+    folder = incoming.prepare(house.settings.home, kept_s=house.settings.upload_kept_s)
+    path = folder / uuid4().hex
     digest = hashlib.sha256()
     try:
-        with incoming.open("xb") as file:
+        with path.open("xb") as file:
             while chunk := upload.file.read(COPIED_BYTES):
                 digest.update(chunk)
                 file.write(chunk)
-        staged = house.blobs.stage(incoming)
+        staged = house.blobs.stage(path)
     finally:
-        incoming.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
     name = display_name(None, upload)
     return Received(digest.hexdigest(), upload.size, name, staged=staged)
 

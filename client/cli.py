@@ -219,6 +219,28 @@ def _run_on_the_database(action: str, file: Path, home: Path | None, *options: s
 
 
 @app.command()
+def doctor(
+    context: typer.Context,
+    home: Annotated[Path | None, typer.Option(help="Where everything is kept.")] = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Mend what can be mended without a loss, then look.")
+    ] = False,
+    no_device: Annotated[
+        bool, typer.Option("--no-device", help="Do not try it, on a machine without workers.")
+    ] = False,
+) -> NoReturn:
+    """Look at every part of the service on this machine, whether it runs or not."""
+    options = [
+        *([] if home is None else ["--home", str(home)]),
+        *(["--repair"] if repair else []),
+        *(["--no-device"] if no_device else []),
+        *(["--json"] if session(context).json else []),
+    ]
+    command = [sys.executable, "-P", "-m", "adap.worker.doctor", *options]
+    os.execv(sys.executable, command)  # noqa: S606 - a fixed program; it takes over this process
+
+
+@app.command()
 def demo(
     context: typer.Context,
     output: Annotated[Path, typer.Option(help="Where the reports are put.")] = Path("adap-demo"),

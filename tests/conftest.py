@@ -72,9 +72,15 @@ def embedded_service(home: Path, **environment: str) -> Iterator[tuple[str, subp
 
 
 @pytest.fixture(scope="session")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def service_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where that service keeps everything."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="session")
+def service(service_home: Path) -> Iterator[str]:
     """The address of a service with default settings."""
-    with embedded_service(tmp_path_factory.mktemp("home")) as (url, _):
+    with embedded_service(service_home) as (url, _):
         yield url
 
 

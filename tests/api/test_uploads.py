@@ -401,3 +401,16 @@ def test_a_rule_for_sizes_is_kept_with_the_request(api: Api, problem: Check) -> 
     problem(
         api.http.post("/v1/datasets", files=files, data={"resize": "8x8"}), 422, "invalid_request"
     )
+
+
+def test_what_a_killed_api_left_is_removed_once_it_is_old_and_what_is_young_stays(
+    api: Api,
+) -> None:
+    folder = api.settings.home / "incoming"
+    folder.mkdir(exist_ok=True)
+    old, young = folder / "old.part", folder / "young.part"
+    for file in (old, young):
+        file.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    assert put(api, start(api), 1).status_code == 204
+    assert [file.name for file in folder.iterdir()] == [young.name]
