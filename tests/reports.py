@@ -32,6 +32,7 @@ from adap.core.report import (
     WorstCase,
 )
 from adap.core.scores import Scores, save_scores
+from adap.reading import Reading
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -166,7 +167,13 @@ def report_of(
         },
         provenance=Provenance(
             model=ModelProvenance(id="mdl_1", name=name, sha256="a" * 64, architecture="cnn"),
-            dataset=DatasetProvenance(id="ds_1", name=name, sha256="b" * 64, split="test"),
+            dataset=DatasetProvenance(
+                id="ds_1",
+                name=name,
+                sha256="b" * 64,
+                split="test",
+                reading=Reading(summary="zip: classes from folders", steps=["Left .DS_Store out."]),
+            ),
             surrogate=None,
             config=config.as_json(),
             config_sha256=config.sha256(),

@@ -27,7 +27,7 @@ def generate(target: Path) -> None:
     """Write the client that waits to a file."""
     rule = unasync.Rule(str(SOURCE.parent), str(target.parent), additional_replacements=NAMES)
     unasync.unasync_files([str(SOURCE)], [rule])
-    ours = ["--config", "lint.isort.known-first-party = ['client']"]
+    ours = ["--config", "lint.isort.known-first-party = ['adap']"]
     for task in (["check", *ours, "--select", "I", "--fix"], ["format"]):
         subprocess.run([sys.executable, "-m", "ruff", *task, "--quiet", target], check=True)
 

@@ -91,9 +91,11 @@ def _origin(provenance: Provenance) -> Iterator[tuple[str, str]]:
     for name in ("model", "dataset", "surrogate"):
         part = getattr(provenance, name)
         if part is not None:
-            for key, value in part.model_dump().items():
+            for key, value in part.model_dump(exclude={"reading"}).items():
                 if value is not None:
-                    yield f"{name}.{key}", value
+                    yield f"{name}.{key}", str(value)
+            if part.reading is not None:
+                yield f"{name}.reading", part.reading.summary
     for name in ("config_sha256", "scores_sha256", "seed", "device", "created_at"):
         yield name, str(getattr(provenance, name))
     for name, value in provenance.versions.items():

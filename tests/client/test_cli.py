@@ -13,6 +13,7 @@ import socket
 import subprocess
 import time
 from pathlib import Path
+from shutil import copy, copytree
 from typing import Any
 
 import httpx
@@ -33,8 +34,8 @@ NO_JOB = f"job_{'0' * 26}"
 NO_KEY = f"key_{'0' * 26}"
 NO_SWEEP = f"swp_{'0' * 26}"
 COMMANDS = """
-    up  demo  dataset add|list|show|remove  model add|list|show|export|remove  train  sweep
-    sweeps list|show|watch|cancel  audit  rank
+    up  demo  backup  restore  dataset add|list|show|remove  model add|list|show|export|remove
+    train  sweep  sweeps list|show|watch|cancel  audit  rank
     leaderboard  score  jobs list|show|watch|cancel|retry  report show|open|save|remove|verify
     key create|list|revoke
 """
@@ -499,10 +500,17 @@ def test_a_threshold_that_is_not_met_fails_the_command(
 
 
 def test_a_watched_job_that_fails_makes_the_command_fail(
-    adap: Adap, service: str, images: Path
+    adap: Adap, service: str, images: Path, tmp_path: Path
 ) -> None:
-    unsplit = adap("dataset", "add", images / "train", "--watch", "--json").json["id"]
-    options = training(unsplit, validation={"fraction": 0.01})  # of 12: nothing to choose by
+    # Two negatives, each alone in its class, are trained on: none is left to choose the epoch by.
+    folder = copytree(images / "train" / "cat", tmp_path / "alone" / "cat").parent
+    for name, dog in zip(
+        ("dog", "wolf"), sorted((images / "train" / "dog").iterdir()), strict=False
+    ):
+        (folder / name).mkdir()
+        copy(dog, folder / name)
+    unsplit = adap("dataset", "add", folder, "--watch", "--json").json["id"]
+    options = training(unsplit)
     run = adap("train", *options, "--watch")
     assert (run.code, run.out) == (1, "")
     job = get(service, "/v1/jobs?kind=train&limit=1")["data"][0]
