@@ -1,6 +1,7 @@
-"""How long a large data set takes to be checked, and how much memory.
+"""How long a large data set or model takes to be checked, and how much memory.
 
     python -m benchmarks.intake --images 100000 --form jpeg
+    python -m benchmarks.intake --model
 
 Random colour images, all different: as JPEG or PNG files in a zip of class folders, as JPEG files
 in Parquet (row groups of 10,000), or as an NPZ that is not compressed. Small images (32x32) are
@@ -35,9 +36,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from adap.client.client import Client
+from adap.models.header import Declaration, InputSpec, OutputSpec
 from adap.store.settings import Settings
 from adap.worker.child import Child
-from adap.worker.pipelines.requests import DatasetCheck
+from adap.worker.pipelines.requests import DatasetCheck, ModelCheck
 from adap.worker.sandbox import make_sandbox
 from adap.worker.work import Work
 
@@ -255,6 +257,73 @@ def measure_service(form: str, count: int, side: int, folder: Path) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+ORT = """
+import sys, onnxruntime, numpy
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = options.inter_op_num_threads = 1
+session = onnxruntime.InferenceSession(sys.argv[1], options)
+for count in (2, 3, 1):
+    session.run(None, {"x": numpy.zeros((count, 3, 224, 224), numpy.float32)})
+"""
+
+
+def measure_model(folder: Path) -> str:
+    """A row: ResNet-50 as ONNX, taken in, beside onnxruntime on the same file and images."""
+    import torch
+    from torchvision.models import resnet50
+
+    upload = folder / "upload"
+    network = resnet50(num_classes=2).eval()
+    axes = {"x": {0: "batch"}, "y": {0: "batch"}}
+    images = torch.rand(2, 3, 224, 224)
+    torch.onnx.export(
+        *(network, (images,), str(upload)),
+        dynamo=False,
+        input_names=["x"],
+        output_names=["y"],
+        dynamic_axes=axes,
+    )
+    bare = Usage()
+    with bare:
+        process = subprocess.Popen([sys.executable, "-c", ORT, str(upload)])
+        while process.poll() is None:
+            bare.look()
+            time.sleep(0.01)
+    assert process.returncode == 0
+    (folder / "work").mkdir()
+    (folder / "home").mkdir()
+    spec = InputSpec(channels=3, height=224, width=224, mean=[0.5] * 3, std=[0.25] * 3)
+    output = OutputSpec(kind="multiclass", classes=["cat", "dog"])
+    check = ModelCheck(declared=Declaration(architecture="onnx", input=spec, output=output))
+    usage = Usage()
+    started = time.perf_counter()
+    with Child(sandbox=make_sandbox(Settings(home=folder / "home"))) as child, usage:
+        result = child.run(
+            Work(check, {"upload": upload}, folder / "work"),
+            on_message=lambda _: None,
+            check=lambda: None,
+        )
+        seconds = time.perf_counter() - started
+        usage.look()
+    assert "manifest" in result, result
+    sent = upload.stat().st_size / MIB
+    cells = [
+        f"{sent:.0f}",
+        f"{seconds:.1f}",
+        f"{usage.cpu_s:.1f}",
+        f"{bare.cpu_s:.1f}",
+        f"{usage.cpu_s / bare.cpu_s:.2f}",
+        f"{usage.peak_kib / 1024:.0f}",
+        f"{usage.peak_kib / 1024 / sent:.1f}",
+        f"{bare.peak_kib / 1024:.0f}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+MODEL_HEAD = """\
+| MiB sent | s | CPU s | onnxruntime: CPU s | CPU ratio | peak MiB | of the file | its MiB |
+|---|---|---|---|---|---|---|---|"""
+
 PARTS = ("api", "worker", "worker.child")
 
 SERVICE_HEAD = """\
@@ -276,7 +345,13 @@ def main() -> None:
     parser.add_argument(
         "--service", action="store_true", help="sent to the whole service, for the memory of each"
     )
+    parser.add_argument("--model", action="store_true", help="ResNet-50 as ONNX instead")
     arguments = parser.parse_args()
+    if arguments.model:
+        print(f"load average {os.getloadavg()[0]:.1f}\n\n{MODEL_HEAD}")
+        with tempfile.TemporaryDirectory() as home:
+            print(measure_model(Path(home)))
+        return
     row, head = (measure_service, SERVICE_HEAD) if arguments.service else (measure, HEAD)
     print(f"load average {os.getloadavg()[0]:.1f} before, {os.cpu_count()} cores\n\n{head}")
     for form in arguments.form:

@@ -126,7 +126,7 @@ def test_probabilities_are_audited_by_their_logits(
     content = export(network, torch.rand(2, 3, 32, 32), legacy=True)
     output = {"kind": "probability"}
     model = upload(http, content, "m.onnx", architecture="onnx", input=INPUT, output=output)
-    assert any("last sigmoid" in warning for warning in model["findings"]["warnings"])
+    assert "last sigmoid cut off: its input is audited" in model["findings"]["reading"]["steps"]
     got = clean_scores(http, model, dataset)
     assert np.allclose(got, in_pytorch(network[:-1], images)[:, 0], atol=1e-4)
 
