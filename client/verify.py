@@ -473,6 +473,10 @@ def _trust(book: _Book, report: Json, tasks: Mapping[str, "_Scores"]) -> None:
         if name == "reaches_floor" and "floor" in figures:
             floor = _ap(-sample.astype(np.float64), sample)
             book.number(f"{path}.floor", figures["floor"], floor)
+        if name == "above_chance":
+            own = report["tasks"][list(tasks).index(max(named, key=len)) if named else 0]
+            book.number(f"{path}.low", figures["low"], own["clean"]["interval"]["low"])
+            book.number(f"{path}.chance", figures["chance"], own["chance"])
         if name == "monotone" and "ap_clean" in figures and steady:
             clean = _ap(scores.clean[rows], sample)
             book.number(f"{path}.ap_clean", figures["ap_clean"], clean, within=OTHER_BATCH)
@@ -517,10 +521,15 @@ def _derived(name: str, figures: Json, positives: int) -> dict[str, float]:
     if name == "noise_weaker":
         return {"share": _share(figures["margin_drop_noise"], figures["margin_drop"])}
     if name == "black_box_weaker":
-        return {
+        lower = {
             f"{box}_ap_lower": figures["ap_white_box"] - figures[f"ap_{box}"]
             for box in BLACK_BOX
             if f"ap_{box}" in figures
+        }
+        if "square_share" not in figures:
+            return lower
+        return lower | {
+            "square_share": _share(figures["margin_drop_square"], figures["margin_drop"])
         }
     if name == "monotone":
         aps = [figures[f"ap_{point}"] for point in ("clean", "half", "same", "twice")]
@@ -528,6 +537,8 @@ def _derived(name: str, figures: Json, positives: int) -> dict[str, float]:
     if name == "reaches_floor":
         floor = figures["floor"]
         return {"share_above_floor": (figures["ap"] - floor) / (1 - floor)}
+    if name == "above_chance":
+        return {"above": figures["low"] - figures["chance"]}
     if name == "eight_bit":
         drop, kept = figures["margin_drop"], figures["margin_drop_8_bit"]
         return {

@@ -9,6 +9,7 @@ from adap.core.config import (
     Threat,
 )
 from adap.core.figures import gate
+from adap.core.figures.chance import chance_doubt
 from adap.core.report import (
     Provenance,
     Report,
@@ -83,17 +84,8 @@ def _warnings(task: TaskReport, threat: Threat) -> list[str]:
             "some negative before any attack, and are ranked below it. Saturated or rounded "
             "outputs tie what raw logits keep apart."
         )
-    if task.clean.ap <= task.chance:
-        warnings.append(
-            f"The model ranks clean images no better than chance (AP {task.clean.ap:.3f}, "
-            f"chance {task.chance:.3f})."
-        )
-    elif task.clean.interval is not None and task.clean.interval.low <= task.chance:
-        warnings.append(
-            f"The interval of the clean AP, {task.clean.interval.low:.3f} to "
-            f"{task.clean.interval.high:.3f}, reaches chance ({task.chance:.3f}): perhaps there "
-            "was nothing to lose, and what is left under attack says little."
-        )
+    if doubt := chance_doubt(task):
+        warnings.append(doubt)
     if task.prevalence > BALANCED:
         warnings.append(
             f"{task.prevalence:.0%} of the examples are positive. AP falls with the share "

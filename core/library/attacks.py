@@ -100,7 +100,7 @@ def attack(
     y: Any,
     attack: Any = "apgd",
     *,
-    epsilon: float = EPSILON_PAPER,
+    epsilon: float | str = EPSILON_PAPER,
     norm: Norm = "linf",
     surrogate: nn.Module | None = None,
     positive: Any = None,
@@ -118,7 +118,7 @@ def attack(
     a tensor on any device (a tensor beside it comes back) or a NumPy array (an array comes back).
     y: (B,) in {0, 1}, or labels of which `positive` names those to rank first (for K outputs the
     columns).  attack: one of FGSM, PGD, APGD, Square, Noise, Transfer, or its bare name.
-    epsilon: in pixels of [0, 1], in `norm` 'linf' or 'l2'.
+    epsilon: in pixels of [0, 1], a number or '8/255', in `norm` 'linf' or 'l2'.
     loss: what is ascended in place of the negative margin: (B, C, H, W) tensor to (B,) losses.
     generator: of every random choice; by default one made of `seed`, which gives equal bits.
 
@@ -133,6 +133,7 @@ def attack(
     (True, (8, 3, 4, 4))
     """
     settings, threat = attack_of(attack), threat_of(epsilon, norm)
+    refuse_wide_step(settings, norm)
     pixels = as_float(pixels_of(x, "NCHW"))
     targets = targets_of(y, len(pixels), positive, both_sides=False)
     columns = columns_of(positive)
@@ -179,6 +180,15 @@ def refuse_blind(attack: config.Attack, *, gradients: bool) -> None:
             "expected an attack that needs no gradients for a function (adap.Square, adap.Noise, "
             f"adap.Transfer with a surrogate); got {attack.name}, which needs the nn.Module itself"
         )
+
+
+def refuse_wide_step(attack: config.Attack, norm: Norm) -> None:
+    """Raise ConfigError for a step beyond the pixels, as an audit's configuration does."""
+    if isinstance(attack, config.PGDAttack | TransferAttack):
+        try:
+            config.refuse_beyond_pixels("step_size", attack.step_size, norm)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
 
 
 def columns_of(positive: Any) -> list[int] | None:

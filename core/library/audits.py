@@ -21,6 +21,7 @@ from torch import nn
 
 from adap.core.audit import measuring
 from adap.core.audit.checks import verdicts
+from adap.core.audit.checks.figures import above_chance
 from adap.core.audit.plan import Subject, make_plan
 from adap.core.config import (
     EPSILON_PAPER,
@@ -55,7 +56,7 @@ def audit(
     images: Any,
     labels: Any = None,
     *,
-    epsilon: float = EPSILON_PAPER,
+    epsilon: float | str = EPSILON_PAPER,
     norm: Norm = "linf",
     preset: Preset = "standard",
     attacks: Sequence[Any] | None = None,
@@ -90,7 +91,7 @@ def audit(
     NumPy arrays or tensors; or a Dataset or DataLoader of (image, label) in place of both.
     positive: the label, or labels, to rank first; by default 1. Of K outputs it is the column too,
     or the place of the name among `classes`.
-    epsilon: in pixels of [0, 1]; 8/255 is usual for `norm` 'linf'.
+    epsilon: in pixels of [0, 1], a number or '8/255', which is usual for `norm` 'linf'.
     preset: 'quick', 'standard' or 'paper'; attacks: in its place, for example [adap.APGD(steps=50),
     "square"].  surrogate: the attacker's own model, for the transfer attack.
     outputs: 'logits', 'probabilities', 'multilabel', or 'auto', which finds out and says what.
@@ -204,12 +205,16 @@ def audit(
             file = place / f"{provenance.config_sha256}.scores.safetensors"
             save_scores([scores], file)
             digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        of_task = figures.figures(scores, positive=named, config=config)
+        trust = None
+        if checked is not None:
+            trust = verdicts.merge({"+".join(named): [*checked, above_chance(of_task)]})
         report = reports.build_report(
-            [figures.figures(scores, positive=named, config=config)],
+            [of_task],
             config=config,
             provenance=provenance.model_copy(update={"scores_sha256": digest}),
             doubts=[*made.decided, *found.decided],
-            trust=None if checked is None else verdicts.merge({"+".join(named): checked}),
+            trust=trust,
         )
     return Audit(report, [scores])
 

@@ -40,7 +40,7 @@ def certify(
     images: Any,
     labels: Any = None,
     *,
-    epsilon: float = EPSILON_PAPER,
+    epsilon: float | str = EPSILON_PAPER,
     norm: Norm = "linf",
     method: Method = "crown_ibp",
     positive: Any = None,

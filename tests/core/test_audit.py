@@ -12,6 +12,8 @@ from torch import nn
 from adap.core.attacks.base import loss_and_gradient
 from adap.core.attacks.registry import ATTACKS as ATTACKS_BY_NAME
 from adap.core.audit import joining, measuring
+from adap.core.audit.checks.figures import above_chance
+from adap.core.audit.checks.verdicts import merge
 from adap.core.config import APGDAttack, AuditConfig, PGDAttack, Surrogate, Threat, TransferAttack
 from adap.core.errors import ConfigError, DataError, ModelError
 from adap.core.figures import report as reports
@@ -424,6 +426,26 @@ def test_a_careful_audit_of_a_good_model_warns_of_nothing():
 def test_what_a_reader_must_know_is_said(warning, found, settings):
     made = report(found, **({"attacks": [PGDAttack()]} | settings))
     assert [text for text in made.warnings if re.search(warning, text)]
+
+
+@pytest.mark.parametrize(
+    ("clean", "targets", "status"),
+    [
+        ([0, 1], [1, 0], "caution"),
+        ([4, 1, 2, 3], [1, 1, 0, 0], "caution"),
+        (range(40, 0, -1), [1] * 8 + [0] * 32, "pass"),
+    ],
+)
+def test_a_clean_ap_that_may_be_one_by_chance_is_a_caution(clean, targets, status):
+    made = report(scores(clean, targets, pgd=clean), attacks=[PGDAttack()])
+    (task,) = made.tasks
+    check = above_chance(task)
+    assert check.status == status
+    assert (task.clean.interval.low <= np.mean(targets)) == (status == "caution")
+    assert (check.message in made.warnings) == (status == "caution")
+    assert merge({"truck": [check]}).verdict == (
+        "caution" if status == "caution" else "trustworthy"
+    )
 
 
 # --- bad input ------------------------------------------------------------------------------------

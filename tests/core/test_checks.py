@@ -419,6 +419,25 @@ def test_a_black_box_that_wins_image_by_image_is_noticed_while_ap_hardly_moves()
     assert check.status == "fail"  # measured: Square is stronger on 79 % of the images
 
 
+def test_a_black_box_too_short_for_the_images_is_a_caution_of_quick_checks_alone():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(64, 192, (24, 3, 32, 32), generator=generator, dtype=torch.uint8).numpy()
+    weights = torch.randn(images[0].size, generator=generator) / 10
+    network = Disguised(lambda _, x: (x - 0.5).flatten(1) @ weights)
+    targets = (images.reshape(24, -1) / 255 - 0.5) @ weights.double().numpy()
+    data = images, (targets > np.median(targets)).astype(np.int64)
+    # The best step moves a linear logit by epsilon times the sum of the weights' sizes.
+    best = EPSILON * weights.abs().sum().item()
+    for level, status in (("quick", "caution"), ("full", "pass")):
+        check = audit(network, data, level=level)["black_box_weaker"]
+        assert check.status == status
+        assert check.figures["margin_drop"] == pytest.approx(best, rel=0.01)
+        share = check.figures["margin_drop_square"] / best
+        assert check.figures["square_share"] == pytest.approx(share, rel=0.01)
+        assert share < 0.2
+        assert ("too short" in check.message) == (level == "quick")
+
+
 def test_the_message_says_what_was_found_and_what_to_do():
     found = audit(Disguised(lambda network, x: network((x * 15).round() / 15)))
     assert found["gradients"].message == (

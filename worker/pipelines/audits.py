@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 
 from adap.core.audit import joining, measuring
 from adap.core.audit.checks import check, verdicts
+from adap.core.audit.checks.figures import above_chance
 from adap.core.audit.checks.files import check_files, doubts
 from adap.core.audit.leakage import find_leakage
 from adap.core.audit.pieces import Measured, joined_piece
@@ -185,9 +186,10 @@ def join_pieces(work: Work[AuditReport], reporter: Reporter) -> Result:
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     checked = {
-        "+".join(piece.task.positive): _CHECKS.validate_json(
-            work.inputs[piece_input(number, CHECKS_FILE)].read_bytes()
-        )
+        "+".join(piece.task.positive): [
+            *_CHECKS.validate_json(work.inputs[piece_input(number, CHECKS_FILE)].read_bytes()),
+            above_chance(found[piece.task_number]),
+        ]
         for number, piece in enumerate(asked.pieces)
         if isinstance(piece, ChecksPiece)
     }

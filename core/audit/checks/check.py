@@ -153,7 +153,7 @@ def check_audit(
         restarts(judged, attacks),
         reaches_floor(judged),
         noise_weaker(judged),
-        black_box_weaker(judged),
+        black_box_weaker(judged, level),
         monotone(judged, threat),
         gradients(clean, bench, slopes),
         gradient_predicts(slopes),

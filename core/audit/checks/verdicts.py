@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -59,6 +60,11 @@ BLACK_BOX_WINS = Limit(caution=0.05, fail=0.15)
 
 # A difference between logits that matters, as a share of the standard deviation of clean logits.
 REAL_MARGIN = 0.05
+
+# Of `quick`, whose Square asks little: its fall of the mean margin as a share of the white box's. A
+# gradient that finds more than this of the true fall stays ahead of Square, so below a fifth its
+# silence is no evidence. On honest networks the share depends on the image's size above all.
+SQUARE_SHARE = Limit(caution=0.2, side="below")
 
 # Share of a class whose gradient is zero or not finite. ReLU networks have a few dead images; a
 # tenth of a class changes an AP visibly.
@@ -372,7 +378,7 @@ def noise_weaker(judged: Judged) -> Check:
     return _check(name, message, figures, {"share": NOISE_SHARE})
 
 
-def black_box_weaker(judged: Judged) -> Check:
+def black_box_weaker(judged: Judged, level: Literal["quick", "full"]) -> Check:
     name = "black_box_weaker"
     boxes = [box for box in ("square", "transfer") if box in judged.found]
     if unjudgeable := judged.unjudgeable(name, *boxes, "white_box"):
@@ -389,6 +395,9 @@ def black_box_weaker(judged: Judged) -> Check:
             f"{box}_wins": wins[box],
         }
         limits |= {f"{box}_ap_lower": judged.ap_limit, f"{box}_wins": BLACK_BOX_WINS}
+    square, drop = judged.drop("square"), float((judged.margins("clean") - white).mean())
+    share = square / drop if drop > 0 else 1.0
+    figures |= {"margin_drop_square": square, "margin_drop": drop, "square_share": share}
     statuses = {
         box: _judge(figures, {of: limits[of] for of in (f"{box}_ap_lower", f"{box}_wins")})
         for box in boxes
@@ -399,10 +408,18 @@ def black_box_weaker(judged: Judged) -> Check:
         f"the sample and is clearly stronger on {wins[strongest]:.0%} of the images; the attacks "
         f"that see it leave {white_ap:.3f}"
     )
-    if set(statuses.values()) == {"pass"}:
-        message += "."
-    else:
+    if set(statuses.values()) != {"pass"}:
         message += ": the gradients mislead, so read the figures of `square`, with more queries."
+    elif level == "quick" and SQUARE_SHARE.status(share) != "pass":
+        message += (
+            f"; but `square` was too short for images of this size: it lowers the mean margin by "
+            f"{share:.0%} of what they do, so a gradient that tells half the truth would look as "
+            "good. Ask for full checks."
+        )
+    else:
+        message += "."
+    if level == "quick":
+        limits["square_share"] = SQUARE_SHARE
     return _check(name, message, figures, limits)
 
 

@@ -179,3 +179,28 @@ def test_what_cannot_be_ranked_is_refused_with_what_came(
     labels = torch.arange(40) % 2
     with pytest.raises(adap.AdapError, match=said):
         adap.audit(model, images, labels, **{**CALM, "certify": "auto", **options})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"epsilon": 8}, "at most 1, .*got 8; for 8 of 255 levels write 8/255"),
+        ({"epsilon": True}, "epsilon: expected a valid number, got True"),
+        ({"epsilon": "8/0"}, "expected a fraction such as 8/255"),
+        ({"norm": "l1"}, "norm: expected 'linf' or 'l2', got 'l1'"),
+        ({"attack": adap.PGD(step_size=2)}, "L-inf step_size of at most 1, .*got 2"),
+    ],
+)
+def test_sizes_beyond_the_pixels_are_refused_before_an_attack(
+    images: Tensor, options: dict[str, object], said: str
+) -> None:
+    labels = torch.arange(len(images)) % 2
+    with pytest.raises(adap.ConfigError, match=said):
+        adap.attack(nn.Flatten(), images, labels, **options)  # type: ignore[arg-type]
+
+
+def test_a_fraction_in_text_is_the_number(images: Tensor) -> None:
+    labels = torch.arange(len(images)) % 2
+    model = nn.Sequential(nn.Flatten(), nn.Linear(images[0].numel(), 1))
+    of = [adap.attack(model, images, labels, "fgsm", epsilon=e) for e in ("8/255", 8 / 255)]
+    assert torch.equal(*of)
