@@ -1,9 +1,9 @@
 """Refusals of the library: what pydantic says of a value, in the house's words and errors."""
 
-import numbers
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+import numpy as np
 from pydantic import BaseModel, ValidationError
 
 from adap.core.config import Norm, Threat
@@ -35,7 +35,7 @@ def threat_of(epsilon: float | str, norm: Norm) -> Threat:
 
     Raises ConfigError, with a hint where levels of 255 were meant.
     """
-    if isinstance(epsilon, numbers.Real) and not isinstance(epsilon, bool):
+    if isinstance(epsilon, np.number):
         epsilon = float(epsilon)
     return configured(Threat, {"norm": norm, "epsilon": epsilon})
 
