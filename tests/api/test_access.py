@@ -211,7 +211,8 @@ def statements() -> Iterator[list[str]]:
     def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
         # the key is looked for once a second, in a transaction of its own
         of_a_key = statement.startswith("BEGIN") or "FROM api_keys" in statement
-        if not of_a_key and threading.current_thread().name != "deliveries":
+        of_a_wait = statement.startswith("PRAGMA busy_timeout")  # of whoever writes meanwhile
+        if not of_a_key and not of_a_wait and threading.current_thread().name != "deliveries":
             asked.append(statement)
 
     event.listen(Engine, "before_cursor_execute", note)

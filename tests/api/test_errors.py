@@ -375,7 +375,7 @@ def test_unknown_form_fields_are_refused(api: Api, problem: Check) -> None:
 @pytest.mark.parametrize(
     ("data", "sentence"),
     [
-        ({"architecture": "small_cnn"}, "`architecture` and `input` together"),
+        ({"architecture": "small_cnn"}, "expected `input` (--size) with `architecture`"),
         ({"architecture": "vgg", "input": "{}"}, "expected one of small_cnn"),
         ({"architecture": "small_cnn", "input": "{"}, "/body/input"),
         (
@@ -385,7 +385,7 @@ def test_unknown_form_fields_are_refused(api: Api, problem: Check) -> None:
             },
             "expected 3 values in mean, one a channel, got 1",
         ),
-        ({"output": json.dumps(PETS)}, "with `output` unless it is one logit"),
+        ({"output": json.dumps(PETS)}, "with `architecture`, `output` or `weights`"),
         ({**DECLARED, "output": "cat,dog"}, "/body/output: Invalid JSON"),
         (
             {**DECLARED, "output": '{"kind": "softmax"}'},
