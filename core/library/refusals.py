@@ -30,7 +30,7 @@ def sentence(error: ValidationError) -> str:
     return f"{f'{where}: ' if where else ''}{said}{got}{others}"
 
 
-def threat_of(epsilon: float | str, norm: Norm) -> Threat:
+def threat_of(epsilon: float | str | np.number[Any], norm: Norm) -> Threat:
     """What the attacker may do, by the rules of every other door; '8/255' is read as a fraction.
 
     Raises ConfigError, with a hint where levels of 255 were meant.
