@@ -368,7 +368,8 @@ def _as_uint8(block: NDArray[Any], name: str, levels: Levels | None) -> NDArray[
         return block
     if block.dtype.kind == "b":
         # any byte but 0 is true, whoever wrote it
-        return (block.view(np.uint8) != 0).astype(np.uint8) * np.uint8(255)
+        white: NDArray[np.uint8] = np.where(block.view(np.uint8) != 0, 255, 0).astype(np.uint8)
+        return white
     if block.dtype.kind == "f":
         made: NDArray[np.uint8] = np.rint(_in_range(block) * 255).astype(np.uint8)
         return made

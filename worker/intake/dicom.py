@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pydicom
-from pydicom.pixels import apply_rescale
+from pydicom.pixels.processing import apply_rescale
 
 from adap.core.config import Levels
 from adap.worker.intake.images import WHOLE_PIXELS, Odd, Picture, Rules, UnusableImageError, scaled

@@ -109,4 +109,5 @@ def _means(length: int, parts: int) -> NDArray[np.float32]:
     """(parts, length): the weights that make each part's mean of a row of so many values."""
     part = np.arange(length) * parts // length
     weights = (part == np.arange(parts)[:, None]).astype(np.float32)
-    return weights / weights.sum(axis=1, keepdims=True)
+    means: NDArray[np.float32] = weights / weights.sum(axis=1, keepdims=True)
+    return means
