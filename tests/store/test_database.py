@@ -127,8 +127,8 @@ def test_a_process_starts_and_reads_while_another_holds_sqlite(tmp_path: Path) -
         migrate(started)
         with started.reading() as session:
             assert session.scalar(select(func.count()).select_from(DatasetRow)) == 0
-        with pytest.raises(OperationalError, match="locked"), started.writing():
-            pass
+        with pytest.raises(OperationalError, match="locked"), started.writing() as session:
+            session.connection()  # begins the transaction
     with started.writing() as session:
         session.add(DatasetRow(id="ds", tenant="t", name="n", status=AssetStatus.VALIDATING))
     started.dispose()
@@ -139,8 +139,8 @@ def test_writers_who_wait_for_another_process_wait_by_one_clock(tmp_path: Path) 
     migrate(database)
 
     def write(_: int) -> None:
-        with pytest.raises(OperationalError, match="locked"), database.writing():
-            pass
+        with pytest.raises(OperationalError, match="locked"), database.writing() as session:
+            session.connection()  # begins the transaction
 
     with held(tmp_path / "adap.db"), ThreadPoolExecutor(10) as pool:
         began = time.monotonic()

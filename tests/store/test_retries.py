@@ -125,4 +125,4 @@ def test_a_checkpoint_is_kept_for_a_while_and_then_garbage(
         with database.writing() as session:
             retries.forget_checkpoints(session, older_s=older_s)
         collect(database, blobs, grace_s=-1)
-        assert blobs.local_path(sha256).exists() is left
+        assert (blobs.root / sha256[:2] / sha256).exists() is left

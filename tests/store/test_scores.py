@@ -56,7 +56,7 @@ def test_a_blob_lives_as_long_as_its_row(database: Database, tmp_path: Path) -> 
     with database.writing() as session:
         scores.forget(session, unused_s=50)
     assert collect(database, blobs, grace_s=-1) == 1
-    assert not blobs.local_path(sha256).exists()
+    assert not (blobs.root / sha256[:2] / sha256).exists()
 
 
 def test_two_workers_may_keep_the_same_at_the_same_time(database: Database) -> None:
