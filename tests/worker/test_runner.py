@@ -670,7 +670,7 @@ def test_a_job_whose_files_are_gone_fails_with_a_reason(plant: Plant) -> None:
     row = plant.wait_done(job)
     assert row.status == JobStatus.FAILED
     assert row.error is not None
-    assert row.error["code"] == "internal_error"
+    assert row.error["code"] == "content_missing"
 
 
 def test_a_worker_without_a_broker_url_says_so() -> None:
