@@ -259,7 +259,7 @@ def test_a_data_set_that_cannot_be_read_is_refused_with_the_reason(
     assert run.code == 1
     assert run.err.endswith(
         f"The data set {dataset_id} was rejected.\n"
-        "  - expected a zip of class folders, an NPZ or Parquet, "
+        "  - expected a zip or tar of class folders, an NPZ or Parquet, "
         "got a file of a kind that is not known here\n"
     )
 

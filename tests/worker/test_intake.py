@@ -460,7 +460,7 @@ def test_a_data_set_that_cannot_be_ranked_is_refused(
     [
         (b"", "an empty file"),
         (png(1), "a PNG image"),
-        (b"\x1f\x8b\x08\0", "a gzip archive"),
+        (b"BZh9", "a bzip2 archive"),
         (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
         (b"file_name,label\n", "a file of a kind that is not known here"),
         (b"\x93NUMPY\1\0", "a NumPy array"),
@@ -468,7 +468,9 @@ def test_a_data_set_that_cannot_be_ranked_is_refused(
 )
 def test_a_file_that_is_not_an_archive_is_named(content: bytes, got: str, tmp_path: Path) -> None:
     (reason,) = reasons(content, tmp_path)
-    assert reason.startswith(f"expected a zip of class folders, an NPZ or Parquet, got {got}")
+    assert reason.startswith(
+        f"expected a zip or tar of class folders, an NPZ or Parquet, got {got}"
+    )
     assert ("adap dataset add FOLDER" in reason) == ("archive" in got)
 
 

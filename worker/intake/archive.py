@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from stat import S_IFDIR, S_IFMT, S_IFREG
 from types import TracebackType
-from typing import IO
+from typing import IO, Protocol
 
 from adap.models.header import shown
 from adap.worker.intake.limits import IntakeLimits, Reasons, Rejected
@@ -40,6 +40,20 @@ _IGNORED = {"thumbs.db", "desktop.ini"}
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, struct.error)
 
 
+class AnyArchive(Protocol):
+    """What the readers of images need of an archive: a zip, or tars."""
+
+    names: tuple[str, ...]
+    folders: list[str]
+    left_behind: list[str]
+
+    def size(self, name: str) -> int:
+        """The bytes of a member."""
+
+    def read(self, name: str) -> bytes:
+        """A whole member in memory; raises Rejected where it is too large or damaged."""
+
+
 class Archive:
     """The members of a zip that matter: no folders, no files that operating systems leave behind.
 
@@ -49,8 +63,9 @@ class Archive:
 
     def __init__(self, path: Path, *, limits: IntakeLimits) -> None:
         self._limits = limits
-        self.folders: list[str] = []  # that are members of their own, the first of them
-        self.left_behind: list[str] = []  # by operating systems, and not among the names
+        self._listing = Listing()
+        self.folders = self._listing.folders
+        self.left_behind = self._listing.left_behind
         self._file = _ShortReads(path)
         try:
             # a directory line takes 46 bytes and the name; zipfile makes an object of each
@@ -79,11 +94,7 @@ class Archive:
 
     def read(self, name: str) -> bytes:
         """A whole member in memory; raises Rejected where it is too large or damaged."""
-        if self.size(name) > self._limits.entry_bytes:
-            raise Rejected(
-                f"{shown(name)}: expected at most {self._limits.entry_bytes} bytes unpacked, "
-                f"got {self.size(name)}"
-            )
+        check_member_size(name, self.size(name), self._limits)
         data = self._read_at_once(self._members[name])
         if data is not None:
             return data
@@ -139,12 +150,9 @@ class Archive:
         self.close()
 
     def _checked_members(self, *, size: int) -> dict[str, zipfile.ZipInfo]:
-        limits, reasons = self._limits, Reasons()
+        limits = self._limits
         infos = self._zip.infolist()
-        if len(infos) > limits.entries:
-            raise Rejected(
-                f"expected at most {limits.entries} files (ADAP_MAX_IMAGES), got {len(infos)}"
-            )
+        check_member_count(len(infos), limits)
         unpacked = sum(info.file_size for info in infos)
         if unpacked > limits.unpacked_bytes:
             raise Rejected(
@@ -152,25 +160,60 @@ class Archive:
             )
         members: dict[str, zipfile.ZipInfo] = {}
         for info in infos:
-            name = _plain(info.filename)
             problem = _name_problem(_plain(info.orig_filename)) or _problem(info, limits)
-            if problem:
-                reasons.add(f"{shown(info.orig_filename)}: {problem}")
-                continue
-            name = unicodedata.normalize("NFC", name)
-            if not name or name == "./":
-                continue  # the folder that everything lies in
-            if name in members:
-                reasons.add(f"{shown(name)}: expected each name once, got it again")
-            elif _is_left_behind(name):
-                self.left_behind.append(name)
-            elif not info.is_dir():
+            name = self._listing.add(
+                info.filename, problem, is_folder=info.filename.endswith(("/", "\\"))
+            )
+            if name is not None:
                 members[name] = info
-            elif len(self.folders) < MAX_FOLDERS:
-                self.folders.append(name)
-        _check_overlap(infos, size=size, reasons=reasons)
-        reasons.settle()
+        _check_overlap(infos, size=size, reasons=self._listing.reasons)
+        self._listing.reasons.settle()
         return members
+
+
+def check_member_size(name: str, size: int, limits: IntakeLimits) -> None:
+    """Raise Rejected for a member that is too large to be read at once."""
+    if size > limits.entry_bytes:
+        raise Rejected(
+            f"{shown(name)}: expected at most {limits.entry_bytes} bytes unpacked, got {size}"
+        )
+
+
+def check_member_count(count: int, limits: IntakeLimits) -> None:
+    """Raise Rejected for more members than an archive may have."""
+    if count > limits.entries:
+        raise Rejected(f"expected at most {limits.entries} files (ADAP_MAX_IMAGES), got {count}")
+
+
+class Listing:
+    """The members of an archive by name, as they are found out: no folders, nothing left behind."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+        self.folders: list[str] = []  # that are members of their own, the first of them
+        self.left_behind: list[str] = []  # by operating systems, and not among the names
+        self.reasons = Reasons()
+
+    def add(self, raw: str, problem: str | None, *, is_folder: bool) -> str | None:
+        """The name of a member that matters, else None. `problem`: why its kind is refused."""
+        name = _plain(raw)
+        problem = _name_problem(name) or problem
+        if problem:
+            self.reasons.add(f"{shown(raw)}: {problem}")
+            return None
+        name = unicodedata.normalize("NFC", name)
+        if not name or name == "./":
+            return None  # the folder that everything lies in
+        if name in self.names:
+            self.reasons.add(f"{shown(name)}: expected each name once, got it again")
+        elif _is_left_behind(name):
+            self.left_behind.append(name)
+        elif not is_folder:
+            self.names.add(name)
+            return name
+        elif len(self.folders) < MAX_FOLDERS:
+            self.folders.append(name)
+        return None
 
 
 class Member:

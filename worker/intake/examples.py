@@ -9,7 +9,7 @@ _OTHER_SUFFIXES = {
     *(".csv", ".tsv", ".xls", ".xlsx", ".mat", ".db", ".sqlite", ".h5", ".hdf5", ".lst", ".names"),
     *(".npy", ".npz", ".pkl", ".pickle", ".pt", ".pth", ".onnx", ".safetensors"),
     *(".py", ".ipynb", ".sh", ".bat", ".m", ".r", ".js", ".css", ".bib", ".url", ".lnk", ".tmp"),
-    *(".mp4", ".avi", ".mov", ".mkv", ".wav", ".mp3", ".svg", ".psd", ".part"),
+    *(".mp4", ".avi", ".mov", ".mkv", ".wav", ".mp3", ".svg", ".psd", ".part", ".cls"),
 }
 _OTHER_NAMES = {"readme", "license", "licence", "changelog", "authors", "notice", "citation"}
 _OTHER_NAMES |= {"dicomdir"}

@@ -2,7 +2,8 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
@@ -17,7 +18,7 @@ from adap.core.config import SPLITS, DatasetOptions
 from adap.core.datasets import ImageSet, release
 from adap.models.formats import EDGE_BYTES, describe
 from adap.models.header import shown
-from adap.worker.intake.archive import Archive
+from adap.worker.intake.archive import AnyArchive, Archive
 from adap.worker.intake.arrays import is_arrays, read_arrays
 from adap.worker.intake.asked import Asked, Room, Shape
 from adap.worker.intake.counts import (
@@ -32,12 +33,16 @@ from adap.worker.intake.folders import by_folders
 from adap.worker.intake.limits import IntakeLimits, Rejected
 from adap.worker.intake.names import label_problem, tidy
 from adap.worker.intake.notes import Notes, counted, listed
+from adap.worker.intake.samples import by_samples, find_samples
 from adap.worker.intake.similar import note_near_duplicates
 from adap.worker.intake.tables import METADATA, TABLE_SUFFIXES, by_tables
+from adap.worker.intake.tars import SUFFIXES as TAR_SUFFIXES
+from adap.worker.intake.tars import Tars, are_a_series, is_tar, stem
 from adap.worker.intake.values import note_values
 
 PARQUET_MAGIC = b"PAR1"
-MAX_SHARDS = 500  # Parquet files of one data set, all open at once
+_PARQUET = (".parquet",)
+MAX_SHARDS = 500  # Parquet files or tars of one data set, all open at once
 _NO_CLASS = re.compile(r"nan|none|null|n/?a|-?\d+\.\d+")
 _COPY_BYTES = 8 * 1024**2
 
@@ -57,7 +62,7 @@ def read_dataset(
     room: Room = in_memory,
     scratch: Path | None = None,
 ) -> ImageSet:
-    """Open what somebody sent as a data set: a zip of images, an NPZ or Parquet, by its content.
+    """Open what somebody sent as a data set: a zip or tar of images, NPZ or Parquet, by content.
 
     `on_progress(done, total)` counts images; it is called at least every hundred images.
     `options` choose where the upload can be read in more than one way; `notes` are filled with how
@@ -69,19 +74,30 @@ def read_dataset(
     if size > limits.archive_bytes:
         raise Rejected(f"expected a file of at most {limits.archive_bytes} bytes, got {size}")
     asked = Asked(limits, options or DatasetOptions(), notes, room, on_progress, scratch)
-    if _kind(path, size) == "parquet":
+    kind = _kind(path, size)
+    if kind == "parquet":
         from adap.worker.intake.parquet import read_parquet  # pyarrow takes a while to start
 
         notes.form = "Parquet"
         image_set = read_parquet({"": path}, asked)
+    elif kind == "tar":
+        notes.form = "tar"
+        image_set = _read_tars({"": path}, asked)
     else:
         with Archive(path, limits=limits) as archive:
             if is_arrays(archive):
                 notes.form = "NPZ"
                 image_set = read_arrays(archive, asked)
-            elif any(suffix_of(name) == ".parquet" for name in archive.names):
+            elif any(name.lower().endswith(_PARQUET) for name in archive.names):
+                from adap.worker.intake.parquet import read_parquet
+
                 notes.form = "zip of Parquet files"
-                image_set = _read_shards(archive, asked)
+                with _put_down(archive, _PARQUET, "Parquet files", asked) as shards:
+                    image_set = read_parquet(shards, asked)
+            elif any(name.lower().endswith(TAR_SUFFIXES) for name in archive.names):
+                notes.form = "zip of tars"
+                with _put_down(archive, TAR_SUFFIXES, "tars", asked) as shards:
+                    image_set = _read_tars({stem(name): at for name, at in shards.items()}, asked)
             else:
                 notes.form = "zip"
                 image_set = _read_images(archive, asked)
@@ -192,7 +208,7 @@ def _alike(images: NDArray[np.uint8]) -> Iterator[tuple[int, NDArray[np.uint8]]]
             release(images)
 
 
-def _kind(path: Path, size: int) -> Literal["zip", "parquet"]:
+def _kind(path: Path, size: int) -> Literal["zip", "parquet", "tar"]:
     with path.open("rb") as file:
         head = file.read(EDGE_BYTES)
         file.seek(max(0, size - EDGE_BYTES))
@@ -201,43 +217,70 @@ def _kind(path: Path, size: int) -> Literal["zip", "parquet"]:
         return "zip"
     if head.startswith(PARQUET_MAGIC):
         return "parquet"
+    if is_tar(head):
+        return "tar"
     kind = describe(head, tail)
     hint = ""
     if "archive" in kind:
         hint = ": unpack it, and send the folder (adap dataset add FOLDER) or a zip of it"
-    raise Rejected(f"expected a zip of class folders, an NPZ or Parquet, got {kind}{hint}")
+    raise Rejected(f"expected a zip or tar of class folders, an NPZ or Parquet, got {kind}{hint}")
 
 
-def _read_shards(archive: Archive, asked: Asked) -> ImageSet:
-    """A zip of Parquet files, which are put down on disk for as long as they are read."""
-    from adap.worker.intake.parquet import read_parquet
-
-    names = [name for name in archive.names if suffix_of(name) == ".parquet"]
-    others = [name for name in archive.names if name not in names and not is_no_image(name)]
+@contextmanager
+def _put_down(
+    archive: Archive, suffixes: tuple[str, ...], kind: str, asked: Asked
+) -> Iterator[dict[str, Path]]:
+    """The files of a zip that are data sets themselves, on disk for as long as they are read."""
+    names = [name for name in archive.names if name.lower().endswith(suffixes)]
+    beside = [name for name in archive.names if name not in set(names)]
+    others = [name for name in beside if not is_no_image(name)]
     if others:
         raise Rejected(
-            f"expected Parquet files alone in a zip that holds some, got {listed(others)} beside "
-            "them: send either the Parquet files or the images"
+            f"expected {kind} alone in a zip that holds some, got {listed(others)} beside "
+            f"them: send either the {kind} or the images"
+        )
+    if beside:
+        asked.notes.fact(
+            "info",
+            "other_files",
+            f"{counted(len(beside), 'file')} beside the {kind}, not read: {listed(beside)}",
+            files=len(beside),
         )
     size = sum(map(archive.size, names))
     if size > asked.limits.archive_bytes or len(names) > MAX_SHARDS:
         raise Rejected(
-            f"expected at most {MAX_SHARDS} Parquet files of {asked.limits.archive_bytes} bytes "
+            f"expected at most {MAX_SHARDS} {kind} of {asked.limits.archive_bytes} bytes "
             f"together, got {len(names)} of {size}"
         )
     with TemporaryDirectory(dir=asked.scratch, prefix="shards-") as folder:
         shards: dict[str, Path] = {}
         for i, name in enumerate(names):
-            shards[name] = Path(folder) / f"{i}.parquet"
+            shards[name] = Path(folder) / str(i)
             with archive.open(name) as member, shards[name].open("wb") as file:
                 while member.left:
                     file.write(member.read(min(member.left, _COPY_BYTES)))
-        return read_parquet(shards, asked)
+        yield shards
 
 
-def _read_images(archive: Archive, asked: Asked) -> ImageSet:
-    """A zip of images, of which folders or a table say what they are."""
-    examples, multilabel = _arrange(archive, asked)
+def _read_tars(tars: Mapping[str, Path], asked: Asked) -> ImageSet:
+    """Images in tars: class folders, a table, a tar for each class, or WebDataset shards."""
+    if len(tars) > 1:
+        asked.notes.step(f"{len(tars)} tars, as folders: {listed(list(tars))}")
+    with (
+        TemporaryDirectory(dir=asked.scratch, prefix="tars-") as folder,
+        Tars(tars, limits=asked.limits, scratch=Path(folder)) as archive,
+    ):
+        return _read_images(archive, asked, shards=archive.flat, series=are_a_series(tars))
+
+
+def _read_images(
+    archive: AnyArchive, asked: Asked, *, shards: bool = False, series: bool = False
+) -> ImageSet:
+    """An archive of images, of which folders, a table or files beside them say what they are.
+
+    shards: whether it is tars without folders in them.  series: and these are parts of a whole.
+    """
+    examples, multilabel = _arrange(archive, asked, shards=shards, series=series)
     named = [example.labels for example in examples]
     classes = sorted({name for names in named for name in names})
     labels: NDArray[np.int64] | NDArray[np.uint8]
@@ -267,8 +310,10 @@ def _read_images(archive: Archive, asked: Asked) -> ImageSet:
     return decode_all(files, undecoded, asked)
 
 
-def _arrange(archive: Archive, asked: Asked) -> tuple[list[Example], bool]:
-    """The examples of a zip of images, sorted by name, and whether each may have several labels."""
+def _arrange(
+    archive: AnyArchive, asked: Asked, *, shards: bool, series: bool
+) -> tuple[list[Example], bool]:
+    """The examples of an archive, sorted by name, and whether each may have several labels."""
     notes, options = asked.notes, asked.options
     images = [name for name in archive.names if not is_no_image(name)]
     others = [name for name in archive.names if is_no_image(name)]
@@ -278,7 +323,17 @@ def _arrange(archive: Archive, asked: Asked) -> tuple[list[Example], bool]:
     if not images:
         raise Rejected("expected images in class folders, got an archive without any")
     multilabel = False
-    if not tables:
+    samples = None if tables else find_samples(images, others, shards=shards)
+    if samples is not None:
+        examples, multilabel = by_samples(archive, images, samples, options=options, notes=notes)
+        read = {name for files in samples.values() for name in files.values()}
+        others = [name for name in others if name not in read]
+    elif not tables:
+        if shards and series:
+            raise Rejected(
+                "expected a file .cls, .json or .txt beside each image of WebDataset shards, got "
+                f"{shown(images[0])} without"
+            )
         steps = len(notes.steps)
         try:
             examples = by_folders(images, declared=options.folders, notes=notes)
@@ -331,7 +386,7 @@ _NAMES = re.compile(r"(class(es)?|labels?|names|label_map)([-_]?(names|labels|li
 
 
 def _with_names(
-    archive: Archive, examples: list[Example], others: Sequence[str], notes: Notes
+    archive: AnyArchive, examples: list[Example], others: Sequence[str], notes: Notes
 ) -> tuple[list[Example], list[str]]:
     """Labels that are numbers by the names in a list beside them, one a line from 0 on."""
     lists = [

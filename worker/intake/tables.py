@@ -13,14 +13,14 @@ import io
 import json
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os.path import commonpath
 from typing import Any
 
 from adap.core.config import DatasetOptions
 from adap.models.header import shown
-from adap.worker.intake.archive import Archive
+from adap.worker.intake.archive import AnyArchive
 from adap.worker.intake.columns import find_column, note_unread, require_column
 from adap.worker.intake.examples import Example, suffix_of
 from adap.worker.intake.labels import Value, read_labels
@@ -47,6 +47,15 @@ class _Columns:
 
 
 @dataclass(frozen=True)
+class Line:
+    """What is said of one image, by column; `root` is the folder that its path starts from."""
+
+    where: str
+    root: str
+    values: dict[str, Value | None]
+
+
+@dataclass(frozen=True)
 class _Row:
     """A line of a table and the image that it names."""
 
@@ -60,7 +69,7 @@ class _Row:
 
 
 def by_tables(
-    archive: Archive,
+    archive: AnyArchive,
     images: Sequence[str],
     tables: Sequence[str],
     *,
@@ -76,25 +85,46 @@ def by_tables(
             f"got {listed(tables)}: join them to one with a column `split`"
         )
     shared = commonpath(roots)
-    base = f"{shared}/" if shared else ""  # left out of the names of examples
-    index = _Index(images)
     reasons = Reasons()
+    lines = (
+        Line(where, root, values)
+        for table, root in zip(tables, roots, strict=True)
+        for where, values in _rows(archive.read(table), table, reasons)
+    )
+    base = f"{shared}/" if shared else ""
+    source = listed(tables)
+    return by_lines(lines, images, source, base=base, options=options, notes=notes, reasons=reasons)
+
+
+def by_lines(
+    lines: Iterable[Line],
+    images: Sequence[str],
+    source: str,
+    *,
+    options: DatasetOptions,
+    notes: Notes,
+    base: str = "",
+    reasons: Reasons | None = None,
+) -> tuple[list[Example], bool]:
+    """The same of lines from anywhere; `base` is left out of the names of examples."""
+    index = _Index(images)
+    reasons = Reasons() if reasons is None else reasons
     rows: list[_Row] = []
     columns: _Columns | None = None
     unread: dict[str, set[str]] = {}  # some values of each column that is not read
-    for table, root in zip(tables, roots, strict=True):
-        for where, values in _rows(archive.read(table), table, reasons):
-            if columns is None:
-                columns = _find_columns(list(values), options, table)
-                note_unread(list(values), list(columns.__dict__.values()), notes)
-                unread = {name: set() for name in {*values} - {*columns.__dict__.values()}}
-            for name, some in unread.items():
-                if len(some) <= _SOME and isinstance(text := values.get(name), str):
-                    some.add(text)
-            rows.append(_read_row(values, columns, where, root, index))
+    for line in lines:
+        values = line.values
+        if columns is None:
+            columns = _find_columns(list(values), options, source)
+            note_unread(list(values), list(columns.__dict__.values()), notes)
+            unread = {name: set() for name in {*values} - {*columns.__dict__.values()}}
+        for name, some in unread.items():
+            if len(some) <= _SOME and isinstance(text := values.get(name), str):
+                some.add(text)
+        rows.append(_read_row(values, columns, line.where, line.root, index))
     if columns is None:
         reasons.settle()
-        raise Rejected(f"{listed(tables)}: expected lines with file_name and label, got none")
+        raise Rejected(f"{source}: expected lines with file_name and label, got none")
     for name, some in unread.items() if columns.split is None else ():
         if (
             len(some) <= _SOME
@@ -125,9 +155,9 @@ def by_tables(
         example_id = row.name.removeprefix(base)
         examples.append(Example(row.name, example_id, names, split, row.group, row.cluster))
     for name in index.left():
-        reasons.add(f"{shown(name)}: expected a line with its label in {listed(tables)}, got none")
+        reasons.add(f"{shown(name)}: expected a line with its label in {source}, got none")
     reasons.settle()
-    notes.step(f"labels from {listed(tables)}")
+    notes.step(f"labels from {source}")
     if index.guessed:
         notes.step(f"{counted(index.guessed, 'image')} found by the file's name alone")
     if columns.split is None:
@@ -302,10 +332,10 @@ def _json_rows(
         if not isinstance(row, dict):
             reasons.add(f"{where}: expected a JSON object, got {shown(line[:100])}")
             continue
-        yield where, {tidy(str(key)): _json_value(value) for key, value in row.items()}
+        yield where, {tidy(str(key)): json_value(value) for key, value in row.items()}
 
 
-def _json_value(value: Any) -> Value | None:
+def json_value(value: Any) -> Value | None:
     """A text, several, or None; a number is named by its digits, what is nested by none."""
     if isinstance(value, list) and all(isinstance(item, str | int) for item in value):
         return tuple(tidy(str(int(item) if isinstance(item, bool) else item)) for item in value)
