@@ -277,19 +277,17 @@ class Scoring:
                 for image in pixels.astype(np.float32)
             ]
 
-    def decoder(self) -> psutil.Process:
-        """The process that opens files, once there is one."""
-        found: list[psutil.Process] = []
-
-        def look() -> bool:
-            for process in psutil.Process(self.process.pid).children(recursive=True):
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    if process.name().startswith("python"):  # not bubblewrap around it
-                        found.append(process)
-            return bool(found)
-
-        wait_for(look, because="a decoder lives")
-        return found[0]
+    def decoders(self) -> list[psutil.Process]:
+        """The processes that open files: one for each lane, the one that is ready included."""
+        found = []
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):  # it ended, or is a zombie
+                if (
+                    process.name().startswith("python")  # not bubblewrap around it
+                    and "adap.worker.scoring.decoder" in process.cmdline()
+                ):
+                    found.append(process)
+        return found
 
 
 def wait_for(what: Callable[[], Found], *, because: str, timeout_s: float = 30) -> Found:

@@ -309,15 +309,26 @@ def test_a_model_whose_logits_overflow_is_refused_and_takes_no_other_request_alo
 
 
 @contextlib.contextmanager
-def held(scoring: Scoring) -> Iterator[psutil.Process]:
-    """The decoder stands still meanwhile, and so does what is asked."""
-    decoder = scoring.decoder()
-    decoder.suspend()
-    try:
-        yield decoder
-    finally:
+def held(scoring: Scoring, model: str) -> Iterator[list[psutil.Process]]:
+    """The decoders stand still meanwhile, and so does what is asked."""
+    values(score(scoring, model, png(noise(1)[0])))  # whose decoder lives, from here on
+    decoders = scoring.decoders()
+    with contextlib.ExitStack() as stack:
+        for decoder in decoders:
+            decoder.suspend()
+            stack.callback(resume, decoder)
+        yield decoders
+
+
+def resume(decoder: psutil.Process) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        decoder.resume()
+
+
+def kill(decoders: list[psutil.Process]) -> None:
+    for decoder in decoders:
         with contextlib.suppress(psutil.NoSuchProcess):
-            decoder.resume()
+            decoder.kill()
 
 
 def waiting(scoring: Scoring) -> int | None:
@@ -331,12 +342,11 @@ def test_a_file_that_ends_the_decoder_fails_its_own_request_only(
     expected = scoring.expected(model, images / 255)
 
     def killed_whenever_it_lives() -> httpx.Response:  # as by a file that no parser survives
-        with ThreadPoolExecutor(1) as pool, held(scoring):
+        with ThreadPoolExecutor(1) as pool, held(scoring, model):
             asked = pool.submit(score, scoring, model, png(images[0]))
             wait_for(lambda: waiting(scoring) == 1, because="it waits")
             while not asked.done():
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    scoring.decoder().kill()
+                kill(scoring.decoders())
         return asked.result()
 
     for _ in range(10):
@@ -351,10 +361,10 @@ def test_a_file_that_ends_the_decoder_fails_its_own_request_only(
 
 def test_a_decoder_that_is_killed_once_costs_nobody_the_scores(scoring: Scoring) -> None:
     model, images = scoring.model(), noise(3)
-    with ThreadPoolExecutor(3) as pool, held(scoring) as decoder:
+    with ThreadPoolExecutor(3) as pool, held(scoring, model) as decoders:
         asked = [pool.submit(score, scoring, model, png(image)) for image in images]
         wait_for(lambda: waiting(scoring) == 3, because="all three wait")
-        decoder.kill()
+        kill(decoders)
         scored = [values(future.result())[0] for future in asked]
     assert scored == pytest.approx(scoring.expected(model, images / 255), abs=1e-5)
 
@@ -363,7 +373,7 @@ def test_after_the_scoring_process_was_killed_waiting_requests_fail_and_new_ones
     scoring: Scoring, problem: Check
 ) -> None:
     model, image = scoring.model(), png(noise(1)[0])
-    with ThreadPoolExecutor(2) as pool, held(scoring) as decoder:
+    with ThreadPoolExecutor(2) as pool, held(scoring, model) as decoders:
         asked = [pool.submit(score, scoring, model, image) for _ in range(2)]
         wait_for(lambda: waiting(scoring) == 2, because="both wait")
         scoring.process.kill()
@@ -372,7 +382,10 @@ def test_after_the_scoring_process_was_killed_waiting_requests_fail_and_new_ones
             answer = future.result()
             problem(answer, 503, "scoring_unavailable")
             assert int(answer.headers["retry-after"]) > 0
-        wait_for(lambda: not decoder.is_running(), because="the decoder ends with its parent")
+        wait_for(
+            lambda: not any(decoder.is_running() for decoder in decoders),
+            because="the decoders end with their parent",
+        )
     problem(score(scoring, model, image), 503, "scoring_unavailable")
     assert scoring.api.http.get("/readyz").json()["scoring"] == "unreachable"
     scoring.start()
@@ -389,7 +402,7 @@ def test_what_waits_too_long_or_is_too_much_is_refused_and_the_rest_is_scored(
 ) -> None:
     model, image = scoring.model(), png(noise(1)[0])
     hasty = scoring.api.settings.model_copy(update={"scoring_limit_s": 1.0})
-    with running(hasty) as url, ThreadPoolExecutor(1) as pool, held(scoring):
+    with running(hasty) as url, ThreadPoolExecutor(1) as pool, held(scoring, model):
         waits = pool.submit(score, scoring, model, *[image] * 100)
         wait_for(lambda: waiting(scoring) == 100, because="it waits")
         answer = score(scoring, model, *[image] * 51)
@@ -411,7 +424,7 @@ def test_the_work_of_a_client_that_leaves_is_taken_back(scoring: Scoring) -> Non
     )
     content = request.read()
     head = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
-    with held(scoring):
+    with held(scoring, model):
         address = (request.url.host, request.url.port or 0)
         with socket.create_connection(address) as client:
             client.sendall(f"POST {request.url.path} HTTP/1.1\r\n{head}\r\n".encode() + content)
@@ -449,7 +462,7 @@ def test_health_answers_at_once_while_scoring_is_saturated(scoring: Scoring) -> 
 
 def test_health_answers_while_nothing_is_scored(scoring: Scoring, problem: Check) -> None:
     model, image = scoring.model(), png(noise(1)[0])
-    with ThreadPoolExecutor(4) as pool, held(scoring):
+    with ThreadPoolExecutor(4) as pool, held(scoring, model):
         asked = [pool.submit(score, scoring, model, *[image] * (WAITING // 4)) for _ in range(4)]
         wait_for(lambda: waiting(scoring) == 4 * (WAITING // 4), because="it is saturated")
         for _ in range(50):
@@ -464,7 +477,7 @@ def test_it_ends_when_told_to_after_it_has_answered(scoring: Scoring) -> None:
     model, image = scoring.model(), png(noise(1)[0])
     process = psutil.Process(scoring.process.pid)
     with ThreadPoolExecutor(1) as pool:
-        with held(scoring):
+        with held(scoring, model):
             asked = pool.submit(score, scoring, model, image)
             wait_for(lambda: waiting(scoring) == 1, because="it waits")
             process.suspend()  # so that it is told before it hears of the decoder
