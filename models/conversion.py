@@ -124,7 +124,7 @@ def _from_onnx(
         raise ModelFileError(
             f"expected the architecture {GRAPH!r} with an ONNX file, got {declared.architecture!r}"
         )
-    read = onnx_files.read(
+    read = onnx_files.take_in(
         path,
         declared.input,
         declared.output,

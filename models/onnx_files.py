@@ -29,7 +29,7 @@ from adap.models.graphs import (
     TensorAttribute,
     refused_operator,
 )
-from adap.models.header import InputSpec, OutputSpec, shown
+from adap.models.header import ONE_LOGIT, InputSpec, OutputSpec, shown
 
 MAX_BYTES = 1024**3  # protobuf itself ends at 2 GiB
 MAX_TENSORS = 9_000  # the header of the stored form holds as many
@@ -144,7 +144,16 @@ class Read:
     fit: onnx_fitting.Fit
 
 
-def read(
+def read(path: Path, spec: InputSpec) -> tuple[Graph, dict[str, NDArray[Any]]]:
+    """The operations and tensors of a file of one logit that its reader trusts.
+
+    What it costs to run is not looked at: uploads are taken in by `take_in`.
+    """
+    network = take_in(path, spec, ONE_LOGIT, check=lambda _: None).network
+    return network.graph, {name: value.numpy() for name, value in network.tensors().items()}
+
+
+def take_in(
     path: Path, spec: InputSpec, output: OutputSpec, *, check: Callable[[GraphNetwork], object]
 ) -> Read:
     """The network of an ONNX file for images of this size.

@@ -476,6 +476,17 @@ def test_a_graph_survives_being_written(tmp_path: Path) -> None:
     assert [node.operator for node in graph.nodes] == ["Flatten", "MatMul", "Relu"]
 
 
+def test_the_graph_of_a_trusted_file_gives_its_logits(tmp_path: Path) -> None:
+    network = small_network()
+    images = torch.rand(3, 3, 8, 8)
+    path = write(export(network, images[:2], legacy=True), tmp_path / "m.onnx")
+    graph, arrays = onnx_files.read(path, manifest().input)
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    with torch.no_grad():
+        got = onnx_files.GraphNetwork(graph, tensors).eval()(images)
+        assert torch.allclose(got.flatten(), network(images).flatten(), atol=1e-6)
+
+
 def test_what_is_kept_is_onnx_again(tmp_path: Path) -> None:
     network = small_network()
     images = torch.rand(3, 3, 8, 8)
