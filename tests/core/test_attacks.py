@@ -132,6 +132,8 @@ searches_that_end = pytest.mark.parametrize(
 @pytest.mark.parametrize("low", [0.3, 0.0, -0.3], ids=["inside", "some_walls", "black_and_white"])
 @pytest.mark.parametrize("epsilon", [0.1, 0.3, 1.0, 2.0])
 def test_the_worst_case_of_a_linear_model_is_reached(attack, norm, low, epsilon):
+    if norm == "linf":
+        epsilon = min(epsilon, 1.0)  # no pixel can move further, so more is refused
     model, x = Linear(), images(low=low, high=1 - low, count=20).clamp(0, 1)
     gain = model(run(attack, model, x, norm=norm, epsilon=epsilon)) - model(x)
     exact = linear_gain(model.w.detach().numpy(), x.numpy(), norm=norm, epsilon=epsilon)
