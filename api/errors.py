@@ -238,17 +238,31 @@ def install(app: FastAPI) -> None:
         return _response(request, "internal_error", detail)
 
 
+_TRY_AGAIN_S = {
+    "overloaded": "1",
+    storage.UNAVAILABLE: "5",
+    storage.MISSING: "60",
+    disk.CODE: "60",
+}
+
+
 def _troubled(request: Request, trouble: Trouble, error: Exception) -> JSONResponse:
     """The answer where storage stands in the way; the log has the error itself."""
     log.error("storage.trouble", extra={"code": trouble.code, "reason": str(error)})
     if trouble.code == disk.CODE:
         detail = "There is no room for this on the service's disk; nothing of it was kept."
-        return _response(request, disk.CODE, f"{detail} Try later.", headers={"Retry-After": "60"})
+        detail += " Try later."
+        return _response(request, disk.CODE, detail, headers=try_again(disk.CODE))
     detail = trouble.message
     if request.method == "POST":
         detail += " Use the same Idempotency-Key, as what was asked for may be done already."
-    wait_s = "5" if trouble.code == storage.UNAVAILABLE else "60"
-    return _response(request, trouble.code, detail, headers={"Retry-After": wait_s})
+    return _response(request, trouble.code, detail, headers=try_again(trouble.code))
+
+
+def try_again(code: str) -> dict[str, str] | None:
+    """The header that says when a request refused with this code may succeed."""
+    wait_s = _TRY_AGAIN_S.get(code)
+    return None if wait_s is None else {"Retry-After": wait_s}
 
 
 def _allowed(request: Request) -> list[str]:

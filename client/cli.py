@@ -893,11 +893,72 @@ def cancel_job(context: typer.Context, job_id: str) -> None:
 
 
 @jobs_app.command("retry")
-def retry_job(context: typer.Context, job_id: str) -> None:
-    """Run the request of a failed or cancelled job again, as a new job."""
+def retry_job(
+    context: typer.Context,
+    job_id: Annotated[str | None, typer.Argument()] = None,
+    failed_since: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="All that failed in this time, as 90s, 30m, 2h or 7d."),
+    ] = None,
+    code: Annotated[
+        str | None, typer.Option(help="Of these only those with this code, as storage_unavailable.")
+    ] = None,
+) -> None:
+    """Run the request of a failed or cancelled job again, as a new job; or of all that failed."""
     here = session(context)
-    job = here.client.jobs.retry(job_id)
-    here.answer(job, _queued(job))
+    if (job_id is None) == (failed_since is None) or (code is not None and failed_since is None):
+        raise typer.BadParameter(
+            "expected a job, or --failed-since with or without --code; got "
+            + ("both" if job_id is not None else "neither")
+        )
+    if job_id is not None:
+        job = here.client.jobs.retry(job_id)
+        here.answer(job, _queued(job))
+        return
+    assert failed_since is not None
+    _retry_all(here, _seconds(failed_since), code)
+
+
+def _retry_all(here: Session, within_s: float, code: str | None) -> None:
+    """Run again what failed and was not run again yet; what cannot be is named, and the rest is."""
+    failed: list[Json] = []
+    after = None
+    while True:
+        page = here.client.jobs.list(
+            limit=100,
+            after=after,
+            status="failed",
+            code=code,
+            retried="false",
+            ended_within_s=f"{within_s:g}",
+        )
+        failed += page["data"]
+        if not page["has_more"]:
+            break
+        after = page["next_cursor"]
+    retried: list[Json] = []
+    left: list[Json] = []
+    for job in reversed(failed):  # oldest first, as they came
+        try:
+            retried.append(here.client.jobs.retry(job["id"]))
+        except ProblemError as error:
+            if error.code != "conflict":
+                raise
+            left.append({"id": job["id"], "reason": str(error)})
+    here.answer(
+        {"retried": retried, "left": left},
+        f"{len(retried)} of {len(failed)} failed jobs were queued again.",
+        *(f"{job['retry_of']}: now {job['id']}" for job in retried),
+        *(f"{job['id']}: left. {job['reason']}" for job in left),
+    )
+
+
+def _seconds(text: str) -> float:
+    """A time as `90s`, `30m`, `2h` or `7d`."""
+    found = re.fullmatch(r"(\d{1,6})([smhd])", text)
+    if found is None:
+        raise typer.BadParameter(f"expected a time as 90s, 30m, 2h or 7d, got {text!r}")
+    return float(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
 
 
 # --- sweeps ---------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 from fastapi.sse import format_sse_event
 from sqlalchemy import bindparam, exists, select, union_all
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 from starlette.types import Receive, Scope, Send
 
 from adap.api.assets import AssetId
@@ -55,6 +55,15 @@ def list_jobs(
     after: After = None,
     kind: JobKind | None = None,
     status: JobStatus | None = None,
+    ended_within_s: Annotated[
+        float | None, Query(ge=0, description="that ended at most so many seconds ago")
+    ] = None,
+    code: Annotated[
+        str | None, Query(max_length=100, description="that failed with this code")
+    ] = None,
+    retried: Annotated[
+        bool | None, Query(description="whether a retry of it was made already")
+    ] = None,
 ) -> Page[Job]:
     """The jobs, newest first; the shards of an audit are shown by the audit."""
     query = select(JobRow).where(JobRow.tenant == caller.tenant, JobRow.parent_id.is_(None))
@@ -62,6 +71,14 @@ def list_jobs(
         query = query.where(JobRow.kind == kind)
     if status is not None:
         query = query.where(JobRow.status == status)
+    if ended_within_s is not None:
+        query = query.where(JobRow.finished_at >= now() - ended_within_s)
+    if code is not None:
+        query = query.where(JobRow.error["code"].as_string() == code)
+    if retried is not None:
+        again = aliased(JobRow)
+        made = exists().where(again.retry_of == JobRow.id)
+        query = query.where(made if retried else ~made)
     with house.database.reading() as session:
         return page_of(
             session,

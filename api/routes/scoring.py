@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from adap.api import assets, bodies
 from adap.api.assets import AssetId
 from adap.api.deps import Caller, House, HouseDep, Target, Writer
-from adap.api.errors import ApiError, ErrorItem, explain_validation, problems
+from adap.api.errors import ApiError, ErrorItem, explain_validation, problems, try_again
 from adap.api.guarded import GuardedRoute
 from adap.api.schemas import ImageScore, ImageScores
 from adap.core.config import ClassName
@@ -288,8 +288,8 @@ def _refusal(answer: dict[str, Any], images: Images) -> ApiError:
             ErrorItem(pointer=pointer, detail=reason if name is None else f"{name}: {reason}")
         )
     detail = "; ".join(item.detail for item in items[:3]) or answer["message"]
-    headers = {"Retry-After": "1"} if answer["error"] == "overloaded" else None
-    return ApiError(answer["error"], detail, errors=items, headers=headers)
+    code = answer["error"]
+    return ApiError(code, detail, errors=items, headers=try_again(code))
 
 
 async def _unless_gone(

@@ -175,6 +175,33 @@ def test_a_removed_model_leaves_memory_and_scores_no_more(scoring: Scoring, prob
     problem(score(scoring, model, image), 404, "not_found")
 
 
+def test_a_network_whose_file_is_lost_or_away_is_named_and_scores_once_it_is_back(
+    scoring: Scoring, problem: Check
+) -> None:
+    image = png(noise(1)[0])
+    blobs = scoring.api.settings.home / "blobs"
+
+    lost = scoring.model(11)
+    sha256 = scoring.api.http.get(f"/v1/models/{lost}").json()["sha256"]
+    file = blobs / sha256[:2] / sha256
+    file.rename(scoring.api.folder / "kept")
+    refused = score(scoring, lost, image)
+    assert sha256 in problem(refused, 503, "content_missing")["detail"]
+    assert refused.headers["retry-after"] == "60"
+    (scoring.api.folder / "kept").rename(file)
+    assert len(values(score(scoring, lost, image))) == 1
+
+    away = scoring.model(12)
+    blobs.rename(blobs.with_name("away"))
+    try:
+        refused = score(scoring, away, image)
+    finally:
+        blobs.with_name("away").rename(blobs)
+    problem(refused, 503, "storage_unavailable")
+    assert refused.headers["retry-after"] == "5"
+    assert len(values(score(scoring, away, image))) == 1
+
+
 def test_another_tenants_model_is_not_there(scoring: Scoring, problem: Check) -> None:
     theirs = scoring.model(tenant="somebody-else")
     problem(score(scoring, theirs, png(noise(1)[0])), 404, "not_found")

@@ -20,9 +20,12 @@ import pandas
 import pytest
 from pandas.testing import assert_frame_equal
 from safetensors import safe_open
+from sqlalchemy import update
 
 from adap.client import show
-from tests.api.conftest import running_alone
+from adap.store import jobs
+from adap.store.tables import JobRow
+from tests.api.conftest import running_alone, running_in
 from tests.client.conftest import ADAP, TINY, Adap, Run
 from tests.published import celeba
 from tests.worker.archives import grouped, pack, png, two_classes
@@ -685,6 +688,39 @@ def test_ctrl_c_leaves_the_job_at_work_and_cancel_ends_it(
     assert retried.out == f"{again} is queued. Watch it: adap jobs watch {again}\n"
     assert get(service, f"/v1/jobs/{again}")["retry_of"] == job_id
     assert adap("jobs", "cancel", again).code == 0
+
+
+def test_all_that_failed_by_one_code_is_run_again_once_and_what_cannot_be_is_named(
+    tmp_path: Path,
+) -> None:
+    with running_in(tmp_path) as api:
+        fails = {"away": "storage_unavailable", "removed": "storage_unavailable", "boom": "boom"}
+        failed = {}
+        for name, code in fails.items():
+            dataset = api.dataset()
+            request = {"dataset_id": dataset, "task": {"positive": ["cat"]}}
+            failed[name] = api.http.post("/v1/training-jobs", json=request).json()["id"]
+            with api.database.writing() as session:
+                claim = jobs.claim(session, failed[name], worker="w", lease_s=60)
+                assert claim is not None
+                jobs.fail(session, claim, jobs.JobError(code, "It failed.", retryable=True))
+            if name == "removed":
+                assert api.http.delete(f"/v1/datasets/{dataset}").status_code == 204
+
+        def retry_all(*options: str) -> Any:
+            command = [ADAP, "jobs", "retry", *options, "--json", "--url", str(api.http.base_url)]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            return json.loads(done.stdout)
+
+        again = retry_all("--failed-since", "2h", "--code", "storage_unavailable")
+        assert [job["retry_of"] for job in again["retried"]] == [failed["away"]]
+        assert [job["id"] for job in again["left"]] == [failed["removed"]]
+        assert "removed since" in again["left"][0]["reason"]
+        rest = retry_all("--failed-since", "2h")
+        assert [job["retry_of"] for job in rest["retried"]] == [failed["boom"]]
+        with api.database.writing() as session:
+            session.execute(update(JobRow).values(finished_at=JobRow.created_at - 7201))
+        assert retry_all("--failed-since", "2h") == {"retried": [], "left": []}
 
 
 def test_a_queued_job_shows_what_it_goes_on_from() -> None:

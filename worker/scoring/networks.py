@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from torch import nn
 
 from adap.core.attacks.acceleration import accelerate
-from adap.core.errors import ModelError
 from adap.models import loading
 from adap.models.costs import foresee, served_batch
 from adap.models.errors import ModelFileError
@@ -26,6 +25,7 @@ from adap.models.limits import CostLimits
 from adap.models.wrappers import Scorer
 from adap.store.blobs import Blobs
 from adap.store.settings import Settings
+from adap.store.storage import MissingContentError
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ class Networks:
                 path, None, device=self.device, positive=wanted.positive
             )
         except FileNotFoundError as error:
-            raise ModelError(f"expected the file of {wanted.model_id}, got none") from error
+            raise MissingContentError(wanted.sha256) from error
         try:
             one = foresee(scorer.network, manifest.input, 1, NO_LIMITS)
             self._batch[wanted] = served_batch(one, self._max_batch)

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from adap.core.errors import AdapError
 from adap.models.errors import ModelFileError
 from adap.models.header import InputSpec
+from adap.store import storage
 from adap.store.blobs import Blobs
 from adap.store.settings import MIB, Settings
 from adap.worker.scoring.batches import Batches
@@ -168,9 +169,14 @@ class Server:
         except (AdapError, ModelFileError) as error:
             frame = {"error": error.code, "message": str(error)}
         except Exception as error:
-            log.exception("scoring.failed", extra={"model_id": question.get("model_id")})
-            message = f"The service met an error that it did not expect: {error!r}"
-            frame = {"error": "internal_error", "message": message}
+            met = storage.trouble(error)
+            if met is not None:
+                log.warning("storage.trouble", extra={"code": met.code, "reason": str(error)})
+                frame = {"error": met.code, "message": met.message}
+            else:
+                log.exception("scoring.failed", extra={"model_id": question.get("model_id")})
+                message = f"The service met an error that it did not expect: {error!r}"
+                frame = {"error": "internal_error", "message": message}
         with contextlib.suppress(OSError):
             write_frame(writer, {**frame, "number": question["number"]})
             await writer.drain()
