@@ -102,6 +102,7 @@ class Config(BaseModel):
 
 
 ClassName = Annotated[str, Field(max_length=500)]  # longer than any that a data set may have
+MAX_CLASSES_IN_URL = 120  # so many of the longest still fit into the 64 KiB of a request's head
 
 
 class Task(Config):

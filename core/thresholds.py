@@ -78,6 +78,8 @@ def parse(text: str) -> Threshold:
 def _split(text: str) -> tuple[str, str, str] | None:
     """Figure, operator and bound, by one look from the end; None where one of them is missing."""
     end = max(map(text.rfind, "<>="))
+    if end < 0:
+        return None
     sign = text[end - 1 : end + 1] if text[max(end - 1, 0) : end + 1] in OPERATORS else text[end]
     figure, bound = text[: end + 1].removesuffix(sign).strip(), text[end + 1 :].strip()
     whole = end > 0 and sign in OPERATORS and figure and bound and len(text) <= MAX_CHARACTERS

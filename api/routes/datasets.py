@@ -115,7 +115,9 @@ def _number(text: str) -> float:
 @router.post(
     "",
     status_code=201,
-    responses=problems("too_large", *POSTED, "storage_full", "not_found", "not_ready"),
+    responses=problems(
+        *("too_large", "unsupported_media_type", *POSTED, "storage_full", "not_found", "not_ready")
+    ),
 )
 def add_dataset(
     form: Annotated[DatasetForm, Form(media_type="multipart/form-data")],

@@ -18,6 +18,7 @@ from adap.api.errors import problems
 from adap.api.guarded import GuardedRoute
 from adap.api.schemas import Contender, Leaderboard, LeaderboardSetting
 from adap.core.config import (
+    MAX_CLASSES_IN_URL,
     APGDAttack,
     Attack,
     AuditConfig,
@@ -98,7 +99,10 @@ def leaderboard(
     dataset_id: Annotated[str, Query(pattern=r"^ds_[0-9a-z]{26}$", max_length=40)],
     positive: Annotated[
         list[ClassName] | None,
-        Query(max_length=1000, description="positive classes of the task; repeated where several"),
+        Query(
+            max_length=MAX_CLASSES_IN_URL,
+            description="positive classes of the task; repeated where several",
+        ),
     ] = None,
     split: Split | None = None,
     norm: Norm | None = None,

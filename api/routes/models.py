@@ -123,7 +123,9 @@ def _parsed(kind: type[Spec], text: str, *, field: str) -> Spec:
 @router.post(
     "",
     status_code=201,
-    responses=problems("too_large", *POSTED, "storage_full", "not_found", "not_ready"),
+    responses=problems(
+        *("too_large", "unsupported_media_type", *POSTED, "storage_full", "not_found", "not_ready")
+    ),
 )
 def add_model(
     form: Annotated[ModelForm, Form(media_type="multipart/form-data")],

@@ -21,7 +21,7 @@ from adap.api.deps import Caller, House, HouseDep, Target, Writer
 from adap.api.errors import ApiError, ErrorItem, explain_validation, problems, try_again
 from adap.api.guarded import GuardedRoute
 from adap.api.schemas import ImageScore, ImageScores
-from adap.core.config import ClassName
+from adap.core.config import MAX_CLASSES_IN_URL, ClassName
 from adap.models.header import Manifest
 from adap.store.tables import ModelRow
 from adap.worker.scoring.link import ScoringGoneError
@@ -111,7 +111,7 @@ async def score_images(
     request: Request,
     house: HouseDep,
     caller: Writer,
-    positive: Annotated[list[ClassName] | None, Query(max_length=1000)] = None,
+    positive: Annotated[list[ClassName] | None, Query(max_length=MAX_CLASSES_IN_URL)] = None,
     rank: Annotated[bool, Query(description=RANK)] = False,
 ) -> ImageScores:
     """Score a few images, in the order in which they came; for data sets, `POST /v1/rankings`.

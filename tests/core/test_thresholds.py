@@ -45,6 +45,7 @@ def test_a_threshold_is_a_figure_an_operator_and_a_number():
 @pytest.mark.parametrize(
     ("text", "said"),
     [
+        ("", "such as `worst_case_ap >= 0.4`"),
         ("worst_case_ap", "such as `worst_case_ap >= 0.4`"),
         ("worst_case_ap = 0.4", "one of >=, <=, >, <"),
         (">= 0.4", "such as"),
