@@ -82,6 +82,7 @@ def small_cnn():
 
 
 @cache
+@torch.enable_grad()  # a disguise may ask for it while it is scored
 def trained(build, *, robust=False, seed=0):
     """Cross-entropy, on clean images or on those of a few steps of PGD."""
     with torch.random.fork_rng(devices=[]):
