@@ -120,7 +120,10 @@ def test_groups_curves_bounds_checks_and_thresholds(http: httpx.Client, pets: st
     assert report_of(http, finished(http, again["id"]))["provenance"]["surrogate"] == surrogate
 
 
-def test_a_leaderboard_compares_models_on_the_same_images(http: httpx.Client, pets: str) -> None:
+def test_a_leaderboard_compares_models_on_the_same_images(http: httpx.Client) -> None:
+    pets = add_dataset(
+        http, "pets.zip", pack(grouped("dawn", "noon"))
+    )  # of its own: every audit counts
     models = [train(http, pets, method, seed=7) for method in ("ce", "pgd", "trades")]
     strong: dict[str, Any] = {"attacks": [{"name": "apgd", "steps": 10}], "checks": "quick"}
     jobs = [audit(http, model, pets, epsilons=[], certify="off", **strong) for model in models[:2]]
