@@ -174,8 +174,13 @@ def test_clients_that_send_little_at_a_time_are_hung_up_on_and_keep_nobody_waiti
     times, answers = [], dict.fromkeys(ways, b"")
     with ExitStack() as stack:
         open_ = {
-            stack.enter_context(socket.create_connection((url.host, url.port))): ways[n % len(ways)]
-            for n in range(120)  # an address has 128 before it shows a key
+            # from five addresses: one has 128 connections before it shows a key
+            stack.enter_context(
+                socket.create_connection(
+                    (url.host, url.port), source_address=(f"127.0.0.{2 + n % 5}", 0)
+                )
+            ): ways[n % len(ways)]
+            for n in range(500)
         }
         for connection, start in open_.items():
             connection.sendall(start)
