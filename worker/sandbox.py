@@ -225,13 +225,11 @@ def _code() -> tuple[str, ...]:
         timeout=PROBE_LIMIT_S,
     )
     # as text all along: what a path says with its links is where Python will look for it
+    found = dict.fromkeys(json.loads(asked.stdout))
     checkout = _checkout()
-    found: dict[str, None] = {}
-    for entry in json.loads(asked.stdout):
-        if entry == checkout and os.path.isdir(os.path.join(checkout, "worker")):
-            found |= dict.fromkeys(os.path.join(checkout, name) for name in _PACKAGES)
-        else:
-            found[entry] = None
+    if os.path.isdir(os.path.join(checkout, "worker")):  # of a checkout its code, and no more
+        found.pop(checkout, None)  # which an editable install need not name in the path
+        found |= dict.fromkeys(os.path.join(checkout, name) for name in _PACKAGES)
     for prefix in (sys.prefix, sys.base_prefix):
         found[os.path.join(prefix, "pyvenv.cfg")] = None
         if prefix not in ("/", "/usr", "/usr/local"):
