@@ -53,30 +53,38 @@ class Examples:
         )
 
     def sampled(self, count: int, *, seed: int) -> "Examples":
-        """So many of them at random, each side in its share but at least two; rising."""
+        """So many of them at random, rising; each side in its share, or two of it, which is said.
+
+        Raises ConfigError.
+        """
         if isinstance(count, bool) or not isinstance(count, int) or count < 4:
             raise ConfigError(f"expected sample as a whole number of at least 4, got {count!r}")
         if count >= len(self):
             return self
         generator = np.random.default_rng(seed)
-        positives, negatives = (np.flatnonzero(self.targets == side) for side in (1, 0))
-        kept = min(max(round(count * len(positives) / len(self)), 2), len(positives), count - 2)
+        sides = [np.flatnonzero(self.targets == side) for side in (0, 1)]
+        fair = round(count * len(sides[1]) / len(self))
+        kept = min(max(fair, 2), count - 2, len(sides[1]))
         rows = np.sort(
             np.concatenate(
                 [
-                    generator.choice(positives, kept, replace=False),
-                    generator.choice(negatives, min(count - kept, len(negatives)), replace=False),
+                    generator.choice(sides[1], kept, replace=False),
+                    generator.choice(sides[0], min(count - kept, len(sides[0])), replace=False),
                 ]
             )
         )
-        return replace(
-            self.at(rows),
-            decided=[
-                *self.decided,
-                f"A random sample of {len(rows)} of {len(self)} examples was audited (seed {seed}),"
-                f" {kept} of them positive; sample=None audits all.",
-            ],
+        said = (
+            f"A random sample of {len(rows)} of {len(self)} examples was audited (seed {seed}), "
+            f"{kept} of them positive; sample=None audits all."
         )
+        if kept != fair:
+            here, overall = kept / len(rows), len(sides[1]) / len(self)
+            said += (
+                f" Positives are {here:.1%} of it and {overall:.1%} of all, as a sample holds at "
+                f"least two of each side. AP rises with their share: of all {len(self)} it is "
+                f"likely {'lower' if kept > fair else 'higher'}; compare with a larger sample."
+            )
+        return replace(self.at(rows), decided=[*self.decided, said])
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """Images and labels in every form that people have them: the same figures, or a refusal."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -69,6 +71,34 @@ def test_a_sample_keeps_the_share_of_each_side_and_is_said(
     assert (report.task.examples, report.task.positives) == (12, 4)
     assert any("sample of 12 of 30" in warning for warning in report.warnings)
     assert report.task == adap.audit(model, stored, labels, sample=12, **CALM).task
+
+
+@pytest.mark.parametrize(
+    ("positives", "kept", "said"),
+    [
+        (2, 2, "Positives are 16.7% of it and 6.7% of all.*of all 30 it is likely lower"),
+        (10, 4, None),
+        (20, 8, None),
+        (28, 10, "Positives are 83.3% of it and 93.3% of all.*of all 30 it is likely higher"),
+    ],
+)
+def test_a_sample_whose_share_of_positives_is_not_that_of_all_says_so(
+    model: nn.Module, stored: Tensor, positives: int, kept: int, said: str | None
+) -> None:
+    labels = (torch.arange(30) < positives).long()
+    report = adap.audit(model, stored, labels, sample=12, **CALM)
+    assert (report.task.examples, report.task.positives) == (12, kept)
+    (warning,) = (text for text in report.warnings if "sample of 12 of 30" in text)
+    assert (said is None) == ("Positives are" not in warning)
+    assert said is None or re.search(said, warning)
+
+
+@pytest.mark.parametrize("sample", [3, 0, -5, 2.5, True, "all"])
+def test_a_sample_that_is_no_number_of_examples_is_refused(
+    model: nn.Module, stored: Tensor, labels: Tensor, sample: object
+) -> None:
+    with pytest.raises(adap.ConfigError, match="sample as a whole number of at least 4, got"):
+        adap.audit(model, stored, labels, sample=sample, **CALM)
 
 
 @pytest.mark.parametrize(
