@@ -38,10 +38,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
     def turn(item: pytest.Item) -> int:
-        if item.get_closest_marker("slow") is not None:
-            return 0
         folder = item.path.relative_to(REPOSITORY / "tests").parts[0]
-        return 1 if folder in PROCESSES else 2
+        if folder not in PROCESSES:
+            return 2
+        return 0 if item.get_closest_marker("slow") is not None else 1
 
     items.sort(key=turn)  # stable: else in the order of the files
 

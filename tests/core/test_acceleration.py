@@ -62,6 +62,7 @@ def replaced(fast, kind):
 # --- the same function ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "channels", "size"),
     [

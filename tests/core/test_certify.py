@@ -224,6 +224,7 @@ def exact_bounds(network, x, epsilon):
     return min(found), max(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_bounds_contain_the_exact_range_of_a_tiny_network_and_tighten_by_method(seed):
     network = nn.Sequential(
@@ -342,6 +343,7 @@ def test_the_margin_of_two_classes_is_that_of_the_difference_as_one_logit(method
 # --- against attacks ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @every_norm
 @every_network
 def test_no_attack_gets_outside_and_each_method_is_at_least_as_tight(name, norm):
@@ -374,6 +376,7 @@ def test_no_attack_gets_outside_and_each_method_is_at_least_as_tight(name, norm)
             assert (widths[2] <= 3 * (highest - lowest) + SLACK).all()
 
 
+@pytest.mark.slow
 @every_method
 @every_network
 def test_epsilon_zero_gives_the_logit_and_a_tiny_one_next_to_it(name, method):
@@ -386,6 +389,7 @@ def test_epsilon_zero_gives_the_logit_and_a_tiny_one_next_to_it(name, method):
         torch.testing.assert_close(bound, logits, atol=1e-2, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "resnet18_3x3"])
 def test_a_resnet_of_torchvision_is_bounded(name):
     scorer = scorer_of(build(name, channels=3, seed=0), (3, 16, 16))

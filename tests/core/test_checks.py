@@ -161,6 +161,7 @@ def assert_all_pass(found):
     assert verdict(found) == "trustworthy"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threat", [THREAT, Threat(norm="l2", epsilon=0.5)], ids=["linf", "l2"])
 @pytest.mark.parametrize(
     ("build", "robust"), [(linear, False), (small_cnn, False), (small_cnn, True)]
@@ -170,6 +171,7 @@ def test_honest_networks_are_trustworthy(build, robust, threat):
     assert_all_pass(audit(trained(build, robust=robust), threat=threat, surrogate=surrogate))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("build", "robust"), [(linear, False), (small_cnn, True)])
 def test_honest_networks_are_trustworthy_to_a_closer_look(build, robust):
     network = trained(build, robust=robust)
@@ -342,6 +344,7 @@ FOOLING = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("disguise", "named"), FOOLING.values(), ids=FOOLING)
 def test_a_network_made_to_fool_attacks_is_caught_by_name(disguise, named):
     found = audit(Disguised(disguise), batch_size=64)

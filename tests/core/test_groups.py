@@ -155,6 +155,7 @@ def test_ties_are_counted_within_the_group_and_rank_negatives_first():
         assert it.clean.ap == (1 / 2 + 2 / 4) / 2
 
 
+@pytest.mark.slow
 def test_intervals_of_the_gap_cover_the_true_one_as_often_as_they_say():
     # The true gap is so wide that no sample swaps the groups. The task's prevalence is 1/5.
     truth = binormal_ap(2.5, 0.2) - binormal_ap(1.0, 0.2)

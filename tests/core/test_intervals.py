@@ -167,6 +167,7 @@ def binormal_ap(shift, prevalence):
     return quad(precision_times_density, -8, 12, limit=400)[0]
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_true_ap_and_the_true_difference_as_often_as_they_say():
     # Two models that see the same example with errors of correlation 0.8.
     better, worse, trials = 2.0, 1.5, 300

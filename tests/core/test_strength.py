@@ -21,6 +21,8 @@ from adap.core.objectives.registry import build_objective
 from adap.core.scores import Scores
 from adap.core.training.loop import fit
 
+pytestmark = pytest.mark.slow
+
 EPSILON = {"linf": 0.15, "l2": 0.7}
 A_HAIR = 0.005  # of AP, where the largest distance measured was 0.0025
 

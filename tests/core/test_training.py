@@ -147,6 +147,7 @@ SEVERAL = {
 OPTIMIZERS = get_args(Optimizer.model_fields["name"].annotation)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "changes", "data"),
     [
@@ -741,6 +742,7 @@ def test_one_positive_is_enough_to_train_on():
 # --- does it work? --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_on_real_digits_a_defended_ranker_keeps_the_ap_that_an_undefended_one_loses():
     digits = load_digits()
     images = torch.from_numpy((digits.images / 16 * 255).astype(np.uint8))[:, None]
@@ -821,6 +823,7 @@ def bright(count, *, seed):
     return images, targets
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", sorted(OBJECTIVES))
 def test_bfloat16_learns_as_float32_does(method):
     # Under one autocast context for the whole training, every pass would use the weights of the

@@ -288,6 +288,7 @@ DIAGNOSES: dict[str, tuple[Callable[[], Mapping[str, Tensor]], dict[str, Any], s
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", DIAGNOSES)
 def test_what_does_not_fit_gets_a_diagnosis_and_one_thing_to_do(case: str, tmp_path: Path) -> None:
     make, declared, said = DIAGNOSES[case]

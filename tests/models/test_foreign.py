@@ -31,6 +31,7 @@ def test_the_lists_are_those_of_the_libraries() -> None:
     assert manifest(f"timm/{longest}").architecture.endswith(longest)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "make", "size"),
     [

@@ -388,6 +388,7 @@ DENSE = {  # headers as large as may be, each as dear as its kind can be
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", DENSE)
 def test_no_header_costs_much_memory_or_time(tmp_path: Path, kind: str) -> None:
     assert FULL // 2 < len(DENSE[kind]) <= FULL

@@ -72,6 +72,7 @@ ZOO: dict[str, tuple[Callable[[], nn.Module], int]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ZOO)
 def test_a_network_scores_and_differentiates_as_in_pytorch(name: str, tmp_path: Path) -> None:
     make, size = ZOO[name]
@@ -94,6 +95,7 @@ def test_a_network_scores_and_differentiates_as_in_pytorch(name: str, tmp_path: 
     assert loading.probe(scorer).problems == []
 
 
+@pytest.mark.slow
 def test_the_exporter_of_today_is_read_too(tmp_path: Path) -> None:
     network = small_network(channels=1, outputs=3)
     images = torch.rand(4, 1, 9, 9)

@@ -120,6 +120,7 @@ WAYS: dict[str, tuple[Callable[[Path], Callable[[], None]], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", WAYS)
 def test_what_is_refused_is_ready_once_the_advice_was_followed(case: str, tmp_path: Path) -> None:
     write, said = WAYS[case]
