@@ -1,21 +1,19 @@
-"""The figures of a report's page, as plain JSON that Plotly draws in the reader's browser.
+"""The figures of a report's page: which marks each has, and what a mark says when pointed at.
 
-Each function takes figures and gives `{"data": …, "layout": …}`. A colour is a CSS variable of
-`report.css`, which `report.js` resolves, light or dark. Names come from strangers: whatever Plotly
-would read as markup goes through `_plain` first.
+Each function takes figures and gives SVG, drawn by `adap.core.rendering.svg`.
 """
 
-import html
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
 
 from adap.core.config import Threat
 from adap.core.figures.ranking import precision_recall_curve
+from adap.core.rendering import svg
 from adap.core.report import (
     APFigure,
     BudgetPoint,
@@ -28,12 +26,14 @@ from adap.core.scores import Scores
 
 HISTOGRAM_BINS = 40
 LINES = 40  # of a figure with a line a task or a group; the tables hold all of them
-TICK_LETTERS = 28  # a longer name of a task or a group would leave no room on a narrow screen
 
 ATTACK_COLORS = ("--attack-1", "--attack-2", "--attack-3", "--attack-4", "--attack-5")
 ATTACK_DASHES = ("solid", "dash", "dot")
 
-Figure = dict[str, Any]
+AP_TICKS = ((0, "0"), (0.2, "0.2"), (0.4, "0.4"), (0.6, "0.6"), (0.8, "0.8"), (1, "1"))
+ACROSS = svg.Axis(0, 1.015, AP_TICKS, title="average precision")
+UPWARDS = svg.Axis(0, 1.02, AP_TICKS, title="average precision")
+VALUES = svg.Margin(left=18, right=58)  # room for a value at the right end of each line
 
 
 @dataclass(frozen=True)
@@ -63,206 +63,136 @@ def ap_text(value: float) -> str:
 # --- a line for each attack, task or group --------------------------------------------------------
 
 
-def ap_chart(task: TaskReport, rows: Sequence[Row]) -> Figure:
+def ap_chart(task: TaskReport, rows: Sequence[Row]) -> Markup:
     """A dot a row, with its interval and the way it fell from the clean AP; chance and floor.
 
     With a certified floor there is one row more, and a band from it to the worst case.
     """
     last, certified = len(rows) - 1, task.certified_floor
-    dots = [
-        _dots(
-            [row.figure],
-            [i],
-            name=row.name,
-            color=row.color,
-            size=15 if i in (0, last) else 11,
-        )
-        for i, row in enumerate(rows)
-    ]
-    named = [(row.name, row.figure) for row in rows]
-    shapes: list[Figure] = []
+    names = [row.name for row in rows] + (["Certified floor"] if certified else [])
+    area = _lines(len(names), height=44)
+    marks = [svg.axes(area)]
     if certified is not None:
-        name = "Certified floor"
-        named.append((name, certified))
-        dots.append(
-            _dots([certified], [last + 1], name=name, color="--good", size=14, symbol="diamond")
-        )
-        shapes.append(
-            {
-                "type": "rect",
-                "layer": "below",
-                "yref": "paper",
-                "x0": certified.ap,
-                "x1": task.worst_case.ap,
-                "y0": 0,
-                "y1": 1,
-                "line": {"width": 0},
-                "fillcolor": "--proven-fill",
-            }
-        )
-    height = 44 * len(named)
+        marks.append(svg.band(area, certified.ap, task.worst_case.ap, color="--proven-fill"))
     # Two heights, since chance and floor are often too close for two labels side by side.
-    levels = (("chance", task.chance, 1.0, "dash"), ("floor", task.floor, 1.0 + 24 / height, "dot"))
-    return {
-        "data": [_falls([(task.clean.ap, row.figure.ap) for row in rows[1:]], first=1), *dots],
-        "layout": _layout(
-            height=height + 92,
-            margin={"l": 12, "r": 58, "t": 52, "b": 40},
-            hovermode="closest",
-            xaxis=_axis("average precision", range=[0, 1.015]),
-            yaxis=_lines([name for name, _ in named]),
-            shapes=shapes
-            + [
-                {
-                    "type": "line",
-                    "yref": "paper",
-                    "x0": x,
-                    "x1": x,
-                    "y0": 0,
-                    "y1": top + 16 / height,
-                    "line": {"color": "--muted", "width": 1.5, "dash": dash},
-                }
-                for _, x, top, dash in levels
-            ],
-            annotations=[
-                _note(f"{name} {ap_text(x)}", x=x, y=top, yref="paper", yanchor="bottom", xshift=3)
-                for name, x, top, _ in levels
-            ]
-            + [_value(figure, i) for i, (_, figure) in enumerate(named)],
-        ),
-    }
+    for name, ap, above, dash in (
+        ("chance", task.chance, 16, "dash"),
+        ("floor", task.floor, 40, "dot"),
+    ):
+        marks.append(svg.upright(area, ap, dash=dash, above=above))
+        marks.append(svg.note(f"{name} {ap_text(ap)}", x=area.across(ap), y=9 - above, shift=4))
+    for i, row in enumerate(rows):
+        if i > 0:
+            marks.append(_fall(area, task.clean.ap, row.figure.ap, i))
+        size = 15 if i in (0, last) else 11
+        marks.append(_dot(area, row.figure, i, name=row.name, color=row.color, size=size))
+        marks.append(_value(area, row.figure, i))
+    if certified is not None:
+        marks.append(
+            _dot(
+                area,
+                certified,
+                last + 1,
+                name=names[-1],
+                color="--good",
+                size=14,
+                shape="diamond",
+            )
+        )
+        marks.append(_value(area, certified, last + 1))
+    margin = replace(VALUES, top=52)
+    return svg.figure(marks, height=area.height, margin=margin, names=names)
 
 
-def tasks_chart(tasks: Sequence[tuple[str, TaskReport]]) -> Figure:
+def tasks_chart(tasks: Sequence[tuple[str, TaskReport]]) -> Markup:
     """Clean and worst-case AP of each task with its interval, and its chance as a bar across.
 
     tasks: (name, figures) in the order of the lines; the first LINES are drawn.
     """
     drawn = tasks[:LINES]
-    figures = [task for _, task in drawn]
-    lines = list(range(len(drawn)))
-    return {
-        "data": [
-            _falls([(task.clean.ap, task.worst_case.ap) for task in figures]),
-            _bars([task.chance for task in figures], lines, name="chance", color="--muted"),
-            _dots([task.clean for task in figures], lines, name="Clean", color="--clean", size=12),
-            _dots(
-                [task.worst_case for task in figures],
-                lines,
-                name="Worst case",
-                color="--worst",
-                size=12,
-            ),
-        ],
-        "layout": _layout(
-            height=34 * len(drawn) + 64,
-            margin={"l": 12, "r": 58, "t": 12, "b": 40},
-            hovermode="closest",
-            xaxis=_axis("average precision", range=[0, 1.015]),
-            yaxis=_lines([_short(name) for name, _ in drawn]),
-            annotations=[_value(task.worst_case, i) for i, task in enumerate(figures)],
-        ),
-    }
+    area = _lines(len(drawn), height=34)
+    marks = [svg.axes(area)]
+    for i, (_, task) in enumerate(drawn):
+        marks += [
+            _fall(area, task.clean.ap, task.worst_case.ap, i),
+            svg.bar(area, task.chance, i, title=f"chance {task.chance:.4f}"),
+            _dot(area, task.clean, i, name="Clean", color="--clean", size=12),
+            _dot(area, task.worst_case, i, name="Worst case", color="--worst", size=12),
+            _value(area, task.worst_case, i),
+        ]
+    names = [name for name, _ in drawn]
+    return svg.figure(marks, height=area.height, margin=VALUES, names=names)
 
 
-def groups_chart(groups: Sequence[GroupFigures]) -> Figure:
+def groups_chart(groups: Sequence[GroupFigures]) -> Markup:
     """Two dots a group, clean above and worst case below, each with its interval; the hollow
     diamond beside it is the AP at the prevalence of the whole task.
 
     groups: in the order of the lines; of those that have figures, the first LINES are drawn.
     """
     drawn = [group for group in groups if group.clean and group.worst_case][:LINES]
-    data: list[Figure] = []
-    for name, color, shift, figures, carried in (
-        (
-            "Clean",
-            "--clean",
-            -0.17,
-            [group.clean for group in drawn],
-            [group.clean_at_prevalence for group in drawn],
-        ),
-        (
-            "Worst case",
-            "--worst",
-            0.17,
-            [group.worst_case for group in drawn],
-            [group.worst_case_at_prevalence for group in drawn],
-        ),
-    ):
-        heights = [i + shift for i in range(len(drawn))]
-        data.append(_dots([f for f in figures if f], heights, name=name, color=color, size=10))
-        data.append(
-            {
-                "type": "scatter",
-                "mode": "markers",
-                "name": f"{name}, same prevalence",
-                "x": carried,
-                "y": heights,
-                "marker": {
-                    "size": 11,
-                    "symbol": "diamond-open",
-                    "color": "--ink",
-                    "line": {"width": 1.75},
-                },
-                "cliponaxis": False,
-                "hovertemplate": f"{name}, at the task's prevalence: %{{x:.4f}}<extra></extra>",
-            }
-        )
-    return {
-        "data": data,
-        "layout": _layout(
-            height=48 * len(drawn) + 64,
-            hovermode="closest",
-            xaxis=_axis("average precision", range=[0, 1.015]),
-            yaxis=_lines([_short(group.group) for group in drawn]),
-        ),
-    }
+    area = _lines(len(drawn), height=48)
+    marks = [svg.axes(area)]
+    for i, group in enumerate(drawn):
+        for name, color, height, figure, carried in (
+            ("Clean", "--clean", i - 0.17, group.clean, group.clean_at_prevalence),
+            ("Worst case", "--worst", i + 0.17, group.worst_case, group.worst_case_at_prevalence),
+        ):
+            if figure is not None:
+                marks.append(_dot(area, figure, height, name=name, color=color, size=10))
+            if carried is not None:
+                marks.append(
+                    svg.dot(
+                        area,
+                        carried,
+                        height,
+                        title=f"{name}, at the task's prevalence: {carried:.4f}",
+                        color="--ink",
+                        size=10,
+                        shape="outline",
+                    )
+                )
+    names = [group.group for group in drawn]
+    return svg.figure(marks, height=area.height, margin=replace(VALUES, right=14), names=names)
 
 
 # --- curves ---------------------------------------------------------------------------------------
 
 
-def curves_chart(rows: Sequence[Row], targets: NDArray[np.int64], *, points: int) -> Figure:
+def curves_chart(rows: Sequence[Row], targets: NDArray[np.int64], *, points: int) -> Markup:
     """Precision over recall, as steps that reach back: the area under a curve is its AP.
 
-    points: how many a curve has at most.
+    points: how many a curve has at most; pointed at, it is read at an eighth as many recalls.
     """
-    curves: list[Figure] = []
+    area = svg.Area(
+        svg.Axis(0, 1.01, AP_TICKS, title="recall"),
+        svg.Axis(0, 1.02, AP_TICKS, title="precision"),
+        height=384,
+    )
+    marks = [svg.axes(area), svg.level(area, float(targets.mean()), dash="dash")]
+    stops = (np.arange(points // 8) + 0.5) / (points // 8)
+    texts = [f"recall {stop:.3f}" for stop in stops]
     for i, row in enumerate(rows):
-        recall, precision = _thinned(*precision_recall_curve(row.logits, targets), points=points)
-        ends = i in (0, len(rows) - 1)
-        curves.append(
-            {
-                "type": "scatter",
-                "mode": "lines",
-                "name": _plain(row.name),
-                # Recall 0 is not a point of the curve: the first step reaches back to it.
-                "x": [0, *recall.round(6).tolist()],
-                "y": [float(precision[0].round(6)), *precision.round(6).tolist()],
-                "line": {
-                    "shape": "vh",
-                    "width": 3 if ends else 1.75,
-                    "dash": row.dash,
-                    "color": row.color,
-                },
-                "hovertemplate": "%{y:.3f}",
-            }
+        recall, precision = precision_recall_curve(row.logits, targets)
+        for j, at in enumerate(np.searchsorted(recall, stops)):
+            texts[j] += f"\n{row.name} {precision[at]:.3f}"
+        recall, precision = _thinned(recall, precision, points=points)
+        # Recall 0 is not a point of the curve: the first step reaches back to it.
+        steps = [(0.0, float(precision[0])), *zip(recall.tolist(), precision.tolist(), strict=True)]
+        marks.append(
+            svg.line(
+                area,
+                steps,
+                kind="curve",
+                title=row.name,
+                color=row.color,
+                width=3 if i in (0, len(rows) - 1) else 1.75,
+                dash=row.dash,
+                steps="back",
+            )
         )
-    return {
-        "data": curves,
-        "layout": _layout(
-            height=440,
-            hovermode="x unified",
-            xaxis=_axis(
-                "recall",
-                range=[0, 1.01],
-                unifiedhovertitle={"text": "recall %{x:.3f}"},
-                spikethickness=-2,  # negative: without its bright edge
-            ),
-            yaxis=_axis("precision", range=[0, 1.02]),
-            shapes=[_level(float(targets.mean()), dash="dash")],
-        ),
-    }
+    marks.append(svg.readings(area, list(zip(stops.tolist(), texts, strict=True))))
+    return svg.figure(marks, height=area.height, margin=svg.Margin())
 
 
 def _thinned(
@@ -279,92 +209,45 @@ def _thinned(
     return recall[kept], precision[kept]
 
 
-def epsilon_chart(task: TaskReport, curve: EpsilonCurve, threat: Threat) -> Figure:
+def epsilon_chart(task: TaskReport, curve: EpsilonCurve, threat: Threat) -> Markup:
     """AP over epsilon under one attack, from the clean AP on; the audited epsilon is marked, with
     the worst case of all attacks on it."""
     points = curve.points
+    top = max([threat.epsilon, *(point.epsilon for point in points)]) or 1.0
+    low, high = -0.03 * top, 1.03 * top
+    across = svg.Axis(low, high, svg.round_ticks(0, high, most=6), title="epsilon")
+    area = svg.Area(across, UPWARDS, height=288)
+    marks = [
+        svg.axes(area),
+        svg.level(area, task.chance, dash="dash"),
+        svg.level(area, task.floor, dash="dot"),
+        svg.upright(area, threat.epsilon, color="--worst"),
+        svg.note("audited", x=area.across(threat.epsilon), y=-10, anchor="middle"),
+    ]
     banded = [(point.epsilon, point.interval) for point in points if point.interval]
-    band: Figure = {
-        "type": "scatter",
-        "mode": "lines",
-        "x": [x for x, _ in banded] + [x for x, _ in reversed(banded)],
-        "y": [i.low for _, i in banded] + [i.high for _, i in reversed(banded)],
-        "fill": "toself",
-        "fillcolor": "--curve-fill",
-        "line": {"width": 0},
-        "hoverinfo": "skip",
-    }
-    hover = "epsilon %{x:.4g}: AP %{y:.4f}<extra></extra>"
-    line: Figure = {
-        "type": "scatter",
-        "mode": "lines+markers",
-        "name": "robust AP",
-        "x": [point.epsilon for point in points],
-        "y": [point.ap for point in points],
-        "line": {"color": "--attack-1", "width": 2.5},
-        "marker": {"color": "--attack-1", "size": 8},
-        "hovertemplate": hover,
-    }
-    data = [*([band] if banded else []), line]
-    if points and points[0].epsilon > 0:
-        from_clean: Figure = {
-            "type": "scatter",
-            "mode": "lines",
-            "x": [0, points[0].epsilon],
-            "y": [task.clean.ap, points[0].ap],
-            "line": {"color": "--attack-1", "width": 1.5, "dash": "dot"},
-            "hoverinfo": "skip",
-        }
-        data.append(from_clean)
-    for name, x, y, color in (
-        ("clean", 0.0, task.clean.ap, "--clean"),
-        ("worst case", threat.epsilon, task.worst_case.ap, "--worst"),
-    ):
-        data.append(
-            {
-                "type": "scatter",
-                "mode": "markers",
-                "name": name,
-                "x": [x],
-                "y": [y],
-                "marker": {"color": color, "size": 12},
-                "hovertemplate": f"{name}, {hover}",
-            }
+    if banded:
+        outline = [(x, i.low) for x, i in banded] + [(x, i.high) for x, i in reversed(banded)]
+        marks.append(
+            svg.line(
+                area, outline, kind="interval", color="--attack-1", width=0, fill="--curve-fill"
+            )
         )
-    top = max([threat.epsilon, *(point.epsilon for point in points)])
-    return {
-        "data": data,
-        "layout": _layout(
-            height=360,
-            margin={"l": 12, "r": 18, "t": 28, "b": 40},
-            hovermode="closest",
-            xaxis=_axis("epsilon", range=[-0.03 * top, 1.03 * top] if top > 0 else [-0.03, 1]),
-            yaxis=_axis("average precision", range=[0, 1.02]),
-            shapes=[
-                _level(task.chance, dash="dash"),
-                _level(task.floor, dash="dot"),
-                {
-                    "type": "line",
-                    "yref": "paper",
-                    "x0": threat.epsilon,
-                    "x1": threat.epsilon,
-                    "y0": 0,
-                    "y1": 1,
-                    "line": {"color": "--worst", "width": 1.5},
-                },
-            ],
-            annotations=[
-                _note(
-                    "audited",
-                    x=threat.epsilon,
-                    y=1,
-                    yref="paper",
-                    yanchor="bottom",
-                    xanchor="center",
-                )
-            ],
-        ),
-    }
+    if points and points[0].epsilon > 0:
+        from_clean = [(0.0, task.clean.ap), (points[0].epsilon, points[0].ap)]
+        marks.append(
+            svg.line(area, from_clean, kind="from-clean", color="--attack-1", width=1.5, dash="dot")
+        )
+    if points:
+        line = [(point.epsilon, point.ap) for point in points]
+        marks.append(svg.line(area, line, kind="curve", color="--attack-1", width=2.5))
+    for name, x, y, color, size in (
+        *(("robust AP", point.epsilon, point.ap, "--attack-1", 8) for point in points),
+        ("clean", 0.0, task.clean.ap, "--clean", 12),
+        ("worst case", threat.epsilon, task.worst_case.ap, "--worst", 12),
+    ):
+        title = f"{name}, epsilon {x:.4g}: AP {y:.4f}"
+        marks.append(svg.dot(area, x, y, title=title, color=color, size=size))
+    return svg.figure(marks, height=area.height, margin=svg.Margin(top=28, right=18))
 
 
 BUDGET_ROLES = (
@@ -374,229 +257,132 @@ BUDGET_ROLES = (
 )
 
 
-def budget_chart(task: TaskReport) -> Figure:
+def budget_chart(task: TaskReport) -> Markup:
     """AP left over the number of images that may be changed, on a log axis, for three roles."""
     points: Sequence[BudgetPoint] = task.budget_curve
     images = [point.images for point in points]
-    low, high = math.log10(min(images)), math.log10(max(images))
+    low, high = min(images), max(images)
     ticks: list[int] = []
     for k in images:  # as many of the budgets as have room
-        if not ticks or math.log10(k / ticks[-1]) >= (high - low) / 9:
+        if not ticks or k / ticks[-1] >= (high / low) ** (1 / 9):
             ticks.append(k)
-    return {
-        "data": [
-            {
-                "type": "scatter",
-                "mode": "lines+markers",
-                "name": name,
-                "x": images,
-                "y": [getattr(point, role) for point in points],
-                "line": {"color": color, "width": 2.25, "dash": dash},
-                "marker": {"color": color, "size": 7},
-                "hovertemplate": "%{y:.4f}",
-            }
-            for role, name, color, dash in BUDGET_ROLES
-        ],
-        "layout": _layout(
-            height=360,
-            hovermode="x unified",
-            xaxis=_axis(
-                "images changed",
-                type="log",
-                range=[low - 0.06, high + 0.06],
-                tickvals=ticks,
-                unifiedhovertitle={"text": "%{x} images"},
-                spikethickness=-2,
-            ),
-            yaxis=_axis("average precision", range=[0, 1.02]),
-            shapes=[
-                _level(task.clean.ap, dash="solid", color="--clean"),
-                _level(task.chance, dash="dash"),
-                _level(task.floor, dash="dot"),
-            ],
-        ),
-    }
+    across = svg.Axis(
+        low / 1.15,
+        high * 1.15,
+        [(k, f"{k:,}") for k in ticks],
+        title="images changed",
+        log=True,
+    )
+    area = svg.Area(across, UPWARDS, height=304)
+    marks = [
+        svg.axes(area),
+        svg.level(area, task.clean.ap, dash="solid", color="--clean"),
+        svg.level(area, task.chance, dash="dash"),
+        svg.level(area, task.floor, dash="dot"),
+    ]
+    texts = [f"{k:,} images" for k in images]
+    for role, name, color, dash in BUDGET_ROLES:
+        left: list[float] = [getattr(point, role) for point in points]
+        texts = [f"{text}\n{name} {ap:.4f}" for text, ap in zip(texts, left, strict=True)]
+        line = list(zip(images, left, strict=True))
+        marks.append(
+            svg.line(area, line, kind="curve", title=name, color=color, width=2.25, dash=dash)
+        )
+        marks += [svg.dot(area, k, ap, title=name, color=color, size=7) for k, ap in line]
+    marks.append(svg.readings(area, list(zip(images, texts, strict=True))))
+    return svg.figure(marks, height=area.height, margin=svg.Margin())
 
 
-def scores_chart(scores: Scores, worst: NDArray[np.float64]) -> Figure:
+def scores_chart(scores: Scores, worst: NDArray[np.float64]) -> Markup:
     """Histograms of the logits of positives and negatives, clean above and attacked below."""
     both = np.concatenate([scores.clean, worst])
     edges = np.histogram_bin_edges(both[np.isfinite(both)], HISTOGRAM_BINS)
-    outlines: list[Figure] = []
-    for axis, logits in (("y", scores.clean), ("y2", worst)):
-        for name, target in (("positives", 1), ("negatives", 0)):
-            # Infinite logits rank like any others; here they stand in the outermost bars.
-            chosen = np.clip(logits[scores.targets == target], edges[0], edges[-1])
-            counts, _ = np.histogram(chosen, edges)
-            shares = (counts / counts.sum()).round(6).tolist()
-            outlines.append(
-                {
-                    "type": "scatter",
-                    "mode": "lines",
-                    "name": name,
-                    "yaxis": axis,
-                    "x": [*edges.round(6).tolist(), float(edges[-1].round(6))],
-                    "y": [*shares, shares[-1], 0],
-                    "line": {"shape": "hv", "width": 1.75, "color": f"--{name}"},
-                    "fill": "tozeroy",
-                    "fillcolor": f"--{name}-fill",
-                    "hovertemplate": f"%{{y:.1%}} of {name}<br>from logit %{{x:.2f}}"
-                    "<extra></extra>",
-                }
-            )
-    top = 1.08 * max(max(outline["y"]) for outline in outlines)
-    share = {"range": [0, top], "tickformat": ".0%", "nticks": 5}
-    return {
-        "data": outlines,
-        "layout": _layout(
-            height=440,
-            xaxis=_axis("logit of the positive class", anchor="y2"),
-            yaxis=_axis("", domain=[0.54, 1], **share),
-            yaxis2=_axis("", domain=[0, 0.46], **share),
-            annotations=[
-                _note(f"<b>{name}</b>", x=0.01, y=y, xref="paper", yref="paper", yanchor="top")
-                for name, y in (("clean", 1), ("worst case", 0.46))
-            ],
-        ),
+    classes = (("positives", scores.targets == 1), ("negatives", scores.targets == 0))
+    # Infinite logits rank like any others; here they stand in the outermost bars.
+    shares = {
+        (images, name): np.histogram(np.clip(logits[chosen], edges[0], edges[-1]), edges)[0]
+        / chosen.sum()
+        for images, logits in (("clean", scores.clean), ("worst case", worst))
+        for name, chosen in classes
     }
+    top = 1.08 * max(float(share.max()) for share in shares.values())
+    upwards = svg.Axis(0, top, [(y, f"{100 * y:g} %") for y, _ in svg.round_ticks(0, top, most=5)])
+    low, high = float(edges[0]), float(edges[-1])
+    ticks = svg.round_ticks(low, high, most=8)
+    marks: list[Markup] = []
+    for images, above, across in (
+        ("clean", 0, svg.Axis(low, high, [(x, "") for x, _ in ticks])),
+        ("worst case", 209, svg.Axis(low, high, ticks, title="logit of the positive class")),
+    ):
+        area = svg.Area(across, upwards, height=178, top=above)
+        marks.append(svg.axes(area))
+        texts = [
+            f"{images}, logits from {start:.2f} to {end:.2f}" for start, end in pairwise(edges)
+        ]
+        for name, _ in classes:
+            bars = shares[images, name].tolist()
+            texts = [
+                f"{text}\n{100 * share:.1f} % of {name}"
+                for text, share in zip(texts, bars, strict=True)
+            ]
+            outline = [
+                (low, 0.0),
+                *zip(edges.tolist(), [*bars, bars[-1]], strict=True),
+                (high, 0.0),
+            ]
+            marks.append(
+                svg.line(
+                    area,
+                    outline,
+                    kind="outline",
+                    title=f"{images}, {name}",
+                    color=f"--{name}",
+                    width=1.75,
+                    steps="ahead",
+                    fill=f"--{name}-fill",
+                )
+            )
+        middles = ((edges[:-1] + edges[1:]) / 2).tolist()
+        marks.append(svg.note(images, x="1%", y=above + 10, bold=True))
+        marks.append(svg.readings(area, list(zip(middles, texts, strict=True))))
+    return svg.figure(marks, height=209 + 178, margin=svg.Margin())
 
 
 # --- parts ----------------------------------------------------------------------------------------
 
 
-def _dots(
-    figures: Sequence[APFigure],
-    heights: Sequence[float],
+def _lines(count: int, *, height: int) -> svg.Area:
+    """AP across, and down a line for each name, the first on top; height: of a line, in pixels."""
+    return svg.Area(ACROSS, svg.Axis(count - 0.5, -0.5), height=height * count)
+
+
+def _dot(
+    area: svg.Area,
+    figure: APFigure,
+    height: float,
     *,
     name: str,
     color: str,
-    size: int,
-    symbol: str = "circle",
-) -> Figure:
-    """A dot for each figure at its height, with its interval as whiskers."""
-    dots: Figure = {
-        "type": "scatter",
-        "mode": "markers",
-        "name": _plain(name),
-        "x": [figure.ap for figure in figures],
-        "y": list(heights),
-        "marker": {"size": size, "color": color, "symbol": symbol},
-        "cliponaxis": False,
-        "hovertemplate": "AP %{x:.4f}<extra></extra>",
-    }
-    if any(figure.interval for figure in figures):
-        spans = [(figure.ap, figure.interval) for figure in figures]
-        dots["error_x"] = {
-            "type": "data",
-            "symmetric": False,
-            "array": [span.high - ap if span else 0 for ap, span in spans],
-            "arrayminus": [ap - span.low if span else 0 for ap, span in spans],
-            "thickness": 1.5,
-            "width": 5,
-            "color": color,
-        }
-    return dots
-
-
-def _falls(spans: Sequence[tuple[float, float]], *, first: int = 0) -> Figure:
-    """A grey track from one AP to another on each line, from line `first` on."""
-    return {
-        "type": "scatter",
-        "mode": "lines",
-        "x": [x for start, end in spans for x in (start, end, None)],
-        "y": [y for i in range(first, first + len(spans)) for y in (i, i, None)],
-        "line": {"width": 7, "color": "--track"},
-        "hoverinfo": "skip",
-    }
-
-
-def _bars(values: Sequence[float], heights: Sequence[float], *, name: str, color: str) -> Figure:
-    """A short upright bar for each value."""
-    return {
-        "type": "scatter",
-        "mode": "markers",
-        "name": name,
-        "x": list(values),
-        "y": list(heights),
-        "marker": {"symbol": "line-ns", "size": 14, "line": {"width": 2, "color": color}},
-        "hovertemplate": f"{name} %{{x:.4f}}<extra></extra>",
-    }
-
-
-def _level(y: float, *, dash: str, color: str = "--muted") -> Figure:
-    """A line across the whole figure at this AP."""
-    return {
-        "type": "line",
-        "xref": "paper",
-        "x0": 0,
-        "x1": 1,
-        "y0": y,
-        "y1": y,
-        "line": {"color": color, "width": 1.5, "dash": dash},
-    }
-
-
-def _lines(names: Sequence[str]) -> Figure:
-    """The axis of a figure that has a line for each name, the first on top."""
-    return _axis(
-        "",
-        range=[len(names) - 0.4, -0.6],
-        tickvals=list(range(len(names))),
-        ticktext=[_plain(name) for name in names],
-        showgrid=False,
-        fixedrange=True,
+    size: float,
+    shape: str = "circle",
+) -> Markup:
+    """A mark at the AP, with its interval as whiskers."""
+    title = f"{name}: AP {figure.ap:.4f}"
+    whiskers = Markup("")
+    if figure.interval is not None:
+        low, high = figure.interval.low, figure.interval.high
+        whiskers = svg.whisker(area, low, high, height, color=color)
+        title += f", {low:.4f} to {high:.4f}"
+    return whiskers + svg.dot(
+        area, figure.ap, height, title=title, color=color, size=size, shape=shape
     )
 
 
-def _value(figure: APFigure, line: int) -> Figure:
+def _fall(area: svg.Area, start: float, end: float, line: int) -> Markup:
+    """A grey track from one AP to another."""
+    return svg.across(area, start, end, line, kind="fall", color="--track", width=7)
+
+
+def _value(area: svg.Area, figure: APFigure, line: int) -> Markup:
     """The AP in bold, at the right end of its line."""
-    return _note(f"<b>{figure.ap:.3f}</b>", x=1, y=line, xref="paper", xshift=10, size=14)
-
-
-def _short(name: str) -> str:
-    return (
-        name if len(name) <= TICK_LETTERS else name[: TICK_LETTERS - 1] + "\N{HORIZONTAL ELLIPSIS}"
-    )
-
-
-def _layout(**own: Any) -> Figure:
-    quiet: Figure = {
-        "font": {"family": "system-ui, sans-serif", "size": 13, "color": "--ink"},
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "--card",
-        "margin": {"l": 12, "r": 12, "t": 12, "b": 40},
-        "showlegend": False,  # the page has its own, which wraps well and can be read aloud
-        "hoverlabel": {
-            "font": {"family": "system-ui, sans-serif", "size": 13, "color": "--ink"},
-            "bgcolor": "--card",
-            "bordercolor": "--muted",
-            "namelength": -1,
-        },
-    }
-    return quiet | own
-
-
-def _axis(title: str, **own: Any) -> Figure:
-    return {
-        "title": {"text": title, "standoff": 10, "font": {"size": 13, "color": "--muted"}},
-        "automargin": True,
-        "zeroline": False,
-        "gridcolor": "--line",
-        "linecolor": "--line",
-        "ticks": "",
-    } | own
-
-
-def _note(text: str, *, size: int = 12, **own: Any) -> Figure:
-    """Text in a figure; it must hold no name of a stranger that `_plain` has not seen."""
-    return {
-        "text": text,
-        "showarrow": False,
-        "xanchor": "left",
-        "font": {"size": size, "color": "--ink"},
-    } | own
-
-
-def _plain(name: str) -> str:
-    """A name that Plotly shows letter by letter: it would read tags, and between $ signs TeX."""
-    return html.escape(name, quote=False).replace("$", "&#36;")
+    return svg.note(f"{figure.ap:.3f}", x="100%", y=float(area.down(line)), shift=10, bold=True)

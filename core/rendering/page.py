@@ -1,17 +1,15 @@
-"""A report as one HTML file that needs nothing else: no network, no font, no script but its own.
+"""A report as one HTML file that needs nothing else: no network, no font and no script.
 
 `render` arranges and rounds. Everything on the page comes from a `Report` and the `Scores` behind
 it, and no model is needed. The page is `templates/report.html.j2`, with `task.html.j2` for each
-task, and `report.css` and `report.js` beside them; its figures come from
-`adap.core.rendering.charts`.
+task, and `report.css` beside them; its figures come from `adap.core.rendering.charts`.
 
-Ids, class names, groups and model names come from strangers. Jinja escapes them in HTML, `tojson`
-in JSON, and `report_charts` where Plotly would read markup. Should all three fail, the page's own
-content security policy still runs two scripts only, known by their hashes, and fetches nothing.
+Ids, class names, groups and model names come from strangers. Jinja escapes them in HTML, and
+`adap.core.rendering.svg` in figures. Should both fail, the page's own content security policy still
+runs no script and fetches nothing.
 """
 
 import base64
-import hashlib
 import io
 import json
 import math
@@ -26,14 +24,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
-from plotly.offline import get_plotlyjs
 
 from adap.core.config import Threat
 from adap.core.errors import DataError
 from adap.core.figures.gate import got_text
 from adap.core.figures.worst_case import worst_case
 from adap.core.rendering import charts as report_charts
-from adap.core.rendering.charts import ATTACK_COLORS, ATTACK_DASHES, Figure, Row, ap_text
+from adap.core.rendering.charts import ATTACK_COLORS, ATTACK_DASHES, Row, ap_text
 from adap.core.report import Check, Difference, GroupFigures, Report, TaskReport, Trust
 from adap.core.scores import Evidence, Scores
 
@@ -68,7 +65,7 @@ class Section:
     cards: Sequence[Card]
     factor: int
     groups: Sequence[GroupFigures]
-    charts: dict[str, Figure]
+    charts: dict[str, Markup]
 
 
 def render(report: Report, scores: Sequence[Scores]) -> str:
@@ -95,7 +92,6 @@ def render(report: Report, scores: Sequence[Scores]) -> str:
         for i, (task, task_scores) in enumerate(zip(report.tasks, scores, strict=True), 1)
     ]
     worst_first = sorted(sections, key=lambda section: section.task.worst_case.ap)
-    scripts = [get_plotlyjs(), _source("report.js")]
     return _environment.get_template("report.html.j2").render(
         report=report,
         sections=sections,
@@ -111,8 +107,6 @@ def render(report: Report, scores: Sequence[Scores]) -> str:
         created=datetime.fromisoformat(report.provenance.created_at),
         config_json=json.dumps(report.provenance.config, indent=2, ensure_ascii=False),
         style=Markup(_source("report.css")),  # noqa: S704
-        scripts=[Markup(script) for script in scripts],  # noqa: S704
-        script_hashes=[_csp_hash(script) for script in scripts],
         lines=report_charts.LINES,
         roles=report_charts.BUDGET_ROLES,
     )
@@ -127,16 +121,16 @@ def _section(
     rows = _rows(task, scores, worst)
     groups = [] if task.groups is None else sorted(task.groups.groups, key=_comparable)
     charts = {
-        "chart-ap": report_charts.ap_chart(task, rows),
-        "chart-curves": report_charts.curves_chart(rows, scores.targets, points=points),
-        "chart-scores": report_charts.scores_chart(scores, worst),
+        "ap": report_charts.ap_chart(task, rows),
+        "curves": report_charts.curves_chart(rows, scores.targets, points=points),
+        "scores": report_charts.scores_chart(scores, worst),
     }
     if task.epsilon_curve is not None:
-        charts["chart-epsilon"] = report_charts.epsilon_chart(task, task.epsilon_curve, threat)
+        charts["epsilon"] = report_charts.epsilon_chart(task, task.epsilon_curve, threat)
     if any(group.clean for group in groups):
-        charts["chart-groups"] = report_charts.groups_chart(groups)
+        charts["groups"] = report_charts.groups_chart(groups)
     if task.budget_curve:
-        charts["chart-budget"] = report_charts.budget_chart(task)
+        charts["budget"] = report_charts.budget_chart(task)
     factor = _amplification(scores.evidence)
     return Section(
         prefix=prefix,
@@ -146,7 +140,7 @@ def _section(
         cards=[_card(item, scores, worst, factor) for item in scores.evidence[:cards]],
         factor=factor,
         groups=groups,
-        charts={prefix + name: chart for name, chart in charts.items()},
+        charts=charts,
     )
 
 
@@ -331,8 +325,3 @@ def _source(name: str) -> str:
     """The text of a file beside the template."""
     assert _environment.loader is not None
     return _environment.loader.get_source(_environment, name)[0]
-
-
-def _csp_hash(script: str) -> str:
-    """The source expression with which a content security policy allows exactly this script."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"

@@ -1,6 +1,5 @@
 """Reports and scores to make pages of, and a parser that reads a page back."""
 
-import json
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from typing import Any
@@ -35,6 +34,7 @@ from adap.core.report import (
     WorstCase,
 )
 from adap.core.scores import Evidence, Scores
+from tests.core.drawings import Drawing, drawings
 
 HOSTILE = [
     "</script><script>window.pwned=1</script>",
@@ -69,6 +69,7 @@ class Page(HTMLParser):
         super().__init__(convert_charrefs=True)
         self.elements: list[Element] = []
         self.open: list[Element] = []
+        self.source = page
         self.feed(page)
         self.close()
         assert self.open == [], "elements that nobody closed"
@@ -103,22 +104,13 @@ class Page(HTMLParser):
         return element
 
     @property
-    def charts(self) -> dict[str, Any]:
+    def charts(self) -> dict[str, Drawing]:
         """By id, those of every task."""
-        return {
-            name: chart
-            for script in self.all("script", class_="charts")
-            for name, chart in json.loads(script.text).items()
-        }
+        return drawings(self.source)
 
     @property
     def ids(self) -> list[str]:
         return [e.attributes["id"] for e in self.elements if "id" in e.attributes]
-
-    def curve(self, name: str) -> tuple[list[float], list[float]]:
-        (trace,) = [t for t in self.charts["chart-curves"]["data"] if t["name"] == name]
-        assert trace["line"]["shape"] == "vh"  # each step reaches back to the recall before it
-        return trace["x"], trace["y"]
 
 
 def scores_of(
@@ -333,7 +325,7 @@ def rich_task(task: TaskReport, scores: Scores, *, groups: Sequence[str]) -> Tas
         )
 
     fall = clean - worst
-    epsilons = {0.025: 0.2, 0.05: 0.45, 0.1: 0.97, 0.15: 1.35, 0.2: 1.6}
+    epsilons = {0.025: 0.2, 0.05: 0.45, 0.1: 0.97, 0.15: 1.01, 0.2: 1.02}
     budgets = (1, 2, 5, 10, 20, 50, 100)
     return task.model_copy(
         update={
@@ -356,7 +348,7 @@ def rich_task(task: TaskReport, scores: Scores, *, groups: Sequence[str]) -> Tas
                 }
             ),
             "certified_floor": CertifiedFloor(
-                ap=worst - 0.1496, method="crown_ibp", proven_pairs=0.7125
+                ap=worst / 2, method="crown_ibp", proven_pairs=0.7125
             ),
             "epsilon_curve": EpsilonCurve(
                 attack={"name": "apgd", "steps": 10},

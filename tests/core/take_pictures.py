@@ -49,7 +49,6 @@ def take(page: Path, folder: Path, *, browser: Any) -> list[Path]:
     for scheme in ("light", "dark"):
         tab = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme=scheme)
         tab.goto(page.resolve().as_uri())
-        tab.wait_for_selector(".chart .main-svg")
         light = scheme == "light"
         shot = Image.open(io.BytesIO(tab.screenshot(full_page=light))).convert("RGB")
         keep(scheme, shot.crop((0, 0, WIDTH, HEIGHT)))
