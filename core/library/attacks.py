@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from adap.core.attacks.threat_model import ThreatModel
 from adap.core.audit.scoring import as_input, generator_of, loss_of
 from adap.core.config import EPSILON_PAPER, Norm, TransferAttack
 from adap.core.errors import ConfigError
-from adap.core.library.examples import as_float, pixels_of, targets_of
+from adap.core.library.examples import as_float, columns_in, listed, pixels_of, targets_of
 from adap.core.library.rankers import Model, Outputs, ready
 from adap.core.library.refusals import sentence, threat_of
 
@@ -191,10 +190,9 @@ def refuse_wide_step(attack: config.Attack, norm: Norm) -> None:
             raise ConfigError(str(error)) from error
 
 
-def columns_of(positive: Any) -> list[int] | None:
-    """The columns that labels of the positive side name, where they are whole numbers."""
+def columns_of(positive: Any) -> list[Any] | None:
+    """The columns that labels of the positive side number; names stay names."""
     if positive is None:
         return None
-    values = list(positive) if isinstance(positive, list | tuple | set) else [positive]
-    whole = all(isinstance(v, int | np.integer) and not isinstance(v, bool) for v in values)
-    return [int(v) for v in values] if whole else None
+    values = listed(positive)
+    return columns_in(values) or values

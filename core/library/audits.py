@@ -36,12 +36,12 @@ from adap.core.config import (
     Task,
     TransferAttack,
 )
-from adap.core.errors import ConfigError, ModelError
+from adap.core.errors import AdapError, ConfigError, ModelError
 from adap.core.figures import gate
 from adap.core.figures import report as reports
 from adap.core.figures import task as figures
 from adap.core.library.attacks import attack_of, columns_of, refuse_blind
-from adap.core.library.examples import Examples, Layout, as_float, examples_of
+from adap.core.library.examples import Examples, Layout, as_float, examples_of, listed
 from adap.core.library.progress import Progress, counting
 from adap.core.library.rankers import TRIED, Model, Outputs, Ready, ready
 from adap.core.library.refusals import configured, threat_of
@@ -59,7 +59,7 @@ def audit(
     epsilon: float | str = EPSILON_PAPER,
     norm: Norm = "linf",
     preset: Preset = "standard",
-    attacks: Sequence[Any] | None = None,
+    attacks: Sequence[Any] | Any | None = None,
     surrogate: nn.Module | None = None,
     positive: Any = None,
     classes: Sequence[str] | None = None,
@@ -88,7 +88,8 @@ def audit(
     function gives no gradients: only Square, Transfer and Noise attack it, and the report says what
     that means.
     images, labels: (N, C, H, W) or (N, H, W, C) uint8, or floats in [0, 1], and (N,) labels, as
-    NumPy arrays or tensors; or a Dataset or DataLoader of (image, label) in place of both.
+    NumPy arrays or tensors; or a Dataset or DataLoader of (image, label) in place of both. Labels
+    may be (N, K) rows of 0 and 1, of which `positive` numbers the columns.
     positive: the label, or labels, to rank first; by default 1. Of K outputs it is the column too,
     or the place of the name among `classes`.
     epsilon: in pixels of [0, 1], a number or '8/255', which is usual for `norm` 'linf'.
@@ -122,8 +123,8 @@ def audit(
         "preset": preset,
         "certify": certify,
         "checks": checks,
-        "epsilons": None if epsilons is None else [float(value) for value in epsilons],
-        "thresholds": [require] if isinstance(require, str) else list(require),
+        "epsilons": epsilons if epsilons is None or np.ndim(epsilons) == 0 else list(epsilons),
+        "thresholds": list(require) if isinstance(require, list | tuple | set) else [require],
         "batch_size": batch_size,
         "shard_size": shard_size,
         "seed": seed,
@@ -133,7 +134,12 @@ def audit(
             "expected a surrogate with gradients, an nn.Module, got "
             f"{type(surrogate).__name__}: the transfer attack follows them"
         )
-    chosen = None if attacks is None else [attack_of(attack) for attack in attacks]
+    chosen = None
+    if attacks is not None:
+        several = isinstance(attacks, list | tuple)
+        chosen = [attack_of(attack) for attack in (attacks if several else [attacks])]
+        if not chosen:
+            raise ConfigError("expected at least one attack, or attacks=None for the preset's")
     if surrogate is None and chosen and any(isinstance(a, TransferAttack) for a in chosen):
         raise ConfigError("the transfer attack needs surrogate=, the attacker's own nn.Module")
     if not isinstance(model, nn.Module):
@@ -175,11 +181,15 @@ def audit(
                 refuse_train_mode=True,
             )
         )
+        _refuse_several(found, made, outputs)
         other = None
         if surrogate is not None:
-            other = stack.enter_context(
-                ready(surrogate, pixels, positive=columns, device=made.device)
-            )
+            try:
+                other = stack.enter_context(
+                    ready(surrogate, pixels, positive=columns, device=made.device)
+                )
+            except AdapError as error:
+                raise type(error)(f"the surrogate: {error}") from error
         measuring.refuse_unrankable(
             made.scorer,
             found.images,
@@ -213,7 +223,7 @@ def audit(
             [of_task],
             config=config,
             provenance=provenance.model_copy(update={"scores_sha256": digest}),
-            doubts=[*made.decided, *found.decided],
+            doubts=[*made.decided, *found.decided, *_beyond(found, made, classes)],
             trust=trust,
         )
     return Audit(report, [scores])
@@ -222,19 +232,43 @@ def audit(
 def _named(positive: Any) -> list[str]:
     if positive is None:
         return ["1"]
-    values = positive if isinstance(positive, list | tuple | set) else [positive]
-    return sorted(str(value) for value in values)
+    return sorted(str(value) for value in listed(positive))
 
 
-def _columns(positive: Any, classes: Sequence[str] | None) -> list[int] | None:
+def _columns(positive: Any, classes: Sequence[str] | None) -> list[Any] | None:
     """Which of K outputs are positive."""
     if classes is None or positive is None:
         return columns_of(positive)
-    wanted = positive if isinstance(positive, list | tuple | set) else [positive]
+    wanted = listed(positive)
     missing = [name for name in wanted if name not in classes]
     if missing:
         raise ConfigError(f"expected positive among classes {list(classes)[:20]}, got {missing}")
     return [list(classes).index(name) for name in wanted]
+
+
+def _refuse_several(examples: Examples, made: Ready, outputs: Outputs) -> None:
+    """Raise ConfigError where an image is of several classes and outputs are said to exclude it."""
+    answers = made.scorer.answers
+    if examples.several and outputs == "auto" and answers is not None and answers.one_is_true:
+        raise ConfigError(
+            "expected labels of which one in each row is 1, as softmax outputs mean it, got rows "
+            "with several or none: outputs='multilabel' ranks by the output of the class alone, "
+            "outputs='logits' by its odds against the others"
+        )
+
+
+def _beyond(examples: Examples, made: Ready, classes: Sequence[str] | None) -> list[str]:
+    """What to say where labels number more classes than the model has outputs."""
+    answers = made.scorer.answers
+    if answers is None or answers.count == 1 or classes is not None or examples.top is None:
+        return []
+    if examples.top < answers.count:
+        return []
+    return [
+        f"Labels go up to {examples.top}, and the model has {answers.count} outputs, numbered from "
+        f"0 to {answers.count - 1}: label n is read as output n, and labels beyond as "
+        "negatives. classes= names the outputs where they are numbered otherwise."
+    ]
 
 
 def _provenance(

@@ -6,7 +6,7 @@ that figures equal those of stored images; any others stay float32, exactly as t
 """
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,13 +16,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, SequentialSampler
 
 from adap.core.errors import ConfigError, DataError
 
 Layout = Literal["NCHW", "NHWC"]
 CHANNELS = (1, 3)  # by which the axis of the channels is told
 ROWS = 256  # images that are looked at together
+IMAGE_KEYS = ("image", "images", "img", "pixel_values")  # of a batch that is a mapping
+LABEL_KEYS = ("label", "labels")
 BYTE_ERROR = 1e-6  # of a float32 multiple of 1/255, however it was computed
 
 
@@ -31,6 +33,8 @@ class Examples:
     """Images and what is ranked: (N, C, H, W) uint8 or float32, (N,) targets in {0, 1}.
 
     decided: sentences about what was found, for the reader of the report.
+    several: whether labels came as rows of which some name several classes, or none.
+    top: the highest label, where labels are whole numbers.
     """
 
     images: NDArray[Any]
@@ -38,6 +42,8 @@ class Examples:
     ids: Sequence[str]
     groups: Sequence[str] | None
     decided: list[str] = field(default_factory=list)
+    several: bool = False
+    top: int | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -52,15 +58,16 @@ class Examples:
             groups=None if self.groups is None else [self.groups[i] for i in rows],
         )
 
-    def sampled(self, count: int, *, seed: int) -> "Examples":
+    def sampled(self, count: int | np.integer[Any], *, seed: int) -> "Examples":
         """So many of them at random, rising; each side in its share, or two of it, which is said.
 
         Raises ConfigError.
         """
-        if isinstance(count, bool) or not isinstance(count, int) or count < 4:
+        if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 4:
             raise ConfigError(f"expected sample as a whole number of at least 4, got {count!r}")
         if count >= len(self):
             return self
+        count = int(count)
         generator = np.random.default_rng(seed)
         sides = [np.flatnonzero(self.targets == side) for side in (0, 1)]
         fair = round(count * len(sides[1]) / len(self))
@@ -100,8 +107,9 @@ def examples_of(
     """The examples, for as long as the block lasts.
 
     images: NumPy array or tensor, (N, C, H, W), (N, H, W, C) or grey (N, H, W), with `labels`; or a
-    Dataset or DataLoader of (image, label).
-    labels: (N,) of numbers or names; in {0, 1} unless `positive` names those to rank first.
+    Dataset or DataLoader of (image, label), or of mappings that have both.
+    labels: (N,) of numbers or names; in {0, 1} unless `positive` names those to rank first; or
+    (N, K) rows in {0, 1}, of which `positive` names columns.
 
     Raises DataError and ConfigError: what was expected and what came.
     """
@@ -113,21 +121,34 @@ def examples_of(
                     f"expected no labels beside a {type(images).__name__}, which yields them with "
                     "its images"
                 )
-            loader = images if isinstance(images, DataLoader) else DataLoader(images, ROWS)
-            pixels, labels = _spooled(loader, Path(folder), layout)
+            pixels, labels = _spooled(
+                _loader_of(images, decided, named=groups is not None or ids is not None),
+                Path(folder),
+                layout,
+                decided,
+            )
         else:
             if labels is None:
                 raise DataError("expected labels beside the images, one an image, got none")
             pixels = _channels_first(_array("images", images), layout)
             _refuse_pixels(pixels)
         pixels = _bytes_of(pixels, Path(folder), decided)
-        targets = targets_of(labels, len(pixels), positive)
+        if _dark(pixels):
+            decided.append(
+                "No pixel is above 1/255: the images are black to the eye. Bytes of 0 and 1 are to "
+                "be floats, or 0 and 255; floats that were divided by 255 twice, once."
+            )
+        marks = _array("labels", labels)
+        targets = targets_of(marks, len(pixels), positive)
+        rows = marks.ndim == 2 and marks.shape[1] > 1
         yield Examples(
             images=pixels,
             targets=targets,
             ids=_names("ids", ids, len(pixels)) or [str(i) for i in range(len(pixels))],
             groups=_names("groups", groups, len(pixels)),
             decided=decided,
+            several=rows and bool((marks.sum(axis=1) != 1).any()),
+            top=int(marks.max()) if marks.dtype.kind in "iu" and not rows else None,
         )
 
 
@@ -150,18 +171,22 @@ def targets_of(
 ) -> NDArray[np.int64]:
     """(N,) 1 for the labels that `positive` names, 0 for the rest.
 
-    Without it labels must be in {0, 1}. Raises DataError, also for a positive that no label has and
-    for labels all of one side, unless `both_sides` is false.
+    Without it labels must be in {0, 1}. Of (N, K) rows in {0, 1} it names columns. Raises
+    DataError, also for a positive that no label has and for labels all of one side, unless
+    `both_sides` is false; ConfigError for a positive that names nothing.
     """
     marks = _array("labels", labels)
+    wanted = [] if positive is None else listed(positive)
     if marks.ndim == 2 and marks.shape[1] == 1:
         marks = marks[:, 0]
+    elif marks.ndim == 2 and len(marks) == count:
+        marks, positive = _of_columns(marks, positive, wanted), None
     if marks.shape != (count,):
         raise DataError(f"expected {count} labels, one an image, got {marks.shape}")
     if marks.dtype.kind == "f" and not np.isfinite(marks).all():
         raise DataError(f"expected labels, got {int((~np.isfinite(marks)).sum())} NaN or infinite")
     if positive is None:
-        found = np.unique(marks)
+        found = _distinct(marks)
         if marks.dtype.kind not in "biuf" or not np.isin(found, (0, 1)).all():
             raise DataError(
                 f"expected labels in {{0, 1}}, got {found[:5].tolist()}"
@@ -169,13 +194,10 @@ def targets_of(
             )
         targets = marks.astype(np.int64)
     else:
-        wanted = list(positive) if isinstance(positive, list | tuple | set) else [positive]
-        known = np.unique(marks)
-        missing = [value for value in wanted if not (known == value).any()]
-        if (missing and both_sides) or not wanted:
-            raise DataError(
-                f"expected positive labels among {known[:10].tolist()}, got {missing or 'none'}"
-            )
+        known = _distinct(marks)
+        missing = [value for value in wanted if value not in known.tolist()]
+        if missing and both_sides:
+            raise DataError(f"expected positive labels among {known[:10].tolist()}, got {missing}")
         targets = np.isin(marks, wanted).astype(np.int64)
     positives = int(targets.sum())
     if both_sides and positives in (0, count):
@@ -185,17 +207,81 @@ def targets_of(
     return targets
 
 
+def listed(positive: Any) -> list[Any]:
+    """The labels of the positive side, of one label or of anything that holds several.
+
+    Raises ConfigError for none, and for a mapping.
+    """
+    if isinstance(positive, Mapping):
+        raise ConfigError(
+            "expected the label, or labels, to rank first, one task a call, got "
+            f"{dict(positive)!r:.80}: for each class on its own, call once a class"
+        )
+    if isinstance(positive, Tensor | np.ndarray | np.generic):
+        positive = positive.tolist()
+    held = isinstance(positive, list | tuple | set | frozenset | range)
+    values = list(positive) if held else [positive]
+    if not values:
+        raise ConfigError("expected at least one label to rank first in positive=, got none")
+    return [value.item() if isinstance(value, Tensor | np.generic) else value for value in values]
+
+
+def columns_in(values: Sequence[Any]) -> list[int] | None:
+    """The columns that labels number, or None where one of them is no whole number."""
+    whole = all(
+        isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+        for value in values
+    )
+    return [int(value) for value in values] if whole else None
+
+
+def _of_columns(rows: NDArray[Any], positive: Any, wanted: Sequence[Any]) -> NDArray[np.int64]:
+    """(N,) whether a row of (N, K) labels has a 1 in one of the positive columns."""
+    if rows.dtype.kind not in "biuf" or not np.isin(rows, (0, 1)).all():
+        raise DataError(
+            f"expected labels, one an image, or rows of 0 and 1, got {rows.shape} of {rows.dtype}"
+        )
+    columns = columns_in(wanted)
+    among = range(rows.shape[1])
+    if positive is None or columns is None or not all(column in among for column in columns):
+        raise DataError(
+            f"expected positive=, the column or columns to rank first, 0 to {rows.shape[1] - 1}, "
+            f"as labels are rows {rows.shape}, got {'none' if positive is None else list(wanted)}"
+        )
+    return np.where(rows[:, columns].max(axis=1) == 1, np.int64(1), np.int64(0))
+
+
+def _distinct(marks: NDArray[Any]) -> NDArray[Any]:
+    try:
+        return np.unique(marks)
+    except TypeError as error:
+        kinds = sorted({type(value).__name__ for value in marks.tolist()})
+        raise DataError(
+            f"expected labels that are all numbers or all names, got {', '.join(kinds)}"
+        ) from error
+
+
 def _array(what: str, values: Any) -> NDArray[Any]:
     if isinstance(values, Tensor):
-        values = values.detach().cpu()
-        values = values.float() if values.dtype == torch.bfloat16 else values
-        array: NDArray[Any] = values.numpy()
+        try:
+            values = values.detach().cpu()
+            values = values.float() if values.dtype == torch.bfloat16 else values
+            array: NDArray[Any] = values.numpy()
+        except (TypeError, RuntimeError) as error:  # sparse, quantised, on the device meta
+            raise DataError(
+                f"expected {what} as a dense tensor of numbers, got one of {values.dtype}, "
+                f"{values.layout}, on {values.device}"
+            ) from error
         return array
-    if isinstance(values, np.ndarray | list | tuple) or hasattr(values, "__array__"):
+    if isinstance(values, list | tuple):
+        values = [_array(what, value) if isinstance(value, Tensor) else value for value in values]
+    if isinstance(values, np.ndarray | list) or hasattr(values, "__array__"):
         try:
             return np.asarray(values)
         except (TypeError, ValueError) as error:
-            raise DataError(f"expected {what} of one shape: {error}") from error
+            raise DataError(
+                f"expected {what} of one shape, got several: resize or crop them first ({error})"
+            ) from error
     raise DataError(
         f"expected {what} as a NumPy array, a tensor, or a Dataset or DataLoader of (image, label) "
         f"in place of both, got {type(values).__name__}"
@@ -263,21 +349,84 @@ def _bytes_of(images: NDArray[Any], folder: Path, decided: list[str]) -> NDArray
     return found
 
 
+def _dark(images: NDArray[Any]) -> bool:
+    """Whether no pixel is above 1 of 255; looks no further than the first that is."""
+    limit = 1 if images.dtype == np.uint8 else 1 / 255
+    starts = range(0, len(images), ROWS)
+    return all(images[start : start + ROWS].max() <= limit for start in starts)
+
+
+def _loader_of(
+    images: "Dataset[Any] | DataLoader[Any]", decided: list[str], *, named: bool
+) -> "DataLoader[Any]":
+    """A loader whose order is known where names come beside it; of another order it is told.
+
+    Raises ConfigError for names beside a loader that shuffles, which would go to other images.
+    """
+    if not isinstance(images, DataLoader):
+        return DataLoader(images, ROWS)
+    batches = images.batch_sampler
+    in_order = isinstance(images.dataset, IterableDataset) or (
+        isinstance(images.sampler, SequentialSampler)
+        and (batches is None or type(batches) is BatchSampler)
+    )
+    if not in_order:
+        if named:
+            raise ConfigError(
+                "expected a DataLoader in the order of its data set beside groups= or ids=, which "
+                "are told apart by their places, got one that shuffles or samples: shuffle=False"
+            )
+        decided.append(
+            "The DataLoader shuffles or samples: examples are numbered in the order in which they "
+            "came, and in another order nothing that is kept in a folder is found again."
+        )
+    return images
+
+
+def _batches(loader: "DataLoader[Any]") -> Iterator[tuple[Any, Any]]:
+    """Images and labels of each batch.
+
+    Raises DataError for what a loader could not put together, and for what is no pair.
+    """
+    try:
+        for item in loader:
+            if isinstance(item, Mapping):
+                yield _entry(item, IMAGE_KEYS), _entry(item, LABEL_KEYS)
+            elif isinstance(item, tuple | list) and len(item) == 2:
+                yield item[0], item[1]
+            else:
+                raise DataError(
+                    f"expected (images, labels) from the loader, got {type(item).__name__}"
+                    f"{f' of {len(item)}' if isinstance(item, tuple | list) else ''}"
+                )
+    except (TypeError, ValueError, RuntimeError, LookupError, AttributeError) as error:
+        raise DataError(
+            "expected a loader of (image, label), images as tensors or arrays of one shape and "
+            f"labels as numbers, got {type(error).__name__}: {str(error)[:300]}"
+        ) from error
+
+
+def _entry(item: Mapping[Any, Any], keys: Sequence[str]) -> Any:
+    found = [key for key in keys if key in item]
+    if len(found) != 1:
+        raise DataError(
+            f"expected exactly one of {', '.join(keys)} in a batch that is a mapping, got "
+            f"{', '.join(map(str, item))}: a DataLoader with collate_fn= can yield "
+            "(images, labels)"
+        )
+    return item[found[0]]
+
+
 def _spooled(
-    loader: "DataLoader[Any]", folder: Path, layout: Layout | None
+    loader: "DataLoader[Any]", folder: Path, layout: Layout | None, decided: list[str]
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """All that a loader yields: the images in a file, the labels in memory."""
     labels: list[NDArray[Any]] = []
     shape: tuple[int, ...] = ()
     dtype: Any = None
     with (folder / "images").open("wb") as file:
-        for item in loader:
-            if not isinstance(item, tuple | list) or len(item) != 2:
-                raise DataError(
-                    f"expected (images, labels) from the loader, got {type(item).__name__}"
-                    f"{f' of {len(item)}' if isinstance(item, tuple | list) else ''}"
-                )
-            part = _channels_first(_array("images", item[0]), layout)
+        for given, marks in _batches(loader):
+            part = _channels_first(_array("images", given), layout)
             _refuse_pixels(part)
             part = part if part.dtype == np.uint8 else part.astype(np.float32)
             if dtype is not None and (part.shape[1:] != shape or part.dtype != dtype):
@@ -287,10 +436,16 @@ def _spooled(
                 )
             shape, dtype = part.shape[1:], part.dtype
             _append(file, part)
-            labels.append(np.atleast_1d(_array("labels", item[1])))
+            labels.append(np.atleast_1d(_array("labels", marks)))
     if not labels:
         raise DataError("expected at least one example from the loader, got none")
     count = sum(len(part) for part in labels)
+    of_set = None if isinstance(loader.dataset, IterableDataset) else len(loader.dataset)  # type: ignore[arg-type]
+    if of_set not in (None, count):
+        decided.append(
+            f"The DataLoader yielded {count} examples of a data set of {of_set}: "
+            + ("some are audited several times." if count > of_set else "the rest is not audited.")
+        )
     images = np.memmap(folder / "images", dtype, mode="r", shape=(count, *shape))
     return images, np.concatenate(labels)
 

@@ -4,6 +4,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from adap.core.errors import ConfigError
+
 Progress = bool | Callable[[int, int], None] | None
 
 
@@ -15,6 +17,8 @@ def counting(
     if callable(shown):
         yield lambda done: shown(done, total)
         return
+    if shown not in (None, True, False):
+        raise ConfigError(f"expected progress as True, False or a function, got {shown!r:.80}")
     if shown is False or (shown is None and not (sys.stderr.isatty() or _in_notebook())):
         yield lambda _: None
         return

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from adap.core.errors import ConfigError, ModelError
 
@@ -25,6 +26,10 @@ Model = nn.Module | Callable[[Any], Any]
 SMALLEST_PROBABILITY = 2.0**-126
 LARGEST_PROBABILITY = 1 - 2.0**-24
 TRIED = 16  # images on which it is found out what a model answers
+
+
+FAILURES = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
+"""What a model raises on images that it is not made for."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ class Function(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """What the function answers, as a tensor beside the images, detached."""
-        given = images.detach().cpu()
+        given = images.detach().cpu().clone()  # a stranger may write into what it is given
         answer = self.function(given.numpy() if self.arrays else given)
         return as_tensor(answer).detach().to(images.device)
 
@@ -78,8 +83,10 @@ class Ranker(nn.Module):
         super().__init__()
         self.network = network
         self.answers: Answers | None = None  # until they are read
+        self.writes = False  # whether the network writes into the images it is given
         for name, values in (("mean", mean), ("std", std)):
-            column = None if values is None else torch.tensor(values, dtype=torch.float32)
+            numbers = None if values is None else [float(value) for value in values]
+            column = None if numbers is None else torch.tensor(numbers, dtype=torch.float32)
             buffer = None if column is None else column.view(1, -1, 1, 1).to(device)
             self.register_buffer(name, buffer, persistent=False)
 
@@ -88,7 +95,8 @@ class Ranker(nn.Module):
         answers = self.answers
         assert answers is not None
         raw = self.raw(images)
-        if raw.shape not in ((len(images), answers.count), (len(images),)[: answers.count]):
+        flat = [(len(images),), ()[: len(images)]] if answers.count == 1 else []
+        if raw.shape not in ((len(images), answers.count), *flat):
             raise ModelError(
                 f"expected {(len(images), answers.count)} outputs, as on the first images, "
                 f"got {tuple(raw.shape)}"
@@ -113,7 +121,15 @@ class Ranker(nn.Module):
             images = (images - self.mean) / self.std
         if dtype is not None and dtype != images.dtype:
             images = images.to(dtype)
-        answer = self.network(images)
+        try:
+            answer = self.network(images.clone() if self.writes else images)
+        except torch.OutOfMemoryError:
+            raise
+        except FAILURES as error:
+            raise ModelError(
+                f"expected a model that runs on images {tuple(images.shape)}, "
+                f"got {type(error).__name__}: {str(error)[:300]}"
+            ) from error
         if not isinstance(answer, Tensor):
             raise ModelError(
                 f"expected a tensor of scores, got {type(answer).__name__}: wrap the model so that "
@@ -168,20 +184,31 @@ def ready(
         network = Function(model, arrays=_takes_arrays(model, sample, decided))
         name = getattr(model, "__qualname__", type(model).__name__)
     there = _device_of(network)
-    here = there if device is None else torch.device(device)
+    here = there if device is None else _device(device)
     moved = here != there and any(True for _ in _tensors(network))
     try:
         if moved:
             network.to(here)
         scorer = Ranker(network, mean=mean, std=std, device=here)
         x = torch.from_numpy(sample[:TRIED]).to(here)
-        if refuse_train_mode:
-            _refuse_train_mode(scorer, x)
         _read_answers(scorer, x, outputs=outputs, positive=positive, decided=decided)
+        if refuse_train_mode and gradients:
+            _refuse_train_mode(scorer, x)
         yield Ready(scorer, here, gradients, name, decided)
     finally:
         if moved:
             network.to(there)
+
+
+@contextmanager
+def kept_modes(network: nn.Module) -> Iterator[None]:
+    """Each module is afterwards in the mode, train or eval, that it was in."""
+    modes = [(module, module.training) for module in network.modules()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def as_tensor(answer: Any) -> Tensor:
@@ -224,21 +251,19 @@ def _read_answers(
     decided: list[str],
 ) -> None:
     """Find out what the model answers, and make that the scorer's."""
-    modes = [(module, module.training) for module in scorer.modules()]
-    scorer.eval()
-    try:
-        with torch.no_grad():
-            raw = scorer.raw(x)
-    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
-        if isinstance(error, ModelError):
-            raise
-        raise ModelError(
-            f"expected a model that runs on images {tuple(x.shape)}, got {type(error).__name__}: "
-            f"{str(error)[:300]}"
-        ) from error
-    finally:
-        for module, training in modes:
-            module.training = training
+    given = x.clone()
+    with kept_modes(scorer), torch.no_grad():
+        try:
+            scorer.eval()
+        except NotImplementedError as error:
+            raise ModelError(
+                f"expected an nn.Module that can be set to eval mode, got one that cannot ({error})"
+                ": give the module that it was exported from, or a function that calls it"
+            ) from error
+        raw = scorer.raw(given)
+    scorer.writes = not torch.equal(given, x)  # which the next pass would see
+    if raw.ndim == 0 and len(x) == 1:
+        raw = raw[None]
     if raw.shape[:1] != x.shape[:1] or raw.ndim > 2 or raw.numel() == 0:
         raise ModelError(
             f"expected one score an image, ({len(x)},) or ({len(x)}, 1), or one a class, "
@@ -251,6 +276,11 @@ def _read_answers(
         )
     count = 1 if raw.ndim == 1 else raw.shape[1]
     probabilities = _are_probabilities(scorer.network, raw, count, outputs, decided)
+    if count == 1 and len(x) >= 4 and len(set(raw.flatten().tolist())) == 2:
+        decided.append(
+            f"The first {len(x)} images get two different scores only, as decisions do: images of "
+            "one decision tie, and ties are ranked at their worst. Give the scores behind them."
+        )
     scorer.answers = Answers(
         count=count,
         positive=_columns(count, positive, outputs, decided),
@@ -274,6 +304,12 @@ def _are_probabilities(
         return True
     if outputs != "auto":
         return False
+    if count > 1 and within and not adds_up:
+        raise ConfigError(
+            f"expected outputs=, as all {count} outputs lie in [0, 1] and do not add up to 1: "
+            "'multilabel' ranks by the output of the class alone (as of sigmoids), 'logits' by its "
+            "odds after a softmax; got 'auto'"
+        )
     layers = list(network.modules())
     if adds_up or (count == 1 and within and isinstance(layers[-1], nn.Sigmoid)):
         decided.append(
@@ -304,6 +340,12 @@ def _columns(
             )
         decided.append("Of two outputs the second is the positive class; positive=0 is the other.")
         return (1,)
+    if not all(isinstance(column, int) for column in positive):
+        raise ConfigError(
+            f"expected positive= as the number of its column among the {count} outputs, or as a "
+            "name with classes=, the names of the outputs in their order (of adap.audit), got "
+            f"{list(positive)}"
+        )
     columns = tuple(sorted(set(positive)))
     if not all(0 <= column < count for column in columns) or len(columns) in (0, count):
         raise ConfigError(
@@ -332,7 +374,12 @@ def _refuse_options(
     for name, values in (("mean", mean), ("std", std)):
         if values is None:
             continue
-        numbers = [float(value) for value in values]
+        try:
+            numbers = [float(value) for value in values]
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"expected {name} with {channels} numbers, one a channel, got {values!r:.80}"
+            ) from error
         good = len(numbers) == channels and all(math.isfinite(number) for number in numbers)
         if not good or (name == "std" and min(numbers) <= 0):
             raise ConfigError(
@@ -346,26 +393,30 @@ def _refuse_train_mode(scorer: Ranker, x: Tensor) -> None:
     if not any(module.training for module in scorer.network.modules()):
         return
     network = scorer.network
-    modes = [(module, module.training) for module in network.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
-    change = math.inf
+    change = by_chance = math.inf
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+        with (
+            kept_modes(network),
+            torch.no_grad(),
+            torch.random.fork_rng(devices=[x.device] if x.is_cuda else []),
+        ):
             found = scorer.raw(x)
             for buffer, before in buffers:
                 buffer.copy_(before)
             network.eval()
-            settled = scorer.raw(x)
-        if found.shape == settled.shape:
+            settled, again = scorer.raw(x), scorer.raw(x)
+        if found.shape == settled.shape == again.shape:
             change = float((found - settled).abs().max())
-    except (RuntimeError, ValueError, TypeError):
+            by_chance = float((again - settled).abs().max())
+    except (ModelError, *FAILURES):
         return  # it does not run at all, which is said in other words
     finally:
-        for module, training in modes:
-            module.training = training
         with torch.no_grad():
             for buffer, before in buffers:
                 buffer.copy_(before)
+    if by_chance > 0 and change != math.inf:
+        return  # it is random in either mode, which no call of eval() ends
     if change > 0:
         raise ModelError(
             "expected a model in eval mode, got one in train mode, whose scores of the same images "
@@ -380,13 +431,37 @@ def _tensors(network: nn.Module) -> Iterator[Tensor]:
 
 def _device_of(network: nn.Module) -> torch.device:
     """Where a network is. Raises ModelError for one that is spread over several devices."""
+    if any(is_lazy(tensor) for tensor in _tensors(network)):
+        raise ModelError(
+            "expected a model with weights, got one with lazy layers that have none yet: run it "
+            "once on a batch, then train it or load its weights"
+        )
     devices = {tensor.device for tensor in _tensors(network)}
     if len(devices) > 1:
         raise ModelError(
             "expected a model on one device, got one on "
             f"{', '.join(sorted(str(device) for device in devices))}"
         )
-    return devices.pop() if devices else torch.device("cpu")
+    where = devices.pop() if devices else torch.device("cpu")
+    if where.type == "meta":
+        raise ModelError(
+            "expected a model with weights, got one on the device meta, which holds none: "
+            "model.to_empty(device='cpu'), then load_state_dict"
+        )
+    return where
+
+
+def _device(device: str | torch.device) -> torch.device:
+    """A device that computes. Raises ConfigError for any other."""
+    try:
+        where = torch.device(device)
+        torch.ones(1, device=where).item()
+    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0][:160]
+        raise ConfigError(
+            f"expected a device of this machine, such as 'cpu', got {str(device)!r} ({reason})"
+        ) from error
+    return where
 
 
 def _kind(value: Any) -> str:

@@ -18,6 +18,7 @@ from adap.core.audit import joining
 from adap.core.audit.checks import check
 from adap.core.audit.pieces import Measured, joined_piece
 from adap.core.audit.plan import BoundsSample, ChecksPiece, Clean, Column, Piece, ScoresPiece
+from adap.core.errors import ConfigError
 from adap.core.library.examples import Examples
 from adap.core.library.rankers import Ready
 from adap.core.report import Check
@@ -121,17 +122,19 @@ class Run:
 
 @contextmanager
 def kept_in(folder: str | os.PathLike[str] | None) -> Iterator[Path]:
-    """The folder, made if need be. One of our own goes away afterwards, unless Ctrl-C came."""
-    if folder is None:
-        place = Path(tempfile.mkdtemp(prefix="adap-audit-"))
-    else:
-        place = Path(folder)
-        place.mkdir(parents=True, exist_ok=True)
+    """The folder, made if need be. One of our own goes away afterwards, unless it was cut short.
+
+    Ctrl-C cuts it short, and so does what a model or a remote function raises once something is
+    measured; the exception names the folder. Raises ConfigError for a folder that cannot be made.
+    """
+    place = made_folder(tempfile.mkdtemp(prefix="adap-audit-") if folder is None else folder)
     stopped = False
     try:
         yield place
-    except KeyboardInterrupt as stop:
-        stopped = True
+    except (KeyboardInterrupt, Exception) as stop:
+        stopped = isinstance(stop, KeyboardInterrupt) or any(place.glob("*.safetensors"))
+        if not stopped:
+            raise
         stop.add_note(
             f"What was measured is kept: the same call with folder={str(place)!r} goes on there."
         )
@@ -139,6 +142,19 @@ def kept_in(folder: str | os.PathLike[str] | None) -> Iterator[Path]:
     finally:
         if folder is None and not stopped:
             shutil.rmtree(place, ignore_errors=True)
+
+
+def made_folder(folder: str | os.PathLike[str]) -> Path:
+    """The folder, made where it is missing. Raises ConfigError where nothing can be kept in it."""
+    try:
+        place = Path(folder)
+        place.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=place):
+            return place
+    except (OSError, TypeError) as error:
+        raise ConfigError(
+            f"expected folder= where files can be written, got {folder!r} ({error})"
+        ) from error
 
 
 def _write(path: Path, write: Callable[[Path], object]) -> None:

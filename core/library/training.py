@@ -16,7 +16,6 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,8 +29,9 @@ from adap.core.library.attacks import Refusing, columns_of
 from adap.core.library.examples import Examples, Layout, as_float, examples_of
 from adap.core.library.losses import LOSSES, Loss
 from adap.core.library.progress import Progress, counting
-from adap.core.library.rankers import TRIED, Outputs, ready
+from adap.core.library.rankers import TRIED, Outputs, kept_modes, ready
 from adap.core.library.refusals import configured
+from adap.core.library.running import made_folder
 from adap.core.training import loop
 from adap.core.training.loop import EpochRecord, SelectBy
 from adap.core.training.sampling import Sampler
@@ -173,13 +173,10 @@ def fit(
             )
         )
         tell = stack.enter_context(counting(epochs, shown=progress, what="epochs"))
-        place = None if folder is None else Path(folder)
+        place = None if folder is None else made_folder(folder)
         checkpoint = None
-        if place is not None:
-            place.mkdir(parents=True, exist_ok=True)
-            if (place / CHECKPOINT).exists():
-                checkpoint = torch.load(place / CHECKPOINT, weights_only=True)
-        modes = [(module, module.training) for module in model.modules()]
+        if place is not None and (place / CHECKPOINT).exists():
+            checkpoint = torch.load(place / CHECKPOINT, weights_only=True)
 
         def save(state: dict[str, Any]) -> None:
             if place is not None:
@@ -192,7 +189,7 @@ def fit(
             if on_epoch is not None:
                 on_epoch(record)
 
-        try:
+        with kept_modes(model):
             result = loop.fit(
                 made.scorer,
                 objective,
@@ -208,9 +205,6 @@ def fit(
                 checkpoint=checkpoint,
                 save=save,
             )
-        finally:
-            for module, training in modes:
-                module.training = training
     return Fitted(result.best, result.history, result.select_by, result.stopped_early, objective)
 
 

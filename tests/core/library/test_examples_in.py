@@ -1,14 +1,30 @@
 """Images and labels in every form that people have them: the same figures, or a refusal."""
 
 import re
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import adap
+
+
+class Yielding(Dataset[object]):
+    """Thirty examples, each made by a function of its place."""
+
+    def __init__(self, make: Callable[[int], object]) -> None:
+        self.make = make
+
+    def __len__(self) -> int:
+        return 30
+
+    def __getitem__(self, place: int) -> object:
+        return self.make(place)
+
 
 CALM = {"attacks": [adap.PGD(steps=2)], "checks": "off", "certify": "off", "progress": False}
 
@@ -43,11 +59,54 @@ def test_every_form_of_the_same_images_gives_the_same_bits(
         (stored.numpy().transpose(0, 2, 3, 1) / 255, labels),
         (TensorDataset(floats, labels), None),
         (DataLoader(TensorDataset(stored, labels), batch_size=7), None),
+        (Yielding(lambda i: {"pixel_values": floats[i], "label": int(labels[i])}), None),
+        (list(floats.clone().requires_grad_()), labels),
+        (stored.to(memory_format=torch.channels_last), labels),
     ]
     reports = [adap.audit(model, images, marks, **CALM) for images, marks in forms]
     for report in reports[1:]:
         assert report.task == reports[0].task
         assert np.array_equal(report.scores[0].clean, reports[0].scores[0].clean)
+
+
+@pytest.mark.parametrize(
+    "positive", [2, "2", [2], (2,), np.int64(2), np.array([2]), torch.tensor(2), 2.0, range(2, 3)]
+)
+def test_rows_of_labels_are_read_by_the_column_that_positive_names(
+    model: nn.Module, stored: Tensor, positive: object
+) -> None:
+    rows = torch.rand(30, 4, generator=torch.Generator().manual_seed(6)).gt(0.5)
+    if positive == "2":
+        with pytest.raises(adap.DataError, match=r"positive=, the column .* got \['2'\]"):
+            adap.audit(model, stored, rows, positive=positive, **CALM)
+        return
+    report = adap.audit(model, stored, rows, positive=positive, **CALM)
+    with torch.no_grad():
+        judged = average_precision_score(rows[:, 2], model(stored.float() / 255)[:, 0])
+    assert report.clean.ap == pytest.approx(judged)
+
+
+def test_a_loader_in_another_order_takes_no_names_and_says_what_it_left_out(
+    model: nn.Module, stored: Tensor, labels: Tensor
+) -> None:
+    shuffled = DataLoader(TensorDataset(stored, labels), batch_size=7, shuffle=True, drop_last=True)
+    report = adap.audit(model, shuffled, **CALM)
+    assert any("shuffles or samples" in warning for warning in report.warnings)
+    assert any("28 examples of a data set of 30" in warning for warning in report.warnings)
+    for names in ({"groups": ["a", "b"] * 15}, {"ids": [f"{i}" for i in range(30)]}):
+        with pytest.raises(adap.ConfigError, match="shuffle=False"):
+            adap.audit(model, shuffled, **names, **CALM)
+    with pytest.raises(adap.ConfigError, match=r"at least one label .* got none"):
+        adap.audit(model, stored, labels, positive=[], **CALM)
+    with pytest.raises(adap.ConfigError, match="call once a class"):
+        adap.audit(model, stored, labels, positive={"each": True}, **CALM)
+
+
+def test_images_that_are_black_are_said_to_be(model: nn.Module, labels: Tensor) -> None:
+    masks = torch.rand(30, 3, 4, 5, generator=torch.Generator().manual_seed(7)) > 0.5
+    for images, black in ((masks.byte(), True), (masks.float(), False), (masks / 255, True)):
+        report = adap.audit(model, images, labels, **CALM)
+        assert any("black to the eye" in warning for warning in report.warnings) == black
 
 
 def test_floats_between_the_levels_of_a_byte_are_scored_as_they_are(
@@ -118,6 +177,16 @@ def test_a_sample_that_is_no_number_of_examples_is_refused(
         (lambda x, y: (x, y * float("nan")), "labels, got 30 NaN"),
         (lambda x, y: (x, y * 0), "got 0 positives among 30"),
         (lambda x, y: (x, ["cat", "dog"] * 15), "positive= names those"),
+        (lambda x, y: (x, [0, "cat"] * 15), "all numbers or all names|positive= names those"),
+        (lambda x, y: (x, [None] * 30), "all numbers or all names, got NoneType"),
+        (lambda x, y: (x, torch.eye(2)[y]), r"positive=.* 0 to 1, as labels are rows \(30, 2\)"),
+        (lambda x, y: (x.float().to_sparse(), y), "a dense tensor of numbers, got .*sparse_coo"),
+        (lambda x, y: (x.to("meta"), y), "a dense tensor of numbers, got .*on meta"),
+        (lambda x, y: ([torch.rand(3, 4 + i % 2, 5) for i in range(30)], y), "of one shape"),
+        (lambda x, y: (Yielding(lambda i: (torch.rand(3, 4 + i % 2, 5), 1)), None), "equal size"),
+        (lambda x, y: (Yielding(lambda i: (x[i], None)), None), "labels as numbers, got TypeErr"),
+        (lambda x, y: (Yielding(lambda i: {}["img_7"]), None), "got KeyError: 'img_7'"),
+        (lambda x, y: (Yielding(lambda i: {"x": x[i], "y": 1}), None), "exactly one of .*got x, y"),
         (lambda x, y: (TensorDataset(x), None), r"\(images, labels\) from the loader"),
         (lambda x, y: (TensorDataset(x, y), y), "no labels beside a TensorDataset"),
     ],

@@ -165,6 +165,18 @@ def test_a_function_is_given_arrays_or_tensors_and_only_asked_for_scores(
         (Shaped(3, "raw"), {"positive": 7}, "expected positive labels among"),
         (Shaped(1, "raw"), {"outputs": "probabilities"}, "expected probabilities from 0 to 1"),
         (Shaped(1, "raw"), {"outputs": "odds"}, "expected outputs among auto, logits"),
+        (Shaped(3, "sigmoid"), {"positive": 1}, "outputs=, as all 3 outputs lie in .0, 1."),
+        (Shaped(1, "raw").to("meta"), {}, "with weights, got one on the device meta"),
+        (nn.Sequential(nn.Flatten(), nn.LazyLinear(1)), {}, "lazy layers that have none yet"),
+        (Shaped(1, "raw"), {"device": "meta"}, "a device of this machine.* got 'meta'"),
+        (Shaped(1, "raw"), {"device": "gpu"}, "a device of this machine.* got 'gpu'"),
+        (Shaped(1, "raw"), {"mean": 0.5, "std": 0.5}, "mean with 3 numbers, .* got 0.5"),
+        (Shaped(1, "raw"), {"attacks": []}, "at least one attack"),
+        (Shaped(1, "raw"), {"epsilons": 0.1}, "epsilons: .*got 0.1"),
+        (Shaped(1, "raw"), {"require": 5}, "expected a valid string, got 5"),
+        (Shaped(1, "raw"), {"progress": "yes"}, "progress as True, False or a function"),
+        (Shaped(1, "raw"), {"folder": "/proc/none"}, "folder= where files can be written"),
+        (Shaped(1, "raw"), {"surrogate": Shaped(3, "raw")}, "the surrogate: .*3 outputs"),
         (Shaped(1, "raw"), {"mean": [0.5]}, "mean and std together"),
         (Shaped(1, "raw"), {"mean": [0.5], "std": [0.5]}, "mean with 3 finite numbers"),
         (lambda x: x["no"], {}, "expected a function from images .* it raised"),
@@ -179,6 +191,104 @@ def test_what_cannot_be_ranked_is_refused_with_what_came(
     labels = torch.arange(40) % 2
     with pytest.raises(adap.AdapError, match=said):
         adap.audit(model, images, labels, **{**CALM, "certify": "auto", **options})  # type: ignore[arg-type]
+
+
+def test_a_positive_by_name_needs_the_names_of_the_outputs(images: Tensor) -> None:
+    labels = np.array(["cat", "dog"])[torch.arange(40) % 2]
+    for model in (Shaped(2, "raw"), Shaped(3, "raw")):
+        with pytest.raises(adap.ConfigError, match=r"or as a name with classes=.*\['cat'\]"):
+            adap.audit(model, images, labels, positive="cat", **CALM)
+    named = adap.audit(
+        Shaped(2, "raw"), images, labels, positive="cat", classes=["cat", "dog"], **CALM
+    )
+    with torch.no_grad():
+        odds = Shaped(2, "raw")(images).softmax(dim=1)[:, 0]
+    assert named.clean.ap == pytest.approx(average_precision_score(labels == "cat", odds))
+
+
+def test_labels_beyond_the_outputs_and_rows_of_several_classes_are_told(images: Tensor) -> None:
+    report = adap.audit(Shaped(3, "raw"), images, torch.arange(40) % 5, positive=1, **CALM)
+    assert any("Labels go up to 4, and the model has 3" in text for text in report.warnings)
+    rows = torch.rand(40, 3, generator=torch.Generator().manual_seed(8)) > 0.5
+    with pytest.raises(adap.ConfigError, match="got rows with several or none: outputs="):
+        adap.audit(Shaped(3, "raw"), images, rows, positive=1, **CALM)
+    report = adap.audit(Shaped(3, "raw"), images, rows, positive=1, outputs="multilabel", **CALM)
+    with torch.no_grad():
+        score = Shaped(3, "raw")(images)[:, 1]
+    assert report.clean.ap == pytest.approx(average_precision_score(rows[:, 1], score))
+
+
+class Writing(nn.Module):
+    """Normalises the very tensor that it is given, and may draw random numbers."""
+
+    def __init__(self, noise: float = 0.0) -> None:
+        super().__init__()
+        self.inner, self.noise = Shaped(1, "raw"), noise
+
+    def forward(self, x: Tensor) -> Tensor:
+        x -= 0.5
+        return self.inner(x) + self.noise * torch.randn(len(x), 1)
+
+
+def test_a_model_that_writes_into_its_images_changes_nobodys(
+    images: Tensor, labels: Tensor
+) -> None:
+    def writing(given: np.ndarray) -> np.ndarray:
+        given -= 0.5
+        return given.reshape(len(given), -1).astype(np.float64) @ np.arange(48)
+
+    before = images.clone()
+    with torch.no_grad():
+        expected = [Writing()(images.clone())[:, 0], writing(images.numpy().copy())]
+    for model, scores in zip((Writing(), writing), expected, strict=True):
+        report = adap.audit(model, images, labels, positive=1, **CALM)
+        assert torch.equal(images, before)
+        assert report.clean.ap == pytest.approx(average_precision_score(labels == 1, scores))
+
+
+def test_a_random_model_is_not_told_to_leave_train_mode(images: Tensor, labels: Tensor) -> None:
+    assert adap.audit(Writing(noise=0.1).train(), images, labels, positive=1, **CALM).clean.ap > 0
+
+
+def test_decisions_in_place_of_scores_are_told(images: Tensor, labels: Tensor) -> None:
+    def decide(x: np.ndarray) -> np.ndarray:
+        return x.mean((1, 2, 3)) > 0.5
+
+    report = adap.audit(decide, images, labels, positive=1, **CALM)
+    assert any("two different scores only" in text for text in report.warnings)
+
+
+def test_a_model_that_fails_on_a_later_batch_is_refused_by_name(
+    images: Tensor, labels: Tensor
+) -> None:
+    class Sixteen(Shaped):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.reshape(16, 3, 4, 4))
+
+    with pytest.raises(adap.ModelError, match=r"runs on images \(40, 3, 4, 4\), got RuntimeErr"):
+        adap.audit(Sixteen(1, "raw"), images, labels, positive=1, **CALM)
+
+
+@pytest.mark.parametrize("form", ["half", "bfloat16", "double", "parallel", "traced"])
+def test_the_same_network_in_other_forms_ranks_alike(
+    images: Tensor, labels: Tensor, form: str
+) -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(48, 1)).eval()
+    forms = {
+        "half": lambda: copy.deepcopy(network).half(),
+        "bfloat16": lambda: copy.deepcopy(network).bfloat16(),
+        "double": lambda: copy.deepcopy(network).double(),
+        "parallel": lambda: nn.DataParallel(network),
+        "traced": lambda: torch.fx.symbolic_trace(network),
+    }
+    model = forms[form]()
+    dtype = next(model.parameters()).dtype
+    with torch.no_grad():
+        scores = model(images.to(dtype)).float()[:, 0]
+    report = adap.audit(model, images, labels, positive=1, **CALM)
+    tie = len(scores.unique()) < len(scores)
+    judged = average_precision_score(labels == 1, scores)
+    assert report.clean.ap <= judged + 1e-9 if tie else report.clean.ap == pytest.approx(judged)
 
 
 @pytest.mark.parametrize(

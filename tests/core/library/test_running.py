@@ -62,6 +62,29 @@ def test_what_was_done_before_ctrl_c_is_kept_where_the_exception_says(
     assert np.array_equal(resumed.scores[0].clean, expected.scores[0].clean)
 
 
+def test_what_was_done_before_a_function_failed_is_kept_where_the_exception_says(
+    data: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    model, asked, limit = Counted(), [0], [25]
+
+    def remote(images: Any) -> Any:
+        asked[0] += 1
+        if asked[0] > limit[0]:
+            raise ConnectionError("the service is away")
+        with torch.no_grad():
+            return model(torch.from_numpy(images)).numpy()
+
+    options = {**COMMON, "attacks": [adap.Square(queries=10)], "progress": False}
+    with pytest.raises(ConnectionError, match="away") as stopped:
+        adap.audit(remote, *data, **options)
+    (note,) = stopped.value.__notes__
+    folder = Path(note.split("'")[1])
+    assert list(folder.glob("*.safetensors"))
+    limit[0] = 10**9
+    resumed = adap.audit(remote, *data, folder=folder, **options)
+    assert resumed.task == adap.audit(remote, *data, folder=tmp_path, **options).task
+
+
 def test_an_attack_more_costs_that_attack_alone_and_another_model_all(
     data: tuple[Tensor, Tensor], tmp_path: Path
 ) -> None:
