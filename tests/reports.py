@@ -1,4 +1,8 @@
-"""Scores that no network gave, and the report of them with everything that a report can hold."""
+"""Scores that no network gave, and the report that the service makes of them.
+
+Nothing of the report is composed here: its figures are judged by who reads it, by
+`adap report verify`, scikit-learn, and parsers of its forms.
+"""
 
 import hashlib
 from collections.abc import Sequence
@@ -6,30 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from adap.core.config import AuditConfig, OperatingPoint
-from adap.core.figures import gate
-from adap.core.figures.budget import budget_curve
-from adap.core.figures.groups import group_figures
-from adap.core.figures.intervals import percentile_interval, resampled_ap
-from adap.core.figures.operating import operating_figures
-from adap.core.figures.ranking import average_precision, count_ties, floor_ap
-from adap.core.figures.worst_case import worst_case
+import adap
+from adap.core.config import AuditConfig
+from adap.core.figures import task as task_figures
+from adap.core.figures.report import build_report
 from adap.core.report import (
-    APFigure,
-    AttackFigure,
-    CertifiedFloor,
     Check,
     DatasetProvenance,
-    Difference,
-    EpsilonCurve,
-    EpsilonPoint,
     ModelProvenance,
     Provenance,
     Report,
     TaskReport,
     Trust,
-    WorstCase,
 )
 from adap.core.scores import Scores, save_scores
 from adap.reading import Reading
@@ -56,6 +50,9 @@ CHECKS = [
 ]
 
 
+DOUBTED = Trust(verdict="not trustworthy", checks=CHECKS)
+
+
 def scores_of(examples: int = 60, *, seed: int = 0) -> Scores:
     """Rounded logits, so that some tie; of three groups one has no positives."""
     random = np.random.default_rng(seed)
@@ -78,67 +75,14 @@ def scores_of(examples: int = 60, *, seed: int = 0) -> Scores:
     )
 
 
-def task_of(scores: Scores, *, positive: Sequence[str] = ("truck",), **changes: Any) -> TaskReport:
-    """The figures by our own functions."""
-    targets, (worst, won) = scores.targets, worst_case(scores)
-    assert scores.bounds is not None
-    lowest = np.where(targets == 1, *scores.bounds)
-    logits = {"clean": scores.clean, "worst": worst, "floor": lowest, **scores.attacked}
-    logits |= {str(epsilon): values for epsilon, values in scores.curve.items()}
-    resampled = resampled_ap(logits, targets, generator=np.random.default_rng(3))
+def config_of(*required: str) -> AuditConfig:
+    return AuditConfig.model_validate({**CONFIG, "thresholds": list(required)})
 
-    def figure(name: str) -> dict[str, Any]:
-        return {
-            "ap": average_precision(logits[name], targets),
-            "interval": percentile_interval(resampled[name]),
-            "tied": count_ties(logits[name], targets),
-        }
 
-    def drop(name: str) -> Difference:
-        return Difference(
-            value=average_precision(scores.clean, targets)
-            - average_precision(logits[name], targets),
-            interval=percentile_interval(resampled["clean"] - resampled[name]),
-        )
-
-    config = AuditConfig.model_validate(CONFIG)
-    signs = 2 * targets - 1
-    pairs = scores.bounds[0][targets == 1][:, None] > scores.bounds[1][targets == 0]
-    return TaskReport(
-        positive=list(positive),
-        examples=len(scores),
-        positives=int(targets.sum()),
-        prevalence=float(targets.mean()),
-        chance=float(targets.mean()),
-        floor=floor_ap(int(targets.sum()), len(scores)),
-        clean=APFigure(**figure("clean")),
-        attacks={
-            attack.key: AttackFigure(
-                **figure(attack.key),
-                attack=attack.as_json(),
-                mean_margin_drop=float(
-                    (signs * (scores.clean - scores.attacked[attack.key])).mean()
-                ),
-                drop=drop(attack.key),
-            )
-            for attack in config.resolved_attacks()
-        },
-        worst_case=WorstCase(**figure("worst"), won=won, drop=drop("worst")),
-        certified_floor=CertifiedFloor(
-            **figure("floor"), method="crown_ibp", proven_pairs=float(pairs.mean())
-        ),
-        epsilon_curve=EpsilonCurve(
-            attack={"name": "apgd"},
-            points=[EpsilonPoint(**figure(str(e)), epsilon=e) for e in scores.curve],
-        ),
-        budget_curve=budget_curve(scores.clean, worst, targets, budgets=config.budgets),
-        groups=group_figures(
-            scores.clean, worst, targets, scores.groups or [], generator=np.random.default_rng(4)
-        ),
-        resamples=1000,
-        operating=operating_figures(scores.clean, worst, targets, at=OperatingPoint()),
-        **changes,
-    )
+def task_of(scores: Scores, *, positive: Sequence[str] = ("truck",)) -> TaskReport:
+    """The figures that an audit with these scores gives."""
+    resampled = task_figures.resample(scores, resamples=1000)
+    return task_figures.figures(scores, positive=positive, config=config_of(), resampled=resampled)
 
 
 def report_of(
@@ -147,24 +91,16 @@ def report_of(
     required: Sequence[str] = ("worst_case_ap >= 0.1", "worst_case_ap >= 0.9"),
     name: str = "a model",
     scores_sha256: str = "c" * 64,
-    **changes: Any,
+    trust: Trust | None = DOUBTED,
+    doubts: Sequence[str] = (),
 ) -> Report:
-    """The report of these tasks, its thresholds evaluated."""
-    config = AuditConfig.model_validate({**CONFIG, "thresholds": list(required)})
-    keys = list(tasks[0].attacks)
-    floors = [task.certified_floor.ap for task in tasks if task.certified_floor is not None]
-
-    def mean(values: Sequence[float]) -> float:
-        return sum(values) / len(values)
-
-    report = Report(
-        tasks=list(tasks),
-        mean={
-            "clean": mean([task.clean.ap for task in tasks]),
-            "worst_case": mean([task.worst_case.ap for task in tasks]),
-            **{key: mean([task.attacks[key].ap for task in tasks]) for key in keys},
-            **({"certified_floor": mean(floors)} if len(floors) == len(tasks) else {}),
-        },
+    """The report that an audit with these tasks gives, its thresholds evaluated."""
+    config = config_of(*required)
+    return build_report(
+        tasks,
+        config=config,
+        trust=trust,
+        doubts=doubts,
         provenance=Provenance(
             model=ModelProvenance(id="mdl_1", name=name, sha256="a" * 64, architecture="cnn"),
             dataset=DatasetProvenance(
@@ -183,13 +119,7 @@ def report_of(
             device="cpu",
             created_at="2026-09-03T14:12:08+02:00",
         ),
-        **{
-            "warnings": ["Only 20 positives."],
-            "trust": Trust(verdict="not trustworthy", checks=CHECKS),
-            **changes,
-        },
     )
-    return report.model_copy(update={"thresholds": gate.evaluate(report)})
 
 
 def stored(
@@ -206,3 +136,32 @@ def stored(
     )
     (folder / "report.json").write_text(report.model_dump_json())
     return folder / "report.json", path
+
+
+def audited(folder: Path, *, required: Sequence[str] = ()) -> tuple[Path, Path]:
+    """A small audit of a linear network with all its parts: its report and its scores."""
+    random = torch.Generator().manual_seed(5)
+    labels = (torch.arange(60) % 3 == 0).long()
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 1))
+    with torch.no_grad():
+        network[1].weight.copy_(torch.randn(1, 48, generator=random))
+        network[1].bias.zero_()
+    towards = network[1].weight.reshape(1, 3, 4, 4).sign() * (2 * labels - 1).reshape(-1, 1, 1, 1)
+    images = (torch.rand(60, 3, 4, 4, generator=random) + 0.1 * towards).clamp(0, 1)
+    audit = adap.audit(
+        network,
+        images,
+        labels,
+        epsilon=0.1,
+        attacks=[adap.PGD(steps=4), adap.APGD(steps=4, label="strong")],
+        epsilons=[0.05, 0.1],
+        certify="crown_ibp",
+        checks="quick",
+        groups=[("day", "night", "<dusk>|")[i % 6 // 2] for i in range(60)],
+        require=required,
+        progress=False,
+    )
+    audit.save(folder / "report.json")
+    audit.save(folder / "report.html")
+    audit.save(folder / "scores.safetensors")
+    return folder / "report.json", folder / "scores.safetensors"

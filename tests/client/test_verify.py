@@ -1,4 +1,4 @@
-"""`adap report verify` on reports that the service's own functions made, whole and tampered with.
+"""`adap report verify` on reports that the library and the service make, whole and tampered with.
 
 The verifier shares no code with them: that the two agree on every figure is what is tested, and
 that it notices whatever was changed.
@@ -36,7 +36,7 @@ from adap.core.figures.ranking import average_precision
 from adap.core.report import Check
 from adap.core.scores import Scores, load_scores, save_scores
 from tests.client.conftest import Adap
-from tests.reports import scores_of, stored
+from tests.reports import audited, scores_of, stored
 
 REQUIRED = (
     *("worst_case_ap >= 0.1", "worst_case_ap >= 0.9", "class 0.strong_ap < 0.5"),
@@ -67,11 +67,14 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any, Any, Any]]:
             yield below, value, key, inner
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["one task", "two tasks"])
+@pytest.fixture(scope="module", params=["audit", 1, 2], ids=["an audit", "one task", "two tasks"])
 def audit(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A report and the bytes of its scores."""
+    """A report and the bytes of its scores: of an attacked network, or of made up scores."""
     folder = tmp_path_factory.mktemp("audit")
-    report, scores = stored(folder, tasks=request.param, required=REQUIRED)
+    if request.param == "audit":
+        report, scores = audited(folder, required=["worst_case_ap >= 0.9", "trust >= caution"])
+    else:
+        report, scores = stored(folder, tasks=request.param, required=REQUIRED)
     return json.loads(report.read_text()), scores.read_bytes()
 
 
@@ -82,7 +85,8 @@ def test_a_report_of_our_own_functions_is_borne_out(audit: Any) -> None:
     figures = [line.figure.rpartition(": ")[2] for line in lines]
     for path in ("clean.ap", "attacks.strong.drop.value", "worst_case.won", "certified_floor.ap"):
         assert figures.count(path) == len(report["tasks"])
-    assert "budget_curve.3.both" in figures
+    budget = report["tasks"][0]["budget_curve"][0]["images"]
+    assert f"budget_curve.{budget}.both" in figures
     assert "operating.worst_case.tpr_at_fpr" in figures
     assert "groups.night.worst_case_at_prevalence" in figures
 

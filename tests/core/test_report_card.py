@@ -99,7 +99,7 @@ def test_the_card_shows_the_figures_of_the_report(task):
     assert bracket in text
     assert "Thresholds met: 1 of 2." in text
     assert "The audit itself: not trustworthy." in text
-    assert "Only 20 positives." in text
+    assert "Only 20 positives, so the figures are uncertain" in text
 
 
 def test_the_card_holds_what_reproduces_it(task):
@@ -137,7 +137,8 @@ def test_what_the_report_lacks_the_card_leaves_out(task):
             "groups": None,
         }
     )
-    read = Card(card(report_of([bare], required=[], trust=None, warnings=[])))
+    report = report_of([bare], required=[], trust=None).model_copy(update={"warnings": []})
+    read = Card(card(report))
     assert read.headings == [
         "a model: average precision under attack",
         "truck against the rest",
@@ -171,7 +172,7 @@ def hostile(name: str) -> Report:
     group = {"day": name, "night": "night", "<dusk>|": "dusk"}
     named = [group[own] for own in scores.groups or []]
     task = task_of(type(scores)(**{**scores.__dict__, "groups": named}), positive=[name])
-    report = report_of([task], name=name, warnings=[name])
+    report = report_of([task], name=name, doubts=[name])
     config = {**report.provenance.config, "task": {"positive": [name]}}
     provenance = report.provenance.model_copy(update={"config": config, "device": name})
     checks = [check.model_copy(update={"message": name}) for check in report.trust.checks]
