@@ -8,6 +8,9 @@ clean, adv: logits of the clean and of the attacked images, (B,) or (B, 1), or (
 `classes=K` was given; None for what the objective does not read (`needs_clean`,
 `needs_adversarial`). targets: (B,) or (B, K) in {0, 1}. index: (B,) places of the examples in the
 training set, 0 to examples - 1. State lives in buffers, so `loss.state_dict()` resumes it.
+Logits may be of any float type: float16 and bfloat16, as autocast gives them, count as float32.
+
+For validation call `loss.eval()`, or the loss under `torch.no_grad()`: then no estimator moves.
 
 They are the very objectives of `adap.fit` and of the service; only the checks are added.
 """
@@ -23,17 +26,22 @@ from adap.core.library.refusals import configured
 from adap.core.objectives.base import Objective
 from adap.core.objectives.registry import OBJECTIVES, build_objective
 
+HALF = (torch.float16, torch.bfloat16)
+
 
 class Loss(Objective):
     """An objective that refuses, by name, what it could not train on.
 
     Options not listed by a class are refused with ConfigError; so are `examples` below 1, logits of
-    the wrong shape and logits that are missing. DataError: targets outside {0, 1}, an index beyond
-    the training set, logits that are not finite, and a batch without positives where the objective
-    is a mean over them.
+    the wrong shape or type, logits that are missing and tensors on several devices. DataError:
+    targets outside {0, 1}, an index beyond the training set, logits that are not finite, and, where
+    the objective is a mean over the positives, a batch without any and an example that is positive
+    in one step and negative in another, as happens where a shuffle has not reached `index`.
     """
 
     method: ClassVar[type[Any]]  # one of `adap.core.config.Method`
+    sides: Tensor | None
+    """(N,) or (N, K) int8, what each example was so far: 0 not seen, 1 negative, 2 positive."""
 
     def __init_subclass__(cls) -> None:
         objective = OBJECTIVES[cls.method.model_fields["name"].default]
@@ -52,6 +60,9 @@ class Loss(Objective):
         self.examples, self.classes = examples, classes
         self.options: Any = configured(self.method, options)
         self.objective = build_objective(self.options, examples=examples, classes=classes)
+        shape = (examples,) if classes is None else (examples, classes)
+        sides = torch.zeros(shape, dtype=torch.int8) if self.needs_positives else None
+        self.register_buffer("sides", sides, persistent=False)
 
     def inner_loss(
         self, clean: Tensor | None, adv: Tensor, targets: Tensor, index: Tensor
@@ -72,7 +83,10 @@ class Loss(Objective):
     def forward(
         self, clean: Tensor | None, adv: Tensor | None, targets: Tensor, index: Tensor
     ) -> Tensor:
-        """() what the optimiser descends; estimators are updated, so call it once a step."""
+        """() what the optimiser descends; estimators are updated, so call it once a step.
+
+        In eval mode and without gradients they stay as they are.
+        """
         read = []
         for needed, logits, which in (
             (self.needs_clean, clean, "clean"),
@@ -82,6 +96,8 @@ class Loss(Objective):
                 raise ConfigError(f"expected the logits of the {which} images, got None")
             read.append(logits if needed else None)
         clean, adv, targets = self._checked(read[0], read[1], targets, index)
+        if self.commits:
+            self._refuse_changed_sides(targets, index)
         value: Tensor = self.objective(clean, adv, targets, index)
         return value
 
@@ -96,6 +112,11 @@ class Loss(Objective):
     def _checked(
         self, clean: Tensor | None, adv: Tensor | None, targets: Tensor, index: Tensor
     ) -> tuple[Any, Any, Tensor]:
+        self._refuse_types(clean, adv, targets, index)
+        clean, adv = (
+            value.float() if value is not None and value.dtype in HALF else value
+            for value in (clean, adv)
+        )
         given = clean if clean is not None else adv
         assert given is not None
         shape = (len(targets),) if self.classes is None else (len(targets), self.classes)
@@ -106,7 +127,7 @@ class Loss(Objective):
         if self.needs_positives and not targets.any():
             raise DataError(
                 f"expected at least one positive in the batch, as {self._name} is a mean over "
-                f"them, got 0 of {len(targets)}: adap.PositiveSampler puts some into each"
+                f"them, got 0 of {len(targets)}: adap.batches puts some into each"
             )
         if index.shape != shape[:1] or index.dtype not in (torch.int32, torch.int64):
             raise ConfigError(
@@ -127,6 +148,48 @@ class Loss(Objective):
                 broken = int((~value.isfinite()).sum())
                 raise DataError(f"expected finite logits, got {broken} that are NaN or infinite")
         return logits[0], logits[1], targets.to(given.dtype)
+
+    def _refuse_types(self, clean: Any, adv: Any, targets: Any, index: Any) -> None:
+        """Raise ConfigError for what is no tensor of its kind, or is on a device of its own."""
+        given = {"clean logits": clean, "attacked logits": adv, "targets": targets, "index": index}
+        logits = {name: value for name, value in given.items() if name.endswith("logits")}
+        for name, value in given.items():
+            if not isinstance(value, Tensor) and not (name in logits and value is None):
+                raise ConfigError(
+                    f"expected {name} as a torch tensor, got {type(value).__name__}"
+                    f"{'' if value is None else ': torch.as_tensor makes one'}"
+                )
+        for name, value in logits.items():
+            if value is not None and not value.is_floating_point():
+                raise ConfigError(f"expected {name} of a float type, got {value.dtype}")
+        if targets.ndim == 0 or len(targets) == 0:
+            raise ConfigError(f"expected targets of at least one image, got {tuple(targets.shape)}")
+        given["estimators"] = next(self.buffers(), None)
+        where = {name: str(value.device) for name, value in given.items() if value is not None}
+        if len(set(where.values())) > 1:
+            places = ", ".join(f"{name} on {place}" for name, place in where.items())
+            raise ConfigError(
+                f"expected everything on one device, got {places}: .to(device) moves tensors, and "
+                "the loss with its estimators"
+            )
+
+    def _refuse_changed_sides(self, targets: Tensor, index: Tensor) -> None:
+        """Raise DataError for an example that was on the other side before; else note its side."""
+        if self.sides is None:
+            return
+        before, now = self.sides[index], (targets + 1).to(torch.int8)
+        self.sides[index] = now
+        changed = ((before != 0) & (before != now)) | (self.sides[index] != now)
+        if changed.any():
+            self.sides[index] = before
+            places = index[changed.reshape(len(index), -1).any(dim=1)]
+            raise DataError(
+                "expected index to name the same example in every batch, got "
+                f"{len(places)} places that are positive in one and negative in another, such as "
+                f"{places[:3].tolist()}: index must be the examples' places in the training set, "
+                "shuffled as they are (a data set that returns its own index gives them), and "
+                "another training set wants a loss of its own"
+            )
 
     def _shaped(self, what: str, values: Tensor, shape: tuple[int, ...]) -> Tensor:
         """(B,) or (B, K); a last axis of one is dropped, and nothing else is guessed."""
@@ -232,7 +295,7 @@ class AdapLN(Loss):
 
     Options: margin, gamma1, gamma2, lambda_, first_visit.
 
-    >>> sorted(name for name, _ in adap.AdapLN(examples=4).named_buffers())
+    >>> sorted(adap.AdapLN(examples=4).state_dict())
     ['objective.ap.u_all', 'objective.ap.u_pos', 'objective.listwise.u']
     """
 

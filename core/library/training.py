@@ -189,7 +189,7 @@ def fit(
             if on_epoch is not None:
                 on_epoch(record)
 
-        with kept_modes(model):
+        with kept_modes(model), kept_modes(objective):
             result = loop.fit(
                 made.scorer,
                 objective,
@@ -226,6 +226,7 @@ def batches(
     >>> [len(index) for index in adap.batches(adap.AP(examples=8), targets, batch_size=4)]
     [4, 4]
     """
+    _refuse_no_loss(loss)
     settings = configured(
         TrainingConfig,
         {
@@ -255,7 +256,8 @@ def training_attack(
 
     x: (B, C, H, W) floats in [0, 1].  targets, index: (B,), as for the loss.  The model runs in
     eval mode with frozen weights and is left as it was. Estimators are read, not written.
-    Raises ConfigError for a loss that trains on clean images, or shapes that do not fit.
+    Raises ConfigError for a loss that trains on clean images, another kind of attack, or shapes
+    that do not fit; DataError for pixels outside [0, 1].
     Source: Algorithms 1 to 5 of the paper.
 
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 1))
@@ -265,10 +267,36 @@ def training_attack(
     ...                      generator=generator).shape
     torch.Size([4, 3, 4, 4])
     """
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"expected an nn.Module to attack, got {type(model).__name__}")
+    _refuse_no_loss(loss)
     if not loss.needs_adversarial:
         raise ConfigError(f"{type(loss).__name__} trains on clean images only: attack none")
-    if x.ndim != 4 or not x.is_floating_point():
-        raise DataError(f"expected float images (B, C, H, W), got {tuple(x.shape)} of {x.dtype}")
+    if attack is not None and not isinstance(attack, config.TrainingAttack):
+        raise ConfigError(
+            "expected attack as adap.TrainingAttack(epsilon=8/255, steps=6), the PGD of training, "
+            f"got {attack!r:.80}"
+        )
+    if not isinstance(generator, torch.Generator):
+        raise ConfigError(
+            "expected generator as a torch.Generator, such as adap.attack_generator(seed=0, "
+            f"epoch=1), got {type(generator).__name__}"
+        )
+    if not isinstance(x, Tensor) or x.ndim != 4 or not x.is_floating_point():
+        got = f"{tuple(x.shape)} of {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
+        raise DataError(f"expected float images (B, C, H, W) as a tensor, got {got}")
+    low, high = (float(value) for value in x.detach().aminmax())
+    if not (low >= 0 and high <= 1):  # nor NaN
+        raise DataError(
+            f"expected pixels in [0, 1], where epsilon is meant, got {low:g} to {high:g}: "
+            "normalisation belongs into the model, as its first layer"
+        )
+    weights = next((p for p in model.parameters() if p.is_floating_point()), None)
+    if weights is not None and weights.device != x.device:
+        raise ConfigError(
+            f"expected images on {weights.device}, where the model is, got them on {x.device}"
+        )
+    dtype = x.dtype if weights is None else weights.dtype
     return loop.attack_batch(
         model,
         loss,
@@ -277,6 +305,7 @@ def training_attack(
         index,
         settings=attack or TrainingAttack(),
         generator=generator,
+        forward=lambda x: model(x.to(dtype)),
     )
 
 
@@ -298,8 +327,7 @@ def _objective(loss: Loss | type[Loss] | str, examples: int) -> Loss:
         return LOSSES[loss](examples=examples)
     if isinstance(loss, type) and issubclass(loss, Loss):
         return loss(examples=examples)
-    if not isinstance(loss, Loss):
-        raise ConfigError(f"expected a loss such as adap.AdapLPN, got {type(loss).__name__}")
+    _refuse_no_loss(loss)
     if loss.examples != examples or loss.classes is not None:
         raise ConfigError(
             f"expected a loss of examples={examples}, as many as are trained on, and one logit, "
@@ -307,6 +335,14 @@ def _objective(loss: Loss | type[Loss] | str, examples: int) -> Loss:
             f"{type(loss).__name__}, is built to fit"
         )
     return loss
+
+
+def _refuse_no_loss(loss: Any) -> None:
+    if not isinstance(loss, Loss):
+        raise ConfigError(
+            "expected a loss such as adap.AdapLPN(examples=1000), got "
+            f"{'the class ' + loss.__name__ if isinstance(loss, type) else type(loss).__name__}"
+        )
 
 
 def _held_out(examples: Examples, share: float, seed: int) -> tuple[Examples, Examples]:

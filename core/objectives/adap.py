@@ -67,7 +67,7 @@ class AdapLN(APObjective):
         return negative_margin(adv, targets)
 
     def forward(self, clean: Tensor, adv: Tensor, targets: Tensor, index: Tensor) -> Tensor:
-        r = self.listwise.shares(clean, adv, commit=True).sum(dim=0).mean()
+        r = self.listwise.shares(clean, adv, commit=self.commits).sum(dim=0).mean()
         return self.p(clean, targets, index) + self.weight * r
 
 

@@ -35,8 +35,8 @@ class APObjective(Objective):
         )
 
     def p(self, logits: Tensor, targets: Tensor, index: Tensor) -> Tensor:
-        """() the surrogate of P(w), of K classes their mean, its estimators committed."""
-        return self.ap.shares(logits, targets, index, commit=True).sum(dim=0).mean()
+        """() the surrogate of P(w), of K classes their mean, its estimators committed in a step."""
+        return self.ap.shares(logits, targets, index, commit=self.commits).sum(dim=0).mean()
 
     def metrics(self) -> dict[str, float]:
         """surrogate_ap, on the images whose AP is optimised: attacked ones for AdAP_MM."""

@@ -2,6 +2,7 @@
 
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 
@@ -34,8 +35,16 @@ class Objective(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} trains on clean images only")
 
     def forward(self, clean: Any, adv: Any, targets: Tensor, index: Tensor) -> Tensor:
-        """() what the optimiser descends; estimators are updated, so call it once a step."""
+        """() what the optimiser descends; estimators are updated, so call it once a step.
+
+        In eval mode, and without gradients, nothing is written: then it is read for validation.
+        """
         raise NotImplementedError
+
+    @property
+    def commits(self) -> bool:
+        """Whether a call is a step of training, which moves the estimators for good."""
+        return self.training and torch.is_grad_enabled()
 
     def metrics(self) -> dict[str, float]:
         """Figures worth logging beside the loss."""

@@ -96,7 +96,7 @@ class APEstimator(nn.Module):
 
     @staticmethod
     def _commit(u: Tensor, values: Tensor, targets: Tensor, index: Tensor) -> None:
-        values = torch.where(targets > 0, values, u[index])
+        values = torch.where(targets > 0, values, u[index]).to(u.dtype)  # of float64 logits too
         # An example may occur several times in a batch, under different augmentations, when
         # positives are few: it gets the mean, whatever order the device writes in.
         where = index if values.ndim == 1 else index[:, None].expand_as(values)

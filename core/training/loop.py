@@ -290,6 +290,7 @@ def _train_epoch(
     noise = attack_generator(device, config.seed, epoch)
     forward = forward_in(config.precision, network, device=device)
     network.train()
+    objective.train()  # in eval mode its estimators would stay where they are
     total = torch.zeros((), device=device)
     before = (epoch - 1) * len(state.sampler)
     # All indices of the epoch in one transfer, so that no step waits for the host.
