@@ -13,6 +13,7 @@ takes.
 
 import hashlib
 import json
+import math
 import operator
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -190,14 +191,20 @@ def _is_quantile(end: float, own: Floats, tail: float, slack: float) -> bool:
     return bool(own.min() - TOLERANCE <= end and below <= tail + slack and upto >= tail - slack)
 
 
+def _chance(positives: int, examples: int) -> float:
+    """The expected AP of a random order, summed over the ranks that a positive can have."""
+    others = (positives - 1) / max(1, examples - 1)
+    return math.fsum((1 + above * others) / (1 + above) for above in range(examples)) / examples
+
+
 def _task(book: _Book, task: Json, scores: "_Scores", config: Json) -> dict[str, float]:
     """All figures of a task; those that thresholds are set on, by their names there."""
     targets = scores.targets
     examples, positives = len(targets), int(targets.sum())
     book.same("examples", task["examples"], examples)
     book.same("positives", task["positives"], positives)
-    for name in ("prevalence", "chance"):
-        book.number(name, task[name], positives / examples)
+    book.number("prevalence", task["prevalence"], positives / examples)
+    book.number("chance", task["chance"], _chance(positives, examples))
     book.number("floor", task["floor"], _ap(-targets.astype(np.float64), targets))
 
     book.same("attacks", sorted(task["attacks"]), sorted(scores.attacked))
@@ -239,7 +246,7 @@ def _task(book: _Book, task: Json, scores: "_Scores", config: Json) -> dict[str,
         "clean_ap": ap["clean"],
         "worst_case_ap": ap["worst_case"],
         "drop": ap["clean"] - ap["worst_case"],
-        "chance": positives / examples,
+        "chance": _chance(positives, examples),
         **{f"{key}_ap": _ap(logits, targets) for key, logits in scores.attacked.items()},
     }
     for side in ("clean", "worst_case"):

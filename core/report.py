@@ -159,7 +159,7 @@ class TaskReport(ReportValue):
     examples: int
     positives: int
     prevalence: float
-    chance: float = Field(description="expected AP of a random ranking: the prevalence")
+    chance: float = Field(description="AP to expect of a random order: above the prevalence")
     floor: float = Field(description="AP of the fully inverted ranking: no attack can do worse")
     clean: APFigure
     attacks: dict[str, AttackFigure]

@@ -73,6 +73,26 @@ def floor_ap(positives: int, examples: int) -> float:
     return float((k / (examples - positives + k)).mean())
 
 
+def chance_ap(positives: int, examples: int) -> float:
+    """AP to expect of a ranking in random order, of P positives among N examples.
+
+    The image at rank r is a positive with probability P / N, and there are then on average
+    (P - 1) / (N - 1) of the others above it, each a positive or not, so
+    E[AP] = 1/N * sum_r (1 + (r - 1) (P - 1) / (N - 1)) / r. It lies above the prevalence P / N,
+    far above it for few examples, and nears it for many (Bestgen 2015).
+
+    >>> round(chance_ap(8, 64), 4), round(chance_ap(1000, 10_000), 4)
+    (0.177, 0.1008)
+    """
+    if not 0 < positives <= examples:
+        raise DataError(f"expected between 1 and {examples} positives, got {positives}")
+    if examples == 1:
+        return 1.0
+    harmonic = float((1 / np.arange(1, examples + 1)).sum())
+    share = (positives - 1) / (examples - 1)
+    return (harmonic + share * (examples - harmonic)) / examples
+
+
 def count_ties(scores: ArrayLike, targets: ArrayLike) -> int:
     """How many positives have exactly the score of some negative. Raises DataError as above."""
     scores, targets = checked(scores, targets)

@@ -20,7 +20,7 @@ from adap.core.figures.intervals import (
     resampled_ap,
 )
 from adap.core.figures.operating import operating_figures
-from adap.core.figures.ranking import average_precision, count_ties, floor_ap
+from adap.core.figures.ranking import average_precision, chance_ap, count_ties, floor_ap
 from adap.core.figures.worst_case import worst_case
 from adap.core.rankings import AtEpsilon, Attacked, Own, Ranking
 from adap.core.report import (
@@ -128,7 +128,7 @@ def figures(
         examples=len(scores),
         positives=positives,
         prevalence=positives / len(scores),
-        chance=positives / len(scores),
+        chance=chance_ap(positives, len(scores)),
         floor=floor_ap(positives, len(scores)),
         clean=clean,
         attacks={attack.key: attack_figure(attack) for attack in attacks},

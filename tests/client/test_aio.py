@@ -62,7 +62,7 @@ def test_the_examples_of_the_documentation_run(
     names["client"].http.close()
 
     shown = capsys.readouterr().out
-    assert re.search(r"clean \d\.\d{3}, attacked \d\.\d{3}, chance 0\.500", shown)
+    assert re.search(r"clean \d\.\d{3}, attacked \d\.\d{3}, chance 0\.5\d\d", shown)
     assert "invalid_request /body/threat/epsilon" in shown
     assert "dataset_rejected" in shown
     assert (tmp_path / "report.html").read_bytes().startswith(b"<!DOCTYPE html>")

@@ -366,7 +366,8 @@ def test_a_report_holds_the_figures_counts_and_settings():
     found = scores([3, 1, 2, 0], [1, 1, 0, 0], pgd=[1, 1, 2, 0.5])
     made = report(found, attacks=[PGDAttack(steps=7)])
     (task,) = made.tasks
-    assert (task.examples, task.positives, task.prevalence, task.chance) == (4, 2, 0.5, 0.5)
+    assert (task.examples, task.positives, task.prevalence) == (4, 2, 0.5)
+    assert task.chance == pytest.approx(49 / 72)  # the mean over all six orders, by hand
     assert task.clean.ap == pytest.approx((1 + 2 / 3) / 2)
     # Under PGD both positives have 1: the second place is shared, ranks 2 and 3.
     assert task.attacks["pgd"].ap == pytest.approx((1 / 2 + 2 / 3) / 2)
@@ -441,7 +442,7 @@ def test_a_clean_ap_that_may_be_one_by_chance_is_a_caution(clean, targets, statu
     (task,) = made.tasks
     check = above_chance(task)
     assert check.status == status
-    assert (task.clean.interval.low <= np.mean(targets)) == (status == "caution")
+    assert (task.clean.interval.low <= task.chance) == (status == "caution")
     assert (check.message in made.warnings) == (status == "caution")
     assert merge({"truck": [check]}).verdict == (
         "caution" if status == "caution" else "trustworthy"

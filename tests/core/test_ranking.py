@@ -1,7 +1,7 @@
 """The judges: scikit-learn, the formula written out, and every order of the ties on small sets."""
 
 import doctest
-from itertools import permutations
+from itertools import combinations, permutations
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ import adap.core.figures.ranking
 from adap.core.errors import DataError
 from adap.core.figures.ranking import (
     average_precision,
+    chance_ap,
     count_ties,
     floor_ap,
     precision_recall_curve,
@@ -109,6 +110,22 @@ def test_ap_is_computed_on_raw_scores_that_a_float32_sigmoid_would_tie():
     assert average_precision(logits, targets) == 1.0
     assert average_precision(saturated, targets) == floor_ap(2, 4)
     assert (count_ties(logits, targets), count_ties(saturated, targets)) == (0, 2)
+
+
+@pytest.mark.parametrize(("positives", "examples"), [(1, 1), (1, 5), (2, 4), (3, 8), (5, 5)])
+def test_chance_is_the_mean_ap_over_all_orders(positives, examples):
+    """Judged by scikit-learn on every way to place the positives."""
+    found = []
+    for places in combinations(range(examples), positives):
+        targets = np.isin(np.arange(examples), places).astype(int)
+        found.append(average_precision_score(targets, -np.arange(examples)))
+    assert chance_ap(positives, examples) == pytest.approx(np.mean(found))
+
+
+def test_chance_nears_the_prevalence_of_many_images_from_above():
+    above = [chance_ap(n // 10, n) - 0.1 for n in (20, 100, 1_000, 100_000)]
+    assert above == sorted(above, reverse=True)
+    assert 0 < above[-1] < 2e-4 < 0.1 < above[0]
 
 
 @pytest.mark.parametrize(("positives", "examples"), [(1, 2), (3, 7), (5, 5), (1000, 10_000)])
