@@ -223,4 +223,4 @@ def test_rank_order_refuses_nan_and_a_missing_id():
 
 
 def test_the_examples_in_the_documentation_are_true():
-    assert doctest.testmod(adap.core.figures.ranking) == (0, 2)
+    assert doctest.testmod(adap.core.figures.ranking) == (0, 3)
