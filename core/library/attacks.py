@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
@@ -13,9 +15,9 @@ from adap.core.attacks.registry import build_attack
 from adap.core.attacks.threat_model import ThreatModel
 from adap.core.audit.scoring import as_input, generator_of, loss_of
 from adap.core.config import EPSILON_PAPER, Norm, TransferAttack
-from adap.core.errors import ConfigError
+from adap.core.errors import ConfigError, ModelError
 from adap.core.library.examples import as_float, columns_in, listed, pixels_of, targets_of
-from adap.core.library.rankers import Model, Outputs, ready
+from adap.core.library.rankers import Model, Outputs, Ready, ready
 from adap.core.library.refusals import sentence, threat_of
 
 FOLLOW_GRADIENTS = ("fgsm", "pgd", "apgd")
@@ -131,6 +133,9 @@ def attack(
     >>> bool((x_adv - x).abs().max() <= 8/255 + 1e-6), tuple(x_adv.shape)
     (True, (8, 3, 4, 4))
     """
+    if loss is not None and not callable(loss):
+        raise ConfigError(f"expected loss= as a function of images, got {type(loss).__name__}")
+    refuse_no_generator(generator, optional=True)
     settings, threat = attack_of(attack), threat_of(epsilon, norm)
     refuse_wide_step(settings, norm)
     pixels = as_float(pixels_of(x, "NCHW"))
@@ -149,6 +154,8 @@ def attack(
         attacking(made.scorer),
     ):
         refuse_blind(settings, gradients=made.gradients or loss is not None)
+        if settings.name in FOLLOW_GRADIENTS and loss is None:
+            refuse_no_gradients(made, pixels)
         found = perturbed(
             build_attack(settings, threat),
             loss if loss is not None else loss_of(settings, made.scorer, targets, made.device),
@@ -178,6 +185,25 @@ def refuse_blind(attack: config.Attack, *, gradients: bool) -> None:
         raise ConfigError(
             "expected an attack that needs no gradients for a function (adap.Square, adap.Noise, "
             f"adap.Transfer with a surrogate); got {attack.name}, which needs the nn.Module itself"
+        )
+
+
+def refuse_no_gradients(made: Ready, pixels: NDArray[np.float32]) -> None:
+    """Raise ModelError for a network whose scores do not depend on its images for autograd."""
+    x = as_input(pixels[:1], made.device).requires_grad_()
+    if not made.scorer(x).requires_grad:
+        raise ModelError(
+            "expected scores with gradients, got some that autograd cannot follow to the images: "
+            "no torch.no_grad, detach, rounding or NumPy inside the model; adap.Square needs none"
+        )
+
+
+def refuse_no_generator(generator: Any, *, optional: bool = False) -> None:
+    """Raise ConfigError for what is no source of random numbers."""
+    if not isinstance(generator, torch.Generator) and not (optional and generator is None):
+        raise ConfigError(
+            "expected generator= as a torch.Generator, such as adap.attack_generator(seed=0, "
+            f"epoch=1), got {type(generator).__name__}"
         )
 
 

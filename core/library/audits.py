@@ -5,7 +5,6 @@ bit; `adap.core.library.running` measures the pieces here instead of on workers.
 """
 
 import hashlib
-import json
 import os
 import platform
 from collections.abc import Sequence
@@ -43,7 +42,7 @@ from adap.core.figures import task as figures
 from adap.core.library.attacks import attack_of, columns_of, refuse_blind
 from adap.core.library.examples import Examples, Layout, as_float, examples_of, listed
 from adap.core.library.progress import Progress, counting
-from adap.core.library.rankers import TRIED, Model, Outputs, Ready, ready
+from adap.core.library.rankers import TRIED, Model, Outputs, Ready, hash_of_network, ready
 from adap.core.library.refusals import configured, threat_of
 from adap.core.library.results import Audit
 from adap.core.library.running import Run, kept_in
@@ -155,7 +154,7 @@ def audit(
             )
         fields["certify"] = "off"
     if surrogate is not None:
-        fields["surrogate"] = Surrogate(model_id="mdl_" + _hash_of_network(surrogate)[:26])
+        fields["surrogate"] = Surrogate(model_id="mdl_" + hash_of_network(surrogate)[:26])
     config = configured(AuditConfig, {**fields, "attacks": chosen})
     named = _named(positive)
     task = Task(positive=named)
@@ -282,18 +281,18 @@ def _provenance(
 ) -> Provenance:
     with torch.no_grad():
         if isinstance(model, nn.Module):
-            sha256 = _hash_of_network(model)
+            sha256 = hash_of_network(model)
         else:
             answered = made.scorer.raw(torch.from_numpy(pixels).to(made.device))
             sha256 = _hash(made.name.encode(), answered.cpu().numpy().tobytes())
-    data = _hash_of_examples(examples)
+    data = examples.sha256()
     return Provenance(
         model=_model(made.name, sha256),
         dataset=DatasetProvenance(id=f"ds_{data[:26]}", name="images", sha256=data, split=None),
         surrogate=(
             None
             if other is None or surrogate is None
-            else _model(other.name, _hash_of_network(surrogate))
+            else _model(other.name, hash_of_network(surrogate))
         ),
         config=config.as_json(),
         config_sha256=config.sha256(),
@@ -318,23 +317,4 @@ def _hash(*parts: bytes) -> str:
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)
-    return digest.hexdigest()
-
-
-def _hash_of_network(network: nn.Module) -> str:
-    """Of its structure, as it prints itself, and of its tensors."""
-    digest = hashlib.sha256(str(network).encode())
-    for name, value in network.state_dict().items():
-        if isinstance(value, torch.Tensor):
-            digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def _hash_of_examples(examples: Examples) -> str:
-    digest = hashlib.sha256(f"{examples.images.shape} {examples.images.dtype}".encode())
-    for start in range(0, len(examples), 256):
-        digest.update(np.ascontiguousarray(examples.images[start : start + 256]).data)
-    digest.update(examples.targets.tobytes())
-    digest.update(json.dumps([list(examples.ids), examples.groups]).encode())
     return digest.hexdigest()

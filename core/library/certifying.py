@@ -17,7 +17,7 @@ from adap.core.errors import ModelError
 from adap.core.library.attacks import columns_of
 from adap.core.library.examples import Layout, as_float, examples_of
 from adap.core.library.rankers import TRIED, Outputs, ready
-from adap.core.library.refusals import threat_of
+from adap.core.library.refusals import refuse_unless_whole, threat_of
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Certified:
     """Lowest and highest logit that any perturbation of each image can reach, and what follows.
 
     lo, hi: (N,) float64.  ap: an AP that no attack within the threat model gets below, in [0, 1].
+    warnings: what was decided about the model and the images.
 
     >>> adap.Certified(torch.tensor([1.0]), torch.tensor([2.0]), ap=1.0).ap
     1.0
@@ -33,6 +34,7 @@ class Certified:
     lo: Tensor
     hi: Tensor
     ap: float
+    warnings: Sequence[str] = ()
 
 
 def certify(
@@ -70,6 +72,7 @@ def certify(
         raise ModelError(
             f"expected an nn.Module, whose operations are bounded, got {type(model).__name__}"
         )
+    refuse_unless_whole("batch_size", batch_size, least=1)
     with ExitStack() as stack:
         found = stack.enter_context(examples_of(images, labels, positive=positive, layout=layout))
         made = stack.enter_context(
@@ -97,4 +100,5 @@ def certify(
                 parts.append((lo.cpu(), hi.cpu()))
         lo, hi = (torch.cat(side) for side in zip(*parts, strict=True))
         targets = torch.from_numpy(found.targets)
-    return Certified(lo, hi, certified_floor_ap(lo, hi, targets))
+        warnings = [*made.decided, *found.decided]
+    return Certified(lo, hi, certified_floor_ap(lo, hi, targets), warnings)

@@ -5,6 +5,8 @@ into a temporary file. Pixels that are multiples of 1/255 become the bytes that 
 that figures equal those of stored images; any others stay float32, exactly as they came.
 """
 
+import hashlib
+import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -47,6 +49,15 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    def sha256(self) -> str:
+        """Of the images, their targets, ids and groups."""
+        digest = hashlib.sha256(f"{self.images.shape} {self.images.dtype}".encode())
+        for start in range(0, len(self), ROWS):
+            digest.update(np.ascontiguousarray(self.images[start : start + ROWS]).data)
+        digest.update(self.targets.tobytes())
+        digest.update(json.dumps([list(self.ids), self.groups]).encode())
+        return digest.hexdigest()
 
     def at(self, rows: NDArray[np.int64]) -> "Examples":
         """Those at these places, in this order."""

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from adap.core import config
 from adap.core.errors import ConfigError, DataError
-from adap.core.library.refusals import configured
+from adap.core.library.refusals import configured, refuse_unless_whole
 from adap.core.objectives.base import Objective
 from adap.core.objectives.registry import OBJECTIVES, build_objective
 
@@ -53,10 +53,10 @@ class Loss(Objective):
     def __init__(self, *, examples: int, classes: int | None = None, **options: Any) -> None:
         """examples: of the training set.  classes: K for a network with a logit for each of K."""
         super().__init__()
-        for name, count in (("examples", examples), ("classes", classes)):
-            whole = isinstance(count, int) and not isinstance(count, bool) and count >= 1
-            if count is not None and not whole:
-                raise ConfigError(f"expected {name} as a whole number of at least 1, got {count!r}")
+        refuse_unless_whole("examples", examples, least=1)
+        if classes is not None:
+            refuse_unless_whole("classes", classes, least=1)
+        examples = int(examples)
         self.examples, self.classes = examples, classes
         self.options: Any = configured(self.method, options)
         self.objective = build_objective(self.options, examples=examples, classes=classes)

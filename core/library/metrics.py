@@ -1,13 +1,13 @@
 """Average precision and the worst case of one's own logits: tensors, arrays or lists."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from adap.core.errors import DataError
+from adap.core.errors import ConfigError, DataError
 from adap.core.figures import ranking
 from adap.core.figures import worst_case as figures
 from adap.core.figures.ranking import Ties
@@ -24,12 +24,15 @@ def average_precision(scores: Numbers, targets: Numbers, *, ties: Ties = "pessim
     ties: 'pessimistic' ranks the negatives of a tie first, the lowest AP of all its orders;
     'sklearn' gives what scikit-learn gives.
 
-    Raises DataError for NaN, shapes that do not match, targets outside {0, 1} or a single class.
+    Raises DataError for NaN, shapes that do not match, targets outside {0, 1} or a single class;
+    ConfigError for other `ties`.
     Source: Section 3.1 of the paper; `adap.core.figures.ranking` says more.
 
     >>> adap.average_precision([3.0, 2.0, 1.0], [1, 0, 1])  # (1/1 + 2/3) / 2
     0.8333333333333333
     """
+    if ties not in get_args(Ties):
+        raise ConfigError(f"expected ties among {', '.join(get_args(Ties))}, got {ties!r}")
     return ranking.average_precision(_column(scores), _column(targets), ties=ties)
 
 
@@ -70,5 +73,10 @@ def _column(values: Numbers) -> NDArray[Any]:
     if isinstance(values, Tensor):
         array = values.detach().double().cpu().numpy()
     else:
-        array = np.asarray(values)
+        try:
+            array = np.asarray(values)
+        except ValueError as error:
+            raise DataError(
+                f"expected (N,) numbers, got rows of several lengths ({error})"
+            ) from error
     return array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array

@@ -4,6 +4,7 @@ Any `nn.Module`, or any function of images that gives no gradients. What it answ
 a few images, and what was decided is kept as sentences for the reader of the report.
 """
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -184,7 +185,7 @@ def ready(
         network = Function(model, arrays=_takes_arrays(model, sample, decided))
         name = getattr(model, "__qualname__", type(model).__name__)
     there = _device_of(network)
-    here = there if device is None else _device(device)
+    here = there if device is None else device_of(device)
     moved = here != there and any(True for _ in _tensors(network))
     try:
         if moved:
@@ -424,6 +425,16 @@ def _refuse_train_mode(scorer: Ranker, x: Tensor) -> None:
         )
 
 
+def hash_of_network(network: nn.Module) -> str:
+    """SHA-256 of its structure, as it prints itself, and of its tensors."""
+    digest = hashlib.sha256(str(network).encode())
+    for name, value in network.state_dict().items():
+        if isinstance(value, torch.Tensor):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
 def _tensors(network: nn.Module) -> Iterator[Tensor]:
     yield from network.parameters()
     yield from network.buffers()
@@ -451,7 +462,7 @@ def _device_of(network: nn.Module) -> torch.device:
     return where
 
 
-def _device(device: str | torch.device) -> torch.device:
+def device_of(device: str | torch.device) -> torch.device:
     """A device that computes. Raises ConfigError for any other."""
     try:
         where = torch.device(device)

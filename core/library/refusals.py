@@ -40,6 +40,15 @@ def threat_of(epsilon: float | str | np.number[Any], norm: Norm) -> Threat:
     return configured(Threat, {"norm": norm, "epsilon": epsilon})
 
 
+def refuse_unless_whole(name: str, value: Any, *, least: int) -> None:
+    """Raise ConfigError for a value that is no whole number of at least `least`."""
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool | np.bool_)
+    if not whole or value < least:
+        raise ConfigError(
+            f"expected {name} as a whole number of at least {least}, got {_short(value)}"
+        )
+
+
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

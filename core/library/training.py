@@ -16,6 +16,8 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -25,12 +27,12 @@ from torch import Tensor, nn
 from adap.core import config
 from adap.core.config import TrainingConfig
 from adap.core.errors import ConfigError, DataError, ModelError
-from adap.core.library.attacks import Refusing, columns_of
-from adap.core.library.examples import Examples, Layout, as_float, examples_of
+from adap.core.library.attacks import Refusing, columns_of, refuse_no_generator
+from adap.core.library.examples import Examples, Layout, as_float, examples_of, targets_of
 from adap.core.library.losses import LOSSES, Loss
 from adap.core.library.progress import Progress, counting
-from adap.core.library.rankers import TRIED, Outputs, kept_modes, ready
-from adap.core.library.refusals import configured
+from adap.core.library.rankers import TRIED, Outputs, Ready, device_of, kept_modes, ready
+from adap.core.library.refusals import configured, refuse_unless_whole
 from adap.core.library.running import made_folder
 from adap.core.training import loop
 from adap.core.training.loop import EpochRecord, SelectBy
@@ -68,6 +70,7 @@ class Fitted:
 
     best, history: epochs with `.epoch` (from 1), `.loss`, `.clean_ap`, `.robust_ap`, of the
     validation part.  select_by: the figure that chose the best.  loss: the objective, trained.
+    warnings: what was decided about the model and the images.
 
     >>> adap.Fitted.__dataclass_fields__.keys() >= {"best", "history"}
     True
@@ -78,6 +81,7 @@ class Fitted:
     select_by: SelectBy
     stopped_early: bool
     loss: Loss
+    warnings: Sequence[str] = ()
 
 
 def fit(
@@ -130,6 +134,10 @@ def fit(
     """
     if not isinstance(model, nn.Module):
         raise ModelError(f"expected an nn.Module to train, got {type(model).__name__}")
+    _refuse_untrainable(model)
+    refuse_unless_whole("seed", seed, least=0)
+    if on_epoch is not None and not callable(on_epoch):
+        raise ConfigError(f"expected on_epoch= as a function, got {type(on_epoch).__name__}")
     share = validation if isinstance(validation, float) else 0.2
     with ExitStack() as stack:
         found = stack.enter_context(examples_of(images, labels, positive=positive, layout=layout))
@@ -174,14 +182,16 @@ def fit(
         )
         tell = stack.enter_context(counting(epochs, shown=progress, what="epochs"))
         place = None if folder is None else made_folder(folder)
+        trained_on = train.sha256() + held_out.sha256()
         checkpoint = None
         if place is not None and (place / CHECKPOINT).exists():
-            checkpoint = torch.load(place / CHECKPOINT, weights_only=True)
+            checkpoint = _kept(place / CHECKPOINT, settings, model, trained_on)
+        _refuse_no_gradients(made, train)
 
         def save(state: dict[str, Any]) -> None:
             if place is not None:
                 part = place / f"{CHECKPOINT}.part"
-                torch.save(state, part)
+                torch.save({**state, "network_is": str(model), "trained_on": trained_on}, part)
                 part.replace(place / CHECKPOINT)
 
         def told(record: EpochRecord) -> None:
@@ -205,7 +215,15 @@ def fit(
                 checkpoint=checkpoint,
                 save=save,
             )
-    return Fitted(result.best, result.history, result.select_by, result.stopped_early, objective)
+        warnings = list(dict.fromkeys([*made.decided, *train.decided, *held_out.decided]))
+    return Fitted(
+        result.best,
+        result.history,
+        result.select_by,
+        result.stopped_early,
+        objective,
+        warnings=warnings,
+    )
 
 
 def batches(
@@ -220,7 +238,8 @@ def batches(
 
     targets: (N,) in {0, 1}.  Objectives with an AP surrogate get `positives_per_batch` positives in
     each batch, by default half; the others plain shuffles. `state_dict()` resumes it.
-    Raises ConfigError or DataError for what leaves no such batch.
+    Raises ConfigError or DataError for what leaves no such batch, and for other than as many
+    targets as the loss has examples.
 
     >>> targets = torch.tensor([1, 0, 0, 0, 0, 0, 0, 1])
     >>> [len(index) for index in adap.batches(adap.AP(examples=8), targets, batch_size=4)]
@@ -236,10 +255,8 @@ def batches(
             "seed": seed,
         },
     )
-    marks = torch.as_tensor(targets).long()
-    if marks.ndim != 1 or not ((marks == 0) | (marks == 1)).all():
-        raise DataError(f"expected targets (N,) in {{0, 1}}, got {tuple(marks.shape)}")
-    return loop.build_sampler(loss, marks, settings)
+    marks = targets_of(targets, loss.examples, both_sides=False)
+    return loop.build_sampler(loss, torch.from_numpy(marks), settings)
 
 
 def training_attack(
@@ -277,11 +294,7 @@ def training_attack(
             "expected attack as adap.TrainingAttack(epsilon=8/255, steps=6), the PGD of training, "
             f"got {attack!r:.80}"
         )
-    if not isinstance(generator, torch.Generator):
-        raise ConfigError(
-            "expected generator as a torch.Generator, such as adap.attack_generator(seed=0, "
-            f"epoch=1), got {type(generator).__name__}"
-        )
+    refuse_no_generator(generator)
     if not isinstance(x, Tensor) or x.ndim != 4 or not x.is_floating_point():
         got = f"{tuple(x.shape)} of {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
         raise DataError(f"expected float images (B, C, H, W) as a tensor, got {got}")
@@ -314,10 +327,67 @@ def attack_generator(
 ) -> torch.Generator:
     """The random numbers of `fit`'s attack in one epoch, counted from 1.
 
+    Raises ConfigError for a seed below 0, an epoch below 1, or a device that is not there.
+
     >>> adap.attack_generator(seed=0, epoch=1).device.type
     'cpu'
     """
-    return loop.attack_generator(torch.device(device), seed, epoch)
+    refuse_unless_whole("seed", seed, least=0)
+    refuse_unless_whole("epoch", epoch, least=1)
+    return loop.attack_generator(device_of(device), seed, epoch)
+
+
+def _refuse_untrainable(model: nn.Module) -> None:
+    """Raise ModelError where no weights may change, or not in steps as small as an optimiser's."""
+    trained = [value for value in model.parameters() if value.requires_grad]
+    if not trained:
+        raise ModelError(
+            "expected weights to train, got none that requires gradients: "
+            "model.requires_grad_(True), or of the layers that are to be trained"
+        )
+    if any(value.dtype == torch.float16 for value in trained):
+        raise ModelError(
+            "expected weights of float32 to train, got float16, whose steps overflow: model.float()"
+        )
+
+
+def _refuse_no_gradients(made: Ready, train: Examples) -> None:
+    """Raise ModelError for a network whose scores autograd cannot follow to its weights."""
+    with kept_modes(made.scorer):
+        made.scorer.eval()
+        scores = made.scorer(torch.from_numpy(as_float(train.images[:2])).to(made.device))
+    if not scores.requires_grad:
+        raise ModelError(
+            "expected scores with gradients, got some that autograd cannot follow to the weights: "
+            "no torch.no_grad, detach, rounding or NumPy inside the model"
+        )
+
+
+def _kept(
+    path: Path, settings: TrainingConfig, model: nn.Module, trained_on: str
+) -> dict[str, Any]:
+    """The checkpoint of the same training. Raises ConfigError for any other file."""
+    way_out = "name another folder=, or remove the file to start anew"
+    try:
+        checkpoint = torch.load(path, weights_only=True)
+        kept = {key: checkpoint[key] for key in ("config_sha256", "network_is", "trained_on")}
+    except (OSError, RuntimeError, EOFError, KeyError, TypeError, UnpicklingError) as error:
+        raise ConfigError(
+            f"expected a checkpoint of adap.fit in {path}, got a file that is none: {way_out}"
+        ) from error
+    asked = (
+        ("settings", "config_sha256", settings.sha256()),
+        ("network", "network_is", str(model)),
+        ("images and labels", "trained_on", trained_on),
+    )
+    others = [what for what, key, value in asked if kept[key] != value]
+    if others:
+        raise ConfigError(
+            f"expected the checkpoint of this training in {path}, got one with other "
+            f"{' and other '.join(others)}: {way_out}"
+        )
+    found: dict[str, Any] = checkpoint
+    return found
 
 
 def _objective(loss: Loss | type[Loss] | str, examples: int) -> Loss:

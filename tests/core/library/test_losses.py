@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import adap
-from adap.core.library.losses import LOSSES
+from adap.core.library.losses import LOSSES, Loss
 
 EXAMPLES = 8
 CLEAN = torch.tensor([0.3, -0.2, 1.1, 0.4])
@@ -186,3 +186,66 @@ def test_what_the_training_attack_cannot_run_on_is_refused_by_name(
     attack: Callable[..., Tensor] = adap.training_attack
     with pytest.raises(kind, match=said):
         attack(**given)
+
+
+EVERY = pytest.mark.parametrize("kind", LOSSES.values(), ids=LOSSES)
+
+
+@EVERY
+@pytest.mark.parametrize(
+    ("change", "error", "said"),
+    [
+        ({"targets": TARGETS * 2}, adap.DataError, r"targets in \{0, 1\}, got \[2"),
+        ({"targets": TARGETS * torch.nan}, adap.DataError, r"targets in \{0, 1\}, got \[nan"),
+        ({"targets": TARGETS[:3]}, adap.ConfigError, r"\(3,\).*got \(4,\)"),
+        ({"index": INDEX + 1}, adap.DataError, "places from 0 to 7 .* got 1 to 8"),
+        ({"index": INDEX - 1}, adap.DataError, "places from 0 to 7 .* got -1 to 6"),
+        ({"index": INDEX[:2]}, adap.ConfigError, r"index \(4,\) of int64.*got \(2,\)"),
+        ({"clean": None, "adv": None}, adap.ConfigError, "logits of the (clean|attacked) images"),
+        ({"clean": CLEAN * torch.nan, "adv": ADV * torch.nan}, adap.DataError, "got 4 that are"),
+        (
+            {"clean": torch.zeros(4, 2), "adv": torch.zeros(4, 2)},
+            adap.ConfigError,
+            r"logits \(4,\) or \(4, 1\); a logit for each of K .*\(classes=K\); got \(4, 2\)",
+        ),
+    ],
+)
+def test_what_no_step_could_use_is_refused_before_the_state_is_touched(
+    kind: type[Loss], change: dict[str, Any], error: type[Exception], said: str
+) -> None:
+    loss = kind(examples=np.int64(EXAMPLES))
+    kept = state_of(loss)
+    batch = {"clean": CLEAN, "adv": ADV, "targets": TARGETS, "index": INDEX}
+    with pytest.raises(error, match=said):
+        loss(**{**batch, **change})
+    assert same(kept, state_of(loss))
+
+
+@EVERY
+def test_a_batch_without_positives_is_refused_where_a_mean_over_them_is_taken(
+    kind: type[Loss],
+) -> None:
+    loss, none = kind(examples=EXAMPLES), torch.zeros(4)
+    if not loss.needs_positives:
+        assert loss(CLEAN, ADV, none, INDEX).isfinite()
+        return
+    with pytest.raises(adap.DataError, match=f"{kind.__name__} is a mean .*got 0 of 4: adap.batch"):
+        loss(CLEAN, ADV, none, INDEX)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"examples": 0}, "examples as a whole number of at least 1, got 0"),
+        ({"examples": 3.0}, "examples as a whole number of at least 1, got 3.0"),
+        ({"examples": True}, "examples as a whole number of at least 1, got True"),
+        ({"examples": 8, "classes": 0}, "classes as a whole number of at least 1, got 0"),
+        ({"examples": 8, "margin": -1}, "margin: expected greater than 0, got -1"),
+        ({"examples": 8, "gamma": 1}, "gamma: Extra inputs are not permitted"),
+    ],
+)
+def test_an_option_that_no_training_could_honour_is_refused(
+    options: dict[str, object], said: str
+) -> None:
+    with pytest.raises(adap.ConfigError, match=said):
+        adap.AdapLPN(**options)

@@ -1,0 +1,156 @@
+"""`adap.fit`: networks of every form are trained or refused; what was trained is kept."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import adap
+
+X = torch.rand(24, 3, 4, 4, generator=torch.Generator().manual_seed(3))
+Y = torch.arange(24) % 2
+CALM: dict[str, Any] = {
+    "epochs": 3,
+    "batch_size": 8,
+    "attack": adap.TrainingAttack(steps=1),
+    "progress": False,
+}
+
+
+class Shaped(nn.Module):
+    """A linear network whose answer takes the form that a test wants."""
+
+    def __init__(self, outputs: int, form: Callable[[Tensor], Tensor] = lambda z: z) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(4)
+        self.weight = nn.Parameter(0.1 * torch.randn(48, outputs, generator=generator))
+        self.form = form
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.form(x.flatten(1) @ self.weight)
+
+
+@pytest.mark.parametrize(
+    "form", [lambda z: z[:, 0], lambda z: z, lambda z: torch.cat([torch.zeros_like(z), z], 1)]
+)
+@pytest.mark.parametrize("loss", [adap.AdapLPN, "ce", adap.PGDTraining(examples=20)])
+def test_a_score_is_trained_alike_in_every_form_that_it_comes_in(
+    form: Callable[[Tensor], Tensor], loss: Any
+) -> None:
+    expected, model = Shaped(1), Shaped(1, form)
+    before = expected.weight.detach().clone()
+    adap.fit(expected, X, Y, loss, **CALM)
+    assert not torch.equal(expected.weight, before)
+    adap.fit(model, X, Y, loss, **CALM)
+    assert torch.allclose(model.weight, expected.weight, atol=1e-4)
+
+
+def test_what_was_decided_about_the_outputs_is_told() -> None:
+    fitted = adap.fit(Shaped(2), X, Y, "ce", **CALM)
+    assert any("second is the positive class" in text for text in fitted.warnings)
+    assert adap.certify(Shaped(2), X, Y, epsilon=1 / 255).warnings[0] == fitted.warnings[0]
+
+
+def test_double_precision_is_trained_and_half_is_refused() -> None:
+    double = Shaped(1).double()
+    fitted = adap.fit(double, X, Y, **CALM)
+    assert double.weight.dtype == torch.float64
+    single = adap.fit(Shaped(1), X, Y, **CALM)
+    assert fitted.history[-1].loss == pytest.approx(single.history[-1].loss, abs=1e-5)
+    with pytest.raises(adap.ModelError, match=r"float32 to train, got float16.*model.float\(\)"):
+        adap.fit(Shaped(1).half(), X, Y, **CALM)
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "said"),
+    [
+        (Shaped(1).requires_grad_(False), {}, "weights to train, got none that requires"),
+        (Shaped(1, lambda z: z.detach()), {}, "autograd cannot follow to the weights"),
+        (Shaped(3), {}, "expected positive=.* 3 outputs"),
+        (lambda x: x, {}, "an nn.Module to train, got function"),
+        (Shaped(1), {"loss": "adap"}, "a loss among ce, .* got 'adap'"),
+        (Shaped(1), {"loss": nn.BCEWithLogitsLoss()}, "a loss such as .* got BCEWithLogitsLoss"),
+        (Shaped(1), {"loss": adap.CE(examples=24)}, "examples=20, .* got examples=24"),
+        (Shaped(1), {"seed": -3}, "seed as a whole number of at least 0, got -3"),
+        (Shaped(1), {"on_epoch": 5}, "on_epoch= as a function, got int"),
+        (Shaped(1), {"validation": 1}, "the share to hold out, got int"),
+        (Shaped(1), {"optimizer": "adam"}, "optimizer: .*got 'adam'"),
+        (Shaped(1), {"folder": "/proc/none"}, "folder= where files can be written"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_the_first_step(
+    model: Any, options: dict[str, Any], said: str
+) -> None:
+    before = model.weight.detach().clone() if isinstance(model, Shaped) else None
+    with pytest.raises(adap.AdapError, match=said):
+        adap.fit(model, X, Y, **{**CALM, **options})
+    assert before is None or torch.equal(model.weight, before)
+
+
+@pytest.mark.parametrize("how", [KeyboardInterrupt, OSError])
+def test_a_training_that_was_stopped_goes_on_to_the_same_weights(
+    how: type[BaseException], tmp_path: Path
+) -> None:
+    def stop(record: Any) -> None:
+        if record.epoch == 2:
+            raise how
+
+    expected, stopped, resumed = Shaped(1), Shaped(1), Shaped(1)
+    whole = adap.fit(expected, X, Y, **CALM)
+    with pytest.raises(how):
+        adap.fit(stopped, X, Y, folder=tmp_path, on_epoch=stop, **CALM)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+    seen: list[int] = []
+    with torch.no_grad():
+        resumed.weight.zero_()  # what counts is the checkpoint
+    fitted = adap.fit(
+        resumed, X, Y, folder=tmp_path, on_epoch=lambda record: seen.append(record.epoch), **CALM
+    )
+    assert seen[-1] == 3
+    assert len(seen) < 3
+    assert [record.loss for record in fitted.history] == [record.loss for record in whole.history]
+    assert torch.equal(resumed.weight, expected.weight)
+
+
+def test_a_folder_of_another_training_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    adap.fit(Shaped(1), X, Y, folder=tmp_path, **CALM)
+    for model, images, options, said in (
+        (Shaped(1), X, {"epochs": 5}, "other settings"),
+        (Shaped(1), X, {"loss": "ce"}, "other settings"),
+        (nn.Sequential(Shaped(1)), X, {}, "other network"),
+        (Shaped(1), X.flip(0), {}, "other images and labels"),
+    ):
+        with pytest.raises(adap.ConfigError, match=f"{said}.*: name another folder="):
+            adap.fit(model, images, Y, folder=tmp_path, **{**CALM, **options})
+    for content in (b"garbage", b""):
+        (tmp_path / "checkpoint.pt").write_bytes(content)
+        with pytest.raises(adap.ConfigError, match="got a file that is none: name another folder="):
+            adap.fit(Shaped(1), X, Y, folder=tmp_path, **CALM)
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: adap.batches(adap.AP(examples=4), Y), r"4 labels, one an image, got \(24,\)"),
+        (lambda: adap.batches(adap.AP(examples=24), Y * 0.5), r"\{0, 1\}, got \[0.0, 0.5\]"),
+        (lambda: adap.batches("ap", Y), "a loss such as .* got str"),
+        (lambda: adap.attack_generator(seed=-1, epoch=1), "seed as a whole number"),
+        (lambda: adap.attack_generator(seed=0, epoch=0), "epoch as a whole number of at least 1"),
+        (lambda: adap.attack_generator(seed=0, epoch=1, device="gpu"), "a device of this machine"),
+        (lambda: adap.certify(Shaped(1), X, Y, batch_size=0), "batch_size as a whole number"),
+        (lambda: adap.certify(Shaped(3), X, Y), "expected positive=.* 3 outputs"),
+        (lambda: adap.certify(lambda x: x, X, Y), "whose operations are bounded, got function"),
+        (lambda: adap.certify(nn.Sequential(Shaped(1), nn.Sigmoid()), X, Y), "aten.sigmoid"),
+        (lambda: adap.average_precision([1, 2], [0, 1], ties="x"), "ties among pessimistic"),
+        (lambda: adap.average_precision([[1], [2, 3]], [0, 1]), "rows of several lengths"),
+        (lambda: adap.attack(Shaped(1), X, Y, generator=5), "a torch.Generator, .*got int"),
+        (lambda: adap.attack(Shaped(1), X, Y, loss=5), "loss= as a function of images, got int"),
+        (lambda: adap.attack(Shaped(1, lambda z: z.detach()), X, Y), "cannot follow to the images"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(call: Callable[[], object], said: str) -> None:
+    with pytest.raises(adap.AdapError, match=said):
+        call()
