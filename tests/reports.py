@@ -139,22 +139,24 @@ def stored(
 
 
 def audited(folder: Path, *, required: Sequence[str] = ()) -> tuple[Path, Path]:
-    """A small audit of a linear network with all its parts: its report and its scores."""
+    """A small audit of a random network with all its parts: its report and its scores."""
     random = torch.Generator().manual_seed(5)
-    labels = (torch.arange(60) % 3 == 0).long()
-    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 1))
+    network = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(48, 12), torch.nn.ReLU(), torch.nn.Linear(12, 1)
+    )
+    images = torch.rand(60, 3, 4, 4, generator=random)
     with torch.no_grad():
-        network[1].weight.copy_(torch.randn(1, 48, generator=random))
-        network[1].bias.zero_()
-    towards = network[1].weight.reshape(1, 3, 4, 4).sign() * (2 * labels - 1).reshape(-1, 1, 1, 1)
-    images = (torch.rand(60, 3, 4, 4, generator=random) + 0.1 * towards).clamp(0, 1)
+        for weights in network.parameters():
+            weights.copy_(torch.randn(weights.shape, generator=random))
+        noisy = network(images)[:, 0] + 6 * torch.randn(60, generator=random)
+    labels = (noisy > noisy.quantile(2 / 3)).long()
     audit = adap.audit(
         network,
         images,
         labels,
-        epsilon=0.1,
-        attacks=[adap.PGD(steps=4), adap.APGD(steps=4, label="strong")],
-        epsilons=[0.05, 0.1],
+        epsilon=0.04,
+        attacks=[adap.PGD(steps=1, step_size=0.02), adap.APGD(steps=4, label="strong")],
+        epsilons=[0.02, 0.04],
         certify="crown_ibp",
         checks="quick",
         groups=[("day", "night", "<dusk>|")[i % 6 // 2] for i in range(60)],

@@ -228,7 +228,7 @@ def _rows(task: TaskReport, scores: Scores, worst: NDArray[np.float64]) -> list[
             settings=", ".join(
                 f"{key} {'default' if value is None else value}"
                 for key, value in figure.attack.items()
-                if key != "name"
+                if key not in ("name", "label")
             ),
             strongest=won.get(name, 0),
         )

@@ -1,40 +1,32 @@
-"""Reports and scores to make pages of, and a parser that reads a page back."""
+"""Scores to make pages of, the report that the service makes of them, and a parser of pages."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
 import numpy as np
 
-from adap.core.config import AuditConfig, OperatingPoint
-from adap.core.figures.operating import ap_at_prevalence, operating_figures
-from adap.core.figures.ranking import average_precision, floor_ap
+from adap.core.config import AuditConfig
+from adap.core.figures import task as task_figures
+from adap.core.figures.report import build_report
 from adap.core.report import (
     APFigure,
-    AttackFigure,
-    BudgetPoint,
-    CertifiedFloor,
     Check,
     DatasetProvenance,
-    Difference,
-    EpsilonCurve,
-    EpsilonPoint,
-    GroupFigures,
-    GroupGap,
-    Groups,
     Interval,
     ModelProvenance,
     Provenance,
     Report,
     Status,
     TaskReport,
-    ThresholdResult,
     Trust,
     Verdict,
-    WorstCase,
 )
 from adap.core.scores import Evidence, Scores
 from tests.core.drawings import Drawing, drawings
+
+RESAMPLES = 50  # a wide and a quick interval
 
 HOSTILE = [
     "</script><script>window.pwned=1</script>",
@@ -161,58 +153,82 @@ def worst_of(scores: Scores) -> np.ndarray:
     )
 
 
-def report_of(
-    scores: Scores,
+def config_of(attacks: Iterable[str], **asked: Any) -> AuditConfig:
+    """An audit with these attacks, of which names that are none are labels."""
+    known = ("pgd", "apgd", "square")
+    return AuditConfig.model_validate(
+        {
+            "threat": {"epsilon": 0.1},
+            "attacks": [
+                {"name": name} if name in known else {"name": "pgd", "label": name}
+                for name in attacks
+            ],
+            "budgets": [],
+            **asked,
+        }
+    )
+
+
+def built(
+    scores: Sequence[Scores],
     *,
+    names: Sequence[str],
     model: str = "a model",
     dataset: str = "a data set",
-    positive: str = "truck",
-    warnings: tuple[str, ...] = (),
-    interval: Interval | None = None,
-    **figures: float,
+    warnings: Sequence[str] = (),
+    trust: Trust | None = None,
+    **asked: Any,
 ) -> Report:
-    """The report of these scores; `figures` overrides clean, worst_case or chance."""
-    positives, examples = int(scores.targets.sum()), len(scores)
-    clean = figures.get("clean", average_precision(scores.clean, scores.targets))
-    worst = figures.get("worst_case", average_precision(worst_of(scores), scores.targets))
-    config = AuditConfig.model_validate({"threat": {"epsilon": 0.1}})
-    return Report(
-        tasks=[
-            TaskReport(
-                positive=[positive],
-                examples=examples,
-                positives=positives,
-                prevalence=positives / examples,
-                chance=figures.get("chance", positives / examples),
-                floor=floor_ap(positives, examples),
-                clean=APFigure(ap=clean, interval=interval),
-                attacks={
-                    name: AttackFigure(
-                        ap=average_precision(logits, scores.targets),
-                        interval=interval,
-                        attack={"name": name, "steps": 10, "step_size": None},
-                        mean_margin_drop=1.25,
-                    )
-                    for name, logits in scores.attacked.items()
-                },
-                worst_case=WorstCase(ap=worst, interval=interval, won={"clean": examples}, tied=0),
+    """The report that an audit with these scores gives."""
+    config = config_of(scores[0].attacked, **asked)
+    measured: dict[int, TaskReport] = {}  # the same scores under several names are measured once
+    for task in scores:
+        if id(task) not in measured:
+            resampled = task_figures.resample(task, resamples=RESAMPLES)
+            measured[id(task)] = task_figures.figures(
+                task, positive=["one"], config=config, resampled=resampled
             )
-        ],
-        mean={"clean": clean, "worst_case": worst},
-        warnings=list(warnings),
-        provenance=Provenance(
-            model=ModelProvenance(id="mdl_1", name=model, sha256="a" * 64, architecture="cnn"),
-            dataset=DatasetProvenance(id="ds_1", name=dataset, sha256="b" * 64, split="test"),
-            surrogate=None,
-            config=config.as_json() | {"note": model},
-            config_sha256=config.sha256(),
-            scores_sha256="c" * 64,
-            seed=7,
-            versions={"adap": "0.1.0"},
-            device="cpu",
-            created_at="2026-09-03T14:12:08+00:00",
-        ),
+    tasks = [
+        measured[id(task)].model_copy(update={"positive": [name]})
+        for task, name in zip(scores, names, strict=True)
+    ]
+    provenance = Provenance(
+        model=ModelProvenance(id="mdl_1", name=model, sha256="a" * 64, architecture="cnn"),
+        dataset=DatasetProvenance(id="ds_1", name=dataset, sha256="b" * 64, split="test"),
+        surrogate=None,
+        config=config.as_json() | {"note": model},
+        config_sha256=config.sha256(),
+        scores_sha256="c" * 64,
+        seed=7,
+        versions={"adap": "0.1.0"},
+        device="cpu",
+        created_at="2026-09-03T14:12:08+00:00",
     )
+    return build_report(tasks, config=config, provenance=provenance, doubts=warnings, trust=trust)
+
+
+def report_of(scores: Scores, *, positive: str = "truck", **described: Any) -> Report:
+    """The report of an audit that asked for little: no budgets and no checks."""
+    report = built([scores], names=[positive], **described)
+    task = report.tasks[0].model_copy(update={"operating": None})
+    return report.model_copy(update={"tasks": [task]})
+
+
+def with_figures(report: Report, *, interval: Interval | None = None, **figures: float) -> Report:
+    """The report with this interval everywhere; `figures` are its clean, worst_case or chance."""
+    task = report.tasks[0]
+
+    def changed(figure: APFigure, name: str) -> APFigure:
+        ap = figures.get(name, figure.ap)
+        return figure.model_copy(update={"ap": ap, "interval": interval})
+
+    update = {
+        "clean": changed(task.clean, "clean"),
+        "worst_case": changed(task.worst_case, "worst_case"),
+        "attacks": {name: changed(it, name) for name, it in task.attacks.items()},
+        "chance": figures.get("chance", task.chance),
+    }
+    return report.model_copy(update={"tasks": [task.model_copy(update=update)]})
 
 
 # --- a report in which nothing is absent ----------------------------------------------------------
@@ -269,113 +285,20 @@ ABSENT: dict[Verdict, tuple[Status, ...]] = {
 }
 
 
-def around(value: float, radius: float = 0.05) -> Interval:
-    return Interval(low=max(value - radius, 0), high=min(value + radius, 1), level=0.95)
-
-
-def figure_of(value: float) -> APFigure:
-    return APFigure(ap=value, interval=around(value))
-
-
-def rich_task(task: TaskReport, scores: Scores, *, groups: Sequence[str]) -> TaskReport:
-    """The task with everything that it may have; what the scores do not tell is made up."""
-    clean, worst = task.clean.ap, task.worst_case.ap
-    # Positives are few in the first groups, many in the last.
-    of_groups = np.arange(len(scores)) % len(groups)
-    of_groups[(scores.targets == 0) & (np.arange(len(scores)) % 7 < 3)] = 0
-    found = []
-    for i, group in enumerate(groups):
-        chosen = of_groups == i
-        targets = scores.targets[chosen]
-        logits = {"clean": scores.clean[chosen] - 0.2 * i, "worst": worst_of(scores)[chosen]}
-        shift = 0.3 * i * targets  # later groups are ranked worse
-        ap = {name: average_precision(z - shift, targets) for name, z in logits.items()}
-        carried = {
-            name: ap_at_prevalence(z - shift, targets, prevalence=task.prevalence)
-            for name, z in logits.items()
-        }
-        found.append(
-            GroupFigures(
-                group=group,
-                examples=int(chosen.sum()),
-                positives=int(targets.sum()),
-                clean=figure_of(ap["clean"]),
-                worst_case=figure_of(ap["worst"]),
-                clean_at_prevalence=carried["clean"],
-                worst_case_at_prevalence=carried["worst"],
-            )
-        )
-    alone = GroupFigures(
-        group="seen once",
-        examples=1,
-        positives=1,
-        clean=None,
-        worst_case=None,
-        clean_at_prevalence=None,
-        worst_case_at_prevalence=None,
-    )
-
-    def gap(figure: str) -> GroupGap:
-        ordered = sorted(found, key=lambda it: getattr(it, figure))
-        value = getattr(ordered[-1], figure) - getattr(ordered[0], figure)
-        return GroupGap(
-            best=ordered[-1].group,
-            worst=ordered[0].group,
-            difference=Difference(value=value, interval=around(value, 0.03)),
-        )
-
-    fall = clean - worst
-    epsilons = {0.025: 0.2, 0.05: 0.45, 0.1: 0.97, 0.15: 1.01, 0.2: 1.02}
-    budgets = (1, 2, 5, 10, 20, 50, 100)
-    return task.model_copy(
-        update={
-            "clean": figure_of(clean),
-            "attacks": {
-                name: figure.model_copy(
-                    update={
-                        "interval": around(figure.ap),
-                        "drop": Difference(
-                            value=clean - figure.ap, interval=around(clean - figure.ap, 0.02)
-                        ),
-                    }
-                )
-                for name, figure in task.attacks.items()
-            },
-            "worst_case": task.worst_case.model_copy(
-                update={
-                    "interval": around(worst),
-                    "drop": Difference(value=fall, interval=around(fall, 0.02)),
-                }
-            ),
-            "certified_floor": CertifiedFloor(
-                ap=worst / 2, method="crown_ibp", proven_pairs=0.7125
-            ),
-            "epsilon_curve": EpsilonCurve(
-                attack={"name": "apgd", "steps": 10},
-                points=[
-                    EpsilonPoint(epsilon=epsilon, **figure_of(clean - share * fall).model_dump())
-                    for epsilon, share in epsilons.items()
-                ],
-            ),
-            "budget_curve": [
-                BudgetPoint(
-                    images=k,
-                    both=clean - fall * (k / 110) ** 0.5,
-                    push_negatives=clean - 0.8 * fall * (k / 110) ** 0.5,
-                    hide_positives=clean - 0.3 * fall * (k / 110) ** 0.9,
-                )
-                for k in budgets
-            ],
-            "groups": Groups(
-                groups=[*found, alone],
-                clean_gap=gap("clean_at_prevalence"),
-                worst_case_gap=gap("worst_case_at_prevalence"),
-            ),
-            "operating": operating_figures(
-                scores.clean, worst_of(scores), scores.targets, at=OperatingPoint()
-            ),
-            "resamples": 2000,
-        }
+def enriched(scores: Scores, *, groups: Sequence[str]) -> Scores:
+    """The scores of an audit that also asked for a curve, bounds and groups."""
+    at = np.arange(len(scores))
+    of_groups = at % len(groups)
+    of_groups[(scores.targets == 0) & (at % 7 < 3)] = 0  # positives are few in the first group
+    named = [groups[i] for i in of_groups]
+    named[0] = "seen once"
+    change = next(iter(scores.attacked.values())) - scores.clean
+    epsilons = {0.025: 0.2, 0.05: 0.45, 0.1: 0.97, 0.15: 1.35, 0.2: 1.6}
+    return replace(
+        scores,
+        curve={epsilon: scores.clean + share * change for epsilon, share in epsilons.items()},
+        bounds=np.stack([scores.clean - 2.1, scores.clean + 2.1]),
+        groups=named,
     )
 
 
@@ -384,43 +307,31 @@ def rich_report(
     names: Sequence[str] = ("truck",),
     groups: Sequence[str] = ("day", "dusk", "night", "rain"),
     verdict: Verdict = "caution",
-    **report: Any,
+    **described: Any,
 ) -> Report:
-    """A report of these tasks in which nothing is absent."""
-    base = [
-        report_of(task, positive=name, **report) for task, name in zip(scores, names, strict=True)
-    ]
-    tasks = [
-        rich_task(one.tasks[0], task, groups=groups) for one, task in zip(base, scores, strict=True)
-    ]
-    mean = {
-        "clean": float(np.mean([task.clean.ap for task in tasks])),
-        "worst_case": float(np.mean([task.worst_case.ap for task in tasks])),
-        **{
-            name: float(np.mean([task.attacks[name].ap for task in tasks]))
-            for name in tasks[0].attacks
-        },
-    }
-    clean, worst = mean["clean"], mean["worst_case"]
-    return base[0].model_copy(
-        update={
-            "tasks": tasks,
-            "mean": mean,
-            "trust": Trust(
-                verdict=verdict,
-                checks=[check for check in CHECKS if check.status not in ABSENT[verdict]],
-            ),
-            "thresholds": [
-                ThresholdResult(
-                    threshold="clean_ap >= 0.8", figure="clean_ap", got=clean, passed=clean >= 0.8
-                ),
-                ThresholdResult(
-                    threshold=f"worst_case_ap >= {worst + 0.1:.3f}",
-                    figure="worst_case_ap",
-                    got=worst,
-                    passed=False,
-                ),
-                ThresholdResult(threshold="chance > 0.01", figure="chance", got=0.2, passed=True),
-            ],
-        }
+    """The report of an audit that asked for everything; what its checks found is made up."""
+    asked = {id(task): enriched(task, groups=groups) for task in scores}
+    return built(
+        [asked[id(task)] for task in scores],
+        names=names,
+        trust=Trust(
+            verdict=verdict,
+            checks=[check for check in CHECKS if check.status not in ABSENT[verdict]],
+        ),
+        epsilons=[0.025, 0.05, 0.1, 0.15, 0.2],
+        certify="crown_ibp",
+        thresholds=["clean_ap >= 0.5", "worst_case_ap >= 0.9", "chance > 0.01"],
+        budgets=[1, 2, 5, 10, 20, 50],
+        **described,
     )
+
+
+def renamed(report: Report, names: Mapping[str, str]) -> Report:
+    """The report with other names of attacks: such as no configuration may have."""
+
+    def task(it: TaskReport) -> TaskReport:
+        attacks = {names.get(name, name): figure for name, figure in it.attacks.items()}
+        return it.model_copy(update={"attacks": attacks})
+
+    mean = {names.get(name, name): ap for name, ap in report.mean.items()}
+    return report.model_copy(update={"tasks": [task(it) for it in report.tasks], "mean": mean})

@@ -6,6 +6,8 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +30,25 @@ from adap.core.report import (
     Interval,
     Report,
 )
-from adap.core.scores import Evidence, Scores
+from adap.core.scores import Evidence, Scores, load_scores
 from tests.core.browser import chromium, chromium_path
 from tests.core.drawings import close
-from tests.core.pages import HOSTILE, Page, report_of, rich_report, scores_of, worst_of
+from tests.core.pages import (
+    HOSTILE,
+    Page,
+    renamed,
+    report_of,
+    rich_report,
+    scores_of,
+    with_figures,
+    worst_of,
+)
 from tests.core.take_pictures import take
+from tests.reports import audited
 
 
-def page_of(scores: Scores, **report: Any) -> Page:
-    return Page(render(report_of(scores, **report), [scores]))
+def page_of(scores: Scores, **described: Any) -> Page:
+    return Page(render(report_of(scores, **described), [scores]))
 
 
 def with_hostile_words(report: Report) -> Report:
@@ -78,7 +90,8 @@ def with_hostile_words(report: Report) -> Report:
 
 
 def hostile_page(*, tasks: int = 1) -> str:
-    scores = [scores_of(300, attacks=("pgd", *HOSTILE), evidence=6, ids=tuple(HOSTILE))] * tasks
+    names = {"pgd": "pgd"} | {f"stranger-{i}": name for i, name in enumerate(HOSTILE)}
+    scores = [scores_of(300, attacks=tuple(names), evidence=6, ids=tuple(HOSTILE))] * tasks
     everything = " ".join(HOSTILE)
     report = rich_report(
         *scores,
@@ -89,7 +102,11 @@ def hostile_page(*, tasks: int = 1) -> str:
         dataset=everything,
         warnings=(everything,),
     )
-    return render(with_hostile_words(report), scores)
+    others = [
+        replace(it, attacked={names[key]: logits for key, logits in it.attacked.items()})
+        for it in scores
+    ]
+    return render(with_hostile_words(renamed(report, names)), others)
 
 
 # --- the figures are right ------------------------------------------------------------------------
@@ -170,7 +187,8 @@ def test_thinning_keeps_both_ends_and_the_extremes_of_every_slice():
 
 def test_the_ap_figure_shows_the_figures_of_the_report():
     scores = scores_of(200)
-    report = report_of(scores, interval=Interval(low=0.3, high=0.9, level=0.95))
+    interval = Interval(low=0.3, high=0.9, level=0.95)
+    report = with_figures(report_of(scores), interval=interval)
     task = report.tasks[0]
     chart = Page(render(report, [scores])).charts["chart-ap"]
     expected = {"Clean": task.clean, **task.attacks, "Worst case": task.worst_case}
@@ -287,7 +305,7 @@ def test_ranks_are_counted_among_all_images_with_negatives_first_in_ties():
             Evidence("a", "pgd", 5.0, 4.0, *np.zeros((2, 1, 2, 2), np.float32)),
         ],
     )
-    cards = [li.words for li in page_of(scores).all("li") if "rank" in li.text]
+    cards = [li.words for li in page_of(scores).all("li") if "→" in li.words]
     assert "logit 3.00 → 0.00 rank 3 → 5" in cards[0]
     assert "logit 5.00 → 4.00 rank 1 → 2" in cards[1]
 
@@ -330,7 +348,9 @@ def test_ranks_are_counted_among_all_images_with_negatives_first_in_ties():
 def test_the_verdict_says_what_the_figures_say(figures, interval, sentence):
     if interval is not None:
         interval = Interval(low=interval[0], high=interval[1], level=0.95)
-    page = page_of(scores_of(50), interval=interval, **figures)
+    scores = scores_of(50)
+    report = with_figures(report_of(scores), interval=interval, **figures)
+    page = Page(render(report, [scores]))
     assert page.one("p", class_="verdict").text == sentence
 
 
@@ -361,9 +381,12 @@ def test_the_table_has_a_row_for_every_set_of_images():
         scores.targets, scores.attacked["apgd"]
     )
     assert f"{lost:.4f}" in rows[3]
-    assert "steps 10, step_size default" in rows[3]
-    assert "1.250" in rows[3]
-    assert rows[1].endswith("200 100.0 %")
+    assert "steps 20, restarts 1, loss logit, patience default" in rows[3]
+    signs = 2 * scores.targets - 1
+    margins = signs * np.stack([scores.clean, *scores.attacked.values()])
+    assert f" {(margins[0] - margins[2]).mean():.3f} " in rows[3]
+    for row, strongest in zip(rows[1:5], np.bincount(margins.argmin(axis=0)), strict=True):
+        assert row.endswith(f"{strongest} {100 * strongest / 200:.1f} %")
 
 
 def test_the_page_holds_what_reproduces_it():
@@ -661,6 +684,7 @@ def test_what_is_absent_leaves_nothing_behind_and_the_rest_as_it_was(absent):
 # --- several tasks --------------------------------------------------------------------------------
 
 
+@cache
 def ten_tasks() -> tuple[Report, list[Scores]]:
     scores = [scores_of(200 + 20 * i, share=0.1 + 0.02 * i, evidence=12) for i in range(10)]
     for i, task in enumerate(scores):  # each next one is ranked better
@@ -1040,3 +1064,49 @@ def test_figures_follow_the_reader_from_light_to_dark_and_to_paper(browser, tmp_
     # paper is light again
     assert seen == ["rgb(31, 95, 191)", "rgb(110, 168, 255)", "rgb(31, 95, 191)"]
     tab.close()
+
+
+# --- a report of a real audit ---------------------------------------------------------------------
+
+
+def test_the_page_of_an_audit_shows_what_scikit_learn_finds_in_its_scores(tmp_path: Path):
+    report_file, scores_file = audited(tmp_path, required=["clean_ap >= 0.1"])
+    (scores,) = load_scores(scores_file)
+    targets = scores.targets
+    found = {
+        "Clean": scores.clean,
+        **scores.attacked,
+        "Worst case": worst_of(scores),
+        "Certified floor": np.where(targets == 1, *scores.bounds),
+    }
+    expected = {name: average_precision_score(targets, it) for name, it in found.items()}
+    assert len({round(ap, 4) for ap in expected.values()}) >= 4, "figures that cannot be mixed up"
+    page = Page(report_file.with_suffix(".html").read_text(encoding="utf-8"))
+    chart = page.charts["chart-ap"]
+    assert chart.names == list(expected)
+    for i, (name, ap) in enumerate(expected.items()):
+        kind = "diamond" if name == "Certified floor" else "dot"
+        assert chart.one(kind, f"{name}: AP {ap:.4f}").points == [close((ap, i))]
+        (row,) = [row for row in rows_after(page, "h-table") if row.startswith(name)]
+        assert f" {ap:.4f} " in row
+    for name in list(found)[:-1]:
+        recall, precision = page.charts["chart-curves"].curve(name)
+        assert np.diff(recall) @ np.array(precision[1:]) == pytest.approx(expected[name], abs=2e-3)
+    curve = page.charts["chart-epsilon"]
+    for epsilon, logits in scores.curve.items():
+        ap = average_precision_score(targets, logits)
+        dot = curve.one("dot", f"robust AP, epsilon {epsilon:.4g}: AP {ap:.4f}")
+        assert dot.points == [close((epsilon, ap))]
+    groups = page.charts["chart-groups"]
+    for name in groups.names:
+        chosen = np.array(scores.groups) == name
+        marks = [it for it in groups.of("dot") if round(it.y[0]) == groups.names.index(name)]
+        for mark, logits in zip(marks, (scores.clean, worst_of(scores)), strict=True):
+            ap = average_precision_score(targets[chosen], logits[chosen])
+            assert f"AP {ap:.4f}" in mark.title
+            assert mark.x == [close(ap)]
+    # Each further image that is changed lowers the AP, down to the worst case at the most.
+    budget = page.charts["chart-budget"]
+    (both,) = [it for it in budget.of("curve") if it.title == "hide positives and push negatives"]
+    assert both.y == sorted(both.y, reverse=True)
+    assert both.y[-1] >= expected["Worst case"] - 2e-3
