@@ -225,6 +225,20 @@ class Settings(BaseSettings):
     scoring_memory_bytes: int = Field(
         4 * GIB, gt=0, description="weights kept in memory; the least recently used leave first"
     )
+    scoring_pass_limit_s: float = Field(
+        25, gt=0, description="time limit of one forward pass; its process is ended then"
+    )
+    scoring_network_bytes: int = Field(
+        4 * GIB,
+        gt=0,
+        description="memory of one model's process, besides torch and four times its file",
+    )
+    scoring_max_networks: int = Field(
+        8, ge=1, description="models with a process of their own that waits for the next request"
+    )
+    scoring_idle_s: float = Field(
+        900, gt=0, description="after which the process of a model that nobody asks is ended"
+    )
     max_scoring_bytes: int = Field(
         32 * MIB, gt=0, description="largest request body of images to be scored at once"
     )

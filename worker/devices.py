@@ -12,6 +12,7 @@ CODE = "device_error"  # of what a child answers, and of a job that is given up 
 
 # errors of the driver and of libraries on the device, for which torch has no class of their own
 _OF_A_DEVICE = re.compile(r"CUDA (error|driver)|cuDNN error|No CUDA GPUs|no NVIDIA driver", re.I)
+_NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|bad_alloc")  # of the CPU
 _OF_THE_WORK = re.compile(r"device-side assert", re.I)
 
 
@@ -29,5 +30,9 @@ def is_out_of_memory(error: Exception) -> bool:
     """Whether the memory of the device, or of the process, was too small for the work."""
     torch = sys.modules.get("torch")
     return isinstance(error, MemoryError) or (
-        torch is not None and isinstance(error, torch.OutOfMemoryError)
+        torch is not None
+        and (
+            isinstance(error, torch.OutOfMemoryError)
+            or (isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error))))
+        )
     )

@@ -115,9 +115,13 @@ def test_metrics_tell_of_the_scoring_process(scoring: Scoring) -> None:
     images = [("images", (f"{i}.png", png(image))) for i, image in enumerate(noise(3))]
     before = samples(told_with_scoring(scoring.api))
     assert scoring.api.http.post(f"/v1/models/{model}/scores", files=images).status_code == 200
-    after = samples(told_with_scoring(scoring.api))
     name = "adap_scoring_batch_images_sum"
-    assert after[name, labels()] - before.get((name, labels()), 0) == 3
+
+    def counted() -> Samples | None:
+        told = samples(told_with_scoring(scoring.api))
+        return told if told[name, labels()] - before.get((name, labels()), 0) == 3 else None
+
+    after = wait_for(counted, because="what scoring says is asked for anew")  # it is kept a moment
     assert after["adap_scoring_models", labels()] >= 1
 
 

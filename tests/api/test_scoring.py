@@ -400,9 +400,10 @@ def test_after_the_scoring_process_was_killed_waiting_requests_fail_and_new_ones
     scoring: Scoring, problem: Check
 ) -> None:
     model, image = scoring.model(), png(noise(1)[0])
-    with ThreadPoolExecutor(2) as pool, held(scoring, model) as decoders:
+    with ThreadPoolExecutor(2) as pool, held(scoring, model):
         asked = [pool.submit(score, scoring, model, image) for _ in range(2)]
         wait_for(lambda: waiting(scoring) == 2, because="both wait")
+        started = psutil.Process(scoring.process.pid).children(recursive=True)
         scoring.process.kill()
         scoring.process.wait()
         for future in asked:
@@ -410,8 +411,8 @@ def test_after_the_scoring_process_was_killed_waiting_requests_fail_and_new_ones
             problem(answer, 503, "scoring_unavailable")
             assert int(answer.headers["retry-after"]) > 0
         wait_for(
-            lambda: not any(decoder.is_running() for decoder in decoders),
-            because="the decoders end with their parent",
+            lambda: not any(process.is_running() for process in started),
+            because="decoders, and processes of models, end with their parent",
         )
     problem(score(scoring, model, image), 503, "scoring_unavailable")
     assert scoring.api.http.get("/readyz").json()["scoring"] == "unreachable"

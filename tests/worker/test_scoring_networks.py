@@ -1,83 +1,238 @@
-"""Networks that score are rewritten to cost less, and only where their scores stay the same."""
+"""Each model scores in a process of its own, whose end costs its own requests and no others."""
 
 import asyncio
-import threading
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import psutil
 import pytest
 import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
 
-from adap.core.attacks.acceleration import Accelerated
 from adap.models import architectures, loading
 from adap.models.header import InputSpec, Manifest
 from adap.models.wrappers import Scorer
 from adap.store.artifacts import open_blobs
-from adap.store.settings import Settings
-from adap.worker.scoring import networks
+from adap.store.blobs import Blobs
+from adap.store.settings import MIB, Settings
+from adap.worker.scoring.network import ENDS, RefusedError
 from adap.worker.scoring.networks import Networks, Wanted
+from adap.worker.scoring.process import measure_machine
+from adap.worker.seccomp import filters
 
-SPEC = InputSpec(channels=3, height=32, width=32, mean=[0.5] * 3, std=[0.3] * 3)
+SPEC = InputSpec(channels=1, height=8, width=8, mean=[0.5], std=[0.5])
+LOADING = ThreadPoolExecutor(4)
+IMAGES = np.random.default_rng(0).integers(0, 256, (5, 1, 8, 8), np.uint8)
 
 
-@pytest.mark.parametrize("architecture", ["resnet18", "small_cnn", "thin_cnn"])
-def test_scores_are_those_of_the_network_that_was_stored(tmp_path: Path, architecture: str) -> None:
-    network = architectures.build(architecture, channels=3, seed=0).eval()
-    path = tmp_path / "model.safetensors"
-    loading.save(network, path, Manifest(architecture=architecture, input=SPEC))
-    settings = Settings(home=tmp_path, device="cpu")
-    blobs = open_blobs(settings)
-    wanted = Wanted("mdl", blobs.put(path), None)
-    scorer = asyncio.run(Networks(settings, blobs).get(wanted))
-    original = Scorer(network, SPEC).eval()
-    images = torch.randint(0, 256, (37, 3, 32, 32), dtype=torch.uint8)
-    parts, cpu = [images[:5].numpy(), images[5:].numpy()], torch.device("cpu")
-    got = networks.forward(scorer, parts, device=cpu, cores=1)
+def stored(blobs: Blobs, folder: Path, *, seed: int) -> tuple[Wanted, NDArray[np.float64]]:
+    """A model, and what torch alone says of the images."""
+    network = architectures.build("small_cnn", channels=1, seed=seed).eval()
+    path = folder / f"{seed}.safetensors"
+    loading.save(network, path, Manifest(architecture="small_cnn", input=SPEC))
     with torch.inference_mode():
-        expected = torch.stack([original(image[None] / 255)[0] for image in images])
-    torch.testing.assert_close(torch.from_numpy(got), expected.double(), rtol=0, atol=1e-5)
-    assert isinstance(scorer, Accelerated)
+        expected = Scorer(network, SPEC).eval()(torch.from_numpy(IMAGES) / 255)
+    return Wanted(f"mdl_{seed}", blobs.put(path), None), expected.double().numpy()
 
 
-def test_a_network_whose_rewriting_shows_in_its_scores_is_used_as_it_is(
-    monkeypatch: pytest.MonkeyPatch,
+@contextlib.asynccontextmanager
+async def opened(settings: Settings) -> AsyncIterator[Networks]:
+    machine = await asyncio.to_thread(measure_machine, "cpu", 1)
+    networks = Networks(settings, open_blobs(settings), machine)
+    watching = asyncio.create_task(networks.watch())
+    try:
+        yield networks
+    finally:
+        watching.cancel()
+        await asyncio.wait([watching])
+
+
+async def score(networks: Networks, wanted: Wanted) -> list[float]:
+    with networks.holding(wanted) as network:
+        await networks.load(network, wanted.positive, LOADING)
+        scores = await asyncio.to_thread(network.score, wanted.positive, [IMAGES], cores=1)
+    return list(scores.tolist())
+
+
+async def process_of(networks: Networks, wanted: Wanted) -> psutil.Process:
+    """The process of a model that is loaded."""
+    with networks.holding(wanted) as network:
+        await networks.load(network, wanted.positive, LOADING)
+        assert network.process is not None
+        return psutil.Process(network.process.pid)
+
+
+async def gone(process: psutil.Process) -> None:
+    await asyncio.to_thread(process.wait, 60)
+
+
+async def killed_in_a_pass(networks: Networks, wanted: Wanted) -> None:
+    process = await process_of(networks, wanted)
+    process.suspend()
+    asked = asyncio.create_task(score(networks, wanted))
+    with networks.holding(wanted) as network:
+        await until(lambda: network.process is not None and network.process.asked)
+    process.kill()
+    with pytest.raises(RefusedError, match="ended while it computed") as refused:
+        await asked
+    assert refused.value.code == "scoring_unavailable"
+
+
+async def until(what: Callable[[], Any]) -> None:
+    async with asyncio.timeout(60):
+        while not what():
+            await asyncio.sleep(0.02)
+
+
+def run(
+    scenario: Callable[[Networks, list[Any]], Awaitable[None]], folder: Path, **of: Any
 ) -> None:
-    class Off(nn.Module):
-        def __init__(self, scorer: nn.Module) -> None:
-            super().__init__()
-            self.scorer = scorer
+    """A scenario with two models, each with what is expected of it."""
+    settings = Settings(home=folder, device="cpu", threads=1, **of)
+    models = [stored(open_blobs(settings), folder, seed=seed) for seed in (1, 2)]
 
-        def forward(self, x: Tensor) -> Tensor:
-            logits: Tensor = self.scorer(x) + 1e-5
-            return logits
+    async def inside() -> None:
+        async with opened(settings) as networks:
+            await scenario(networks, models)
 
-    scorer = Scorer(architectures.build("small_cnn", channels=3, seed=0), SPEC).eval()
-    monkeypatch.setattr(networks, "accelerate", lambda scorer, *_, **__: Off(scorer))
-    assert networks._faster(scorer, SPEC, torch.device("cpu")) is scorer
+    asyncio.run(inside())
 
 
-def test_what_a_layer_notes_in_one_thread_is_not_read_in_another() -> None:
-    both_are_inside = threading.Barrier(2, timeout=30)
+def test_a_pass_that_does_not_end_is_ended_and_no_other_model_waits_for_it(tmp_path: Path) -> None:
+    async def scenario(networks: Networks, models: list[Any]) -> None:
+        (stuck, first), (other, second) = models
+        process = await process_of(networks, stuck)
+        process.suspend()  # it will never answer
+        asked = asyncio.create_task(score(networks, stuck))
+        assert await score(networks, other) == pytest.approx(second, abs=1e-5)
+        with pytest.raises(RefusedError, match="ADAP_SCORING_PASS_LIMIT_S") as refused:
+            await asked
+        assert refused.value.code == "timed_out"
+        await gone(process)
+        assert await score(networks, stuck) == pytest.approx(first, abs=1e-5)
 
-    class Notes(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight = nn.Parameter(torch.ones(1), requires_grad=False)
+    run(scenario, tmp_path, scoring_pass_limit_s=10)
 
-        def forward(self, x: Tensor) -> Tensor:
-            self.noted = x
-            both_are_inside.wait()
-            return self.weight * self.noted.sum(dim=(1, 2, 3))
 
-    scorer, cpu = Notes(), torch.device("cpu")
-    images = torch.rand(2, 1, 3, 4, 4).numpy()
-    with ThreadPoolExecutor(2) as threads:
-        scores = list(
-            threads.map(lambda x: networks.forward(scorer, [x], device=cpu, cores=1), images)
-        )
-    for score, image in zip(scores, images, strict=True):
-        assert score == pytest.approx(image.sum())
-    ours = networks._of_this_thread(scorer)
-    assert ours is not scorer
-    assert ours.weight.data_ptr() == scorer.weight.data_ptr()
+def test_a_process_that_is_killed_loses_its_own_requests_only(tmp_path: Path) -> None:
+    async def scenario(networks: Networks, models: list[Any]) -> None:
+        (killed, first), (other, second) = models
+        bystander = await process_of(networks, other)
+        await killed_in_a_pass(networks, killed)
+        assert await score(networks, other) == pytest.approx(second, abs=1e-5)
+        assert await process_of(networks, other) == bystander
+        again = await process_of(networks, killed)
+        again.kill()  # while it is idle, which costs nobody anything
+        await gone(again)
+        assert await score(networks, killed) == pytest.approx(first, abs=1e-5)
+
+    run(scenario, tmp_path)
+
+
+def test_a_model_whose_process_ends_again_and_again_is_refused_for_a_while(tmp_path: Path) -> None:
+    async def scenario(networks: Networks, models: list[Any]) -> None:
+        (bad, _), (other, expected) = models
+        for _ in range(ENDS):
+            await killed_in_a_pass(networks, bad)
+        with pytest.raises(RefusedError, match=f"ended {ENDS} times in a row") as refused:
+            await score(networks, bad)
+        assert refused.value.code == "scoring_unavailable"
+        assert await score(networks, other) == pytest.approx(expected, abs=1e-5)
+        assert networks.in_memory == [other.model_id]
+
+    run(scenario, tmp_path)
+
+
+def test_a_network_that_takes_more_memory_than_it_may_is_ended(tmp_path: Path) -> None:
+    settings = Settings(
+        home=tmp_path,
+        device="cpu",
+        threads=1,
+        scoring_network_bytes=150 * MIB,
+        scoring_pass_limit_s=600,
+    )
+    wanted, expected = stored(open_blobs(settings), tmp_path, seed=1)
+    many = np.zeros((300_000, 1, 8, 8), np.uint8)  # 1.2 GB after a layer
+
+    async def scenario() -> None:
+        async with opened(settings) as networks:
+            process = await process_of(networks, wanted)
+            with (
+                networks.holding(wanted) as network,
+                pytest.raises(RefusedError, match="ADAP_SCORING_NETWORK_BYTES") as refused,
+            ):
+                await asyncio.to_thread(network.score, None, [many], cores=1)
+            assert refused.value.code == "invalid_model"
+            await gone(process)
+            assert await score(networks, wanted) == pytest.approx(expected, abs=1e-5)
+
+    asyncio.run(scenario())
+
+
+def test_a_removed_model_ends_its_process_and_its_requests_whatever_it_does(tmp_path: Path) -> None:
+    async def scenario(networks: Networks, models: list[Any]) -> None:
+        wanted, _ = models[0]
+        process = await process_of(networks, wanted)
+        process.suspend()
+        with networks.holding(wanted) as network:
+            asked = asyncio.create_task(score(networks, wanted))
+            await until(lambda: network.process is not None and network.process.asked)
+            networks.forget(wanted.model_id)
+            with pytest.raises(RefusedError, match="removed meanwhile") as refused:
+                await asked
+            assert refused.value.code == "not_found"
+        await gone(process)
+        assert networks.in_memory == []
+
+    run(scenario, tmp_path)
+
+
+def test_without_the_process_that_starts_others_models_score_and_start(tmp_path: Path) -> None:
+    async def scenario(networks: Networks, models: list[Any]) -> None:
+        (running, first), (other, second) = models
+        process = await process_of(networks, running)
+        starter = process.parent()
+        assert starter is not None
+        starter.kill()
+        await until(lambda: starter.status() == psutil.STATUS_ZOMBIE)
+        assert await score(networks, running) == pytest.approx(first, abs=1e-5)
+        assert await process_of(networks, running) == process
+        assert await score(networks, other) == pytest.approx(second, abs=1e-5)
+        networks.forget(running.model_id)  # which nobody else could end any more
+        await gone(process)
+
+    run(scenario, tmp_path)
+
+
+@pytest.mark.skipif(not filters(), reason="no filter of system calls for this machine")
+def test_the_process_of_a_model_asks_the_kernel_for_little(tmp_path: Path) -> None:
+    async def scenario(networks: Networks, models: list[Any]) -> None:
+        process = await process_of(networks, models[0][0])
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        assert "Seccomp:\t2\n" in status
+
+    run(scenario, tmp_path)
+
+
+def test_the_process_that_was_used_least_recently_makes_room(tmp_path: Path) -> None:
+    async def scenario(networks: Networks, models: list[Any]) -> None:
+        first, _ = [await process_of(networks, wanted) for wanted, _ in models]
+        await gone(first)
+        assert networks.evicted == 1
+        assert networks.in_memory == [models[1][0].model_id]
+
+    run(scenario, tmp_path, scoring_max_networks=1)
+
+
+def test_a_process_that_is_idle_ends_and_starts_again_when_it_is_asked(tmp_path: Path) -> None:
+    async def scenario(networks: Networks, models: list[Any]) -> None:
+        for wanted, expected in models:
+            assert await score(networks, wanted) == pytest.approx(expected, abs=1e-5)
+            await until(lambda: not networks.in_memory)
+            assert await score(networks, wanted) == pytest.approx(expected, abs=1e-5)
+
+    run(scenario, tmp_path, scoring_idle_s=0.001)

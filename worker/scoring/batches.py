@@ -7,11 +7,13 @@ batch that would start alone waits a moment for company. Models take turns, whoe
 
 There is a batch for each core, and none of them waits for another: one batch on several cores waits
 at the end of every layer for the core that somebody else uses, too, and on a server somebody does.
+There is one thread more than cores, and no model has all of them: one whose batches do not end does
+not stop those of the next.
 """
 
 import asyncio
 import functools
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -48,7 +50,7 @@ class Request:
 
 
 class Batches:
-    """A queue for each key, and a thread for each core that works on them in turn.
+    """A queue for each key, and a thread for each core, and one more, that work on them in turn.
 
     Requests of one key have items of one shape and dtype, and the same `compute`.
     """
@@ -62,7 +64,7 @@ class Batches:
         self._queues: OrderedDict[Hashable, deque[Request]] = OrderedDict()
         self._more = asyncio.Event()
         self._cores = 1
-        self._idle = 0  # threads
+        self._busy: Counter[Hashable] = Counter()  # threads, by the key that they work on
         self._computed = 0  # requests that are, just now, in part or whole
 
     async def run_through(
@@ -87,20 +89,19 @@ class Batches:
     async def run(self, *, cores: int) -> None:
         """Work until cancelled."""
         self._cores = cores
-        pool = ThreadPoolExecutor(cores, "batches")
+        pool = ThreadPoolExecutor(cores + 1, "batches")
         async with asyncio.TaskGroup() as threads:
-            for _ in range(cores):
+            for _ in range(cores + 1):
                 threads.create_task(self._work(pool))
 
     async def _work(self, pool: ThreadPoolExecutor) -> None:
         """What one thread does."""
         loop = asyncio.get_running_loop()
         while True:
-            self._idle += 1
             key = await self._next()
             parts = self._take(key)
-            alone = self._idle == self._cores and not any(self._queues.values())
-            self._idle -= 1
+            alone = not self._busy.total() and not any(self._queues.values())
+            self._busy[key] += 1
             self._on_batch(key, sum(stop - start for _, start, stop in parts))
             arrays = [request.items[start:stop] for request, start, stop in parts]
             compute = functools.partial(parts[0][0].compute, cores=self._cores if alone else 1)
@@ -114,6 +115,8 @@ class Batches:
                 continue
             finally:
                 self._computed -= len(parts)
+                self._busy -= Counter([key])
+                self._more.set()
             position = 0
             for request, start, stop in parts:
                 request.results[start:stop] = results[position : position + stop - start]
@@ -129,10 +132,12 @@ class Batches:
             self._more.clear()
             for key in [key for key, queue in self._queues.items() if not _prune(queue)]:
                 del self._queues[key]
-            if not self._queues:
+            free = [key for key in self._queues if self._busy[key] < self._cores]
+            if not free:
                 await self._more.wait()
                 continue
-            key, queue = next(iter(self._queues.items()))
+            key = free[0]
+            queue = self._queues[key]
             left_s = queue[0].born + self.max_wait_s - loop.time()
             if _waiting(queue) >= queue[0].most or left_s <= 0 or len(self._queues) > 1:
                 self._queues.move_to_end(key)
@@ -150,7 +155,8 @@ class Batches:
         others are computed, where batches need not be too small for that.
         """
         queue = self._queues[key]
-        threads = max(self._idle - len(self._queues) + 1, 1)
+        idle = self._cores - self._busy.total()
+        threads = max(idle - len(self._queues) + 1, 1)
         room = min(ceil(_waiting(queue) / threads), queue[0].most)
         inside = self._computed + sum(map(len, self._queues.values()))
         most, enough = ceil(inside / (2 * self._cores)), room - SMALL

@@ -12,6 +12,7 @@ import contextlib
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from adap.worker.scoring.batches import Batches
@@ -30,6 +31,7 @@ class Lane:
     batches: Batches
     waiting: int = 0  # images of unanswered questions
     questions: int = 0
+    loading: Executor = field(default_factory=lambda: ThreadPoolExecutor(1, "loading"))
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
 

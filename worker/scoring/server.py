@@ -25,8 +25,6 @@ from urllib.parse import urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
-from adap.core.errors import AdapError
-from adap.models.errors import ModelFileError
 from adap.models.header import InputSpec
 from adap.store import storage
 from adap.store.blobs import Blobs
@@ -35,6 +33,9 @@ from adap.worker.scoring.batches import Batches
 from adap.worker.scoring.decoder import MAX_IMAGES, MAX_PIXEL_BYTES, Decoder, UnusableImagesError
 from adap.worker.scoring.lanes import Lane, Lanes
 from adap.worker.scoring.link import BUFFER_BYTES, UNIX, Frame, read_frame, write_frame
+from adap.worker.scoring.network import RefusedError
+from adap.worker.scoring.networks import Networks, Wanted
+from adap.worker.scoring.process import measure_machine
 
 log = logging.getLogger(__name__)
 
@@ -42,16 +43,8 @@ STOP_LIMIT_S = 5.0  # to answer what was asked before the end
 _SLACK = 1e-4  # floats that were computed overshoot [0, 1] by rounding
 
 
-class _RefusedError(Exception):
-    """A question that gets an error for an answer."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-
-
 class Server:
-    """Everything that the scoring process holds. Torch is loaded when it starts to serve."""
+    """Everything that the scoring process holds. It has no torch; its models' processes have."""
 
     def __init__(
         self, settings: Settings, blobs: Blobs, make_decoder: Callable[[], Decoder]
@@ -65,9 +58,13 @@ class Server:
 
     async def serve(self, url: str, *, stop: asyncio.Event) -> None:
         """Listen until `stop`, then answer what was asked; raises if a part of it breaks."""
-        self._networks = asyncio.create_task(asyncio.to_thread(self._load_torch))
+        self._networks = asyncio.create_task(self._open_networks())
         self._lanes = Lanes(self._make_lane, asyncio.ensure_future(self._cores()))
-        parts: list[asyncio.Future[Any]] = [self._lanes.broken, asyncio.create_task(stop.wait())]
+        parts: list[asyncio.Future[Any]] = [
+            self._lanes.broken,
+            asyncio.create_task(stop.wait()),
+            asyncio.create_task(self._watch()),
+        ]
         server = await self._listen(url)
         log.info("scoring.ready", extra={"url": url})
         try:
@@ -108,13 +105,15 @@ class Server:
         return Lane(self._make_decoder(), batches)
 
     async def _cores(self) -> int:
-        _, in_memory = await asyncio.shield(self._networks)
-        return int(in_memory.cores)
+        return (await asyncio.shield(self._networks)).cores
 
-    def _load_torch(self) -> Any:
-        from adap.worker.scoring import networks
+    async def _open_networks(self) -> Networks:
+        settings = self._settings
+        machine = await asyncio.to_thread(measure_machine, settings.device, settings.threads)
+        return Networks(settings, self._blobs, machine)
 
-        return networks, networks.Networks(self._settings, self._blobs)
+    async def _watch(self) -> None:
+        await (await asyncio.shield(self._networks)).watch()
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer one API process; its questions end with its connection."""
@@ -164,9 +163,7 @@ class Server:
                 "message": str(error),
                 "reasons": [list(reason) for reason in error.reasons],
             }
-        except _RefusedError as error:
-            frame = {"error": error.code, "message": str(error)}
-        except (AdapError, ModelFileError) as error:
+        except RefusedError as error:
             frame = {"error": error.code, "message": str(error)}
         except Exception as error:
             met = storage.trouble(error)
@@ -204,34 +201,33 @@ class Server:
             message = (
                 "Expected the images to be decoded, got a decoder that stood still. Try again."
             )
-            raise _RefusedError("timed_out", message) from error
+            raise RefusedError("timed_out", message) from error
 
     async def _scored(
         self, lane: Lane, question: Frame, images: NDArray[Any]
     ) -> NDArray[np.float64]:
-        networks, in_memory = await asyncio.shield(self._networks)
-        positive = question["positive"]
-        wanted = networks.Wanted(
-            question["model_id"],
-            question["sha256"],
-            None if positive is None else tuple(positive),
-        )
-        scorer = await in_memory.get(wanted)
-        compute = functools.partial(networks.forward, scorer, device=in_memory.device)
-        key = (wanted, images.dtype.str)
-        scores = await lane.batches.run_through(key, images, compute, most=in_memory.batch(wanted))
+        networks = await asyncio.shield(self._networks)
+        positive = None if question["positive"] is None else tuple(question["positive"])
+        wanted = Wanted(question["model_id"], question["sha256"], positive)
+        with networks.holding(wanted) as network:
+            most = network.batch(positive)
+            if most is None:
+                most = await networks.load(network, positive, lane.loading)
+            compute = functools.partial(network.score, positive)
+            key = (wanted, images.dtype.str)
+            scores = await lane.batches.run_through(key, images, compute, most=most)
         if not np.isfinite(scores).all():
-            raise _RefusedError(
+            raise RefusedError(
                 "invalid_model", "expected finite scores, got NaN or infinity from the model"
             )
         return scores
 
     @contextlib.contextmanager
     def _counted(self, lane: Lane, images: int) -> Any:
-        """Count images as waiting. Raises _RefusedError where too many wait already."""
+        """Count images as waiting. Raises RefusedError where too many wait already."""
         limit = self._settings.scoring_max_waiting
         if lane.waiting and lane.waiting + images > limit:
-            raise _RefusedError(
+            raise RefusedError(
                 "overloaded",
                 f"Expected at most {limit} images waiting to be scored, got {images} more than "
                 f"{lane.waiting} that wait. Try again in a moment.",
@@ -243,26 +239,26 @@ class Server:
             lane.waiting -= images
 
     async def _forget(self, question: Frame) -> Frame:
-        _, in_memory = await asyncio.shield(self._networks)
-        in_memory.forget(question["model_id"])
+        networks = await asyncio.shield(self._networks)
+        networks.forget(question["model_id"])
         self._sizes.pop(question["model_id"], None)
         return {}
 
     async def _status(self, question: Frame) -> Frame:
         """What this process holds, and has done with one model or with all of them."""
-        in_memory = self._networks.result()[1] if self._networks.done() else None
+        networks = self._networks.result() if self._networks.done() else None
         model_id = question.get("model_id")
         sizes: Counter[int] = Counter()
         for each, counted in self._sizes.items():
             if model_id in (None, each):
                 sizes += counted
         return {
-            "loaded_torch": in_memory is not None,
+            "loaded_torch": networks is not None,
             "waiting": sum(lane.waiting for lane in self._lanes.all),
             "images": sum(size * count for size, count in sizes.items()),
             "batch_sizes": {str(size): count for size, count in sizes.items()},
-            "in_memory": [] if in_memory is None else in_memory.in_memory,
-            "evicted": 0 if in_memory is None else in_memory.evicted,
+            "in_memory": [] if networks is None else networks.in_memory,
+            "evicted": 0 if networks is None else networks.evicted,
             "decoder_restarts": self._lanes.restarts
             + sum(lane.decoder.restarts for lane in self._lanes.all),
         }
