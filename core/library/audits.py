@@ -35,7 +35,7 @@ from adap.core.config import (
     Task,
     TransferAttack,
 )
-from adap.core.errors import AdapError, ConfigError, ModelError
+from adap.core.errors import AdapError, ConfigError, DataError, ModelError
 from adap.core.figures import gate
 from adap.core.figures import report as reports
 from adap.core.figures import task as figures
@@ -161,7 +161,15 @@ def audit(
     gate.refuse_unknown(config, [task], grouped=groups is not None)
     with ExitStack() as stack:
         found = stack.enter_context(
-            examples_of(images, labels, positive=positive, groups=groups, ids=ids, layout=layout)
+            examples_of(
+                images,
+                labels,
+                positive=positive,
+                groups=groups,
+                ids=ids,
+                layout=layout,
+                classes=None if classes is None else list(classes),
+            )
         )
         if sample is not None:
             found = found.sampled(sample, seed=seed)
@@ -181,6 +189,7 @@ def audit(
             )
         )
         _refuse_several(found, made, outputs)
+        _refuse_other_classes(made, classes)
         other = None
         if surrogate is not None:
             try:
@@ -256,15 +265,34 @@ def _refuse_several(examples: Examples, made: Ready, outputs: Outputs) -> None:
         )
 
 
+def _refuse_other_classes(made: Ready, classes: Sequence[str] | None) -> None:
+    """Raise ConfigError for names of outputs that are more or fewer than the outputs."""
+    answers = made.scorer.answers
+    if classes is None or answers is None or len(classes) == answers.count:
+        return
+    raise ConfigError(
+        f"expected classes= to name each of the {answers.count} outputs in its order, got "
+        f"{len(classes)} names"
+        + (": of one output no name is wanted, it ranks positives first" * (answers.count == 1))
+    )
+
+
 def _beyond(examples: Examples, made: Ready, classes: Sequence[str] | None) -> list[str]:
     """What to say where labels number more classes than the model has outputs."""
     answers = made.scorer.answers
-    if answers is None or answers.count == 1 or classes is not None or examples.top is None:
+    if answers is None or answers.count == 1 or classes is not None or examples.ends is None:
         return []
-    if examples.top < answers.count:
+    lowest, highest = examples.ends
+    if highest < answers.count:
         return []
+    if (lowest, highest) == (1, answers.count):
+        raise DataError(
+            f"expected labels numbered as the {answers.count} outputs are, 0 to "
+            f"{answers.count - 1}, got labels from 1 to {highest}: subtract 1 from labels and from "
+            "positive=, or name the outputs in classes="
+        )
     return [
-        f"Labels go up to {examples.top}, and the model has {answers.count} outputs, numbered from "
+        f"Labels go up to {highest}, and the model has {answers.count} outputs, numbered from "
         f"0 to {answers.count - 1}: label n is read as output n, and labels beyond as "
         "negatives. classes= names the outputs where they are numbered otherwise."
     ]

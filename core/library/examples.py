@@ -27,6 +27,8 @@ CHANNELS = (1, 3)  # by which the axis of the channels is told
 ROWS = 256  # images that are looked at together
 IMAGE_KEYS = ("image", "images", "img", "pixel_values")  # of a batch that is a mapping
 LABEL_KEYS = ("label", "labels")
+ROUNDING = 1e-5  # of pixels that were normalised and back, or resized, in float32
+OVERSHOT = 0.25  # bicubic weights go no further beyond the range of what they mix
 BYTE_ERROR = 1e-6  # of a float32 multiple of 1/255, however it was computed
 
 
@@ -36,7 +38,7 @@ class Examples:
 
     decided: sentences about what was found, for the reader of the report.
     several: whether labels came as rows of which some name several classes, or none.
-    top: the highest label, where labels are whole numbers.
+    ends: the lowest and the highest label, where labels are whole numbers.
     """
 
     images: NDArray[Any]
@@ -45,7 +47,7 @@ class Examples:
     groups: Sequence[str] | None
     decided: list[str] = field(default_factory=list)
     several: bool = False
-    top: int | None = None
+    ends: tuple[int, int] | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -114,6 +116,7 @@ def examples_of(
     groups: Any = None,
     ids: Sequence[str] | None = None,
     layout: Layout | None = None,
+    classes: Sequence[Any] | None = None,
 ) -> Iterator[Examples]:
     """The examples, for as long as the block lasts.
 
@@ -121,6 +124,7 @@ def examples_of(
     Dataset or DataLoader of (image, label), or of mappings that have both.
     labels: (N,) of numbers or names; in {0, 1} unless `positive` names those to rank first; or
     (N, K) rows in {0, 1}, of which `positive` names columns.
+    classes: the labels that there are, of which whole numbers are the places where they are names.
 
     Raises DataError and ConfigError: what was expected and what came.
     """
@@ -141,8 +145,7 @@ def examples_of(
         else:
             if labels is None:
                 raise DataError("expected labels beside the images, one an image, got none")
-            pixels = _channels_first(_array("images", images), layout)
-            _refuse_pixels(pixels)
+            pixels = _in_range(_channels_first(_array("images", images), layout))
         pixels = _bytes_of(pixels, Path(folder), decided)
         if _dark(pixels):
             decided.append(
@@ -150,6 +153,8 @@ def examples_of(
                 "be floats, or 0 and 255; floats that were divided by 255 twice, once."
             )
         marks = _array("labels", labels)
+        if classes is not None and positive is not None:
+            positive = _among(classes, marks, positive)
         targets = targets_of(marks, len(pixels), positive)
         rows = marks.ndim == 2 and marks.shape[1] > 1
         yield Examples(
@@ -159,15 +164,15 @@ def examples_of(
             groups=_names("groups", groups, len(pixels)),
             decided=decided,
             several=rows and bool((marks.sum(axis=1) != 1).any()),
-            top=int(marks.max()) if marks.dtype.kind in "iu" and not rows else None,
+            ends=(int(marks.min()), int(marks.max()))
+            if marks.dtype.kind in "iu" and not rows
+            else None,
         )
 
 
 def pixels_of(images: Any, layout: Layout | None = None) -> NDArray[Any]:
     """(N, C, H, W) uint8 or floats in [0, 1], of an array or a tensor. Raises DataError."""
-    pixels = _channels_first(_array("images", images), layout)
-    _refuse_pixels(pixels)
-    return pixels
+    return _in_range(_channels_first(_array("images", images), layout))
 
 
 def as_float(pixels: NDArray[Any]) -> NDArray[np.float32]:
@@ -235,6 +240,27 @@ def listed(positive: Any) -> list[Any]:
     if not values:
         raise ConfigError("expected at least one label to rank first in positive=, got none")
     return [value.item() if isinstance(value, Tensor | np.generic) else value for value in values]
+
+
+def _among(classes: Sequence[Any], marks: NDArray[Any], positive: Any) -> Any:
+    """The positive labels as labels write them: by their places in classes, or by name.
+
+    Raises DataError for labels that are neither.
+    """
+    if marks.ndim != 1:
+        return positive
+    known = _distinct(marks).tolist()
+    if marks.dtype.kind in "iu" and all(isinstance(name, str) for name in classes):
+        if known and not 0 <= known[0] <= known[-1] < len(classes):
+            raise DataError(
+                f"expected labels from 0 to {len(classes) - 1}, places among the {len(classes)} "
+                f"classes, got {known[0]} to {known[-1]}"
+            )
+        return [classes.index(name) if name in classes else name for name in listed(positive)]
+    unknown = [label for label in known if label not in classes]
+    if unknown:
+        raise DataError(f"expected labels among classes {list(classes)[:20]}, got {unknown[:5]}")
+    return positive
 
 
 def columns_in(values: Sequence[Any]) -> list[int] | None:
@@ -320,25 +346,33 @@ def _channels_first(images: NDArray[Any], layout: Layout | None) -> NDArray[Any]
     return images if layout == "NCHW" else images.transpose(0, 3, 1, 2)
 
 
-def _refuse_pixels(images: NDArray[Any]) -> None:
-    """Raise DataError for another dtype than uint8 or floats, and for floats outside [0, 1]."""
+def _in_range(images: NDArray[Any]) -> NDArray[Any]:
+    """The same images; floats outside [0, 1] by no more than rounding are put on its edge.
+
+    Raises DataError for another dtype than uint8 or floats, and for floats further outside.
+    """
     if images.dtype == np.uint8:
-        return
+        return images
     if images.dtype.kind != "f":
         raise DataError(f"expected images of uint8, or floats in [0, 1], got {images.dtype}")
+    rounded = False
     for start in range(0, len(images), ROWS):
         part = images[start : start + ROWS]
         broken = int((~np.isfinite(part)).reshape(len(part), -1).any(axis=1).sum())
         if broken:
             raise DataError(f"expected pixels in [0, 1], got NaN or infinity in {broken} images")
         low, high = float(part.min()), float(part.max())
-        if low < 0 or high > 1:
-            hint = (
-                "; normalised images are given before it, with mean= and std= of the model"
-                if low < 0
-                else "; pixels from 0 to 255 are given as uint8, or divided by 255"
-            )
-            raise DataError(f"expected pixels in [0, 1], got {low:g} to {high:g}{hint}")
+        if low >= -ROUNDING and high <= 1 + ROUNDING:
+            rounded = rounded or low < 0 or high > 1
+            continue
+        if low >= -OVERSHOT and high <= 1 + OVERSHOT:
+            hint = "where resizing went beyond, images.clamp(0, 1) ends it"
+        elif low < 0:
+            hint = "normalised images are given before it, with mean= and std= of the model"
+        else:
+            hint = "pixels from 0 to 255 are given as uint8, or divided by 255"
+        raise DataError(f"expected pixels in [0, 1], got {low:.7g} to {high:.7g}; {hint}")
+    return images.clip(0, 1) if rounded else images
 
 
 def _bytes_of(images: NDArray[Any], folder: Path, decided: list[str]) -> NDArray[Any]:
@@ -405,9 +439,12 @@ def _batches(loader: "DataLoader[Any]") -> Iterator[tuple[Any, Any]]:
                 yield _entry(item, IMAGE_KEYS), _entry(item, LABEL_KEYS)
             elif isinstance(item, tuple | list) and len(item) == 2:
                 yield item[0], item[1]
+            elif isinstance(item, tuple | list) and len(item) == 3 and _numbers(item[2]):
+                yield item[0], item[1]  # with the index that losses want of their loader
             else:
                 raise DataError(
-                    f"expected (images, labels) from the loader, got {type(item).__name__}"
+                    "expected (images, labels) or (images, labels, index) from the loader, "
+                    f"got {type(item).__name__}"
                     f"{f' of {len(item)}' if isinstance(item, tuple | list) else ''}"
                 )
     except (TypeError, ValueError, RuntimeError, LookupError, AttributeError) as error:
@@ -415,6 +452,14 @@ def _batches(loader: "DataLoader[Any]") -> Iterator[tuple[Any, Any]]:
             "expected a loader of (image, label), images as tensors or arrays of one shape and "
             f"labels as numbers, got {type(error).__name__}: {str(error)[:300]}"
         ) from error
+
+
+def _numbers(values: Any) -> bool:
+    """Whether these are whole numbers, one an example, none of them twice."""
+    numbers = np.asarray(values)
+    return (
+        numbers.ndim == 1 and numbers.dtype.kind in "iu" and len(np.unique(numbers)) == len(numbers)
+    )
 
 
 def _entry(item: Mapping[Any, Any], keys: Sequence[str]) -> Any:
@@ -437,8 +482,7 @@ def _spooled(
     dtype: Any = None
     with (folder / "images").open("wb") as file:
         for given, marks in _batches(loader):
-            part = _channels_first(_array("images", given), layout)
-            _refuse_pixels(part)
+            part = _in_range(_channels_first(_array("images", given), layout))
             part = part if part.dtype == np.uint8 else part.astype(np.float32)
             if dtype is not None and (part.shape[1:] != shape or part.dtype != dtype):
                 raise DataError(

@@ -253,6 +253,7 @@ def _read_answers(
 ) -> None:
     """Find out what the model answers, and make that the scorer's."""
     given = x.clone()
+    before = given._version
     with kept_modes(scorer), torch.no_grad():
         try:
             scorer.eval()
@@ -262,7 +263,7 @@ def _read_answers(
                 ": give the module that it was exported from, or a function that calls it"
             ) from error
         raw = scorer.raw(given)
-    scorer.writes = not torch.equal(given, x)  # which the next pass would see
+    scorer.writes = given._version > before  # which the next pass would see, and a leaf refuses
     if raw.ndim == 0 and len(x) == 1:
         raw = raw[None]
     if raw.shape[:1] != x.shape[:1] or raw.ndim > 2 or raw.numel() == 0:
@@ -386,6 +387,11 @@ def _refuse_options(
             raise ConfigError(
                 f"expected {name} with {channels} finite numbers, one a channel"
                 f"{' and above 0' if name == 'std' else ''}, got {numbers}"
+            )
+        if name == "mean" and not 0 <= min(numbers) <= max(numbers) <= 1:
+            raise ConfigError(
+                f"expected mean within [0, 1], as the pixels are, got {numbers}: mean and std of "
+                "pixels up to 255 are divided by 255"
             )
 
 

@@ -22,7 +22,7 @@ from adap.core.report import (
 from adap.core.scores import Scores, save_scores
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Audit:
     """A report, and the scores that all its figures come from.
 
@@ -94,13 +94,16 @@ class Audit:
     def save(self, path: str | PathLike[str]) -> Path:
         """Write it, whole or not at all: .html, .json, .md, .xml (JUnit), .safetensors (scores).
 
-        Raises ConfigError for another ending, OSError where it cannot be written.
+        Raises ConfigError for another ending or a folder that is not there, OSError where it cannot
+        be written.
         """
         target = Path(path)
         write = self._writers().get(target.suffix.lower())
         if write is None:
             endings = ", ".join(self._writers())
             raise ConfigError(f"expected a name that ends in {endings}, got {target.name!r}")
+        if not target.parent.is_dir():
+            raise ConfigError(f"expected a folder that exists, got {str(target.parent)!r}")
         part = target.with_name(f".{target.name}.part")
         try:
             write(part)

@@ -165,6 +165,7 @@ def test_a_sample_that_is_no_number_of_examples_is_refused(
     [
         (lambda x, y: (x.float(), y), r"pixels in \[0, 1\], got 0 to 255; pixels from 0 to 255"),
         (lambda x, y: (x.float() / 255 - 0.5, y), r"got -0.5 to 0.5; normalised .*mean="),
+        (lambda x, y: (x.float() / 255 * 1.1, y), r"to 1\.1; .* images.clamp\(0, 1\) ends it"),
         (lambda x, y: ((x / 255).index_fill(0, torch.tensor(3), torch.nan), y), "NaN .* in 1 im"),
         (lambda x, y: (x.long(), y), "uint8, or floats in .0, 1., got int64"),
         (lambda x, y: (x[0, 0], y), r"got \(4, 5\)"),
@@ -187,7 +188,7 @@ def test_a_sample_that_is_no_number_of_examples_is_refused(
         (lambda x, y: (Yielding(lambda i: (x[i], None)), None), "labels as numbers, got TypeErr"),
         (lambda x, y: (Yielding(lambda i: {}["img_7"]), None), "got KeyError: 'img_7'"),
         (lambda x, y: (Yielding(lambda i: {"x": x[i], "y": 1}), None), "exactly one of .*got x, y"),
-        (lambda x, y: (TensorDataset(x), None), r"\(images, labels\) from the loader"),
+        (lambda x, y: (TensorDataset(x), None), r"\(images, labels, index\) from the loader"),
         (lambda x, y: (TensorDataset(x, y), y), "no labels beside a TensorDataset"),
     ],
 )
@@ -197,3 +198,24 @@ def test_what_does_not_fit_is_refused_with_what_was_expected_and_what_came(
     images, marks = change(stored, labels)  # type: ignore[operator]
     with pytest.raises(adap.AdapError, match=said):
         adap.audit(model, images, marks, **CALM)
+
+
+def test_pixels_beyond_the_range_by_rounding_are_put_on_its_edge(
+    model: nn.Module, stored: Tensor, labels: Tensor
+) -> None:
+    """A pixel of 1.0000001, as normalising and back leaves them."""
+    floats = stored.float() / 255
+    off = floats.clone()
+    off[0], off[1] = 1 + 1e-7, -3e-8
+    floats[0], floats[1] = 1, 0
+    exact, rounded = (adap.audit(model, x, labels, **CALM) for x in (floats, off))
+    assert np.array_equal(exact.scores[0].clean, rounded.scores[0].clean)
+    assert (off.min() < 0, off.max() > 1) == (True, True)  # nobody's own images were changed
+
+
+def test_a_data_set_with_the_index_for_the_losses_can_be_audited(
+    model: nn.Module, stored: Tensor, labels: Tensor
+) -> None:
+    plain = adap.audit(model, stored, labels, **CALM)
+    indexed = adap.audit(model, TensorDataset(stored, labels, torch.arange(30)), **CALM)
+    assert np.array_equal(plain.scores[0].clean, indexed.scores[0].clean)

@@ -314,3 +314,56 @@ def test_a_fraction_in_text_is_the_number(images: Tensor) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(images[0].numel(), 1))
     of = [adap.attack(model, images, labels, "fgsm", epsilon=e) for e in ("8/255", 8 / 255)]
     assert torch.equal(*of)
+
+
+@pytest.mark.parametrize(
+    ("labels", "options", "said"),
+    [
+        ([1, 2, 3], {"positive": 2}, "0 to 2, got labels from 1 to 3: subtract 1"),
+        ("abc", {"positive": "b", "classes": ["a", "b", "zz"]}, r"among classes .* got \['c'\]"),
+        ("ab", {"positive": "b", "classes": ["a", "b"]}, "each of the 3 outputs .* got 2 names"),
+        ([0, 1, 3], {"positive": "b", "classes": [*"abc"]}, "places among the 3 .* got 0 to 3"),
+        ([0, 1, 2], {"positive": "d", "classes": [*"abc"]}, r"got \['d'\]"),
+    ],
+)
+def test_labels_and_names_that_do_not_fit_the_outputs_are_refused(
+    images: Tensor, labels: str | list[int], options: dict[str, object], said: str
+) -> None:
+    marks = np.array([*labels])[np.arange(40) % len(labels)]
+    with pytest.raises(adap.AdapError, match=said):
+        adap.audit(Shaped(3, "raw"), images, marks, **options, **CALM)  # type: ignore[arg-type]
+
+
+def test_numbers_and_names_of_the_same_labels_give_the_same_figures(images: Tensor) -> None:
+    """As data sets of torchvision have them: whole numbers as labels, and a list of classes."""
+    numbers, classes = np.arange(40) % 3, ["car", "cat", "dog"]
+    found = [
+        adap.audit(Shaped(3, "raw"), images, numbers, positive=2, **CALM),
+        adap.audit(Shaped(3, "raw"), images, numbers, positive="dog", classes=classes, **CALM),
+        adap.audit(
+            *(Shaped(3, "raw"), images, np.array(classes)[numbers]),
+            positive="dog",
+            classes=classes,
+            **CALM,
+        ),
+    ]
+    assert len({report.clean.ap for report in found}) == 1
+    with torch.no_grad():
+        odds = Shaped(3, "raw")(images).softmax(dim=1)[:, 2]
+    assert found[0].clean.ap == pytest.approx(average_precision_score(numbers == 2, odds))
+
+
+def test_a_mean_of_another_range_is_refused(images: Tensor) -> None:
+    with pytest.raises(adap.ConfigError, match=r"mean within \[0, 1\].* divided by 255"):
+        adap.audit(
+            Shaped(1, "raw"), images, torch.arange(40) % 2, mean=[124] * 3, std=[58] * 3, **CALM
+        )
+
+
+def test_a_network_that_begins_in_place_is_attacked(images: Tensor) -> None:
+    begun = nn.Sequential(nn.ReLU(inplace=True), Shaped(1, "raw"))
+    labels = torch.arange(40) % 2
+    found, plain = (
+        adap.attack(model, images, labels, adap.PGD(steps=2)) for model in (begun, Shaped(1, "raw"))
+    )
+    assert torch.equal(found, plain)
