@@ -1,6 +1,6 @@
 """What the two clients share: errors, events, files that are counted, when to try again.
 
-    AdapError
+    ClientError
     |- ConnectionFailedError   no service answers there
     |- ProblemError            it answered with a problem: code, detail, status, request_id, errors
     `- JobFailedError          a job that was waited for failed or was cancelled
@@ -46,11 +46,11 @@ RANKING_FORMS = {
 SCORE_READ_LIMIT_S = 120.0  # above the limit of the service itself
 
 
-class AdapError(Exception):
+class ClientError(Exception):
     """Base of everything that a caller may expect to go wrong."""
 
 
-class ConnectionFailedError(AdapError):
+class ConnectionFailedError(ClientError):
     """No service answers at this address."""
 
     def __init__(self, url: str, reason: str) -> None:
@@ -60,7 +60,7 @@ class ConnectionFailedError(AdapError):
         )
 
 
-class ProblemError(AdapError):
+class ProblemError(ClientError):
     """The service's own explanation, RFC 9457; `code` is stable, `detail` is for people."""
 
     def __init__(self, problem: Json, *, retry_after_s: float | None = None) -> None:
@@ -74,7 +74,7 @@ class ProblemError(AdapError):
         self.errors: list[dict[str, str]] = problem.get("errors", [])
 
 
-class JobFailedError(AdapError):
+class JobFailedError(ClientError):
     """A job ended without a result."""
 
     def __init__(self, job: Json) -> None:

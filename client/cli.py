@@ -26,7 +26,7 @@ from rich.console import Console, RenderableType
 from adap.client import demo as demo_
 from adap.client import show, watch
 from adap.client.base import RANKING_FORMS, ConnectionFailedError, is_loopback
-from adap.client.client import DEFAULT_URL, AdapError, Client, JobFailedError, Json, ProblemError
+from adap.client.client import DEFAULT_URL, Client, ClientError, JobFailedError, Json, ProblemError
 from adap.client.packing import pack_folder
 
 REPORT_FORMS = {".html": "text/html", ".md": "text/markdown", ".xml": "application/xml"}
@@ -1148,7 +1148,7 @@ def create_key(
     )
 
 
-def _create_here(here: Session, request: Json, home: Path | None, *, why: AdapError) -> Json:
+def _create_here(here: Session, request: Json, home: Path | None, *, why: ClientError) -> Json:
     """Make a key in the database that the settings of this machine name; else raise `why`."""
     run = subprocess.run(
         [sys.executable, "-P", "-m", "adap.store.local_key", *([] if home is None else [home])],
@@ -1159,7 +1159,7 @@ def _create_here(here: Session, request: Json, home: Path | None, *, why: AdapEr
     )
     if run.returncode:
         last = (run.stderr.strip().splitlines() or ["nothing was said"])[-1]
-        raise AdapError(f"{why} Nor could the key be made on this machine: {last}") from why
+        raise ClientError(f"{why} Nor could the key be made on this machine: {last}") from why
     made: Json = json_.loads(run.stdout)
     where = made.pop("database")
     here.err.print(f"{why}\nSo the key was made in {where} itself.", highlight=False)
@@ -1203,23 +1203,23 @@ def revoke_key(
 # --- requests -------------------------------------------------------------------------------------
 
 
-class DemoFailedError(AdapError):
+class DemoFailedError(ClientError):
     """The demonstration did not show what it is there to show."""
 
 
-class SweepFailedError(AdapError):
+class SweepFailedError(ClientError):
     """A sweep that was watched has ended without a model, or was cancelled."""
 
 
-class PackingFailedError(AdapError):
+class PackingFailedError(ClientError):
     """A data set could not be packed: nothing was sent."""
 
 
-class ThresholdsNotMetError(AdapError):
+class ThresholdsNotMetError(ClientError):
     """The audited model does not keep what was asked of it."""
 
 
-class _Rejected(AdapError):  # noqa: N818
+class _Rejected(ClientError):  # noqa: N818
     """An upload that was checked and cannot be used."""
 
     def __init__(self, what: str, asset: Json) -> None:
@@ -1520,7 +1520,7 @@ def main() -> None:
     arguments = _globals_first(sys.argv[1:])
     try:
         app(arguments, prog_name="adap")
-    except AdapError as error:
+    except ClientError as error:
         err = _console(stderr=True)
         details: list[str] = []
         if isinstance(error, ProblemError):

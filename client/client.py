@@ -34,7 +34,7 @@ from adap.client.base import (
     RETRY_AFTER_S,
     SCORE_READ_LIMIT_S,
     UPLOAD_READ_LIMIT_S,
-    AdapError,
+    ClientError,
     ConnectionFailedError,
     Counted,
     Event,
@@ -64,8 +64,8 @@ from adap.client.values import (
 __all__ = [
     "DEFAULT_URL",
     "ENDED",
-    "AdapError",
     "Client",
+    "ClientError",
     "ConnectionFailedError",
     "Event",
     "JobFailedError",

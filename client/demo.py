@@ -23,7 +23,7 @@ from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from adap.client import show, watch
-from adap.client.client import AdapError, Client, Json
+from adap.client.client import Client, ClientError, Json
 
 POSITIVE = "8"
 EPSILON = 0.1
@@ -50,7 +50,7 @@ CE_AT_MOST = 0.25
 ADAP_AT_LEAST = 0.7
 
 
-class ServiceDiedError(AdapError):
+class ServiceDiedError(ClientError):
     """The service of the demonstration did not start."""
 
 

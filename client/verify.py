@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_curve
 
-from adap.client.client import AdapError, Json
+from adap.client.client import ClientError, Json
 from adap.client.show import LEVELS
 
 Floats = NDArray[np.float64]
@@ -55,11 +55,11 @@ BLACK_BOX = ("square", "transfer")
 SIGN = re.compile(r"(>=|<=|>|<)[^<>=]*\Z")  # the last one; no character is looked at twice
 
 
-class NotAReportError(AdapError):
+class NotAReportError(ClientError):
     """The files are not a report and its scores."""
 
 
-class MismatchError(AdapError):
+class MismatchError(ClientError):
     """A report says what its scores do not."""
 
 

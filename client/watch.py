@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
 
-from adap.client.client import ENDED, AdapError, Client, Event, Json
+from adap.client.client import ENDED, Client, ClientError, Event, Json
 
 LINE_EVERY_S = 5.0  # without a terminal, between two lines that say the same with other numbers
 
@@ -100,12 +100,12 @@ def follow_all(
     client: Client, jobs: Sequence[Json], lines: Sequence[Line], *, epochs: bool = True
 ) -> list[Json]:
     """Show jobs until all have ended. Raises the error of the first that has no result."""
-    ended: dict[str, Json | AdapError] = {}
+    ended: dict[str, Json | ClientError] = {}
 
     def one(job: Json, line: Line) -> None:
         try:
             ended[job["id"]] = follow(client, job, line, epochs=epochs)
-        except AdapError as error:
+        except ClientError as error:
             ended[job["id"]] = error
 
     # daemons, so that Ctrl-C ends the watching and not the jobs
@@ -117,7 +117,7 @@ def follow_all(
     results = []
     for job in jobs:
         result = ended[job["id"]]
-        if isinstance(result, AdapError):
+        if isinstance(result, ClientError):
             raise result
         results.append(result)
     return results

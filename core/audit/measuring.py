@@ -25,7 +25,7 @@ from adap.core.attacks.registry import build_attack
 from adap.core.attacks.threat_model import ThreatModel
 from adap.core.audit.certify.bounds import Method, certified_bounds
 from adap.core.audit.joining import refuse_constant
-from adap.core.audit.scoring import Pixels, as_input, generator_of, logits_of, loss_of
+from adap.core.audit.network import Pixels, as_input, generator_of, logits_of, loss_of
 from adap.core.config import (
     APGDAttack,
     Attack,

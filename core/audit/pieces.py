@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from adap.core.audit import joining, measuring
+from adap.core.audit.network import Pixels
 from adap.core.audit.plan import (
     Bounds,
     BoundsSample,
@@ -25,7 +26,6 @@ from adap.core.audit.plan import (
     UnderAttack,
     certified_sample,
 )
-from adap.core.audit.scoring import Pixels
 from adap.core.config import CURVE_ATTACK, Attack, Threat
 from adap.core.scores import Scores
 

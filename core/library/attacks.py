@@ -13,7 +13,7 @@ from adap.core import config
 from adap.core.attacks.base import LossFn, attacking, perturbed
 from adap.core.attacks.registry import build_attack
 from adap.core.attacks.threat_model import ThreatModel
-from adap.core.audit.scoring import as_input, generator_of, loss_of
+from adap.core.audit.network import as_input, generator_of, loss_of
 from adap.core.config import EPSILON_PAPER, Norm, TransferAttack
 from adap.core.errors import ConfigError, ModelError
 from adap.core.library.examples import as_float, columns_in, listed, pixels_of, targets_of

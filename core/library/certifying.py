@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from adap.core.attacks.base import attacking
 from adap.core.attacks.threat_model import ThreatModel
 from adap.core.audit.certify.bounds import Method, certified_bounds, certified_floor_ap
-from adap.core.audit.scoring import as_input
+from adap.core.audit.network import as_input
 from adap.core.config import EPSILON_PAPER, Norm
 from adap.core.errors import ModelError
 from adap.core.library.attacks import columns_of

@@ -20,8 +20,8 @@ import pytest
 from PIL import Image
 
 from adap.client.client import (
-    AdapError,
     Client,
+    ClientError,
     ConnectionFailedError,
     Event,
     JobFailedError,
@@ -111,7 +111,9 @@ def test_an_error_of_something_else_says_who_answered(status: str, body: bytes) 
 
 
 def test_every_error_has_the_same_base() -> None:
-    assert {ConnectionFailedError, ProblemError, JobFailedError} <= set(AdapError.__subclasses__())
+    assert {ConnectionFailedError, ProblemError, JobFailedError} <= set(
+        ClientError.__subclasses__()
+    )
 
 
 def test_no_service_is_said_in_a_sentence() -> None:

@@ -55,7 +55,7 @@ from adap.core.audit.checks.verdicts import (
     restarts,
     units,
 )
-from adap.core.audit.scoring import Pixels
+from adap.core.audit.network import Pixels
 from adap.core.config import Attack, Threat
 from adap.core.report import Check
 

@@ -12,7 +12,7 @@ from adap.core.attacks.base import loss_and_gradient, perturbed
 from adap.core.attacks.pgd import PGD
 from adap.core.attacks.registry import build_attack
 from adap.core.attacks.threat_model import ThreatModel
-from adap.core.audit.scoring import Pixels, as_input, generator_of, logits_of, loss_of
+from adap.core.audit.network import Pixels, as_input, generator_of, logits_of, loss_of
 from adap.core.config import (
     APGDAttack,
     Attack,

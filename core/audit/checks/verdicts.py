@@ -18,7 +18,7 @@ from adap.core.audit.checks.runs import (
     Slopes,
     examined_attack,
 )
-from adap.core.audit.scoring import Pixels
+from adap.core.audit.network import Pixels
 from adap.core.config import (
     LARGE_LINF,
     APGDAttack,

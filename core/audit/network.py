@@ -1,4 +1,4 @@
-"""What the audit and its checks share: images into a network, logits out, a loss to ascend.
+"""Images into a network, logits out, and the loss that attacks ascend: for audits and checks.
 
 Nothing here judges. Logits may be NaN or of a wrong shape; who asks decides what that means.
 """
