@@ -1,6 +1,7 @@
 """A worker's piece of an audit: logits of its examples, clean, under attacks, between bounds.
 
     refuse_unrankable        once a task, before any attack: can these be judged at all?
+    passes_of                what the search of an attack costs, before it starts
     attack_shard             logits of the examples of a shard, clean and under attacks
     certify_sample           once a task: would bounds prove anything of this network?
     certify_shard            the examples of a shard: bounds that no attack can break
@@ -24,6 +25,7 @@ from adap.core.attacks.base import attacking, perturbed
 from adap.core.attacks.registry import build_attack
 from adap.core.attacks.threat_model import ThreatModel
 from adap.core.audit.certify.bounds import Method, certified_bounds
+from adap.core.audit.drawing import drawing
 from adap.core.audit.joining import refuse_constant
 from adap.core.audit.network import Pixels, as_input, generator_of, logits_of, loss_of
 from adap.core.config import (
@@ -97,8 +99,8 @@ def attack_shard(
 
     Attacks ascend -(2y - 1) * logit, which unlike cross-entropy never saturates, unless their
     configuration asks for that. What an attack returns is projected back into the threat model, in
-    case it left it, and scored anew, without gradients. Memory
-    is bounded by the batch.
+    case it left it, and scored anew, without gradients, by the random numbers (where the scorer
+    draws any) by which the clean images were scored. Memory is bounded by the batch.
 
     Raises ConfigError for a transfer attack without surrogate, ModelError for logits of the wrong
     shape or not finite.
@@ -116,15 +118,16 @@ def attack_shard(
         if clean is None:
             # All clean scores first: a model that gives NaN is refused before any attack.
             clean = np.empty(len(images))
-            for rows in _batches(len(images), batch_size):
-                clean[rows] = _score(scorer, as_input(images[rows], device))
+            for batch, rows in enumerate(_batches(len(images), batch_size)):
+                with drawing(device, seed, shard, batch):
+                    clean[rows] = _score(scorer, as_input(images[rows], device))
                 on_progress(done := rows.stop)
         # Only the search runs on what is cheaper: every score is the scorer's own.
         searched = {
             attack.key: accelerate(
                 _network(attack, scorer, surrogate),
                 as_input(images[:PROBES], device),
-                passes=len(images) * _passes(attack),
+                passes=len(images) * passes_of(attack),
             )
             for attack in attacks
         }
@@ -133,14 +136,17 @@ def attack_shard(
             positives = np.flatnonzero(targets[rows])
             pictures = {"clean": x[positives]}
             for attack in attacks:
-                x_adv = perturbed(
-                    build_attack(attack, threat),
-                    loss_of(attack, partial(_logits, searched[attack.key]), targets[rows], device),
-                    x,
-                    threat_model=threat_model,
-                    generator=generator_of(seed, shard, batch, attack.name),
-                )
-                attacked[attack.key][rows] = _score(scorer, x_adv)
+                network = partial(_logits, searched[attack.key])
+                with drawing(device, seed, shard, batch, attack.name):
+                    x_adv = perturbed(
+                        build_attack(attack, threat),
+                        loss_of(attack, network, targets[rows], device),
+                        x,
+                        threat_model=threat_model,
+                        generator=generator_of(seed, shard, batch, attack.name),
+                    )
+                with drawing(device, seed, shard, batch):  # as the clean images were scored
+                    attacked[attack.key][rows] = _score(scorer, x_adv)
                 pictures[attack.key] = x_adv[positives]
                 on_progress(done := done + len(x))
             here = np.arange(rows.start, rows.stop)[positives]
@@ -272,7 +278,7 @@ def _network(attack: Attack, scorer: nn.Module, surrogate: nn.Module | None) -> 
     return surrogate
 
 
-def _passes(attack: Attack) -> int:
+def passes_of(attack: Attack) -> int:
     """How often an attack shows each image to the network that it follows, about."""
     match attack:
         case PGDAttack() | APGDAttack():

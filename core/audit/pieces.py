@@ -1,7 +1,8 @@
 """A piece of an audit, measured: the same for a worker of the service and for the library.
 
-Measured       the examples of a piece and the networks that look at them
-joined_piece   the columns of a piece, side by side
+Measured        the examples of a piece and the networks that look at them
+joined_piece    the columns of a piece, side by side
+planned_passes  what all the scores of an audit cost, before it starts
 """
 
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from adap.core.audit import joining, measuring
+from adap.core.audit.drawing import mean_of
 from adap.core.audit.network import Pixels
 from adap.core.audit.plan import (
     Bounds,
@@ -22,12 +24,18 @@ from adap.core.audit.plan import (
     Clean,
     CurvePoint,
     Measure,
+    Piece,
     ScoresPiece,
     UnderAttack,
     certified_sample,
 )
 from adap.core.config import CURVE_ATTACK, Attack, Threat
 from adap.core.scores import Scores
+
+DRAWN = (
+    "This network draws random numbers: bounds on what it answers by some of them say nothing of "
+    "its mean."
+)
 
 
 class Rows(Protocol):
@@ -41,7 +49,8 @@ class Measured:
     """The examples of a piece and the networks that look at them.
 
     images, example_ids, targets: of the whole split, as a piece may lack positives.
-    scorer, surrogate: (B, C, H, W) floats in [0, 1] to (B,) logits, on the device.
+    scorer, surrogate: (B, C, H, W) floats in [0, 1] to (B,) logits, on the device; of a scorer
+    that draws random numbers, one draw.
     """
 
     piece: ScoresPiece
@@ -75,6 +84,8 @@ class Measured:
             case CurvePoint(threat=threat):
                 clean = found[Clean().name].clean
                 return self._attack([CURVE_ATTACK], threat, clean, on_progress)
+            case BoundsSample() | Bounds() if self.piece.draws > 1:
+                return replace(found[Clean().name], no_bounds=DRAWN)
             case BoundsSample(threat=threat):
                 rows = certified_sample(self.targets)
                 return measuring.certify_sample(
@@ -111,7 +122,7 @@ class Measured:
     ) -> Scores:
         piece = self.piece
         return measuring.attack_shard(
-            self.scorer,
+            mean_of(self.scorer, piece.draws),
             self.own,
             self.targets[piece.start : piece.stop],
             self.example_ids[piece.start : piece.stop],
@@ -156,3 +167,23 @@ def joined_piece(
         bounds=bounds,
         groups=None if groups is None else groups[piece.start : piece.stop],
     )
+
+
+def planned_passes(pieces: Sequence[Piece]) -> int:
+    """Forward passes of an image that the scores of an audit cost, about, without their bounds."""
+    passes: dict[str, int] = {}
+    for piece in pieces:
+        if not isinstance(piece, ScoresPiece):
+            continue
+        for column in piece.columns:
+            match column.measure:
+                case Clean():
+                    each = 1
+                case UnderAttack(attack=attack):
+                    each = measuring.passes_of(attack) + 1
+                case CurvePoint():
+                    each = measuring.passes_of(CURVE_ATTACK) + 1
+                case _:
+                    continue
+            passes[column.key] = piece.draws * each * (piece.stop - piece.start)
+    return sum(passes.values())

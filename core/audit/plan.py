@@ -191,6 +191,7 @@ class _Piece(Config):
     task: Task
     task_number: int = Field(ge=0)
     split: Split | None
+    draws: int = Field(1, ge=1, description="behind each score, of a model that draws numbers")
     images: int = Field(ge=0, description="that it counts for in the progress of the audit")
 
 
@@ -224,6 +225,8 @@ class Subject:
     split: Split | None
     examples: int
     """Of the split."""
+    draws: int = 1
+    """Behind each score and gradient, where the model draws random numbers as it scores."""
 
 
 class Batches(Config):
@@ -246,6 +249,7 @@ class Origin(Config):
     split: Split | None
     positive: list[str]
     recipe: Recipe
+    draws: int
     batches: Batches | None = Field(description="null for what is of all pieces of a task")
 
 
@@ -265,6 +269,7 @@ def make_plan(config: AuditConfig, tasks: Sequence[Task], subject: Subject) -> l
                     task=task,
                     task_number=number,
                     split=subject.split,
+                    draws=subject.draws,
                     images=NOMINAL_CHECKS,
                 )
             )
@@ -287,6 +292,7 @@ def make_plan(config: AuditConfig, tasks: Sequence[Task], subject: Subject) -> l
                     split=subject.split,
                     positive=task.positive,
                     recipe=measure.recipe(subject.surrogate),
+                    draws=subject.draws,
                     batches=None if of_all else batches,
                 )
                 columns.append(Column(measure=measure, key=origin.sha256()))
@@ -297,6 +303,7 @@ def make_plan(config: AuditConfig, tasks: Sequence[Task], subject: Subject) -> l
                     task=task,
                     task_number=number,
                     split=subject.split,
+                    draws=subject.draws,
                     images=(stop - start) * counted,
                     shard=shard,
                     start=start,

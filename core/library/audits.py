@@ -7,6 +7,7 @@ bit; `adap.core.library.running` measures the pieces here instead of on workers.
 import hashlib
 import os
 import platform
+import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
@@ -21,6 +22,7 @@ from torch import nn
 from adap.core.audit import measuring
 from adap.core.audit.checks import verdicts
 from adap.core.audit.checks.figures import above_chance
+from adap.core.audit.drawing import DRAWS, unsteadiness
 from adap.core.audit.plan import Subject, make_plan
 from adap.core.config import (
     EPSILON_PAPER,
@@ -49,6 +51,8 @@ from adap.core.library.running import Run, kept_in
 from adap.core.report import DatasetProvenance, ModelProvenance, Provenance
 from adap.core.scores import save_scores
 
+MOST_DRAWS = 10_000
+
 
 def audit(
     model: Model,
@@ -69,6 +73,7 @@ def audit(
     groups: Any = None,
     ids: Sequence[str] | None = None,
     sample: int | None = None,
+    draws: int = DRAWS,
     require: Sequence[str] | str = (),
     epsilons: Sequence[float] | None = None,
     certify: str = "auto",
@@ -97,6 +102,8 @@ def audit(
     outputs: 'logits', 'probabilities', 'multilabel', or 'auto', which finds out and says what.
     mean, std: of each channel, where the model wants normalised pixels and does not normalise.
     groups, ids: (N,) names.  sample: audit so many at random.
+    draws: of a model that draws random numbers as it scores (dropout left on, random resizing):
+    each score and gradient is the mean over so many, and costs so many passes. Others need one.
     require: thresholds, for example "worst_case_ap >= 0.4"; see `.passed`.
     epsilons, certify, checks: as in the service: of the epsilon curve; 'off', 'auto', 'ibp',
     'crown_ibp' or 'crown'; 'off', 'quick' or 'full'.
@@ -116,6 +123,8 @@ def audit(
     >>> report.worst_case.ap <= report.clean.ap
     True
     """
+    if isinstance(draws, bool) or not isinstance(draws, int) or not 1 <= draws <= MOST_DRAWS:
+        raise ConfigError(f"expected draws as a whole number from 1 to {MOST_DRAWS}, got {draws!r}")
     threat = threat_of(epsilon, norm)
     fields: dict[str, Any] = {
         "threat": threat,
@@ -205,6 +214,7 @@ def audit(
             batch_size=config.batch_size,
             device=made.device,
         )
+        behind, drawn = _draws(made, pixels, draws)
         provenance = _provenance(model, made, pixels, found, surrogate, other, config)
         subject = Subject(
             tenant=f"torch {torch.__version__}",  # another one may round differently
@@ -213,10 +223,14 @@ def audit(
             surrogate=None if provenance.surrogate is None else provenance.surrogate.sha256,
             split=None,
             examples=len(found),
+            draws=behind,
         )
         pieces = make_plan(config, [task], subject)
         with kept_in(folder) as place:
             run = Run(pieces, found, made, other, place)
+            for said in drawn:
+                cost = f"The audit takes about {run.planned_passes():,} forward passes of an image."
+                warnings.warn(f"{said} {cost}", stacklevel=2)
             with counting(sum(piece.images for piece in pieces), shown=progress) as tell:
                 scores = run.scores(tell)
                 checked = run.checks(tell)
@@ -231,10 +245,30 @@ def audit(
             [of_task],
             config=config,
             provenance=provenance.model_copy(update={"scores_sha256": digest}),
-            doubts=[*made.decided, *found.decided, *_beyond(found, made, classes)],
+            doubts=[*drawn, *made.decided, *found.decided, *_beyond(found, made, classes)],
             trust=trust,
         )
     return Audit(report, [scores])
+
+
+def _draws(made: Ready, pixels: NDArray[np.float32], draws: int) -> tuple[int, list[str]]:
+    """How many draws are behind each score, and what a reader must know of that."""
+    share = unsteadiness(made.scorer, torch.from_numpy(pixels).to(made.device))
+    if verdicts.LOGIT_CHANGE.status(share) == "pass":
+        return 1, []
+    said = (
+        "The model draws random numbers as it scores, or remembers: its scores of the same image "
+        f"differ by up to {share:.0%} of the spread of the scores. "
+    )
+    if draws == 1:
+        return 1, [
+            said + "They are audited as they come (draws=1), and so is what noise makes of AP."
+        ]
+    return draws, [
+        said
+        + f"Each score, of clean and attacked images alike, and each gradient of the attacks is "
+        f"the mean over {draws} draws."
+    ]
 
 
 def _named(positive: Any) -> list[str]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from adap.core.audit import joining
 from adap.core.audit.checks import check
-from adap.core.audit.pieces import Measured, joined_piece
+from adap.core.audit.pieces import Measured, joined_piece, planned_passes
 from adap.core.audit.plan import BoundsSample, ChecksPiece, Clean, Column, Piece, ScoresPiece
 from adap.core.errors import ConfigError
 from adap.core.library.examples import Examples
@@ -34,6 +34,11 @@ class Run:
     model: Ready
     surrogate: Ready | None
     folder: Path
+
+    def planned_passes(self) -> int:
+        """Forward passes of an image that all pieces cost, about, if none of them is kept."""
+        checks = [self._passes(piece) for piece in self.pieces if isinstance(piece, ChecksPiece)]
+        return planned_passes(self.pieces) + sum(checks)
 
     def scores(self, tell: Callable[[int], None]) -> Scores:
         """Every column of every piece, joined; what is kept already is not measured again."""
@@ -89,32 +94,38 @@ class Run:
             tell(done)
 
     def _check(self, piece: ChecksPiece, tell: Callable[[int], None]) -> list[Check]:
-        config = piece.config
-        level = config.resolved_checks()
-        assert level != "off"
-        planned: dict[str, Any] = {
-            "threat": config.threat,
-            "attacks": config.resolved_attacks(),
-            "level": level,
-            "has_gradients": self.model.gradients,
-        }
+        planned = self._asked(piece)
         before = sum(one.images for one in self.pieces) - piece.images
-        passes = check.planned_passes(
-            self.examples.targets, surrogate=self.surrogate is not None, **planned
-        )
+        passes = self._passes(piece)
         found = check.check_audit(
             self.model.scorer,
             self.examples.images,
             self.examples.targets,
             surrogate=None if self.surrogate is None else self.surrogate.scorer,
-            seed=config.seed,
-            batch_size=config.batch_size,
+            seed=piece.config.seed,
+            batch_size=piece.config.batch_size,
             device=self.model.device,
             on_progress=lambda n: tell(before + min(piece.images, n * piece.images // passes)),
             **planned,
         )
         tell(before + piece.images)
         return found
+
+    def _passes(self, piece: ChecksPiece) -> int:
+        return check.planned_passes(
+            self.examples.targets, surrogate=self.surrogate is not None, **self._asked(piece)
+        )
+
+    def _asked(self, piece: ChecksPiece) -> dict[str, Any]:
+        level = piece.config.resolved_checks()
+        assert level != "off"
+        return {
+            "threat": piece.config.threat,
+            "attacks": piece.config.resolved_attacks(),
+            "level": level,
+            "has_gradients": self.model.gradients,
+            "draws": piece.draws,
+        }
 
     def _path(self, column: Column) -> Path:
         return self.folder / f"{column.key}.safetensors"

@@ -80,6 +80,7 @@ def test_columns_stand_in_the_order_of_work() -> None:
         {"dataset": "e" * 64},
         {"split": "train"},
         {"split": None},
+        {"draws": 2},
     ],
 )
 def test_scores_of_another_subject_have_other_keys(changed: dict[str, object]) -> None:

@@ -126,6 +126,7 @@ def check_piece(work: Work[AuditChecks], reporter: Reporter) -> Result:
         attacks=attacks,
         level=level,
         surrogate=surrogate is not None,
+        draws=piece.draws,
     )
     total = piece.images
     found = check.check_audit(
@@ -142,6 +143,7 @@ def check_piece(work: Work[AuditChecks], reporter: Reporter) -> Result:
         on_progress=lambda done: reporter.progress(
             "attacking", min(total, done * total // passes), total, "images"
         ),
+        draws=piece.draws,
     )
     reporter.progress("attacking", total, total, "images")
     text = json.dumps([check.model_dump(mode="json") for check in found])

@@ -55,6 +55,7 @@ from adap.core.audit.checks.verdicts import (
     restarts,
     units,
 )
+from adap.core.audit.drawing import mean_of
 from adap.core.audit.network import Pixels
 from adap.core.config import Attack, Threat
 from adap.core.report import Check
@@ -68,9 +69,10 @@ def planned_passes(
     level: Literal["quick", "full"],
     surrogate: bool,
     has_gradients: bool = True,
+    draws: int = 1,
 ) -> int:
     """What `on_progress` of `check_audit` will have been told in the end: forward passes of single
-    images, the surrogate's included."""
+    images, the surrogate's included; each counts for as many as the draws behind a score."""
     runs = plan_runs(
         threat, attacks, DEPTHS[level], surrogate=surrogate, box=1.0, gradients=has_gradients
     )
@@ -78,7 +80,7 @@ def planned_passes(
     if "white_box" in runs:
         passes += 1  # the stored images of the white box
         passes += 1 + 2 * STEPS  # a gradient, and steps forth and back
-    return passes * len(sample_rows(targets, DEPTHS[level].images))
+    return draws * passes * len(sample_rows(targets, DEPTHS[level].images))
 
 
 def check_audit(
@@ -95,6 +97,7 @@ def check_audit(
     device: torch.device,
     on_progress: Callable[[int], None],
     has_gradients: bool = True,
+    draws: int = 1,
 ) -> list[Check]:
     """Every check of one task, in a fixed order, on a sample spread evenly over each class.
 
@@ -105,6 +108,7 @@ def check_audit(
     has with more).
     has_gradients: whether the scorer lets any through; a function that does not is checked by what
     needs none, and the other checks are skipped.
+    draws: behind each score and gradient of a scorer that draws random numbers.
     on_progress: told after each batch how much of `planned_passes` is done. What it raises ends
     the work.
 
@@ -112,6 +116,7 @@ def check_audit(
     numbers, or lets images influence each other, makes the other figures fuzzy: they say so.
     """
     depth = DEPTHS[level]
+    scorer = mean_of(scorer, draws)
     rows = sample_rows(targets, depth.images)
     bench = Bench(
         images=images[rows].copy(),
@@ -119,7 +124,7 @@ def check_audit(
         seed=seed,
         batch_size=batch_size,
         device=device,
-        on_progress=on_progress,
+        on_progress=lambda passes: on_progress(draws * passes),
     )
     box = box_epsilon(threat, bench.images)
     runs = plan_runs(
@@ -132,8 +137,9 @@ def check_audit(
     )
     with attacking(scorer), attacking(surrogate if surrogate is not None else nn.Identity()):
         clean = bench.score(scorer)
-        again, shuffled = bench.score(scorer), bench.score_shuffled(scorer)
-        alone, alone_again = bench.score_alone(scorer), bench.score_alone(scorer)
+        again, shuffled = bench.score(scorer, draws="again"), bench.score_shuffled(scorer)
+        alone = bench.score_alone(scorer, draws="alone")
+        alone_again = bench.score_alone(scorer, draws="alone again")
         slopes = None
         if has_gradients:
             slopes = bench.gradients(scorer, examined_attack(attacks), threat)
@@ -144,7 +150,7 @@ def check_audit(
             if name == "white_box":
                 found["eight_bit"] = bench.score(scorer, stored)
 
-    repeats = repeatable(clean, again, alone, alone_again)
+    repeats = repeatable(clean, again, alone, alone_again, draws=draws)
     independent = batch_independent(clean, repeats, shuffled=shuffled, alone=alone)
     judged = Judged(bench.targets, clean, found)
     checks = [

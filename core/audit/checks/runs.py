@@ -1,6 +1,7 @@
 """The attacks and scorings behind the checks of an audit, run on a sample of its images."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -12,6 +13,7 @@ from adap.core.attacks.base import loss_and_gradient, perturbed
 from adap.core.attacks.pgd import PGD
 from adap.core.attacks.registry import build_attack
 from adap.core.attacks.threat_model import ThreatModel
+from adap.core.audit.drawing import drawing
 from adap.core.audit.network import Pixels, as_input, generator_of, logits_of, loss_of
 from adap.core.config import (
     APGDAttack,
@@ -189,12 +191,18 @@ class Bench:
     on_progress: Callable[[int], None]
     done: int = field(default=0, init=False)
 
-    def score(self, network: nn.Module, images: Pixels | None = None) -> Logits:
-        """(n,) logits, in batches of the audit's size."""
+    def score(
+        self, network: nn.Module, images: Pixels | None = None, *, draws: str = "scores"
+    ) -> Logits:
+        """(n,) logits, in batches of the audit's size.
+
+        draws: scorings of the same one meet the same random numbers, where the network draws any.
+        """
         images = self.images if images is None else images
         logits = np.empty(len(images))
         for rows in self._batches():
-            logits[rows] = logits_of(network, self._input(images[rows]))
+            with self._drawing(rows, draws):
+                logits[rows] = logits_of(network, self._input(images[rows]))
             self._tell(len(logits[rows]))
         return logits
 
@@ -202,15 +210,16 @@ class Bench:
         """(n,) logits, each image among others than in `score`, in batches of the same sizes."""
         order = np.random.default_rng(self.seed).permutation(len(self.images))
         logits = np.empty(len(order))
-        logits[order] = self.score(network, self.images[order])
+        logits[order] = self.score(network, self.images[order], draws="shuffled")
         return logits
 
-    def score_alone(self, network: nn.Module) -> Logits | None:
+    def score_alone(self, network: nn.Module, *, draws: str) -> Logits | None:
         """(n,) logits of batches of one; None for a network that refuses them."""
         logits = np.empty(len(self.images))
         for i in range(len(self.images)):
             try:
-                logits[i] = logits_of(network, self._input(self.images[i : i + 1]))[0]
+                with self._drawing(slice(i, i + 1), draws):
+                    logits[i] = logits_of(network, self._input(self.images[i : i + 1]))[0]
             except (RuntimeError, ValueError):  # as BatchNorm in train mode does, over one value
                 self._tell(len(self.images) - i)
                 return None
@@ -239,14 +248,16 @@ class Bench:
                 continue
             # No step leaves [0, 1]: what a network makes of such pixels is nobody's business.
             x = x.clamp(margin, 1 - margin)
-            _, gradient = loss_and_gradient(network, x)
+            with self._drawing(rows, "slopes"):
+                _, gradient = loss_and_gradient(network, x)
             generator = generator_of(self.seed, "checks", rows.start, "gradients")
             for step, size in enumerate(sizes.tolist()):
                 drawn = torch.rand(x.shape, generator=generator).to(x.device)
                 d = torch.where(drawn < 0.5, -size, size)
                 predicted[step, rows] = (gradient * d).double().flatten(1).sum(1).cpu().numpy()
-                back[step, rows] = logits_of(network, x - d)
-                forth[step, rows] = logits_of(network, x + d)
+                for found, moved in ((back, x - d), (forth, x + d)):
+                    with self._drawing(rows, "slopes"):
+                        found[step, rows] = logits_of(network, moved)
             self._tell((1 + 2 * steps) * len(x))
         return Slopes(
             zero=zero, broken=broken, sizes=sizes, predicted=predicted, back=back, forth=forth
@@ -261,14 +272,16 @@ class Bench:
             attack = replace(attack, start="uniform")
         logits, stored = np.empty(len(self.images)), np.empty(self.images.shape, np.uint8)
         for rows in self._batches():
-            x_adv = perturbed(
-                attack,
-                loss_of(run.attack, network, self.targets[rows], self.device),
-                self._input(self.images[rows]),
-                threat_model=ThreatModel(run.threat.norm, run.threat.epsilon),
-                generator=generator_of(self.seed, "checks", rows.start, run.start),
-            )
-            logits[rows] = logits_of(scorer, x_adv)
+            with self._drawing(rows, run.start):
+                x_adv = perturbed(
+                    attack,
+                    loss_of(run.attack, network, self.targets[rows], self.device),
+                    self._input(self.images[rows]),
+                    threat_model=ThreatModel(run.threat.norm, run.threat.epsilon),
+                    generator=generator_of(self.seed, "checks", rows.start, run.start),
+                )
+            with self._drawing(rows, "scores"):
+                logits[rows] = logits_of(scorer, x_adv)
             stored[rows] = (255 * x_adv.nan_to_num()).round().byte().cpu().numpy()
             self._tell(run.passes * len(x_adv))
         return logits, stored
@@ -276,6 +289,9 @@ class Bench:
     def _batches(self) -> list[slice]:
         starts = range(0, len(self.images), self.batch_size)
         return [slice(start, start + self.batch_size) for start in starts]
+
+    def _drawing(self, rows: slice, draws: str) -> AbstractContextManager[None]:
+        return drawing(self.device, self.seed, "checks", rows.start, draws)
 
     def _input(self, images: Pixels) -> Tensor:
         return as_input(images, self.device)

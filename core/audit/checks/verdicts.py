@@ -92,6 +92,11 @@ TOLERANCE = 1e-6  # of a multiple of a step
 # batch size chooses another algorithm: float32 then differs by 1e-6, TF32 by up to 1e-3.
 LOGIT_CHANGE = Limit(caution=2e-3, fail=2e-2)
 
+# Of a model that draws numbers: the standard error of a mean over its draws, as a share of the same
+# deviation. Means of a few draws are never exact, so more than one draw is a caution in any case.
+MEAN_ERROR = Limit(caution=0.25, fail=0.5)
+ONE_DRAW = Limit(caution=1)
+
 ALONE = Limit(caution=1, fail=1, side="below")  # 0 where an image that comes alone is refused
 
 NO_NUMBER = Limit(caution=0, fail=0)  # images that score NaN or infinity
@@ -526,9 +531,17 @@ def gradient_predicts(slopes: Slopes | None) -> Check:
 
 
 def repeatable(
-    clean: Logits, again: Logits, alone: Logits | None, alone_again: Logits | None
+    clean: Logits,
+    again: Logits,
+    alone: Logits | None,
+    alone_again: Logits | None,
+    *,
+    draws: int = 1,
 ) -> Check:
-    """In batches, and one by one: a network that draws once a batch then draws for each image."""
+    """In batches, and one by one: a network that draws once a batch then draws for each image.
+
+    draws: behind each of the logits.
+    """
     name = "repeatable"
     if not_finite := _not_finite(name, clean, again):
         return not_finite
@@ -536,6 +549,16 @@ def repeatable(
     if alone is not None and alone_again is not None and np.isfinite([alone, alone_again]).all():
         change_alone, share_alone = _change(alone, alone_again, spread=clean.std())
         change, share = max(change, change_alone), max(share, share_alone)
+    figures = {"largest_change": change, "share_of_spread": share}
+    if draws > 1:
+        error = float(np.sqrt(np.square(again - clean).mean() / 2) / max(clean.std(), NOTHING))
+        figures |= {"draws": float(draws), "error_of_mean": error}
+        more = "." if MEAN_ERROR.status(error) == "pass" else ": take more draws."
+        message = (
+            "The model draws random numbers, so each score and each gradient is the mean over "
+            f"{draws} draws, which is off by {error:.1%} of the spread of the logits{more}"
+        )
+        return _check(name, message, figures, {"draws": ONE_DRAW, "error_of_mean": MEAN_ERROR})
     message = f"The same images scored twice differ by {change:.2g} at most"
     if LOGIT_CHANGE.status(share) == "pass":
         message += "."
@@ -544,7 +567,6 @@ def repeatable(
             f", {share:.1%} of the spread of the logits: the model draws random numbers, or "
             "remembers. Audit it without that, or averaged over many draws."
         )
-    figures = {"largest_change": change, "share_of_spread": share}
     return _check(name, message, figures, {"share_of_spread": LOGIT_CHANGE})
 
 
