@@ -1,4 +1,4 @@
-"""How an uploaded file was understood, as values that the service and the reports pass on.
+"""Readings of uploaded files: how each was understood, for the service and its reports.
 
 Intake writes a `Reading` for every accepted upload: what was taken for what, step by step, and the
 facts that a reader of figures must know. Facts of level caution travel into an audit's trust

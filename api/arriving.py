@@ -1,4 +1,4 @@
-"""How slowly a request may come and its answer be read, and what becomes of a body unasked for."""
+"""Limits on slow requests and slow readers, and the reading away of bodies unasked for."""
 
 import asyncio
 import time

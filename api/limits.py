@@ -1,4 +1,4 @@
-"""How much one request may ask for: each limit is a setting, and named where it is exceeded."""
+"""Limits of one request: each is a setting, and named where it is exceeded."""
 
 from collections.abc import Iterator
 from typing import Any

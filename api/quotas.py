@@ -1,4 +1,4 @@
-"""What one tenant may have at a time: jobs, stored bytes, requests a second. Answered by 429."""
+"""Quotas of one tenant: jobs, stored bytes, requests a second. Answered by 429."""
 
 import time
 from collections import Counter

@@ -1,4 +1,4 @@
-"""What attacks cost, ours and those of the field's libraries, on the same network and images.
+"""Cost of attacks, ours and those of the field's libraries, on the same network and images.
 
     python -m benchmarks.attacks --write benchmarks/results/attacks.md
 

@@ -1,4 +1,4 @@
-"""How often greedy choice finds the best images to change, and what a budget curve costs.
+"""Quality and cost of the greedy budget curve, against the best images to change.
 
     python -m benchmarks.budget
 

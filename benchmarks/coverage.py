@@ -1,4 +1,4 @@
-"""How many image classifiers are understood: families of torchvision and timm, in every form.
+"""Share of image classifiers understood: families of torchvision and timm, in every form.
 
     python -m benchmarks.coverage
 

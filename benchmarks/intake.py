@@ -1,4 +1,4 @@
-"""How long a large data set or model takes to be checked, and how much memory.
+"""Time and memory that checking a large data set or model takes.
 
     python -m benchmarks.intake --images 100000 --form jpeg
     python -m benchmarks.intake --model

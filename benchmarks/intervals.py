@@ -1,4 +1,4 @@
-"""What intervals cost, and how often they hold what they promise.
+"""Cost of intervals, and how often they hold what they promise.
 
     python -m benchmarks.intervals                     # cost
     python -m benchmarks.intervals --coverage 200      # coverage, so many data sets a row

@@ -1,4 +1,4 @@
-"""How long one tenant waits for a score while another keeps the service as busy as it may.
+"""Waiting time of one tenant for a score while another keeps the service as busy as it may.
 
     ADAP_URL=http://127.0.0.1:8000 ADAP_ADMIN_KEY=... python -m benchmarks.isolation [--seconds 20]
 

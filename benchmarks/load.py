@@ -1,4 +1,4 @@
-"""What the service bears, each goal beside the bare cost of the same work in the same run.
+"""Load that the service bears, each goal beside the bare cost of the same work in the same run.
 
     python -m benchmarks.load                        # all goals, some twenty minutes
     python -m benchmarks.load --only L1 L3 --quick   # a few seconds each, only to see that they run

@@ -1,4 +1,4 @@
-"""What the load is put on: real processes of the service, a bare FastAPI, and their figures."""
+"""Ground of the load benchmark: real processes of the service, a bare FastAPI, their figures."""
 
 import json
 import os

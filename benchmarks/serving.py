@@ -1,4 +1,4 @@
-"""How many images a second the service scores, beside what the same network could do bare.
+"""Images a second that the service scores, beside what the same network could do bare.
 
     pip install litserve
     python -m benchmarks.serving --architecture resnet18_3x3 --seconds 5 --rounds 3

@@ -1,4 +1,4 @@
-"""What benchmarks/serving.py measures beside the service: `… serving_peers NAME MODEL PORT`."""
+"""Peers of benchmarks/serving.py, measured the same way: `… serving_peers NAME MODEL PORT`."""
 
 import base64
 import io

@@ -1,4 +1,4 @@
-"""How low average precision falls under our attacks and under the field's, at an equal price.
+"""Average precision left by our attacks and by the field's, at an equal price.
 
     python -m benchmarks.strength            # minutes to train, then the tables
     python -m benchmarks.strength --quick    # two networks, few steps: does it run?

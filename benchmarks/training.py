@@ -1,4 +1,4 @@
-"""What an optimisation step costs, for each method, beside the bare passes that it needs.
+"""Cost of an optimisation step, for each method, beside the bare passes that it needs.
 
     python -m benchmarks.training                        # the table, on standard output
     python -m benchmarks.training --write benchmarks/results/training.md

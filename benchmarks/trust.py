@@ -1,4 +1,4 @@
-"""What the trust checks say of honest deep networks on photographs, and how near the limits.
+"""Trust checks of honest deep networks on photographs, and how near the limits they are.
 
     python -m benchmarks.trust --data ../shared/data
     python -m benchmarks.trust --data ../shared/data --gradients > benchmarks/results/trust.md

@@ -1,4 +1,4 @@
-"""How much sooner an audit ends when a second worker joins.
+"""Speed-up of an audit when a second worker joins.
 
     python -m benchmarks.workers --examples 1024 --repeats 3
 

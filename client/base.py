@@ -1,4 +1,4 @@
-"""What the two clients share: errors, events, files that are counted, when to try again.
+"""Common parts of both clients: errors, events, files that are counted, when to try again.
 
     ClientError
     |- ConnectionFailedError   no service answers there

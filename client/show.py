@@ -1,4 +1,4 @@
-"""What the service answers, as tables for people."""
+"""Tables for people of the service's answers."""
 
 import json
 from collections.abc import Iterable, Sequence

@@ -1,4 +1,4 @@
-"""What the service answers, as values with types; fields that are not named here are kept too.
+"""Typed values of the service's answers; fields that are not named here are kept too.
 
 A newer service may answer more than this client knows, so unknown fields are no fault.
 """

@@ -1,4 +1,4 @@
-"""What a network costs, told without computing it: operations and memory for so many images.
+"""Operations and memory of a network for so many images, without computing it.
 
 The network's own code runs on stand-ins: tensors with a shape and no numbers. Only small tensors
 are computed, as shapes and positions are made of them. So an operation that would take an hour, or

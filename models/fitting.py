@@ -1,4 +1,4 @@
-"""Which tensors of a file are a network's, and under which names: one rule for every checkpoint.
+"""Fitting of a file's tensors to a network's names: one rule for every checkpoint.
 
 A trainer saves its network under a prefix (`module.`, `_orig_mod.`, `net.`), inside a container
 (`state_dict`, `model_ema`), beside other things (the weight of a loss), in half precision, and

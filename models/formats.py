@@ -1,4 +1,4 @@
-"""What a file is that should have been something else, told from its bytes.
+"""Recognition of a file's format by its bytes, where another format was expected.
 
 Nothing is opened or unpacked: the first and the last bytes are looked at. The suffix of the name
 is never asked, as it proves nothing.

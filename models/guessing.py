@@ -1,4 +1,4 @@
-"""Which architecture the tensors of a file belong to, told from their names and shapes.
+"""Recognition of a file's architecture by the names and shapes of its tensors.
 
 `signatures.txt` holds, for each architecture of torchvision and timm, a hash of the names of its
 tensors; few architectures share one, and their shapes decide between those. What tensors cannot

@@ -1,4 +1,4 @@
-"""What a model file says about itself, read without torch and without touching its weights.
+"""Headers of model files, read without torch and without touching the weights.
 
 A model is a safetensors file and a manifest: the architecture that the tensors belong to, and how
 images become its input. The manifest may travel inside the file, under the metadata key `adap`.

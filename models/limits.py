@@ -1,4 +1,4 @@
-"""How much a network may cost whoever runs it. Free of torch, so that requests can carry it."""
+"""Limits on what a network may cost. Free of torch, so that requests can carry them."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""What one process at a time does for all, every so often: whose turn it is says the database."""
+"""Regular chores that one process at a time does for all: the database says whose turn it is."""
 
 from sqlalchemy import insert, or_, update
 from sqlalchemy.exc import IntegrityError

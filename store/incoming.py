@@ -1,4 +1,4 @@
-"""Where the API writes files as they come, before they are stored; what a killed one left goes."""
+"""Files that the API is receiving, before they are stored; those of a killed process go."""
 
 import time
 from collections.abc import Iterator

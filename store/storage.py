@@ -1,4 +1,4 @@
-"""What can be wrong with the places where the service keeps things, told apart by what helps.
+"""Faults of the places where the service keeps things, told apart by what helps.
 
 A full disk needs room, a store or a database that is away comes back, one that cannot be read or
 written needs an operator, and content that is missing a backup. None of it is the fault of a

@@ -1,4 +1,4 @@
-"""What `docs/assurance.md` promises is shown by tests that exist, or is said not to be covered."""
+"""Tests of `docs/assurance.md`: each promise is shown by tests that exist, or not covered."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""What the documents say is so: commands exist, links lead somewhere, words are used."""
+"""Tests of the documents: commands exist, links lead somewhere, words are used."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""What `pip install adap-audit` brings: `adap` alone, which needs the base dependencies alone.
+"""Tests of the wheel: it holds `adap` alone, which needs the base dependencies alone.
 
 The wheel comes from the sdist, so both are complete. It is installed into an environment of its own
 that holds the base dependencies and what they need, by links to the packages of this one, and no

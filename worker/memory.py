@@ -1,4 +1,4 @@
-"""How much memory there is: the machine's, or less where a cgroup grants less (containers)."""
+"""Size of the memory: the machine's, or less where a cgroup grants less (containers)."""
 
 import os
 from functools import cache

@@ -1,4 +1,4 @@
-"""Where files from outside are opened: a process that can do nothing but read them.
+"""Sandbox for files from outside: a process that can do nothing but read them.
 
 Three kinds, the first that works here unless the settings name one:
 

@@ -1,4 +1,4 @@
-"""Where `adap up` has its unix sockets, whose paths must not be long."""
+"""Paths of the unix sockets of `adap up`, which must not be long."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""Where the experiments' images come from, kept as uint8 arrays that are mapped, not read."""
+"""Images of the paper's experiments, as uint8 arrays that are mapped, not read."""
 
 import io
 import os

@@ -1,4 +1,4 @@
-"""What is computed, each piece a value with a hash: a training, and an evaluation of its network.
+"""Trainings and evaluations of the paper's experiments, each a value with a hash.
 
 A piece is described by everything that its result depends on, so equal hashes are equal results:
 tables share what they have in common, and a second start goes on where the first one stopped.

@@ -1,4 +1,4 @@
-"""What the attacker may do to one image: the geometry that every attack shares.
+"""Threat model: the geometry of what an attacker may do to one image, shared by every attack.
 
 Images are (B, C, H, W) floats with pixels in [0, 1]; the perturbation of each image is bounded in
 L-inf or L2 norm, and the perturbed image stays an image.

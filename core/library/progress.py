@@ -1,4 +1,4 @@
-"""How far the work is: a bar in a terminal or a notebook, or a function of the caller's."""
+"""Progress of the library's work: a bar in a terminal or notebook, or the caller's function."""
 
 import sys
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""What `adap.audit` answers: the report with its figures at hand, to show and to save."""
+"""The answer of `adap.audit`: the report with its figures at hand, to show and to save."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What every published data set has, and how its files are found and its images decoded.
+"""Base of the published data sets: finding their files, decoding their images.
 
 Files lie where their publisher puts them; nothing is downloaded. Large images are decoded once,
 resized, into an .npy file that later readings map into memory.

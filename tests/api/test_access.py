@@ -1,4 +1,4 @@
-"""Who may do what, for every operation of the OpenAPI: a new route is tested once it exists.
+"""Access rules of every operation of the OpenAPI: a new route is tested once it exists.
 
 The judge is the OpenAPI alone: what takes an id, and what says that it needs no key.
 """

@@ -1,4 +1,4 @@
-"""What the hostile send: nothing holds the loop, answers are short, nothing is an error of ours.
+"""Hostile requests: nothing holds the loop, answers are short, nothing is an error of ours.
 
 The judge of work is the clock of the loop's own thread, which counts its CPU alone; of what a route
 takes, the OpenAPI.

@@ -1,4 +1,4 @@
-"""What is kept for a second is never older, and forgotten at once where this process changed it."""
+"""Answers kept for a second: never older, and forgotten where this process changed them."""
 
 import time
 from collections import Counter

@@ -1,4 +1,4 @@
-"""What a generator of clients makes of the OpenAPI does the main journey.
+"""The main journey by a client that a generator made of the OpenAPI.
 
 Needs openapi-python-client, which `make test` puts into an environment of its own, .venv-tools, as
 it pins other versions of our packages. Without it the test is skipped.

@@ -1,4 +1,4 @@
-"""What a request may say of pixels: sizes beyond them are refused, fractions are understood."""
+"""Requests that speak of pixels: sizes beyond them are refused, fractions are understood."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a request means on a data set: expected tasks and sentences are written out."""
+"""Requests resolved on a data set: expected tasks and sentences are written out."""
 
 import pytest
 

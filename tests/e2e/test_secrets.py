@@ -1,4 +1,4 @@
-"""Where keys and secrets of a run turn up: in the answer that made them, and nowhere else.
+"""Keys and secrets of a run turn up in the answer that made them, and nowhere else.
 
 Judge: a search of every file that the service leaves and of every other byte that it sent.
 """

@@ -1,4 +1,4 @@
-"""What a network costs is told before it runs; what grows faster than the batch is refused."""
+"""Foreseen costs of networks; those that grow faster than the batch are refused."""
 
 from collections.abc import Callable
 from pathlib import Path

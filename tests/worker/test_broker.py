@@ -1,4 +1,4 @@
-"""What somebody could do who writes into the broker: ring bells, and nothing else.
+"""Attempts of somebody who writes into the broker: bells ring, and nothing else happens.
 
 Messages are pushed into the broker's list by hand, as no library of ours would make them.
 """

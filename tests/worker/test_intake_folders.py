@@ -1,4 +1,4 @@
-"""How folders are understood: splits in any spelling and place, or a refusal with both readings.
+"""Reading of folders: splits in any spelling and place, or a refusal with both readings.
 
 The judge is what the archives were made of: each image's folder names, written out here.
 """

@@ -1,4 +1,4 @@
-"""What a hijacked parser could do inside the sandbox: nothing. Each test tries one thing."""
+"""Attempts of a hijacked parser to get out of the sandbox. Each test tries one thing."""
 
 import os
 import platform

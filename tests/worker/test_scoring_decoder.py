@@ -1,4 +1,4 @@
-"""What the images are blamed for, and what not: a real decoder, with limits that it cannot keep."""
+"""A real decoder with limits that it cannot keep: for what images are blamed, and for what not."""
 
 import asyncio
 import io

@@ -1,4 +1,4 @@
-"""What one upload is read with: limits, the sender's options, and where everything goes."""
+"""Settings of one upload's reading: limits, the sender's options, where everything goes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Which column of a table, or array of an NPZ, means what: by its name, or as the sender says.
+"""Meanings of a table's columns, or an NPZ's arrays: by name, or as the sender says.
 
 The documented name wins over others that are in use; what could be one or another is refused.
 """

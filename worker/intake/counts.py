@@ -1,4 +1,4 @@
-"""How many examples there are of what, and whether a ranking can be made and judged with them."""
+"""Counts of examples, and whether a ranking can be made and judged with them."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""What an image file asks of its decoder, told by its bytes before a decoder sees them.
+"""Decoding effort of an image file, foreseen by its bytes before a decoder sees them.
 
 A file of a few hundred kilobytes can keep a decoder busy for minutes: a JPEG is gone over once more
 for each of its scans, and every segment or chunk is a step of a parser. A WebP can have memory set

@@ -1,4 +1,4 @@
-"""Which class and split each image of a zip belongs to, where folders say it.
+"""Classes and splits of the images of a zip, from the names of its folders.
 
     cat/0001.png                  class folders, as torchvision's ImageFolder
     train/cat/0001.png            class folders inside split folders

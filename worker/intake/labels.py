@@ -1,4 +1,4 @@
-"""What the labels of images mean as they stand in a table: one each, or several.
+"""Meanings of labels as they stand in a table: one each image, or several.
 
 A column `labels` holds several, `cat|dog`. In a column `label` that looks as if it held several the
 sender has to say so: `label_separator` is what stands between them, or `none`.

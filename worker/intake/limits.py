@@ -1,4 +1,4 @@
-"""How much an upload may ask of the machine, and how it is told that it asked too much."""
+"""Limits on what an upload may ask of the machine, and the refusals that name them."""
 
 from dataclasses import dataclass
 

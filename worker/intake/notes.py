@@ -1,4 +1,4 @@
-"""What is noticed while an upload is read: how it was understood, and what its reader must know."""
+"""Notes taken while an upload is read: how it was understood, what its reader must know."""
 
 from collections import Counter
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Which labels each image of WebDataset shards has: what the files of the same key beside it say.
+"""Labels of images in WebDataset shards, from the files of the same key beside them.
 
     0001.jpg, 0001.cls            the label: the number of a class, or its name
     0001.jpg, 0001.json           an object whose keys are read as columns of a table are

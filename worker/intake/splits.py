@@ -1,4 +1,4 @@
-"""Which split a word names, in the spellings that folders, files and columns have.
+"""Names of splits, in the spellings that folders, files and columns have.
 
 `train`, `Training_Set`, `seg_train`, `train2017` and `trainset` are the train split; `val`,
 `valid`, `validation` and `dev` validation; `test`, `testing`, `holdout` test. `eval` is the test

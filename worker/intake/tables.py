@@ -1,4 +1,4 @@
-"""Which labels, split, group and cluster each image of a zip has, where a table says it.
+"""Labels, splits, groups and clusters of the images of a zip, from a table in it.
 
     metadata.csv                  file_name,label[,split][,group][,cluster], columns in any order,
     images/0001.png               as Hugging Face's imagefolder; where it is there, it alone decides

@@ -1,4 +1,4 @@
-"""Which of the 256 values images use: an attack's budget says little beside a narrow range."""
+"""Pixel values in use, of 256: an attack's budget says little beside a narrow range."""
 
 import numpy as np
 from numpy.typing import NDArray

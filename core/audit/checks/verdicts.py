@@ -1,4 +1,4 @@
-"""What the checks of an audit say of the runs behind them, and the limits by which they say it."""
+"""Verdicts of an audit's checks on the runs behind them, and the limits of each."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence

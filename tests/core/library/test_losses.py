@@ -1,4 +1,4 @@
-"""What a loop hands to a loss or to the training attack is understood, or refused by name."""
+"""Losses in a loop of one's own: what it hands them is understood, or refused by name."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""What `import adap` gives: the names, nothing before it is used, and examples that run."""
+"""Tests of `import adap`: the names, nothing before it is used, and examples that run."""
 
 import doctest
 import importlib
