@@ -14,10 +14,8 @@ Written so, a loop trains to the weights of `adap.fit`.
 
 import os
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -29,7 +27,8 @@ from adap.core.config import TrainingConfig
 from adap.core.errors import ConfigError, DataError, ModelError
 from adap.core.library.attacks import Refusing, columns_of, refuse_no_generator
 from adap.core.library.examples import Examples, Layout, as_float, examples_of, targets_of
-from adap.core.library.losses import LOSSES, Loss
+from adap.core.library.kept_training import KeptTraining, start_of
+from adap.core.library.losses import HALF, LOSSES, Loss
 from adap.core.library.progress import Progress, counting
 from adap.core.library.rankers import TRIED, Outputs, Ready, device_of, kept_modes, ready
 from adap.core.library.refusals import configured, refuse_unless_whole
@@ -38,8 +37,6 @@ from adap.core.training import loop
 from adap.core.training.loop import EpochRecord, SelectBy
 from adap.core.training.sampling import Sampler
 from adap.core.training.splitting import held_out_of
-
-CHECKPOINT = "checkpoint.pt"
 
 
 class TrainingAttack(Refusing, config.TrainingAttack):
@@ -120,7 +117,10 @@ def fit(
     is held out for it, at random by `seed`.
     epochs, batch_size, positives_per_batch, optimizer, attack, augment, select_by, patience, ema:
     as in the service.
-    folder: where a checkpoint is kept after every epoch; called again, it goes on from there.
+    folder: where a checkpoint is kept after every epoch. The same call goes on from there, with the
+    weights that the model had at first or those that the training left in it; with other data,
+    labels, options or weights it is refused. What ends an epoch half way (Ctrl-C) leaves no trace
+    of it in the weights. More `epochs` go on too, where no milestone moves by them.
     on_epoch: told of each epoch; what it raises ends the training.
 
     Raises ConfigError, DataError or ModelError before the first step, TrainingError for a loss or
@@ -140,6 +140,8 @@ def fit(
         raise ConfigError(f"expected on_epoch= as a function, got {type(on_epoch).__name__}")
     share = validation if isinstance(validation, float) else 0.2
     with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(mode=False))
+        stack.enter_context(torch.enable_grad())  # whatever surrounds a training, it needs them
         found = stack.enter_context(examples_of(images, labels, positive=positive, layout=layout))
         if isinstance(validation, float):
             train, held_out = _held_out(found, share, seed)
@@ -181,25 +183,21 @@ def fit(
             )
         )
         tell = stack.enter_context(counting(epochs, shown=progress, what="epochs"))
-        place = None if folder is None else made_folder(folder)
-        trained_on = train.sha256() + held_out.sha256()
-        checkpoint = None
-        if place is not None and (place / CHECKPOINT).exists():
-            checkpoint = _kept(place / CHECKPOINT, settings, model, trained_on)
         _refuse_no_gradients(made, train)
-
-        def save(state: dict[str, Any]) -> None:
-            if place is not None:
-                part = place / f"{CHECKPOINT}.part"
-                torch.save({**state, "network_is": str(model), "trained_on": trained_on}, part)
-                part.replace(place / CHECKPOINT)
+        kept = None
+        if folder is not None:
+            start = start_of(made.scorer, train, held_out)
+            kept = KeptTraining(made_folder(folder), made.scorer, start)
+        checkpoint = None if kept is None else kept.checkpoint(settings)
 
         def told(record: EpochRecord) -> None:
             tell(record.epoch)
             if on_epoch is not None:
                 on_epoch(record)
 
-        with kept_modes(model), kept_modes(objective):
+        for held in (kept_modes(model), kept_modes(objective)):
+            stack.enter_context(held)
+        with nullcontext() if kept is None else kept.whole_epochs():
             result = loop.fit(
                 made.scorer,
                 objective,
@@ -213,7 +211,7 @@ def fit(
                 device=made.device,
                 on_epoch=told,
                 checkpoint=checkpoint,
-                save=save,
+                save=None if kept is None else kept.save,
             )
         warnings = list(dict.fromkeys([*made.decided, *train.decided, *held_out.decided]))
     return Fitted(
@@ -345,9 +343,15 @@ def _refuse_untrainable(model: nn.Module) -> None:
             "expected weights to train, got none that requires gradients: "
             "model.requires_grad_(True), or of the layers that are to be trained"
         )
-    if any(value.dtype == torch.float16 for value in trained):
+    half = {value.dtype for value in trained} & set(HALF)
+    if half:
         raise ModelError(
-            "expected weights of float32 to train, got float16, whose steps overflow: model.float()"
+            f"expected weights of float32 or float64 to train, got {half.pop()}, in which small "
+            "steps are lost: model.float()"
+        )
+    if any(value.is_inference() for value in trained):
+        raise ModelError(
+            "expected weights that were made outside of torch.inference_mode(), got some made in it"
         )
 
 
@@ -361,33 +365,6 @@ def _refuse_no_gradients(made: Ready, train: Examples) -> None:
             "expected scores with gradients, got some that autograd cannot follow to the weights: "
             "no torch.no_grad, detach, rounding or NumPy inside the model"
         )
-
-
-def _kept(
-    path: Path, settings: TrainingConfig, model: nn.Module, trained_on: str
-) -> dict[str, Any]:
-    """The checkpoint of the same training. Raises ConfigError for any other file."""
-    way_out = "name another folder=, or remove the file to start anew"
-    try:
-        checkpoint = torch.load(path, weights_only=True)
-        kept = {key: checkpoint[key] for key in ("config_sha256", "network_is", "trained_on")}
-    except (OSError, RuntimeError, EOFError, KeyError, TypeError, UnpicklingError) as error:
-        raise ConfigError(
-            f"expected a checkpoint of adap.fit in {path}, got a file that is none: {way_out}"
-        ) from error
-    asked = (
-        ("settings", "config_sha256", settings.sha256()),
-        ("network", "network_is", str(model)),
-        ("images and labels", "trained_on", trained_on),
-    )
-    others = [what for what, key, value in asked if kept[key] != value]
-    if others:
-        raise ConfigError(
-            f"expected the checkpoint of this training in {path}, got one with other "
-            f"{' and other '.join(others)}: {way_out}"
-        )
-    found: dict[str, Any] = checkpoint
-    return found
 
 
 def _objective(loss: Loss | type[Loss] | str, examples: int) -> Loss:

@@ -7,16 +7,18 @@ passes that the objective reads, and descends. The loop knows no method by name.
 for one task, or (N, K) for a network with a logit for each of K classes, which is trained on, and
 judged by, the mean AP of the classes, each against the rest.
 
-All randomness comes from generators that belong to the run: the sampler's, whose state is part of
-the checkpoint, and one for each epoch's augmentation and attack, derived from the seed and the
-epoch. So a training that was killed and resumed gives the same weights, bit for bit on a CPU with
-the same number of threads, as one that ran through. A network that draws random numbers itself
-(dropout) uses torch's own generator, which is left alone, and is outside this promise.
+All randomness comes from the run: the sampler's generator, whose state is part of the checkpoint,
+and for each epoch a seed for its augmentation, its attack, and what the network draws itself from
+torch's own generator (dropout), derived from the seed and the epoch. So a training that was killed
+and resumed gives the same weights, bit for bit on a CPU with the same number of threads, as one
+that ran through. Torch's own generators are left as they were found. A network that draws from
+elsewhere (NumPy, `random`) is outside this promise.
 """
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -40,7 +42,9 @@ from adap.core.training.precision import (
     forward_in,
     refuse_unsupported,
 )
+from adap.core.training.resuming import refuse_other_config, refuse_other_tensors
 from adap.core.training.sampling import ClassSampler, PlainSampler, PositiveSampler, Sampler
+from adap.core.training.schedule import learning_rate
 
 MAX_PAIRS = 2**28
 """Numbers in a batch's pairwise losses, over all classes: 1 GiB in float32, several times over."""
@@ -52,7 +56,7 @@ VALIDATION_STEP_SIZE = 0.007 / EPSILON_PAPER
 SelectBy = Literal["robust_ap", "clean_ap"]
 
 # What a generator is for: part of its seed, so that no two of a run draw the same numbers.
-_SAMPLING, _AUGMENTING, _ATTACKING, _VALIDATING = range(4)
+_SAMPLING, _AUGMENTING, _ATTACKING, _VALIDATING, _NETWORK = range(5)
 
 
 @dataclass(frozen=True)
@@ -156,7 +160,7 @@ def fit(
         objective=objective,
         optimizer=_OPTIMIZERS[config.optimizer.name](network.parameters(), config.optimizer),
         sampler=build_sampler(objective, targets, config),
-        config_sha256=config.sha256(),
+        config=config,
         average=None if config.ema is None else WeightAverage(network, decay=config.ema),
     )
     if checkpoint is not None:
@@ -168,7 +172,7 @@ def fit(
         lr = learning_rate(config.optimizer, done=epoch - 1, epochs=config.epochs)
         for group in state.optimizer.param_groups:
             group["lr"] = lr
-        with float32_products(config.precision):
+        with float32_products(config.precision), _own_draws(device, config.seed, epoch):
             started = time.perf_counter()
             loss = _train_epoch(state, images, labels, epoch=epoch, config=config)
             seconds = time.perf_counter() - started
@@ -210,15 +214,6 @@ def fit(
     )
 
 
-def learning_rate(optimizer: Optimizer, *, done: int, epochs: int) -> float:
-    """Learning rate after `done` epochs: multiplied by `decay` at every milestone passed.
-
-    A function of the epoch alone, so that there is no scheduler whose state could be lost.
-    """
-    passed = sum(done / epochs >= milestone for milestone in optimizer.milestones)
-    return optimizer.lr * optimizer.decay**passed
-
-
 @dataclass
 class _State:
     """All that training changes: what is not in here is a function of seed and epoch."""
@@ -227,7 +222,7 @@ class _State:
     objective: Objective
     optimizer: torch.optim.Optimizer
     sampler: Sampler
-    config_sha256: str
+    config: TrainingConfig
     average: WeightAverage | None
     history: list[EpochRecord] = field(default_factory=list)
     best_epoch: int = 0
@@ -251,7 +246,8 @@ class _State:
     def checkpoint(self) -> dict[str, Any]:
         return {
             "epoch": len(self.history),
-            "config_sha256": self.config_sha256,
+            "config_sha256": self.config.sha256(),
+            "config": self.config.as_json(),
             "network": dict(self.network.state_dict()),
             "objective": dict(self.objective.state_dict()),
             "optimizer": self.optimizer.state_dict(),
@@ -264,21 +260,35 @@ class _State:
         }
 
     def restore(self, checkpoint: dict[str, Any]) -> None:
-        if checkpoint["config_sha256"] != self.config_sha256:
-            raise ConfigError(
-                f"expected a checkpoint of configuration {self.config_sha256[:12]}, "
-                f"got one of {checkpoint['config_sha256'][:12]}"
-            )
+        refuse_other_config(checkpoint, self.config)
+        refuse_other_tensors("network", checkpoint["network"], self.network)
+        refuse_other_tensors("training set and method", checkpoint["objective"], self.objective)
         self.network.load_state_dict(checkpoint["network"])
         self.objective.load_state_dict(checkpoint["objective"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.sampler.load_state_dict(checkpoint["sampler"])
         if self.average is not None:
             self.average.network.load_state_dict(checkpoint["average"])
-        self.history = [EpochRecord(**record) for record in checkpoint["history"]]
+        self.history = [
+            EpochRecord(**{**record, "epochs": self.config.epochs})
+            for record in checkpoint["history"]
+        ]
         self.best_epoch = checkpoint["best_epoch"]
         self.best_figure = checkpoint["best_figure"]
         self.best_weights = checkpoint["best_weights"]
+
+
+@contextmanager
+def _own_draws(device: torch.device, seed: int, epoch: int) -> Iterator[None]:
+    """What is drawn from torch's own generators here is the run's; after it they are as before."""
+    of_device = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=of_device):
+        number = _seed(seed, _NETWORK, epoch)
+        torch.default_generator.manual_seed(number)
+        for one in of_device:
+            with torch.cuda.device(one):
+                torch.cuda.manual_seed(number)
+        yield
 
 
 def _train_epoch(
@@ -468,8 +478,12 @@ def attack_generator(device: torch.device, seed: int, epoch: int) -> torch.Gener
 
 def _generator(device: torch.device, *key: int) -> torch.Generator:
     """A generator of its own for each key, which starts with the seed of the run."""
+    return torch.Generator(device).manual_seed(_seed(*key))
+
+
+def _seed(*key: int) -> int:
     (seed,) = np.random.SeedSequence(key).generate_state(1, np.uint64)
-    return torch.Generator(device).manual_seed(int(seed))
+    return int(seed)
 
 
 def _refuse_unusable(name: str, images: Tensor, targets: Tensor) -> None:

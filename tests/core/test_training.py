@@ -30,8 +30,9 @@ from adap.core.errors import ConfigError, DataError, TrainingError
 from adap.core.figures.ranking import floor_ap
 from adap.core.objectives.registry import OBJECTIVES, build_objective
 from adap.core.objectives.surrogates import negative_margin
-from adap.core.training.loop import EpochRecord, attack_batch, fit, learning_rate
+from adap.core.training.loop import EpochRecord, attack_batch, fit
 from adap.core.training.precision import forward_in
+from adap.core.training.schedule import learning_rate
 
 CPU = torch.device("cpu")
 
@@ -206,11 +207,81 @@ def test_an_epoch_is_saved_before_it_is_announced():
     assert order == [("saved", 1), ("announced", 1), ("saved", 2), ("announced", 2)]
 
 
-def test_a_checkpoint_of_another_configuration_is_refused():
+def dropping():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Flatten(), nn.Linear(16, 8), nn.Dropout(0.5), nn.Linear(8, 1), nn.Flatten(0)
+        )
+
+
+def test_a_network_with_dropout_draws_from_the_run_and_is_resumed_in_the_same_bits():
+    config = config_for(epochs=2)
+    checkpoints = []
+    torch.manual_seed(5)
+    expected = train(
+        config,
+        network=dropping(),
+        save=lambda checkpoint: checkpoints.append(through_a_file(checkpoint)),
+    )
+    torch.manual_seed(6)
+    before = torch.get_rng_state()
+    for checkpoint in (None, checkpoints[0]):
+        found = train(config, network=dropping(), checkpoint=checkpoint)
+        for name, value in expected[0].state_dict().items():
+            assert torch.equal(found[0].state_dict()[name], value)
+        assert without_speed(found[2]) == without_speed(expected[2])
+    assert torch.equal(torch.get_rng_state(), before)
+    other = train(config_for(epochs=2, seed=4), network=dropping())
+    assert other[2].history[0].loss != expected[2].history[0].loss
+
+
+def test_a_checkpoint_of_another_configuration_is_refused_with_the_fields_that_differ():
     checkpoints = []
     train(config_for(epochs=1), save=lambda checkpoint: checkpoints.append(checkpoint))
-    with pytest.raises(ConfigError, match="expected a checkpoint of configuration"):
-        train(config_for(epochs=1, seed=4), checkpoint=checkpoints[0])
+    for changes, said in (
+        ({"seed": 4}, "seed 4 instead of 3$"),
+        ({"method": "ap"}, "method.name 'ap' instead of 'adap_lpn'"),
+        ({"optimizer": Optimizer(lr=0.02)}, "optimizer.lr 0.02 instead of 0.01$"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            train(config_for(**{"epochs": 1, **changes}), checkpoint=checkpoints[0])
+
+
+def test_more_epochs_go_on_where_the_learning_rates_so_far_are_the_same():
+    def rates(epochs, *milestones):
+        optimizer = Optimizer(lr=0.01, milestones=list(milestones))
+        return config_for("ce", epochs=epochs, optimizer=optimizer)
+
+    checkpoints = []
+    train(rates(2), save=lambda checkpoint: checkpoints.append(through_a_file(checkpoint)))
+    longer = train(rates(3), checkpoint=checkpoints[-1])
+    through = train(rates(3))
+    assert without_speed(longer[2]) == without_speed(through[2])
+    assert torch.equal(longer[0].conv.weight, through[0].conv.weight)
+    with pytest.raises(ConfigError, match="epochs 1 instead of 2: 2 are done"):
+        train(rates(1), checkpoint=checkpoints[-1])
+    train(rates(4, 0.75), save=lambda checkpoint: checkpoints.append(through_a_file(checkpoint)))
+    with pytest.raises(ConfigError, match=r"number 4 has a learning rate of 0\.01, not 0\.001"):
+        train(rates(8, 0.75), checkpoint=checkpoints[-1])
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"network": dropping()}, "the same network, with 1.weight"),
+        (
+            {"images": pictures(32, seed=1)[0], "targets": pictures(32, seed=1)[1]},
+            r"training set and method, with ap.u_pos \(32,\), got one with \(30,\)",
+        ),
+    ],
+)
+def test_a_checkpoint_of_another_network_or_training_set_is_refused(changes, said):
+    checkpoints = []
+    config = config_for("ap", epochs=1)
+    train(config, save=lambda checkpoint: checkpoints.append(checkpoint))
+    with pytest.raises(ConfigError, match=said):
+        train(config, checkpoint=checkpoints[0], **changes)
 
 
 def test_an_option_counts_in_the_hash_where_it_is_used_and_only_there():
@@ -414,7 +485,7 @@ def test_every_epoch_augments_anew():
     ],
 )
 def test_the_learning_rate_falls_at_its_milestones(milestones, epochs, expected):
-    optimizer = Optimizer(lr=1.0, milestones=milestones)
+    optimizer = Optimizer(lr=1.0, milestones=list(milestones))
     rates = [learning_rate(optimizer, done=done, epochs=epochs) for done in range(epochs)]
     assert rates == pytest.approx(expected)
 

@@ -1,0 +1,155 @@
+"""The folder of a training: its checkpoint, and what the training was made from.
+
+A call goes on from what a folder holds where both start from the same; else it is refused, with
+what differs, so that nothing old comes back for something new.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from adap.core.config import TrainingConfig
+from adap.core.errors import ConfigError
+from adap.core.library.examples import ROWS, Examples
+from adap.core.library.rankers import Ranker
+from adap.core.training.resuming import refuse_other_config
+
+CHECKPOINT = "checkpoint.pt"
+WAY_OUT = "name another folder=, or remove the file to start anew"
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a training starts from, beside its configuration: hashes, by what they are of."""
+
+    network: str
+    mean_and_std: str
+    reading_of_the_outputs: str
+    training_images: str
+    training_labels: str
+    validation_images: str
+    validation_labels: str
+    initial_weights: str
+
+
+def start_of(scorer: Ranker, train: Examples, held_out: Examples) -> Start:
+    """What a training of this model on these examples starts from."""
+    pixels = [None if value is None else value.tolist() for value in (scorer.mean, scorer.std)]
+    return Start(
+        network=_hash_of([str(scorer.network).encode()]),
+        mean_and_std=_hash_of([repr(pixels).encode()]),
+        reading_of_the_outputs=_hash_of([repr(scorer.answers).encode()]),
+        training_images=_hash_of_images(train.images),
+        training_labels=_hash_of([train.targets.tobytes()]),
+        validation_images=_hash_of_images(held_out.images),
+        validation_labels=_hash_of([held_out.targets.tobytes()]),
+        initial_weights=_hash_of_tensors(scorer.state_dict()),
+    )
+
+
+class KeptTraining:
+    """A training whose every epoch is kept in a folder."""
+
+    def __init__(self, folder: Path, scorer: Ranker, start: Start) -> None:
+        self.path = folder / CHECKPOINT
+        self._scorer = scorer
+        self._start = start
+        self._before = {name: value.clone() for name, value in scorer.state_dict().items()}
+
+    def checkpoint(self, config: TrainingConfig) -> dict[str, Any] | None:
+        """What to go on from, or None in a folder that holds no training.
+
+        The weights may be those that the training began with, or those that it left in the model.
+        Raises ConfigError for a training of anything else, and for a file that is none.
+        """
+        if not self.path.exists():
+            return None
+        found = self._load()
+        try:
+            refuse_other_config(found, config)
+        except ConfigError as error:
+            raise ConfigError(f"{error}: {WAY_OUT}") from error
+        first = Start(**found["start"])
+        kept = {first.initial_weights}
+        kept |= {_hash_of_tensors(found[name]) for name in ("network", "best_weights")}
+        start = self._start
+        if start.initial_weights in kept:
+            start = replace(start, initial_weights=first.initial_weights)
+        other = [
+            field.name.replace("_", " ")
+            for field in fields(Start)
+            if getattr(start, field.name) != getattr(first, field.name)
+        ]
+        if other:
+            raise ConfigError(
+                f"expected to go on with the training that is kept in {self.path.parent}, got "
+                f"other {', '.join(other)}: {WAY_OUT}"
+            )
+        self._start = start
+        return found
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Keep a checkpoint of the loop, whole or not at all."""
+        part = self.path.with_name(f"{CHECKPOINT}.part")
+        torch.save({**state, "start": asdict(self._start)}, part)
+        part.replace(self.path)
+
+    @contextmanager
+    def whole_epochs(self) -> Iterator[None]:
+        """Whatever ends the block: the weights are those of an epoch that is kept, or the first."""
+        try:
+            yield
+        except BaseException:
+            kept = self._load()["network"] if self.path.exists() else self._before
+            self._scorer.load_state_dict(kept)
+            raise
+
+    def _load(self) -> dict[str, Any]:
+        try:
+            found: Any = torch.load(self.path, weights_only=True, map_location="cpu")
+        except Exception as error:  # whatever reading a stranger's file ends in
+            raise ConfigError(
+                f"expected a checkpoint of adap.fit in {self.path}, got a file that is none: "
+                f"{WAY_OUT}"
+            ) from error
+        if not isinstance(found, dict) or set(found.get("start", ())) != {
+            field.name for field in fields(Start)
+        }:
+            raise ConfigError(
+                f"expected a checkpoint of this version of adap.fit in {self.path}, got another "
+                f"file: {WAY_OUT}"
+            )
+        return found
+
+
+def _hash_of(parts: Iterable[Any]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _hash_of_images(images: NDArray[Any]) -> str:
+    starts = range(0, len(images), ROWS)
+    parts = (np.ascontiguousarray(images[start : start + ROWS]).data for start in starts)
+    return _hash_of([f"{images.shape} {images.dtype}".encode(), _hash_of(parts).encode()])
+
+
+def _hash_of_tensors(state: Mapping[str, Any]) -> str:
+    """Of the names and values of a state; what is no tensor is left out."""
+    return _hash_of(
+        part
+        for name, value in state.items()
+        if isinstance(value, torch.Tensor)
+        for part in (
+            name.encode(),
+            value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data,
+        )
+    )
