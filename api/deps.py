@@ -68,7 +68,7 @@ class House:
     asking: Together[str | None, Caller] = field(default_factory=Together)  # who a key is of
     targets: Recent[tuple[str, str], Target] = field(default_factory=Recent)  # by tenant and id
     health: Health = field(default_factory=Health)
-    alive: Recent[str, bool] = field(default_factory=Recent)  # by queue: whether it has a worker
+    halted: Recent[str, str] = field(default_factory=Recent)  # by queue: why none works, or ""
 
     def ring(self, job: JobRow) -> None:
         """Tell the workers of a job whose row is committed; they find it by themselves too."""

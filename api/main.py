@@ -30,6 +30,7 @@ from adap.api.routes import (
     keys,
     leaderboard,
     models,
+    queues,
     rankings,
     scoring,
     start,
@@ -101,6 +102,7 @@ ROUTES = (
     leaderboard,
     catalogue,
     keys,
+    queues,
     webhooks,
     start,
 )

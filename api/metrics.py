@@ -15,7 +15,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 from starlette.types import Scope
 
-from adap.store import metrics
+from adap.store import metrics, queues
 from adap.store.database import Database
 
 RATE_WINDOW_S = 3600.0
@@ -101,6 +101,7 @@ class _Jobs(Collector):
             images, seconds = metrics.attacked(session)
             lately = metrics.attacked(session, since_s=RATE_WINDOW_S)
             workers = metrics.workers(session, lease_s=self._lease_s)
+            states = queues.states(session)
             stored = metrics.stored(session)
             troubles = metrics.troubles(session)
 
@@ -141,6 +142,12 @@ class _Jobs(Collector):
         for queue, count in workers.items():
             alive.add_metric([queue], count)
         yield alive
+        paused = GaugeMetricFamily(
+            "adap_queue_paused", "1 while an operator has paused the queue", labels=["queue"]
+        )
+        for state in states:
+            paused.add_metric([state.name], state.paused_at is not None)
+        yield paused
         for name, position in (("adap_assets", 0), ("adap_stored_bytes", 1)):
             family = GaugeMetricFamily(
                 name, "of data sets and models that are ready", labels=["of"]

@@ -9,6 +9,7 @@ from adap.core.report import APFigure, Difference, Verdict
 from adap.core.resolve import DatasetSummary
 from adap.models.header import Manifest, ProbeResult
 from adap.store import uploads
+from adap.store.kinds import Queue
 from adap.store.tables import DatasetRow, JobKind, JobRow, JobStatus, ModelRow, UploadRow
 
 Timestamp = Annotated[
@@ -335,6 +336,17 @@ class WorkerInfo(Answer):
         "`bubblewrap: files, network, processes, user namespaces, system calls, memory`"
     )
     seen_s_ago: float
+
+
+class QueueInfo(Answer):
+    """A queue of jobs, and whether workers take any from it."""
+
+    name: Queue
+    paused: bool = Field(description="workers take no job of it; what runs goes on")
+    paused_at: datetime | None
+    reason: str | None = Field(description="why it is paused, as whoever paused it said")
+    queued: int = Field(description="jobs that wait, without parts of audits")
+    running: int = Field(description="jobs and parts of audits that workers hold")
 
 
 class Readiness(Answer):

@@ -45,12 +45,14 @@ model_app = typer.Typer(no_args_is_help=True, help="Models: networks, uploaded o
 jobs_app = typer.Typer(no_args_is_help=True, help="Jobs: trainings, audits, rankings, checks.")
 sweeps_app = typer.Typer(no_args_is_help=True, help="Sweeps: trainings that differ in some fields.")
 report_app = typer.Typer(no_args_is_help=True, help="Reports: what audits have found.")
+queue_app = typer.Typer(no_args_is_help=True, help="Queues: whether workers take jobs; for admins.")
 key_app = typer.Typer(no_args_is_help=True, help="API keys: who may use the service.")
 app.add_typer(dataset_app, name="dataset")
 app.add_typer(model_app, name="model")
 app.add_typer(jobs_app, name="jobs")
 app.add_typer(sweeps_app, name="sweeps")
 app.add_typer(report_app, name="report")
+app.add_typer(queue_app, name="queue")
 app.add_typer(key_app, name="key")
 
 
@@ -1097,6 +1099,57 @@ def verify_report(
             f"{len(wrong)} of {len(lines)} figures do not come from these scores: "
             + ", ".join(wrong)
         )
+
+
+# --- queues ---------------------------------------------------------------------------------------
+
+QueueName = Annotated[
+    str | None, typer.Argument(metavar="[QUEUE]", help="compute or intake; by default both.")
+]
+Reason = Annotated[str | None, typer.Option(help="Shown to all whose jobs wait.")]
+
+
+@queue_app.command("show")
+def show_queues(context: typer.Context) -> None:
+    """Whether queues are paused, what waits and what runs."""
+    here = session(context)
+    items = here.client.queues.list()
+    here.answer(items, show.queues(items))
+
+
+@queue_app.command("pause")
+def pause_queue(context: typer.Context, queue: QueueName = None, reason: Reason = None) -> None:
+    """Let workers take no job; what runs goes on, and new jobs wait."""
+    here = session(context)
+    items = [here.client.queues.pause(name, reason=reason) for name in _queues(here, queue)]
+    here.answer(items, show.queues(items))
+
+
+@queue_app.command("drain")
+def drain_queue(context: typer.Context, queue: QueueName = None, reason: Reason = None) -> None:
+    """Pause, and wait until all that runs has ended. Ctrl-C ends the waiting, not the pause."""
+    here = session(context)
+    names = _queues(here, queue)
+    for name in names:
+        here.client.queues.pause(name, reason=reason)
+    try:
+        items = watch.drained(here.client, names, here.err)
+    except KeyboardInterrupt:
+        here.err.print(f"{' and '.join(names)} stay paused. Resume: adap queue resume")
+        sys.exit(130)
+    here.answer(items, show.queues(items))
+
+
+@queue_app.command("resume")
+def resume_queue(context: typer.Context, queue: QueueName = None) -> None:
+    """Let workers take jobs again, which they do within seconds."""
+    here = session(context)
+    items = [here.client.queues.resume(name) for name in _queues(here, queue)]
+    here.answer(items, show.queues(items))
+
+
+def _queues(here: Session, queue: str | None) -> list[str]:
+    return [item["name"] for item in here.client.queues.list()] if queue is None else [queue]
 
 
 # --- keys -----------------------------------------------------------------------------------------

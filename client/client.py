@@ -100,6 +100,7 @@ class Client:
         self.jobs = Jobs(self)
         self.sweeps = Sweeps(self)
         self.keys = Keys(self)
+        self.queues = Queues(self)
         self.trainings = Trainings(self)
         self.audits = Audits(self)
         self.rankings = Rankings(self)
@@ -474,6 +475,30 @@ class Keys(_Resource):
         """End a key at once. The last admin key that lasts stays, unless `allow_no_admin`."""
         query = "?allow_no_admin=true" if allow_no_admin else ""
         self._client.delete(f"{self.path}/{key_id}{query}")
+
+
+class Queues:
+    """`/v1/queues`."""
+
+    path = "/v1/queues"
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def list(self) -> Sequence[Json]:
+        """Every queue: whether it is paused, what waits and what runs."""
+        return list((self._client.request("GET", self.path)).json())
+
+    def pause(self, queue: str, *, reason: str | None = None) -> Json:
+        """Let workers take no job of it until it is resumed; what runs goes on."""
+        return self._set(queue, {"paused": True, "reason": reason})
+
+    def resume(self, queue: str) -> Json:
+        """Let workers take its jobs again."""
+        return self._set(queue, {"paused": False})
+
+    def _set(self, queue: str, state: Json) -> Json:
+        return dict((self._client.request("PUT", f"{self.path}/{queue}", json=state)).json())
 
 
 class Sweeps(_Resource):

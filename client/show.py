@@ -562,6 +562,24 @@ def scores(rows: Sequence[Json], files: Sequence[Path]) -> RenderableType:
     )
 
 
+def queues(items: Sequence[Json]) -> RenderableType:
+    """Queues: whether workers take jobs, what waits and what runs."""
+    return table(
+        *("queue", "workers take jobs", "queued", "running", "reason"),
+        rows=(
+            (
+                item["name"],
+                f"no, paused since {when(item['paused_at'])}" if item["paused"] else "yes",
+                item["queued"],
+                item["running"],
+                item["reason"] or "",
+            )
+            for item in items
+        ),
+        right=("queued", "running"),
+    )
+
+
 def keys(items: Sequence[Json]) -> RenderableType:
     """API keys, without the keys themselves."""
     return table(

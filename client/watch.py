@@ -15,6 +15,7 @@ from rich.table import Column
 
 from adap.client.client import ENDED, Client, ClientError, Event, Json
 
+DRAIN_LOOK_S = 1.0
 LINE_EVERY_S = 5.0  # without a terminal, between two lines that say the same with other numbers
 
 
@@ -57,6 +58,29 @@ def open_board(console: Console) -> Iterator[Board]:
     )
     with progress:
         yield _LiveBoard(progress)
+
+
+def drained(client: Client, queues: Sequence[str], console: Console) -> list[Json]:
+    """These queues once nothing runs in them. Raises ResumedError if one is resumed meanwhile."""
+    most = 0
+    with open_board(console) as board:
+        line = board.line("drain")
+        while True:
+            items = [item for item in client.queues.list() if item["name"] in queues]
+            for item in items:
+                if not item["paused"]:
+                    raise ResumedError(f"The queue {item['name']} was resumed meanwhile.")
+            running = sum(item["running"] for item in items)
+            if running == 0:
+                line.end("nothing runs any more", well=True)
+                return items
+            most = max(most, running)
+            line.show("waiting", completed=most - running, total=most, text=f"{running} running")
+            time.sleep(DRAIN_LOOK_S)
+
+
+class ResumedError(ClientError):
+    """A queue that was drained was resumed before it was empty."""
 
 
 def follow(client: Client, job: Json, line: Line, *, epochs: bool = True) -> Json:

@@ -32,12 +32,13 @@ from sqlalchemy import (
 from sqlalchemy.orm import Session, make_transient_to_detached
 from sqlalchemy.sql.dml import ReturningUpdate
 
-from adap.store import webhooks
+from adap.store import queues, webhooks
 from adap.store.database import BY_KEY, now
 from adap.store.ids import new_id
 from adap.store.tables import (
     LIVE,
     TERMINAL,
+    WORKED_ON,
     AssetStatus,
     DatasetRow,
     JobEventRow,
@@ -60,8 +61,6 @@ TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
     JobStatus.FAILED: frozenset(),
     JobStatus.CANCELLED: frozenset(),
 }
-
-_WORKED_ON = frozenset({JobStatus.RUNNING, JobStatus.CANCELLING})
 
 _JOBS = cast(Table, JobRow.__table__)
 _JOB = _JOBS.c
@@ -135,8 +134,10 @@ def claim_next(session: Session, queue: str, *, worker: str, lease_s: float) -> 
     """Take the queued job whose turn it is.
 
     It is the turn of the tenant that holds the fewest workers, of several such tenants of the one
-    that was served longest ago; each tenant's jobs are taken oldest first.
+    that was served longest ago; each tenant's jobs are taken oldest first. Of a paused queue none.
     """
+    if queues.is_paused(session, queue):
+        return None
     connection = session.connection()  # at half the cost of the session's own execute
     only = connection.scalar(_NEXT_OF_ONLY, {"in_queue": queue})
     if only is not None:  # as most often: to find whose turn it is takes longer than all the rest
@@ -271,7 +272,7 @@ def cut_leases(session: Session, *, lease_s: float) -> None:
     session.execute(
         update(_JOBS)
         .where(
-            _JOB.status.in_(_WORKED_ON),
+            _JOB.status.in_(WORKED_ON),
             _JOB.lease_expires_at > now() + lease_s + CLOCK_SLACK_S,
         )
         .values(lease_expires_at=now() + lease_s)
@@ -295,7 +296,7 @@ def take_back_expired(session: Session, *, max_lost: int) -> list[str]:
     expired = session.execute(
         select(JobRow.id, JobRow.attempt)
         .where(
-            JobRow.status.in_(_WORKED_ON),
+            JobRow.status.in_(WORKED_ON),
             JobRow.lease_expires_at < now(),
         )
         .order_by(JobRow.id)
@@ -585,7 +586,7 @@ def _of_held(**values: Any) -> ReturningUpdate[Any]:
     """An update of a job that a claim still holds."""
     return (
         update(_JOBS)
-        .where(_THIS, _STILL_HELD, _any_of(_WORKED_ON))
+        .where(_THIS, _STILL_HELD, _any_of(WORKED_ON))
         .values(**values)
         .returning(_JOB.status, _JOB.last_event)
         .execution_options(**BY_KEY)
@@ -690,12 +691,12 @@ _ENDED = {**_FREE, "finished_at": now()}
 _SUCCEED = _to(
     JobStatus.SUCCEEDED,
     _STILL_HELD,
-    sources=_WORKED_ON,
+    sources=WORKED_ON,
     result=bindparam("outcome"),
     checkpoint_sha256=None,
     **_ENDED,
 )
-_FAIL = _to(JobStatus.FAILED, _STILL_HELD, sources=_WORKED_ON, error=bindparam("why"), **_ENDED)
+_FAIL = _to(JobStatus.FAILED, _STILL_HELD, sources=WORKED_ON, error=bindparam("why"), **_ENDED)
 _FINISH_CANCELLED = _to(JobStatus.CANCELLED, _STILL_HELD, sources={JobStatus.CANCELLING}, **_ENDED)
 _RELEASE = _to(
     JobStatus.QUEUED,

@@ -41,6 +41,7 @@ class JobStatus(StrEnum):
 
 TERMINAL = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED})
 LIVE = frozenset(JobStatus) - TERMINAL
+WORKED_ON = frozenset({JobStatus.RUNNING, JobStatus.CANCELLING})
 
 
 class AssetStatus(StrEnum):
@@ -352,6 +353,16 @@ class ChoreRow(Table):
 
     name: Mapped[str] = mapped_column(primary_key=True)
     due_at: Mapped[float]
+
+
+class QueueRow(Table):
+    """A queue that a worker has taken from, or that an operator has paused."""
+
+    __tablename__ = "queues"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    paused_at: Mapped[float | None]  # while it is
+    reason: Mapped[str | None]
 
 
 class WorkerRow(Table):

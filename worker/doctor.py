@@ -21,7 +21,7 @@ from sqlalchemy import delete, func, select, text, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import InstrumentedAttribute
 
-from adap.store import disk, garbage, incoming, jobs
+from adap.store import disk, garbage, incoming, jobs, queues
 from adap.store.artifacts import open_blobs
 from adap.store.blobs import Blobs
 from adap.store.database import UNHURRIED, Database, now
@@ -89,6 +89,7 @@ class Doctor:
                 _check("files", lambda: self._files(known)),
                 _check("garbage", lambda: self._garbage(known)),
                 _check("workers", lambda: self._workers(known)),
+                _check("queues", lambda: self._queues(known)),
             ]
             known.dispose()
         found += [
@@ -261,6 +262,16 @@ class Doctor:
                 "wait: `adap up`, or `python -m adap.worker --queue NAME`."
             )
         return ", ".join(f"{counts[queue]} of {queue}" for queue in QUEUES)
+
+    def _queues(self, database: Database) -> str:
+        with database.reading() as session:
+            paused = queues.paused(session)
+        if paused:
+            raise _FaultError(
+                f"{'; '.join(paused.values())}. Its jobs wait: `adap queue resume` when you are "
+                "done."
+            )
+        return "none is paused"
 
     def _broker(self) -> str:
         url = self.settings.broker_url

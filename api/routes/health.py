@@ -13,7 +13,7 @@ from adap.api.deps import Admin, House, HouseDep
 from adap.api.errors import problems
 from adap.api.guarded import GuardedRoute
 from adap.api.schemas import Liveness, Readiness, WorkerInfo
-from adap.store import disk, storage
+from adap.store import disk, queues, storage
 from adap.store.database import now
 from adap.store.storage import BlobsAwayError
 from adap.store.tables import QUEUES, WorkerRow
@@ -76,6 +76,7 @@ def _readiness(house: House, scoring: Scoring) -> Readiness:
             .where(WorkerRow.seen_at > now() - house.settings.lease_s)
             .order_by(WorkerRow.id)
         ).all()
+        paused = queues.paused(session)
     workers = [
         WorkerInfo(id=row.id, queue=row.queue, sandbox=row.sandbox, seen_s_ago=round(age, 1))
         for row, age in rows
@@ -85,6 +86,7 @@ def _readiness(house: House, scoring: Scoring) -> Readiness:
         for queue in QUEUES
         if all(worker.queue != queue for worker in workers)
     ]
+    problems_found += paused.values()
     broker, broker_problem = _broker_state(house)
     blobs, blobs_problem = _state_of(house.blobs.probe)
     disk_state, disk_problem = _state_of(lambda: disk.probe(house.settings.home))

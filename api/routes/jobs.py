@@ -24,7 +24,7 @@ from adap.api.idempotency import IdempotencyDep
 from adap.api.listing import After, Limit, make_cursor, page_of, read_offset
 from adap.api.pages import PAGE, views, wants_page
 from adap.api.schemas import Job, JobEvent, Page, job_answer, timestamp
-from adap.store import jobs, results, retries
+from adap.store import jobs, queues, results, retries
 from adap.store.database import now, row_by_id
 from adap.store.sweeps import NoPlaceError
 from adap.store.tables import (
@@ -347,8 +347,7 @@ def _waiting_for(session: Session, house: House, queued: Sequence[JobRow]) -> di
     """Why queued jobs do not start, where it is not only the queue."""
     reasons: dict[str, str] = {}
     for queue in {row.queue for row in queued}:
-        if not _is_alive(session, house, queue):
-            reason = f"no worker of the queue {queue!r} is alive"
+        if reason := _why_halted(session, house, queue):
             reasons |= {row.id: reason for row in queued if row.queue == queue}
     needs = {
         row.id: {
@@ -369,13 +368,18 @@ def _waiting_for(session: Session, house: House, queued: Sequence[JobRow]) -> di
     return reasons
 
 
-def _is_alive(session: Session, house: House, queue: str) -> bool:
-    alive = house.alive.get(queue)
-    if alive is None:
+def _why_halted(session: Session, house: House, queue: str) -> str:
+    """Why nothing of a queue is taken, as half a sentence; empty where its workers take jobs."""
+    why = house.halted.get(queue)
+    if why is None:
         asked_at = time.monotonic()
-        alive = bool(session.scalar(_ALIVE, {"queue": queue, "lease_s": house.settings.lease_s}))
-        house.alive.keep(queue, alive, asked_at=asked_at)
-    return alive
+        why = queues.paused(session).get(queue, "")
+        if not why and not session.scalar(
+            _ALIVE, {"queue": queue, "lease_s": house.settings.lease_s}
+        ):
+            why = f"no worker of the queue {queue!r} is alive"
+        house.halted.keep(queue, why, asked_at=asked_at)
+    return why
 
 
 def _wait_s(prefer: str | None) -> float:

@@ -28,7 +28,14 @@ OPEN = {
     "GET /v2/health/live",
     "GET /v2/health/ready",
 }
-ADMINS = {"POST /v1/api-keys", "GET /v1/api-keys", "DELETE /v1/api-keys/{key_id}", "GET /metrics"}
+ADMINS = {
+    "POST /v1/api-keys",
+    "GET /v1/api-keys",
+    "DELETE /v1/api-keys/{key_id}",
+    "GET /v1/queues",
+    "PUT /v1/queues/{queue}",
+    "GET /metrics",
+}
 SAFE = {"GET"}
 BODIES: dict[str, dict[str, Any]] = {  # of routes with an id, such that nothing but the id is wrong
     "POST /v1/models/{model_id}/scores": {"json": {"images": [{"data": "aGVsbG8="}]}},
@@ -113,6 +120,7 @@ def own(api: Api) -> dict[str, str]:
             "ranking_id": ranking_id,
             "delivery_id": delivery.id,
             "number": "1",
+            "queue": "compute",
         }
 
 

@@ -18,7 +18,7 @@ from adap.core.report import Report
 from adap.store import jobs, keys
 from adap.store.artifacts import open_blobs
 from adap.store.tables import AssetStatus, JobKind, JobStatus
-from tests.api.conftest import CLASSIFIER, MANIFEST, PETS, SUMMARY, Api
+from tests.api.conftest import CLASSIFIER, MANIFEST, PETS, SUMMARY, Api, wait_for
 from tests.api.test_quotas import limited
 from tests.reports import stored
 
@@ -706,3 +706,34 @@ def test_a_client_that_goes_away_ends_its_stream(api: Api) -> None:
         for _ in response.iter_raw():
             pass
     assert api.http.get("/livez").status_code == 200
+
+
+def test_a_paused_queue_takes_requests_and_says_wherever_one_looks_that_they_wait(
+    api: Api, problem: Check
+) -> None:
+    request = {"paused": True, "reason": "new disks"}
+    paused = api.http.put("/v1/queues/intake", json=request).json()
+    assert (paused["paused"], paused["reason"], paused["queued"]) == (True, "new disks", 0)
+    why = "the queue 'intake' is paused: new disks"
+    upload = api.http.post("/v1/datasets", files={"file": ("photos.zip", b"zip")})
+    assert upload.status_code == 201
+    job_path = f"/v1/jobs/{upload.json()['job_id']}"
+    assert api.http.get(job_path).json()["waiting_for"] == why
+    listed = api.http.get("/v1/queues").json()
+    assert [(q["name"], q["paused"], q["queued"]) for q in listed] == [
+        ("compute", False, 0),
+        ("intake", True, 1),
+    ]
+
+    def told() -> bool:  # what it says is at most a second old
+        return why in api.http.get("/readyz").json()["problems"]
+
+    wait_for(told, because="readyz names it")
+    metrics = api.http.get("/metrics").text
+    assert 'adap_queue_paused{queue="intake"} 1.0' in metrics
+    assert 'adap_queue_paused{queue="compute"} 0.0' in metrics
+
+    resumed = api.http.put("/v1/queues/intake", json={"paused": False}).json()
+    assert (resumed["paused"], resumed["paused_at"], resumed["reason"]) == (False, None, None)
+    assert "no worker" in api.http.get(job_path).json()["waiting_for"]
+    problem(api.http.put("/v1/queues/other", json=request), 422, "invalid_request")

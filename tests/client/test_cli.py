@@ -39,7 +39,7 @@ COMMANDS = """
     up  demo  doctor  backup  restore  dataset add|list|show|remove
     model add|list|show|export|remove  train  sweep  sweeps list|show|watch|cancel  audit  rank
     leaderboard  score  jobs list|show|watch|cancel|retry  report show|open|save|remove|verify
-    key create|list|revoke
+    queue show|pause|drain|resume  key create|list|revoke
 """
 
 
@@ -635,6 +635,72 @@ def test_a_search_is_asked_for_cancelled_and_shown(adap: Adap, service: str, dat
     assert watched.code == 1
     assert watched.err.endswith(f"The sweep {made['id']} has ended cancelled.\n")
     assert get(service, f"/v1/sweeps/{made['id']}")["counts"] == {"cancelled": 1}
+
+
+# --- queues ---------------------------------------------------------------------------------------
+
+
+def test_a_drain_ends_when_what_runs_has_ended_and_what_came_meanwhile_waits(
+    adap: Adap, service: str, dataset: str
+) -> None:
+    running = adap("train", *training(dataset, epochs=1000), "--json").json["id"]
+    with httpx.stream(
+        "GET",
+        f"{service}/v1/jobs/{running}/events",
+        headers={"Accept": "text/event-stream"},
+        timeout=120,
+        trust_env=False,
+    ) as events:
+        assert any(line == "event: epoch" for line in events.iter_lines())
+    drain = [ADAP, "--url", service, "queue", "drain", "compute", "--reason", "upgrade"]
+    with subprocess.Popen(
+        drain, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as draining:
+        assert draining.stdout is not None
+        assert draining.stderr is not None
+        try:
+            assert draining.stderr.readline() == "drain: 1 running\n"
+            waiting = adap("train", *training(dataset), "--json").json["id"]
+            why = "the queue 'compute' is paused: upgrade"
+            assert get(service, f"/v1/jobs/{waiting}")["waiting_for"] == why
+            adap("jobs", "cancel", running)
+            shown = draining.stdout.read()
+            assert draining.wait(120) == 0
+            assert get(service, f"/v1/jobs/{running}")["status"] == "cancelled"
+            assert re.search(r"^compute +no, paused since \S+ \S+ +1 +0 +upgrade", shown, re.M)
+            assert get(service, f"/v1/jobs/{waiting}")["attempt"] == 0
+            assert re.search(r"^intake +yes", adap("queue", "show").out, re.M)
+        finally:
+            draining.kill()
+            adap("jobs", "cancel", running)
+            resumed = adap("queue", "resume")
+    assert [line.split()[:2] for line in resumed.out.splitlines()[1:]] == [
+        ["compute", "yes"],
+        ["intake", "yes"],
+    ]
+    assert adap("jobs", "watch", waiting).code == 0
+
+
+def test_whoever_drains_is_told_that_another_has_resumed_the_queue(
+    adap: Adap, service: str, dataset: str
+) -> None:
+    running = adap("train", *training(dataset, epochs=1000), "--json").json["id"]
+    while get(service, f"/v1/jobs/{running}")["status"] != "running":
+        time.sleep(0.05)
+    with subprocess.Popen(
+        [ADAP, "--url", service, "queue", "drain"], stderr=subprocess.PIPE, text=True
+    ) as draining:
+        assert draining.stderr is not None
+        try:
+            draining.stderr.readline()
+            adap("queue", "resume")
+            assert "The queue compute was resumed meanwhile." in draining.stderr.read()
+            assert draining.wait(120) == 1
+        finally:
+            draining.kill()
+            adap("queue", "resume")
+            adap("jobs", "cancel", running)
+    adap("jobs", "watch", running)
 
 
 # --- jobs -----------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select, text
 
+from adap.store import queues
 from adap.store.artifacts import open_blobs
 from adap.store.database import Database
 from adap.store.ids import new_id
@@ -141,3 +142,14 @@ def test_a_database_of_another_version_is_named_and_left_alone(home: Path) -> No
 def test_a_home_that_is_not_there_is_a_fault_and_is_not_made(tmp_path: Path) -> None:
     assert "ADAP_HOME" in examined(tmp_path / "none", repair=True)["disk"]
     assert not (tmp_path / "none").exists()
+
+
+def test_a_paused_queue_is_named_with_its_reason(home: Path) -> None:
+    database = Database(Settings(home=home))
+    with database.writing() as session:
+        queues.pause(session, "compute", reason="new disks")
+    assert examined(home)["queues"].startswith("the queue 'compute' is paused: new disks.")
+    with database.writing() as session:
+        queues.resume(session, "compute")
+    database.dispose()
+    assert "queues" not in examined(home)
