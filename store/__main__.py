@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
-from adap.store import keys
+from adap.store import home, keys
 from adap.store.artifacts import open_blobs
 from adap.store.migrate import migrate
 from adap.store.settings import Settings
@@ -17,7 +17,7 @@ def main() -> None:
     """Prepare the database of the settings; safe to run again at any time."""
     os.umask(0o077)
     settings = Settings()
-    settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    home.take(settings.home)
     try:
         database = open_database(settings, migrated=False)
     except UnusableDatabaseError as error:

@@ -29,7 +29,7 @@ from sqlalchemy import Enum, Table, func, insert, make_url, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from adap.store import garbage, jobs
+from adap.store import garbage, home, jobs
 from adap.store.artifacts import open_blobs
 from adap.store.blobs import CHUNK_BYTES, Blobs
 from adap.store.database import UNHURRIED, Database
@@ -375,7 +375,7 @@ def _make_here(settings: Settings, file: Path, *, files: str | None) -> str:
 
 
 def _restore_here(settings: Settings, file: Path) -> str:
-    settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    home.take(settings.home)
     database = open_database(settings, migrated=False)
     migrate(database)
     found = restore(database, open_blobs(settings), file)

@@ -11,6 +11,8 @@ from typing import Literal
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from adap.store.home import DATABASE
+
 GIB = 2**30
 MIB = 2**20
 
@@ -246,7 +248,7 @@ class Settings(BaseSettings):
     @cached_property
     def database(self) -> str:
         """The database's URL, default filled in."""
-        return self.database_url or f"sqlite:///{self.home / 'adap.db'}"
+        return self.database_url or f"sqlite:///{self.home / DATABASE}"
 
     @cached_property
     def blobs(self) -> str:

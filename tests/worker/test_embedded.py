@@ -26,7 +26,7 @@ from PIL import Image
 from pydantic import SecretStr
 
 from adap.store.settings import Settings, child_environment
-from adap.worker.embedded import held_port
+from adap.worker.embedded import Part, held_port
 from tests.conftest import embedded_service
 
 SERVICE = [sys.executable, "-P", "-m", "adap.worker.embedded"]
@@ -249,6 +249,25 @@ def test_it_says_where_it_is_and_is_ready_then(service_far_down: Running) -> Non
     )
     assert [worker["queue"] for worker in answer["workers"]] == ["compute", "intake"]
     assert service_far_down.home.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_log_that_has_grown_long_is_put_aside_and_goes_on_from_its_start(tmp_path: Path) -> None:
+    log, go_on = tmp_path / "part.log", tmp_path / "go_on"
+    script = f"echo first; while [ ! -e {go_on} ]; do sleep 0.05; done; echo second; sleep 600"
+    part = Part("part", ["/bin/sh", "-c", script], environment={}, log=log)
+    part.start()
+    try:
+        wait_for(lambda: log.read_text() == "first\n")
+        part.keep_log_short(len("first\n"))
+        assert log.read_text() == "first\n"  # not longer than it may be
+        part.keep_log_short(len("first\n") - 1)
+        assert log.read_text() == ""
+        go_on.touch()
+        wait_for(lambda: log.read_bytes() == b"second\n")
+        assert (tmp_path / "part.log.1").read_text() == "first\n"
+    finally:
+        part.terminate()
+        part.wait(0, give_up=lambda: True)
 
 
 def test_a_second_service_on_the_same_home_is_refused(service_far_down: Running) -> None:
