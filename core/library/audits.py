@@ -19,10 +19,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from adap.core.attacks.base import attacking
 from adap.core.audit import measuring
 from adap.core.audit.checks import verdicts
 from adap.core.audit.checks.figures import above_chance
-from adap.core.audit.drawing import DRAWS, unsteadiness
+from adap.core.audit.drawing import DRAWS, drawing, unsteadiness
+from adap.core.audit.network import logits_of
 from adap.core.audit.plan import Subject, make_plan
 from adap.core.config import (
     EPSILON_PAPER,
@@ -217,10 +219,11 @@ def audit(
         behind, drawn = _draws(made, pixels, draws)
         provenance = _provenance(model, made, pixels, found, surrogate, other, config)
         subject = Subject(
-            tenant=f"torch {torch.__version__}",  # another one may round differently
-            model=provenance.model.sha256,
+            # another one of these may round differently
+            tenant=f"torch {torch.__version__} on {made.device.type}",
+            model=_hash(provenance.model.sha256.encode(), _reading(made)),
             dataset=provenance.dataset.sha256,
-            surrogate=None if provenance.surrogate is None else provenance.surrogate.sha256,
+            surrogate=_hash_of_surrogate(surrogate, other, pixels),
             split=None,
             examples=len(found),
             draws=behind,
@@ -373,6 +376,23 @@ def _provenance(
 
 def _model(name: str, sha256: str) -> ModelProvenance:
     return ModelProvenance(id=f"mdl_{sha256[:26]}", name=name, sha256=sha256, architecture=name)
+
+
+def _reading(made: Ready) -> bytes:
+    """How pixels become the model's input and its outputs a score: what else a score hangs on."""
+    pixels = [None if v is None else v.tolist() for v in (made.scorer.mean, made.scorer.std)]
+    return repr((made.scorer.answers, pixels)).encode()
+
+
+def _hash_of_surrogate(
+    surrogate: nn.Module | None, other: Ready | None, pixels: NDArray[np.float32]
+) -> str | None:
+    """Of its weights and of what it answers, as none of its scores is kept to compare with."""
+    if surrogate is None or other is None:
+        return None
+    with attacking(other.scorer), drawing(other.device, "surrogate"):
+        answered = logits_of(other.scorer, torch.from_numpy(pixels).to(other.device))
+    return _hash(hash_of_network(surrogate).encode(), _reading(other), answered.tobytes())
 
 
 def _hash(*parts: bytes) -> str:

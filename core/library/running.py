@@ -2,7 +2,8 @@
 
 A column's file bears the hash of all that its scores depend on, as in the service: so a folder may
 hold any number of audits, what one has measured another need not, and an audit that was stopped
-goes on where it was.
+goes on where it was. What a hash of weights cannot see (an edited forward, an attribute, a global)
+is seen by scoring a batch of the clean images again.
 """
 
 import os
@@ -10,19 +11,23 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from adap.core.audit import joining
 from adap.core.audit.checks import check
 from adap.core.audit.pieces import Measured, joined_piece, planned_passes
 from adap.core.audit.plan import BoundsSample, ChecksPiece, Clean, Column, Piece, ScoresPiece
-from adap.core.errors import ConfigError
+from adap.core.errors import ConfigError, ModelError
 from adap.core.library.examples import Examples
 from adap.core.library.rankers import Ready
 from adap.core.report import Check
 from adap.core.scores import Scores, load_scores, save_scores
+
+ROUNDING = 1e-4  # of the largest score: by so much another machine may score otherwise
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,8 @@ class Run:
         found: dict[str, Scores] = {}
         for column in piece.columns:
             path = self._path(column)
-            if not path.exists():
+            kept = path.exists()
+            if not kept:
                 made = measured.column(
                     column.measure,
                     found,
@@ -89,9 +95,30 @@ class Run:
                 _write(path, lambda at, made=made: save_scores([made], at))  # type: ignore[misc]
             if isinstance(column.measure, Clean | BoundsSample):
                 (found[column.name],) = load_scores(path)
+            if kept and isinstance(column.measure, Clean):
+                self._refuse_other_scores(measured, found[column.name])
             if not isinstance(column.measure, BoundsSample):
                 done += piece.stop - piece.start
             tell(done)
+
+    def _refuse_other_scores(self, measured: Measured, kept: Scores) -> None:
+        """Raise ModelError unless the first batch is scored as it was when it was kept."""
+        if not self.model.gradients:
+            return  # a function: what it answers is part of its hash
+        piece = measured.piece
+        stop = min(piece.stop, piece.start + piece.config.batch_size)
+        first = replace(measured, piece=piece.model_copy(update={"stop": stop}))
+        now = first.column(Clean(), {}, on_progress=lambda _: None).clean
+        then = kept.clean[: len(now)]
+        change = np.abs(now - then)
+        others = int((change > ROUNDING * np.abs(then).max()).sum())
+        if others:
+            raise ModelError(
+                f"expected the model whose scores are kept in {self.folder}, got one of the same "
+                f"weights that scores {others} of {len(now)} images otherwise, by up to "
+                f"{change.max():.3g}: its code, or something beside its weights, is another. Name "
+                "another folder=, or remove this one to measure anew"
+            )
 
     def _check(self, piece: ChecksPiece, tell: Callable[[int], None]) -> list[Check]:
         planned = self._asked(piece)

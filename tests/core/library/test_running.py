@@ -103,6 +103,77 @@ def test_an_attack_more_costs_that_attack_alone_and_another_model_all(
     assert report.clean.ap != again.clean.ap
 
 
+class Scaled(nn.Module):
+    """What it answers hangs on an attribute, which is no weight."""
+
+    def __init__(self, scale: float, shift: float = 0.0, outputs: int = 1) -> None:
+        super().__init__()
+        self.scale, self.shift = scale, shift
+        generator = torch.Generator().manual_seed(4)
+        self.weight = nn.Parameter(torch.randn(48, outputs, generator=generator))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * (x.flatten(1) @ self.weight - self.shift)
+
+
+FOLDED: dict[str, Any] = {**COMMON, "attacks": ["fgsm"], "certify": "off", "progress": False}
+
+
+def test_scores_that_are_kept_come_back_for_the_model_that_gave_them_alone(
+    data: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    options = {**FOLDED, "folder": tmp_path}
+    first = adap.audit(Scaled(1.0), *data, **options)
+    model = Scaled(-1.0)
+    with pytest.raises(adap.ModelError, match=r"scores 10 of 10 images otherwise.*another folder="):
+        adap.audit(model, *data, **options)
+    with torch.no_grad():
+        model.weight.mul_(1 + 1e-7)  # other weights: another column
+    assert adap.audit(model, *data, **options).clean.ap != first.clean.ap
+    assert adap.audit(Scaled(1.0), *data, **options).task == first.task
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"positive": 0}, {"positive": 0, "outputs": "multilabel"}),
+        ({"positive": 0}, {"positive": 0, "mean": [0.4] * 3, "std": [0.3, 0.01, 0.3]}),
+        (
+            {"positive": 0, "classes": ["0", "b", "c"]},
+            {"positive": 0, "classes": ["b", "0", "c"]},
+        ),
+    ],
+)
+def test_what_a_folder_holds_is_kept_for_each_reading_of_the_outputs_and_pixels(
+    one: dict[str, Any], other: dict[str, Any], data: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    images, marks = data
+    model, labels = Scaled(1.0, outputs=3), 1 - marks
+    if "classes" in one:
+        named = np.array(["b", "0"])[labels.numpy()]
+        one, other = ({**given, "positive": "0"} for given in (one, other))
+        given: Any = named
+    else:
+        given = labels
+    both = [adap.audit(model, images, given, **FOLDED, **options) for options in (one, other)]
+    kept = [
+        adap.audit(model, images, given, **FOLDED, **options, folder=tmp_path)
+        for options in (one, other, one)
+    ]
+    assert kept[0].task == kept[2].task == both[0].task
+    assert kept[1].task == both[1].task
+    assert both[0].task != both[1].task
+
+
+def test_another_surrogate_of_the_same_weights_attacks_anew(
+    data: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    options = {**FOLDED, "attacks": ["transfer"], "folder": tmp_path}
+    first = adap.audit(Scaled(1.0), *data, surrogate=Scaled(1.0), **options)
+    other = adap.audit(Scaled(1.0), *data, surrogate=Scaled(-1.0), **options)
+    assert other.worst_case.ap > first.worst_case.ap
+
+
 def test_progress_counts_to_the_end(data: tuple[Tensor, Tensor]) -> None:
     seen: list[tuple[int, int]] = []
     options = {**COMMON, "checks": "quick"}
