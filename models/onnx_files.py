@@ -55,7 +55,8 @@ class GraphNetwork(nn.Module):
 
         self.graph = graph
         self.names = sorted(tensors)
-        model = as_onnx(graph, tensors)
+        written = _written_out(graph)
+        model = as_onnx(written, tensors)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about how numbers are shared, not about the network
             try:
@@ -64,8 +65,10 @@ class GraphNetwork(nn.Module):
                 raise ModelFileError(
                     f"expected a graph that PyTorch can repeat, got one that it cannot: {error!r}"
                 ) from error
+        makers = {name: node for node in graph.nodes for name in node.outputs}
         for node in graph.nodes:
-            if (module := _rounding(node, tensors)) is not None:
+            module = _rounding(node, tensors) or _rounding_of_two(node, makers)
+            if module is not None:
                 setattr(self.converted, self.converted.mapping[node.outputs[0]], module)
         for name, value in tensors.items():  # one copy of each tensor is enough
             setattr(self.converted, _buffer(name), value)
@@ -93,6 +96,50 @@ class _Rounding(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         return self.function(*inputs)
+
+
+# Of ONNX, for Cast: the whole numbers that a network may round to.
+_WHOLE = {2: torch.uint8, 3: torch.int8, 5: torch.int16, 6: torch.int32, 7: torch.int64}
+_FLOAT = 1
+
+
+def _rounding_of_two(node: Node, makers: Mapping[str, Node]) -> _Rounding | None:
+    """What stands in for the second of two operators that round together; None for all others.
+
+    `a - a mod b` rounds a down to multiples of b, and a cast to whole numbers and back rounds too.
+    Either operator by itself is no rounding: a remainder has a slope of its own.
+    """
+    if node.operator == "Sub" and len(node.inputs) == 2:
+        values, less = node.inputs
+        remainder = makers.get(less)
+        if remainder and remainder.operator == "Mod" and remainder.inputs[0] == values:
+            return _Rounding(rounding.less_remainder)
+    if (kind := _whole(node, makers)) is not None:
+        return _Rounding(lambda a: rounding.straight_through(a.to(kind).to(torch.float32), a))
+    return None
+
+
+def _whole(node: Node, makers: Mapping[str, Node]) -> torch.dtype | None:
+    """The kind of whole number that this cast to floats comes back from, if it does."""
+    if node.operator != "Cast" or node.attributes.get("to") != _FLOAT:
+        return None
+    first = makers.get(node.inputs[0])
+    if first is None or first.operator != "Cast":
+        return None
+    return _WHOLE.get(int(first.attributes["to"]))  # type: ignore[arg-type]
+
+
+def _written_out(graph: Graph) -> Graph:
+    """The graph with each cast back from whole numbers fed by what the first cast was fed: so what
+    stands in for it sees the floats."""
+    makers = {name: node for node in graph.nodes for name in node.outputs}
+    nodes = [
+        node
+        if _whole(node, makers) is None
+        else node.model_copy(update={"inputs": list(makers[node.inputs[0]].inputs)})
+        for node in graph.nodes
+    ]
+    return graph.model_copy(update={"nodes": nodes})
 
 
 _ROUNDING: dict[str, Callable[..., Tensor]] = {

@@ -41,3 +41,9 @@ def ceil(values: Tensor) -> Tensor:
 def sign(values: Tensor) -> Tensor:
     """-1, 0 or 1; its gradient is that of the values clipped to [-1, 1], as in binary networks."""
     return straight_through(values.sign(), values.clamp(-1, 1))
+
+
+def less_remainder(values: Tensor, remainder: Tensor) -> Tensor:
+    """Down to a multiple of what `remainder` is left from a division by: values - remainder."""
+    exact = values - remainder
+    return straight_through(exact, values.expand_as(exact))

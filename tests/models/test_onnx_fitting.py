@@ -401,3 +401,57 @@ def test_a_quantised_network_scores_exactly_and_has_a_gradient(
     assert np.allclose(got.detach().numpy(), expected, atol=0.05 / 64 * np.abs(DENSE).max() * 4)
     (gradient,) = torch.autograd.grad(got[:, 0].sum(), images)
     assert gradient.abs().sum() > 0
+
+
+@pytest.mark.parametrize("kind", [TensorProto.INT32, TensorProto.INT64, TensorProto.UINT8, None])
+@pytest.mark.parametrize("beside", [False, True])
+def test_what_two_operators_round_together_scores_exactly_and_is_followed_as_if_unrounded(
+    kind: int | None, beside: bool, tmp_path: Path
+) -> None:
+    """Casts to whole numbers and back, or what a remainder leaves (kind None); alone, and beside a
+    branch that is not rounded."""
+    rounded = (
+        [node("Mod", "a eighth", "m", fmod=1), node("Sub", "a m", "r")]
+        if kind is None
+        else [
+            node("Cast", "a", "i", to=kind),
+            node("Cast", "i", "r", to=TensorProto.FLOAT),
+        ]
+    )
+    nodes = [
+        node("Mul", "x ten", "a"),
+        *rounded,
+        *([node("Add", "r x", "s")] if beside else [node("Identity", "r", "s")]),
+        node("Flatten", "s", "f"),
+        node("MatMul", "f w", "y"),
+    ]
+    w = np.random.default_rng(1).normal(size=(192, 1)).astype(np.float32)
+    weights = {"ten": np.float32([10]), "eighth": np.float32(1 / 8), "w": w}
+    if kind is not None:
+        del weights["eighth"]
+    model = graph_of(nodes, weights, opset=17, ir_version=8)
+    _, scorer = take_in(model, tmp_path, output=ONE_LOGIT)
+    images = torch.rand(3, 3, 8, 8, requires_grad=True)
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    (expected,) = session.run(None, {"x": images.detach().numpy()})
+    got = scorer(images)
+    assert np.allclose(got.detach().numpy(), expected.flatten(), atol=1e-3)
+    with torch.no_grad():
+        assert torch.equal(scorer(images), got)
+    (gradient,) = torch.autograd.grad(got.sum(), images)
+    slope = torch.tensor(w).reshape(3, 8, 8).expand(3, -1, -1, -1) * (11 if beside else 10)
+    torch.testing.assert_close(gradient, slope, rtol=1e-4, atol=1e-5)
+
+
+def test_a_remainder_by_itself_keeps_its_own_slope(tmp_path: Path) -> None:
+    nodes = [
+        node("Mod", "x two", "m", fmod=1),
+        node("Flatten", "m", "f"),
+        node("MatMul", "f w", "y"),
+    ]
+    w = np.random.default_rng(1).normal(size=(192, 1)).astype(np.float32)
+    model = graph_of(nodes, {"two": np.float32(2), "w": w}, opset=17, ir_version=8)
+    _, scorer = take_in(model, tmp_path, output=ONE_LOGIT)
+    images = torch.rand(3, 3, 8, 8, requires_grad=True)
+    (gradient,) = torch.autograd.grad(scorer(images).sum(), images)
+    torch.testing.assert_close(gradient[0].flatten(), torch.tensor(w)[:, 0], rtol=1e-4, atol=1e-5)
