@@ -26,7 +26,7 @@ from adap.core.report import (
 from adap.core.scores import Evidence, Scores
 from tests.core.drawings import Drawing, drawings
 
-RESAMPLES = 50  # a wide and a quick interval
+RESAMPLES = 20  # a wide and a quick interval
 
 HOSTILE = [
     "</script><script>window.pwned=1</script>",

@@ -150,10 +150,10 @@ def test_what_the_report_lacks_the_card_leaves_out(task):
 @pytest.mark.parametrize(
     ("clean", "worst", "low", "said"),
     [
-        (0.9, 0.6, 0.5, "Keeps 0.600 of 0.900 AP under the worst of 2 attacks; chance is 0.333."),
-        (0.9, 0.4, 0.3, "not clearly better than a random ranking, whose AP is 0.333."),
-        (0.9, 0.3, 0.2, "no better than a random ranking, whose AP is 0.333."),
-        (0.3, 0.2, 0.1, "no better than chance before any attack: AP 0.300, chance 0.333."),
+        (0.9, 0.6, 0.5, "Keeps 0.600 of 0.900 AP under the worst of 2 attacks; chance is 0.375."),
+        (0.9, 0.4, 0.3, "not clearly better than a random ranking, whose AP is 0.375."),
+        (0.9, 0.3, 0.2, "no better than a random ranking, whose AP is 0.375."),
+        (0.3, 0.2, 0.1, "no better than chance before any attack: AP 0.300, chance 0.375."),
     ],
 )
 def test_the_verdict_compares_with_a_random_ranking(task, clean, worst, low, said):
