@@ -30,6 +30,7 @@ from adap.store import storage
 from adap.store.settings import GIB, MIB
 from adap.worker import devices
 from adap.worker.pipelines.requests import AnyRequest, DatasetCheck
+from adap.worker.pipelines.results import RESULTS, AnyResult
 from adap.worker.sandbox import Sandbox, limit_resources
 from adap.worker.work import Message, Reporter, Work, decode
 
@@ -82,7 +83,7 @@ class Child:
         on_message: Callable[[Message], None],
         check: Callable[[], None],
         poll_s: float = 0.1,
-    ) -> Message:
+    ) -> AnyResult:
         """Do a piece of work; returns its result.
 
         `on_message` gets progress, events and checkpoints as they come; `check` is called a few
@@ -104,7 +105,7 @@ class Child:
                 message: Message = json.loads(self._connection.recv_bytes())
                 match message["type"]:
                     case "result":
-                        return dict(message["result"])
+                        return RESULTS.validate_python(message["result"])
                     case "failure":
                         lost = message["code"] == devices.CODE
                         failed = DeviceLostError if lost else ChildFailedError
@@ -231,10 +232,10 @@ def serve(connection: Connection) -> None:
                 log.exception("pipeline.failed", extra={"pipeline": work.request.pipeline})
             reporter.send({"type": "failure", "code": code, "message": message})
         else:
-            reporter.send({"type": "result", "result": result})
+            reporter.send({"type": "result", "result": result.model_dump(mode="json")})
 
 
-def _pipeline(request: AnyRequest) -> Callable[[Work[Any], Reporter], dict[str, Any]]:
+def _pipeline(request: AnyRequest) -> Callable[[Work[Any], Reporter], AnyResult]:
     """The function of a pipeline; torch is imported only where it is needed."""
     if isinstance(request, DatasetCheck):
         from adap.worker.intake.pipeline import validate_dataset

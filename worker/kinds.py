@@ -58,6 +58,17 @@ from adap.worker.pipelines.requests import (
     TrainedOn,
     Training,
 )
+from adap.worker.pipelines.results import (
+    AnyResult,
+    AuditJoined,
+    DatasetOpened,
+    Exported,
+    ModelOpened,
+    PieceMeasured,
+    Ranked,
+    Rejected,
+    Trained,
+)
 
 _PIECE: TypeAdapter[Piece] = TypeAdapter(Piece)
 
@@ -84,7 +95,7 @@ def prepare(session: Session, job: JobRow) -> Prepared:
 
 
 def publish(
-    session: Session, job: JobRow, result: dict[str, Any], blobs: dict[str, str]
+    session: Session, job: JobRow, result: AnyResult, blobs: dict[str, str]
 ) -> dict[str, Any] | JobError:
     """Write what the job made; returns the job's result, or why it failed after all."""
     return STEPS[job.kind].publish(session, job, result, blobs)
@@ -247,30 +258,32 @@ def _prepare_ranking(session: Session, job: JobRow) -> Prepared:
 
 
 def _publish_dataset(
-    session: Session, job: JobRow, result: dict[str, Any], blobs: dict[str, str]
+    session: Session, job: JobRow, result: AnyResult, blobs: dict[str, str]
 ) -> dict[str, Any] | JobError:
     dataset = session.get_one(DatasetRow, job.dataset_id)
-    if "rejected" in result:
-        return _reject(dataset, "dataset_rejected", result["rejected"])
+    if isinstance(result, Rejected):
+        return _reject(dataset, "dataset_rejected", result.reasons)
+    assert isinstance(result, DatasetOpened)
     dataset.status = AssetStatus.READY
     dataset.content_sha256 = blobs["content"]
     dataset.upload_sha256 = None  # the stored form replaces it
-    dataset.summary = result["summary"]
-    return {"dataset_id": dataset.id, "summary": result["summary"]}
+    dataset.summary = result.summary.model_dump(mode="json")
+    return {"dataset_id": dataset.id, "summary": dataset.summary}
 
 
 def _publish_model(
-    session: Session, job: JobRow, result: dict[str, Any], blobs: dict[str, str]
+    session: Session, job: JobRow, result: AnyResult, blobs: dict[str, str]
 ) -> dict[str, Any] | JobError:
     model = session.get_one(ModelRow, job.model_id)
-    if "rejected" in result:
-        return _reject(model, "model_rejected", result["rejected"])
+    if isinstance(result, Rejected):
+        return _reject(model, "model_rejected", result.reasons)
+    assert isinstance(result, ModelOpened)
     model.status = AssetStatus.READY
     model.content_sha256 = blobs["content"]
     model.upload_sha256 = None
-    model.manifest = result["manifest"]
-    model.findings = result["findings"]
-    return {"model_id": model.id, "findings": result["findings"]}
+    model.manifest = result.manifest.model_dump(mode="json")
+    model.findings = result.findings.model_dump(mode="json")
+    return {"model_id": model.id, "findings": model.findings}
 
 
 def _reject(asset: DatasetRow | ModelRow, code: str, reasons: list[str]) -> JobError:
@@ -281,36 +294,40 @@ def _reject(asset: DatasetRow | ModelRow, code: str, reasons: list[str]) -> JobE
 
 
 def _publish_training(
-    session: Session, job: JobRow, result: dict[str, Any], blobs: dict[str, str]
+    session: Session, job: JobRow, result: AnyResult, blobs: dict[str, str]
 ) -> dict[str, Any]:
-    method = result["summary"]["method"]["name"]
+    assert isinstance(result, Trained)
+    summary = result.summary
+    method = summary["method"]["name"]
     # A surrogate that an audit waits for has its row already.
     model = session.scalar(select(ModelRow).where(ModelRow.job_id == job.id))
     if model is None:
-        name = job.request.get("name") or f"{method} on {result['summary']['dataset']['name']}"
+        name = job.request.get("name") or f"{method} on {summary['dataset']['name']}"
         model = ModelRow(id=new_id("mdl"), tenant=job.tenant, name=name, job_id=job.id)
         session.add(model)
     model.status = AssetStatus.READY
     model.content_sha256 = blobs["content"]
-    model.manifest = result["manifest"]
+    model.manifest = result.manifest.model_dump(mode="json")
     session.flush()
-    return {"model_id": model.id, "summary": result["summary"]}
+    return {"model_id": model.id, "summary": summary}
 
 
 def _publish_shard(
-    session: Session, job: JobRow, result: dict[str, Any], blobs: dict[str, str]
+    session: Session, job: JobRow, result: AnyResult, blobs: dict[str, str]
 ) -> dict[str, Any]:
+    assert isinstance(result, PieceMeasured)
     piece = piece_of(job)
     if isinstance(piece, ScoresPiece):
         made = {c.key: blobs[c.name] for c in piece.columns if c.name in blobs}
         scores.keep(session, made)
-    return {"blobs": result.get("known", {}) | blobs}
+    return {"blobs": result.known | blobs}
 
 
 def _publish_files(
-    _session: Session, _job: JobRow, result: dict[str, Any], blobs: dict[str, str]
+    _session: Session, _job: JobRow, result: AnyResult, blobs: dict[str, str]
 ) -> dict[str, Any]:
-    return {**({"summary": result["summary"]} if "summary" in result else {}), "blobs": blobs}
+    assert isinstance(result, AuditJoined | Ranked | Exported)
+    return {"summary": result.summary.model_dump(mode="json"), "blobs": blobs}
 
 
 # --- one line a kind ------------------------------------------------------------------------------
@@ -322,7 +339,7 @@ class Steps:
 
     prepare: Callable[[Session, JobRow], Prepared] | None
     """None for an audit, whose pieces are jobs of their own: see `audit_plan`, `prepare_report`."""
-    publish: Callable[[Session, JobRow, dict[str, Any], dict[str, str]], dict[str, Any] | JobError]
+    publish: Callable[[Session, JobRow, AnyResult, dict[str, str]], dict[str, Any] | JobError]
 
 
 STEPS: Mapping[JobKind, Steps] = {

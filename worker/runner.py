@@ -63,6 +63,7 @@ from adap.worker.pipelines.requests import (
     DeviceTrial,
     ModelCheck,
 )
+from adap.worker.pipelines.results import AnyResult
 from adap.worker.sandbox import make_sandbox
 from adap.worker.sweeps import advance
 from adap.worker.work import Message, Work
@@ -552,7 +553,7 @@ class Attempt:
                 f"The job made no progress for {self._settings.stall_limit_s:g} s and was stopped."
             )
 
-    def run(self, prepared: kinds.Prepared, child: Child) -> tuple[dict[str, Any], dict[str, str]]:
+    def run(self, prepared: kinds.Prepared, child: Child) -> tuple[AnyResult, dict[str, str]]:
         """Have a child run a pipeline; returns its result and the blobs of its files."""
         folder = (
             self.worker.folder / f"{self.job.id}-{self.claim.attempt}-{prepared.request.pipeline}"
@@ -579,8 +580,7 @@ class Attempt:
             result = child.run(
                 work, on_message=lambda message: self._on_message(message, folder), check=self.check
             )
-            files = result.pop("files", {})
-            paths = {name: _inside(folder, file) for name, file in files.items()}
+            paths = {name: _inside(folder, file) for name, file in result.files.items()}
             self.made_bytes = sum(path.stat().st_size for path in paths.values())
             return result, {
                 name: self.patiently(partial(self.worker.blobs.put, path))

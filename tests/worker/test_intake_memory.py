@@ -14,6 +14,7 @@ from adap.store.settings import MIB, Settings
 from adap.worker.child import DATASET_HEAP_BYTES, Child
 from adap.worker.memory import machine_bytes
 from adap.worker.pipelines.requests import DatasetCheck
+from adap.worker.pipelines.results import Rejected
 from adap.worker.sandbox import make_sandbox
 from adap.worker.work import Work
 from tests.worker.archives import encode, pixels
@@ -62,8 +63,8 @@ def test_a_table_that_unfolds_to_gigabytes_is_refused_within_little_memory(
     with Child(sandbox=sandbox) as child:
         work = Work(DatasetCheck(), {"upload": upload}, folder)
         result = child.run(work, on_message=lambda _: None, check=look, poll_s=0.01)
-    assert result["rejected"]
-    assert all(len(reason) < 800 for reason in result["rejected"])
+    assert isinstance(result, Rejected)
+    assert all(len(reason) < 800 for reason in result.reasons)
     assert 0 < peak < DATASET_HEAP_BYTES + 256 * MIB
 
 

@@ -233,7 +233,7 @@ def peak():
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 work = Work(DatasetCheck(), {"upload": Path(sys.argv[1])}, Path(sys.argv[2]))
 before = peak()
-examples = validate_dataset(work, Silent())["summary"]["examples"]
+examples = validate_dataset(work, Silent()).summary.examples
 print(examples, (peak() - before) // 1024)
 """
 

@@ -31,6 +31,7 @@ from adap.models.wrappers import Scorer
 from adap.reading import Fact, Reading
 from adap.worker.pipelines.audits import check_piece, join_pieces, measure_piece
 from adap.worker.pipelines.requests import AnyRequest, AuditChecks, AuditReport, AuditScores
+from adap.worker.pipelines.results import RESULTS
 from adap.worker.work import Reporter, Work, decode
 
 EXAMPLES = 40
@@ -104,7 +105,10 @@ def do(pipeline: Any, request: AnyRequest, inputs: dict[str, Path], folder: Path
     folder.mkdir()
     work = decode(Work(request, inputs, folder).encode())
     assert work.request == request
-    return pipeline(work, Silent())
+    result = pipeline(work, Silent())
+    answer = json.loads(json.dumps(result.model_dump(mode="json")))
+    assert RESULTS.validate_python(answer) == result
+    return result
 
 
 def report_of(
@@ -121,7 +125,7 @@ def report_of(
             result = do(measure_piece, AuditScores(piece=piece, known={}), inputs, at)
         else:
             result = do(check_piece, AuditChecks(piece=piece), inputs, at)
-        made |= {piece_input(number, name): at / file for name, file in result["files"].items()}
+        made |= {piece_input(number, name): at / file for name, file in result.files.items()}
     request = AuditReport(
         **{
             "config": config,
@@ -192,13 +196,13 @@ def test_a_column_that_is_known_is_not_measured_again(
     assert isinstance(piece, ScoresPiece)
     first = do(measure_piece, AuditScores(piece=piece, known={}), inputs, tmp_path / "first")
     names = [column.name for column in piece.columns]
-    assert list(first["files"]) == names
+    assert list(first.files) == names
     for known in (["clean"], ["bounds.sample", "attack.fgsm"], names):
-        given = {known_input(name): tmp_path / "first" / first["files"][name] for name in known}
+        given = {known_input(name): tmp_path / "first" / first.files[name] for name in known}
         request = AuditScores(piece=piece, known=dict.fromkeys(known, "0" * 64))
         again = tmp_path / f"again-{len(known)}"
         result = do(measure_piece, request, {**inputs, **given}, again)
-        assert list(result["files"]) == [name for name in names if name not in known]
-        for name, file in result["files"].items():
-            kept = tmp_path / "first" / first["files"][name]
+        assert list(result.files) == [name for name in names if name not in known]
+        for name, file in result.files.items():
+            kept = tmp_path / "first" / first.files[name]
             assert (again / file).read_bytes() == kept.read_bytes()

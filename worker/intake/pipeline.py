@@ -4,14 +4,15 @@ from typing import Any
 
 from adap.core.datasets import Draft
 from adap.core.resolve import DatasetSummary
-from adap.worker.intake.limits import Rejected
+from adap.worker.intake import limits
 from adap.worker.intake.notes import Notes
 from adap.worker.intake.reading import read_dataset, summarise
 from adap.worker.pipelines.requests import DatasetCheck
+from adap.worker.pipelines.results import DatasetOpened, Rejected
 from adap.worker.work import Reporter, Work
 
 
-def validate_dataset(work: Work[DatasetCheck], reporter: Reporter) -> dict[str, Any]:
+def validate_dataset(work: Work[DatasetCheck], reporter: Reporter) -> DatasetOpened | Rejected:
     """Open an uploaded data set and convert it to the stored form, or say all that is wrong."""
     notes = Notes()
     draft = Draft(work.folder / "content.safetensors")
@@ -26,9 +27,9 @@ def validate_dataset(work: Work[DatasetCheck], reporter: Reporter) -> dict[str, 
             scratch=work.folder,
             on_progress=lambda done, total: reporter.progress("reading", done, total, "images"),
         )
-    except Rejected as rejected:
+    except limits.Rejected as rejected:
         draft.discard()
-        return {"rejected": rejected.reasons}
+        return Rejected(reasons=rejected.reasons)
     draft.finish(image_set)
     summary = summarise(image_set, notes=notes)
     summary["splits"] = summary["splits"] or {}
@@ -36,10 +37,9 @@ def validate_dataset(work: Work[DatasetCheck], reporter: Reporter) -> dict[str, 
     note_repeated(summary, notes)
     summary["reading"] = reading = notes.reading()
     summary["warnings"] = [fact.message for fact in reading.facts]
-    return {
-        "summary": DatasetSummary.model_validate(summary).model_dump(mode="json"),
-        "files": {"content": "content.safetensors"},
-    }
+    return DatasetOpened(
+        summary=DatasetSummary.model_validate(summary), files={"content": "content.safetensors"}
+    )
 
 
 def note_repeated(summary: dict[str, Any], notes: Notes) -> None:

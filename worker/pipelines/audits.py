@@ -39,14 +39,15 @@ from adap.core.rendering import page as report_page
 from adap.core.report import Check, Provenance
 from adap.core.scores import Scores, load_scores, save_scores
 from adap.models.wrappers import Scorer
-from adap.worker.pipelines.inputs import Result, device, load_scorer
+from adap.worker.pipelines.inputs import device, load_scorer
 from adap.worker.pipelines.requests import AuditChecks, AuditReport, AuditScores
+from adap.worker.pipelines.results import AuditJoined, AuditSummary, PieceMeasured, TaskSummary
 from adap.worker.work import Reporter, Work
 
 _CHECKS: TypeAdapter[list[Check]] = TypeAdapter(list[Check])
 
 
-def measure_piece(work: Work[AuditScores], reporter: Reporter) -> Result:
+def measure_piece(work: Work[AuditScores], reporter: Reporter) -> PieceMeasured:
     """Measure some examples of an audit, column by column, except for what is known already."""
     piece, known = work.request.piece, work.request.known
     measured = _measured(work)
@@ -71,7 +72,7 @@ def measure_piece(work: Work[AuditScores], reporter: Reporter) -> Result:
         if not isinstance(column.measure, BoundsSample):
             done += piece.stop - piece.start
         reporter.progress("attacking", done, piece.images, "images")
-    return {"files": files, "known": known}
+    return PieceMeasured(files=files, known=known)
 
 
 def _measured(work: Work[AuditScores]) -> Measured:
@@ -101,7 +102,7 @@ def _refuse_unrankable(measured: Measured) -> None:
     )
 
 
-def check_piece(work: Work[AuditChecks], reporter: Reporter) -> Result:
+def check_piece(work: Work[AuditChecks], reporter: Reporter) -> PieceMeasured:
     """Ask whether the audit of one task can be trusted."""
     piece, where = work.request.piece, torch.device(device(work))
     config, task = piece.config, piece.task
@@ -148,10 +149,10 @@ def check_piece(work: Work[AuditChecks], reporter: Reporter) -> Result:
     reporter.progress("attacking", total, total, "images")
     text = json.dumps([check.model_dump(mode="json") for check in found])
     (work.folder / "checks.json").write_text(text)
-    return {"files": {CHECKS_FILE: "checks.json"}}
+    return PieceMeasured(files={CHECKS_FILE: "checks.json"})
 
 
-def join_pieces(work: Work[AuditReport], reporter: Reporter) -> Result:
+def join_pieces(work: Work[AuditReport], reporter: Reporter) -> AuditJoined:
     """Join the pieces of an audit: figures, report, page and the table of scores."""
     asked, config = work.request, work.request.config
     image_set = ImageSet.load(work.inputs["dataset"])
@@ -217,34 +218,30 @@ def join_pieces(work: Work[AuditReport], reporter: Reporter) -> Result:
     (work.folder / "report.json").write_text(report.model_dump_json())
     (work.folder / "report.html").write_text(report_page.render(report, scores), encoding="utf-8")
     _write_score_table(scores, tasks, work.folder / "scores.ndjson")
-    return {
-        "summary": {
-            "clean_ap": report.mean["clean"],
-            "worst_case_ap": report.mean["worst_case"],
-            "attacks": {key: report.mean[key] for key in found[0].attacks},
-            "certified_floor": report.mean.get("certified_floor"),
-            "chance": float(np.mean([task.chance for task in found])),
-            "floor": float(np.mean([task.floor for task in found])),
-            "trust": None if report.trust is None else report.trust.verdict,
-            "thresholds": [result.model_dump(mode="json") for result in report.thresholds],
-            "warnings": report.warnings,
-            "tasks": [
-                {
-                    "positive": task.positive,
-                    "clean": task.clean.model_dump(mode="json"),
-                    "worst_case": task.worst_case.model_dump(mode="json"),
-                }
+    return AuditJoined(
+        summary=AuditSummary(
+            clean_ap=report.mean["clean"],
+            worst_case_ap=report.mean["worst_case"],
+            attacks={key: report.mean[key] for key in found[0].attacks},
+            certified_floor=report.mean.get("certified_floor"),
+            chance=float(np.mean([task.chance for task in found])),
+            floor=float(np.mean([task.floor for task in found])),
+            trust=None if report.trust is None else report.trust.verdict,
+            thresholds=report.thresholds,
+            warnings=report.warnings,
+            tasks=[
+                TaskSummary(positive=task.positive, clean=task.clean, worst_case=task.worst_case)
                 for task in found
             ],
-        },
-        "files": {
+        ),
+        files={
             "report": "report.json",
             "page": "report.html",
             "scores": "scores.safetensors",
             "resampled": "resampled.safetensors",
             "table": "scores.ndjson",
         },
-    }
+    )
 
 
 def _load_surrogate(work: Work[AuditScores | AuditChecks], task: Task) -> Scorer | None:

@@ -2,7 +2,6 @@
 
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -10,8 +9,6 @@ from adap.models import loading
 from adap.models.wrappers import Scorer
 from adap.worker.pipelines.requests import AnyRequest
 from adap.worker.work import Work
-
-Result = dict[str, Any]
 
 
 def device(work: Work[AnyRequest]) -> str:

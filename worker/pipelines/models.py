@@ -5,12 +5,19 @@ import torch
 from adap.models import conversion, exporting, loading
 from adap.models.costs import check_cost
 from adap.models.errors import ModelFileError
-from adap.worker.pipelines.inputs import Result, device
+from adap.worker.pipelines.inputs import device
 from adap.worker.pipelines.requests import DeviceTrial, Export, ModelCheck
+from adap.worker.pipelines.results import (
+    DeviceTried,
+    Exported,
+    ExportSummary,
+    ModelOpened,
+    Rejected,
+)
 from adap.worker.work import Reporter, Work
 
 
-def validate_model(work: Work[ModelCheck], reporter: Reporter) -> Result:
+def validate_model(work: Work[ModelCheck], reporter: Reporter) -> ModelOpened | Rejected:
     """Load an uploaded model into its architecture, try it, and store it with its manifest."""
     declared = work.request.declared
     try:
@@ -25,7 +32,7 @@ def validate_model(work: Work[ModelCheck], reporter: Reporter) -> Result:
         reporter.progress("probing", 1, 2, "steps")
         findings = loading.probe(scorer)
         if findings.problems:
-            return {"rejected": findings.problems}
+            return Rejected(reasons=findings.problems)
         reading = converted.reading(manifest, findings.warnings)
         findings = findings.model_copy(
             update={
@@ -37,25 +44,23 @@ def validate_model(work: Work[ModelCheck], reporter: Reporter) -> Result:
         )
         loading.save(scorer, work.folder / "content.safetensors", manifest)
     except ModelFileError as error:
-        return {"rejected": [str(error)]}
+        return Rejected(reasons=[str(error)])
     reporter.progress("probing", 2, 2, "steps")
-    return {
-        "manifest": manifest.model_dump(mode="json"),
-        "findings": findings.model_dump(mode="json"),
-        "files": {"content": "content.safetensors"},
-    }
+    return ModelOpened(
+        manifest=manifest, findings=findings, files={"content": "content.safetensors"}
+    )
 
 
-def export(work: Work[Export], reporter: Reporter) -> Result:
+def export(work: Work[Export], reporter: Reporter) -> Exported:
     """Write a stored model as ONNX, and see that onnxruntime gives its logits."""
     reporter.progress("exporting", 0, 1, "models")
     scorer, manifest = loading.load(work.inputs["model"], None, device="cpu")
     difference = exporting.to_onnx(scorer, manifest, work.folder / "model.onnx")
     reporter.progress("exporting", 1, 1, "models")
-    return {"summary": {"onnx_difference": difference}, "files": {"onnx": "model.onnx"}}
+    return Exported(summary=ExportSummary(onnx_difference=difference), files={"onnx": "model.onnx"})
 
 
-def try_device(work: Work[DeviceTrial], _reporter: Reporter) -> Result:
+def try_device(work: Work[DeviceTrial], _reporter: Reporter) -> DeviceTried:
     """Compute something on the device."""
     total = torch.ones(8, 8, device=device(work)).sum().item()
-    return {"works": total == 64}
+    return DeviceTried(works=total == 64)

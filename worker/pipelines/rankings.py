@@ -6,13 +6,14 @@ import torch
 from adap.core.datasets import ImageSet
 from adap.core.errors import ModelError
 from adap.core.figures.ranking import rank_order
-from adap.worker.pipelines.inputs import Result, device, load_scorer
+from adap.worker.pipelines.inputs import device, load_scorer
 from adap.worker.pipelines.requests import Ranking
+from adap.worker.pipelines.results import Ranked, RankingSummary
 from adap.worker.ranking_files import WRITERS
 from adap.worker.work import Reporter, Work
 
 
-def rank(work: Work[Ranking], reporter: Reporter) -> Result:
+def rank(work: Work[Ranking], reporter: Reporter) -> Ranked:
     """Score every image of a split and write them best first, in each form of `WRITERS`."""
     request = work.request.config
     image_set = ImageSet.load(work.inputs["dataset"])
@@ -47,4 +48,4 @@ def rank(work: Work[Ranking], reporter: Reporter) -> Result:
     for suffix, write in WRITERS.items():
         files["ranking" if suffix == "ndjson" else suffix] = name = f"ranking.{suffix}"
         write(rows, work.folder / name)
-    return {"summary": {"examples": len(index)}, "files": files}
+    return Ranked(summary=RankingSummary(examples=len(index)), files=files)

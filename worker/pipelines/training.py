@@ -17,14 +17,15 @@ from adap.models import architectures, loading
 from adap.models.header import ONE_LOGIT, InputSpec, Manifest, logit_a_class
 from adap.models.wrappers import EveryLogit, Scorer
 from adap.store import disk
-from adap.worker.pipelines.inputs import Result, device
+from adap.worker.pipelines.inputs import device
 from adap.worker.pipelines.requests import Training
+from adap.worker.pipelines.results import Trained
 from adap.worker.work import Reporter, Work
 
 log = logging.getLogger(__name__)
 
 
-def train(work: Work[Training], reporter: Reporter) -> Result:
+def train(work: Work[Training], reporter: Reporter) -> Trained:
     """Train a model; hands over a checkpoint after every epoch and goes on from one it is given."""
     config, task = work.request.config, work.request.task
     image_set = ImageSet.load(work.inputs["dataset"])
@@ -117,11 +118,7 @@ def train(work: Work[Training], reporter: Reporter) -> Result:
     }
     manifest = manifest.model_copy(update={"training": summary})
     loading.save(scorer, work.folder / "model.safetensors", manifest)
-    return {
-        "manifest": manifest.model_dump(mode="json"),
-        "summary": summary,
-        "files": {"content": "model.safetensors"},
-    }
+    return Trained(manifest=manifest, files={"content": "model.safetensors"})
 
 
 def tensors(part: ImageSet, task: AnyTask) -> tuple[torch.Tensor, torch.Tensor]:
