@@ -195,6 +195,21 @@ class Settings(BaseSettings):
         "so that a retry can go on from it",
     )
 
+    jobs_kept_s: float | None = Field(
+        None,
+        ge=24 * 3600,
+        description="jobs that ended this long ago are deleted, with their events, parts and "
+        "results, but for those that a data set, a model, a sweep or a retry refers to; unset: "
+        "never",
+    )
+
+    results_kept_s: float | None = Field(
+        None,
+        ge=24 * 3600,
+        description="reports, rankings and exports that were made this long ago are removed, as "
+        "by DELETE; the figures of their jobs stay; unset: never",
+    )
+
     sandbox: Literal["auto", "bubblewrap", "landlock", "process"] = Field(
         "auto",
         description="how files from outside are opened: in a bubblewrap container without network, "

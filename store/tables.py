@@ -310,7 +310,7 @@ class DeliveryRow(Table):
 
     id: Mapped[str] = mapped_column(primary_key=True)
     webhook_id: Mapped[str] = mapped_column(ForeignKey("webhooks.id"))
-    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), index=True)
     event: Mapped[str]
     payload: Mapped[str]  # the very text that is signed
     status: Mapped[DeliveryStatus] = mapped_column(default=DeliveryStatus.PENDING)

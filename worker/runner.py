@@ -35,6 +35,7 @@ from adap.store import (
     idempotency,
     jobs,
     results,
+    retention,
     retries,
     scores,
     storage,
@@ -438,8 +439,17 @@ class Worker:
                 webhooks.forget(session)
                 idempotency.forget(session, older_s=self.settings.idempotency_kept_s)
                 uploads.forget(session)
+            self._forget_old()
             removed = garbage.collect(self.database, self.blobs, grace_s=self.settings.blob_grace_s)
             log.info("blobs.collected", extra={"removed": removed})
+
+    def _forget_old(self) -> None:
+        """Let go of old jobs and results, where the settings say how old."""
+        files_s, jobs_s = self.settings.results_kept_s, self.settings.jobs_kept_s
+        files = 0 if files_s is None else retention.forget_files(self.database, older_s=files_s)
+        ended = 0 if jobs_s is None else retention.forget_jobs(self.database, older_s=jobs_s)
+        if files or ended:
+            log.info("jobs.forgotten", extra={"jobs": ended, "results": files})
 
     def find_jobs(self) -> None:
         """While this worker is idle, work on queued jobs that nobody rang for."""

@@ -1,0 +1,97 @@
+"""Retention: old jobs and old files of results go, where an operator has said so; off by default.
+
+A job goes with its events, its shards and what webhooks were told of it, and so does its place in
+lists and on the leaderboard. What something else refers to stays: a job whose data set or model is
+there, a trial of a sweep, a job that was retried, one of which a webhook is still to be told.
+"""
+
+from collections.abc import Collection, Iterator
+
+from sqlalchemy import ColumnElement, Select, delete, or_, select
+
+from adap.store import results
+from adap.store.database import Database, now
+from adap.store.tables import (
+    TERMINAL,
+    DatasetRow,
+    DeliveryRow,
+    DeliveryStatus,
+    JobEventRow,
+    JobFileRow,
+    JobRow,
+    ModelRow,
+    TrialRow,
+)
+
+AT_ONCE = 50  # jobs in one transaction: it holds the writers of SQLite up
+
+Clock = float | ColumnElement[float]
+
+
+def forget_jobs(database: Database, *, older_s: float, at: Clock | None = None) -> int:
+    """Delete the jobs that ended this long before `at`, by default now; returns how many."""
+    old = _ended_before(older_s, at).where(~or_(*map(JobRow.id.in_, _still_needed())))
+    return sum(_forget(database, ids) for ids in _in_batches(database, old))
+
+
+def forget_files(database: Database, *, older_s: float, at: Clock | None = None) -> int:
+    """Let go of the files that jobs made which ended this long before `at`; the figures stay.
+
+    Returns of how many jobs. The files themselves go with the garbage.
+    """
+    forgotten = 0
+    with_files = _ended_before(older_s, at).where(JobRow.result_bytes.is_not(None))
+    for ids in _in_batches(database, with_files):
+        with database.writing() as session:
+            results.remove(session, JobRow.id.in_(ids))
+        forgotten += len(ids)
+    return forgotten
+
+
+def _ended_before(older_s: float, at: Clock | None) -> Select[str]:
+    """Jobs, without shards, that have ended this long ago."""
+    return select(JobRow.id).where(
+        JobRow.status.in_(TERMINAL),
+        JobRow.parent_id.is_(None),
+        JobRow.finished_at < (now() if at is None else at) - older_s,
+    )
+
+
+def _still_needed() -> tuple[Select[str | None] | Select[str], ...]:
+    """Jobs that rows which stay refer to."""
+    return (
+        *(
+            select(asset.job_id).where(asset.job_id.is_not(None), asset.deleted_at.is_(None))
+            for asset in (DatasetRow, ModelRow)
+        ),
+        select(TrialRow.job_id),
+        select(JobRow.retry_of).where(JobRow.retry_of.is_not(None)),
+        select(DeliveryRow.job_id).where(DeliveryRow.status == DeliveryStatus.PENDING),
+    )
+
+
+def _in_batches(database: Database, query: Select[str]) -> Iterator[Collection[str]]:
+    """What a query finds, some at a time and each once, whatever becomes of it meanwhile."""
+    last = ""
+    while True:
+        with database.reading() as session:
+            page = query.where(JobRow.id > last).order_by(JobRow.id).limit(AT_ONCE)
+            ids = session.scalars(page).all()
+        if not ids:
+            return
+        yield ids
+        last = ids[-1]
+
+
+def _forget(database: Database, ids: Collection[str]) -> int:
+    """Delete these jobs, but for what has come to refer to one since it was looked at."""
+    with database.writing() as session:
+        free = ~or_(*map(JobRow.id.in_, _still_needed()))
+        chosen = select(JobRow.id).where(JobRow.id.in_(ids), free).order_by(JobRow.id)
+        going = session.scalars(chosen.with_for_update()).all()
+        shards = session.scalars(select(JobRow.id).where(JobRow.parent_id.in_(going))).all()
+        for table in (JobEventRow, JobFileRow, DeliveryRow):
+            session.execute(delete(table).where(table.job_id.in_([*going, *shards])))
+        session.execute(delete(JobRow).where(JobRow.id.in_(shards)))
+        session.execute(delete(JobRow).where(JobRow.id.in_(going)))
+    return len(going)
