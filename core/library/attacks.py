@@ -38,6 +38,8 @@ class Refusing:
 class FGSM(Refusing, config.FGSMAttack):
     """One step of epsilon along the gradient (Goodfellow et al. 2015). Field: label.
 
+    Raises ConfigError for a field that is unknown or out of bounds. Source: `docs/attacks.md`.
+
     >>> adap.FGSM().key
     'fgsm'
     """
@@ -49,6 +51,8 @@ class PGD(Refusing, config.PGDAttack):
     Fields: steps (10), step_size (pixels; 2.5 * epsilon / steps), restarts (1), iterate ('best' or
     'last'), patience (steps without progress after which an image is left), label.
 
+    Raises ConfigError for a field that is unknown or out of bounds. Source: `docs/attacks.md`.
+
     >>> adap.PGD(steps=40, restarts=2).steps
     40
     """
@@ -58,6 +62,8 @@ class APGD(Refusing, config.APGDAttack):
     """Auto-PGD, whose step size adapts (Croce & Hein 2020).
 
     Fields: steps (20), restarts (1), loss ('logit' or 'bce'), patience, label.
+
+    Raises ConfigError for a field that is unknown or out of bounds. Source: `docs/attacks.md`.
 
     >>> adap.APGD(steps=50).restarts
     1
@@ -72,6 +78,8 @@ class Square(Refusing, config.SquareAttack):
 
     Fields: queries (500, forward passes of each image), patience, label.
 
+    Raises ConfigError for a field that is unknown or out of bounds. Source: `docs/attacks.md`.
+
     >>> adap.Square(queries=100).queries
     100
     """
@@ -79,6 +87,8 @@ class Square(Refusing, config.SquareAttack):
 
 class Noise(Refusing, config.NoiseAttack):
     """A control, no attack: one draw of uniform noise of the same size. Field: label.
+
+    Raises ConfigError for a field that is unknown or out of bounds. Source: `docs/attacks.md`.
 
     >>> adap.Noise().name
     'noise'
@@ -89,6 +99,8 @@ class Transfer(Refusing, config.TransferAttack):
     """PGD on a surrogate model, whose images are shown to the attacked one.
 
     Fields: steps (20), step_size (pixels; 2.5 * epsilon / steps), iterate, label.
+
+    Raises ConfigError for a field that is unknown or out of bounds. Source: `docs/attacks.md`.
 
     >>> adap.Transfer(steps=30).steps
     30

@@ -208,6 +208,9 @@ class Loss(Objective):
 class CE(Loss):
     """Cross-entropy on clean images: no defence at all. No options.
 
+    loss(clean, adv, targets, index), each (B,), gives (). Raises ConfigError for options, shapes
+    and types that do not fit, DataError for values. Source: `docs/methods.md`.
+
     >>> loss = adap.CE(examples=4)
     >>> round(float(loss(torch.zeros(2), None, torch.tensor([1.0, 0.0]), torch.arange(2))), 4)
     0.6931
@@ -219,6 +222,9 @@ class CE(Loss):
 class AP(Loss):
     """The AP surrogate on clean images (SOAP), eq. (1). Options: margin, gamma1, first_visit.
 
+    loss(clean, adv, targets, index), each (B,), gives (). Raises ConfigError for options, shapes
+    and types that do not fit, DataError for values. Source: `docs/methods.md`.
+
     >>> adap.AP(examples=4, margin=0.8).needs_adversarial
     False
     """
@@ -228,6 +234,9 @@ class AP(Loss):
 
 class PGDTraining(Loss):
     """Cross-entropy on attacked images (Madry et al. 2018), eq. (4). No options.
+
+    loss(clean, adv, targets, index), each (B,), gives (). Raises ConfigError for options, shapes
+    and types that do not fit, DataError for values. Source: `docs/methods.md`.
 
     >>> adap.PGDTraining(examples=4).needs_clean
     False
@@ -239,6 +248,9 @@ class PGDTraining(Loss):
 class TRADES(Loss):
     """Cross-entropy plus lambda_ times a KL term (Zhang et al. 2019), eq. (5). Option: lambda_.
 
+    loss(clean, adv, targets, index), each (B,), gives (). Raises ConfigError for options, shapes
+    and types that do not fit, DataError for values. Source: `docs/methods.md`.
+
     >>> adap.TRADES(examples=4, lambda_=6.0).options.lambda_
     6.0
     """
@@ -249,6 +261,9 @@ class TRADES(Loss):
 class MART(Loss):
     """Cross-entropy on attacked images plus a weighted KL (Wang et al. 2020). Option: lambda_.
 
+    loss(clean, adv, targets, index), each (B,), gives (). Raises ConfigError for options, shapes
+    and types that do not fit, DataError for values. Source: `docs/methods.md`.
+
     >>> adap.MART(examples=4).needs_clean
     True
     """
@@ -258,6 +273,9 @@ class MART(Loss):
 
 class AdapMM(Loss):
     """The AP surrogate on attacked images, eq. (6). Options: margin, gamma1, first_visit.
+
+    loss(clean, adv, targets, index), each (B,), gives (). Raises ConfigError for options, shapes
+    and types that do not fit, DataError for values. Source: `docs/methods.md`.
 
     >>> adap.AdapMM(examples=4).needs_positives
     True
@@ -271,6 +289,9 @@ class AdapPZ(Loss):
 
     Options: margin, gamma1, lambda_, first_visit.
 
+    loss(clean, adv, targets, index), each (B,), gives (). Raises ConfigError for options, shapes
+    and types that do not fit, DataError for values. Source: `docs/methods.md`.
+
     >>> adap.AdapPZ(examples=4).inner_needs_clean
     True
     """
@@ -282,6 +303,9 @@ class AdapLZ(Loss):
     """AP surrogate plus the listwise term, as a zero-sum game, eq. (18).
 
     Options: margin, gamma1, gamma2, lambda_, first_visit.
+
+    loss(clean, adv, targets, index), each (B,), gives (). Raises ConfigError for options, shapes
+    and types that do not fit, DataError for values. Source: `docs/methods.md`.
 
     >>> adap.AdapLZ(examples=4).inner_needs_clean
     True
@@ -295,6 +319,9 @@ class AdapLN(Loss):
 
     Options: margin, gamma1, gamma2, lambda_, first_visit.
 
+    loss(clean, adv, targets, index), each (B,), gives (). Raises ConfigError for options, shapes
+    and types that do not fit, DataError for values. Source: `docs/methods.md`.
+
     >>> sorted(adap.AdapLN(examples=4).state_dict())
     ['objective.ap.u_all', 'objective.ap.u_pos', 'objective.listwise.u']
     """
@@ -306,6 +333,9 @@ class AdapLPN(Loss):
     """AP surrogate plus listwise and pointwise terms, with a pointwise attacker, eq. (10).
 
     Options: margin (0.6), gamma1 and gamma2 (0.9), lambda_ (1), first_visit ('published').
+
+    loss(clean, adv, targets, index), each (B,), gives (). Raises ConfigError for options, shapes
+    and types that do not fit, DataError for values. Source: `docs/methods.md`.
 
     >>> loss = adap.AdapLPN(examples=4)
     >>> clean, adv = torch.tensor([2.0, -1.0]), torch.tensor([0.5, 0.5])

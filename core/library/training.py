@@ -237,7 +237,7 @@ def batches(
     targets: (N,) in {0, 1}.  Objectives with an AP surrogate get `positives_per_batch` positives in
     each batch, by default half; the others plain shuffles. `state_dict()` resumes it.
     Raises ConfigError or DataError for what leaves no such batch, and for other than as many
-    targets as the loss has examples.
+    targets as the loss has examples. Source: `adap.core.training.sampling`.
 
     >>> targets = torch.tensor([1, 0, 0, 0, 0, 0, 0, 1])
     >>> [len(index) for index in adap.batches(adap.AP(examples=8), targets, batch_size=4)]
@@ -326,6 +326,7 @@ def attack_generator(
     """The random numbers of `fit`'s attack in one epoch, counted from 1.
 
     Raises ConfigError for a seed below 0, an epoch below 1, or a device that is not there.
+    Source: `adap.core.training.loop`.
 
     >>> adap.attack_generator(seed=0, epoch=1).device.type
     'cpu'

@@ -45,6 +45,19 @@ def test_every_public_function_and_class_has_an_example() -> None:
     assert lacking == []
 
 
+def test_whatever_is_called_names_its_errors_and_its_source() -> None:
+    answers = {"Audit", "Certified", "Fitted"}
+    lacking = [
+        f"{name}: {word}"
+        for name in adap.__all__
+        for word in ("Raises ", "Source: ")
+        if word not in (inspect.getdoc(getattr(adap, name)) or "")
+        and name not in answers
+        and not name.endswith("Error")
+    ]
+    assert lacking == []
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_the_examples_in_the_docstrings_say_what_is_so(module: str) -> None:
     torch.manual_seed(0)
