@@ -4,7 +4,8 @@
 
 The victim asks for one small image at a time. The attacker sends, without pause, as many images a
 request as go, of a network that is as costly as the service accepts for its batches. Told are the
-victim's median and 99th percentile, alone and meanwhile.
+victim's median and 99th percentile, alone and meanwhile, and how many times longer the 99th is
+then than alone, before and after; and what the attacker was answered.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import os
 import statistics
 import threading
 import time
+from collections import Counter
 
 import httpx
 import numpy as np
@@ -110,10 +112,11 @@ def waits(client: httpx.Client, model: str, seconds: float) -> list[float]:
     return found
 
 
-def told(name: str, found: list[float]) -> None:
-    """One row of the table."""
+def told(name: str, found: list[float]) -> float:
+    """Print one row of the table; the 99th percentile."""
     p99 = statistics.quantiles(found, n=100)[98]
     print(f"| {name} | {len(found)} | {statistics.median(found):.1f} | {p99:.1f} |", flush=True)
+    return p99
 
 
 def main() -> None:
@@ -128,22 +131,27 @@ def main() -> None:
     ask(attacker, large, 1, SIDE)
     waits(victim, small, 2)
     print("| | requests | median, ms | p99, ms |\n|---|---|---|---|")
-    told("alone", waits(victim, small, seconds))
+    before = told("alone", waits(victim, small, seconds))
     ends = threading.Event()
+
+    answers: Counter[int] = Counter()
 
     def attack() -> None:
         while not ends.is_set():
-            ask(attacker, large, 256, SIDE)
+            answers[ask(attacker, large, 256, SIDE)] += 1
 
     threads = [threading.Thread(target=attack) for _ in range(PARALLEL)]
     for thread in threads:
         thread.start()
     time.sleep(2)
-    told("while another tenant attacks", waits(victim, small, seconds))
+    meanwhile = told("while another tenant attacks", waits(victim, small, seconds))
     ends.set()
     for thread in threads:
         thread.join()
-    told("afterwards", waits(victim, small, seconds))
+    after = told("afterwards", waits(victim, small, seconds))
+    print(f"\np99 {meanwhile / before:.1f} times that before, {meanwhile / after:.1f} that after;")
+    print(f"the attacker's answers by status: {dict(answers)};")
+    print(f"load {os.getloadavg()[0]:.1f} at the end, {os.cpu_count()} cores.")
 
 
 if __name__ == "__main__":
