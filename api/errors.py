@@ -249,6 +249,7 @@ _TRY_AGAIN_S = {
 def _troubled(request: Request, trouble: Trouble, error: Exception) -> JSONResponse:
     """The answer where storage stands in the way; the log has the error itself."""
     log.error("storage.trouble", extra={"code": trouble.code, "reason": str(error)})
+    request.app.state.metrics.count_trouble(trouble.code)
     if trouble.code == disk.CODE:
         detail = "There is no room for this on the service's disk; nothing of it was kept."
         detail += " Try later."

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -15,7 +15,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 from starlette.types import Scope
 
-from adap.store import metrics, queues
+from adap.store import disk, metrics, queues, storage
 from adap.store.database import Database
 
 RATE_WINDOW_S = 3600.0
@@ -35,15 +35,35 @@ class Metrics:
             registry=self._registry,
         )
 
+        self._troubles = Counter(
+            "adap_storage_errors",
+            "requests that the database, the store of files or the disk stood in the way of",
+            ["code"],
+            registry=self._registry,
+        )
+        for code in (storage.UNAVAILABLE, storage.MISSING, disk.CODE):
+            self._troubles.labels(code)  # 0 so far, or a first error would be no growth
+
+    def count_trouble(self, code: str) -> None:
+        """Count a request that storage stood in the way of."""
+        self._troubles.labels(code).inc()
+
     def count(self, scope: Scope, *, status: int, seconds: float) -> None:
         """Count a request that was answered."""
         method = scope["method"] if scope["method"] in METHODS else "other"
         self._requests.labels(method, route_of(scope), str(status)).observe(seconds)
 
-    def exposition(self, scoring: dict[str, Any] | None) -> bytes:
-        """All figures as text; `scoring` is the status of the scoring process, if it answered."""
+    def exposition(self, scoring: dict[str, Any] | None, *, blobs_up: bool) -> bytes:
+        """All figures as text.
+
+        scoring: the status of the scoring process, if it answered. blobs_up: whether the store of
+        files did.
+        """
         registry = CollectorRegistry()
         registry.register(_Scoring(scoring))
+        Gauge("adap_blobs_up", "whether the store of files answers", registry=registry).set(
+            blobs_up
+        )
         return generate_latest(self._registry) + generate_latest(registry)
 
 
@@ -170,6 +190,11 @@ class _Jobs(Collector):
             "adap_undelivered_events",
             "events that webhooks never took, given up",
             value=troubles.undelivered,
+        )
+        yield GaugeMetricFamily(
+            "adap_delayed_events",
+            "events that a webhook has not taken so far, to be sent again",
+            value=troubles.delayed,
         )
         yield GaugeMetricFamily(
             "adap_condemned_files", "garbage that waits to be deleted", value=troubles.condemned

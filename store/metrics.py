@@ -5,7 +5,7 @@ All come from the rows at the time of asking, so they are the same from every pr
 
 from dataclasses import dataclass
 
-from sqlalchemy import case, func, select
+from sqlalchemy import case, func, or_, select
 from sqlalchemy.orm import Session
 
 from adap.store.database import now
@@ -127,6 +127,7 @@ class Troubles:
     lost_attempts: int  # that a dead worker or storage cost, of all jobs
     failures: dict[str, int]  # jobs that failed, by code
     undelivered: int  # events that were given up, as their webhook never took them
+    delayed: int  # events that a webhook has not taken so far, to be sent again
     condemned: int  # files that are garbage and wait to be deleted
 
 
@@ -135,10 +136,15 @@ def troubles(session: Session) -> Troubles:
     code = JobRow.error["code"].as_string()
     failed = select(code, func.count()).where(JobRow.status == JobStatus.FAILED).group_by(code)
     given_up = select(func.count()).where(DeliveryRow.status == DeliveryStatus.FAILED)
+    delayed = select(func.count()).where(
+        DeliveryRow.status == DeliveryStatus.PENDING,
+        or_(DeliveryRow.answered.is_not(None), DeliveryRow.error.is_not(None)),
+    )
     condemned = select(func.count()).where(CondemnedRow.gone.is_(False))
     return Troubles(
         lost_attempts=int(session.scalar(select(func.sum(JobRow.lost))) or 0),
         failures={str(row[0]): int(row[1]) for row in session.execute(failed)},
         undelivered=int(session.scalar(given_up) or 0),
+        delayed=int(session.scalar(delayed) or 0),
         condemned=int(session.scalar(condemned) or 0),
     )

@@ -78,8 +78,9 @@ class S3Blobs:
 
     def adopt(self, staged: str, *, sha256: str) -> None:
         """Make a file that waits, and has this SHA-256, a blob; it waits no longer."""
-        obstore.copy(self.store, staged, sha256)
-        obstore.delete(self.store, staged)
+        with self._asked():
+            obstore.copy(self.store, staged, sha256)
+            obstore.delete(self.store, staged)
 
     def exists(self, name: str) -> bool:
         """Whether a blob or a file that waits is there."""

@@ -30,6 +30,7 @@ async def live() -> Liveness:
     return Liveness()
 
 
+StorageState = tuple[Literal["ok", "unavailable", "full"], str | None]
 Scoring = Literal["ok", "unreachable", "none"]
 
 
@@ -59,6 +60,16 @@ async def scoring_state(house: HouseDep, status: ScoringStatus) -> Scoring:
 
 
 ScoringState = Annotated[Scoring, Depends(scoring_state)]
+
+
+async def blobs_state(house: HouseDep) -> StorageState:
+    """Whether the store of files answers, and what is wrong where it does not."""
+    return await house.health.look(
+        "blobs", lambda: run_sync(_state_of, house.blobs.probe, limiter=house.health.threads)
+    )
+
+
+BlobsState = Annotated[StorageState, Depends(blobs_state)]
 
 
 @router.get("/readyz", responses={503: problems()[503]})
@@ -117,9 +128,12 @@ def _readiness(house: House, scoring: Scoring) -> Readiness:
     response_class=Response,
     responses=problems() | {200: {"content": {METRICS_TYPE: {"schema": {"type": "string"}}}}},
 )
-def metrics(request: Request, _caller: Admin, scoring: ScoringStatus) -> Response:
+def metrics(
+    request: Request, _caller: Admin, scoring: ScoringStatus, blobs: BlobsState
+) -> Response:
     """Figures for Prometheus, of all tenants together; needs the scope `admin`."""
-    return Response(request.app.state.metrics.exposition(scoring), media_type=METRICS_TYPE)
+    told = request.app.state.metrics.exposition(scoring, blobs_up=blobs[0] == "ok")
+    return Response(told, media_type=METRICS_TYPE)
 
 
 def _broker_state(house: HouseDep) -> tuple[Literal["ok", "unreachable", "full"], str | None]:
@@ -136,9 +150,7 @@ def _broker_state(house: HouseDep) -> tuple[Literal["ok", "unreachable", "full"]
     return "ok", None
 
 
-def _state_of(
-    probe: Callable[[], None],
-) -> tuple[Literal["ok", "unavailable", "full"], str | None]:
+def _state_of(probe: Callable[[], None]) -> StorageState:
     """What a probe of a place where things are kept finds, and the sentence that tells it."""
     try:
         probe()

@@ -10,9 +10,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import select, update
 
-from adap.store import jobs
+from adap.store import jobs, webhooks
+from adap.store.ids import new_id
 from adap.store.logs import configure_logging
-from adap.store.tables import CondemnedRow, JobKind, JobRow
+from adap.store.tables import CondemnedRow, DeliveryRow, JobKind, JobRow, WebhookRow
 from tests.api.conftest import Api, Scoring, noise, png, wait_for
 from tests.conftest import REPOSITORY
 
@@ -195,3 +196,32 @@ def test_what_an_operator_is_woken_by_is_counted(api: Api) -> None:
     assert after["adap_disk_free_bytes", labels()] > 0
     with api.database.writing() as session:
         session.delete(session.get_one(CondemnedRow, "a"))
+
+
+def test_events_that_a_webhook_does_not_take_are_counted_until_it_has(api: Api) -> None:
+    hook = WebhookRow(
+        id=new_id("whk"), tenant="local", url="https://a.example", events=[], secret="s"
+    )
+    with api.database.writing() as session:
+        session.add(hook)
+        job = jobs.enqueue(session, JobKind.RANK, tenant="local", request={})
+        event = DeliveryRow(
+            id=new_id("msg"), webhook_id=hook.id, job_id=job.id, event="job.failed", payload="{}"
+        )
+        session.add(event)
+
+    def attempt(answered: int) -> tuple[float, float]:
+        """Send it, as far as the database knows: how many events are delayed, and given up."""
+        with api.database.writing() as session:
+            session.execute(update(DeliveryRow).values(next_at=0.0))
+            sending = webhooks.take(session, event.id)
+            assert sending is not None
+            webhooks.settle(session, sending, answered=answered, error=None)
+        told = scrape(api)
+        return told["adap_delayed_events", labels()], told["adap_undelivered_events", labels()]
+
+    counts = [attempt(500) for _ in range(len(webhooks.BACKOFF_S) + 1)]
+    assert counts == [*[(1, 0)] * len(webhooks.BACKOFF_S), (0, 1)]
+    with api.database.writing() as session:
+        webhooks.again(session, session.get_one(DeliveryRow, event.id))
+    assert attempt(204) == (0, 0)

@@ -10,7 +10,8 @@ import httpx
 import pytest
 
 from adap.store.tables import DatasetRow
-from tests.api.conftest import Api, running_in
+from tests.api.conftest import Api, running_in, wait_for
+from tests.api.test_metrics import labels, scrape
 from tests.disk import remount, small_disk
 from tests.s3 import Line, bucket_of
 
@@ -36,6 +37,10 @@ def wait_until_ready_says(api: Api, blobs: str) -> dict[str, Any]:
     return told
 
 
+def metric(api: Api, name: str, **of: str) -> float:
+    return scrape(api)[name, labels(**of)]
+
+
 def send(api: Api) -> httpx.Response:
     files = {"file": ("photos.zip", os.urandom(1000), "application/zip")}
     return api.http.post("/v1/datasets", data={"name": "photos"}, files=files)
@@ -47,6 +52,8 @@ def test_a_store_that_is_away_is_a_503_and_named_by_readiness(
 ) -> None:
     dataset = far.dataset()
     wait_until_ready_says(far, "ok")
+    assert metric(far, "adap_blobs_up") == 1
+    assert metric(far, "adap_storage_errors_total", code="storage_unavailable") == 0
     line.be(mode)
     for answer in (send(far), far.http.get(f"/v1/datasets/{dataset}/content")):
         body = problem(answer, 503, "storage_unavailable")
@@ -55,6 +62,8 @@ def test_a_store_that_is_away_is_a_503_and_named_by_readiness(
     ready = wait_until_ready_says(far, "unavailable")
     assert ready["status"] == "degraded"
     assert any("store of files" in text for text in ready["problems"])
+    wait_for(lambda: metric(far, "adap_blobs_up") == 0, because="a look of a moment ago is old")
+    assert metric(far, "adap_storage_errors_total", code="storage_unavailable") == 2
     assert far.http.get(f"/v1/datasets/{dataset}").status_code == 200
     line.be("open")
     wait_until_ready_says(far, "ok")

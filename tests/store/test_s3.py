@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import time
 from pathlib import Path
 from threading import Thread
@@ -38,10 +39,11 @@ def test_a_store_that_is_away_is_told_from_one_without_the_content(
     line: Line, s3_endpoint: str, tmp_path: Path, source: Path, mode: str
 ) -> None:
     blobs = far(line, s3_endpoint, tmp_path, limit_s=1)
-    blobs.probe()
+    staged = blobs.stage(shutil.copy(source, tmp_path / "staged"))
     line.be(mode)
     for ask in (
         lambda: blobs.put(source),
+        lambda: blobs.adopt(staged, sha256=SHA256),
         lambda: blobs.local_path(SHA256),
         lambda: blobs.exists(SHA256),
         lambda: blobs.delete(SHA256),
