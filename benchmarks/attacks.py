@@ -37,7 +37,8 @@ from torch.nn import functional as F
 
 from adap.core.attacks.acceleration import accelerate
 from adap.core.attacks.apgd import APGD
-from adap.core.attacks.base import PerImage, attacking, loss_and_gradient
+from adap.core.attacks.base import PerImage, loss_and_gradient
+from adap.core.attacks.holding import attacking
 from adap.core.attacks.pgd import PGD
 from adap.core.attacks.square import Square
 from adap.core.attacks.threat_model import ThreatModel

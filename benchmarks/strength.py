@@ -43,7 +43,8 @@ from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 
 from adap.core.attacks.apgd import APGD
-from adap.core.attacks.base import Attack, attacking
+from adap.core.attacks.base import Attack
+from adap.core.attacks.holding import attacking
 from adap.core.attacks.pgd import PGD
 from adap.core.attacks.square import Square
 from adap.core.attacks.threat_model import ThreatModel

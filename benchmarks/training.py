@@ -28,7 +28,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from adap.core.attacks.base import attacking, loss_and_gradient
+from adap.core.attacks.base import loss_and_gradient
+from adap.core.attacks.holding import attacking
 from adap.core.config import Augment, TrainingConfig
 from adap.core.objectives.registry import OBJECTIVES, build_objective
 from adap.core.objectives.surrogates import negative_margin

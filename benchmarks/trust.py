@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adap.core.attacks.acceleration import PROBES, accelerate
-from adap.core.attacks.base import attacking
+from adap.core.attacks.holding import attacking
 from adap.core.attacks.pgd import PGD
 from adap.core.attacks.threat_model import ThreatModel
 from adap.core.audit.checks.check import check_audit, planned_passes

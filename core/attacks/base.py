@@ -3,13 +3,12 @@
 An attack knows no model, label or objective: it is handed a function of the images and ascends it.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from adap.core.attacks.threat_model import ThreatModel
 from adap.core.errors import ConfigError
@@ -77,28 +76,6 @@ def perturbed(
             f"{broken} of {len(x)} images"
         )
     return threat_model.project(x_adv.to(x), x)
-
-
-@contextmanager
-def attacking(network: nn.Module) -> Iterator[None]:
-    """Eval mode and frozen parameters inside; both exactly as before outside.
-
-    Frozen, because a step then costs one forward and one backward to the input; eval, because
-    BatchNorm in train mode would let images of a batch influence each other and would learn
-    from attacked images.
-    """
-    modes = [(module, module.training) for module in network.modules()]
-    flags = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
-    network.eval()
-    for parameter, _ in flags:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        for parameter, requires_grad in flags:
-            parameter.requires_grad_(requires_grad)
 
 
 def loss_and_gradient(loss_fn: LossFn, x_adv: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from adap.core.attacks.base import attacking, loss_and_gradient
+from adap.core.attacks.base import loss_and_gradient
+from adap.core.attacks.holding import attacking
 from adap.core.audit.network import generator_of, logits_of
 
 DRAWS = 16  # behind each score and each gradient of a model that draws, unless others are asked for

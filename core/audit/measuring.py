@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from adap.core.attacks.acceleration import PROBES, accelerate
-from adap.core.attacks.base import attacking, perturbed
+from adap.core.attacks.base import perturbed
+from adap.core.attacks.holding import attacking
 from adap.core.attacks.registry import build_attack
 from adap.core.attacks.threat_model import ThreatModel
 from adap.core.audit.certify.bounds import Method, certified_bounds

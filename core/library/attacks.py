@@ -10,7 +10,8 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from adap.core import config
-from adap.core.attacks.base import LossFn, attacking, perturbed
+from adap.core.attacks.base import LossFn, perturbed
+from adap.core.attacks.holding import attacking
 from adap.core.attacks.registry import build_attack
 from adap.core.attacks.threat_model import ThreatModel
 from adap.core.audit.network import as_input, generator_of, loss_of

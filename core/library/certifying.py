@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adap.core.attacks.base import attacking
+from adap.core.attacks.holding import attacking
 from adap.core.attacks.threat_model import ThreatModel
 from adap.core.audit.certify.bounds import Method, certified_bounds, certified_floor_ap
 from adap.core.audit.network import as_input

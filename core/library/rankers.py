@@ -4,6 +4,7 @@ Any `nn.Module`, or any function of images that gives no gradients. What it answ
 a few images, and what was decided is kept as sentences for the reader of the report.
 """
 
+import copy
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from adap.core.attacks.holding import in_eval_mode, mode_outside
 from adap.core.errors import ConfigError, ModelError
 
 Outputs = Literal["auto", "logits", "probabilities", "multilabel"]
@@ -254,15 +256,14 @@ def _read_answers(
     """Find out what the model answers, and make that the scorer's."""
     given = x.clone()
     before = given._version
-    with kept_modes(scorer), torch.no_grad():
-        try:
-            scorer.eval()
-        except NotImplementedError as error:
-            raise ModelError(
-                f"expected an nn.Module that can be set to eval mode, got one that cannot ({error})"
-                ": give the module that it was exported from, or a function that calls it"
-            ) from error
-        raw = scorer.raw(given)
+    try:
+        with in_eval_mode(scorer), torch.no_grad():
+            raw = scorer.raw(given)
+    except NotImplementedError as error:
+        raise ModelError(
+            f"expected an nn.Module that can be set to eval mode, got one that cannot ({error})"
+            ": give the module that it was exported from, or a function that calls it"
+        ) from error
     scorer.writes = given._version > before  # which the next pass would see, and a leaf refuses
     if raw.ndim == 0 and len(x) == 1:
         raw = raw[None]
@@ -396,32 +397,39 @@ def _refuse_options(
 
 
 def _refuse_train_mode(scorer: Ranker, x: Tensor) -> None:
-    """Raise ModelError where train mode changes scores: which of the two is meant is not ours."""
-    if not any(module.training for module in scorer.network.modules()):
+    """Raise ModelError where train mode changes scores: which of the two is meant is not ours.
+
+    A copy is asked, so that no thread that has the model too sees it in another mode.
+    """
+    modes = [mode_outside(module) for module in scorer.modules()]
+    if not any(modes[1:]):  # the first is our own
         return
-    network = scorer.network
-    buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
-    change = by_chance = math.inf
+    try:
+        copied = copy.deepcopy(scorer)
+    except Exception as error:  # whatever a stranger's module raises
+        raise ModelError(
+            "expected a model in eval mode, got one in train mode, and one that cannot be copied "
+            "to see whether its scores depend on that: call model.eval() first"
+        ) from error
+    for module, mode in zip(copied.modules(), modes, strict=True):
+        module.training = mode
     try:
         with (
-            kept_modes(network),
             torch.no_grad(),
             torch.random.fork_rng(devices=[x.device] if x.is_cuda else []),
         ):
-            found = scorer.raw(x)
-            for buffer, before in buffers:
+            buffers = [buffer.clone() for buffer in copied.buffers()]
+            found = copied.raw(x)
+            for buffer, before in zip(copied.buffers(), buffers, strict=True):
                 buffer.copy_(before)
-            network.eval()
-            settled, again = scorer.raw(x), scorer.raw(x)
-        if found.shape == settled.shape == again.shape:
-            change = float((found - settled).abs().max())
-            by_chance = float((again - settled).abs().max())
+            copied.eval()
+            settled, again = copied.raw(x), copied.raw(x)
     except (ModelError, *FAILURES):
         return  # it does not run at all, which is said in other words
-    finally:
-        with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
+    change = by_chance = math.inf
+    if found.shape == settled.shape == again.shape:
+        change = float((found - settled).abs().max())
+        by_chance = float((again - settled).abs().max())
     if by_chance > 0 and change != math.inf:
         return  # it is random in either mode, which no call of eval() ends
     if change > 0:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from adap.core import config
+from adap.core.attacks.holding import in_eval_mode
 from adap.core.config import TrainingConfig
 from adap.core.errors import ConfigError, DataError, ModelError
 from adap.core.library.attacks import Refusing, columns_of, refuse_no_generator
@@ -358,8 +359,7 @@ def _refuse_untrainable(model: nn.Module) -> None:
 
 def _refuse_no_gradients(made: Ready, train: Examples) -> None:
     """Raise ModelError for a network whose scores autograd cannot follow to its weights."""
-    with kept_modes(made.scorer):
-        made.scorer.eval()
+    with in_eval_mode(made.scorer):
         scores = made.scorer(torch.from_numpy(as_float(train.images[:2])).to(made.device))
     if not scores.requires_grad:
         raise ModelError(

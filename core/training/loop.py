@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from adap.core.attacks.base import attacking
+from adap.core.attacks.holding import attacking
 from adap.core.attacks.pgd import PGD
 from adap.core.attacks.threat_model import ThreatModel
 from adap.core.config import EPSILON_PAPER, Optimizer, TrainingAttack, TrainingConfig

@@ -8,7 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from adap.core.attacks.acceleration import Accelerated, Dense, Strided, accelerate
-from adap.core.attacks.base import attacking, loss_and_gradient
+from adap.core.attacks.base import loss_and_gradient
+from adap.core.attacks.holding import attacking
 from adap.core.attacks.pgd import PGD
 from adap.core.attacks.threat_model import ThreatModel
 from adap.models import architectures

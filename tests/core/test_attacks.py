@@ -14,7 +14,8 @@ from torch import nn
 import adap.core.attacks.apgd
 from adap.core import config
 from adap.core.attacks.apgd import APGD, checkpoints_of
-from adap.core.attacks.base import attacking, perturbed
+from adap.core.attacks.base import perturbed
+from adap.core.attacks.holding import attacking
 from adap.core.attacks.pgd import PGD
 from adap.core.attacks.registry import ATTACKS, build_attack
 from adap.core.attacks.square import Square

@@ -14,7 +14,7 @@ from sklearn.metrics import average_precision_score
 from torch import nn
 from torch.nn import functional as F
 
-from adap.core.attacks.base import attacking
+from adap.core.attacks.holding import attacking
 from adap.core.attacks.pgd import PGD
 from adap.core.attacks.threat_model import ThreatModel
 from adap.core.audit.checks.check import check_audit, planned_passes

@@ -27,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from adap.core.attacks.base import attacking
+from adap.core.attacks.holding import attacking
 from adap.core.audit.checks.runs import (
     DEPTHS,
     SCORINGS,
