@@ -184,6 +184,8 @@ class LeaderboardSetting(Answer):
     split: str | None
     norm: str
     epsilon: float
+    sample: int | None = Field(description="examples sampled; null where all were audited")
+    sample_seed: int | None = Field(description="by which they were; null where all were audited")
 
 
 class Leaderboard(Answer):

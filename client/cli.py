@@ -721,6 +721,10 @@ def audit(
             "exit code is 1 where it does not. May be given several times.",
         ),
     ] = None,
+    sample: Annotated[
+        int | None,
+        typer.Option(min=4, help="Audit so many examples at random, each side in its share."),
+    ] = None,
     seed: Seed = None,
     config: ConfigFile = None,
     set_: Set = None,
@@ -739,6 +743,7 @@ def audit(
             "attacks": attack or None,
             "surrogate": None if surrogate is None else {"model_id": surrogate},
             "thresholds": require or None,
+            "sample": sample,
             "seed": seed,
         },
         [

@@ -480,6 +480,12 @@ def _trust(trust: Json) -> RenderableType:
     return Group(*lines)
 
 
+def _sample(setting: Json) -> str:
+    if setting["sample"] is None:
+        return ""
+    return f", a sample of {setting['sample']:,} (seed {setting['sample_seed']})"
+
+
 def leaderboard(item: Json) -> RenderableType:
     """Models compared on one data set."""
     setting = item["setting"]
@@ -488,7 +494,7 @@ def leaderboard(item: Json) -> RenderableType:
     title = (
         f"{_names(setting['positive']) or 'Each class'} against the rest"
         f"{', ' + setting['split'] + ' split' if setting['split'] else ''}; "
-        f"{setting['norm']} epsilon {setting['epsilon']:.4g}"
+        f"{setting['norm']} epsilon {setting['epsilon']:.4g}{_sample(setting)}"
     )
     below = [row for row in item["contenders"] if row["rank"] is None]
     lines = [
@@ -496,7 +502,7 @@ def leaderboard(item: Json) -> RenderableType:
     ]
     others = [
         f"{_names(other['positive']) or 'each class'}, {other['split'] or 'no split'}, "
-        f"{other['norm']} {other['epsilon']:.4g}"
+        f"{other['norm']} {other['epsilon']:.4g}{_sample(other)}"
         for other in item["other_settings"]
     ]
     if others:

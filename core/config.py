@@ -755,6 +755,13 @@ class AuditConfig(Config):
     split: Split | None = Field(
         None, description="by default the test split where there is one, else every example"
     )
+    sample: int | None = Field(
+        None,
+        ge=4,
+        le=2**31,
+        description="audit so many examples at random, by `seed`, each side in its share; by "
+        "default, and where there are no more, all of them",
+    )
     threat: Threat = Threat()
     preset: Preset = Field("standard", description="attacks to run when `attacks` is left out")
     attacks: list[Attack] | None = Field(
@@ -828,6 +835,10 @@ class AuditConfig(Config):
                 "computes the perturbations"
             )
         return self
+
+    def sampled(self, examples: int) -> int | None:
+        """How many of so many examples are looked at; None where all of them are."""
+        return self.sample if self.sample is not None and self.sample < examples else None
 
     def resolved_attacks(self) -> list[Attack]:
         """The attacks to run; a preset leaves transfer out where no surrogate is named."""

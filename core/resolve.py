@@ -11,6 +11,7 @@ from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from adap.core.audit.sampling import check_sample
 from adap.core.config import (
     AnyTask,
     AuditConfig,
@@ -194,6 +195,7 @@ def resolve_audit(
     for task in tasks:
         ranker.output.columns(task.positive)  # raises where these classes have no score
         check_both_sides(task, summary, split)
+        _check_sample(config, task, summary, split)
     _fits(summary, ranker)
     gate.refuse_unknown(config, tasks, grouped=summary.groups is not None)
     if surrogate is not None:
@@ -343,6 +345,19 @@ def check_both_sides(task: Task, summary: DatasetSummary, split: Split | None) -
             f"expected at least {MIN_PER_SIDE} positives and {MIN_PER_SIDE} negatives in {where}, "
             f"got {positives} positives ({', '.join(task.positive)}) and {negatives} negatives"
         )
+
+
+def _check_sample(
+    config: AuditConfig, task: Task, summary: DatasetSummary, split: Split | None
+) -> None:
+    """Raise DataError for a sample without two of each side, as far as the counts tell."""
+    examples = summary.examples_in(split)
+    count = config.sampled(examples)
+    if count is None or (summary.multilabel and len(task.positive) > 1):  # classes may overlap
+        return
+    counts = summary.counts(split)
+    positives = sum(counts.get(name, 0) for name in task.positive)
+    check_sample(count, positives=positives, examples=examples, named=", ".join(task.positive))
 
 
 def check_fits(summary: DatasetSummary, *, channels: int, height: int, width: int) -> None:

@@ -114,8 +114,8 @@ def leaderboard(
 ) -> Leaderboard:
     """The models that were audited on a data set, the highest worst-case AP first.
 
-    Audits are comparable where task, split and threat agree. Of several such settings that fit
-    what is asked for, the one with most models is shown (of equal ones the oldest), and
+    Audits are comparable where task, split, sample and threat agree. Of several such settings that
+    fit what is asked for, the one with most models is shown (of equal ones the oldest), and
     `other_settings` says which others there are. Ranked are checked audits that ran every attack
     of the strongest of them; weaker or unchecked ones follow without a rank, with what is
     `missing`. Of each model the newest ranked audit counts. Differences to the leader are paired:
@@ -163,9 +163,13 @@ def _setting(job: JobRow, config: AuditConfig, summary: DatasetSummary) -> Leade
     """What must agree for two audits to be comparable."""
     tasks = (job.result or {})["summary"]["tasks"]
     each = isinstance(config.task, EachClass)
+    split = resolve_split(config.split, summary)
+    sample = config.sampled(summary.examples_in(split))
     return LeaderboardSetting(
         positive=None if each else sorted(tasks[0]["positive"]),
-        split=resolve_split(config.split, summary),
+        split=split,
+        sample=sample,
+        sample_seed=None if sample is None else config.seed,
         norm=config.threat.norm,
         epsilon=config.threat.epsilon,
     )

@@ -200,7 +200,7 @@ class ScoresPiece(_Piece):
 
     part: Literal["scores"] = "scores"
     shard: int = Field(ge=0, description="its place among the pieces of scores of its task")
-    start: int = Field(ge=0, description="first example, counted in the split")
+    start: int = Field(ge=0, description="first example, counted among those that are audited")
     stop: int = Field(ge=1, description="first example that is not its own")
     columns: list[Column]
 
@@ -239,6 +239,13 @@ class Batches(Config):
     seed: int
 
 
+class Sample(Config):
+    """Which examples are looked at, where not all are."""
+
+    count: int
+    seed: int
+
+
 class Origin(Config):
     """All that the scores of a column depend on; its hash is their key."""
 
@@ -250,6 +257,7 @@ class Origin(Config):
     positive: list[str]
     recipe: Recipe
     draws: int
+    sample: Sample | None
     batches: Batches | None = Field(description="null for what is of all pieces of a task")
 
 
@@ -261,6 +269,9 @@ def make_plan(config: AuditConfig, tasks: Sequence[Task], subject: Subject) -> l
     """
     pieces: list[Piece] = []
     asked = measures(config)
+    sampled = config.sampled(subject.examples)
+    examples = subject.examples if sampled is None else sampled
+    sample = None if sampled is None else Sample(count=sampled, seed=config.seed)
     for number, task in enumerate(tasks):
         if config.resolved_checks() != "off":
             pieces.append(
@@ -273,8 +284,8 @@ def make_plan(config: AuditConfig, tasks: Sequence[Task], subject: Subject) -> l
                     images=NOMINAL_CHECKS,
                 )
             )
-        for shard, start in enumerate(range(0, subject.examples, config.shard_size)):
-            stop = min(start + config.shard_size, subject.examples)
+        for shard, start in enumerate(range(0, examples, config.shard_size)):
+            stop = min(start + config.shard_size, examples)
             batches = Batches(
                 shard=shard,
                 start=start,
@@ -293,6 +304,7 @@ def make_plan(config: AuditConfig, tasks: Sequence[Task], subject: Subject) -> l
                     positive=task.positive,
                     recipe=measure.recipe(subject.surrogate),
                     draws=subject.draws,
+                    sample=sample,
                     batches=None if of_all else batches,
                 )
                 columns.append(Column(measure=measure, key=origin.sha256()))

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, SequentialSampler
 
+from adap.core.audit.sampling import draw_sides
 from adap.core.errors import ConfigError, DataError
 
 Layout = Literal["NCHW", "NHWC"]
@@ -81,18 +82,11 @@ class Examples:
         if count >= len(self):
             return self
         count = int(count)
-        generator = np.random.default_rng(seed)
         sides = [np.flatnonzero(self.targets == side) for side in (0, 1)]
         fair = round(count * len(sides[1]) / len(self))
         kept = min(max(fair, 2), count - 2, len(sides[1]))
-        rows = np.sort(
-            np.concatenate(
-                [
-                    generator.choice(sides[1], kept, replace=False),
-                    generator.choice(sides[0], min(count - kept, len(sides[0])), replace=False),
-                ]
-            )
-        )
+        others = min(count - kept, len(sides[0]))
+        rows = draw_sides(self.targets, positives=kept, negatives=others, seed=seed)
         said = (
             f"A random sample of {len(rows)} of {len(self)} examples was audited (seed {seed}), "
             f"{kept} of them positive; sample=None audits all."

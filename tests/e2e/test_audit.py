@@ -132,6 +132,7 @@ def test_a_leaderboard_compares_models_on_the_same_images(http: httpx.Client) ->
     audit(http, models[0], pets, threat={"epsilon": 0.01}, certify="off")
     board = http.get("/v1/leaderboard", params={"dataset_id": pets}).json()
     expected = {"positive": ["cat"], "split": "test", "norm": "linf", "epsilon": 0.05}
+    expected |= {"sample": None, "sample_seed": None}
     assert board["setting"] == expected
     assert board["other_settings"] == [expected | {"epsilon": 0.01}]
     assert http.get("/v1/leaderboard", params={"dataset_id": pets, "epsilon": "1/100"}).json()[
@@ -202,6 +203,69 @@ def test_every_class_of_a_network_with_an_output_for_each(http: httpx.Client) ->
         assert task["floor"] < floor["ap"] <= task["worst_case"]["ap"]
     means = [task["worst_case"]["ap"] for task in report["tasks"]]
     assert report["mean"]["worst_case"] == pytest.approx(np.mean(means))
+
+
+def test_a_sample_is_audited_as_such_and_compared_with_its_like_alone(http: httpx.Client) -> None:
+    known = load_digits()
+    arrays = io.BytesIO()
+    images = np.rint(known.images[:300] * 255 / 16).astype(np.uint8)
+    labels = np.where(known.target[:300] < 2, "low", "rest")
+    np.savez(arrays, images=images, labels=labels)
+    dataset = add_dataset(http, "digits.npz", arrays.getvalue())
+    network = architectures.build("small_cnn", channels=1, seed=3).eval()
+    added = http.post(
+        "/v1/models",
+        files={"file": ("k.safetensors", save(network.state_dict()))},
+        data={
+            "architecture": "small_cnn",
+            "input": '{"channels": 1, "height": 8, "width": 8, "mean": [0.3], "std": [0.3]}',
+            "output": '{"kind": "logit"}',
+        },
+    ).json()
+    finished(http, added["job_id"])
+    asked: dict[str, Any] = {
+        "task": {"positive": ["low"]},
+        "attacks": ["fgsm"],
+        "certify": "off",
+        "checks": "quick",
+        "shard_size": 32,
+    }
+    whole = audit(http, added["id"], dataset, **asked)
+    part = audit(http, added["id"], dataset, sample=80, **asked)
+    all_rows = {row["example_id"]: row for row in rows(http, whole)}
+    found = rows(http, part)
+    (of_all,), (of_part,) = (report_of(http, job)["tasks"] for job in (whole, part))
+    positives = round(80 * of_all["positives"] / 300)
+    assert (of_part["examples"], of_part["positives"]) == (80, positives)
+    assert len({row["example_id"] for row in found}) == 80
+    for row in found:
+        same = all_rows.get(row["example_id"])  # the first hundred of all are at hand
+        assert same is None or row["clean"] == pytest.approx(same["clean"], abs=1e-5)
+    judged = average_precision_score(
+        [row["target"] for row in found], [row["clean"] for row in found]
+    )
+    assert of_part["clean"]["ap"] == pytest.approx(judged)
+    widths = [
+        task["clean"]["interval"]["high"] - task["clean"]["interval"]["low"]
+        for task in (of_part, of_all)
+    ]
+    assert widths[0] > 1.2 * widths[1]
+    said = "A random sample of 80 of 300 examples was audited (seed 0), each side in its share"
+    assert report_of(http, part)["warnings"][0].startswith(said)
+    for media_type in ("text/html", "text/markdown"):
+        shown = http.get(part["links"]["report"], headers={"Accept": media_type}).text
+        assert said.partition(" (")[0] in shown
+    refused = http.post(
+        "/v1/audits", json={"model_id": added["id"], "dataset_id": dataset, **asked, "sample": 6}
+    )
+    assert (refused.status_code, refused.json()["code"]) == (422, "invalid_data")
+    assert "got 1 positives (low) and 5 negatives in a sample of 6 of 300" in refused.text
+    accepted = {"Accept": "application/vnd.safetensors"}
+    kept = http.get(part["links"]["scores"], headers=accepted).content
+    assert [line for line in verify(report_of(http, part), kept) if not line.ok] == []
+    board = http.get("/v1/leaderboard", params={"dataset_id": dataset}).json()
+    settings = [board["setting"], *board["other_settings"]]
+    assert [(it["sample"], it["sample_seed"]) for it in settings] == [(None, None), (80, 0)]
 
 
 @pytest.fixture(scope="module")

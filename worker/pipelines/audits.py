@@ -30,6 +30,7 @@ from adap.core.audit.plan import (
     piece_input,
     trained_on_input,
 )
+from adap.core.audit.sampling import audited_rows, sample_doubt
 from adap.core.config import Task
 from adap.core.datasets import ImageSet
 from adap.core.figures import report as reports
@@ -78,7 +79,7 @@ def measure_piece(work: Work[AuditScores], reporter: Reporter) -> PieceMeasured:
 def _measured(work: Work[AuditScores]) -> Measured:
     piece, where = work.request.piece, torch.device(device(work))
     image_set = ImageSet.load(work.inputs["dataset"])
-    index = image_set.in_split(piece.split)
+    index = audited_rows(image_set, piece.split, piece.task, piece.config)
     return Measured(
         piece=piece,
         images=_Picked(image_set.images, index),
@@ -109,7 +110,7 @@ def check_piece(work: Work[AuditChecks], reporter: Reporter) -> PieceMeasured:
     level = config.resolved_checks()
     assert level != "off"
     image_set = ImageSet.load(work.inputs["dataset"])
-    index = image_set.in_split(piece.split)
+    index = audited_rows(image_set, piece.split, task, config)
     targets = image_set.targets(task, index)
     attacks = config.resolved_attacks()
     scorer = load_scorer(work.inputs["model"], str(where), tuple(task.positive))
@@ -208,11 +209,12 @@ def join_pieces(work: Work[AuditReport], reporter: Reporter) -> AuditJoined:
             missing=asked.missing,
         ),
     )
+    sampled = sample_doubt(config, len(image_set.in_split(asked.dataset.split)))
     report = reports.build_report(
         found,
         config=config,
         provenance=provenance,
-        doubts=doubts(of_files),
+        doubts=[*([] if sampled is None else [sampled]), *doubts(of_files)],
         trust=verdicts.merge(checked, of_files=of_files) if checked else None,
     )
     (work.folder / "report.json").write_text(report.model_dump_json())
@@ -253,11 +255,16 @@ def _load_surrogate(work: Work[AuditScores | AuditChecks], task: Task) -> Scorer
 
 def _joined_scores(work: Work[AuditReport], image_set: ImageSet, task_number: int) -> Scores:
     """The scores of one task, from the columns of its pieces."""
-    index = image_set.in_split(work.request.dataset.split)
+    pieces = [
+        (number, piece)
+        for number, piece in enumerate(work.request.pieces)
+        if isinstance(piece, ScoresPiece) and piece.task_number == task_number
+    ]
+    index = audited_rows(
+        image_set, work.request.dataset.split, pieces[0][1].task, work.request.config
+    )
     groups, parts = image_set.group_names(index), []
-    for number, piece in enumerate(work.request.pieces):
-        if not isinstance(piece, ScoresPiece) or piece.task_number != task_number:
-            continue
+    for number, piece in pieces:
         parts.append(
             joined_piece(
                 piece,

@@ -1,0 +1,88 @@
+"""A stratified sample of the examples of an audit, each side in its share.
+
+    check_sample       refuse a sample that no figure could be read off
+    draw_sides         so many rows of each side, at random
+    audited_rows       the examples of a data set that an audit of a task looks at
+    sample_doubt       what a reader must know of a sample
+
+AP hangs on the share of positives, so a sample keeps it, to the nearest image. Its figures rest on
+fewer examples, and their intervals are as much wider. This module imports no torch.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adap.core.config import AuditConfig, Split, Task
+from adap.core.datasets import ImageSet
+from adap.core.errors import DataError
+
+LEAST = 2  # of each side
+
+
+def positives_of(count: int, *, positives: int, examples: int) -> int:
+    """The share of the positives in a sample of so many, to the nearest image."""
+    return round(count * positives / examples)
+
+
+def check_sample(count: int, *, positives: int, examples: int, named: str) -> None:
+    """Raise DataError for a sample with fewer than two positives or two negatives.
+
+    named: the positive classes.
+    """
+    kept = positives_of(count, positives=positives, examples=examples)
+    if min(kept, count - kept) < LEAST:
+        fewer = min(positives, examples - positives)
+        enough = -(-LEAST * examples // fewer)
+        raise DataError(
+            f"expected a sample with at least {LEAST} positives and {LEAST} negatives, got {kept} "
+            f"positives ({named}) and {count - kept} negatives in a sample of {count} of "
+            f"{examples}, each side in its share: sample {enough} or more"
+        )
+
+
+def draw_sides(
+    targets: NDArray[np.int64], *, positives: int, negatives: int, seed: int
+) -> NDArray[np.int64]:
+    """Rows of so many positives and so many negatives, at random, rising.
+
+    targets: (N,) in {0, 1}, with at least as many of each.
+    """
+    generator = np.random.default_rng(seed)
+    return np.sort(
+        np.concatenate(
+            [
+                generator.choice(np.flatnonzero(targets == side), count, replace=False)
+                for side, count in ((1, positives), (0, negatives))
+            ]
+        )
+    )
+
+
+def audited_rows(
+    image_set: ImageSet, split: Split | None, task: Task, config: AuditConfig
+) -> NDArray[np.int64]:
+    """Indices of the examples that an audit of this task looks at, rising.
+
+    Raises DataError as `check_sample` does.
+    """
+    index = image_set.in_split(split)
+    count = config.sampled(len(index))
+    if count is None:
+        return index
+    targets = image_set.targets(task, index)
+    asked = {"positives": int(targets.sum()), "examples": len(index)}
+    check_sample(count, named=", ".join(task.positive), **asked)
+    kept = positives_of(count, **asked)
+    return index[draw_sides(targets, positives=kept, negatives=count - kept, seed=config.seed)]
+
+
+def sample_doubt(config: AuditConfig, examples: int) -> str | None:
+    """What a reader must know of a sample."""
+    count = config.sampled(examples)
+    if count is None:
+        return None
+    return (
+        f"A random sample of {count:,} of {examples:,} examples was audited (seed {config.seed}), "
+        "each side in its share: figures hold for all of them within their intervals, which are "
+        "wider for it."
+    )
