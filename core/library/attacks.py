@@ -204,7 +204,9 @@ def refuse_blind(attack: config.Attack, *, gradients: bool) -> None:
 def refuse_no_gradients(made: Ready, pixels: NDArray[np.float32]) -> None:
     """Raise ModelError for a network whose scores do not depend on its images for autograd."""
     x = as_input(pixels[:1], made.device).requires_grad_()
-    if not made.scorer(x).requires_grad:
+    with torch.enable_grad():  # as an attack does, whatever surrounds it
+        followed = made.scorer(x).requires_grad
+    if not followed:
         raise ModelError(
             "expected scores with gradients, got some that autograd cannot follow to the images: "
             "no torch.no_grad, detach, rounding or NumPy inside the model; adap.Square needs none"

@@ -8,7 +8,7 @@ import copy
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -177,6 +177,7 @@ def ready(
             "expected an nn.Module, or a function from images (B, C, H, W) to scores, "
             f"got {_kind(model)}"
         )
+    mean, std = _listed(mean), _listed(std)
     _refuse_options(outputs, mean, std, channels=sample.shape[1])
     decided: list[str] = []
     if isinstance(model, nn.Module):
@@ -189,8 +190,11 @@ def ready(
     there = _device_of(network)
     here = there if device is None else device_of(device)
     moved = here != there and any(True for _ in _tensors(network))
-    try:
+    with ExitStack() as stack:
+        if torch.is_inference_mode_enabled():  # in which no attack has a gradient
+            stack.enter_context(torch.inference_mode(mode=False))
         if moved:
+            stack.callback(network.to, there)
             network.to(here)
         scorer = Ranker(network, mean=mean, std=std, device=here)
         x = torch.from_numpy(sample[:TRIED]).to(here)
@@ -198,9 +202,6 @@ def ready(
         if refuse_train_mode and gradients:
             _refuse_train_mode(scorer, x)
         yield Ready(scorer, here, gradients, name, decided)
-    finally:
-        if moved:
-            network.to(there)
 
 
 @contextmanager
@@ -363,6 +364,14 @@ def _columns(
     return columns
 
 
+def _listed(values: Any) -> Any:
+    """Numbers of channels as a list, also from a tensor of any shape, or from one number."""
+    if isinstance(values, Tensor | np.ndarray):
+        return values.reshape(-1).tolist()
+    one = isinstance(values, int | float) and not isinstance(values, bool)
+    return [values] if one else values
+
+
 def _refuse_options(
     outputs: Outputs,
     mean: Sequence[float] | None,
@@ -466,6 +475,11 @@ def _device_of(network: nn.Module) -> torch.device:
         raise ModelError(
             "expected a model on one device, got one on "
             f"{', '.join(sorted(str(device) for device in devices))}"
+        )
+    if any(tensor.is_inference() for tensor in _tensors(network)):
+        raise ModelError(
+            "expected weights that were made outside of torch.inference_mode(), got some made in "
+            "it, through which no gradient flows"
         )
     where = devices.pop() if devices else torch.device("cpu")
     if where.type == "meta":

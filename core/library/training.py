@@ -297,6 +297,10 @@ def training_attack(
     if not isinstance(x, Tensor) or x.ndim != 4 or not x.is_floating_point():
         got = f"{tuple(x.shape)} of {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
         raise DataError(f"expected float images (B, C, H, W) as a tensor, got {got}")
+    if torch.is_inference_mode_enabled():
+        raise ConfigError(
+            "expected a call outside of torch.inference_mode(), in which an attack has no gradient"
+        )
     low, high = (float(value) for value in x.detach().aminmax())
     if not (low >= 0 and high <= 1):  # nor NaN
         raise DataError(
@@ -350,10 +354,6 @@ def _refuse_untrainable(model: nn.Module) -> None:
         raise ModelError(
             f"expected weights of float32 or float64 to train, got {half.pop()}, in which small "
             "steps are lost: model.float()"
-        )
-    if any(value.is_inference() for value in trained):
-        raise ModelError(
-            "expected weights that were made outside of torch.inference_mode(), got some made in it"
         )
 
 

@@ -1,6 +1,7 @@
 """Whatever answers images with scores: its outputs are read as they are meant, or refused."""
 
 import copy
+from typing import Any
 
 import numpy as np
 import pytest
@@ -170,7 +171,11 @@ def test_a_function_is_given_arrays_or_tensors_and_only_asked_for_scores(
         (nn.Sequential(nn.Flatten(), nn.LazyLinear(1)), {}, "lazy layers that have none yet"),
         (Shaped(1, "raw"), {"device": "meta"}, "a device of this machine.* got 'meta'"),
         (Shaped(1, "raw"), {"device": "gpu"}, "a device of this machine.* got 'gpu'"),
-        (Shaped(1, "raw"), {"mean": 0.5, "std": 0.5}, "mean with 3 numbers, .* got 0.5"),
+        (
+            Shaped(1, "raw"),
+            {"mean": 0.5, "std": 0.5},
+            r"mean with 3 finite numbers, .* got \[0.5\]",
+        ),
         (Shaped(1, "raw"), {"attacks": []}, "at least one attack"),
         (Shaped(1, "raw"), {"epsilons": 0.1}, "epsilons: .*got 0.1"),
         (Shaped(1, "raw"), {"require": 5}, "expected a valid string, got 5"),
@@ -369,3 +374,50 @@ def test_a_network_that_begins_in_place_is_attacked(images: Tensor) -> None:
         adap.attack(model, images, labels, adap.PGD(steps=2)) for model in (begun, Shaped(1, "raw"))
     )
     assert torch.equal(found, plain)
+
+
+def test_figures_do_not_hang_on_the_mode_of_gradients_around_the_call() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 1))
+    x = torch.rand(20, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    y = torch.arange(20) % 2
+    options: dict[str, Any] = {"attacks": ["pgd"], "progress": False}
+    moved, report = adap.attack(model, x, y), adap.audit(model, x, y, **options)
+    for mode in (torch.no_grad(), torch.inference_mode()):
+        with mode:
+            assert torch.equal(adap.attack(model, x, y), moved)
+            assert adap.audit(model, x.clone(), y, **options).task == report.task
+            assert adap.certify(model, x, y, epsilon=1 / 255).lo.shape == (20,)
+    with torch.inference_mode():
+        made_inside = nn.Sequential(nn.Flatten(), nn.Linear(48, 1))
+    for call in (adap.attack, adap.audit, adap.fit):
+        with pytest.raises(adap.ModelError, match=r"made outside of torch\.inference_mode"):
+            call(made_inside, x, y)
+    loss, generator = adap.PGDTraining(examples=20), adap.attack_generator(seed=0, epoch=1)
+    with torch.inference_mode(), pytest.raises(adap.ConfigError, match="no gradient"):
+        adap.training_attack(model, loss, x, y, torch.arange(20), generator=generator)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"),
+    [
+        (torch.tensor([0.4, 0.5, 0.6]).view(1, 3, 1, 1), np.full((3, 1, 1), 0.25)),
+        ((0.4, 0.5, 0.6), [0.25, 0.25, 0.25]),
+    ],
+)
+def test_a_normalisation_is_read_from_tensors_as_models_hold_them(mean: Any, std: Any) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 1))
+    x = torch.rand(8, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    y = torch.arange(8) % 2
+    expected = adap.attack(model, x, y, mean=[0.4, 0.5, 0.6], std=[0.25] * 3)
+    assert torch.equal(adap.attack(model, x, y, mean=mean, std=std), expected)
+
+
+def test_one_number_normalises_one_channel_and_no_more() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.LazyLinear(1))
+    grey = torch.rand(8, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    y = torch.arange(8) % 2
+    model(grey)
+    expected = adap.attack(model, grey, y, mean=[0.5], std=[0.25])
+    assert torch.equal(adap.attack(model, grey, y, mean=0.5, std=0.25), expected)
+    with pytest.raises(adap.ConfigError, match=r"mean with 3 finite numbers.*got \[0.5\]"):
+        adap.attack(model, grey.expand(-1, 3, -1, -1), y, mean=0.5, std=0.25)
