@@ -251,6 +251,15 @@ def warm_up() -> None:
     forkserver.ensure_running()
 
 
+def cool_down() -> None:
+    """End the fork server and wait for that: by itself it loads torch to the end, or unloads it."""
+    server: Any = forkserver._forkserver  # whose way to stop it waits for that
+    pid = server._forkserver_pid
+    if pid is not None:
+        os.kill(pid, signal.SIGKILL)
+        server._stop()
+
+
 def _forked(connection: Connection, threads: int | None) -> None:
     """Entry of a child that came from the fork server."""
     os.setsid()

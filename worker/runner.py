@@ -55,7 +55,14 @@ from adap.store.tables import TERMINAL, JobKind, JobRow, JobStatus, WorkerRow
 from adap.store.traces import Traces
 from adap.worker import devices, kinds
 from adap.worker.app import Bells
-from adap.worker.child import Child, ChildDiedError, ChildFailedError, DeviceLostError, warm_up
+from adap.worker.child import (
+    Child,
+    ChildDiedError,
+    ChildFailedError,
+    DeviceLostError,
+    cool_down,
+    warm_up,
+)
 from adap.worker.intake.limits import IntakeLimits
 from adap.worker.pipelines.requests import (
     AnyRequest,
@@ -175,6 +182,7 @@ class Worker:
             thread.join()
         with self.slot, suppress(SQLAlchemyError), self.database.writing() as session:
             session.execute(delete(WorkerRow).where(WorkerRow.id == self.id))
+        cool_down()
         shutil.rmtree(self.folder, ignore_errors=True)
         self.bells.stop()
         self.traces.stop()

@@ -293,11 +293,16 @@ def test_a_terminated_worker_gives_its_job_back_at_once(plant: Plant) -> None:
     job = plant.train(plant.dataset(), epochs=30)
     first = plant.start_worker()
     plant.wait_epoch(job, 2)
+    own = psutil.Process(first.pid).children()  # the job's process is a child of the fork server
+    (server,) = (
+        child for child in own if "multiprocessing.forkserver" in " ".join(child.cmdline())
+    )
     first.terminate()
     first.wait(timeout=10)
     row = plant.read(job)
     assert (row.status, row.lost) == (JobStatus.QUEUED, 0)
     assert first.returncode == 0
+    assert not server.is_running(), "the fork server outlived its worker"
     plant.start_worker()
     assert plant.wait_done(job).status == JobStatus.SUCCEEDED
     epochs = [data["epoch"] for name, data in plant.events(job) if name == "epoch"]
