@@ -210,7 +210,7 @@ def test_a_sample_is_audited_as_such_and_compared_with_its_like_alone(http: http
     arrays = io.BytesIO()
     images = np.rint(known.images[:300] * 255 / 16).astype(np.uint8)
     labels = np.where(known.target[:300] < 2, "low", "rest")
-    np.savez(arrays, images=images, labels=labels)
+    np.savez(arrays, images=images, labels=labels, clusters=np.arange(300) // 3)
     dataset = add_dataset(http, "digits.npz", arrays.getvalue())
     network = architectures.build("small_cnn", channels=1, seed=3).eval()
     added = http.post(
@@ -252,6 +252,8 @@ def test_a_sample_is_audited_as_such_and_compared_with_its_like_alone(http: http
     assert widths[0] > 1.2 * widths[1]
     said = "A random sample of 80 of 300 examples was audited (seed 0), each side in its share"
     assert report_of(http, part)["warnings"][0].startswith(said)
+    clustered = "The 300 examples of the split come from 100 clusters, and images of one cluster"
+    assert report_of(http, part)["warnings"][1].startswith(clustered)
     for media_type in ("text/html", "text/markdown"):
         shown = http.get(part["links"]["report"], headers={"Accept": media_type}).text
         assert said.partition(" (")[0] in shown

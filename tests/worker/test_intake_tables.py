@@ -95,6 +95,18 @@ def test_columns_that_mean_nothing_are_named(tmp_path: Path) -> None:
     assert made.clusters == list("11221122")
 
 
+def test_a_cluster_in_two_splits_is_named_and_one_in_each_is_not(tmp_path: Path) -> None:
+    frame = FRAME.assign(split=["train"] * 4 + ["test"] * 4, cluster=list("abcdabef"))
+    notes = Notes()
+    read(with_table(frame), tmp_path, notes)
+    (fact,) = (fact for fact in notes.facts if fact.code == "clusters_across_splits")
+    assert fact.level == "caution"
+    assert fact.message.startswith("2 of 6 clusters ('a', 'b') have images in more than one split")
+    notes = Notes()
+    read(with_table(frame.assign(cluster=list("aabbccdd"))), tmp_path, notes)
+    assert "clusters_across_splits" not in {fact.code for fact in notes.facts}
+
+
 def test_columns_can_be_named_and_must_be_where_two_could_be_meant(tmp_path: Path) -> None:
     frame = FRAME.rename(columns={"label": "class"}).assign(target=["x", "x", "y", "y"] * 2)
     told = refusal(with_table(frame), tmp_path)

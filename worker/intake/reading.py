@@ -162,7 +162,28 @@ def _look_over(image_set: ImageSet, notes: Notes) -> None:
         )
     notes.step(counted(len(image_set.classes), "class"))
     note_values(image_set.images, notes)
+    _note_clusters(image_set, notes)
     note_near_duplicates(image_set.images, image_set.splits, notes)
+
+
+def _note_clusters(image_set: ImageSet, notes: Notes) -> None:
+    """Note clusters with images in several splits."""
+    if image_set.clusters is None or image_set.splits is None:
+        return
+    splits: dict[str, set[int]] = {}
+    for cluster, split in zip(image_set.clusters, image_set.splits.tolist(), strict=True):
+        splits.setdefault(cluster, set()).add(split)
+    torn = [cluster for cluster, of in splits.items() if len(of) > 1]
+    if torn:
+        notes.fact(
+            "caution",
+            "clusters_across_splits",
+            f"{len(torn):,} of {counted(len(splits), 'cluster')} ({listed(torn)}) have images in "
+            "more than one split: a model trained on one of them has seen the cluster; give each "
+            "cluster one split",
+            clusters=len(torn),
+            share=len(torn) / len(splits),
+        )
 
 
 def _repeated(image_set: ImageSet) -> dict[str, int | None]:

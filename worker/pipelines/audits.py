@@ -30,7 +30,7 @@ from adap.core.audit.plan import (
     piece_input,
     trained_on_input,
 )
-from adap.core.audit.sampling import audited_rows, sample_doubt
+from adap.core.audit.sampling import audited_rows, cluster_doubt, sample_doubt
 from adap.core.config import Task
 from adap.core.datasets import ImageSet
 from adap.core.figures import report as reports
@@ -209,12 +209,14 @@ def join_pieces(work: Work[AuditReport], reporter: Reporter) -> AuditJoined:
             missing=asked.missing,
         ),
     )
-    sampled = sample_doubt(config, len(image_set.in_split(asked.dataset.split)))
+    of_split = image_set.in_split(asked.dataset.split)
+    sampled = sample_doubt(config, len(of_split))
+    clustered = cluster_doubt(image_set.cluster_names(of_split))
     report = reports.build_report(
         found,
         config=config,
         provenance=provenance,
-        doubts=[*([] if sampled is None else [sampled]), *doubts(of_files)],
+        doubts=[*(said for said in (sampled, clustered) if said), *doubts(of_files)],
         trust=verdicts.merge(checked, of_files=of_files) if checked else None,
     )
     (work.folder / "report.json").write_text(report.model_dump_json())
