@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from anyio import CapacityLimiter
-from fastapi.concurrency import run_in_threadpool
+from anyio.to_thread import run_sync
 from sqlalchemy import bindparam, select
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -32,6 +32,7 @@ Look = TypeVar("Look")
 class Watched:
     """A job with followers. Take `news` before you look at the job, and await it afterwards."""
 
+    threads: CapacityLimiter
     followers: int = 0
     state: Any = None
     news: asyncio.Event = field(default_factory=asyncio.Event)
@@ -48,7 +49,7 @@ class Watched:
         """What `read(seen)` gives, in a thread, once for all who ask for it at this time."""
         began, task = self.looks.get(seen, (-LOOK_S, None))
         if task is None or time.monotonic() - began > LOOK_S:
-            task = asyncio.create_task(run_in_threadpool(read, seen))
+            task = asyncio.create_task(run_sync(read, seen, limiter=self.threads))
             self.looks[seen] = (time.monotonic(), task)
         found: Look = await asyncio.shield(task)  # who asked first may leave
         return found
@@ -76,9 +77,14 @@ class Health:
 
 
 class Watch:
-    """For use within one event loop; looks while there is anybody to tell."""
+    """For use within one event loop; looks while there is anybody to tell.
+
+    Whoever follows a job or waits for its end has these threads and no others, so that a tenant
+    who opens all streams at once keeps nobody else's requests waiting.
+    """
 
     def __init__(self, database: Database) -> None:
+        self.threads = CapacityLimiter(4)
         self._database = database
         self._jobs: dict[str, Watched] = {}
         self._looking: asyncio.Task[None] | None = None
@@ -86,7 +92,7 @@ class Watch:
     @asynccontextmanager
     async def follow(self, job_id: str) -> AsyncIterator[Watched]:
         """Follow a job as long as the block."""
-        watched = self._jobs.setdefault(job_id, Watched())
+        watched = self._jobs.setdefault(job_id, Watched(self.threads))
         watched.followers += 1
         if self._looking is None:
             self._looking = asyncio.create_task(self._look())
@@ -100,7 +106,7 @@ class Watch:
     async def _look(self) -> None:
         while self._jobs:
             try:
-                found = await run_in_threadpool(self._read, list(self._jobs))
+                found = await run_sync(self._read, list(self._jobs), limiter=self.threads)
             except SQLAlchemyError as error:
                 log.warning("watch.failed", extra={"reason": str(error)})
                 found = {}

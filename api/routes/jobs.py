@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any
 
+from anyio.to_thread import run_sync
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
@@ -214,7 +215,8 @@ async def job_events(
     streams = "text/event-stream" in request.headers.get("accept", "")
     if streams:
         with house.places.take(caller.tenant):  # before the database is asked
-            await run_in_threadpool(_require_job, house, caller, job_id)
+            look = partial(_require_job, house, caller, job_id)
+            await run_sync(look, limiter=house.watch.threads)
         seen = int(last_event_id) if last_event_id and last_event_id.isdecimal() else 0
         return _Stream(
             house,
@@ -306,7 +308,7 @@ async def wait_until_done(house: House, job_id: str, *, wait_s: float) -> JobRow
 
     deadline = time.monotonic() + wait_s
     while True:
-        row = await run_in_threadpool(look)
+        row = await run_sync(look, limiter=house.watch.threads)
         if row.status in TERMINAL or time.monotonic() >= deadline:
             return row
         await asyncio.sleep(POLL_S)

@@ -95,6 +95,33 @@ def test_what_would_wait_too_long_is_refused_at_once_and_the_others_are_served(
         assert any(line.startswith(counted) for line in lines), method
 
 
+def test_streams_that_open_all_at_once_keep_nobody_elses_requests_waiting(
+    alone: tuple[Api, psutil.Process],
+) -> None:
+    """They come while the process stands still, so that it meets them together."""
+    api, process = alone
+    training = {"dataset_id": api.dataset(), "task": {"positive": ["cat"]}}
+    job = api.http.post("/v1/training-jobs", json=training).json()
+    url = httpx.URL(str(api.http.base_url))
+    follow = f"GET /v1/jobs/{job['id']}/events HTTP/1.1\r\nHost: localhost\r\n"
+    follow += "Accept: text/event-stream\r\n\r\n"
+    with ExitStack() as open_:
+        streams = [
+            open_.enter_context(socket.create_connection((url.host, url.port or 80), 60))
+            for _ in range(3 * FULL)
+        ]
+        process.suspend()
+        try:
+            for stream in streams:
+                stream.sendall(follow.encode())
+        finally:
+            process.resume()
+        asked = open_.enter_context(ThreadPoolExecutor(WAITING))
+        answers = asked.map(api.http.get, ["/v1/jobs?limit=1"] * 10 * WAITING)
+        assert {answer.status_code for answer in answers} == {200}
+        assert all(stream.recv(4096).startswith(b"HTTP/1.1 200 ") for stream in streams)
+
+
 def test_of_those_that_come_in_one_turn_of_the_loop_no_more_are_let_through(api: Api) -> None:
     async def scenario() -> list[bool]:
         overload = Overload(WAITING, Metrics(api.database, home=api.settings.home, lease_s=30))
