@@ -76,7 +76,7 @@ def test_a_service_that_runs_well_has_no_fault(service: str, service_home: Path)
     answer = doctor(service_home, code=0)
     assert {check["part"] for check in answer["checks"]} == {
         *("versions", "disk", "database", "clock", "files", "garbage", "workers", "broker"),
-        *("sandbox", "device"),
+        *("queues", "sandbox", "device"),
     }, service
     assert faults(answer) == {}
 
