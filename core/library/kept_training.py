@@ -1,7 +1,8 @@
 """The folder of a training: its checkpoint, and what the training was made from.
 
 A call goes on from what a folder holds where both start from the same; else it is refused, with
-what differs, so that nothing old comes back for something new.
+what differs, so that nothing old comes back for something new. What hashes cannot see (an edited
+forward, an attribute, a global) is seen by scoring a few images by the weights that are kept.
 """
 
 import hashlib
@@ -15,13 +16,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from adap.core.attacks.holding import in_eval_mode
+from adap.core.audit.drawing import drawing
+from adap.core.audit.network import logits_of
 from adap.core.config import TrainingConfig
 from adap.core.errors import ConfigError
 from adap.core.library.examples import ROWS, Examples
 from adap.core.library.rankers import Ranker
-from adap.core.training.resuming import refuse_other_config
+from adap.core.training.resuming import refuse_other_config, refuse_other_tensors
 
 CHECKPOINT = "checkpoint.pt"
+ROUNDING = 1e-3  # of the largest score: by so much another machine may score otherwise
 WAY_OUT = "name another folder=, or remove the file to start anew"
 
 
@@ -57,8 +62,12 @@ def start_of(scorer: Ranker, train: Examples, held_out: Examples) -> Start:
 class KeptTraining:
     """A training whose every epoch is kept in a folder."""
 
-    def __init__(self, folder: Path, scorer: Ranker, start: Start) -> None:
+    def __init__(
+        self, folder: Path, scorer: Ranker, start: Start, *, images: NDArray[np.float32]
+    ) -> None:
+        """images: (n, C, H, W) in [0, 1], a few on which networks are compared."""
         self.path = folder / CHECKPOINT
+        self._images = torch.from_numpy(images)
         self._scorer = scorer
         self._start = start
         self._before = {name: value.clone() for name, value in scorer.state_dict().items()}
@@ -92,14 +101,37 @@ class KeptTraining:
                 f"expected to go on with the training that is kept in {self.path.parent}, got "
                 f"other {', '.join(other)}: {WAY_OUT}"
             )
+        self._refuse_other_scores(found)
         self._start = start
         return found
 
     def save(self, state: dict[str, Any]) -> None:
         """Keep a checkpoint of the loop, whole or not at all."""
         part = self.path.with_name(f"{CHECKPOINT}.part")
-        torch.save({**state, "start": asdict(self._start)}, part)
+        scored = torch.from_numpy(self._scores())
+        torch.save({**state, "start": asdict(self._start), "scored": scored}, part)
         part.replace(self.path)
+
+    def _refuse_other_scores(self, found: Mapping[str, Any]) -> None:
+        """Raise ConfigError where the weights that are kept do not score here as they did there."""
+        refuse_other_tensors("network", found["network"], self._scorer)
+        self._scorer.load_state_dict(found["network"])
+        try:
+            now, then = self._scores(), found["scored"].numpy()
+        finally:
+            self._scorer.load_state_dict(self._before)
+        change = np.abs(now - then).max()
+        if not change <= ROUNDING * np.abs(then).max():
+            raise ConfigError(
+                f"expected the network whose training is kept in {self.path.parent}, got one that "
+                f"scores images otherwise with the weights of that one, by up to {change:.3g}: its "
+                f"code, or something beside its weights, is another; {WAY_OUT}"
+            )
+
+    def _scores(self) -> NDArray[np.float64]:
+        where = next(self._scorer.parameters()).device
+        with in_eval_mode(self._scorer), drawing(where, CHECKPOINT):
+            return logits_of(self._scorer, self._images.to(where))
 
     @contextmanager
     def whole_epochs(self) -> Iterator[None]:

@@ -188,7 +188,8 @@ def fit(
         kept = None
         if folder is not None:
             start = start_of(made.scorer, train, held_out)
-            kept = KeptTraining(made_folder(folder), made.scorer, start)
+            few = as_float(train.images[:TRIED])
+            kept = KeptTraining(made_folder(folder), made.scorer, start, images=few)
         checkpoint = None if kept is None else kept.checkpoint(settings)
 
         def told(record: EpochRecord) -> None:

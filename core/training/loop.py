@@ -17,8 +17,7 @@ elsewhere (NumPy, `random`) is outside this promise.
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -29,6 +28,7 @@ from torch import Tensor, nn
 from adap.core.attacks.holding import attacking
 from adap.core.attacks.pgd import PGD
 from adap.core.attacks.threat_model import ThreatModel
+from adap.core.audit.drawing import drawing
 from adap.core.config import EPSILON_PAPER, Optimizer, TrainingAttack, TrainingConfig
 from adap.core.errors import ConfigError, DataError, TrainingError
 from adap.core.figures.ranking import average_precision
@@ -56,7 +56,7 @@ VALIDATION_STEP_SIZE = 0.007 / EPSILON_PAPER
 SelectBy = Literal["robust_ap", "clean_ap"]
 
 # What a generator is for: part of its seed, so that no two of a run draw the same numbers.
-_SAMPLING, _AUGMENTING, _ATTACKING, _VALIDATING, _NETWORK = range(5)
+_SAMPLING, _AUGMENTING, _ATTACKING, _VALIDATING = range(4)
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def fit(
         lr = learning_rate(config.optimizer, done=epoch - 1, epochs=config.epochs)
         for group in state.optimizer.param_groups:
             group["lr"] = lr
-        with float32_products(config.precision), _own_draws(device, config.seed, epoch):
+        with float32_products(config.precision), drawing(device, config.seed, epoch):
             started = time.perf_counter()
             loss = _train_epoch(state, images, labels, epoch=epoch, config=config)
             seconds = time.perf_counter() - started
@@ -276,19 +276,6 @@ class _State:
         self.best_epoch = checkpoint["best_epoch"]
         self.best_figure = checkpoint["best_figure"]
         self.best_weights = checkpoint["best_weights"]
-
-
-@contextmanager
-def _own_draws(device: torch.device, seed: int, epoch: int) -> Iterator[None]:
-    """What is drawn from torch's own generators here is the run's; after it they are as before."""
-    of_device = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=of_device):
-        number = _seed(seed, _NETWORK, epoch)
-        torch.default_generator.manual_seed(number)
-        for one in of_device:
-            with torch.cuda.device(one):
-                torch.cuda.manual_seed(number)
-        yield
 
 
 def _train_epoch(
@@ -478,12 +465,8 @@ def attack_generator(device: torch.device, seed: int, epoch: int) -> torch.Gener
 
 def _generator(device: torch.device, *key: int) -> torch.Generator:
     """A generator of its own for each key, which starts with the seed of the run."""
-    return torch.Generator(device).manual_seed(_seed(*key))
-
-
-def _seed(*key: int) -> int:
     (seed,) = np.random.SeedSequence(key).generate_state(1, np.uint64)
-    return int(seed)
+    return torch.Generator(device).manual_seed(int(seed))
 
 
 def _refuse_unusable(name: str, images: Tensor, targets: Tensor) -> None:

@@ -119,6 +119,25 @@ def test_a_folder_of_another_training_is_refused_with_what_differs(
     assert (tmp_path / "checkpoint.pt").read_bytes() == kept
 
 
+def test_a_network_whose_code_is_another_is_refused_and_left_as_it_was(tmp_path: Path) -> None:
+    class Scaled(nn.Module):
+        def __init__(self, scale: float) -> None:
+            super().__init__()
+            self.scale = scale
+            self.layers = network()
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.scale * self.layers(x)
+            return logits
+
+    first = adap.fit(Scaled(1.0), X, Y, "ce", folder=tmp_path, **OPTIONS)
+    other = Scaled(-1.0)
+    with pytest.raises(adap.ConfigError, match=r"scores images otherwise.*another folder="):
+        adap.fit(other, X, Y, "ce", folder=tmp_path, **OPTIONS)
+    assert equal(other, Scaled(1.0))
+    assert adap.fit(Scaled(1.0), X, Y, "ce", folder=tmp_path, **OPTIONS).history == first.history
+
+
 @pytest.mark.parametrize("content", [b"", b"no checkpoint", {"epoch": 1}])
 def test_a_file_that_is_no_checkpoint_is_refused(content: Any, tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
