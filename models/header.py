@@ -75,7 +75,7 @@ class InputSpec(BaseModel):
     value_range: ValueRange = Field(
         "0..1",
         description="of the pixels that mean and std are meant for",
-        # left out where it is the usual one, as in the files from before there was another
+        # left out where it is the usual one: a manifest says what is special
         exclude_if=lambda value: value == "0..1",
     )
     channel_order: ChannelOrder = Field(
@@ -258,7 +258,7 @@ class Manifest(BaseModel):
     def as_json(self) -> str:
         """The text that travels in a model file: equal manifests, equal text.
 
-        One logit goes without saying, as in the files from before there was anything else.
+        One logit goes without saying.
         """
         value = self.model_dump(mode="json")
         if self.output == ONE_LOGIT:

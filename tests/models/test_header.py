@@ -251,7 +251,7 @@ OLD_TEXT = (
 PETS = OutputSpec(kind="multiclass", classes=["cat", "dog", "other"])
 
 
-def test_a_manifest_from_before_there_were_outputs_has_one_logit_and_keeps_its_text(
+def test_a_manifest_that_names_no_outputs_has_one_logit_and_keeps_its_text(
     tmp_path: Path,
 ) -> None:
     read_back = embedded_manifest(read(save(ARRAYS, metadata={MANIFEST_KEY: OLD_TEXT}), tmp_path))
