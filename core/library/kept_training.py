@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from adap.core.attacks.holding import in_eval_mode
 from adap.core.audit.drawing import drawing
@@ -41,11 +42,14 @@ class Start:
     training_labels: str
     validation_images: str
     validation_labels: str
+    layers_to_train: str
     initial_weights: str
+    initial_estimators: str
 
 
-def start_of(scorer: Ranker, train: Examples, held_out: Examples) -> Start:
-    """What a training of this model on these examples starts from."""
+def start_of(scorer: Ranker, objective: nn.Module, train: Examples, held_out: Examples) -> Start:
+    """What a training of this model by this objective on these examples starts from."""
+    trained = [name for name, weight in scorer.named_parameters() if weight.requires_grad]
     pixels = [None if value is None else value.tolist() for value in (scorer.mean, scorer.std)]
     return Start(
         network=_hash_of([str(scorer.network).encode()]),
@@ -55,7 +59,9 @@ def start_of(scorer: Ranker, train: Examples, held_out: Examples) -> Start:
         training_labels=_hash_of([train.targets.tobytes()]),
         validation_images=_hash_of_images(held_out.images),
         validation_labels=_hash_of([held_out.targets.tobytes()]),
+        layers_to_train=_hash_of([repr(trained).encode()]),
         initial_weights=_hash_of_tensors(scorer.state_dict()),
+        initial_estimators=_hash_of_tensors(objective.state_dict()),
     )
 
 
@@ -63,14 +69,23 @@ class KeptTraining:
     """A training whose every epoch is kept in a folder."""
 
     def __init__(
-        self, folder: Path, scorer: Ranker, start: Start, *, images: NDArray[np.float32]
+        self,
+        folder: Path,
+        scorer: Ranker,
+        objective: nn.Module,
+        start: Start,
+        *,
+        images: NDArray[np.float32],
     ) -> None:
         """images: (n, C, H, W) in [0, 1], a few on which networks are compared."""
         self.path = folder / CHECKPOINT
         self._images = torch.from_numpy(images)
-        self._scorer = scorer
+        self._scorer, self._objective = scorer, objective
         self._start = start
-        self._before = {name: value.clone() for name, value in scorer.state_dict().items()}
+        self._before = {
+            of: {name: value.clone() for name, value in module.state_dict().items()}
+            for of, module in (("network", scorer), ("objective", objective))
+        }
 
     def checkpoint(self, config: TrainingConfig) -> dict[str, Any] | None:
         """What to go on from, or None in a folder that holds no training.
@@ -86,11 +101,14 @@ class KeptTraining:
         except ConfigError as error:
             raise ConfigError(f"{error}: {WAY_OUT}") from error
         first = Start(**found["start"])
-        kept = {first.initial_weights}
-        kept |= {_hash_of_tensors(found[name]) for name in ("network", "best_weights")}
+        left = {
+            "initial_weights": [found["network"], found["best_weights"]],
+            "initial_estimators": [found["objective"]],
+        }
         start = self._start
-        if start.initial_weights in kept:
-            start = replace(start, initial_weights=first.initial_weights)
+        for name, states in left.items():
+            if getattr(start, name) in map(_hash_of_tensors, states):
+                start = replace(start, **{name: getattr(first, name)})
         other = [
             field.name.replace("_", " ")
             for field in fields(Start)
@@ -102,7 +120,7 @@ class KeptTraining:
                 f"other {', '.join(other)}: {WAY_OUT}"
             )
         self._refuse_other_scores(found)
-        self._start = start
+        self._start = first
         return found
 
     def save(self, state: dict[str, Any]) -> None:
@@ -119,7 +137,7 @@ class KeptTraining:
         try:
             now, then = self._scores(), found["scored"].numpy()
         finally:
-            self._scorer.load_state_dict(self._before)
+            self._scorer.load_state_dict(self._before["network"])
         change = np.abs(now - then).max()
         if not change <= ROUNDING * np.abs(then).max():
             raise ConfigError(
@@ -135,12 +153,13 @@ class KeptTraining:
 
     @contextmanager
     def whole_epochs(self) -> Iterator[None]:
-        """Whatever ends the block: the weights are those of an epoch that is kept, or the first."""
+        """Whatever ends the block: weights and estimators are of a kept epoch, or the first."""
         try:
             yield
         except BaseException:
-            kept = self._load()["network"] if self.path.exists() else self._before
-            self._scorer.load_state_dict(kept)
+            kept = self._load() if self.path.exists() else self._before
+            self._scorer.load_state_dict(kept["network"])
+            self._objective.load_state_dict(kept["objective"])
             raise
 
     def _load(self) -> dict[str, Any]:

@@ -187,9 +187,9 @@ def fit(
         _refuse_no_gradients(made, train)
         kept = None
         if folder is not None:
-            start = start_of(made.scorer, train, held_out)
+            start = start_of(made.scorer, objective, train, held_out)
             few = as_float(train.images[:TRIED])
-            kept = KeptTraining(made_folder(folder), made.scorer, start, images=few)
+            kept = KeptTraining(made_folder(folder), made.scorer, objective, start, images=few)
         checkpoint = None if kept is None else kept.checkpoint(settings)
 
         def told(record: EpochRecord) -> None:

@@ -33,7 +33,13 @@ def equal(one: nn.Module, other: nn.Module) -> bool:
     return all(map(torch.equal, weights(one), weights(other)))
 
 
-def interrupted(model: nn.Module, folder: Path, *, after: int) -> None:
+def frozen(model: nn.Module) -> nn.Module:
+    """The same with its first layer left as it is."""
+    list(model.children())[1].requires_grad_(False)
+    return model
+
+
+def interrupted(model: nn.Module, folder: Path, *, after: int, loss: Any = "ce") -> None:
     """A training that Ctrl-C ends in the epoch after this one."""
 
     class Interrupting(nn.Module):
@@ -53,7 +59,7 @@ def interrupted(model: nn.Module, folder: Path, *, after: int) -> None:
     model[2].register_forward_hook(lambda _, __, out: stop(out))
     stop.train()
     with pytest.raises(KeyboardInterrupt):
-        adap.fit(model, X, Y, "ce", folder=folder, **OPTIONS)
+        adap.fit(model, X, Y, loss, folder=folder, **OPTIONS)
 
 
 @pytest.mark.parametrize("epochs", [0, 1])
@@ -98,6 +104,7 @@ def test_a_training_that_is_done_is_given_back_and_lengthened(tmp_path: Path) ->
         ({"outputs": "probabilities"}, "reading of the outputs|probabilities"),
         ({"model": lambda: network(seed=2)}, "other initial weights:"),
         ({"model": lambda: network(hidden=5)}, "other network, initial weights:"),
+        ({"model": lambda: frozen(network())}, "other layers to train:"),
         ({"validation": (X[:8], Y[:8])}, "other training images, training labels, val"),
         ({"seed": 1}, "seed 1 instead of 0"),
         ({"validation": 0.3}, "validation.fraction 0.3 instead of 0.2"),
@@ -117,6 +124,25 @@ def test_a_folder_of_another_training_is_refused_with_what_differs(
         adap.fit(model, **{**given, **changes})
     assert equal(model, build())
     assert (tmp_path / "checkpoint.pt").read_bytes() == kept
+
+
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_a_loss_of_ones_own_goes_on_with_its_training_and_no_other(
+    epochs: int, tmp_path: Path
+) -> None:
+    whole, loss, model = adap.AP(examples=32), adap.AP(examples=32), network()
+    expected = adap.fit(network(), X, Y, whole, **OPTIONS)
+    interrupted(model, tmp_path, after=epochs, loss=loss)
+    assert isinstance(model, nn.Sequential)
+    model[2]._forward_hooks.clear()
+    found = adap.fit(model, X, Y, loss, folder=tmp_path, **OPTIONS)
+    assert [epoch.loss for epoch in found.history] == [epoch.loss for epoch in expected.history]
+    assert all(map(torch.equal, loss.state_dict().values(), whole.state_dict().values()))
+    adap.fit(network(), X, Y, adap.AP(examples=32), folder=tmp_path, **OPTIONS)
+    with torch.no_grad():
+        loss.get_buffer("objective.ap.u_all").mul_(0.5)
+    with pytest.raises(adap.ConfigError, match="other initial estimators:"):
+        adap.fit(model, X, Y, loss, folder=tmp_path, **OPTIONS)
 
 
 def test_a_network_whose_code_is_another_is_refused_and_left_as_it_was(tmp_path: Path) -> None:
