@@ -5,7 +5,7 @@ worker asks it again when the job starts, as an upload may have been checked onl
 Plain values in, plain values out; no torch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -247,13 +247,19 @@ def resolve_ranking(
 
 
 def resolve_training(
-    request: TrainingRequest, summary: DatasetSummary, *, start: Ranker | None
+    request: TrainingRequest,
+    summary: DatasetSummary,
+    *,
+    start: Ranker | None,
+    smallest: Mapping[str, int],
 ) -> TrainingRequest:
     """The request with its task filled in.
 
     start: the model to start from, where the request names one.
+    smallest: of each architecture that is trained, the least height and width of an image.
     Raises ConfigError or DataError for what no training could do.
     """
+    _check_trainable(request.architecture, summary, smallest)
     tasks = training_tasks(request.task, summary)
     each = isinstance(request.task, EachClass)
     if start is not None:
@@ -266,6 +272,20 @@ def resolve_training(
             fresh_head=request.fresh_head(),
         )
     return request if each else request.model_copy(update={"task": tasks[0]})
+
+
+def _check_trainable(
+    architecture: str, summary: DatasetSummary, smallest: Mapping[str, int]
+) -> None:
+    if architecture not in smallest:
+        raise ConfigError(
+            f"architecture: expected one of {', '.join(smallest)}; got {architecture!r}"
+        )
+    if min(summary.height, summary.width) < smallest[architecture]:
+        raise ConfigError(
+            f"architecture: {architecture} expects images of at least {smallest[architecture]} "
+            f"pixels a side, this data set has {summary.height}x{summary.width}"
+        )
 
 
 def _fits(summary: DatasetSummary, ranker: Ranker) -> None:

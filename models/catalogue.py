@@ -61,6 +61,7 @@ ARCHITECTURES: dict[str, ArchitectureInfo] = {
     )
 }
 
+SMALLEST = {info.name: info.minimum_size for info in ARCHITECTURES.values()}
 
 LIBRARIES = ("torchvision", "timm")
 

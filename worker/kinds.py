@@ -39,6 +39,7 @@ from adap.core.resolve import (
     resolve_ranking,
     resolve_training,
 )
+from adap.models.catalogue import SMALLEST
 from adap.models.header import Declaration, Manifest, ProbeResult
 from adap.store import scores
 from adap.store.ids import new_id
@@ -193,7 +194,10 @@ def _prepare_training(session: Session, job: JobRow) -> Prepared:
         blobs["checkpoint"] = job.checkpoint_sha256
     model = None if request.warm_start is None else _model(session, job.model_id)
     known = None if model is None else _known(model).ranker
-    task, start = resolve_training(request, _summary(dataset), start=known).task, None
+    task, start = (
+        resolve_training(request, _summary(dataset), start=known, smallest=SMALLEST).task,
+        None,
+    )
     assert task is not None
     if model is not None:
         blobs["warm_start"] = _blob(model.content_sha256, model)

@@ -21,7 +21,6 @@ from adap.api.listing import After, Limit, make_cursor, read_offset
 from adap.api.routes.datasets import DatasetFields
 from adap.api.routes.jobs import describe_job, finished_blob, remove_files
 from adap.api.routes.models import declared_model
-from adap.api.routes.training import check_trainable
 from adap.api.schemas import ExampleScores, Job, Page
 from adap.core.config import (
     AuditConfig,
@@ -43,7 +42,9 @@ from adap.core.resolve import (
     resolve_audit,
     resolve_audit_of_files,
     resolve_tasks,
+    resolve_training,
 )
+from adap.models.catalogue import SMALLEST
 from adap.models.header import Manifest
 from adap.store import jobs
 from adap.store.tables import DatasetRow, JobKind, JobRow, ModelRow
@@ -338,7 +339,7 @@ def _trained_surrogate(
         # another start than a model trained here with the same seed, or it would be that model
         seed=SURROGATE_SEED,
     )
-    check_trainable(training.architecture, known)
+    training = resolve_training(training, known, start=None, smallest=SMALLEST)
     return assets.add_surrogate(session, caller, training)
 
 

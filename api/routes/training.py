@@ -5,14 +5,14 @@ from sqlalchemy.orm import Session
 
 from adap.api import assets
 from adap.api.deps import Caller, HouseDep, Writer
-from adap.api.errors import POSTED, ApiError, problems
+from adap.api.errors import POSTED, problems
 from adap.api.guarded import GuardedRoute
 from adap.api.idempotency import IdempotencyDep
 from adap.api.routes.jobs import describe_job
 from adap.api.schemas import Job
 from adap.core.config import TrainingRequest
 from adap.core.resolve import DatasetSummary, resolve_training
-from adap.models.catalogue import ARCHITECTURES
+from adap.models.catalogue import SMALLEST
 from adap.models.header import Manifest
 from adap.store import jobs
 from adap.store.tables import DatasetRow, JobKind, ModelRow
@@ -63,25 +63,8 @@ def resolve(
         model = assets.find(session, ModelRow, request.warm_start.model_id, caller)
         assets.require_ready(model)
         start = Manifest.model_validate(model.manifest)
-    resolved = resolve_training(request, summary, start=start)
-    check_trainable(request.architecture, summary)
+    resolved = resolve_training(request, summary, start=start, smallest=SMALLEST)
     return resolved, {
         "dataset_id": dataset.id,
         "model_id": None if request.warm_start is None else request.warm_start.model_id,
     }
-
-
-def check_trainable(architecture: str, summary: DatasetSummary) -> None:
-    """422 for an architecture that nobody has built, or that takes no images as small as these."""
-    if architecture not in ARCHITECTURES:
-        raise ApiError(
-            "invalid_request",
-            f"/body/architecture: expected one of {', '.join(ARCHITECTURES)}; got {architecture!r}",
-        )
-    smallest = ARCHITECTURES[architecture].minimum_size
-    if min(summary.height, summary.width) < smallest:
-        raise ApiError(
-            "invalid_config",
-            f"/body/architecture: {architecture} expects images of at least "
-            f"{smallest} pixels a side, this data set has {summary.height}x{summary.width}",
-        )
