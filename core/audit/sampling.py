@@ -1,7 +1,7 @@
 """A stratified sample of the examples of an audit, each side in its share.
 
     check_sample       refuse a sample that no figure could be read off
-    draw_sides         so many rows of each side, at random
+    sampled_rows       so many rows at random, each side in its share
     audited_rows       the examples of a data set that an audit of a task looks at
     sample_doubt       what a reader must know of a sample
     cluster_doubt      and of examples that are no independent draws
@@ -43,19 +43,23 @@ def check_sample(count: int, *, positives: int, examples: int, named: str) -> No
         )
 
 
-def draw_sides(
-    targets: NDArray[np.int64], *, positives: int, negatives: int, seed: int
+def sampled_rows(
+    targets: NDArray[np.int64], count: int, *, named: str, seed: int
 ) -> NDArray[np.int64]:
-    """Rows of so many positives and so many negatives, at random, rising.
+    """So many rows at random, rising, each side in its share.
 
-    targets: (N,) in {0, 1}, with at least as many of each.
+    targets: (N,) in {0, 1}, N > count.  named: the positive classes.
+    Raises DataError as `check_sample` does.
     """
+    asked = {"positives": int(targets.sum()), "examples": len(targets)}
+    check_sample(count, named=named, **asked)
+    kept = positives_of(count, **asked)
     generator = np.random.default_rng(seed)
     return np.sort(
         np.concatenate(
             [
-                generator.choice(np.flatnonzero(targets == side), count, replace=False)
-                for side, count in ((1, positives), (0, negatives))
+                generator.choice(np.flatnonzero(targets == side), rows, replace=False)
+                for side, rows in ((1, kept), (0, count - kept))
             ]
         )
     )
@@ -73,19 +77,16 @@ def audited_rows(
     if count is None:
         return index
     targets = image_set.targets(task, index)
-    asked = {"positives": int(targets.sum()), "examples": len(index)}
-    check_sample(count, named=", ".join(task.positive), **asked)
-    kept = positives_of(count, **asked)
-    return index[draw_sides(targets, positives=kept, negatives=count - kept, seed=config.seed)]
+    named = ", ".join(task.positive)
+    return index[sampled_rows(targets, count, named=named, seed=config.seed)]
 
 
-def sample_doubt(config: AuditConfig, examples: int) -> str | None:
-    """What a reader must know of a sample."""
-    count = config.sampled(examples)
+def sample_doubt(count: int | None, examples: int, *, seed: int) -> str | None:
+    """What a reader must know of a sample; of no sample nothing."""
     if count is None:
         return None
     return (
-        f"A random sample of {count:,} of {examples:,} examples was audited (seed {config.seed}), "
+        f"A random sample of {count:,} of {examples:,} examples was audited (seed {seed}), "
         "each side in its share: figures hold for all of them within their intervals, which are "
         "wider for it."
     )

@@ -183,7 +183,7 @@ def audit(
             )
         )
         if sample is not None:
-            found = found.sampled(sample, seed=seed)
+            found = found.sampled(sample, named=named, seed=seed)
         columns = _columns(positive, classes)
         spread = np.unique(np.linspace(0, len(found) - 1, TRIED, dtype=np.int64))
         pixels = as_float(found.images[spread])

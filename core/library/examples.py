@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, SequentialSampler
 
-from adap.core.audit.sampling import draw_sides
+from adap.core.audit.sampling import sample_doubt, sampled_rows
 from adap.core.errors import ConfigError, DataError
 
 Layout = Literal["NCHW", "NHWC"]
@@ -72,33 +72,21 @@ class Examples:
             groups=None if self.groups is None else [self.groups[i] for i in rows],
         )
 
-    def sampled(self, count: int | np.integer[Any], *, seed: int) -> "Examples":
-        """So many of them at random, rising; each side in its share, or two of it, which is said.
+    def sampled(
+        self, count: int | np.integer[Any], *, named: Sequence[str], seed: int
+    ) -> "Examples":
+        """So many of them at random, rising, each side in its share, which is said.
 
-        Raises ConfigError.
+        named: the positive labels.
+        Raises ConfigError for what is no number, DataError for too few of a side.
         """
         if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 4:
             raise ConfigError(f"expected sample as a whole number of at least 4, got {count!r}")
         if count >= len(self):
             return self
-        count = int(count)
-        sides = [np.flatnonzero(self.targets == side) for side in (0, 1)]
-        fair = round(count * len(sides[1]) / len(self))
-        kept = min(max(fair, 2), count - 2, len(sides[1]))
-        others = min(count - kept, len(sides[0]))
-        rows = draw_sides(self.targets, positives=kept, negatives=others, seed=seed)
-        said = (
-            f"A random sample of {len(rows)} of {len(self)} examples was audited (seed {seed}), "
-            f"{kept} of them positive; sample=None audits all."
-        )
-        if kept != fair:
-            here, overall = kept / len(rows), len(sides[1]) / len(self)
-            said += (
-                f" Positives are {here:.1%} of it and {overall:.1%} of all, as a sample holds at "
-                f"least two of each side. AP rises with their share: of all {len(self)} it is "
-                f"likely {'lower' if kept > fair else 'higher'}; compare with a larger sample."
-            )
-        return replace(self.at(rows), decided=[*self.decided, said])
+        rows = sampled_rows(self.targets, int(count), named=", ".join(named), seed=seed)
+        said = sample_doubt(len(rows), len(self), seed=seed)
+        return replace(self.at(rows), decided=[*self.decided, *([] if said is None else [said])])
 
 
 @contextmanager

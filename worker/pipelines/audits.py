@@ -210,7 +210,7 @@ def join_pieces(work: Work[AuditReport], reporter: Reporter) -> AuditJoined:
         ),
     )
     of_split = image_set.in_split(asked.dataset.split)
-    sampled = sample_doubt(config, len(of_split))
+    sampled = sample_doubt(config.sampled(len(of_split)), len(of_split), seed=config.seed)
     clustered = cluster_doubt(image_set.cluster_names(of_split))
     report = reports.build_report(
         found,
