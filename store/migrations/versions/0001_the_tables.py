@@ -26,6 +26,7 @@ TABLES = (
     "job_files",
     "condemned",
     "chores",
+    "queues",
 )  # in the order of their references
 NAMES_OF_FILES = (
     ("datasets", "upload_sha256"),
@@ -335,6 +336,7 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_webhook_deliveries")),
     )
+    op.create_index(op.f("ix_webhook_deliveries_job_id"), "webhook_deliveries", ["job_id"])
     op.create_index(
         op.f("ix_webhook_deliveries_webhook_id_id"), "webhook_deliveries", ["webhook_id", "id"]
     )
@@ -364,6 +366,13 @@ def upgrade() -> None:
         sa.Column("name", sa.String(), nullable=False),
         sa.Column("due_at", sa.Double(), nullable=False),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_chores")),
+    )
+    op.create_table(
+        "queues",
+        sa.Column("name", sa.String(), nullable=False),
+        sa.Column("paused_at", sa.Double(), nullable=True),
+        sa.Column("reason", sa.String(), nullable=True),
+        sa.PrimaryKeyConstraint("name", name=op.f("pk_queues")),
     )
     for table, column in NAMES_OF_FILES:  # to know what is garbage
         op.create_index(op.f(f"ix_{table}_{column}"), table, [column])
