@@ -9,7 +9,7 @@ PYTHON ?= $(or $(firstword $(foreach name,python3.11 python3.12 python3,$(shell 
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo up test test-fast check lint fmt browser lock sbom audit clean
+.PHONY: help demo up test test-fast soak check lint fmt browser lock sbom audit clean
 
 help: ## list the tasks
 	@awk -F ':.*## ' '/^[.a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,10 @@ test: $(VENV)/.installed-dev $(TOOLS)/.installed browser ## install what tests n
 
 test-fast: $(VENV)/.installed-dev ## run what tests the library, and takes a minute: no server, no browser
 	$(PYTEST) -n 2 -m "not slow and not browser" tests/core tests/models
+
+MINUTES ?= 60
+soak: $(VENV)/.installed-dev ## kill parts of a service at random, MINUTES (60) of each profile
+	OMP_NUM_THREADS=1 nice -n 10 $(BIN)/python -m tests.soak --minutes $(MINUTES)
 
 check: lint test ## everything that must hold before a commit
 
