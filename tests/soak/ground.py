@@ -26,9 +26,8 @@ from tests.s3 import Line, bucket_of, s3_server
 from tests.worker.conftest import kill_children
 
 PROFILES = ("sqlite+folder", "postgres+s3", "postgres+folder")
-LEASE_S = 10.0
 ENVIRONMENT = {
-    "ADAP_LEASE_S": str(LEASE_S),
+    "ADAP_LEASE_S": "10",
     "ADAP_HEARTBEAT_S": "1",
     "ADAP_SWEEP_S": "1",
     "ADAP_BLOBS_LIMIT_S": "2",
@@ -99,6 +98,9 @@ class Ground:
     outages: Outages
     stopped: threading.Event = field(default_factory=threading.Event)
 
+    def __post_init__(self) -> None:
+        self.keeper = threading.Thread(target=self.keep)
+
     def keep(self) -> None:
         """Start again what has ended, until it is stopped."""
         while not self.stopped.wait(0.1):
@@ -126,6 +128,7 @@ class Ground:
     def stop(self) -> None:
         """End the keeper, then every part as an operator would."""
         self.stopped.set()
+        self.keeper.join()
         for part in self.parts.values():
             part.process.terminate()
         for part in self.parts.values():
@@ -162,9 +165,8 @@ def ground(profile: str, home: Path) -> Iterator[Ground]:
         for part in parts.values():
             part.start()
             stack.callback(part.kill, 0)
-        keeper = threading.Thread(target=made.keep)
-        keeper.start()
-        stack.callback(keeper.join)
+        made.keeper.start()
+        stack.callback(made.keeper.join)
         stack.callback(made.stopped.set)
         yield made
 
