@@ -156,3 +156,41 @@ def test_a_class_that_is_lost_with_its_files_is_refused(tmp_path: Path) -> None:
     members = {**{f"a/{i}.png": png(i) for i in range(3)}, "b/1.png": png(7), "b/2.png": b""}
     with pytest.raises(Rejected, match="class 'b': expected at least 2 images, got 1"):
         read(members, tmp_path, skip_unreadable=True)
+
+
+def test_how_many_photographs_were_turned_is_told(tmp_path: Path) -> None:
+    tags = Image.Exif()
+    members, expected = {}, 0
+    for i, orientation in enumerate([1, 3, 6, 8, 0, 9]):
+        tags[0x0112] = orientation
+        expected += orientation in (3, 6, 8)
+        members[f"{'ab'[i % 2]}/{i}.jpg"] = encode(pixels(i), "JPEG", exif=tags)
+    notes = Notes()
+    read(members, tmp_path, notes)
+    (step,) = [step for step in notes.steps if "orientation" in step]
+    assert step.startswith(f"orientation of {expected} photographs applied (EXIF)")
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (encode(COLOUR, "PPM"), "PPM"),
+        (bytes(3) + b"\x18ftypheic" + bytes(40), "HEIC"),
+        (bytes(3) + b"\x1cftypavif" + bytes(40), "AVIF"),
+    ],
+)
+def test_an_image_of_a_kind_that_is_not_read_is_refused_with_the_kinds_that_are(
+    content: bytes, kind: str, tmp_path: Path
+) -> None:
+    with pytest.raises(Rejected) as caught:
+        read(beside(content), tmp_path)
+    said = caught.value.reasons[0]
+    assert kind in said
+    assert "convert to PNG" in said
+    assert all(name in said for name in ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF"))
+
+
+def test_levels_that_no_image_needs_are_told(tmp_path: Path) -> None:
+    notes = Notes()
+    read(beside(png(0)), tmp_path, notes, levels={"low": 0, "high": 4095})
+    assert "levels_not_used" in [fact.code for fact in notes.facts]

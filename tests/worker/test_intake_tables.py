@@ -223,3 +223,45 @@ def test_several_tables_by_other_names_are_refused_with_what_to_do(tmp_path: Pat
     assert "join them to a metadata.csv with a column `split`" in caught.value.reasons[-1]
     made = read({**IMAGES, "train.csv": text, "sample_submission.csv": text}, tmp_path)
     assert labels(made) == FRAME.label.tolist()
+
+
+CLASS_FOLDERS = {f"{name}/{i}.png": png(9 * k + i) for k, name in enumerate("ab") for i in (1, 2)}
+
+
+@pytest.mark.parametrize("role", ["image", "label", "split", "group", "cluster"])
+def test_a_column_that_was_asked_for_is_found_in_a_table_or_refused_by_its_name(
+    role: str, tmp_path: Path
+) -> None:
+    said = refusal(CLASS_FOLDERS, tmp_path, **{f"{role}_column": "breed"})
+    assert f"the {role} column 'breed'" in said
+    assert "no table that has it" in said
+    other = {"notes.csv": b"a,b\n1,2\n"}
+    assert "beside 'notes.csv'" in refusal(
+        CLASS_FOLDERS | other, tmp_path, **{f"{role}_column": "breed"}
+    )
+
+
+def test_a_separator_of_labels_without_a_table_is_refused(tmp_path: Path) -> None:
+    assert "'|'" in refusal(CLASS_FOLDERS, tmp_path, label_separator="|")
+    assert len(read(CLASS_FOLDERS, tmp_path, label_separator="none")) == 4
+
+
+def test_columns_that_were_asked_for_choose_the_table_beside_class_folders(tmp_path: Path) -> None:
+    frame = pd.DataFrame(
+        {
+            "lesion_id": ["l0", "l0", "l1", "l1"],
+            "image_id": [name[:-4].rpartition("/")[2] + name[0] for name in CLASS_FOLDERS],
+            "dx": ["nv", "mel", "nv", "mel"],
+        }
+    )
+    images = {
+        f"{name[0]}/{key}.png": content
+        for key, (name, content) in zip(frame.image_id, CLASS_FOLDERS.items(), strict=True)
+    }
+    tables = {
+        "HAM10000_metadata.csv": frame.to_csv(index=False).encode(),
+        "prices.csv": b"item,price\n1,2\n",
+    }
+    made = read(images | tables, tmp_path, label_column="dx", cluster_column="lesion_id")
+    assert labels(made) == frame.dx.tolist()
+    assert made.clusters == frame.lesion_id.tolist()

@@ -4,7 +4,7 @@ The documented name wins over others that are in use; what could be one or anoth
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 from adap.core.config import DatasetOptions
 from adap.models.header import shown
@@ -12,6 +12,7 @@ from adap.worker.intake.limits import Rejected
 from adap.worker.intake.notes import Notes, listed
 
 Role = Literal["image", "label", "split", "group", "cluster"]
+ROLES: tuple[Role, ...] = get_args(Role)
 
 SYNONYMS: dict[Role, tuple[str, ...]] = {
     "image": (

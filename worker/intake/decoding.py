@@ -175,12 +175,21 @@ def _decode_files(
         )
     if deep is not None:
         _judge_deep(deep, asked, reasons)
+    elif asked.options.levels is not None:
+        asked.notes.fact(
+            "info", "levels_not_used", "no image is deeper than 8 bits: no use of `levels`"
+        )
     if damaged:
         reasons.add(
             f"{counted(damaged, 'file')} cannot be read: mend them, leave them out of the archive, "
             "or have what cannot be read left out with `skip_unreadable` (--skip-unreadable)"
         )
     reasons.settle()
+    if turned := odd.pop("turned", 0):
+        asked.notes.step(
+            f"orientation of {counted(turned, 'photograph')} applied (EXIF); torchvision's "
+            "ImageFolder does not"
+        )
     for name, count in sorted(odd.items()):
         asked.notes.fact("info", name, _ODD[name].format(counted(count, "image")), images=count)
     if not unread:

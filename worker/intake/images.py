@@ -4,11 +4,12 @@ What could be read in more than one way is refused, with a sentence, instead of 
 transparency, animations, values whose range nobody says. Of MPO (a photograph and its preview) and
 GIF the first frame is taken, CMYK is made RGB, and whoever asks is told so.
 Colour profiles are ignored, as torchvision and most training code ignore them. The EXIF orientation
-is applied, so the pixels are as a viewer shows them.
+is applied, so the pixels are as a viewer shows them; whoever asks is told that, too.
 """
 
 import contextlib
 import io
+import re
 import struct
 import warnings
 import zlib
@@ -48,15 +49,24 @@ FORMATS = tuple(
     )
 )
 
+_FOREIGN = (  # images that are not read, by how they begin, from a byte on
+    (re.compile(rb"P[1-7]\s"), "PPM, PGM or PBM"),
+    (re.compile(rb".{4}ftyp(?:hei[cxms]|hev[cx]|mif1|msf1)", re.DOTALL), "HEIC"),
+    (re.compile(rb".{4}ftypavi[fs]", re.DOTALL), "AVIF"),
+    (re.compile(rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51"), "JPEG 2000"),
+    (re.compile(rb"\xff\x0a|\0\0\0\x0cJXL "), "JPEG XL"),
+)
+
 LARGE_PIXELS = 100_000_000  # of a baseline JPEG that is made smaller, read at a reduced scale
 WHOLE_PIXELS = 25_000_000  # of another image that is made smaller, and is decoded whole before
 _LARGE_FROM = 1_000_000  # an operator's limit below is meant for large photographs, too
 MAX_GIF_FRAMES = 1000  # to be passed over: a file may have any number
 
-Odd = Literal["first_frame", "cmyk", "exif", "reduced", "window", "inverted"]
+Odd = Literal["first_frame", "cmyk", "exif", "turned", "reduced", "window", "inverted"]
 """What was done to an image that its sender may not expect."""
 
 _ORIENTATION = 0x0112  # EXIF tag; 1 is upright
+_TURNED = range(2, 9)
 
 # all that Pillow's three decoders raise for damaged files, its warnings included
 _UNDECODABLE = (
@@ -165,13 +175,20 @@ def _by_pillow(data: bytes, rules: Rules) -> Picture:
     except UnidentifiedImageError as error:
         kind = describe(data, data[-64:])
         raise UnusableImageError(
-            f"expected a sound PNG, JPEG or WebP image, got {kind}", damaged="archive" not in kind
+            f"expected a sound PNG, JPEG or WebP image, got {_foreign(data) or kind}",
+            damaged="archive" not in kind,
         ) from error
     except _UNDECODABLE as error:
         raise UnusableImageError(f"does not decode: {str(error)[:200]!r}", damaged=True) from error
     turned = (picture.pixels.shape[0] > picture.pixels.shape[1]) != (height > width)
     came = (width, height) if turned else (height, width)
     return replace(picture, came=came if "reduced" in odd else None, odd=frozenset(odd))
+
+
+def _foreign(data: bytes) -> str | None:
+    """The kind of an image that is not read, with what to do; None for anything else."""
+    kind = next((name for start, name in _FOREIGN if start.match(data)), None)
+    return None if kind is None else f"{kind}: convert to PNG, as {', '.join(FORMATS)} are read"
 
 
 def resized(pixels: NDArray[np.uint8], resize: Resize) -> NDArray[np.uint8]:
@@ -273,12 +290,14 @@ def _upright(image: Image.Image, odd: set[Odd]) -> Image.Image:
     if "exif" not in image.info:
         return image
     try:
-        if image.getexif().get(_ORIENTATION, 1) == 1:
+        if image.getexif().get(_ORIENTATION) not in _TURNED:
             return image
-        return ImageOps.exif_transpose(image)
+        upright = ImageOps.exif_transpose(image)
     except _UNDECODABLE:  # of the tags alone: the pixels are decoded
         odd.add("exif")
         return image
+    odd.add("turned")
+    return upright
 
 
 def _pixels(image: Image.Image, odd: set[Odd]) -> NDArray[np.uint8]:

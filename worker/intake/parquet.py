@@ -191,6 +191,11 @@ def _find_columns(schema: pa.Schema, asked: Asked) -> _Columns:
             f"{label}: expected text or whole numbers, or lists of them, "
             f"got {shown(str(schema.field(label).type))}"
         )
+    if not (_is_text(kind) and not multilabel) and options.label_separator not in (None, "none"):
+        reasons.add(
+            f"{label}: expected text where a `label_separator` (--label-separator) was asked for, "
+            f"got {shown(str(schema.field(label).type))}: leave the option out"
+        )
     told = {}
     for role in ("split", "group", "cluster"):
         name = getattr(options, f"{role}_column") or role

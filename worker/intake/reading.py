@@ -35,7 +35,13 @@ from adap.worker.intake.names import label_problem, tidy
 from adap.worker.intake.notes import Notes, counted, listed
 from adap.worker.intake.samples import by_samples, find_samples
 from adap.worker.intake.similar import note_near_duplicates
-from adap.worker.intake.tables import METADATA, TABLE_SUFFIXES, by_tables
+from adap.worker.intake.tables import (
+    METADATA,
+    by_tables,
+    columns_asked,
+    tables_among,
+    tables_asked,
+)
 from adap.worker.intake.tars import SUFFIXES as TAR_SUFFIXES
 from adap.worker.intake.tars import Tars, are_a_series, is_tar, stem
 from adap.worker.intake.values import note_values
@@ -79,6 +85,7 @@ def read_dataset(
         from adap.worker.intake.parquet import read_parquet  # pyarrow takes a while to start
 
         notes.form = "Parquet"
+        _refuse_folders(asked)
         image_set = read_parquet({"": path}, asked)
     elif kind == "tar":
         notes.form = "tar"
@@ -87,11 +94,18 @@ def read_dataset(
         with Archive(path, limits=limits) as archive:
             if is_arrays(archive):
                 notes.form = "NPZ"
+                _refuse_folders(asked)
+                if asked.options.label_separator not in (None, "none"):
+                    raise Rejected(
+                        "expected no `label_separator` (--label-separator) with an NPZ, whose "
+                        "labels (N, K) of 0 and 1 say which images have several: leave it out"
+                    )
                 image_set = read_arrays(archive, asked)
             elif any(name.lower().endswith(_PARQUET) for name in archive.names):
                 from adap.worker.intake.parquet import read_parquet
 
                 notes.form = "zip of Parquet files"
+                _refuse_folders(asked)
                 with _put_down(archive, _PARQUET, "Parquet files", asked) as shards:
                     image_set = read_parquet(shards, asked)
             elif any(name.lower().endswith(TAR_SUFFIXES) for name in archive.names):
@@ -247,6 +261,15 @@ def _kind(path: Path, size: int) -> Literal["zip", "parquet", "tar"]:
     raise Rejected(f"expected a zip or tar of class folders, an NPZ or Parquet, got {kind}{hint}")
 
 
+def _refuse_folders(asked: Asked) -> None:
+    """Raise Rejected for an option that has no meaning in a form without folders."""
+    if asked.options.folders is not None:
+        raise Rejected(
+            f"expected no `folders` (--folders) with {asked.notes.form}, which says labels and "
+            f"splits itself, got {asked.options.folders}: leave it out"
+        )
+
+
 @contextmanager
 def _put_down(
     archive: Archive, suffixes: tuple[str, ...], kind: str, asked: Asked
@@ -349,6 +372,8 @@ def _arrange(
         examples, multilabel = by_samples(archive, images, samples, options=options, notes=notes)
         read = {name for files in samples.values() for name in files.values()}
         others = [name for name in others if name not in read]
+    elif not tables and columns_asked(options):
+        tables = tables_asked(archive, others, options)
     elif not tables:
         if shards and series:
             raise Rejected(
@@ -362,11 +387,7 @@ def _arrange(
                 check_two_classes([examples[0].labels[0]])
         except Rejected as rejected:
             # a table by another name, where folders say nothing
-            tables = [
-                name
-                for name in others
-                if suffix_of(name) in TABLE_SUFFIXES and "submission" not in name.lower()
-            ]
+            tables = tables_among(others)
             if len(tables) > 1 and options.folders is None:
                 rejected.reasons.append(
                     f"got the tables {listed(tables)}: if one says the labels, call it "

@@ -21,7 +21,7 @@ from typing import Any
 from adap.core.config import DatasetOptions
 from adap.models.header import shown
 from adap.worker.intake.archive import AnyArchive
-from adap.worker.intake.columns import find_column, note_unread, require_column
+from adap.worker.intake.columns import ROLES, find_column, note_unread, require_column
 from adap.worker.intake.examples import Example, suffix_of
 from adap.worker.intake.labels import Value, read_labels
 from adap.worker.intake.limits import Reasons, Rejected
@@ -94,6 +94,55 @@ def by_tables(
     base = f"{shared}/" if shared else ""
     source = listed(tables)
     return by_lines(lines, images, source, base=base, options=options, notes=notes, reasons=reasons)
+
+
+def tables_among(others: Sequence[str]) -> list[str]:
+    """What may be a table of the images, by any name, among the files beside them."""
+    return [
+        name
+        for name in others
+        if suffix_of(name) in TABLE_SUFFIXES and "submission" not in name.lower()
+    ]
+
+
+def columns_asked(options: DatasetOptions) -> dict[str, str]:
+    """What was asked for that only a table can have, as told to people, and its column if any."""
+    asked = {
+        f"the {role} column {shown(name)} that was asked for": name
+        for role in ROLES
+        if (name := getattr(options, f"{role}_column")) is not None
+    }
+    if options.label_separator not in (None, "none"):
+        asked[f"a table of labels with {shown(options.label_separator)} between them"] = ""
+    return asked
+
+
+def tables_asked(archive: AnyArchive, others: Sequence[str], options: DatasetOptions) -> list[str]:
+    """The tables, by any name, that have all columns that were asked for. Rejected without one."""
+    asked = columns_asked(options)
+    wanted = {name for name in asked.values() if name}
+    tables = tables_among(others)
+    headers = {table: _header(archive, table) for table in tables}
+    found = [table for table in tables if wanted <= headers[table]]
+    if found:
+        return found
+    known = set[str]().union(*headers.values())
+    missing = next((text for text, name in asked.items() if name not in known), next(iter(asked)))
+    beside = f", beside {listed(tables)}" if tables else ""
+    raise Rejected(
+        f"expected {missing}, got no table that has it{beside}: add the table, or leave the option "
+        "out to have labels read from the folders"
+    )
+
+
+def _header(archive: AnyArchive, table: str) -> set[str]:
+    """The columns of a table; none of what cannot be read as one."""
+    try:
+        return set(
+            next((set(values) for _, values in _rows(archive.read(table), table, Reasons())), ())
+        )
+    except Rejected:
+        return set()
 
 
 def by_lines(
