@@ -6,6 +6,7 @@ faults can be made long by what is sent.
 """
 
 import json
+from collections import Counter
 from typing import Any, NoReturn
 
 from fastapi import Request
@@ -34,7 +35,7 @@ def parse(body: bytes) -> Any:
     """The value of a body. ApiError for what is no JSON (RFC 8259), or too much of it."""
     check_size(body)
     try:
-        value = json.loads(body, parse_constant=_no_number)
+        value = json.loads(body, parse_constant=_no_number, object_pairs_hook=_no_name_twice)
         _check_depth(value)
     except (ValueError, RecursionError) as error:  # of numbers with thousands of digits, too
         raise ApiError("invalid_request", f"/body: expected JSON, got {error!s:.200}") from error
@@ -80,6 +81,14 @@ def _check_depth(value: Any) -> None:
         if not level:
             return
     raise ValueError(f"values that are nested more than {MAX_DEPTH} deep")
+
+
+def _no_name_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise ValueError(f"the name {twice[:50]!r} twice in one object")
+    return found
 
 
 def _no_number(name: str) -> NoReturn:

@@ -40,6 +40,8 @@ _COMPATIBLE = ipaddress.ip_network("::/96")  # IPv4 in the last 32 bits, long de
 _SPECIAL = tuple(
     ipaddress.ip_network(network)
     for network in (
+        "::ffff:0:0:0/96",  # IPv4 as IPv6 within a network, RFC 2765
+        "100:0:0:1::/64",  # a prefix for no destination, RFC 9780
         "64:ff9b:1::/48",  # NAT64 of a network's own, RFC 8215
         "100::/64",  # discarded, RFC 6666
         "2001::/23",  # protocols, Teredo among them, RFC 2928

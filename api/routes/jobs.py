@@ -60,7 +60,8 @@ def list_jobs(
         float | None, Query(ge=0, description="that ended at most so many seconds ago")
     ] = None,
     code: Annotated[
-        str | None, Query(max_length=100, description="that failed with this code")
+        str | None,
+        Query(max_length=100, pattern="^[a-z0-9_]+$", description="that failed with this code"),
     ] = None,
     retried: Annotated[
         bool | None, Query(description="whether a retry of it was made already")
@@ -217,7 +218,7 @@ async def job_events(
         with house.places.take(caller.tenant):  # before the database is asked
             look = partial(_require_job, house, caller, job_id)
             await run_sync(look, limiter=house.watch.threads)
-        seen = int(last_event_id) if last_event_id and last_event_id.isdecimal() else 0
+        seen = _seen(last_event_id)
         return _Stream(
             house,
             caller,
@@ -239,6 +240,12 @@ async def job_events(
         has_more=more,
         next_cursor=make_cursor(str(shown[-1].seq)) if more else None,
     )
+
+
+def _seen(last_event_id: str | None) -> int:
+    """The number of an event; 0, before all of them, for what can be none."""
+    number = int(last_event_id) if last_event_id and last_event_id.isdecimal() else 0
+    return number if number < 2**63 else 0
 
 
 class _Stream(StreamingResponse):

@@ -184,6 +184,7 @@ BODIES = {
     "a list": b"[1, 2, 3]",
     "a text": b'"' + b"x" * 90_000 + b'"',
     "the same key again": b"{" + b'"seed":1,' * 1_900 + b'"seed":2}',
+    "a name twice": b'{"dataset_id": "a", "dataset_id": "b"}',
     "a prototype": b'{"__proto__": {"admin": true}, "constructor": 1}',
     "nothing": b"",
     "half of it": b'{"name": ',
@@ -213,6 +214,14 @@ def test_a_hostile_body_is_refused_shortly_by_every_route_that_takes_json(
         assert 400 <= answer.status_code < 500, (path, answer.text)
         assert len(answer.content) < 60_000
         assert len(answer.json()["errors"]) <= 100
+
+
+def test_a_name_twice_in_one_object_is_refused_by_name(api: Api) -> None:
+    headers = {"Content-Type": "application/json"}
+    body = b'{"name": "a", "scopes": ["admin"], "name": "b"}'
+    answer = api.http.post("/v1/api-keys", content=body, headers=headers)
+    assert answer.status_code == 422
+    assert "the name 'name' twice in one object" in answer.text
 
 
 def raw(api: Api, *lines: str, body: bytes = b"", head_only: bool = False) -> bytes:

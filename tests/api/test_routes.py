@@ -207,6 +207,8 @@ def test_events_are_streamed_until_the_end_and_resume_after_the_last_id(api: Api
     assert [item["event"] for item in events] == ["queued", "running", "epoch", "succeeded"]
     rest = [item for item in stream(api, job["id"], last="2") if "id" in item]
     assert rest == events[2:]
+    for last in ("9223372036854775808", "99999999999999999999", "-1", "x"):  # no event's number
+        assert [item for item in stream(api, job["id"], last=last) if "id" in item] == events
     listed = api.http.get(f"/v1/jobs/{job['id']}/events").json()["data"]
     assert [json.loads(item["data"]) for item in events] == listed
 

@@ -256,6 +256,7 @@ def test_a_url_outside_of_the_list_is_refused(api: Api, problem: Check, url: str
         *("::1", "::", "fe80::1", "fc00::1", "ff02::1", "2001:db8::1"),
         *("::ffff:127.0.0.1", "::ffff:10.0.0.1", "2002:7f00:1::", "64:ff9b::7f00:1"),
         *("64:ff9b:1::7f00:1", "::127.0.0.1", "::10.0.0.1", "fec0::1", "5f00::1", "3fff::1"),
+        *("::ffff:0:127.0.0.1", "100:0:0:1::1"),
     ],
 )
 def test_a_name_that_means_an_inner_machine_is_not_connected_to(address: str) -> None:
