@@ -3,14 +3,17 @@
 The network's own code runs on stand-ins: tensors with a shape and no numbers. Only small tensors
 are computed, as shapes and positions are made of them. So an operation that would take an hour, or
 a tensor of a terabyte, costs nothing to foresee, and is refused before it is made. Operations of
-matrix products, convolutions and attention are counted by torch; all else as one for each number.
+matrix products, convolutions and attention are counted by torch, pooling as its window for each
+number; all else as one for each number.
 
 It does NOT foresee what depends on more numbers than are computed, and refuses that; nor what a
 gradient costs, which is a small multiple. Limits of time and memory stand behind it.
 """
 
+import math
+import re
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,15 +24,18 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from torch.utils.flop_counter import flop_registry
 
 from adap.models.errors import ModelFileError
+from adap.models.graphs import Node
 from adap.models.header import InputSpec
 from adap.models.limits import CostLimits
 from adap.models.onnx_files import GraphNetwork
 
 COMPUTED = 2**16  # numbers of a tensor that is really computed
+POOLED = 16  # operations of a matrix product that take as long as a number in a pooling window
 SLACK_FLOPS = 10**9  # work too small to ask what it grows with
 SLACK_BYTES = 2**26
 PASS_FLOPS = 10**11  # of one pass in scoring: a few seconds of a slow core
 PASS_BYTES = 2**31
+_END = 2**31 - 1  # of a slice: exporters write this or more for "to the last"
 GROWTH = 2  # times the work of one image that each of several may take
 
 # what networks raise where sizes do not fit each other, or no network was built for this size
@@ -101,15 +107,55 @@ def foresee(
 
 
 def _sizes(network: nn.Module, most: int) -> Sequence[int]:
-    """The batches to look at: all where a graph computes with shapes, else the largest.
+    """The batches to look at: all where a size may shrink as the batch grows, else the largest.
 
-    Where it does not, no size becomes smaller as the batch becomes larger: the largest costs most.
+    Where none shrinks, the largest batch costs most.
     """
-    graphs = [module.graph for module in network.modules() if isinstance(module, GraphNetwork)]
-    computes = {"Shape", "Size"}
-    if any(node.operator in computes for graph in graphs for node in graph.nodes):
-        return range(2, most + 1)
+    graphs = [module for module in network.modules() if isinstance(module, GraphNetwork)]
+    for graph in graphs:
+        tensors = graph.tensors()
+        if any(_may_shrink(node, tensors) for node in graph.graph.nodes):
+            return range(2, most + 1)
     return [most] if most > 1 else []
+
+
+def _may_shrink(node: Node, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a size that the operator makes may become smaller, or go, as another grows.
+
+    A size behind any other operator of `OPERATORS` is a sum or product of the sizes before it, or
+    cut at a constant, and so grows with them.
+    """
+    match node.operator:
+        case "Shape" | "Size":
+            return True
+        case "Squeeze":  # without axes it takes whatever is 1
+            return "axes" not in node.attributes and len(node.inputs) < 2
+        case "Split":  # into equal parts: the last is what remains
+            return "split" not in node.attributes and len(node.inputs) < 2
+        case "Resize":  # of a fixed aspect ratio: a longer side makes the other shorter
+            return node.attributes.get("keep_aspect_ratio_policy", "stretch") != "stretch"
+        case "Slice":
+            return _crosses(node, tensors)
+        case _:
+            return False
+
+
+def _crosses(node: Node, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a slice runs from a place counted from one end to one counted from the other."""
+    bounds: list[list[int]] = []
+    for place, name in enumerate(("starts", "ends", "axes", "steps")):
+        if name in node.attributes:
+            bounds.append([int(n) for n in node.attributes[name]])  # type: ignore[union-attr]
+        elif len(node.inputs) > place + 1 and node.inputs[place + 1]:
+            if node.inputs[place + 1] not in tensors:
+                return True
+            bounds.append(tensors[node.inputs[place + 1]].flatten().tolist())
+        else:
+            bounds.append([])
+    starts, ends, _, steps = bounds
+    return any(step < 0 for step in steps) or any(
+        start < 0 <= end < _END for start, end in zip(starts, ends, strict=False)
+    )
 
 
 class _StandIn(torch.Tensor):
@@ -184,7 +230,9 @@ class _Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.flops += int(flop_registry[packet](*args, **kwargs, out_val=made))
         else:
             inputs = [value for value in tree_flatten(args)[0] if isinstance(value, Tensor)]
-            self.flops += max((value.numel() for value in (*inputs, *outputs)), default=0)
+            most = max((value.numel() for value in (*inputs, *outputs)), default=0)
+            window = _window(packet, args, kwargs)
+            self.flops += max(most, window * max((v.numel() for v in outputs), default=0))
         coming = sum(map(_bytes, outputs))
         self.largest = max(self.largest, self._now + coming)
         if self.flops > self._limits.flops:
@@ -228,6 +276,18 @@ def _shadow(value: Any) -> Any:
 def _bytes(value: Tensor) -> int:
     """What it takes where it is made; onnxruntime makes what torch only shows another view of."""
     return value.numel() * value.element_size()
+
+
+def _window(packet: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
+    """What a pooling operation takes for each number that it gives; 1 for all others."""
+    found = re.search(r"pool(\d)d", packet.__name__)
+    names = [argument.name for argument in packet.default._schema.arguments] if found else []
+    if not found or "kernel_size" not in names:
+        return 1
+    place = names.index("kernel_size")
+    kernel = args[place] if place < len(args) else kwargs["kernel_size"]
+    sizes = [kernel] if isinstance(kernel, int) else list(kernel)
+    return POOLED * int(math.prod(sizes if len(sizes) > 1 else sizes * int(found[1])))
 
 
 def _is_factory(func: Any) -> bool:

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from adap.models import conversion
-from adap.models.costs import Cost, check_cost, foresee, served_batch
+from adap.models.costs import POOLED, Cost, check_cost, foresee, served_batch
 from adap.models.errors import ModelFileError
 from adap.models.header import Declaration, InputSpec
 from adap.models.limits import CostLimits
@@ -68,6 +68,18 @@ def hidden(*numbers: int) -> list[object]:
     return [*nodes, make("Add", [last, "one"], ["n"])]
 
 
+def squared_cut() -> list[object]:
+    """All pixels of some images with those of some images: a square of their number."""
+    return [
+        make("Slice", ["x", "start", "end", "axis"], ["some"]),
+        make("Reshape", ["some", "column"], ["a"]),
+        make("Transpose", ["a"], ["t"], perm=[1, 0]),
+        make("MatMul", ["a", "t"], ["aa"]),
+        make("MatMul", ["aa", "aa"], ["aaa"]),
+        make("ReduceMean", ["aaa"], ["m"], keepdims=0),
+    ]
+
+
 def made_of(nodes: list[object], **whole: object) -> Callable[[Path], Path]:
     return lambda path: onnx_file(path, nodes, **whole)
 
@@ -76,6 +88,9 @@ REFUSED = {
     "a cube of the batch": made_of([make("Mul", ["b", "scale"], ["n"]), *squares("n")], scale=[32]),
     "but for the batches that it may be tried with": made_of(
         [*hidden(1, 3, 4, 64), *squares("n")], scale=[4], one=[1], c0=[1], c1=[3], c2=[4], c3=[64]
+    ),
+    "a square of the batch for half of the largest": made_of(
+        squared_cut(), start=[-32], end=[32], axis=[0], column=[-1, 1]
     ),
     "two gigabytes of zeros": made_of(
         [make("ConstantOfShape", ["n"], ["z"]), make("ReduceMean", ["z"], ["m"], keepdims=0)],
@@ -143,6 +158,24 @@ def test_operations_and_bytes_are_those_of_the_formula() -> None:
         views = 2000  # each of them counted as one operation a number
         assert 0 <= cost.flops - batch * (convolution + linear) <= batch * views
         assert batch * 216 * 4 <= cost.bytes <= batch * 2 * (216 + 64 + 2) * 4 + 2 * 216 * 4
+
+
+@pytest.mark.parametrize(
+    "pool", [nn.MaxPool2d(7, 1, 3), nn.AvgPool2d((7, 7), 1, 3), nn.LPPool2d(2, 7, 1)]
+)
+def test_pooling_is_counted_as_its_window_for_each_number(pool: nn.Module) -> None:
+    spec = SPEC.model_copy(update={"height": 32, "width": 32})
+    side = pool(torch.zeros(1, 1, 32, 32)).shape[-1]
+    cost = foresee(pool, spec, 3, CostLimits())
+    pooled = POOLED * 3 * side**2 * 49
+    assert 0 <= cost.flops - pooled <= 3 * 32**2 * 10  # and what powers and views take
+
+
+def test_pooling_over_windows_that_never_end_is_refused() -> None:
+    network = nn.Sequential(nn.MaxPool2d(513, 1, 256), nn.AdaptiveAvgPool2d(1))
+    spec = SPEC.model_copy(update={"height": 2048, "width": 2048})
+    with pytest.raises(ModelFileError, match="ADAP_MAX_MODEL_FLOPS"):
+        check_cost(network, spec, CostLimits())
 
 
 def test_what_depends_on_pixels_is_refused_and_nothing_of_the_network_changes() -> None:
