@@ -215,3 +215,47 @@ def test_a_folder_without_files_is_no_class_and_told_of(tmp_path: Path) -> None:
     assert [(fact.code, fact.figures) for fact in notes.facts] == [
         ("empty_folders", {"folders": 1})
     ]
+
+
+MASKS = {
+    "beside their images": ["a/{}.png", "a/{}_mask.png", "b/{}9.png", "b/{}9_mask_1.png"],
+    "with the class in the name": ["a/a ({}).png", "a/a ({})_Mask.png", "b/b ({}).png"],
+    "in folders beside": ["images/{}.png", "masks/{}.png"],
+    "in folders of splits": ["train/images/{}.png", "train/masks/{}.png"],
+    "with splits inside": ["images/train/{}.png", "annotations/train/{}.png"],
+    "with splits in the name": ["train_images/{}.png", "train_masks/{}.png"],
+    "of Pascal VOC": ["VOC/JPEGImages/{}.jpg", "VOC/SegmentationClass/{}.png"],
+    "below classes": ["a/images/{}.png", "a/labels/{}_label.png", "b/images/{}.png"],
+    "in a folder below the images": ["a/{}.png", "a/masks/{}.png", "b/{}.png"],
+    "with classes inside": ["images/a/{}.png", "images/b/{}.png", "masks/a/{}.png"],
+}
+
+
+@pytest.mark.parametrize("case", MASKS)
+def test_masks_are_no_examples_and_are_refused_with_the_way_out(case: str, tmp_path: Path) -> None:
+    names = [name.format(i) for name in MASKS[case] for i in (1, 2)]
+    members = {name: png(i) for i, name in enumerate(names)}
+    (said,) = reasons(members, tmp_path)
+    assert "look like segmentation masks" in said
+    assert "metadata.csv" in said
+    table = metadata(
+        [{"file_name": name, "label": "ab"[i % 2], "split": "test"} for i, name in enumerate(names)]
+    )
+    assert len(read(members | {"metadata.csv": table}, tmp_path)) == len(names)
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [("mask", "no_mask"), ("with_mask", "without_mask"), ("labels", "logos"), ("cat", "cat_seg")],
+)
+def test_a_class_called_like_masks_is_a_class(folders: tuple[str, str], tmp_path: Path) -> None:
+    assert list(read(filled(*folders), tmp_path).classes) == sorted(folders)
+
+
+def test_a_folder_that_repeats_the_classes_beside_it_is_refused(tmp_path: Path) -> None:
+    members = filled("yes", "no", "brain/yes", "brain/no")
+    (said,) = reasons(members, tmp_path)
+    assert "'no', 'yes' inside 'brain' and beside it" in said
+    assert list(read(members, tmp_path, folders="class").classes) == ["brain", "no", "yes"]
+    inside = {f"train/{name}": content for name, content in members.items()}
+    assert "inside 'brain'" in reasons(inside, tmp_path)[0]

@@ -32,6 +32,8 @@ def by_folders(names: Sequence[str], *, declared: str | None, notes: Notes) -> l
     declared: what each level of folders is, as in `DatasetOptions.folders`; None to find out.
     """
     paths = _unwrapped({name: name.split("/") for name in names}, notes)
+    if declared is None:
+        _refuse_copies(paths)
     roles = _find_roles(paths, notes) if declared is None else declared.split("/")
     if roles.count("class") != 1:
         raise Rejected(
@@ -120,6 +122,24 @@ def _find_roles(paths: Paths, notes: Notes) -> list[str]:
             f"{listed([top for top in tops if top not in splits])} beside it name no split",
         )
     return _find_inner_roles(paths)
+
+
+def _refuse_copies(paths: Paths) -> None:
+    """Raise Rejected for a folder that holds folders called as those beside it, as a copy does."""
+    inside: dict[tuple[str, ...], set[str]] = {}
+    for path in paths.values():
+        for i, folder in enumerate(path[:3][: len(path) - 1]):
+            inside.setdefault(tuple(path[:i]), set()).add(folder)
+    splits = splits_of(inside.get((), ()))
+    for above in [(), *((split,) for split in sorted(splits))]:
+        folders = inside.get(above, set())
+        for folder in sorted(folders - (splits.keys() if not above else set())):
+            if again := sorted(inside.get((*above, folder), set()) & folders - {folder}):
+                raise Rejected(
+                    f"expected each class in one place, got {listed(again)} inside {shown(folder)} "
+                    "and beside it, as if that were a copy: leave it out, or, if it is a class of "
+                    "its own, send `folders` (--folders class)"
+                )
 
 
 def _check_split_folders(tops: Sequence[str], paths: Paths) -> None:

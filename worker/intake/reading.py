@@ -31,6 +31,7 @@ from adap.worker.intake.decoding import MAX_SIZES, RELEASE_BYTES, File, Undecode
 from adap.worker.intake.examples import Example, is_no_image, suffix_of
 from adap.worker.intake.folders import by_folders
 from adap.worker.intake.limits import IntakeLimits, Rejected
+from adap.worker.intake.masks import refuse_masks
 from adap.worker.intake.names import label_problem, tidy
 from adap.worker.intake.notes import Notes, counted, listed
 from adap.worker.intake.samples import by_samples, find_samples
@@ -382,6 +383,7 @@ def _arrange(
             )
         steps = len(notes.steps)
         try:
+            refuse_masks(images)
             examples = by_folders(images, declared=options.folders, notes=notes)
             if len({example.labels for example in examples}) < 2:
                 check_two_classes([examples[0].labels[0]])
