@@ -144,14 +144,12 @@ def _crosses(node: Node, tensors: Mapping[str, Tensor]) -> bool:
     """Whether a slice runs from a place counted from one end to one counted from the other."""
     bounds: list[list[int]] = []
     for place, name in enumerate(("starts", "ends", "axes", "steps")):
-        if name in node.attributes:
-            bounds.append([int(n) for n in node.attributes[name]])  # type: ignore[union-attr]
-        elif len(node.inputs) > place + 1 and node.inputs[place + 1]:
+        held = node.attributes.get(name, [])
+        if len(node.inputs) > place + 1 and node.inputs[place + 1]:
             if node.inputs[place + 1] not in tensors:
                 return True
-            bounds.append(tensors[node.inputs[place + 1]].flatten().tolist())
-        else:
-            bounds.append([])
+            held = tensors[node.inputs[place + 1]].flatten().tolist()
+        bounds.append([int(n) for n in held] if isinstance(held, list) else [])
     starts, ends, _, steps = bounds
     return any(step < 0 for step in steps) or any(
         start < 0 <= end < _END for start, end in zip(starts, ends, strict=False)

@@ -8,7 +8,7 @@ compares. For the sandboxed child alone, after the file was found to be plain an
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,19 +16,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from adap.models import onnx_folding
 from adap.models.errors import ModelFileError
 from adap.models.header import InputSpec, OutputSpec, shown
 from adap.reading import Fact
 
-MAX_FOLDED = 2**24  # numbers that a constant may come to by being repeated: 64 MiB of float32
-SMALL = 4096  # numbers of a constant that may be a shape
-
 Ending = Literal["softmax", "sigmoid"]
 
 _PASSING = ("Identity", "Dropout", "Flatten", "Reshape", "Squeeze", "Unsqueeze")
-_RANDOM = ("RandomNormal", "RandomUniform", "Bernoulli", "Multinomial")
-_GROWING = {"ConstantOfShape": 0, "Expand": 1, "Tile": 1}  # the input that says how large
-_LEFT = ("Pad", "Range", "Resize", "Upsample", "OneHot", "EyeLike")  # as large as they please
 
 
 @dataclass(frozen=True)
@@ -50,7 +45,7 @@ class Original:
     @classmethod
     def of(cls, path: Path) -> "Original":
         """A file of ours: channels first, the batch free."""
-        session = _opened(path.read_bytes(), plain=False)
+        session = onnx_folding.opened(path.read_bytes(), plain=False)
         (images,) = session.get_inputs()
         return cls(session, Images(images.name))
 
@@ -92,9 +87,7 @@ def simplify(model: Any, output: OutputSpec) -> Fit:
     quantised = _dequantise(model)
     if quantised:
         steps.append("quantised operators written out: exact values, gradients straight through")
-    folded = 0
-    while (more := _fold(model)) > 0:  # a size that was computed lets the next be foreseen
-        folded += more
+    folded = onnx_folding.fold(model)
     if folded:
         steps.append(f"{folded} {'constant' if folded == 1 else 'constants'} computed once")
     output = output.model_copy(update={"name": None})
@@ -124,7 +117,7 @@ def arrange(fit: Fit, spec: InputSpec) -> Images:
 
 def ask(fit: Fit, takes: Images, spec: InputSpec) -> tuple[Original, bool]:
     """The original, once it is known to answer as declared; whether its output was flattened."""
-    original = Original(_opened(fit.whole, plain=fit.quantised), takes)
+    original = Original(onnx_folding.opened(fit.whole, plain=fit.quantised), takes)
     fit.whole = b""
     return original, _flatten(fit, original, spec)
 
@@ -145,7 +138,7 @@ def _choose_output(model: Any, output: OutputSpec) -> list[str]:
                 f"{', '.join(shown(name) for name in names[:5])}; name the output that is meant: "
                 f"--output-name {names[0] if names else 'NAME'} (`name` in `output`)"
             )
-        _drop_dead(model)
+        onnx_folding.drop_dead(model)
         return []
     made = {name for node in graph.node for name in node.output if name}
     if output.name not in made:
@@ -158,23 +151,9 @@ def _choose_output(model: Any, output: OutputSpec) -> list[str]:
         kept = [helper.make_tensor_value_info(output.name, TensorProto.FLOAT, None)]
     del graph.output[:]
     graph.output.extend(kept)
-    _drop_dead(model)
+    onnx_folding.drop_dead(model)
     others = ", ".join(f"`{name[:80]}`" for name in names if name != output.name)
     return [f"output `{output.name}` taken" + (f", not {others}" if others else "")]
-
-
-def _drop_dead(model: Any) -> None:
-    """Operators and tensors that lead nowhere."""
-    needed = {item.name for item in model.graph.output}
-    kept = []
-    for node in reversed(model.graph.node):
-        if needed.intersection(node.output):
-            needed.update(node.input)
-            kept.append(node)
-    _replace(model.graph.node, reversed(kept))
-    unused = [i for i, t in enumerate(model.graph.initializer) if t.name not in needed]
-    for i in reversed(unused):
-        del model.graph.initializer[i]
 
 
 def _cut_ending(fitted: Fit) -> None:
@@ -201,7 +180,7 @@ def _cut_ending(fitted: Fit) -> None:
     else:
         # the output is the logits themselves
         fitted.model.graph.output[0].name = source
-    _replace(graph.node, [other for other in graph.node if target not in other.output])
+    onnx_folding.replace(graph.node, [other for other in graph.node if target not in other.output])
     message = (
         f"the network ends in a {ending}, which was cut off: its input, the logits, is audited, as "
         "probabilities round to 1 and hide what an attack could follow"
@@ -266,88 +245,6 @@ def _flatten(fitted: Fit, original: Original, spec: InputSpec) -> bool:
         graph.node.append(helper.make_node("Reshape", [name, rows], [flat]))
         graph.output[0].name = flat
     return needed
-
-
-# --- constants ------------------------------------------------------------------------------------
-
-
-def _fold(model: Any) -> int:
-    """Compute what does not depend on the images, by onnxruntime; how many values came of it."""
-    from onnx import helper, numpy_helper
-
-    graph = model.graph
-    known = {tensor.name for tensor in graph.initializer}
-    sizes = _constants(graph)
-    constant = []
-    for node in graph.node:
-        if node.op_type == "Constant":
-            known.update(node.output)
-            continue
-        plain = all(name in known for name in node.input if name)
-        foldable = node.input and not node.domain and not node.op_type.startswith(_RANDOM)
-        if plain and foldable and _stays_small(node, sizes):
-            constant.append(node)
-            known.update(node.output)
-    if not constant:
-        return 0
-    folded = {name for node in constant for name in node.output if name}
-    rest = [node for node in graph.node if not folded.intersection(node.output)]
-    used = {name for node in rest for name in node.input} | {item.name for item in graph.output}
-    wanted = sorted(folded & used)
-    if folded.intersection(item.name for item in graph.output):
-        raise ModelFileError("expected an output that depends on the images, got a constant")
-    needed = {name for node in constant for name in node.input}
-    part = helper.make_graph(
-        [n for n in graph.node if n.op_type == "Constant" and needed.intersection(n.output)]
-        + constant,
-        "constants",
-        [],
-        [helper.make_empty_tensor_value_info(name) for name in wanted],
-        [tensor for tensor in graph.initializer if tensor.name in needed],
-    )
-    small = helper.make_model(part, opset_imports=model.opset_import, ir_version=model.ir_version)
-    try:
-        values = _opened(small.SerializeToString(), plain=True).run(None, {})
-    except Exception as error:
-        raise ModelFileError(
-            f"expected constants that onnxruntime computes, got {str(error)[:200]}"
-        ) from error
-    _replace(graph.node, rest)
-    for name, value in zip(wanted, values, strict=True):
-        graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
-    _drop_dead(model)
-    return len(wanted)
-
-
-def _stays_small(node: Any, sizes: Mapping[str, NDArray[Any]]) -> bool:
-    """A few numbers may ask for a constant of any size: such a one stays in the graph."""
-    if node.op_type in _LEFT:
-        return False
-    if node.op_type not in _GROWING:
-        return True
-    size = sizes.get(node.input[_GROWING[node.op_type]])
-    return size is not None and math.prod(int(n) for n in size.flatten() if n > 0) <= MAX_FOLDED
-
-
-def _constants(graph: Any) -> dict[str, NDArray[Any]]:
-    """The small tensors of whole numbers, which may be shapes."""
-    from onnx import TensorProto, numpy_helper
-
-    found = {
-        tensor.name: numpy_helper.to_array(tensor)
-        for tensor in graph.initializer
-        if tensor.data_type in (TensorProto.INT64, TensorProto.INT32)
-        and 0 <= math.prod(tensor.dims) <= SMALL
-    }
-    for node in graph.node:
-        if node.op_type == "Constant" and len(node.attribute) == 1:
-            attribute = node.attribute[0]
-            if attribute.name == "value" and math.prod(attribute.t.dims) <= SMALL:
-                if attribute.t.data_type in (TensorProto.INT64, TensorProto.INT32):
-                    found[node.output[0]] = numpy_helper.to_array(attribute.t)
-            elif attribute.name == "value_ints":
-                found[node.output[0]] = np.array(attribute.ints, np.int64)
-    return found
 
 
 # --- images ---------------------------------------------------------------------------------------
@@ -423,7 +320,7 @@ def _turn(model: Any, images: Any, spec: InputSpec) -> None:
     for dim, size in zip(dims[1:], (spec.channels, spec.height, spec.width), strict=True):
         dim.dim_value = size
     node = helper.make_node("Transpose", [outside], [inside], perm=[0, 2, 3, 1])
-    _replace(model.graph.node, [node, *model.graph.node])
+    onnx_folding.replace(model.graph.node, [node, *model.graph.node])
 
 
 # --- the batch ------------------------------------------------------------------------------------
@@ -444,7 +341,7 @@ class _Freer:
         self.model, self.graph, self.images = model, model.graph, images
         self.sizes = (spec.channels, spec.height, spec.width)
         self.batch = batch
-        self.constants = _constants(model.graph)
+        self.constants = onnx_folding.constants(model.graph)
         self.before: dict[str, tuple[int, ...]] = {}
         self.after: dict[str, tuple[int, ...]] = {}
 
@@ -544,7 +441,9 @@ class _Freer:
             for i, other in enumerate(node.input):
                 if other == name:
                     node.input[i] = f"{base}.rows"
-        _replace(self.graph.node, [*self.graph.node[:place], *made, *self.graph.node[place:]])
+        onnx_folding.replace(
+            self.graph.node, [*self.graph.node[:place], *made, *self.graph.node[place:]]
+        )
         return True
 
     def _shapes(self, batch: int) -> dict[str, tuple[int, ...]]:
@@ -562,7 +461,7 @@ class _Freer:
         for dim, size in zip(dims[1:], self.sizes, strict=True):
             dim.dim_value = size
         for tensor in self.graph.initializer:
-            if math.prod(tensor.dims) <= SMALL:
+            if math.prod(tensor.dims) <= onnx_folding.SMALL:
                 small.graph.initializer.append(tensor)
             else:
                 small.graph.input.append(
@@ -652,7 +551,7 @@ def _dequantise(model: Any) -> bool:
                 nodes.append(node)
     found = any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in nodes)
     if found:
-        _replace(model.graph.node, nodes)
+        onnx_folding.replace(model.graph.node, nodes)
     return found
 
 
@@ -687,23 +586,6 @@ def _written_out(
 # --- helpers --------------------------------------------------------------------------------------
 
 
-def _opened(content: bytes, *, plain: bool) -> Any:
-    """onnxruntime on a file; plain: its operators one by one, none fused with another."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    if plain:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    try:
-        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise ModelFileError(
-            f"expected a network that onnxruntime runs, got {str(error)[:300]}"
-        ) from error
-
-
 def _fresh(graph: Any, what: str, value: NDArray[Any]) -> str:
     """A new tensor of the graph, under a name that it does not have yet."""
     from onnx import numpy_helper
@@ -711,9 +593,3 @@ def _fresh(graph: Any, what: str, value: NDArray[Any]) -> str:
     name = f"adap.{what}.{len(graph.initializer)}"
     graph.initializer.append(numpy_helper.from_array(value, name))
     return name
-
-
-def _replace(field_: Any, values: Iterable[Any]) -> None:
-    values = list(values)
-    del field_[:]
-    field_.extend(values)

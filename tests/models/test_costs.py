@@ -92,6 +92,23 @@ REFUSED = {
     "a square of the batch for half of the largest": made_of(
         squared_cut(), start=[-32], end=[32], axis=[0], column=[-1, 1]
     ),
+    "hours of products of constants": made_of(
+        [
+            make("ConstantOfShape", ["n"], ["m0"]),
+            *(make("MatMul", [f"m{i}", "m0"], [f"m{i + 1}"]) for i in range(300)),
+            make("ReduceMean", ["m300"], ["m"], keepdims=0),
+        ],
+        n=[4000, 4000],
+    ),
+    "hours of constants, whose sizes are computed": made_of(
+        [
+            make("Add", ["n", "n"], ["nn"]),
+            make("ConstantOfShape", ["nn"], ["m0"]),
+            *(make("MatMul", [f"m{i}", "m0"], [f"m{i + 1}"]) for i in range(300)),
+            make("ReduceMean", ["m300"], ["m"], keepdims=0),
+        ],
+        n=[2000, 2000],
+    ),
     "two gigabytes of zeros": made_of(
         [make("ConstantOfShape", ["n"], ["z"]), make("ReduceMean", ["z"], ["m"], keepdims=0)],
         n=[500, 1000, 1000],
@@ -130,7 +147,9 @@ REFUSED = {
 def test_a_costly_graph_is_refused_without_being_run(tmp_path: Path, what: str) -> None:
     before = psutil.Process().memory_info().rss
     path = REFUSED[what](tmp_path / "m.onnx")
-    with pytest.raises(ModelFileError, match=r"number of images|ADAP_MAX_MODEL_|cost can be told"):
+    with pytest.raises(
+        ModelFileError, match=r"number of images|ADAP_MAX_MODEL_|cost can be told|to compute"
+    ):
         conversion.to_safetensors(
             path, Declaration(architecture="onnx", input=SPEC), folder=tmp_path
         )
