@@ -265,3 +265,51 @@ def test_columns_that_were_asked_for_choose_the_table_beside_class_folders(tmp_p
     made = read(images | tables, tmp_path, label_column="dx", cluster_column="lesion_id")
     assert labels(made) == frame.dx.tolist()
     assert made.clusters == frame.lesion_id.tolist()
+
+
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        ("is_valid", [False] * 6 + [True] * 2),
+        ("is_train", [1] * 6 + [0] * 2),
+        ("split", [0, 0, 0, 0, 1, 1, 2, 2]),
+    ],
+)
+def test_codes_of_splits_are_refused_once_with_the_words_to_write(
+    column: str, values: list[object], tmp_path: Path
+) -> None:
+    with pytest.raises(Rejected) as caught:
+        read(with_table(FRAME.assign(**{column: values})), tmp_path)
+    (said,) = caught.value.reasons
+    assert f"the column '{column}' holds" in said
+    assert "write train, validation, test" in said
+
+
+def test_a_part_that_is_a_label_of_its_own_asks_for_the_separator(tmp_path: Path) -> None:
+    frame = FRAME.drop(columns="label").assign(labels=["person", "car person"] * 4)
+    assert "--label-separator ' '" in refusal(with_table(frame), tmp_path)
+    made = read(with_table(frame), tmp_path, label_separator="none")
+    assert list(made.classes) == ["car person", "person"]
+    several = pd.concat([frame[:4], frame[4:].assign(labels=["", "tree"] * 2)])
+    made = read(with_table(several), tmp_path, label_separator=" ")
+    assert list(made.classes) == ["car", "person", "tree"]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "classes", "code"),
+    [
+        ((0, 1), ["cat", "dog"], None),
+        ((1, 2), ["cow", "dog"], "labels_from_one"),
+        ((1, 3), ["cat", "cow"], None),
+    ],
+)
+def test_names_of_labels_that_may_count_from_one_are_no_silent_guess(
+    numbers: tuple[int, int], classes: list[str], code: str | None, tmp_path: Path
+) -> None:
+    notes = Notes()
+    members = with_table(FRAME.assign(label=[*numbers] * 4))
+    made = read(members | {"classes.txt": b"cat\ndog\ncow\n"}, tmp_path, notes)
+    assert list(made.classes) == classes
+    assert [fact.code for fact in notes.facts if fact.level == "caution"] == (
+        [code] if code else []
+    )

@@ -42,7 +42,7 @@ from adap.worker.intake.names import (
     label_problem,
 )
 from adap.worker.intake.notes import Notes, counted, listed
-from adap.worker.intake.splits import split_problem, splits_of
+from adap.worker.intake.splits import refuse_codes, split_problem, splits_of
 
 _BLOCK_BYTES = 8 * 1024**2  # images are converted this much at a time
 _MATRIX_BYTES = 256 * 1024**2  # of labels in two dimensions: as many images and classes as may be
@@ -512,7 +512,7 @@ def _name_classes(
         if low < 0 or high >= len(classes):
             raise Rejected(
                 f"labels: expected indices from 0 to {len(classes) - 1} into classes, "
-                f"got {low} to {high}"
+                f"got {low} to {high}{': count from 0' if (low, high) == (1, len(classes)) else ''}"
             )
     _check_names_of_classes(classes)
     return classes, labels.astype(np.int64)
@@ -542,6 +542,7 @@ def _index_texts(
 
 
 def _splits(names: Sequence[str], *, count: int) -> NDArray[np.int8]:
+    refuse_codes("split", names)
     _check_each("split", names, count=count, problem_of=split_problem)
     splits = splits_of(set(names))
     return np.array([SPLITS.index(splits[name]) for name in names], np.int8)

@@ -86,11 +86,21 @@ def _refuse_other_separators(texts: Sequence[str], column: str) -> None:
     if any("|" in text for text in different):
         return
     for text in sorted(different):
-        if _as_list(text) is None and (mark := _parts_known(text, different)):
+        if _as_list(text) is None and (mark := _part_known(text, different)):
             raise Rejected(
                 f"{column}: expected | between several labels, got {shown(text)}: say what stands "
-                f"between them with `label_separator` (--label-separator '{mark}')"
+                f"between them with `label_separator` (--label-separator '{mark}'), or that each "
+                "is one label (--label-separator none)"
             )
+
+
+def _part_known(text: str, different: set[str]) -> str | None:
+    """What separates the parts of a text of which one is the whole text of another image."""
+    for mark in _SEPARATORS:
+        parts = [part.strip() for part in text.split(mark)]
+        if len(parts) > 1 and any(part in different for part in parts if part):
+            return mark
+    return None
 
 
 def _parts_known(text: str, different: set[str]) -> str | None:

@@ -36,7 +36,7 @@ from adap.worker.intake.labels import check_text_labels, split_labels
 from adap.worker.intake.limits import IntakeLimits, Reasons, Rejected
 from adap.worker.intake.names import cluster_problem, group_problem, labels_problem, tidy
 from adap.worker.intake.notes import counted, listed
-from adap.worker.intake.splits import split_problem, splits_of
+from adap.worker.intake.splits import is_code, refuse_codes, split_problem, splits_of
 
 IMAGE_ROWS = 32  # read at a time
 TEXT_ROWS = 1024
@@ -249,6 +249,7 @@ def _read_texts(
     reasons = Reasons()
     named: list[tuple[str, ...]] = []
     splits: list[str] = []
+    codes: set[str] = set()  # in the place of splits
     groups: list[str] = []
     clusters: list[str] = []
     optional = (columns.split, columns.group, columns.cluster)
@@ -268,7 +269,9 @@ def _read_texts(
         named.append(names)
         if columns.split is not None:
             split = row[columns.split] or ""
-            if problem := split_problem(split):
+            if is_code(split):
+                codes.add(split)
+            elif problem := split_problem(split):
                 reasons.add(f"row {number}: {problem}")
             else:
                 splits.append(split)
@@ -280,6 +283,8 @@ def _read_texts(
             clusters.append(_text_of(row[columns.cluster]))
             if problem := cluster_problem(clusters[-1]):
                 reasons.add(f"row {number}: {problem}")
+    if columns.split is not None:
+        refuse_codes(columns.split, codes)
     reasons.settle()
     meaning = splits_of(set(splits))
     return (

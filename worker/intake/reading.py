@@ -446,7 +446,19 @@ def _with_names(
     text = archive.read(lists[0]).decode("utf-8-sig", "replace")
     names = [tidy(line) for line in text.splitlines() if line.strip()]
     sound = len(set(names)) == len(names) and not any(map(label_problem, names))
-    if not sound or max(map(int, labels), default=0) >= len(names):
+    numbers = sorted(map(int, labels)) or [0]
+    first = int(numbers[-1] == len(names) and numbers[0] > 0)  # nothing else can be meant
+    if not sound or numbers[-1] - first >= len(names):
         return examples, []
-    notes.step(f"names of the labels from {shown(lists[0])}, whose first line is 0")
-    return [replace(e, labels=tuple(names[int(n)] for n in e.labels)) for e in examples], lists
+    notes.step(f"names of the labels from {shown(lists[0])}, whose first line is {first}")
+    if numbers[0] > first == 0:
+        notes.fact(
+            "caution",
+            "labels_from_one",
+            f"no label is 0, which would be {shown(names[0])}, the first line of "
+            f"{shown(lists[0])}: if the labels count from 1, each name is that of the class after "
+            "it; write names as labels",
+        )
+    return [
+        replace(e, labels=tuple(names[int(n) - first] for n in e.labels)) for e in examples
+    ], lists

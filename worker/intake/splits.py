@@ -10,6 +10,8 @@ from collections.abc import Iterable
 
 from adap.core.config import SPLITS, Split
 from adap.models.header import shown
+from adap.worker.intake.limits import Rejected
+from adap.worker.intake.notes import listed
 
 SPLIT_NAMES: dict[str, Split] = {
     "train": "train",
@@ -29,6 +31,7 @@ SPLIT_NAMES: dict[str, Split] = {
 _EVALUATION = {"eval", "evaluation"}
 _GENERIC = {"set", "data", "dataset", "image", "images", "img", "imgs", "split", "folder", "part"}
 _GENERIC |= {"photos", "pictures", "files", "the", "my", "final", "full", "of"}
+_CODE = re.compile(r"-?\d+(?:\.0+)?|true|false|yes|no|t|f", re.IGNORECASE)
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+|[^\W\d_a-zA-Z]+")
 _SUFFIX = re.compile(r"(?:[-_ ]?(?:set|data|dataset|images|imgs))+$")
 
@@ -61,6 +64,26 @@ def split_problem(split: str) -> str | None:
     if names_a_split_alone(split):
         return None
     return f"expected a split among {', '.join(SPLITS)}, got {shown(split)}"
+
+
+def refuse_codes(column: str, values: Iterable[str]) -> None:
+    """Raise Rejected, once for all rows, where numbers or truth values stand for splits."""
+    codes = sorted(filter(is_code, set(values)))
+    if codes:
+        raise Rejected(
+            f"the column {shown(column)} holds {listed(codes)}, which could be any "
+            f"splits: write {', '.join(SPLITS)} in a column `split`, or leave the column out"
+        )
+
+
+def is_code(value: str) -> bool:
+    """Whether a value is a number or a truth value."""
+    return _CODE.fullmatch(value) is not None
+
+
+def is_called_a_split(column: str) -> bool:
+    """Whether a column says by its name that its values choose a split, as `is_valid` does."""
+    return names_a_split_alone(column.lower().removeprefix("is_").removeprefix("is"))
 
 
 def _words(name: str) -> list[str]:

@@ -27,7 +27,14 @@ from adap.worker.intake.labels import Value, read_labels
 from adap.worker.intake.limits import Reasons, Rejected
 from adap.worker.intake.names import cluster_problem, group_problem, labels_problem, tidy
 from adap.worker.intake.notes import Notes, counted, listed
-from adap.worker.intake.splits import names_a_split_alone, split_problem, splits_of
+from adap.worker.intake.splits import (
+    is_called_a_split,
+    is_code,
+    names_a_split_alone,
+    refuse_codes,
+    split_problem,
+    splits_of,
+)
 
 METADATA = ("metadata.csv", "metadata.tsv", "metadata.jsonl")
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
@@ -184,6 +191,10 @@ def by_lines(
                 f"the column {shown(name)} holds {listed(sorted(some))}, as if it were the split: "
                 f"send `split_column` (--split-column {name}), or leave it out"
             )
+        if is_called_a_split(name) and len(some) <= _SOME and all(map(is_code, some - {""})):
+            refuse_codes(name, some)
+    if columns.split is not None:
+        refuse_codes(columns.split, {row.split for row in rows if row.split})
     labels, multilabel = read_labels(
         [row.label for row in rows], column=columns.label, options=options, notes=notes
     )
