@@ -185,6 +185,8 @@ def _from_tensors(
     if name is None:
         guesses = guessing.guesses(weights, declared)
         name, facts = _told(guesses)
+        if name is None and (plain := fitting.unwrapped(weights)) is not None:
+            name, facts = _told(guessing.guesses(plain, declared))
         if name is not None:
             steps.append(f"architecture told from the tensors: {name}")
     expected = None
@@ -200,10 +202,26 @@ def _from_tensors(
                 file_format,
                 manifest,
                 steps=[*steps, *fitted.steps],
-                facts=[*facts, *fitted.facts],
+                facts=[*facts, *fitted.facts, *_unsaid(manifest)],
             )
         guesses = guessing.guesses(weights, declared)
     raise ModelFileError(diagnosis.explain(weights, expected, declared, guesses))
+
+
+def _unsaid(manifest: Manifest) -> list[Fact]:
+    """What these architectures do with images that no tensor tells of."""
+    halves = [[0.5] * 3, [0.5] * 3]
+    if manifest.architecture not in ("torchvision/googlenet", "torchvision/inception_v3") or (
+        [manifest.input.mean, manifest.input.std] == halves
+    ):
+        return []
+    message = (
+        f"{manifest.architecture} is run with transform_input=False, which its tensors do not "
+        "tell; torchvision's pretrained weights and what is trained from them have True, and "
+        "then score otherwise: for those declare mean 0.5 and std 0.5 of pixels in 0..1 "
+        "(--input), which is what True makes of ImageNet's normalisation"
+    )
+    return [Fact(level="caution", code="transform_input", message=message)]
 
 
 def _told(guesses: list[guessing.Guess]) -> tuple[str | None, list[Fact]]:

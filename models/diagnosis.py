@@ -74,16 +74,28 @@ _WRITERS = (
         "send it in float32, as it was before it was quantised",
     ),
     _Writer(
-        re.compile(r"\.weight_(orig|mask)$"),
+        re.compile(r"\.(weight|bias)_mask$"),
         "a pruned network, whose masks lie beside its weights",
         "make the pruning permanent, torch.nn.utils.prune.remove(layer, 'weight') for each layer, "
         "and save its state dict again",
     ),
     _Writer(
-        re.compile(r"\.weight_[gvu]$|\.parametrizations\."),
+        re.compile(r"\.parametrizations\."),
         "a network with reparametrised weights (weight or spectral norm)",
         "take that off, torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight') for "
-        "each layer, and save its state dict again",
+        "each layer that has it, and save its state dict again",
+    ),
+    _Writer(
+        re.compile(r"\.weight_(u|orig)$"),
+        "a network under spectral norm",
+        "take that off, torch.nn.utils.remove_spectral_norm(layer) for each layer that has it, and "
+        "save its state dict again",
+    ),
+    _Writer(
+        re.compile(r"\.weight_g$"),
+        "a network under weight norm",
+        "take that off, torch.nn.utils.remove_weight_norm(layer) for each layer that has it, and "
+        "save its state dict again",
     ),
     _Writer(
         re.compile(r"^(model\.)?(model\.)?\d+\.(m\.\d+\.)?(cv\d|conv|bn|m)\."),

@@ -8,8 +8,9 @@ Whatever is decided on the way is said; where several networks fit, none is take
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -38,6 +39,11 @@ _NORMALISATION = re.compile(r"(^|[._])(mean|std|mu|sigma|new_mean|new_std|pixel_
 # Tables that libraries once saved and now compute: the network has them already.
 _COMPUTED = (".relative_position_index", ".attn_mask", ".position_ids", OPTIONAL)
 
+# What wraps a module puts a name of its own between the module's and those of its parts.
+_WRAPPERS = re.compile(
+    r"(?:(?<=\.)|^)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|module|_module)\."
+)
+
 AMBIGUOUS_SHARE = 0.01
 """Tensors left out that are together larger than this share of the network are a caution."""
 
@@ -48,6 +54,7 @@ class Weights:
 
     tensors: Mapping[str, Tensor]
     containers: frozenset[str] = frozenset({""})  # `state_dict.`: of mappings that held tensors
+    lists: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)  # of tensors, unnamed
     others: tuple[str, ...] = ()  # values that are no tensors, as they may stand in a message
 
 
@@ -82,13 +89,32 @@ def fit(
         if _fits(weights, prefix, expected) and _rest_is_not_of_it(weights, prefix, expected)
     ]
     if not fitting:
-        return None
+        plain = unwrapped(weights)
+        found = None if plain is None else fit(plain, expected, spec, chosen=chosen)
+        if found is None:
+            return None
+        wrappers = {m for name in weights.tensors for m in _WRAPPERS.findall(name)}
+        step = f"names of wrappers removed: {_listed(sorted(wrappers))}"
+        return Fitted(found.tensors, [step, *found.steps], found.facts)
     prefix, facts = _choose(weights, fitting, expected, chosen)
     steps = _origin(weights, prefix)
     tensors, converted = _converted(weights, prefix, expected)
     steps += converted
+    facts += _unnamed_averages(weights, prefix, expected)
     left_out, more = _left_out(weights, prefix, expected, fitting, spec)
     return Fitted(tensors, steps + left_out, [*facts, *more])
+
+
+def unwrapped(weights: Weights) -> Weights | None:
+    """The tensors without the names of what wrapped parts of their network.
+
+    None where there are no such names, or two tensors would then share one.
+    """
+    tensors = {_WRAPPERS.sub("", name): value for name, value in weights.tensors.items()}
+    if len(tensors) < len(weights.tensors) or tensors.keys() == weights.tensors.keys():
+        return None
+    containers = frozenset(_WRAPPERS.sub("", name) for name in weights.containers)
+    return replace(weights, tensors=tensors, containers=containers)
 
 
 def _fits(weights: Weights, prefix: str, expected: Mapping[str, Tensor]) -> bool:
@@ -159,6 +185,25 @@ def _choose(
         f"expected one set of weights, got {len(different)} that fit and differ: "
         f"{_listed(names[prefix] for prefix in different)}; choose one with --weights (`weights`)"
     )
+
+
+def _unnamed_averages(weights: Weights, prefix: str, expected: Mapping[str, Tensor]) -> list[Fact]:
+    """Averages kept as a list, as torch_ema does: which is whose, only the training code knows."""
+    own = [weights.tensors[prefix + name] for name in expected if prefix + name in weights.tensors]
+    shapes = Counter(tuple(value.shape) for value in own)
+    for name, values in weights.lists.items():
+        if not _AVERAGED.search(name) or Counter(tuple(v.shape) for v in values) - shapes:
+            continue
+        if sum(v.numel() for v in values) * 2 < sum(value.numel() for value in own):
+            continue
+        message = (
+            f"the file holds averaged weights (`{name[:80]}`) as a list without names, beside the "
+            f"raw ones ({_label(prefix, weights)}), which were taken: for the averaged ones, copy "
+            "them into the network (torch_ema: ema.copy_to(model.parameters())) and save its "
+            "state dict again"
+        )
+        return [Fact(level="caution", code="averaged_weights", message=message)]
+    return []
 
 
 def _label(prefix: str, weights: Weights) -> str:

@@ -438,6 +438,9 @@ def _tensor(name: str, entry: Any) -> TensorInfo:
             f"a shape of at most {MAX_DIMENSIONS} dimensions from 0 to {MAX_DIMENSION} for "
             f"{shown(name)}, got something else"
         )
+    strides = math.prod(max(size, 1) for size in shape)
+    if strides * DTYPE_BYTES[dtype] >= 2**63:  # of no numbers, where one size is 0
+        raise _unsound(f"sizes for {shown(name)} that a tensor can have, got {shape}")
     if not _are_counts(offsets, most=2**63) or len(offsets) != 2:
         raise _unsound(f"two data_offsets for {shown(name)}, got something else")
     start, end = offsets

@@ -181,6 +181,7 @@ def _weights(content: Any) -> Weights:
         raise _refused(f"a {type(content).__name__}" if content else "an empty one")
     tensors: dict[str, Tensor] = {}
     containers: set[str] = set()
+    lists: dict[str, tuple[Tensor, ...]] = {}
     others: list[str] = []
 
     def walk(mapping: Mapping[Any, Any], where: str, depth: int) -> None:
@@ -195,6 +196,9 @@ def _weights(content: Any) -> Weights:
                     raise _refused(f"one of more than {MAX_TENSORS} tensors")
                 tensors[name] = value
                 containers.add(where)
+            elif _is_list_of_tensors(value):  # as torch_ema keeps averages: without names
+                lists[name] = tuple(value)
+                others.append(name)
             elif isinstance(value, Mapping) and value and depth < MAX_DEPTH:
                 walk(value, f"{name}.", depth + 1)
             else:
@@ -208,7 +212,16 @@ def _weights(content: Any) -> Weights:
     return Weights(
         tensors={name: value.detach() for name, value in tensors.items()},
         containers=frozenset(containers),
+        lists=lists,
         others=tuple(dict.fromkeys(shown(name) for name in others)),
+    )
+
+
+def _is_list_of_tensors(value: Any) -> bool:
+    return (
+        isinstance(value, list | tuple)
+        and 0 < len(value) <= MAX_TENSORS
+        and all(isinstance(item, Tensor) for item in value)
     )
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import warnings
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -78,6 +79,13 @@ def refused(content: bytes, folder: Path, **declared: Any) -> str:
     assert "num_batches_tracked" not in str(caught.value)
     assert "weights_only" not in str(caught.value)
     return str(caught.value)
+
+
+def torch_ema() -> dict[str, Any]:
+    """Averages as torch_ema keeps them: the parameters alone, in their order, without names."""
+    shadow = [value.detach() + 0.01 for value in network().parameters()]
+    kept = {"decay": 0.99, "num_updates": 5, "shadow_params": shadow, "collected_params": None}
+    return {"model": state(), "ema": kept}
 
 
 def framework() -> dict[str, Any]:
@@ -286,6 +294,78 @@ DIAGNOSES: dict[str, tuple[Callable[[], Mapping[str, Tensor]], dict[str, Any], s
         "got 1 tensors of another network (`a.weight`): send the network as ONNX",
     ),
 }
+
+
+def test_averages_without_names_are_a_caution_and_the_raw_weights_are_taken(tmp_path: Path) -> None:
+    converted = take_in(saved(torch_ema()), tmp_path)
+    assert cautions(converted) == ["averaged_weights"]
+    (fact,) = converted.facts
+    assert "`ema.shadow_params`" in fact.message
+    assert "ema.copy_to(model.parameters())" in fact.message
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.allclose(scores(converted, images), network()((images - 0.4) / 0.3), atol=1e-5)
+
+
+WRAPPED: dict[str, tuple[str, str]] = {
+    "torch.compile of a part": ("conv2.", "conv2._orig_mod."),
+    "FSDP": ("norm2.", "norm2._fsdp_wrapped_module."),
+    "a checkpointed part": ("conv2.", "conv2._checkpoint_wrapped_module."),
+    "DataParallel of a part": ("conv2.", "conv2.module."),
+    "two of them": ("conv2.", "conv2.module._orig_mod."),
+}
+
+
+@pytest.mark.parametrize("architecture", ["small_cnn", None])
+@pytest.mark.parametrize("case", WRAPPED)
+def test_names_of_wrappers_inside_of_names_are_dropped_and_said(
+    case: str, architecture: str | None, tmp_path: Path
+) -> None:
+    plain, wrapped = WRAPPED[case]
+    tensors = {name.replace(plain, wrapped): value for name, value in state().items()}
+    assert tensors.keys() != state().keys()
+    converted = take_in(
+        saved({"state_dict": behind("net.", tensors)}), tmp_path, architecture=architecture
+    )
+    assert any("names of wrappers removed" in step for step in converted.steps), converted.steps
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.allclose(scores(converted, images), network()((images - 0.4) / 0.3), atol=1e-5)
+
+
+def test_names_of_wrappers_that_hide_two_tensors_of_one_name_are_not_dropped(
+    tmp_path: Path,
+) -> None:
+    twice = {"conv2._orig_mod.weight": torch.zeros(1), "conv2.module.weight": torch.zeros(1)}
+    kept = {name: value for name, value in state().items() if name != "conv2.weight"}
+    assert "expected the tensors of small_cnn" in refused(saved({**kept, **twice}), tmp_path)
+
+
+@pytest.mark.parametrize(("mean", "said"), [(0.485, ["transform_input"]), (0.5, [])])
+def test_what_googlenet_does_with_images_is_a_caution(
+    mean: float, said: list[str], tmp_path: Path
+) -> None:
+    made = torchvision.models.googlenet(num_classes=2, init_weights=False, transform_input=True)
+    path = tmp_path / "upload"
+    path.write_bytes(saved(made.state_dict()))
+    spec = InputSpec(channels=3, height=32, width=32, mean=[mean] * 3, std=[0.5] * 3)
+    declared = Declaration(architecture="torchvision/googlenet", input=spec, output=TWO)
+    assert cautions(conversion.to_safetensors(path, declared, folder=tmp_path)) == said
+
+
+def test_advice_for_reparametrised_weights_is_what_takes_them_off(tmp_path: Path) -> None:
+    norm, utils = "conv2", torch.nn.utils
+    forms: dict[str, tuple[Callable[[nn.Module], Any], str]] = {
+        "old weight norm": (utils.weight_norm, "torch.nn.utils.remove_weight_norm(layer)"),
+        "old spectral norm": (utils.spectral_norm, "torch.nn.utils.remove_spectral_norm(layer)"),
+        "weight norm": (utils.parametrizations.weight_norm, "remove_parametrizations(layer"),
+    }
+    for make, advice in forms.values():
+        made = network()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            make(getattr(made, norm))
+        assert advice in refused(saved(made.state_dict()), tmp_path)
 
 
 @pytest.mark.slow

@@ -107,6 +107,10 @@ DAMAGED = {
         assemble({"a": {**TENSOR, "shape": [2**62, 2**62]}}, bytes(8)),
         "shape",
     ),
+    "sizes that overflow around one of none": (
+        assemble({"a": {"dtype": "F32", "shape": [0, 2**40, 2**40], "data_offsets": [0, 0]}}),
+        "sizes for 'a' that a tensor can have",
+    ),
     "too many dimensions": (assemble({"a": {**TENSOR, "shape": [1] * 9}}, bytes(8)), "shape"),
     "a shape larger than its bytes": (assemble({"a": {**TENSOR, "shape": [3]}}, bytes(8)), "12"),
     "three offsets": (assemble({"a": {**TENSOR, "data_offsets": [0, 4, 8]}}, bytes(8)), "offsets"),
