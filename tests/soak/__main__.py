@@ -139,13 +139,13 @@ def soak(profile: str, *, seed: int, minutes: float) -> bool:
     with ground(profile, home) as on:
         run = _Soak(on, seed=seed, minutes=minutes)
         row = run.run()
-        ended = {part.name: part.ended for part in on.parts.values() if part.ended}
+        ended = [(part.name, said) for part in on.parts.values() for said in part.ended]
     sys.stdout.write(f"| {profile} | {row} |\n")
     sys.stdout.flush()
     for fault in run.faults:
         sys.stderr.write(f"{profile}, seed {seed}: {fault}\n")
-    if ended:
-        sys.stderr.write(f"{profile}: ended by themselves, and started again: {ended}\n")
+    for name, said in ended:
+        sys.stderr.write(f"{profile}: {name} ended by itself, and was started again: {said}\n")
     if run.faults:
         sys.stderr.write(f"logs: {home}\n")
     else:

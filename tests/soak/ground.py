@@ -54,7 +54,7 @@ class Part:
     process: subprocess.Popen[bytes] = field(init=False)
     held_back_until: float = 0.0  # not started before
     killed: bool = False  # its end was ours
-    ended: int = 0  # ends that were not
+    ended: list[str] = field(default_factory=list)  # what it said last where it was not
 
     def start(self) -> None:
         """Run it, its output at the end of its log."""
@@ -81,7 +81,7 @@ class Part:
         if self.process.poll() is None or time.monotonic() < self.held_back_until:
             return
         if not self.killed:
-            self.ended += 1
+            self.ended.append(self.log.read_text(errors="replace").rstrip().rpartition("\n")[2])
             self.held_back_until = time.monotonic() + 1  # as a supervisor waits
         self.killed = False
         self.start()
