@@ -272,6 +272,20 @@ def test_images_without_names_are_numbered(tmp_path: Path) -> None:
     assert list(image_set.example_ids) == [str(i) for i in range(8)]
 
 
+def test_rows_of_parquet_whose_labels_are_kept_back_are_refused_once(tmp_path: Path) -> None:
+    names = {"info": {"features": {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}}}
+    shards = {}
+    for split, values in {"train": [0, 1] * 4, "test": [-1] * 8}.items():
+        images = [{"bytes": encode(image), "path": None} for image in IMAGES]
+        table = pa.table({"image": images, "label": pa.array(values, pa.int64())})
+        file = io.BytesIO()
+        pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(names)}), file)
+        shards[f"{split}.parquet"] = file.getvalue()
+    (said,) = reasons(pack(shards), tmp_path)
+    assert said.startswith("'test.parquet': expected labels, got none in all of its 8 rows")
+    assert "leave the file out" in said
+
+
 def test_all_bad_rows_of_parquet_are_named(tmp_path: Path) -> None:
     images = [{"bytes": encode(image), "path": f"p{i}.png"} for i, image in enumerate(IMAGES)]
     images[2] = {"bytes": b"GIF89a", "path": "bad.gif"}

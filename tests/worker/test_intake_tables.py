@@ -313,3 +313,25 @@ def test_names_of_labels_that_may_count_from_one_are_no_silent_guess(
     assert [fact.code for fact in notes.facts if fact.level == "caution"] == (
         [code] if code else []
     )
+
+
+def test_a_folder_without_lines_is_refused_once(tmp_path: Path) -> None:
+    members = with_table(FRAME, "train.csv")
+    members |= {f"test/{i}.png": png(20 + i) for i in range(3)}
+    said = refusal(members, tmp_path, label_column="label")
+    assert "none for the 3 images of 'test': leave that folder out" in said
+
+
+@pytest.mark.parametrize("kind", [int, float])
+def test_a_column_for_each_class_is_refused_with_what_to_write(kind: type, tmp_path: Path) -> None:
+    hot = pd.get_dummies(FRAME.label, dtype=kind)
+    frame = pd.concat(
+        [FRAME.drop(columns="label").rename(columns={"file_name": "image"}), hot], axis=1
+    )
+    said = refusal(with_table(frame), tmp_path)
+    assert "'cat', 'dog'" in said
+    assert "write one column `labels`" in said
+    assert "cat|dog" in said
+    spaced = {**IMAGES, "metadata.csv": frame.to_csv(index=False).replace(",", ", ").encode()}
+    assert refusal(spaced, tmp_path) == said
+    assert labels(read(with_table(frame), tmp_path, label_column="dog")) == ["0", "1"] * 4

@@ -64,7 +64,8 @@ def _check_one_each(
         found = np.unique(labels[members])
         if len(found) == 1:
             only = shown(classes[found[0]])
-            reasons.add(f"split {split}: expected at least two classes, got {only} alone")
+            hint = ": a split without labels judges nothing: leave it out" if only == "'-1'" else ""
+            reasons.add(f"split {split}: expected at least two classes, got {only} alone{hint}")
 
 
 def _check_several(

@@ -121,7 +121,7 @@ def _read(files: Mapping[str, pq.ParquetFile], asked: Asked) -> ImageSet:
         [columns.image, columns.label, columns.split, columns.group, columns.cluster],
         asked.notes,
     )
-    named, splits, groups, clusters = _read_texts(list(files.values()), columns)
+    named, splits, groups, clusters = _read_texts(files, columns)
     if splits is None and len(files) > 1:
         splits = _splits_of_files(list(files), counts, asked)
     if not columns.several and columns.class_names is None:
@@ -243,7 +243,7 @@ def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...] | None:
 
 
 def _read_texts(
-    files: Sequence[pq.ParquetFile], columns: _Columns
+    files: Mapping[str, pq.ParquetFile], columns: _Columns
 ) -> tuple[list[tuple[str, ...]], NDArray[np.int8] | None, list[str] | None, list[str] | None]:
     """The names of each row's labels, its split, its group and its cluster."""
     reasons = Reasons()
@@ -254,14 +254,20 @@ def _read_texts(
     clusters: list[str] = []
     optional = (columns.split, columns.group, columns.cluster)
     wanted = [columns.label, *(name for name in optional if name is not None)]
-    for row in (row for file in files for row in _rows(file, wanted, TEXT_ROWS)):
+    kept_back: dict[str, list[int]] = {}  # rows without a label, of each file
+    for name, row in (
+        (name, row) for name, file in files.items() for row in _rows(file, wanted, TEXT_ROWS)
+    ):
         number = len(named)
         labels = row[columns.label]
         if columns.separator is not None and labels is not None:
             labels = list(split_labels(labels, columns.separator))
         labels = labels if columns.several else [labels]
         names = _names(labels, columns.class_names)
-        if names is None:
+        if names is None and (labels == [-1] or (len(files) > 1 and labels == [None])):
+            kept_back.setdefault(name, []).append(number)
+            names = ()
+        elif names is None:
             reasons.add(f"row {number}: expected a {columns.label}, got {shown(str(labels)[:200])}")
             names = ()
         elif problem := labels_problem(names):
@@ -283,6 +289,18 @@ def _read_texts(
             clusters.append(_text_of(row[columns.cluster]))
             if problem := cluster_problem(clusters[-1]):
                 reasons.add(f"row {number}: {problem}")
+    for name, rows in kept_back.items():
+        if len(files) > 1 and len(rows) == files[name].metadata.num_rows:
+            reasons.add(
+                f"{shown(name)}: expected labels, got none in all of its {len(rows):,} rows: leave "
+                "the file out, as a test split without labels judges nothing"
+            )
+        else:
+            where = f" of {shown(name)}" if name else ""
+            reasons.add(
+                f"expected a label in each row, got none in {counted(len(rows), 'row')}{where}, "
+                f"the first of them row {rows[0]}: leave rows without a label (-1) out"
+            )
     if columns.split is not None:
         refuse_codes(columns.split, codes)
     reasons.settle()

@@ -21,7 +21,7 @@ from typing import Any
 from adap.core.config import DatasetOptions
 from adap.models.header import shown
 from adap.worker.intake.archive import AnyArchive
-from adap.worker.intake.columns import ROLES, find_column, note_unread, require_column
+from adap.worker.intake.columns import ROLES, Role, find_column, note_unread, require_column
 from adap.worker.intake.examples import Example, suffix_of
 from adap.worker.intake.labels import Value, read_labels
 from adap.worker.intake.limits import Reasons, Rejected
@@ -40,6 +40,7 @@ METADATA = ("metadata.csv", "metadata.tsv", "metadata.jsonl")
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
 
 _MARKS = ",;\t"
+_HOT = ("0", "1", "0.0", "1.0")
 _SOME = 6  # different values: a column of splits has no more
 _IMAGE, _LABEL = ("file_name",), ("label", "labels")
 
@@ -171,7 +172,7 @@ def by_lines(
     for line in lines:
         values = line.values
         if columns is None:
-            columns = _find_columns(list(values), options, source)
+            columns = _find_columns(values, options, source)
             note_unread(list(values), list(columns.__dict__.values()), notes)
             unread = {name: set() for name in {*values} - {*columns.__dict__.values()}}
         for name, some in unread.items():
@@ -214,8 +215,20 @@ def by_lines(
         split = None if row.split is None else splits_of([row.split])[row.split]
         example_id = row.name.removeprefix(base)
         examples.append(Example(row.name, example_id, names, split, row.group, row.cluster))
+    named = {example.name.rpartition("/")[0] for example in examples}
+    left: dict[str, list[str]] = {}
     for name in index.left():
-        reasons.add(f"{shown(name)}: expected a line with its label in {source}, got none")
+        left.setdefault(name.rpartition("/")[0], []).append(name)
+    for folder, names_left in left.items():
+        if folder and folder not in named and len(names_left) > 1:
+            reasons.add(
+                f"expected a line with its label in {source} for each image, got none for the "
+                f"{len(names_left):,} images of {shown(folder)}: leave that folder out, as a test "
+                "split without labels judges nothing, or add the lines"
+            )
+            continue
+        for name in names_left:
+            reasons.add(f"{shown(name)}: expected a line with its label in {source}, got none")
     reasons.settle()
     notes.step(f"labels from {source}")
     if index.guessed:
@@ -264,8 +277,29 @@ def _unique(keys: Sequence[str], images: Sequence[str]) -> dict[str, str]:
     return {key: name for key, name in zip(keys, images, strict=True) if counts[key] == 1}
 
 
-def _find_columns(columns: list[str], options: DatasetOptions, table: str) -> _Columns:
+def _refuse_one_hot(values: Mapping[str, Value | None], options: DatasetOptions) -> None:
+    """Raise Rejected for a table without labels whose first line has 0 or 1 for each class."""
+    columns = list(values)
+    if find_column("label", columns, _LABEL, options) is not None:
+        return
+    hot = [name for name, value in values.items() if isinstance(value, str) and tidy(value) in _HOT]
+    others: tuple[Role, ...] = ("split", "group", "cluster")
+    known = {find_column(role, columns, (role,), options) for role in others}
+    known.add(find_column("image", columns, _IMAGE, options))
+    if len(hot) > 1 and {*columns} - {*hot, ""} <= known:
+        raise Rejected(
+            "expected one column of labels, got columns of 0 and 1, as if each were a class: "
+            f"{listed(hot)}; write one column `labels` with the names of those that are 1, such as "
+            f"{hot[0]}|{hot[1]}, or choose one with `label_column` (--label-column {hot[0]})"
+        )
+
+
+def _find_columns(
+    values: Mapping[str, Value | None], options: DatasetOptions, table: str
+) -> _Columns:
+    columns = list(values)
     try:
+        _refuse_one_hot(values, options)
         return _Columns(
             require_column("image", columns, _IMAGE, options),
             require_column("label", columns, _LABEL, options),
