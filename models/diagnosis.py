@@ -12,6 +12,7 @@ from torch import Tensor
 
 from adap.models.catalogue import ARCHITECTURES
 from adap.models.fitting import OPTIONAL, Weights, first, prefixes
+from adap.models.formats import JOIN_SHARDS
 from adap.models.guessing import Guess, difference
 from adap.models.header import Declaration
 
@@ -228,6 +229,12 @@ def _by_layers(weights: Weights, expected: Mapping[str, Tensor]) -> str | None:
         and not name.endswith(OPTIONAL)
     ]
     there = len(needed) - len(missing)
+    parts = {name.partition(".")[0] for name in missing}
+    if there and len(parts) > 1 and not _others(weights, expected, best):
+        return (
+            f"{there} of its {len(needed)} tensors and no others, as in one of several shards "
+            f"(model-00001-of-00002.safetensors): {JOIN_SHARDS}"
+        )
     if there * 2 < len(needed):
         return None
     tops = sorted({name.partition(".")[0] for name in missing})
@@ -258,6 +265,15 @@ def _by_layers(weights: Weights, expected: Mapping[str, Tensor]) -> str | None:
         )
     kinds = sorted({str(weights.tensors[best + name].dtype) for name in needed})
     return f"tensors of {', '.join(kinds)}: send them in float32, model.float()"
+
+
+def _others(weights: Weights, expected: Mapping[str, Tensor], prefix: str) -> bool:
+    """Whether there are tensors that are none of the architecture's, of its shapes."""
+    return any(
+        (wanted := expected.get(name.removeprefix(prefix))) is None or wanted.shape != value.shape
+        for name, value in weights.tensors.items()
+        if not name.endswith(OPTIONAL)
+    )
 
 
 def _all_prefixes(weights: Weights) -> set[str]:

@@ -12,6 +12,11 @@ SEND_INSTEAD = (
     "and name their architecture; or the network as ONNX: torch.onnx.export (docs/models.md)"
 )
 
+JOIN_SHARDS = (
+    "join them first, tensors.update(safetensors.torch.load_file(shard)) for each, then "
+    "safetensors.torch.save_file(tensors, 'model.safetensors')"
+)
+
 _PROGRAM = ", which can run code when it is opened, so it is never opened here"
 
 _BEGINNINGS = (
@@ -86,6 +91,8 @@ def describe(head: bytes, tail: bytes) -> str:
     if text.startswith((b"<!doctype html", b"<html")):
         return "a web page"
     if text.startswith(b"{"):
+        if b'"weight_map"' in head:
+            return f"the list of the shards of a model: {JOIN_SHARDS}"
         return "JSON text"
     return "a file of a kind that is not known here"
 

@@ -165,7 +165,11 @@ def refused_operator(name: str) -> str:
         "NonMaxSuppression": "a part of an object detector",
         "TopK": "the choice of the best, which is post-processing",
         "ArgMax": "the choice of the best, which is post-processing",
-    }.get(name, "which is not known here")
+        "ai.onnx.ml.ZipMap": "which names probabilities: convert with options={'zipmap': False}",
+    }.get(name)
+    if what is None and name.startswith("com.microsoft."):
+        what = "which onnxruntime's optimisation or quantisation made: send the file from before it"
+    what = what or "which is not known here"
     return (
         f"expected ONNX operators that are known here, got {name!r:.60}, {what}; export the "
         "network that scores images alone, without pre- and post-processing. Known: "

@@ -199,6 +199,12 @@ class OutputSpec(BaseModel):
             raise TaskError(
                 f"expected positive classes that the model has a logit for ({known}), "
                 f"got {', '.join(unknown[:20])}"
+                + (
+                    ": its classes are numbers; add the model again with their names in the order "
+                    f"of its outputs, --classes {','.join(positive[:3])},…"
+                    if all(name.isdecimal() for name in self.classes)
+                    else ""
+                )
             )
         found = [i for i, name in enumerate(self.classes) if name in positive]
         if self.one_is_true and len(found) == len(self.classes):

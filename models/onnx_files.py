@@ -395,7 +395,9 @@ class _Reader:
         opset = next((versions[domain] for domain in _DOMAINS if domain in versions), None)
         if opset is None or not SMALLEST_OPSET <= opset <= LARGEST_OPSET:
             raise ModelFileError(
-                f"expected an ONNX opset from {SMALLEST_OPSET} to {LARGEST_OPSET}, got {opset}"
+                f"expected an ONNX opset from {SMALLEST_OPSET} to {LARGEST_OPSET}, got {opset}: "
+                "export it with another (opset_version=18), or convert it: onnx.save("
+                "onnx.version_converter.convert_version(onnx.load('model.onnx'), 18), '18.onnx')"
             )
         return int(opset)
 

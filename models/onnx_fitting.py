@@ -136,7 +136,7 @@ def _choose_output(model: Any, output: OutputSpec) -> list[str]:
             raise ModelFileError(
                 f"expected one output, the scores, got {len(names)}: "
                 f"{', '.join(shown(name) for name in names[:5])}; name the output that is meant: "
-                f"--output-name {names[0] if names else 'NAME'} (`name` in `output`)"
+                f"--output-name {_likely(graph.output, output)} (`name` in `output`)"
             )
         onnx_folding.drop_dead(model)
         return []
@@ -154,6 +154,17 @@ def _choose_output(model: Any, output: OutputSpec) -> list[str]:
     onnx_folding.drop_dead(model)
     others = ", ".join(f"`{name[:80]}`" for name in names if name != output.name)
     return [f"output `{output.name}` taken" + (f", not {others}" if others else "")]
+
+
+def _likely(outputs: Sequence[Any], declared: OutputSpec) -> str:
+    """The output that is as large as declared, where its shape says so; else of floats."""
+    from onnx import TensorProto
+
+    kinds = {item.name: item.type.tensor_type for item in outputs}
+    floats = [n for n, kind in kinds.items() if kind.elem_type == TensorProto.FLOAT]
+    sizes = {n: [dim.dim_value for dim in kinds[n].shape.dim][1:] for n in floats}
+    fitting = [n for n, size in sizes.items() if math.prod(size) == declared.count]
+    return next(iter([*fitting, *floats, *kinds]), "NAME")
 
 
 def _cut_ending(fitted: Fit) -> None:

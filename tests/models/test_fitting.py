@@ -288,6 +288,11 @@ DIAGNOSES: dict[str, tuple[Callable[[], Mapping[str, Tensor]], dict[str, Any], s
         {"architecture": None},
         "prune.remove(layer, 'weight')",
     ),
+    "one of several shards": (
+        lambda: {name: state()[name] for name in list(state())[:6]},
+        {},
+        "as in one of several shards (model-00001-of-00002.safetensors): join them first",
+    ),
     "unknown": (
         lambda: {"a.weight": torch.zeros(1)},
         {"architecture": None},

@@ -158,6 +158,10 @@ FOREIGN: dict[str, tuple[Callable[[Path], bytes], str]] = {
     "tar": (tar_of, "a tar archive"),
     "web page": (lambda _: b"\n<!DOCTYPE html><html><body>404</body></html>", "a web page"),
     "JSON": (lambda _: b'{"error": "not found"}', "JSON text"),
+    "the list of shards": (
+        lambda _: b'{"metadata": {"total_size": 8}, "weight_map": {"a": "1.safetensors"}}',
+        "the list of the shards of a model: join them first, tensors.update(",
+    ),
     "Git LFS": (lambda _: b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "Git LFS"),
     "noise": (lambda _: bytes(range(200, 256)), "not known"),
     "nothing": (lambda _: b"", "an empty file"),

@@ -346,6 +346,9 @@ def test_classes_that_have_no_score_are_refused(
 
 def test_a_refusal_names_no_more_than_twenty_classes() -> None:
     output = OutputSpec(kind="multiclass", classes=[f"c{i:03d}" for i in range(1000)])
+    numbers = OutputSpec(kind="multiclass", classes=["0", "1", "2"])
+    with pytest.raises(TaskError, match=r"are numbers; add the model again .* --classes cat,…"):
+        numbers.columns(["cat"])
     with pytest.raises(TaskError, match="c018, c019, …; got none"):
         output.columns(None)
 

@@ -200,9 +200,9 @@ def hidden_branch() -> ModelProto:
     return model
 
 
-def of_a_domain() -> ModelProto:
-    model = linear(helper.make_node("Relu", ["p"], ["y"], domain="com.evil"), output="p")
-    model.opset_import.append(helper.make_opsetid("com.evil", 1))
+def of_a_domain(domain: str = "com.evil", operator: str = "Relu") -> ModelProto:
+    model = linear(helper.make_node(operator, ["p"], ["y"], domain=domain), output="p")
+    model.opset_import.append(helper.make_opsetid(domain, 1))
     return model
 
 
@@ -343,7 +343,19 @@ REFUSED: dict[str, tuple[Callable[[], ModelProto | bytes], str]] = {
         lambda: linear(helper.make_node("Relu", ["y"], ["y"])),
         "named once, got 'y' again",
     ),
-    "a new opset": (lambda: graph_of([], opset=99), "opset from 9 to 25, got 99"),
+    "a new opset": (
+        lambda: graph_of([], opset=99),
+        "opset from 9 to 25, got 99: export it with another (opset_version=18), or convert it: "
+        "onnx.save(onnx.version_converter.convert_version(",
+    ),
+    "an operator of onnxruntime's optimisation": (
+        lambda: of_a_domain("com.microsoft", "FusedConv"),
+        "which onnxruntime's optimisation or quantisation made: send the file from before it",
+    ),
+    "probabilities under names": (
+        lambda: of_a_domain("ai.onnx.ml", "ZipMap"),
+        "convert with options={'zipmap': False}",
+    ),
     "a cut file": (lambda: linear().SerializeToString()[:-40], "a sound ONNX file, got a damaged"),
     "noise": (lambda: b"\x08\x08\x12" + bytes(range(256)), "a sound ONNX file, got a damaged"),
     "infinite outputs": (

@@ -205,6 +205,11 @@ def test_a_transformer_frozen_at_one_image_is_freed(tmp_path: Path) -> None:
     ("model", "output", "said"),
     [
         (with_outputs(classifier(), "f"), TWO, "name the output that is meant: --output-name y"),
+        (
+            with_outputs(classifier(), "f"),
+            OutputSpec(kind="multiclass", classes=list("abcd")),
+            "name the output that is meant: --output-name f",
+        ),
         (classifier(), ONE_LOGIT, "answers with 2 numbers an image: name its 2 classes"),
         (
             classifier(node("Sigmoid", "z", "y")),
