@@ -21,6 +21,8 @@ from adap.models.errors import ModelFileError
 from adap.models.header import InputSpec, OutputSpec, shown
 from adap.reading import Fact
 
+SMALLEST_SCALE = 0.02  # of pixels in 0..1; networks divide those of 0..255 by 58 and more
+
 Ending = Literal["softmax", "sigmoid"]
 
 _PASSING = ("Identity", "Dropout", "Flatten", "Reshape", "Squeeze", "Unsqueeze")
@@ -102,6 +104,7 @@ def arrange(fit: Fit, spec: InputSpec) -> Images:
     model = fit.model
     images, last = _images(model, spec)
     takes = Images(images.name, last, _frozen_batch(images))
+    fit.facts += _own_normalisation(model.graph, images.name, spec)
     if last:
         _turn(model, images, spec)
         fit.steps.append("images turned from channels last (batch, height, width, channels)")
@@ -313,6 +316,49 @@ def _size_of(sizes: Sequence[int | None]) -> str:
         return ""
     size = height if height == width else f"{height}x{width}"
     return f": declare --size {size} --channels {channels}"
+
+
+def _own_normalisation(graph: Any, name: str, spec: InputSpec) -> list[Fact]:
+    """What the first operators do to the pixels, where the declaration does it too."""
+    from onnx import numpy_helper
+
+    constants = {t.name: t for t in graph.initializer if math.prod(t.dims) in (1, spec.channels)}
+    constants |= {
+        node.output[0]: item.t
+        for node in graph.node
+        for item in node.attribute
+        if node.op_type == "Constant" and item.name == "value" and math.prod(item.t.dims) == 1
+    }
+    found, scale = [], 1.0
+    while len(users := [node for node in graph.node if name in node.input]) == 1:
+        (node,) = users
+        others = [other for other in node.input if other != name]
+        if node.op_type in ("Sub", "Add", "Div", "Mul"):
+            if len(others) != 1 or others[0] not in constants:
+                break
+            size = float(np.abs(numpy_helper.to_array(constants[others[0]])).max(initial=0))
+            if node.op_type in ("Div", "Mul") and size > 0:
+                scale *= size if node.op_type == "Mul" else 1 / size
+            found.append(node.op_type)
+        elif node.op_type not in ("Identity", "Transpose", "Cast"):
+            break
+        name = node.output[0]
+    if not found:
+        return []
+    does = f"the network's first operators ({', '.join(found)}) scale its pixels themselves"
+    if scale < SMALLEST_SCALE and spec.value_range != "0..255":
+        message = (
+            f"{does}, as for 0..255, and the declared range is {spec.value_range}: where it was "
+            "trained with 0..255, declare that (--pixels 0..255)"
+        )
+        return [Fact(level="caution", code="scale_of_another_range", message=message)]
+    if any(spec.mean) or any(value != 1 for value in spec.std):
+        message = (
+            f"{does}, and mean and std are declared too: they would be normalised twice; declare "
+            "none (without --imagenet) unless it was trained so"
+        )
+        return [Fact(level="caution", code="normalised_twice", message=message)]
+    return []
 
 
 def _frozen_batch(images: Any) -> int | None:

@@ -201,6 +201,43 @@ def test_a_transformer_frozen_at_one_image_is_freed(tmp_path: Path) -> None:
         assert torch.allclose(scorer.outputs(images), network(images), atol=1e-5)
 
 
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@pytest.mark.parametrize(
+    ("operators", "mean", "pixels", "codes"),
+    [
+        ([("Sub", MEAN), ("Div", STD)], MEAN, "0..1", ["normalised_twice"]),
+        ([("Sub", MEAN), ("Div", STD)], (0, 0, 0), "0..1", []),
+        ([("Div", [255])], (0, 0, 0), "0..1", ["scale_of_another_range"]),
+        ([("Mul", [1 / 127.5]), ("Sub", [1])], (0, 0, 0), "0..1", ["scale_of_another_range"]),
+        ([("Div", [255])], (0, 0, 0), "0..255", []),
+        ([], MEAN, "0..1", []),
+    ],
+)
+def test_pixels_that_a_file_scales_itself_are_a_caution_where_the_declaration_does_too(
+    operators: list[Any], mean: Any, pixels: Any, codes: list[str], tmp_path: Path
+) -> None:
+    names = ["x", *(f"n{i}" for i in range(len(operators)))]
+    weights = {
+        f"c{i}": np.array(numbers, np.float32).reshape(-1, 1, 1)
+        for i, (_, numbers) in enumerate(operators)
+    }
+    first = [node(op, f"{names[i]} c{i}", names[i + 1]) for i, (op, _) in enumerate(operators)]
+    path = write(classifier(first=first, images=names[-1], weights=weights), tmp_path / "m.onnx")
+    spec = InputSpec(
+        channels=3,
+        height=8,
+        width=8,
+        mean=list(map(float, mean)),
+        std=[1.0] * 3,
+        value_range=pixels,
+    )
+    declared = Declaration(architecture=None, input=spec, output=TWO)
+    found = conversion.to_safetensors(path, declared, folder=tmp_path)
+    assert [fact.code for fact in found.facts] == codes
+
+
 @pytest.mark.parametrize(
     ("model", "output", "said"),
     [
