@@ -16,8 +16,13 @@ from collections.abc import Sequence
 from adap.worker.intake.limits import Rejected
 from adap.worker.intake.notes import listed
 
-_WORD = r"masks?|segmentations?|seg|gt|ground[-_ ]?truth|annotations?|labels?|trimaps?"
-_BESIDE = re.compile(rf"(?P<image>.+?)[-_. ]+(?:{_WORD})(?:[-_. ]?\d+)?", re.IGNORECASE)
+_ENDS = (
+    *("mask", "masks", "segmentation", "segmentations", "seg", "gt", "trimap", "trimaps"),
+    *("groundtruth", "ground_truth", "ground-truth", "ground truth"),
+    *("annotation", "annotations", "label", "labels"),
+)
+_BETWEEN = "-_. "
+_NUMBER = f"0123456789{_BETWEEN}"
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+|[^\W\d_a-zA-Z]+")
 _OF_MASKS = {"mask", "masks", "segmentation", "segmentations", "seg", "gt", "groundtruth", "ground"}
 _OF_MASKS |= {"truth", "annotation", "annotations", "label", "labels", "trimap", "trimaps"}
@@ -49,32 +54,43 @@ def _beside(names: Sequence[str]) -> dict[str, str]:
     found = {}
     for name in names:
         folder, slash, base = _stem(name).lower().rpartition("/")
-        match = _BESIDE.fullmatch(base)
-        if match and (image := stems.get(f"{folder}{slash}{match['image']}")):
+        called = _image_of(base)
+        if called and (image := stems.get(f"{folder}{slash}{called}")):
             found[name] = image
     return found
 
 
+def _image_of(stem: str) -> str:
+    """What the image of `1_mask` or `1_mask_2` would be called, empty where it is no such name."""
+    trimmed = stem.rstrip(_NUMBER)
+    if not trimmed.endswith(_ENDS):
+        return ""
+    word = max((end for end in _ENDS if trimmed.endswith(end)), key=len)
+    called = trimmed.removesuffix(word)
+    return called.rstrip(_BETWEEN) if called.endswith(tuple(_BETWEEN)) else ""
+
+
 def _in_folders(names: Sequence[str]) -> dict[str, str]:
     """The images of masks that lie in folders of their own, by mask."""
-    kinds = {folder: _kind(folder) for name in names for folder in name.split("/")[:-1][:_LEVELS]}
+    above = {name.rpartition("/")[0] for name in names}
+    kinds = {folder: _kind(folder) for path in above for folder in path.split("/")[:_LEVELS]}
     if all(kind != "mask" for kind, _ in kinds.values()):
         return {}
     images: dict[_Place, str] = {}
     masks: dict[str, list[_Place]] = defaultdict(list)
     for name in names:
         *folders, base = _stem(name).split("/")
-        above = tuple(folders)
-        images.setdefault((above, (), base.lower()), name)
+        parents = tuple(folders)
+        images.setdefault((parents, (), base.lower()), name)
         for i, folder in enumerate(folders[:_LEVELS]):
             kind, rest = kinds[folder]
             inner = "/".join([*folders[i + 1 :], base]).lower()
             if kind == "image":
-                images.setdefault((above[:i], rest, inner), name)
+                images.setdefault((parents[:i], rest, inner), name)
             elif kind == "mask":
-                masks[name].append((above[:i], rest, inner))
-                if match := _BESIDE.fullmatch(inner):
-                    masks[name].append((above[:i], rest, match["image"]))
+                masks[name].append((parents[:i], rest, inner))
+                if called := _image_of(inner):
+                    masks[name].append((parents[:i], rest, called))
     found = {}
     for name, keys in masks.items():
         image = next((images[key] for key in keys if key in images), None)
