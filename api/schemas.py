@@ -152,6 +152,7 @@ class ExampleScores(Answer):
     target: int = Field(description="1 for a positive, 0 for a negative")
     clean: float = Field(description="logit without attack")
     attacks: dict[str, float] = Field(description="logit under each attack")
+    cluster: str | None = Field(None, description="where the data set has clusters")
 
 
 class Contender(Answer):

@@ -32,10 +32,13 @@ from adap.client.show import LEVELS
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+Names = NDArray[np.str_]
 
 TOLERANCE = 1e-9  # the same sums in another order
 # What an unseen negative ranked first counts: times what AP lacks to 1, and at least times the root
-# of the number of positives, up to 1.
+# of the number of positives, up to 1; of clusters of these, and times the root of the negatives of
+# one.
 UNSEEN_NEGATIVE, LEAST_UNSEEN_NEGATIVE = 3.5, 0.09
 EQUAL_COST = 1e-12  # of AP, as where it is chosen which image to change
 RESAMPLES = 1000
@@ -169,11 +172,12 @@ class _Book:
         *,
         logits: Floats,
         targets: Ints,
+        clusters: Names | None,
     ) -> None:
         """The interval of an AP, against resampled APs of our own with unseen examples added."""
         if reported is None:
             return
-        low, high = _with_unseen(own, logits, targets)
+        low, high = _with_unseen(own, logits, targets, clusters)
         self._ends(figure, reported, low, high, resamples)
 
     def taken(self, figure: str, reported: Any, why: str) -> None:
@@ -226,12 +230,20 @@ def _task(book: _Book, task: Json, scores: "_Scores", config: Json) -> dict[str,
     ranked += _certified(book, task, scores)
     ranked += _curve(book, task, scores)
     resamples = task["resamples"] or RESAMPLES
-    own = _resampled([logits for _, _, logits in ranked], targets)
+    clusters = scores.clusters
+    book.same("clusters", task.get("clusters"), _clusters(scores))
+    own = _resampled([logits for _, _, logits in ranked], targets, clusters)
     ap = {path: _ap(logits, targets) for path, _, logits in ranked}
     for (path, value, logits), resampled in zip(ranked, own, strict=True):
         book.number(f"{path}.ap", value["ap"], ap[path])
         book.ap_interval(
-            path, value["interval"], resampled, resamples, logits=logits, targets=targets
+            path,
+            value["interval"],
+            resampled,
+            resamples,
+            logits=logits,
+            targets=targets,
+            clusters=clusters,
         )
         tied = np.isin(logits[targets == 1], logits[targets == 0]).sum()
         book.same(f"{path}.tied", value["tied"], int(tied))
@@ -257,6 +269,13 @@ def _task(book: _Book, task: Json, scores: "_Scores", config: Json) -> dict[str,
     _budget(book, task, config, scores, worst)
     found |= _operating(book, task, config, {"clean": scores.clean, "worst_case": worst}, targets)
     return found | _groups(book, task, scores, worst)
+
+
+def _clusters(scores: "_Scores") -> Json | None:
+    of = _numbers(scores.clusters, scores.targets)
+    if len(set(of)) == len(of):
+        return None
+    return {"clusters": len(set(of)), "with_positives": len(set(of[scores.targets == 1]))}
 
 
 def _certified(book: _Book, task: Json, scores: "_Scores") -> Iterator[tuple[str, Json, Floats]]:
@@ -359,7 +378,8 @@ def _groups(book: _Book, task: Json, scores: "_Scores", worst: Floats) -> dict[s
         book.same(f"{path}.positives", group["positives"], int(own.sum()))
         ranked = min(own.sum(), len(own) - own.sum()) >= 2
         sides = {"clean": scores.clean[inside], "worst_case": worst[inside]}
-        again = _resampled(list(sides.values()), own) if ranked else [own, own]
+        within = None if scores.clusters is None else scores.clusters[inside]
+        again = _resampled(list(sides.values()), own, within) if ranked else [own, own]
         for (side, logits), resampled in zip(sides.items(), again, strict=True):
             ap = _ap(logits, own) if ranked else None
             at = _ap(logits, own, prevalence=float(targets.mean())) if ranked else None
@@ -374,6 +394,7 @@ def _groups(book: _Book, task: Json, scores: "_Scores", worst: Floats) -> dict[s
                     resamples,
                     logits=logits,
                     targets=own,
+                    clusters=within,
                 )
                 tied = np.isin(logits[own == 1], logits[own == 0]).sum()
                 book.same(f"{path}.{side}.tied", figure["tied"], int(tied))
@@ -390,20 +411,40 @@ def _groups(book: _Book, task: Json, scores: "_Scores", worst: Floats) -> dict[s
         gaps[side] = max(figures.values()) - min(figures.values())
         book.number(f"groups.{side}_gap", gap["difference"]["value"], gaps[side])
         logits = scores.clean if side == "clean" else worst
-        # No example is in both, so their resamples are independent.
-        best, last = (
-            _resampled(
-                [logits[groups == gap[end]]],
-                targets[groups == gap[end]],
-                prevalence=float(targets.mean()),
-                seed=seed,
-            )[0]
-            if gap[end] in figures
-            else np.zeros(RESAMPLES)
-            for seed, end in enumerate(("best", "worst"), start=1)
-        )
+        if not {gap["best"], gap["worst"]} <= figures.keys():
+            continue
+        ends = [groups == gap["best"], groups == gap["worst"]]
+        best, last = _apart(logits, scores, ends, prevalence=float(targets.mean()))
         book.interval(f"groups.{side}_gap", gap["difference"]["interval"], best - last, resamples)
     return {"group_gap": gaps["worst_case"]} if "worst_case" in gaps else {}
+
+
+def _apart(
+    logits: Floats, scores: "_Scores", ends: Sequence[Bools], *, prevalence: float
+) -> list[Floats]:
+    """Resampled APs of two groups: together where a cluster is in both, otherwise each by itself,
+    as no example is in both."""
+    names, targets = scores.clusters, scores.targets
+    if names is not None and set(names[ends[0]]) & set(names[ends[1]]):
+        both = ends[0] | ends[1]
+        return _resampled(
+            [logits[both]] * 2,
+            targets[both],
+            names[both],
+            prevalence=prevalence,
+            seed=1,
+            parts=[end[both] for end in ends],
+        )
+    return [
+        _resampled(
+            [logits[end]],
+            targets[end],
+            None if names is None else names[end],
+            prevalence=prevalence,
+            seed=seed,
+        )[0]
+        for seed, end in enumerate(ends, start=1)
+    ]
 
 
 def _mean(book: _Book, report: Json, tasks: Sequence[dict[str, float]]) -> None:
@@ -617,7 +658,8 @@ class _Scores:
     attacked: dict[str, Floats]
     curve: dict[float, Floats]
     bounds: Floats | None  # (2, N)
-    groups: NDArray[np.str_] | None
+    groups: Names | None
+    clusters: Names | None
 
 
 def _read(content: bytes) -> Iterator[_Scores]:
@@ -625,23 +667,29 @@ def _read(content: bytes) -> Iterator[_Scores]:
     arrays = load(content)
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     for i, task in enumerate(json.loads(header["__metadata__"]["tasks"])):
-        groups = arrays.get(f"{i}.groups")
+        groups, clusters = (_names(arrays.get(f"{i}.{of}")) for of in ("groups", "clusters"))
         scores = _Scores(
             targets=arrays[f"{i}.targets"],
             clean=arrays[f"{i}.clean"],
             attacked={key: arrays[f"{i}.attacked.{key}"] for key in task["attacks"]},
             curve={eps: arrays[f"{i}.curve.{j}"] for j, eps in enumerate(task["epsilons"])},
             bounds=arrays.get(f"{i}.bounds"),
-            groups=None if groups is None else np.array(json.loads(groups.tobytes()), np.str_),
+            groups=groups,
+            clusters=clusters,
         )
         logits = [scores.clean, *scores.attacked.values(), *scores.curve.values()]
         logits += [] if scores.bounds is None else list(scores.bounds)
-        lengths = {len(values) for values in (scores.targets, *logits)}
+        named = [names for names in (groups, clusters) if names is not None]
+        lengths = {len(values) for values in (scores.targets, *logits, *named)}
         if len(lengths) > 1 or np.isnan(np.stack(logits)).any():
             raise ValueError("expected a number for each example")
         if set(np.unique(scores.targets)) != {0, 1}:
             raise ValueError("expected positives and negatives")
         yield scores
+
+
+def _names(packed: NDArray[np.uint8] | None) -> Names | None:
+    return None if packed is None else np.array(json.loads(packed.tobytes()), np.str_)
 
 
 def _ranks(logits: Floats, targets: Ints) -> Ints:
@@ -672,48 +720,97 @@ def _worst(scores: _Scores) -> tuple[Floats, dict[str, int]]:
     return lowest * signs, {name: int((by == name).sum()) for name in names}
 
 
-def _resampled(
-    rankings: Sequence[Floats], targets: Ints, *, prevalence: float | None = None, seed: int = 0
-) -> list[Floats]:
-    """(RESAMPLES,) APs of each ranking, carried over to a prevalence if one is given; all of them
-    see the same resamples."""
+def _drawn(of: Ints, targets: Ints, parts: Sequence[Bools], seed: int) -> Iterator[Ints]:
+    """(rows, N) how often each resample holds each example, RESAMPLES rows in all.
+
+    of: (N,) clusters by number. Those that hold positives are drawn from themselves, and so are the
+    others; a resample in which a part lacks a side is drawn again.
+    """
     random = np.random.default_rng(seed)
-    positives = targets.sum()
-    weight = 1.0  # of a negative
-    if prevalence is not None:
-        weight = (1 / prevalence - 1) * positives / (len(targets) - positives)
-    sides = [np.flatnonzero(targets == target) for target in (0, 1)]
-    orders = [np.lexsort((targets, -logits)) for logits in rankings]
-    places = np.arange(1, len(targets) + 1)
-    made: list[list[Floats]] = [[] for _ in rankings]
+    size = int(of.max()) + 1
+    first = np.unique(of[targets == 1])
+    strata = [first, np.setdiff1d(of, first)]
+    sides = [part & (targets == target) for part in parts for target in (0, 1)]
+
+    def draw(rows: int) -> Ints:
+        start = np.arange(rows)[:, None] * size
+        drawn = [
+            stratum[random.integers(0, len(stratum), (rows, len(stratum)))] + start
+            for stratum in strata
+            if len(stratum)
+        ]
+        counts = np.bincount(np.concatenate(drawn, axis=1).ravel(), minlength=rows * size)
+        return counts.reshape(rows, size)[:, of]
+
     rows = max(1, DRAWS_AT_ONCE // len(targets))
     for done in range(0, RESAMPLES, rows):
-        count = min(rows, RESAMPLES - done)
-        firsts = np.arange(count)[:, None] * len(targets)
-        drawn = [side[random.integers(0, len(side), (count, len(side)))] + firsts for side in sides]
-        times = np.bincount(np.concatenate(drawn, axis=1).ravel(), minlength=count * len(targets))
-        times = times.reshape(count, len(targets))
-        for ranking, order in zip(made, orders, strict=True):
-            ranked = np.repeat(np.tile(targets[order], count), times[:, order].ravel())
-            hits = ranked.reshape(count, len(targets))  # a resample a row, best first
-            found = hits.cumsum(axis=1)
-            precision = found / (found + weight * (places - found))
-            ranking.append((hits * precision).sum(axis=1) / positives)
-    return [np.concatenate(chunks) for chunks in made]
+        times = draw(min(rows, RESAMPLES - done))
+        while (bad := ~np.all([times[:, side].any(axis=1) for side in sides], axis=0)).any():
+            times[bad] = draw(int(bad.sum()))
+        yield times
 
 
-def _with_unseen(resampled: Floats, logits: Floats, targets: Ints) -> tuple[Floats, Floats]:
-    """The resampled APs with what one more example of each class, which was not seen, would do.
+def _resampled(
+    rankings: Sequence[Floats],
+    targets: Ints,
+    clusters: Names | None,
+    *,
+    prevalence: float | None = None,
+    seed: int = 0,
+    parts: Sequence[Bools] | None = None,
+) -> list[Floats]:
+    """(RESAMPLES,) APs of each ranking, carried over to a prevalence or at its own; all of them
+    see the same resamples.
+
+    clusters: of what is drawn whole.  parts: of each ranking the examples that it ranks.
+    """
+    of = _numbers(clusters, targets)
+    if parts is None:
+        parts = [np.ones(len(targets), bool)] * len(rankings)
+    orders = []
+    for logits, part in zip(rankings, parts, strict=True):
+        order = np.lexsort((targets, -logits))
+        orders.append(order[part[order]])
+    made: list[list[Floats]] = [[] for _ in rankings]
+    for times in _drawn(of, targets, parts, seed):
+        for aps, order in zip(made, orders, strict=True):
+            own, copies = targets[order], times[:, order]
+            share = float(own.mean()) if prevalence is None else prevalence
+            positives, size = copies @ own, copies.sum(axis=1)
+            weight = (1 / share - 1) * positives / (size - positives)  # of a negative
+            # The resamples one after another, each best first.
+            hits = np.repeat(np.tile(own, len(copies)), copies.ravel())
+            starts = size.cumsum() - size
+            found = hits.cumsum() - np.repeat(positives.cumsum() - positives, size)
+            misses = np.arange(1, len(hits) + 1) - np.repeat(starts, size) - found
+            precision = found / np.maximum(found + np.repeat(weight, size) * misses, TOLERANCE)
+            aps.append(np.add.reduceat(hits * precision, starts) / positives)
+    return [np.concatenate(aps) for aps in made]
+
+
+def _numbers(clusters: Names | None, targets: Ints) -> Ints:
+    if clusters is None:
+        return np.arange(len(targets))
+    return np.unique(clusters, return_inverse=True)[1].ravel()
+
+
+def _with_unseen(
+    resampled: Floats, logits: Floats, targets: Ints, clusters: Names | None
+) -> tuple[Floats, Floats]:
+    """The resampled APs with what one more example, or cluster, of each class would do that was not
+    seen.
 
     For the lower end positives ranked last or negatives ranked first, which count in part; for the
     upper end positives ranked first.
     """
     random = np.random.default_rng(1)
-    positives, ap = int(targets.sum()), _ap(logits, targets)
-    share = np.minimum(random.poisson(1, len(resampled)) / positives, 1)
+    of, ap = _numbers(clusters, targets), _ap(logits, targets)
+    units = len(np.unique(of[targets == 1]))
+    share = np.minimum(random.poisson(1, len(resampled)) / units, 1)
     first = random.poisson(1, len(resampled))
-    least = min(LEAST_UNSEEN_NEGATIVE * float(np.sqrt(positives)), 1.0)
-    weight = max(UNSEEN_NEGATIVE * (1 - ap), least)
+    least = min(LEAST_UNSEEN_NEGATIVE * float(np.sqrt(units)), 1.0)
+    size = (targets == 0).sum() / len(np.unique(of[targets == 0]))
+    weight = max(UNSEEN_NEGATIVE * (1 - ap), least) * np.sqrt(size)
     best_first = targets[np.lexsort((targets, -logits))]
     found = best_first.cumsum()[best_first == 1]
     ranks = np.flatnonzero(best_first) + 1

@@ -152,6 +152,13 @@ class Groups(ReportValue):
     worst_case_gap: GroupGap | None
 
 
+class Clusters(ReportValue):
+    """How many clusters (patients, drives) the examples of a task are of."""
+
+    clusters: int
+    with_positives: int
+
+
 class TaskReport(ReportValue):
     """The figures of one task: some classes against the rest."""
 
@@ -170,6 +177,9 @@ class TaskReport(ReportValue):
     budget_curve: list[BudgetPoint] = []
     groups: Groups | None = Field(None, description="where the data set has a `group` column")
     resamples: int | None = Field(None, description="of the bootstrap behind the intervals")
+    clusters: Clusters | None = Field(
+        None, description="which the bootstrap drew whole; null where examples are drawn one by one"
+    )
     operating: Operating | None = None
 
 

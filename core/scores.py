@@ -40,7 +40,7 @@ class Scores:
     curve: by epsilon, rising; the scores behind the epsilon curve.
     bounds: (2, N) float64, lowest and highest logit that any perturbation can reach, if certified.
     no_bounds: why there are none.
-    groups: N names, where the data set has groups.
+    groups, clusters: N names each, where the data set has them.
     """
 
     example_ids: Sequence[str]
@@ -52,6 +52,7 @@ class Scores:
     bounds: NDArray[np.float64] | None = None
     no_bounds: str | None = None
     groups: Sequence[str] | None = None
+    clusters: Sequence[str] | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -72,7 +73,11 @@ def save_scores(tasks: Sequence[Scores], path: Path) -> None:
             **{f"evidence.{j}.attacked": item.attacked for j, item in enumerate(scores.evidence)},
         }
         # Long lists are tensors of bytes: the header has a size limit of its own.
-        for name, texts in (("example_ids", scores.example_ids), ("groups", scores.groups)):
+        for name, texts in (
+            ("example_ids", scores.example_ids),
+            ("groups", scores.groups),
+            ("clusters", scores.clusters),
+        ):
             if texts is not None:
                 named[name] = np.frombuffer(json.dumps(list(texts)).encode(), np.uint8)
         if scores.bounds is not None:
@@ -128,6 +133,7 @@ def load_scores(path: Path) -> list[Scores]:
                 bounds=read(f"{i}.bounds") if f"{i}.bounds" in names else None,
                 no_bounds=task["no_bounds"],
                 groups=texts(f"{i}.groups") if f"{i}.groups" in names else None,
+                clusters=texts(f"{i}.clusters") if f"{i}.clusters" in names else None,
             )
             for i, task in enumerate(json.loads(file.metadata()["tasks"]))
         ]

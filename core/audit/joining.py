@@ -18,6 +18,7 @@ def combine(
     curve: Mapping[float, Scores],
     bounds: Scores | None,
     groups: Sequence[str] | None,
+    clusters: Sequence[str] | None,
 ) -> Scores:
     """What was measured of the same examples one by one, side by side.
 
@@ -39,6 +40,7 @@ def combine(
         bounds=None if bounds is None else bounds.bounds,
         no_bounds=None if bounds is None else bounds.no_bounds,
         groups=groups,
+        clusters=clusters,
         evidence=list({item.example_id: item for item in evidence}.values()),
     )
 
@@ -77,11 +79,8 @@ def join(shards: Sequence[Scores], *, evidence: int = EVIDENCE) -> Scores:
             else np.concatenate([s.bounds for s in shards if s.bounds is not None], axis=1)
         ),
         no_bounds=unbounded[0].no_bounds if unbounded else None,
-        groups=(
-            None
-            if shards[0].groups is None
-            else [name for shard in shards for name in shard.groups or []]
-        ),
+        groups=_joined([shard.groups for shard in shards]),
+        clusters=_joined([shard.clusters for shard in shards]),
     )
     if len(set(joined.example_ids)) < len(joined):
         raise DataError(
@@ -94,6 +93,11 @@ def join(shards: Sequence[Scores], *, evidence: int = EVIDENCE) -> Scores:
     found = [item for shard in shards for item in shard.evidence]
     found.sort(key=lambda item: (-lost[row[item.example_id]], item.example_id))
     return replace(joined, evidence=found[:evidence])
+
+
+def _joined(parts: Sequence[Sequence[str] | None]) -> list[str] | None:
+    """Names of all examples, which every shard has or none."""
+    return None if parts[0] is None else [name for part in parts for name in part or []]
 
 
 def _ranks(logits: NDArray[np.float64], targets: NDArray[np.int64]) -> NDArray[np.int64]:

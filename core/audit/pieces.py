@@ -139,11 +139,15 @@ class Measured:
 
 
 def joined_piece(
-    piece: ScoresPiece, load: Callable[[str], Scores], *, groups: Sequence[str] | None
+    piece: ScoresPiece,
+    load: Callable[[str], Scores],
+    *,
+    groups: Sequence[str] | None,
+    clusters: Sequence[str] | None,
 ) -> Scores:
     """The columns of a piece as scores of its examples.
 
-    load: a column by its name.  groups: of the whole split, one name an example.
+    load: a column by its name.  groups, clusters: of the whole split, one name an example.
     """
     clean: Scores | None = None
     bounds: Scores | None = None
@@ -166,6 +170,7 @@ def joined_piece(
         curve=curve,
         bounds=bounds,
         groups=None if groups is None else groups[piece.start : piece.stop],
+        clusters=None if clusters is None else clusters[piece.start : piece.stop],
     )
 
 

@@ -4,13 +4,10 @@
     sampled_rows       so many rows at random, each side in its share
     audited_rows       the examples of a data set that an audit of a task looks at
     sample_doubt       what a reader must know of a sample
-    cluster_doubt      and of examples that are no independent draws
 
 AP hangs on the share of positives, so a sample keeps it, to the nearest image. Its figures rest on
 fewer examples, and their intervals are as much wider. This module imports no torch.
 """
-
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,15 +86,4 @@ def sample_doubt(count: int | None, examples: int, *, seed: int) -> str | None:
         f"A random sample of {count:,} of {examples:,} examples was audited (seed {seed}), "
         "each side in its share: figures hold for all of them within their intervals, which are "
         "wider for it."
-    )
-
-
-def cluster_doubt(clusters: Sequence[str] | None) -> str | None:
-    """clusters: of each example of the split, where the data set says so."""
-    if clusters is None or len(set(clusters)) == len(clusters):
-        return None
-    return (
-        f"The {len(clusters):,} examples of the split come from {len(set(clusters)):,} clusters, "
-        "and images of one cluster are no independent draws; intervals take them for such, so "
-        "they are too narrow. How much is not known here."
     )

@@ -8,6 +8,7 @@ imports no torch.
 
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -32,16 +33,19 @@ def group_figures(
     targets: ArrayLike,
     groups: Sequence[str],
     *,
+    clusters: Sequence[str] | None = None,
     resamples: int = RESAMPLES,
     generator: np.random.Generator,
 ) -> Groups:
     """The figures of each group, sorted by name, and the gaps between the best and the worst group.
 
-    clean, worst: (N,) scores.  targets: (N,) in {0, 1}.  groups: N names.
+    clean, worst: (N,) scores.  targets: (N,) in {0, 1}.  groups: N names.  clusters: N names of
+    what is drawn whole.
 
     A group of fewer than FEWEST positives or negatives has no figures, and there is no gap between
     fewer than two groups that have. No example is in two groups, so the interval of a gap is from
-    independent resamples of its two groups. These are the best and the worst of the data at hand
+    independent resamples of its two groups; where a cluster is in both, from resamples of both
+    together. These are the best and the worst of the data at hand
     in every resample: the interval does not know that they were picked for it, and among many
     groups that are equal in truth some gap is to be expected.
 
@@ -72,7 +76,11 @@ def group_figures(
             )
         before, after = clean[members[group]], worst[members[group]]
         resampled = resampled_ap(
-            {"clean": before, "worst_case": after}, own, resamples=resamples, generator=generator
+            {"clean": before, "worst_case": after},
+            own,
+            clusters=_at(clusters, members[group]),
+            resamples=resamples,
+            generator=generator,
         )
         return GroupFigures(
             group=group,
@@ -90,22 +98,37 @@ def group_figures(
             return None
         best_first = sorted(found, key=lambda group: -found[group])
         best, last = best_first[0], best_first[-1]
-        resampled = [
-            resampled_ap(
-                {"": scores[members[group]]},
-                targets[members[group]],
-                prevalence=prevalence,
-                resamples=resamples,
-                generator=generator,
-            )[""]
-            for group in (best, last)
-        ]
+        settings: _Drawing = {
+            "prevalence": prevalence,
+            "resamples": resamples,
+            "generator": generator,
+        }
+        if _share_a_cluster(clusters, members[best], members[last]):
+            both = np.array(sorted(members[best] + members[last]))
+            among = {group: np.isin(both, members[group]) for group in (best, last)}
+            resampled = resampled_ap(
+                dict.fromkeys(among, scores[both]),
+                targets[both],
+                clusters=_at(clusters, both.tolist()),
+                among=among,
+                **settings,
+            )
+        else:
+            resampled = {
+                group: resampled_ap(
+                    {"": scores[members[group]]},
+                    targets[members[group]],
+                    clusters=_at(clusters, members[group]),
+                    **settings,
+                )[""]
+                for group in (best, last)
+            }
         return GroupGap(
             best=best,
             worst=last,
             difference=Difference(
                 value=found[best] - found[last],
-                interval=percentile_interval(resampled[0] - resampled[1]),
+                interval=percentile_interval(resampled[best] - resampled[last]),
             ),
         )
 
@@ -115,6 +138,22 @@ def group_figures(
         clean_gap=gap(clean, {it.group: it.clean_at_prevalence for it in every}),
         worst_case_gap=gap(worst, {it.group: it.worst_case_at_prevalence for it in every}),
     )
+
+
+class _Drawing(TypedDict):
+    prevalence: float
+    resamples: int
+    generator: np.random.Generator
+
+
+def _at(clusters: Sequence[str] | None, rows: Sequence[int]) -> list[str] | None:
+    return None if clusters is None else [clusters[i] for i in rows]
+
+
+def _share_a_cluster(
+    clusters: Sequence[str] | None, one: Sequence[int], other: Sequence[int]
+) -> bool:
+    return not set(_at(clusters, one) or ()).isdisjoint(_at(clusters, other) or ())
 
 
 def _figure(

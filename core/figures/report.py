@@ -20,6 +20,7 @@ from adap.core.report import (
 USES_GRADIENTS = frozenset({"fgsm", "pgd", "apgd"})  # of the audited model itself
 
 FEW_POSITIVES = 50
+FEW_CLUSTERS = 20  # that hold positives
 
 BALANCED = 0.3  # prevalence above which the data set is more balanced than most that are ranked
 
@@ -77,6 +78,12 @@ def _warnings(task: TaskReport, threat: Threat) -> list[str]:
             f"Only {task.positives} positives, so the figures are uncertain: {clean.level:.0%} "
             f"intervals {clean.low:.2f} to {clean.high:.2f} (clean) and {worst.low:.2f} to "
             f"{worst.high:.2f} (worst case)."
+        )
+    if task.clusters is not None and task.clusters.with_positives < FEW_CLUSTERS:
+        warnings.append(
+            f"Positives come from only {task.clusters.with_positives} clusters. Intervals draw "
+            f"whole clusters, and from fewer than {FEW_CLUSTERS} they are unstable and may be too "
+            "narrow."
         )
     if task.clean.tied:
         warnings.append(

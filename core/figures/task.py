@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from adap.core.clusters import numbered
 from adap.core.config import (
     CURVE_ATTACK,
     Attack,
@@ -27,6 +28,7 @@ from adap.core.report import (
     APFigure,
     AttackFigure,
     CertifiedFloor,
+    Clusters,
     Difference,
     EpsilonCurve,
     EpsilonPoint,
@@ -62,6 +64,7 @@ def resample(
     return resampled_ap(
         rankings(scores),
         scores.targets,
+        clusters=scores.clusters,
         resamples=resamples,
         generator=np.random.default_rng(seed),
     )
@@ -157,13 +160,24 @@ def figures(
                 worst,
                 targets,
                 scores.groups,
+                clusters=scores.clusters,
                 resamples=len(resampled[Own.CLEAN].ap),
                 generator=np.random.default_rng(RESAMPLING_SEED),
             )
         ),
         resamples=len(resampled[Own.CLEAN].ap),
+        clusters=_clusters(scores),
         operating=operating_figures(scores.clean, worst, targets, at=config.operating),
     )
+
+
+def _clusters(scores: Scores) -> Clusters | None:
+    """How many there are, where some cluster has several examples."""
+    of = numbered(scores.clusters, len(scores))
+    held = Clusters(
+        clusters=len(np.unique(of)), with_positives=len(np.unique(of[scores.targets == 1]))
+    )
+    return None if held.clusters == len(scores) else held
 
 
 def _proven_pairs(lo: NDArray[np.float64], hi: NDArray[np.float64]) -> float:

@@ -73,6 +73,7 @@ def audit(
     std: Sequence[float] | None = None,
     layout: Layout | None = None,
     groups: Any = None,
+    clusters: Any = None,
     ids: Sequence[str] | None = None,
     sample: int | None = None,
     draws: int = DRAWS,
@@ -104,6 +105,8 @@ def audit(
     outputs: 'logits', 'probabilities', 'multilabel', or 'auto', which finds out and says what.
     mean, std: of each channel, where the model wants normalised pixels and does not normalise.
     groups, ids: (N,) names.  sample: audit so many at random.
+    clusters: (N,) names of what images that are no independent draws have in common: a patient, a
+    drive. Intervals draw whole clusters.
     draws: of a model that draws random numbers as it scores (dropout left on, random resizing):
     each score and gradient is the mean over so many, and costs so many passes. Others need one.
     require: thresholds, for example "worst_case_ap >= 0.4"; see `.passed`.
@@ -177,6 +180,7 @@ def audit(
                 labels,
                 positive=positive,
                 groups=groups,
+                clusters=clusters,
                 ids=ids,
                 layout=layout,
                 classes=None if classes is None else list(classes),

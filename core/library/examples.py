@@ -46,6 +46,7 @@ class Examples:
     targets: NDArray[np.int64]
     ids: Sequence[str]
     groups: Sequence[str] | None
+    clusters: Sequence[str] | None = None
     decided: list[str] = field(default_factory=list)
     several: bool = False
     ends: tuple[int, int] | None = None
@@ -54,12 +55,13 @@ class Examples:
         return len(self.targets)
 
     def sha256(self) -> str:
-        """Of the images, their targets, ids and groups."""
+        """Of the images, their targets, ids, groups and clusters."""
         digest = hashlib.sha256(f"{self.images.shape} {self.images.dtype}".encode())
         for start in range(0, len(self), ROWS):
             digest.update(np.ascontiguousarray(self.images[start : start + ROWS]).data)
         digest.update(self.targets.tobytes())
-        digest.update(json.dumps([list(self.ids), self.groups]).encode())
+        names = [list(self.ids), self.groups, *([] if self.clusters is None else [self.clusters])]
+        digest.update(json.dumps(names).encode())
         return digest.hexdigest()
 
     def at(self, rows: NDArray[np.int64]) -> "Examples":
@@ -70,6 +72,7 @@ class Examples:
             targets=self.targets[rows],
             ids=[self.ids[i] for i in rows],
             groups=None if self.groups is None else [self.groups[i] for i in rows],
+            clusters=None if self.clusters is None else [self.clusters[i] for i in rows],
         )
 
     def sampled(
@@ -96,6 +99,7 @@ def examples_of(
     *,
     positive: Any = None,
     groups: Any = None,
+    clusters: Any = None,
     ids: Sequence[str] | None = None,
     layout: Layout | None = None,
     classes: Sequence[Any] | None = None,
@@ -119,7 +123,11 @@ def examples_of(
                     "its images"
                 )
             pixels, labels = _spooled(
-                _loader_of(images, decided, named=groups is not None or ids is not None),
+                _loader_of(
+                    images,
+                    decided,
+                    named=any(names is not None for names in (groups, clusters, ids)),
+                ),
                 Path(folder),
                 layout,
                 decided,
@@ -144,6 +152,7 @@ def examples_of(
             targets=targets,
             ids=_names("ids", ids, len(pixels)) or [str(i) for i in range(len(pixels))],
             groups=_names("groups", groups, len(pixels)),
+            clusters=_names("clusters", clusters, len(pixels)),
             decided=decided,
             several=rows and bool((marks.sum(axis=1) != 1).any()),
             ends=(int(marks.min()), int(marks.max()))
@@ -400,8 +409,9 @@ def _loader_of(
     if not in_order:
         if named:
             raise ConfigError(
-                "expected a DataLoader in the order of its data set beside groups= or ids=, which "
-                "are told apart by their places, got one that shuffles or samples: shuffle=False"
+                "expected a DataLoader in the order of its data set beside groups=, clusters= or "
+                "ids=, which are told apart by their places, got one that shuffles or samples: "
+                "shuffle=False"
             )
         decided.append(
             "The DataLoader shuffles or samples: examples are numbered in the order in which they "

@@ -60,6 +60,7 @@ class Run:
                     piece,
                     lambda name, kept=kept: load_scores(kept[name])[0],  # type: ignore[misc]
                     groups=self.examples.groups,
+                    clusters=self.examples.clusters,
                 )
             )
         return joining.join(parts)

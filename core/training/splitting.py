@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from adap.core.clusters import numbered
 from adap.core.config import SPLITS, AnyTask, EachClass, Split, Task, TrainingConfig
 from adap.core.datasets import ImageSet
 from adap.core.errors import ConfigError, DataError
@@ -42,12 +43,23 @@ def validation_part(
 ) -> NDArray[np.int64]:
     """Which of the examples at these indices choose the epoch, rising: by `held_out_of`."""
     matrix = image_set.label_matrix()[train]
-    chosen = held_out_of(matrix, names=image_set.classes, fraction=fraction, seed=seed)
+    chosen = held_out_of(
+        matrix,
+        names=image_set.classes,
+        fraction=fraction,
+        seed=seed,
+        clusters=image_set.cluster_names(train),
+    )
     return train[chosen]
 
 
 def held_out_of(
-    matrix: NDArray[Any], *, names: Sequence[str], fraction: float, seed: int
+    matrix: NDArray[Any],
+    *,
+    names: Sequence[str],
+    fraction: float,
+    seed: int,
+    clusters: Sequence[str] | None = None,
 ) -> NDArray[np.bool_]:
     """(N,) which examples choose the epoch: the one rule for all.
 
@@ -57,9 +69,20 @@ def held_out_of(
     each class are trained on and 20 % choose the epoch, and the seed moves the split. At least one
     example of a class stays on each side, but a class of one example is trained on. An example with
     several labels stays where a rarer class has placed it; those without any class come last.
+
+    clusters: N names, of what stays whole. It is then clusters that are held out, by the same rule:
+    a cluster has the classes of its examples, and shares are of clusters.
     """
+    of = numbered(clusters, len(matrix))
+    units = np.zeros((int(of.max(initial=-1)) + 1, matrix.shape[1]), bool)
+    np.logical_or.at(units, of, matrix == 1)
+    return _held_out_units(units, names=names, fraction=fraction, seed=seed)[of]
+
+
+def _held_out_units(
+    matrix: NDArray[np.bool_], *, names: Sequence[str], fraction: float, seed: int
+) -> NDArray[np.bool_]:
     generator = np.random.default_rng(seed)
-    matrix = matrix == 1
     counts = matrix.sum(axis=0)
     placed = np.zeros(len(matrix), bool)
     held_out = np.zeros(len(matrix), bool)

@@ -30,7 +30,7 @@ from adap.core.audit.plan import (
     piece_input,
     trained_on_input,
 )
-from adap.core.audit.sampling import audited_rows, cluster_doubt, sample_doubt
+from adap.core.audit.sampling import audited_rows, sample_doubt
 from adap.core.config import Task
 from adap.core.datasets import ImageSet
 from adap.core.figures import report as reports
@@ -211,12 +211,11 @@ def join_pieces(work: Work[AuditReport], reporter: Reporter) -> AuditJoined:
     )
     of_split = image_set.in_split(asked.dataset.split)
     sampled = sample_doubt(config.sampled(len(of_split)), len(of_split), seed=config.seed)
-    clustered = cluster_doubt(image_set.cluster_names(of_split))
     report = reports.build_report(
         found,
         config=config,
         provenance=provenance,
-        doubts=[*(said for said in (sampled, clustered) if said), *doubts(of_files)],
+        doubts=[*([] if sampled is None else [sampled]), *doubts(of_files)],
         trust=verdicts.merge(checked, of_files=of_files) if checked else None,
     )
     (work.folder / "report.json").write_text(report.model_dump_json())
@@ -265,7 +264,8 @@ def _joined_scores(work: Work[AuditReport], image_set: ImageSet, task_number: in
     index = audited_rows(
         image_set, work.request.dataset.split, pieces[0][1].task, work.request.config
     )
-    groups, parts = image_set.group_names(index), []
+    groups, clusters = image_set.group_names(index), image_set.cluster_names(index)
+    parts = []
     for number, piece in pieces:
         parts.append(
             joined_piece(
@@ -274,6 +274,7 @@ def _joined_scores(work: Work[AuditReport], image_set: ImageSet, task_number: in
                     work.inputs[piece_input(number, name)]
                 )[0],
                 groups=groups,
+                clusters=clusters,
             )
         )
     return joining.join(parts)
@@ -302,4 +303,6 @@ def _write_score_table(scores: Sequence[Scores], tasks: Sequence[Task], path: Pa
                     "clean": float(found.clean[i]),
                     "attacks": {key: float(logits[i]) for key, logits in found.attacked.items()},
                 }
+                if found.clusters is not None:
+                    row["cluster"] = found.clusters[i]
                 file.write(json.dumps(row) + "\n")
