@@ -134,6 +134,11 @@ def _task(task: TaskReport) -> Iterator[str]:
         f"{task.positives:,} positives among {task.examples:,} examples. A random ranking has AP "
         f"{task.chance:.4f}, the fully inverted one {task.floor:.4f}."
     )
+    if task.clusters is not None:
+        yield (
+            f"Intervals draw whole clusters: {task.clusters.clusters:,}, of which "
+            f"{task.clusters.with_positives:,} hold positives."
+        )
     yield ""
     clean = task.clean
     rows: list[tuple[str, APFigure, Difference | None]] = [("clean", clean, None)]

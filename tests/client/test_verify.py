@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Iterator
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from adap.core.figures.ranking import average_precision
 from adap.core.report import Check
 from adap.core.scores import Scores, load_scores, save_scores
 from tests.client.conftest import Adap
-from tests.reports import audited, scores_of, stored
+from tests.reports import audited, report_of, scores_of, stored, task_of
 
 REQUIRED = (
     *("worst_case_ap >= 0.1", "worst_case_ap >= 0.9", "class 0.strong_ap < 0.5"),
@@ -89,6 +90,31 @@ def test_a_report_of_our_own_functions_is_borne_out(audit: Any) -> None:
     assert f"budget_curve.{budget}.both" in figures
     assert "operating.worst_case.tpr_at_fpr" in figures
     assert "groups.night.worst_case_at_prevalence" in figures
+
+
+@pytest.mark.parametrize("of_one", [6, 9], ids=["in one group each", "in several groups"])
+def test_intervals_of_clusters_are_borne_out_and_those_of_single_examples_are_not(
+    tmp_path: Path, of_one: int
+) -> None:
+    made = scores_of(240)
+    order = np.argsort(made.clean)  # neighbours are alike, as images of one cluster are
+    names = np.empty(240, dtype=object)
+    names[order] = [f"patient {i // of_one}" for i in range(240)]
+    groups = [("day", "night")[int(name.split()[1]) % 2] for name in names]
+    if of_one == 9:
+        groups = [("day", "night")[i % 2] for i in range(240)]
+    clustered = replace(made, clusters=list(names), groups=groups)
+    file = tmp_path / "scores"
+    save_scores([clustered], file)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    report = json.loads(
+        report_of([task_of(clustered)], scores_sha256=digest, trust=None).model_dump_json()
+    )
+    assert wrong(verify(report, file.read_bytes())) == []
+    plain = task_of(replace(clustered, clusters=None)).model_dump(mode="json")
+    report["tasks"][0]["clean"]["interval"] = plain["clean"]["interval"]
+    report["tasks"][0]["clusters"] = plain["clusters"]
+    assert {"clusters", "clean.interval"} <= set(wrong(verify(report, file.read_bytes())))
 
 
 def test_whatever_is_changed_in_the_report_is_noticed(tmp_path: Path) -> None:
