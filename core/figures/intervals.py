@@ -226,7 +226,12 @@ def stratified_counts(
     holds = np.zeros(size, bool)  # a positive
     holds[of[targets == 1]] = True
     strata = np.flatnonzero(holds), np.flatnonzero(~holds)
-    sides = [part & (targets == side) for part in among for side in (1, 0)]
+    sides = [
+        held
+        for part in among
+        for side in (1, 0)
+        if (held := part & (targets == side)).any()  # of none there is none to draw
+    ]
     rows = max(1, DRAWS_AT_ONCE // len(targets))
     for done in range(0, resamples, rows):
         count = min(rows, resamples - done)

@@ -208,3 +208,17 @@ def test_a_data_set_with_the_index_for_the_losses_can_be_audited(
     plain = adap.audit(model, stored, labels, **CALM)
     indexed = adap.audit(model, TensorDataset(stored, labels, torch.arange(30)), **CALM)
     assert np.array_equal(plain.scores[0].clean, indexed.scores[0].clean)
+
+
+def test_clusters_are_drawn_whole_in_the_intervals_of_an_audit(
+    model: nn.Module, stored: Tensor, labels: Tensor
+) -> None:
+    plain = adap.audit(model, stored, labels, **CALM)
+    alone = adap.audit(model, stored, labels, clusters=[f"p{i}" for i in range(30)], **CALM)
+    assert alone.clean == plain.clean
+    whole = adap.audit(model, stored, labels, clusters=[f"p{i // 5}" for i in range(30)], **CALM)
+    assert (whole.clean.ap, whole.task.clusters.clusters) == (plain.clean.ap, 6)
+    assert whole.clean.interval != plain.clean.interval
+    assert any("6 clusters" in warning for warning in whole.warnings)
+    with pytest.raises(adap.DataError, match="30 clusters, .*got 29"):
+        adap.audit(model, stored, labels, clusters=["p"] * 29, **CALM)
