@@ -220,5 +220,5 @@ def test_clusters_are_drawn_whole_in_the_intervals_of_an_audit(
     assert (whole.clean.ap, whole.task.clusters.clusters) == (plain.clean.ap, 6)
     assert whole.clean.interval != plain.clean.interval
     assert any("6 clusters" in warning for warning in whole.warnings)
-    with pytest.raises(adap.DataError, match="30 clusters, .*got 29"):
+    with pytest.raises(adap.DataError, match=r"30 clusters, .*got 29"):
         adap.audit(model, stored, labels, clusters=["p"] * 29, **CALM)
