@@ -6,6 +6,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import Connection
+from sqlalchemy.exc import OperationalError
 
 from adap.store import disk
 from adap.store.database import Database
@@ -21,7 +22,8 @@ def open_database(settings: Settings, *, migrated: bool = True) -> Database:
     """The database of the settings.
 
     migrated: whether its tables must be of this version already. Raises UnusableDatabaseError for
-    SQLite on a network file system, for tables of a newer version, and for older ones if asked.
+    SQLite on a network file system, for one that does not answer, for tables of a newer version,
+    and for older ones if asked.
     """
     database = Database(settings)
     file = database.engine.url.database
@@ -33,9 +35,17 @@ def open_database(settings: Settings, *, migrated: bool = True) -> Database:
                 f"the network ({kind}), on which SQLite loses data. Choose another ADAP_HOME, or a "
                 "PostgreSQL server by ADAP_DATABASE_URL."
             )
-    with database.reading() as session:  # takes no lock that a backup or a frozen worker may hold
-        current = revision_of(session.connection())
-        script = ScriptDirectory.from_config(config(session.connection()))
+    try:
+        # takes no lock that a backup or a frozen worker may hold
+        with database.reading() as session:
+            current = revision_of(session.connection())
+            script = ScriptDirectory.from_config(config(session.connection()))
+    except OperationalError as error:
+        got = " ".join(str(error.orig).split())
+        raise UnusableDatabaseError(
+            f"Expected a database that answers, got: {got}. Start it, or look at "
+            "ADAP_DATABASE_URL, and start this again."
+        ) from error
     newest = script.get_current_head()
     if current == newest:
         return database

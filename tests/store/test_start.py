@@ -86,3 +86,18 @@ def test_every_process_refuses_tables_that_are_not_of_its_version(tmp_path: Path
         assert refused.returncode == 1
         assert "got 9999: a newer AdAP has upgraded it" in refused.stderr
         assert "Traceback" not in refused.stderr
+
+
+def test_every_process_says_in_a_sentence_that_no_database_answers(tmp_path: Path) -> None:
+    settings = Settings(
+        home=tmp_path,
+        broker_url="redis://127.0.0.1:1/0",
+        port=0,
+        database_url="postgresql+psycopg://adap:secret@127.0.0.1:1/adap",
+    )
+    for module in ("store", "api", "worker"):
+        refused = run(settings, module)
+        assert refused.returncode == 1
+        assert "Expected a database that answers, got: connection" in refused.stderr
+        assert "secret" not in refused.stderr
+        assert "Traceback" not in refused.stderr
