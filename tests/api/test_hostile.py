@@ -117,7 +117,9 @@ ID = {
 
 
 def address(path: str) -> str:
-    return path.format(**{name: f"{of}_{'0' * 26}" for name, of in ID.items()}, number=1)
+    return path.format(
+        **{name: f"{of}_{'0' * 26}" for name, of in ID.items()}, number=1, queue="compute"
+    )
 
 
 def requests(text: Text) -> Iterator[tuple[str, str, dict[str, Any]]]:

@@ -266,6 +266,7 @@ def test_reports_and_scores_are_what_was_stored(api: Api, problem: Check) -> Non
             "target": i % 2,
             "clean": i / 2,
             "attacks": {"pgd": -i, "apgd": i},
+            "cluster": f"patient {i // 2}",
         }
         for i in range(7)
     ]
