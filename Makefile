@@ -26,7 +26,7 @@ PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest
 test: $(VENV)/.installed-dev $(TOOLS)/.installed browser ## install what tests need and run all of them
 	$(PYTEST) -n 3
 
-test-fast: $(VENV)/.installed-dev ## run what tests the library, and takes a minute: no server, no browser
+test-fast: $(VENV)/.installed-dev ## run what tests the library, in little more than a minute: no server, no browser
 	$(PYTEST) -n 2 -m "not slow and not browser" tests/core tests/models
 
 MINUTES ?= 60
