@@ -389,7 +389,7 @@ def add_dataset(
     try:
         here.follow(here.client.jobs.show(dataset["job_id"]))
     except JobFailedError as error:
-        raise _Rejected("data set", here.client.datasets.show(dataset["id"])) from error
+        raise _RejectedError("data set", here.client.datasets.show(dataset["id"])) from error
     dataset = here.client.datasets.show(dataset["id"])
     here.answer(dataset, show.dataset(dataset))
 
@@ -528,7 +528,7 @@ def add_model(
     try:
         here.follow(here.client.jobs.show(model["job_id"]))
     except JobFailedError as error:
-        raise _Rejected("model", here.client.models.show(model["id"])) from error
+        raise _RejectedError("model", here.client.models.show(model["id"])) from error
     model = here.client.models.show(model["id"])
     here.answer(model, show.model(model))
 
@@ -1277,7 +1277,7 @@ class ThresholdsNotMetError(ClientError):
     """The audited model does not keep what was asked of it."""
 
 
-class _Rejected(ClientError):  # noqa: N818
+class _RejectedError(ClientError):
     """An upload that was checked and cannot be used."""
 
     def __init__(self, what: str, asset: Json) -> None:
@@ -1586,7 +1586,7 @@ def main() -> None:
             details = [f"{item['pointer']}: {item['detail']}" for item in error.errors[1:]]
             if "--json" in arguments:
                 sys.stdout.write(f"{json_.dumps(error.problem, indent=2)}\n")
-        elif isinstance(error, _Rejected):
+        elif isinstance(error, _RejectedError):
             details = show.reasons(error.reasons)
         err.print(show.problem(str(error), details), highlight=False, soft_wrap=True)
         sys.exit(1)

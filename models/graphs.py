@@ -94,6 +94,15 @@ class Node(BaseModel):
         Field(max_length=20)
     )
 
+    def whole_number(self, name: str, default: int = 0) -> int:
+        """An attribute that ONNX defines as a whole number. Raises ModelFileError for another."""
+        value = self.attributes.get(name, default)
+        if not isinstance(value, int):
+            raise ModelFileError(
+                f"expected a whole number as {name} of {self.operator}, got {value!r:.60}"
+            )
+        return value
+
 
 class Graph(BaseModel):
     """Operations in the order in which they run, from the images `x` to `output`."""

@@ -126,7 +126,7 @@ def _whole(node: Node, makers: Mapping[str, Node]) -> torch.dtype | None:
     first = makers.get(node.inputs[0])
     if first is None or first.operator != "Cast":
         return None
-    return _WHOLE.get(int(first.attributes["to"]))  # type: ignore[arg-type]
+    return _WHOLE.get(first.whole_number("to"))
 
 
 def _written_out(graph: Graph) -> Graph:
@@ -156,7 +156,7 @@ def _rounding(node: Node, tensors: Mapping[str, Tensor]) -> _Rounding | None:
         return _Rounding(_ROUNDING[node.operator])
     if node.operator not in ("QuantizeLinear", "DequantizeLinear"):
         return None
-    axis = int(node.attributes.get("axis", 1))  # type: ignore[arg-type]
+    axis = node.whole_number("axis", 1)
     if len(node.inputs) > 2 and node.inputs[2] not in tensors:
         raise ModelFileError("expected zero points that are constants, got computed ones")
     kind = tensors[node.inputs[2]].dtype if len(node.inputs) > 2 else torch.uint8

@@ -8,7 +8,7 @@ that figures equal those of stored images; any others stay float32, exactly as t
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -487,7 +487,7 @@ def _spooled(
     if not labels:
         raise DataError("expected at least one example from the loader, got none")
     count = sum(len(part) for part in labels)
-    of_set = None if isinstance(loader.dataset, IterableDataset) else len(loader.dataset)  # type: ignore[arg-type]
+    of_set = len(loader.dataset) if isinstance(loader.dataset, Sized) else None
     if of_set not in (None, count):
         decided.append(
             f"The DataLoader yielded {count} examples of a data set of {of_set}: "

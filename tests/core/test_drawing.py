@@ -1,6 +1,7 @@
 """Models that draw random numbers, by their mean: judged by formulas and by scikit-learn."""
 
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,7 +53,7 @@ def true_ap(images: Tensor, labels: Tensor) -> float:
 
 
 def audit(model: nn.Module, data: tuple[Tensor, Tensor], **options: object) -> adap.Audit:
-    settings: dict[str, object] = {
+    settings: dict[str, Any] = {
         "attacks": [
             {"name": "pgd", "label": f"pgd-{steps}", "steps": steps, "iterate": "last"}
             for steps in range(3, 9)
@@ -61,7 +62,7 @@ def audit(model: nn.Module, data: tuple[Tensor, Tensor], **options: object) -> a
         "epsilon": EPSILON,
         "progress": False,
     } | options
-    return adap.audit(model, *data, **settings)  # type: ignore[arg-type]
+    return adap.audit(model, *data, **settings)
 
 
 def test_scores_and_gradients_are_the_means_over_the_draws() -> None:
@@ -69,7 +70,8 @@ def test_scores_and_gradients_are_the_means_over_the_draws() -> None:
     x = torch.rand(5, 3, 4, 4, requires_grad=True)
 
     def scorer(x: Tensor) -> Tensor:
-        return network(F.dropout(x, 0.5, training=True))[:, 0]  # type: ignore[no-any-return]
+        logits: Tensor = network(F.dropout(x, 0.5, training=True))
+        return logits[:, 0]
 
     class Scorer(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -152,7 +154,11 @@ def test_the_checks_of_a_mean_cost_what_is_planned_and_say_by_how_many_draws(
 ) -> None:
     model, told = Noisy(0.3), []
     images, targets = data[0].numpy(), data[1].numpy()
-    asked = {"threat": Threat(epsilon=EPSILON), "attacks": [APGDAttack(steps=5)], "level": "quick"}
+    asked: dict[str, Any] = {
+        "threat": Threat(epsilon=EPSILON),
+        "attacks": [APGDAttack(steps=5)],
+        "level": "quick",
+    }
     checks = check_audit(
         model,
         images,
@@ -163,9 +169,9 @@ def test_the_checks_of_a_mean_cost_what_is_planned_and_say_by_how_many_draws(
         device=CPU,
         on_progress=told.append,
         draws=8,
-        **asked,  # type: ignore[arg-type]
+        **asked,
     )
-    planned = planned_passes(targets, surrogate=False, draws=8, **asked)  # type: ignore[arg-type]
+    planned = planned_passes(targets, surrogate=False, draws=8, **asked)
     assert told[-1] == planned == model.images
     found = {check.name: check for check in checks}
     assert found["repeatable"].status == "caution"

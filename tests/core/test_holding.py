@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import pytest
 import torch
@@ -52,8 +52,8 @@ def test_eval_mode_alone_freezes_nothing_and_an_error_puts_all_back() -> None:
 
 def test_a_layer_that_stays_in_train_mode_by_its_own_method_stays_so() -> None:
     class Stubborn(nn.Dropout):
-        def train(self, mode: bool = True) -> "Stubborn":
-            return super().train(True)  # type: ignore[return-value]
+        def train(self, mode: bool = True) -> Self:
+            return super().train(True)
 
     layer = Stubborn()
     with attacking(nn.Sequential(layer)):

@@ -222,3 +222,15 @@ def test_clusters_are_drawn_whole_in_the_intervals_of_an_audit(
     assert any("6 clusters" in warning for warning in whole.warnings)
     with pytest.raises(adap.DataError, match=r"30 clusters, .*got 29"):
         adap.audit(model, stored, labels, clusters=["p"] * 29, **CALM)
+
+
+def test_a_data_set_that_does_not_know_its_length_is_audited_in_the_order_of_its_sampler(
+    model: nn.Module, stored: Tensor, labels: Tensor
+) -> None:
+    class Endless(Dataset[tuple[Tensor, Tensor]]):
+        def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+            return stored[i % 30], labels[i % 30]
+
+    loader = DataLoader(Endless(), batch_size=8, sampler=range(30))
+    found, plain = (adap.audit(model, *data, **CALM) for data in ((loader,), (stored, labels)))
+    assert np.array_equal(found.scores[0].clean, plain.scores[0].clean)

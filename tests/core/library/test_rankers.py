@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import adap
 
-CALM = {"attacks": ["noise"], "checks": "off", "certify": "off", "progress": False}
+CALM: dict[str, Any] = {"attacks": ["noise"], "checks": "off", "certify": "off", "progress": False}
 
 
 class Shaped(nn.Module):
@@ -191,11 +191,11 @@ def test_a_function_is_given_arrays_or_tensors_and_only_asked_for_scores(
     ],
 )
 def test_what_cannot_be_ranked_is_refused_with_what_came(
-    images: Tensor, model: object, options: dict[str, object], said: str
+    images: Tensor, model: object, options: dict[str, Any], said: str
 ) -> None:
     labels = torch.arange(40) % 2
     with pytest.raises(adap.AdapError, match=said):
-        adap.audit(model, images, labels, **{**CALM, "certify": "auto", **options})  # type: ignore[arg-type]
+        adap.audit(model, images, labels, **{**CALM, "certify": "auto", **options})
 
 
 def test_a_positive_by_name_needs_the_names_of_the_outputs(images: Tensor) -> None:
@@ -309,11 +309,11 @@ def test_the_same_network_in_other_forms_ranks_alike(
     ],
 )
 def test_sizes_beyond_the_pixels_are_refused_before_an_attack(
-    images: Tensor, options: dict[str, object], said: str
+    images: Tensor, options: dict[str, Any], said: str
 ) -> None:
     labels = torch.arange(len(images)) % 2
     with pytest.raises(adap.ConfigError, match=said):
-        adap.attack(nn.Flatten(), images, labels, **options)  # type: ignore[arg-type]
+        adap.attack(nn.Flatten(), images, labels, **options)
 
 
 def test_a_fraction_in_text_is_the_number(images: Tensor) -> None:
@@ -334,11 +334,11 @@ def test_a_fraction_in_text_is_the_number(images: Tensor) -> None:
     ],
 )
 def test_labels_and_names_that_do_not_fit_the_outputs_are_refused(
-    images: Tensor, labels: str | list[int], options: dict[str, object], said: str
+    images: Tensor, labels: str | list[int], options: dict[str, Any], said: str
 ) -> None:
     marks = np.array([*labels])[np.arange(40) % len(labels)]
     with pytest.raises(adap.AdapError, match=said):
-        adap.audit(Shaped(3, "raw"), images, marks, **options, **CALM)  # type: ignore[arg-type]
+        adap.audit(Shaped(3, "raw"), images, marks, **options, **CALM)
 
 
 def test_numbers_and_names_of_the_same_labels_give_the_same_figures(images: Tensor) -> None:
