@@ -20,11 +20,11 @@ demo: $(VENV)/.installed ## train, attack and report on real images, on this mac
 up: $(VENV)/.installed ## run the service on this machine until Ctrl-C
 	@$(BIN)/adap up
 
-# One thread a process: the test processes would otherwise fight over two cores. Three of them, since
-# much of the time a test waits for servers. What was compiled is kept, whatever the shell says.
+# One thread a process: two test processes on two cores would otherwise fight over them. What was
+# compiled is kept, whatever the shell says.
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest
 test: $(VENV)/.installed-dev $(TOOLS)/.installed browser ## install what tests need and run all of them
-	$(PYTEST) -n 3
+	$(PYTEST) -n 2
 
 test-fast: $(VENV)/.installed-dev ## run what tests the library, in little more than a minute: no server, no browser
 	$(PYTEST) -n 2 -m "not slow and not browser" tests/core tests/models

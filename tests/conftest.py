@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests import postgres
 from tests.collector import running_collector
@@ -24,6 +25,8 @@ from tests.s3 import Line, s3_server
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 # A machine that others use stands still for seconds at times; tests of the limit set their own.
+settings.register_profile("adap", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("adap")
 os.environ.setdefault("ADAP_DATABASE_LIMIT_S", "60")
 
 

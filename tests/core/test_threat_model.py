@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from adap.core.attacks.threat_model import ThreatModel
@@ -29,13 +29,12 @@ LARGEST = {"linf": 1.0, "l2": 3.0}  # in L-inf no pixel can move further, so mor
 
 
 def cases(test):
-    strategies = given(
+    return given(
         norm=st.sampled_from(NORMS),
         epsilon=st.floats(0, 3),
         reach=st.floats(0.01, 10),
         seed=st.integers(0, 2**32 - 1),
-    )
-    return settings(deadline=None)(strategies(test))  # the first call warms torch up
+    )(test)
 
 
 @cases

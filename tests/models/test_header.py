@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pydantic import ValidationError
@@ -196,7 +196,6 @@ def files(draw: st.DrawFn) -> bytes:
     return bytes(content[: draw(st.integers(0, len(content)))] if draw(st.booleans()) else content)
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no fault of the file
 @given(content=files())
 def test_whatever_is_sent_is_refused_or_read_as_the_library_reads_it(
     content: bytes, tmp_path_factory: pytest.TempPathFactory

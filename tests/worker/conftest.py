@@ -52,7 +52,7 @@ def broker(folder: Path) -> Iterator[redis.Redis]:
     )
     try:
         with redis.Redis(unix_socket_path=str(path)) as client:
-            deadline = time.monotonic() + 10
+            deadline = time.monotonic() + 60
             while not (path.exists() and client.ping()):
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
