@@ -1,0 +1,1 @@
+"""The subcommands of `adap`: one file for each noun."""

@@ -1,0 +1,108 @@
+"""`adap audit` and `adap leaderboard`: what average precision attacks leave."""
+
+from typing import Annotated
+
+import typer
+
+from adap.client import show
+from adap.client.client import ClientError
+from adap.client.commands.options import ConfigFile, Positive, Seed, Set, Split, Watch
+from adap.client.commands.requests import build_request, number, task
+from adap.client.commands.session import queued, session
+
+
+class ThresholdsNotMetError(ClientError):
+    """The audited model does not keep what was asked of it."""
+
+
+def audit(
+    context: typer.Context,
+    model: Annotated[str | None, typer.Option(help="Id of the model.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Id of the data set.")] = None,
+    positive: Positive = None,
+    split: Split = None,
+    norm: Annotated[str | None, typer.Option(help="linf or l2.")] = None,
+    epsilon: Annotated[
+        str | None, typer.Option(help="Largest change of a pixel in [0, 1]; 8/255 may be written.")
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help="quick, standard or paper.")] = None,
+    attack: Annotated[
+        list[str] | None,
+        typer.Option(help="pgd, apgd, fgsm, square, transfer or noise, instead of a preset."),
+    ] = None,
+    surrogate: Annotated[
+        str | None, typer.Option(help="Id of the attacker's own model, for transfer.")
+    ] = None,
+    require: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="THRESHOLD",
+            help="What the model must keep, for example 'worst_case_ap >= 0.4'; with --watch the "
+            "exit code is 1 where it does not. May be given several times.",
+        ),
+    ] = None,
+    sample: Annotated[
+        int | None,
+        typer.Option(min=4, help="Audit so many examples at random, each side in its share."),
+    ] = None,
+    seed: Seed = None,
+    config: ConfigFile = None,
+    set_: Set = None,
+    watch_: Watch = False,
+) -> None:
+    """Attack a model and measure what average precision is left."""
+    here = session(context)
+    request = build_request(
+        config,
+        {
+            "model_id": model,
+            "dataset_id": dataset,
+            "task": task(positive),
+            "split": split,
+            "preset": preset,
+            "attacks": attack or None,
+            "surrogate": None if surrogate is None else {"model_id": surrogate},
+            "thresholds": require or None,
+            "sample": sample,
+            "seed": seed,
+        },
+        [
+            *([] if norm is None else [f"threat.norm={norm}"]),
+            *([] if epsilon is None else [f"threat.epsilon={number(epsilon)}"]),
+            *(set_ or []),
+        ],
+    )
+    job = here.client.audit(request)
+    if not watch_:
+        here.answer(job, queued(job))
+        return
+    (job,) = here.follow(job)
+    report = here.client.report(job["id"])
+    here.answer(
+        job,
+        show.report(report),
+        f"\nSee the images and curves: adap report open {job['id']}",
+    )
+    unmet = [result["threshold"] for result in report["thresholds"] if not result["passed"]]
+    if unmet:
+        raise ThresholdsNotMetError(f"Not met: {'; '.join(unmet)}")
+
+
+def show_leaderboard(
+    context: typer.Context,
+    dataset_id: str,
+    positive: Positive = None,
+    split: Split = None,
+    norm: Annotated[str | None, typer.Option(help="linf or l2.")] = None,
+    epsilon: Annotated[str | None, typer.Option(help="Of the audits to compare.")] = None,
+) -> None:
+    """Compare the models that were audited on a data set."""
+    here = session(context)
+    found = here.client.leaderboard(
+        dataset_id,
+        positive=positive or None,
+        split=split,
+        norm=norm,
+        epsilon=None if epsilon is None else number(epsilon),
+    )
+    here.answer(found, show.leaderboard(found))

@@ -1,0 +1,44 @@
+"""Options that several subcommands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Limit = Annotated[int, typer.Option(min=1, max=100, help="How many to show.")]
+After = Annotated[str | None, typer.Option(help="Where the page before this one ended.")]
+AssetStatus = Annotated[
+    str | None, typer.Option("--status", help="validating, ready, rejected; else all but the last.")
+]
+Watch = Annotated[
+    bool, typer.Option("--watch", "-w", help="Show progress until the end; fail if it fails.")
+]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", exists=True, dir_okay=False, help="A JSON file with the request, or part of it."
+    ),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="PATH=VALUE",
+        help="Any field of the request, for example method.lambda=2 or optimizer.lr=1e-4. "
+        "May be given several times.",
+    ),
+]
+Positive = Annotated[
+    list[str] | None,
+    typer.Option(help="A class to rank first; several options are one positive side."),
+]
+TrainingPreset = Annotated[
+    str | None,
+    typer.Option(
+        help="Of what is not said otherwise: paper-cifar, paper-celeba, paper-bdd or quick."
+    ),
+]
+Seed = Annotated[int | None, typer.Option(help="Of every random choice.")]
+Split = Annotated[
+    str | None, typer.Option(help="train, validation or test; by default test where there is one.")
+]

@@ -1,0 +1,82 @@
+"""What every subcommand works with: the client, and where answers and progress are shown."""
+
+import json as json_
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import typer
+from rich.console import Console, RenderableType
+
+from adap.client import watch
+from adap.client.client import Client, Json
+
+PIPE_COLUMNS = 1000  # a table that no terminal shows is not cut
+
+
+@dataclass(frozen=True)
+class Session:
+    """What every subcommand works with."""
+
+    client: Client
+    json: bool
+    out: Console
+    err: Console
+
+    def answer(self, value: Any, *shown: RenderableType) -> None:
+        """Print a result: the JSON, or what people read instead of it."""
+        if self.json:
+            self.out.print(
+                json_.dumps(value, indent=2, ensure_ascii=False),
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
+        else:
+            self.out.print(*shown, sep="\n", highlight=False)
+
+    def page(self, page: Json, shown: RenderableType) -> None:
+        """Print a page of a list, and how to get the next."""
+        self.answer(page, shown)
+        if page["has_more"]:
+            self.err.print(f"There is more: --after {page['next_cursor']}", highlight=False)
+
+    def follow(self, *jobs: Json) -> list[Json]:
+        """Show jobs until they end. Raises JobFailedError if one has no result."""
+        try:
+            with watch.open_board(self.err) as board:
+                lines = [board.line(label(job)) for job in jobs]
+                return watch.follow_all(self.client, jobs, lines)
+        except KeyboardInterrupt:
+            for job in jobs:
+                self.err.print(
+                    f"{job['id']} goes on without you. "
+                    f"Watch it again: adap jobs watch {job['id']}\n"
+                    f"Stop it: adap jobs cancel {job['id']}",
+                    highlight=False,
+                    soft_wrap=True,
+                )
+            sys.exit(130)
+
+
+def session(context: typer.Context) -> Session:
+    """The session that the command line asked for."""
+    made = context.obj
+    assert isinstance(made, Session)
+    return made
+
+
+def label(job: Json) -> str:
+    """What a job is called beside its bar."""
+    if job["kind"] == "train":
+        return f"train {job['request']['method']['name']}"
+    return str(job["kind"]).replace("_", " ")
+
+
+def queued(job: Json) -> str:
+    return f"{job['id']} is {job['status']}. Watch it: adap jobs watch {job['id']}"
+
+
+def console(*, stderr: bool) -> Console:
+    console = Console(stderr=stderr)
+    return console if console.is_terminal else Console(stderr=stderr, width=PIPE_COLUMNS)
