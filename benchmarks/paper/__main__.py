@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,19 @@ RESULTS = Path(__file__).parents[1] / "results" / "paper"
 
 
 class Pool:
-    """Computes pieces in processes of one thread each, every piece once."""
+    """Computes pieces in processes of one thread each, every piece once.
+
+    One worker is this process itself: a card is then held by one process, which starts once.
+    """
 
     def __init__(self, root: Path, out: Path, workers: int) -> None:
         self._root, self._out = root, out
         context = multiprocessing.get_context("spawn")
-        self._executor = ProcessPoolExecutor(workers, mp_context=context)
+        self._executor: Executor = (
+            ThreadPoolExecutor(1)
+            if workers == 1
+            else ProcessPoolExecutor(workers, mp_context=context)
+        )
         self._futures: dict[str, Future[dict[str, Any]]] = {}
         self._lock = threading.Lock()
         self._started = time.monotonic()
@@ -63,7 +70,12 @@ class Pool:
 def run(names: Sequence[str], scale: str, *, root: Path, out: Path, workers: int) -> Path:
     """Compute the experiments and write what they found to benchmarks/results/paper/SCALE.json."""
     pool = Pool(root, out, workers)
-    planner = plan.Planner(plan.scale(scale), pool)
+    declared_scale = plan.scale(scale)
+    read = declared_scale.of_what_is_in(root)
+    for name, source in declared_scale.sources.items():
+        if read.sources[name] != source:
+            print(f"{name}: {read.sources[name]}, as {source} is not in {root}", flush=True)
+    planner = plan.Planner(read, pool)
     declared = plan.experiments()
     entries = [(name, *cell) for name in names for cell in planner.cells(declared[name])]
 
@@ -87,6 +99,10 @@ def run(names: Sequence[str], scale: str, *, root: Path, out: Path, workers: int
     return path
 
 
+def _workers(scale: str) -> int:
+    return 1 if plan.scale(scale).device == "cuda" else os.cpu_count() or 1
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.paper", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -94,7 +110,9 @@ def main() -> None:
     running.add_argument("experiments", nargs="*", help="names in experiments/; by default all")
     running.add_argument("--data", type=Path, default=Path("../shared/data"))
     running.add_argument("--out", type=Path, default=Path("build/paper"))
-    running.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    running.add_argument(
+        "--workers", type=int, help="processes; by default one a core, and one for a GPU"
+    )
     rendering = commands.add_parser("render", help="Markdown and pictures from the JSON")
     for command in (running, rendering):
         command.add_argument("--scale", default="cpu", help="a name in scales/")
@@ -116,7 +134,7 @@ def main() -> None:
             arguments.scale,
             root=arguments.data,
             out=arguments.out,
-            workers=arguments.workers,
+            workers=arguments.workers or _workers(arguments.scale),
         )
     )
 

@@ -73,6 +73,13 @@ def load(spec: DataSpec, root: Path, cache: Path) -> Split:
     )
 
 
+def is_there(source: str, root: Path) -> bool:
+    """Whether a source has files below `root`."""
+    if source in SOURCES:
+        return (root / f"{source.removesuffix('-jpeg')}-train.zip").exists()
+    return (root / source.partition(":")[0]).is_dir()
+
+
 def _published(spec: DataSpec, root: Path, cache: Path) -> Split:
     name, _, labels = spec.source.partition(":")
     image_set = published.load(name, root / name, labels=labels or None, cache=cache / name)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from adap.core.config import Config, TrainingConfig
+from benchmarks.paper import data
 from benchmarks.paper.runs import DataSpec, Evaluation, Piece, Training
 
 HERE = Path(__file__).parent
@@ -53,11 +54,25 @@ class Scale(Config):
     network: str
     tasks: list[str]
     sources: dict[str, str] = Field(description="by task or by data set, see `data.load`")
+    instead: dict[str, str] = Field(
+        {}, description="by source: the one to read where that one's files are not there"
+    )
+    fixed: dict[str, dict[str, float]] = Field(
+        {}, description="by method: values chosen beforehand; methods without any are tuned"
+    )
     own: dict[str, Own] = Field({}, description="by data set")
     full: Size
     small: Size
     reading: str = Field("", description="what the figures say, written by who has read them")
     training: dict[str, Any] = Field({}, description="fields of `adap.core.config.TrainingConfig`")
+
+    def of_what_is_in(self, root: Path) -> "Scale":
+        """The scale with each source replaced whose files are not below `root`, if it may be."""
+        there = {
+            of: source if data.is_there(source, root) else self.instead.get(source, source)
+            for of, source in self.sources.items()
+        }
+        return self.model_copy(update={"sources": there})
 
 
 class PaperValue(Config):
@@ -173,7 +188,9 @@ class Planner:
         return Cell(task, method, varied, chosen, evaluations)
 
     def tuned(self, method: str, task: str) -> dict[str, float]:
-        """The values that were best on validation images, found stage by stage."""
+        """The values fixed beforehand, or the best on validation images, found stage by stage."""
+        if method in self.scale.fixed:
+            return self.scale.fixed[method]
         chosen: dict[str, float] = {}
         size = self.scale.small
         for stage in methods()[method].tune:

@@ -98,6 +98,7 @@ def fit(
     select_by: SelectBy | None = None,
     patience: int | None = None,
     ema: float | None = None,
+    precision: config.Precision = "float32",
     positive: Any = None,
     outputs: Outputs = "auto",
     mean: Sequence[float] | None = None,
@@ -116,8 +117,8 @@ def fit(
     loss: an objective (built for as many examples as are trained on), its class, or its name.
     validation: (images, labels) on which the best epoch is chosen; or the share of each side that
     is held out for it, at random by `seed`.
-    epochs, batch_size, positives_per_batch, optimizer, attack, augment, select_by, patience, ema:
-    as in the service.
+    epochs, batch_size, positives_per_batch, optimizer, attack, augment, select_by, patience, ema,
+    precision: as in the service.
     folder: where a checkpoint is kept after every epoch. The same call goes on from there, with the
     weights that the model had at first or those that the training left in it; with other data,
     labels, options or weights it is refused. What ends an epoch half way (Ctrl-C) leaves no trace
@@ -169,6 +170,7 @@ def fit(
                 "augment": augment or config.Augment(),
                 "validation": {"fraction": share, "select_by": select_by, "patience": patience},
                 "ema": ema,
+                "precision": precision,
                 "seed": seed,
             },
         )

@@ -1,6 +1,7 @@
 """The experiment runner: declared as the paper has it, run on small images that the test makes."""
 
 import json
+import multiprocessing
 import zipfile
 from collections.abc import Iterator, Sequence
 from io import BytesIO
@@ -14,6 +15,7 @@ from PIL import Image
 
 from adap.core.objectives.registry import OBJECTIVES
 from benchmarks.paper import data, networks, plan
+from benchmarks.paper.__main__ import Pool
 from benchmarks.paper.compute import compute
 from benchmarks.paper.render import render
 from benchmarks.paper.runs import Evaluation, Piece, Training, digest
@@ -120,6 +122,39 @@ def test_tuning_sees_validation_images_only() -> None:
     plan.Planner(plan.scale("cpu"), watched).tuned("mart", "cifar10/truck")
     assert asked
     assert not [piece for piece in asked if isinstance(piece, Evaluation)]
+
+
+def test_values_that_a_scale_fixes_are_not_tuned() -> None:
+    asked: list[Piece] = []
+
+    def watched(pieces: Sequence[Piece]) -> list[dict[str, Any]]:
+        asked.extend(pieces)
+        return made_up(pieces)
+
+    fixed = plan.scale("paper-fixed")
+    assert set(fixed.fixed) == set(OBJECTIVES)
+    values = plan.Planner(fixed, watched).tuned("adap_lpn", "cifar10/automobile")
+    assert values == {"lr": 1e-3, "gamma1": 0.1, "gamma2": 0.9, "lambda": 0.8}
+    assert not asked
+    for method, chosen in fixed.fixed.items():  # each of them a value that the method is tuned in
+        tuned = {name for stage in plan.methods()[method].tune for name in stage}
+        assert set(chosen) == tuned
+
+
+def test_the_papers_scale_reads_what_is_there(root: Path, tmp_path: Path) -> None:
+    paper = plan.scale("paper")
+    assert paper.of_what_is_in(root).sources == {**paper.sources, "cifar10": "cifar10-jpeg"}
+    (tmp_path / "cifar10").mkdir()
+    assert paper.of_what_is_in(tmp_path).sources == paper.sources
+
+
+def test_one_worker_is_this_process(root: Path, tmp_path: Path) -> None:
+    planner = plan.Planner(small("cpu"), made_up)
+    size = planner.scale.full.model_copy(update={"train": 60})
+    piece = planner.training("ce", "cifar10/truck", {"lr": 1e-3}, seed=0, size=size)
+    (result,) = Pool(root, tmp_path, 1)([piece])
+    assert result["hash"] == digest(piece)
+    assert not multiprocessing.active_children()
 
 
 def test_ap_starts_from_the_ce_network_of_the_same_seed() -> None:

@@ -917,7 +917,9 @@ def test_bfloat16_learns_as_float32_does(method):
     assert aps["bfloat16"] == pytest.approx(aps["float32"], abs=0.08)
 
 
-@pytest.mark.parametrize("method", ["trades", "adap_pz", "adap_lz"])
+@pytest.mark.parametrize(
+    "method", [name for name, objective in OBJECTIVES.items() if objective.needs_adversarial]
+)
 def test_the_attack_in_bfloat16_moves_every_image_that_it_moves_in_float32(method):
     # Clean and attacked logit that round alike would leave a gradient of exactly zero.
     images, targets = pictures(64, seed=4)
