@@ -1,7 +1,7 @@
 """Shared by data sets and models: receiving a file, serving it, finding and removing a row."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -322,10 +322,29 @@ def derived_response(request: Request, text: str, *, media_type: str) -> Respons
     return known or Response(content, media_type=media_type, headers=headers)
 
 
-def _cached(request: Request, sha256: str) -> tuple[Response | None, dict[str, str]]:
-    """A 304 where the client has this content, and the headers that go with it."""
-    etag = f'"{sha256}"'
-    headers = {"ETag": etag, "X-Content-Type-Options": "nosniff", "Cache-Control": "private"}
+def made_response(
+    request: Request, make: Callable[[], bytes], *, of: str, media_type: str, kept_s: int
+) -> Response:
+    """What is made of a blob when it is asked for, and only where the client has it not.
+
+    of: names what it is made of, so that it is its ETag.
+    kept_s: how long the client may show it without asking, to whoever asked with the same key.
+    """
+    known, headers = _cached(request, of, kept_s=kept_s)
+    headers["Vary"] = "Authorization, Cookie"
+    if known is not None:
+        known.headers.update(headers)
+        return known
+    return Response(make(), media_type=media_type, headers=headers)
+
+
+def _cached(
+    request: Request, tag: str, *, kept_s: int | None = None
+) -> tuple[Response | None, dict[str, str]]:
+    """A 304 where the client has the content of this tag, and the headers that go with it."""
+    etag = f'"{tag}"'
+    kept = "private" if kept_s is None else f"private, max-age={kept_s}"
+    headers = {"ETag": etag, "X-Content-Type-Options": "nosniff", "Cache-Control": kept}
     wanted = {
         tag.strip().removeprefix("W/")
         for tag in request.headers.get("if-none-match", "").split(",")

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
 
+from adap.core.config import Split
 from adap.core.report import APFigure, Difference, Verdict
 from adap.core.resolve import DatasetSummary
 from adap.models.header import Manifest, ProbeResult
@@ -53,6 +54,18 @@ class Dataset(Answer):
     )
     sha256: str | None = Field(description="hash of the stored form, once ready")
     summary: DatasetSummary | None = Field(description="counts and sizes, once ready")
+
+
+class StoredImage(Answer):
+    """An image of a data set."""
+
+    index: int = Field(description="its place in the data set, from 0")
+    example_id: str
+    labels: list[str] = Field(description="its classes: one, or any number where it may have so")
+    split: Split | None = Field(description="null where none is declared")
+    group: str | None = Field(description="null where the data set has no groups")
+    cluster: str | None = Field(description="null where the data set has no clusters")
+    image: str = Field(description="where its pixels are, as PNG; `?size=N` for a thumbnail")
 
 
 class Upload(Answer):

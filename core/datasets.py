@@ -74,11 +74,15 @@ class ImageSet:
             counts = np.bincount(labels, minlength=len(self.classes))
         return dict(zip(self.classes, counts.tolist(), strict=True))
 
+    def labels_of(self, i: int) -> list[str]:
+        """The classes of one example by name: one, or any number where there may be several."""
+        if self.multilabel:
+            return [self.classes[k] for k in np.flatnonzero(self.labels[i]).tolist()]
+        return [self.classes[int(self.labels[i])]]
+
     def label_of(self, i: int) -> str:
         """The class of one example by name; of several labels all, joined by |."""
-        if self.multilabel:
-            return "|".join(self.classes[k] for k in np.flatnonzero(self.labels[i]).tolist())
-        return self.classes[int(self.labels[i])]
+        return "|".join(self.labels_of(i))
 
     def targets(self, task: Task, index: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
         """1 for the positive classes of the task, 0 for the rest; of all examples or those given.
@@ -178,7 +182,7 @@ class ImageSet:
         with safe_open(path, framework="np") as file:
             names = file.keys()
             return cls(
-                images=_map(path, "images"),
+                images=stored_images(path),
                 labels=file.get_tensor("labels"),
                 classes=_unpack(file.get_tensor("classes")),
                 example_ids=_unpack(file.get_tensor("example_ids")),
@@ -262,11 +266,11 @@ def _header(arrays: dict[str, NDArray[Any]]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _map(path: Path, name: str) -> NDArray[np.uint8]:
-    """One uint8 tensor of a safetensors file, mapped into memory page by page."""
+def stored_images(path: Path) -> NDArray[np.uint8]:
+    """(N, C, H, W), the images of a stored form alone, mapped into memory page by page."""
     with path.open("rb") as file:
         header_bytes = int.from_bytes(file.read(8), "little")
-        entry = json.loads(file.read(header_bytes))[name]
+        entry = json.loads(file.read(header_bytes))["images"]
     offset = 8 + header_bytes + entry["data_offsets"][0]
     return np.memmap(path, np.uint8, mode="r", offset=offset, shape=tuple(entry["shape"]))
 

@@ -10,7 +10,6 @@ runs no script and fetches nothing.
 """
 
 import base64
-import io
 import json
 import math
 from collections import Counter
@@ -23,7 +22,6 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
-from PIL import Image
 
 from adap.core.config import Threat
 from adap.core.errors import DataError
@@ -31,6 +29,7 @@ from adap.core.figures.gate import got_text
 from adap.core.figures.worst_case import worst_case
 from adap.core.rendering import charts as report_charts
 from adap.core.rendering.charts import ATTACK_COLORS, ATTACK_DASHES, Row, ap_text
+from adap.core.rendering.pictures import png
 from adap.core.report import Check, Difference, GroupFigures, Report, TaskReport, Trust
 from adap.core.scores import Evidence, Scores
 
@@ -296,13 +295,10 @@ def _rank(logit: float, logits: NDArray[np.float64], targets: NDArray[np.int64])
 
 
 def _picture(pixels: NDArray[np.float32]) -> str:
-    """(C, H, W) in [0, 1], rounded to 8 bit, as the data URI of a PNG: grey, or RGB from C >= 3."""
+    """(C, H, W) in [0, 1], rounded to 8 bit, as the data URI of a PNG."""
     levels = np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
-    image = Image.fromarray(levels[:3].transpose(1, 2, 0) if len(levels) >= 3 else levels[0])
-    image.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
-    file = io.BytesIO()
-    image.save(file, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    content = png(levels, side=PICTURE_SIDE, smallest=True)
+    return "data:image/png;base64," + base64.b64encode(content).decode()
 
 
 # --- the template ---------------------------------------------------------------------------------

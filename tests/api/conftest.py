@@ -27,6 +27,7 @@ from starlette.types import ASGIApp
 
 from adap.api.deps import House
 from adap.api.main import create_app
+from adap.core.datasets import ImageSet
 from adap.models import architectures, loading
 from adap.models.header import Manifest
 from adap.store.artifacts import open_blobs
@@ -86,10 +87,27 @@ class Api:
     house: House | None = None  # where it runs in this process
 
     def dataset(self, **columns: Any) -> str:
-        """Put a data set into the database, ready unless said otherwise."""
+        """Put a data set into the database, ready unless said otherwise, with the images of
+        `SUMMARY`."""
         summary = columns.pop("summary", SUMMARY)
         counted = None if summary is None else {**summary, **sums(summary)}
+        if "content_sha256" not in columns:
+            columns["content_sha256"] = self.keep(
+                ImageSet(
+                    images=noise(40)[:, None],
+                    labels=np.arange(40) % 2,
+                    classes=["cat", "dog"],
+                    example_ids=[f"{new_id('photo')}.png" for _ in range(40)],  # no two are equal
+                    splits=np.repeat(np.array([0, 2], np.int8), 20),
+                )
+            )
         return self._add(DatasetRow, "ds", {"summary": counted, **columns})
+
+    def keep(self, image_set: ImageSet) -> str:
+        """Store a data set as a worker would; its hash."""
+        path = self.folder / "stored.safetensors"
+        image_set.save(path)
+        return open_blobs(self.settings).put(path)
 
     def model(self, **columns: Any) -> str:
         """Put a model into the database, ready unless said otherwise."""

@@ -120,6 +120,7 @@ def own(api: Api) -> dict[str, str]:
             "ranking_id": ranking_id,
             "delivery_id": delivery.id,
             "number": "1",
+            "index": "0",
             "queue": "compute",
         }
 
@@ -199,7 +200,7 @@ def test_what_another_tenant_owns_is_answered_as_if_it_were_not_there(
 ) -> None:
     other = key_of(api, tenant="other", scopes=["read", "write"])
     nobody = {
-        name: value if name == "number" else new_id(value.split("_")[0])
+        name: value if name in ("number", "index") else new_id(value.split("_")[0])
         for name, value in ids.items()
     }
     seen = ask(api, operation, ids, other)
@@ -236,7 +237,7 @@ def test_what_another_tenant_owns_is_looked_for_like_what_is_not_there(
 ) -> None:
     other = key_of(api, tenant="other", scopes=["read", "write"])
     nobody = {
-        name: value if name == "number" else new_id(value.split("_")[0])
+        name: value if name in ("number", "index") else new_id(value.split("_")[0])
         for name, value in ids.items()
     }
     asked = []

@@ -32,7 +32,7 @@ EXAMPLES = 6
 
 # Where journeys go, and what ids from answers have to lead to there.
 JOURNEYS = [
-    ("datasets|jobs", ["datasets/{dataset_id}", "jobs/{job_id}"]),
+    ("datasets(?!.*images)|jobs", ["datasets/{dataset_id}", "jobs/{job_id}"]),
     ("models|jobs", ["models/{model_id}", "jobs/{job_id}"]),
     ("uploads|api-keys|webhooks|sweeps", ["uploads/{upload_id}"]),
 ]
