@@ -180,7 +180,9 @@ async def refuse_unknown_query(request: Request) -> None:
     """Refuse what a path does not take in its query, as unknown fields of a body are refused."""
     if not request.scope["query_string"]:
         return
-    operation = request.app.openapi()["paths"][request.scope["route"].path]
+    operation = request.app.openapi()["paths"].get(request.scope["route"].path)
+    if operation is None:  # a page, which reads by script what it was called with
+        return
     parameters = operation[request.method.lower()].get("parameters", [])
     known = {parameter["name"] for parameter in parameters if parameter["in"] == "query"}
     unknown = [name for name in dict.fromkeys(request.query_params) if name not in known]

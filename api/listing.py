@@ -1,12 +1,12 @@
-"""Lists in pages: opaque cursors, so that the order may change without breaking a client."""
+"""Lists in pages, sorted and searched; cursors are opaque, so that they may change."""
 
 import base64
 import binascii
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import Query
-from sqlalchemy import Select
+from sqlalchemy import Select, func, select, tuple_
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from adap.api.errors import ApiError, ErrorItem
@@ -16,6 +16,14 @@ Limit = Annotated[int, Query(ge=1, le=100, description="items on a page")]
 After = Annotated[
     str | None,
     Query(min_length=1, max_length=200, description="`next_cursor` of the page before this one"),
+]
+
+Sort = Literal["newest", "oldest", "name"]
+SortedBy = Annotated[Sort, Query(description="which come first")]
+SortedByAge = Annotated[Literal["newest", "oldest"], Query(description="which come first")]
+Search = Annotated[
+    str | None,
+    Query(min_length=1, max_length=200, description="text that their names have in them"),
 ]
 
 Row = TypeVar("Row")
@@ -30,8 +38,9 @@ def page(
     limit: int,
     after: str | None,
     answer: Callable[[Row], Item],
+    sort: Sort = "newest",
 ) -> Page[Item]:
-    """One page of rows, newest first; ids sort by creation time."""
+    """One page of rows; ids sort by creation time."""
     return page_of(
         session,
         query,
@@ -39,6 +48,7 @@ def page(
         limit=limit,
         after=after,
         answers=lambda rows: [answer(row) for row in rows],
+        sort=sort,
     )
 
 
@@ -50,11 +60,11 @@ def page_of(
     limit: int,
     after: str | None,
     answers: Callable[[Sequence[Row]], list[Item]],
+    sort: Sort = "newest",
 ) -> Page[Item]:
     """The same, where rows are better answered together than one by one."""
-    if after is not None:
-        query = query.where(id_column < read_cursor(after))
-    rows = session.scalars(query.order_by(id_column.desc()).limit(limit + 1)).all()
+    ordered = _ordered(query, id_column, sort, after=None if after is None else read_cursor(after))
+    rows = session.scalars(ordered.limit(limit + 1)).all()
     shown = rows[:limit]
     more = len(rows) > limit
     last: Any = shown[-1] if more else None
@@ -63,6 +73,29 @@ def page_of(
         has_more=more,
         next_cursor=make_cursor(last.id) if more else None,
     )
+
+
+def _ordered(
+    query: Select[Row], id_column: InstrumentedAttribute[str], sort: Sort, *, after: str | None
+) -> Select[Row]:
+    """The rows in this order, those that come after the one of this id."""
+    if sort == "newest":
+        return (query if after is None else query.where(id_column < after)).order_by(
+            id_column.desc()
+        )
+    if sort == "oldest":
+        return (query if after is None else query.where(id_column > after)).order_by(id_column)
+    table = id_column.class_
+    name = func.lower(table.name)
+    if after is not None:
+        of_last = select(name).where(id_column == after).scalar_subquery()
+        query = query.where(tuple_(name, id_column) > tuple_(of_last, after))
+    return query.order_by(name, id_column)
+
+
+def having(query: Select[Row], name: InstrumentedAttribute[str], text: str | None) -> Select[Row]:
+    """Those of the rows whose name has this text in it, in capitals or not."""
+    return query if text is None else query.where(name.icontains(text, autoescape=True))
 
 
 def make_cursor(position: str) -> str:

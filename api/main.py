@@ -19,6 +19,7 @@ from adap.api.deliveries import Allowed, Deliveries
 from adap.api.deps import House, refuse_unknown_query
 from adap.api.metrics import Metrics, route_of
 from adap.api.overload import LET_THROUGH, Overload
+from adap.api.pages import static
 from adap.api.quotas import Places, Rates
 from adap.api.routes import (
     audits,
@@ -31,10 +32,10 @@ from adap.api.routes import (
     keys,
     leaderboard,
     models,
+    pages,
     queues,
     rankings,
     scoring,
-    start,
     sweeps,
     training,
     uploads,
@@ -106,7 +107,7 @@ ROUTES = (
     keys,
     queues,
     webhooks,
-    start,
+    pages,
 )
 
 
@@ -173,6 +174,7 @@ def create_app(settings: Settings) -> "RequestLog":
         limit = limit_of.get(module, settings.max_json_bytes)
         app.include_router(module.router, max_body_size=limit)
     reference.install(app)
+    static.install(app)
     _complete_openapi(app)
     return RequestLog(app, metrics, overload, traces, settings)
 

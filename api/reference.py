@@ -1,6 +1,6 @@
 """`/docs` and `/openapi.json`: what can be called, as a page and for programs.
 
-The page is made here from the OpenAPI, holds no script and fetches nothing, so it is there without
+The page is made here from the OpenAPI and asks nobody else for anything, so it is there without
 internet, and nobody else's code runs beside the API. Both are made once.
 """
 
@@ -22,7 +22,7 @@ def install(app: FastAPI) -> None:
 
     @cache
     def as_page() -> Response:
-        return page("reference", refresh=None, groups=_groups(app.openapi()))
+        return page("reference", groups=_groups(app.openapi()))
 
     @cache
     def as_json() -> Response:

@@ -54,8 +54,8 @@ class Kind:
 
 
 KINDS: Mapping[JobKind, Kind] = {
-    JobKind.VALIDATE_DATASET: Kind("Check", "check", queue="intake"),
-    JobKind.VALIDATE_MODEL: Kind("Check", "check", queue="intake"),
+    JobKind.VALIDATE_DATASET: Kind("Check of a data set", "check", queue="intake"),
+    JobKind.VALIDATE_MODEL: Kind("Check of a model", "check", queue="intake"),
     JobKind.TRAIN: Kind("Training", "training", retried=True),
     JobKind.AUDIT: Kind(
         "Audit",

@@ -16,7 +16,6 @@ from adap.api.schemas import Dataset, Job, JobEvent, Model, job_answer
 from adap.core.report import ThresholdResult
 from adap.store.tables import DatasetRow, JobKind, JobRow, JobStatus, ModelRow
 
-REFRESH_S = 2
 NEWEST = 10  # audits on the page of a model, rows of each table on the start page
 LAST_EVENTS = 20
 
@@ -101,7 +100,7 @@ def model_page(request: Request, session: Session, caller: Caller, model: Model)
     return page(
         "model",
         model=model,
-        refresh=REFRESH_S if model.status == "validating" else None,
+        follow=_events_of(model),
         audits=[(audit, figures_of(audit)) for audit in audits],
         names=_names(session, caller, [*audits, *([training_job] if training_job else [])]),
         training_job=training_job,
@@ -125,7 +124,7 @@ def dataset_page(request: Request, dataset: Dataset) -> Response:
     return page(
         "dataset",
         dataset=dataset,
-        refresh=REFRESH_S if dataset.status == "validating" else None,
+        follow=_events_of(dataset),
         commands=commands,
     )
 
@@ -133,7 +132,7 @@ def dataset_page(request: Request, dataset: Dataset) -> Response:
 def job_page(
     request: Request, session: Session, caller: Caller, job: Job, events: Sequence[JobEvent]
 ) -> Response:
-    """A job: how far it is, why it waits or failed, what it made. It loads itself until the end."""
+    """A job: how far it is, why it waits or failed, what it made. It follows it to the end."""
     failed = job.status in (JobStatus.FAILED, JobStatus.CANCELLED)
     commands = [("The same as JSON", _curl(request, f"/v1/jobs/{job.id}"))]
     if not job.done:
@@ -148,7 +147,7 @@ def job_page(
         "job",
         job=job,
         title=job.kind.about.title,
-        refresh=None if job.done else REFRESH_S,
+        follow=None if job.done else job.links["events"],
         advice=None if job.error is None else _advice(job),
         figures=figures_of(job),
         names=_names(session, caller, [job]),
@@ -173,8 +172,14 @@ def start_page(
         models=models,
         datasets=datasets,
         names=_names(session, caller, jobs),
-        refresh=None,
     )
+
+
+def _events_of(asset: Dataset | Model) -> str | None:
+    """Where to follow the job that makes or checks it, until that has ended."""
+    if asset.status != "validating" or asset.job_id is None:
+        return None
+    return f"/v1/jobs/{asset.job_id}/events"
 
 
 def figures_of(job: Job) -> Figures | None:

@@ -13,7 +13,7 @@ from adap.api.deps import HouseDep, Reader, Uploader, Writer
 from adap.api.errors import POSTED, ApiError, explain_validation, problems
 from adap.api.guarded import GuardedRoute
 from adap.api.idempotency import IdempotencyDep
-from adap.api.listing import After, Limit, page
+from adap.api.listing import After, Limit, Search, SortedBy, having, page
 from adap.api.pages import PAGE, views, wants_page
 from adap.api.schemas import Dataset, Page, Status, dataset_answer
 from adap.core.config import DatasetOptions, Identifier, Name
@@ -156,6 +156,8 @@ def list_datasets(
     limit: Limit = 20,
     after: After = None,
     status: Status | None = None,
+    search: Search = None,
+    sort: SortedBy = "newest",
 ) -> Page[Dataset]:
     """The data sets, newest first: those of a status, or all but what was rejected."""
     query = select(DatasetRow).where(
@@ -166,7 +168,15 @@ def list_datasets(
         else DatasetRow.status == AssetStatus(status),
     )
     with house.database.reading() as session:
-        return page(session, query, DatasetRow.id, limit=limit, after=after, answer=dataset_answer)
+        return page(
+            session,
+            having(query, DatasetRow.name, search),
+            DatasetRow.id,
+            limit=limit,
+            after=after,
+            answer=dataset_answer,
+            sort=sort,
+        )
 
 
 @router.get(

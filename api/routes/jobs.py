@@ -13,7 +13,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 from fastapi.sse import format_sse_event
-from sqlalchemy import bindparam, exists, select, union_all
+from sqlalchemy import bindparam, exists, or_, select, union_all
 from sqlalchemy.orm import Session, aliased
 from starlette.types import Receive, Scope, Send
 
@@ -22,9 +22,10 @@ from adap.api.deps import Caller, House, HouseDep, Reader, Writer
 from adap.api.errors import POSTED, ApiError, not_found, problems
 from adap.api.guarded import GuardedRoute
 from adap.api.idempotency import IdempotencyDep
-from adap.api.listing import After, Limit, make_cursor, page_of, read_offset
+from adap.api.listing import After, Limit, SortedByAge, make_cursor, page_of, read_offset
 from adap.api.pages import PAGE, views, wants_page
 from adap.api.schemas import Job, JobEvent, Page, job_answer, timestamp
+from adap.core.config import Identifier
 from adap.store import jobs, queues, results, retries
 from adap.store.database import now, row_by_id
 from adap.store.sweeps import NoPlaceError
@@ -66,6 +67,11 @@ def list_jobs(
     retried: Annotated[
         bool | None, Query(description="whether a retry of it was made already")
     ] = None,
+    model_id: Annotated[
+        Identifier | None, Query(description="that used or made this model")
+    ] = None,
+    dataset_id: Annotated[Identifier | None, Query(description="that used this data set")] = None,
+    sort: SortedByAge = "newest",
 ) -> Page[Job]:
     """The jobs, newest first; the shards of an audit are shown by the audit."""
     query = select(JobRow).where(JobRow.tenant == caller.tenant, JobRow.parent_id.is_(None))
@@ -81,6 +87,11 @@ def list_jobs(
         again = aliased(JobRow)
         made = exists().where(again.retry_of == JobRow.id)
         query = query.where(made if retried else ~made)
+    if model_id is not None:
+        of_model = select(ModelRow.job_id).where(ModelRow.id == model_id).scalar_subquery()
+        query = query.where(or_(JobRow.model_id == model_id, JobRow.id == of_model))
+    if dataset_id is not None:
+        query = query.where(JobRow.dataset_id == dataset_id)
     with house.database.reading() as session:
         return page_of(
             session,
@@ -89,6 +100,7 @@ def list_jobs(
             limit=limit,
             after=after,
             answers=lambda rows: describe_jobs(session, house, rows),
+            sort=sort,
         )
 
 

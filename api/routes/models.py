@@ -13,7 +13,7 @@ from adap.api.deps import Caller, House, HouseDep, Reader, Uploader, Writer
 from adap.api.errors import POSTED, ApiError, explain_validation, problems
 from adap.api.guarded import GuardedRoute
 from adap.api.idempotency import IdempotencyDep
-from adap.api.listing import After, Limit, page
+from adap.api.listing import After, Limit, Search, SortedBy, having, page
 from adap.api.pages import PAGE, views, wants_page
 from adap.api.routes.jobs import wait_until_done
 from adap.api.schemas import Model, Page, Status, model_answer
@@ -164,6 +164,8 @@ def list_models(
     limit: Limit = 20,
     after: After = None,
     status: Status | None = None,
+    search: Search = None,
+    sort: SortedBy = "newest",
 ) -> Page[Model]:
     """The models, newest first: those of a status, or all but what was rejected."""
     query = select(ModelRow).where(
@@ -174,7 +176,15 @@ def list_models(
         else ModelRow.status == AssetStatus(status),
     )
     with house.database.reading() as session:
-        return page(session, query, ModelRow.id, limit=limit, after=after, answer=model_answer)
+        return page(
+            session,
+            having(query, ModelRow.name, search),
+            ModelRow.id,
+            limit=limit,
+            after=after,
+            answer=model_answer,
+            sort=sort,
+        )
 
 
 @router.get(

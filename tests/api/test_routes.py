@@ -147,6 +147,50 @@ def test_lists_come_in_pages_newest_first(api: Api) -> None:
     assert seen == made[::-1]
 
 
+def ids(api: Api, path: str, **query: Any) -> list[str]:
+    """The ids of a list, all of its pages, two at a time."""
+    found: list[str] = []
+    while True:
+        page = api.http.get(path, params={"limit": 2, **query}).json()
+        found += [item["id"] for item in page["data"]]
+        if not page["has_more"]:
+            return found
+        query["after"] = page["next_cursor"]
+
+
+@pytest.mark.parametrize("kind", ["datasets", "models"])
+def test_lists_are_sorted_by_age_or_name_and_searched_by_name(api: Api, kind: str) -> None:
+    names = ["Zebra", "ape", "100% ape", "Bear", "ape", "a_e"]
+    add = api.dataset if kind == "datasets" else api.model
+    made = {add(name=name): name for name in names}
+    in_order = list(made)
+    path = f"/v1/{kind}"
+    assert ids(api, path) == in_order[::-1]
+    assert ids(api, path, sort="oldest") == in_order
+    by_name = sorted(in_order, key=lambda one: (made[one].lower(), one))
+    assert ids(api, path, sort="name") == by_name
+    for text, expected in {
+        "APE": ["ape", "100% ape", "ape"],
+        "%": ["100% ape"],
+        "a_e": ["a_e"],
+        "cow": [],
+    }.items():
+        found = ids(api, path, search=text, sort="oldest")
+        assert [made[one] for one in found] == expected, text
+
+
+def test_jobs_are_found_by_what_they_used_or_made(api: Api) -> None:
+    dataset_id, model_id = api.dataset(), api.model()
+    trained = train(api, dataset_id=dataset_id)["id"]
+    made = api.model(job_id=trained)
+    request = {"dataset_id": dataset_id, "model_id": model_id}
+    audit = api.http.post("/v1/audits", json=request).json()["id"]
+    train(api)
+    assert ids(api, "/v1/jobs", dataset_id=dataset_id, sort="oldest") == [trained, audit]
+    assert ids(api, "/v1/jobs", model_id=model_id) == [audit]
+    assert ids(api, "/v1/jobs", model_id=made) == [trained]
+
+
 def test_cancelling_a_queued_job_ends_it_and_again_is_a_conflict(api: Api, problem: Check) -> None:
     job = train(api)
     cancelled = api.http.post(f"/v1/jobs/{job['id']}/cancel").json()

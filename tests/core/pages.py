@@ -55,7 +55,7 @@ class Element:
 class Page(HTMLParser):
     """A page as a browser's parser would see it: elements in order, each with all its text."""
 
-    VOID = ("meta", "img", "br", "link")
+    VOID = ("meta", "img", "br", "link", "input")
 
     def __init__(self, page: str) -> None:
         super().__init__(convert_charrefs=True)

@@ -1,0 +1,29 @@
+// The list of jobs.
+
+import { jobMark, make } from "./dom.js";
+import { jobTitle, named, took } from "./job_words.js";
+import { showList } from "./list.js";
+import { share, when } from "./words.js";
+
+showList({
+  path: "/v1/jobs",
+  empty: "Nothing was asked for yet.",
+  row: (job) =>
+    make(
+      "tr",
+      {},
+      make("th", { scope: "row" }, make("a", { href: job.links.self }, jobTitle(job))),
+      make(
+        "td",
+        {},
+        jobMark(job.status),
+        job.status === "running" && job.progress?.total
+          ? make("small", {}, share(job.progress.completed / job.progress.total))
+          : null,
+        job.error ? make("small", { class: "why" }, job.error.message) : null,
+      ),
+      make("td", {}, named(job.links.model), named(job.links.dataset)),
+      make("td", {}, when(job.created_at)),
+      make("td", {}, took(job)),
+    ),
+});

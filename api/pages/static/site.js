@@ -1,0 +1,28 @@
+// On every page: sign-out where a key is kept, and the state of a job that the page is about.
+
+import { csrf, follow } from "./api.js";
+import { progressSentence } from "./words.js";
+
+const signOut = document.getElementById("sign-out");
+if (csrf() !== null) {
+  signOut.hidden = false;
+}
+
+const events = document.body.dataset.follow;
+if (events !== undefined) {
+  let first = null;
+  const sentence = document.getElementById("progress-words");
+  const bar = document.querySelector("progress");
+  follow(events, (state) => {
+    first ??= state.status;
+    if (state.status !== first) {
+      location.reload();
+      return;
+    }
+    if (sentence !== null && bar !== null && state.progress !== null) {
+      sentence.textContent = progressSentence(state.progress);
+      bar.max = state.progress.total || 1;
+      bar.value = state.progress.completed;
+    }
+  });
+}
