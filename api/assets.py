@@ -18,7 +18,8 @@ from starlette.datastructures import UploadFile
 from adap.api import quotas
 from adap.api.deps import Caller, House
 from adap.api.errors import ApiError, not_found
-from adap.core.config import DatasetOptions, TrainingRequest, reads_otherwise
+from adap.core.config import DatasetOptions, TrainingRequest
+from adap.core.wording import reads_otherwise
 from adap.models.header import Declaration
 from adap.store import garbage, incoming, jobs, results, uploads
 from adap.store.database import now, row_by_id

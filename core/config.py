@@ -12,7 +12,6 @@ Pixels are in [0, 1] everywhere, and so are `epsilon` and `step_size`: 0.0314, o
 import hashlib
 import json
 import re
-import unicodedata
 from itertools import pairwise
 from typing import Annotated, Any, Literal, get_args
 
@@ -32,6 +31,8 @@ from adap.core import presets, thresholds
 from adap.core.errors import ConfigError
 from adap.core.presets import TrainingPreset
 from adap.core.rankings import OWN_NAMES
+from adap.core.statement import Statement
+from adap.core.wording import as_written
 
 SPLITS = ("train", "validation", "test")
 Split = Literal["train", "validation", "test"]
@@ -482,24 +483,8 @@ Identifier = Annotated[str, Field(pattern=r"^[a-z]+_[0-9a-z]{26}$", max_length=4
 
 
 def _reads_as_written(text: str) -> str:
-    """Refuse what changes how text around it is shown: controls, and signs that turn it round."""
-    hidden = sorted({f"U+{ord(sign):04X}" for sign in text if reads_otherwise(sign)})
-    if hidden:
-        raise ValueError(
-            f"expected a name without control and direction characters, got {', '.join(hidden[:5])}"
-        )
-    return text
+    return as_written(text, what="a name")
 
-
-def reads_otherwise(sign: str) -> bool:
-    """Whether a character commands what shows it, as C0 and C1 do, or the order of its text."""
-    return unicodedata.category(sign) in ("Cc", "Zl", "Zp", "Cs") or sign in TURNING
-
-
-TURNING = frozenset(
-    "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff"
-)
-"""Marks, embeddings, overrides and isolates of direction (UAX 9), and the byte order mark."""
 
 Name = Annotated[
     str,
@@ -866,7 +851,15 @@ class AuditConfig(Config):
         return PRESET_CHECKS[self.preset] if self.attacks is None else "quick"
 
 
-class AuditRequest(AuditConfig):
+class StatedAudit(AuditConfig):
+    """An audit, and what its makers state about it: no figure and no hash hangs on that."""
+
+    statement: Statement | None = Field(
+        None, description="carried into the report as it is; see docs/sign-off.md"
+    )
+
+
+class AuditRequest(StatedAudit):
     """`POST /v1/audits` by ids."""
 
     model_config = ConfigDict(

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from adap.core.statement import Statement
 from adap.reading import Reading
 
 REPORT_VERSION = 2
@@ -228,6 +229,9 @@ class ThresholdResult(ReportValue):
     passed: bool
 
 
+Origin = Literal["trained here", "uploaded", "in process"]
+
+
 class ModelProvenance(ReportValue):
     """Which network was audited, or used by the attacker."""
 
@@ -235,6 +239,9 @@ class ModelProvenance(ReportValue):
     name: str
     sha256: str
     architecture: str
+    origin: Origin | None = Field(
+        None, description="whether this service trained it, took it in, or was handed it in memory"
+    )
     reading: Reading | None = Field(
         None, description="how its file was read; null for what was trained here"
     )
@@ -265,6 +272,46 @@ class Provenance(ReportValue):
     created_at: str = Field(description="RFC 3339, UTC")
 
 
+class AuditedImages(ReportValue):
+    """What the images of the audited split themselves show, whatever is said of them."""
+
+    examples: int = Field(description="of the split, also where a sample of them was audited")
+    lowest: float = Field(description="value of any pixel, in [0, 1]")
+    highest: float = Field(description="value of any pixel, in [0, 1]")
+    equal: int = Field(description="images whose pixels equal those of an earlier one of them")
+    in_other_splits: int | None = Field(
+        None, description="images that another split has too; null where no split is audited"
+    )
+    seen_in_training: int | None = Field(
+        None, description="images that the model was trained on; null where nothing says on what"
+    )
+
+
+class NotAssessed(ReportValue):
+    """One thing that the audit says nothing about."""
+
+    topic: str = Field(description="stable, for example `poisoning`")
+    what: str = Field(description="what nobody looked for here, in one or two sentences")
+
+
+class Support(ReportValue):
+    """A part of this report."""
+
+    what: str = Field(description="in words")
+    where: str = Field(description="its place in this JSON, for example `tasks[].worst_case`")
+
+
+class Clause(ReportValue):
+    """A clause that somebody may have to answer, and what of this report supports the answer."""
+
+    document: str
+    clause: str
+    asks: str = Field(description="what the clause asks for, in our words and in short")
+    supported_by: list[Support] = Field(
+        description="evidence for an answer; whether the clause is met is not ours to say"
+    )
+
+
 class Report(ReportValue):
     """The result of an audit."""
 
@@ -276,4 +323,14 @@ class Report(ReportValue):
     warnings: list[str] = Field(description="what a reader must know before trusting the figures")
     trust: Trust | None = Field(None, description="null where no check was asked for")
     thresholds: list[ThresholdResult] = []
+    statement: Statement | None = Field(None, description="as it was handed in: nothing checks it")
+    images: AuditedImages | None = Field(
+        None, description="null where the images themselves were not looked at"
+    )
+    not_assessed: list[NotAssessed] = Field(
+        [], description="what the audit says nothing about; never empty in an audit's own report"
+    )
+    clauses: list[Clause] = Field(
+        [], description="of laws, guidance and standards, with the figures that support an answer"
+    )
     provenance: Provenance

@@ -39,6 +39,7 @@ from adap.core.resolve import (
     resolve_ranking,
     resolve_training,
 )
+from adap.core.statement import Statement
 from adap.models.catalogue import SMALLEST
 from adap.models.header import Declaration, Manifest, ProbeResult
 from adap.store import scores
@@ -153,6 +154,7 @@ def prepare_report(session: Session, job: JobRow, shards: Sequence[JobRow]) -> P
             ),
             trained_on=len(here) if seen else None,
             missing=len(seen) - len(here),
+            statement=_statement(job),
         ),
         {
             "dataset": _blob(dataset.content_sha256, dataset),
@@ -202,7 +204,7 @@ def _prepare_training(session: Session, job: JobRow) -> Prepared:
     if model is not None:
         blobs["warm_start"] = _blob(model.content_sha256, model)
         start = Start(
-            model=StartModel(**_provenance(model).model_dump(exclude={"reading"})),
+            model=StartModel(**_provenance(model).model_dump(exclude={"origin", "reading"})),
             fresh_head=request.fresh_head(),
             seen=sorted(_seen(model)),
         )
@@ -405,6 +407,7 @@ def _provenance(model: ModelRow) -> ModelProvenance:
         name=model.name,
         sha256=_blob(model.content_sha256, model),
         architecture=Manifest.model_validate(model.manifest).architecture,
+        origin="trained here" if model.findings is None else "uploaded",
         reading=None if model.findings is None else _findings(model).reading,
     )
 
@@ -430,6 +433,11 @@ def _kept(session: Session, tenant: str, contents: Collection[str]) -> list[str]
         DatasetRow.content_sha256.in_(contents),
     )
     return sorted({sha256 for sha256 in session.scalars(found) if sha256 is not None})
+
+
+def _statement(job: JobRow) -> Statement | None:
+    stated = job.request.get("statement")
+    return None if stated is None else Statement.model_validate(stated)
 
 
 def _without_ids(request: dict[str, Any]) -> dict[str, Any]:

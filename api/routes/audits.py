@@ -28,6 +28,7 @@ from adap.core.config import (
     CEMethod,
     EachClass,
     Identifier,
+    StatedAudit,
     Task,
     TrainingRequest,
 )
@@ -63,7 +64,11 @@ class AuditForm(DatasetFields):
     )
     dataset: UploadFile | None = Field(None, description="see POST /v1/datasets")
     dataset_upload_id: Identifier | None = Field(None, description="instead of `dataset`")
-    config: str = Field("{}", max_length=60_000, description="an AuditConfig as JSON")
+    config: str = Field(
+        "{}",
+        max_length=60_000,
+        description="an AuditConfig as JSON, with `statement` if there is one",
+    )
     architecture: str | None = Field(
         None, max_length=64, description="this and the next three: see POST /v1/models"
     )
@@ -350,7 +355,7 @@ def _audit_files(form: FormData, house: House, caller: Caller, once: Idempotency
     except ValidationError as error:
         raise explain_validation(error) from error
     try:
-        config = AuditConfig.model_validate_json(asked.config)
+        config = StatedAudit.model_validate_json(asked.config)
     except ValidationError as error:
         raise explain_validation(error, prefix="body/config") from error
     declared = declared_model(asked)

@@ -1,4 +1,5 @@
-"""Images of an audit that a model may have been trained on, found by their pixels. No torch.
+"""What the images of an audit show of themselves: their values, and which of them a model may have
+been trained on, found by their pixels. No torch.
 
 Equal pixels are found wherever they came from and whatever their names are; an image that was
 scaled, cropped or compressed anew is not.
@@ -7,12 +8,16 @@ scaled, cropped or compressed anew is not.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from adap.core.config import SPLITS, Split
 from adap.core.datasets import ImageSet
+from adap.core.report import AuditedImages
+
+ROWS = 1024  # read at once
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,8 @@ class Leakage:
     """Of them equal to one that the model was trained on; None where nothing says on what."""
     missing: int = 0
     """Data sets that the model was trained on and that are not here."""
+    equal: int = 0
+    """Of the audited images equal to an earlier one of them."""
 
 
 def find_leakage(
@@ -55,10 +62,33 @@ def find_leakage(
                 rows = np.flatnonzero(image_set.splits != SPLITS.index("test"))
             known |= set(digests(image_set.images, rows))
         seen = _among(own, known)
-    return Leakage(len(index), across, seen, missing)
+    return Leakage(len(index), across, seen, missing, equal=len(own) - len(set(own)))
 
 
-def digests(images: NDArray[np.uint8], rows: NDArray[np.int64]) -> list[bytes]:
+def audited_images(
+    images: NDArray[Any], rows: NDArray[np.int64], leakage: Leakage
+) -> AuditedImages:
+    """What a report says of the images at these rows.
+
+    images: (N, C, H, W), bytes or floats in [0, 1]; may be a memory map: it is read once.
+    """
+    ends = [
+        (float(part.min()), float(part.max()))
+        for start in range(0, len(rows), ROWS)
+        for part in (images[rows[start : start + ROWS]],)
+    ]
+    white = 255 if images.dtype == np.uint8 else 1
+    return AuditedImages(
+        examples=leakage.examples,
+        lowest=min(low for low, _ in ends) / white,
+        highest=max(high for _, high in ends) / white,
+        equal=leakage.equal,
+        in_other_splits=leakage.across_splits,
+        seen_in_training=leakage.seen,
+    )
+
+
+def digests(images: NDArray[Any], rows: NDArray[np.int64]) -> list[bytes]:
     """A hash of the shape and the pixels of each image at these rows.
 
     images: (N, C, H, W), may be a memory map: it is read once.

@@ -10,14 +10,16 @@ from adap.core.config import (
 )
 from adap.core.figures import gate
 from adap.core.figures.chance import chance_doubt
+from adap.core.figures.clauses import supported
+from adap.core.figures.scope import USES_GRADIENTS, not_assessed
 from adap.core.report import (
+    AuditedImages,
     Provenance,
     Report,
     TaskReport,
     Trust,
 )
-
-USES_GRADIENTS = frozenset({"fgsm", "pgd", "apgd"})  # of the audited model itself
+from adap.core.statement import Statement
 
 FEW_POSITIVES = 50
 FEW_CLUSTERS = 20  # that hold positives
@@ -32,10 +34,13 @@ def build_report(
     provenance: Provenance,
     doubts: Sequence[str] = (),
     trust: Trust | None = None,
+    images: AuditedImages | None = None,
+    statement: Statement | None = None,
 ) -> Report:
     """The report of an audit: the figures of its tasks, their means, and what a reader must know.
 
     doubts: what the files behind it give cause to, each a sentence; they stand first.
+    images: what the audited images show.  statement: what is stated of the audit, carried along.
     """
     means = {
         "clean": [task.clean.ap for task in tasks],
@@ -56,9 +61,13 @@ def build_report(
         mean={name: float(np.mean(values)) for name, values in means.items()},
         warnings=warnings,
         trust=trust,
+        statement=statement,
+        images=images,
+        not_assessed=not_assessed(tasks, config=config, trust=trust, images=images),
         provenance=provenance,
     )
-    return report.model_copy(update={"thresholds": gate.evaluate(report)})
+    report = report.model_copy(update={"thresholds": gate.evaluate(report)})
+    return report.model_copy(update={"clauses": supported(report)})
 
 
 def _warnings(task: TaskReport, threat: Threat) -> list[str]:

@@ -8,7 +8,7 @@ import hashlib
 import os
 import platform
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -24,6 +24,7 @@ from adap.core.audit import measuring
 from adap.core.audit.checks import verdicts
 from adap.core.audit.checks.figures import above_chance
 from adap.core.audit.drawing import DRAWS, drawing, unsteadiness
+from adap.core.audit.leakage import Leakage, audited_images, digests
 from adap.core.audit.network import logits_of
 from adap.core.audit.plan import Subject, make_plan
 from adap.core.config import (
@@ -50,8 +51,9 @@ from adap.core.library.rankers import TRIED, Model, Outputs, Ready, hash_of_netw
 from adap.core.library.refusals import configured, threat_of
 from adap.core.library.results import Audit
 from adap.core.library.running import Run, kept_in
-from adap.core.report import DatasetProvenance, ModelProvenance, Provenance
+from adap.core.report import AuditedImages, DatasetProvenance, ModelProvenance, Provenance
 from adap.core.scores import save_scores
+from adap.core.statement import Statement
 
 MOST_DRAWS = 10_000
 
@@ -78,6 +80,7 @@ def audit(
     sample: int | None = None,
     draws: int = DRAWS,
     require: Sequence[str] | str = (),
+    statement: Statement | Mapping[str, Any] | None = None,
     epsilons: Sequence[float] | None = None,
     certify: str = "auto",
     checks: Checks | None = None,
@@ -110,6 +113,8 @@ def audit(
     draws: of a model that draws random numbers as it scores (dropout left on, random resizing):
     each score and gradient is the mean over so many, and costs so many passes. Others need one.
     require: thresholds, for example "worst_case_ap >= 0.4"; see `.passed`.
+    statement: what is stated of the audit (purpose, threat, people, dates), carried into the
+    report; see `docs/sign-off.md`.
     epsilons, certify, checks: as in the service: of the epsilon curve; 'off', 'auto', 'ibp',
     'crown_ibp' or 'crown'; 'off', 'quick' or 'full'.
     batch_size: images at once, which bounds the memory.  shard_size: images between two saves.
@@ -173,6 +178,7 @@ def audit(
     named = _named(positive)
     task = Task(positive=named)
     gate.refuse_unknown(config, [task], grouped=groups is not None)
+    stated = _stated(statement)
     with ExitStack() as stack:
         found = stack.enter_context(
             examples_of(
@@ -254,8 +260,27 @@ def audit(
             provenance=provenance.model_copy(update={"scores_sha256": digest}),
             doubts=[*drawn, *made.decided, *found.decided, *_beyond(found, made, classes)],
             trust=trust,
+            images=_images(found),
+            statement=stated,
         )
     return Audit(report, [scores])
+
+
+def _stated(statement: Statement | Mapping[str, Any] | None) -> Statement | None:
+    if statement is None or isinstance(statement, Statement):
+        return statement
+    if not isinstance(statement, Mapping):
+        raise ConfigError(
+            f"expected statement= as a mapping of field and text, got {type(statement).__name__}"
+        )
+    return configured(Statement, statement)
+
+
+def _images(examples: Examples) -> AuditedImages:
+    rows = np.arange(len(examples))
+    own = digests(examples.images, rows)
+    equal = len(own) - len(set(own))
+    return audited_images(examples.images, rows, Leakage(len(own), None, None, equal=equal))
 
 
 def _draws(made: Ready, pixels: NDArray[np.float32], draws: int) -> tuple[int, list[str]]:
@@ -379,7 +404,9 @@ def _provenance(
 
 
 def _model(name: str, sha256: str) -> ModelProvenance:
-    return ModelProvenance(id=f"mdl_{sha256[:26]}", name=name, sha256=sha256, architecture=name)
+    return ModelProvenance(
+        id=f"mdl_{sha256[:26]}", name=name, sha256=sha256, architecture=name, origin="in process"
+    )
 
 
 def _reading(made: Ready) -> bytes:

@@ -2,8 +2,8 @@
 
 It holds what the audit knows: what was attacked and how, what is left and how sure that is, whether
 the audit can be trusted, and what reproduces it (Mitchell et al. 2019, "Model Cards for Model
-Reporting": model details, factors, metrics, evaluation data, quantitative analyses, caveats). The
-sections that only the model's maker can write, such as its intended use, are left out.
+Reporting": model details, factors, metrics, evaluation data, quantitative analyses, caveats). What
+only the model's maker can write, such as its intended use, is there where it was stated.
 
 Names come from strangers: `_text` leaves none of them a character that Markdown or HTML would read.
 """
@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from adap.core.figures.gate import got_text, measured
+from adap.core.rendering import signoff
 from adap.core.report import (
     APFigure,
     Difference,
@@ -74,6 +75,7 @@ def _lines(report: Report) -> Iterator[str]:
         yield from ("## What to know before relying on it", "")
         yield from (f"- {_text(warning)}" for warning in report.warnings)
         yield ""
+    yield from _signoff(report)
     yield from _reproduction(provenance)
 
 
@@ -92,6 +94,24 @@ def _summary(report: Report) -> Iterator[str]:
         met = sum(result.passed for result in report.thresholds)
         yield f"Thresholds met: {met} of {len(report.thresholds)}."
     yield ""
+
+
+def _signoff(report: Report) -> Iterator[str]:
+    if report.statement is not None:
+        yield from ("## Statement", "", "As it was handed in with the audit; not measured.", "")
+        yield from _table(("", "stated"), [(n, _text(t)) for n, t in signoff.stated(report)])
+    yield from ("## What was not assessed", "")
+    yield from (f"- {_text(it.what)}" for it in report.not_assessed)
+    yield from ("", "## Images and model behind the figures", "")
+    yield from _table(("", "found"), [(n, _text(t)) for n, t in signoff.origin(report)])
+    if report.clauses:
+        yield from ("## Clauses that this report supports an answer to", "")
+        yield from ("Evidence only: whether a clause is met is not said here.", "")
+        rows = [
+            (_text(it.document), _text(it.clause), _text(it.asks), _text(signoff.support(it)))
+            for it in report.clauses
+        ]
+        yield from _table(("document", "clause", "asks for", "supported by"), rows)
 
 
 def _subject(provenance: Provenance) -> Iterator[tuple[str, str]]:

@@ -28,6 +28,7 @@ from adap.core.errors import DataError
 from adap.core.figures.gate import got_text
 from adap.core.figures.worst_case import worst_case
 from adap.core.rendering import charts as report_charts
+from adap.core.rendering import signoff
 from adap.core.rendering.charts import ATTACK_COLORS, ATTACK_DASHES, Row, ap_text
 from adap.core.rendering.pictures import png
 from adap.core.report import Check, Difference, GroupFigures, Report, TaskReport, Trust
@@ -103,6 +104,9 @@ def render(report: Report, scores: Sequence[Scores]) -> str:
         tally=None if report.trust is None else _tally(report.trust),
         checks=[] if report.trust is None else _gravest_first(report.trust.checks),
         thresholds=sorted(report.thresholds, key=lambda it: it.passed),
+        stated=signoff.stated(report),
+        origin=list(signoff.origin(report)),
+        documents=signoff.documents(report),
         created=datetime.fromisoformat(report.provenance.created_at),
         config_json=json.dumps(report.provenance.config, indent=2, ensure_ascii=False),
         style=Markup(_source("report.css")),  # noqa: S704
@@ -315,6 +319,7 @@ _environment.filters["got"] = got_text
 _environment.filters["at_least"] = _at_least
 _environment.filters["share"] = _share
 _environment.filters["signed"] = _signed
+_environment.filters["support"] = signoff.support
 
 
 def _source(name: str) -> str:

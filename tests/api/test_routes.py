@@ -524,6 +524,28 @@ def test_thresholds_are_refused_when_the_audit_is_asked_for(api: Api, problem: C
     assert job["request"]["thresholds"] == ["cat.worst_case_ap >= 0.4", "trust >= caution"]
 
 
+def test_a_statement_is_kept_with_the_audit_or_refused_by_its_field(
+    api: Api, problem: Check
+) -> None:
+    request = {"dataset_id": api.dataset(), "model_id": api.model()}
+
+    def ask(statement: dict[str, str]) -> httpx.Response:
+        return api.http.post("/v1/audits", json={**request, "statement": statement})
+
+    for field, text, said in (
+        ("purpose", "a\u202eb", "U+202E"),
+        ("tester", "x" * 201, "200 characters"),
+        ("approved_on", "tomorrow", "pattern"),
+        ("purpos", "a", "Extra inputs"),
+    ):
+        body = problem(ask({field: text}), 422, "invalid_request")
+        assert body["errors"][0]["pointer"] == f"/body/statement/{field}"
+        assert said in body["detail"] + body["errors"][0]["detail"]
+    assert api.http.get("/v1/jobs").json()["data"] == []
+    stated = ask({"purpose": "Decide.", "approver": "A. Prover"}).json()["request"]["statement"]
+    assert (stated["purpose"], stated["approver"]) == ("Decide.", "A. Prover")
+
+
 @pytest.mark.parametrize(
     ("output", "expected"),
     [(None, {"kind": "logit", "classes": None}), (json.dumps(PETS), PETS)],

@@ -25,6 +25,7 @@ from adap.core.datasets import ImageSet
 from adap.core.rendering.card import card
 from adap.core.report import DatasetProvenance, ModelProvenance, Report
 from adap.core.scores import load_scores
+from adap.core.statement import Statement
 from adap.models import architectures, loading
 from adap.models.header import InputSpec, Manifest
 from adap.models.wrappers import Scorer
@@ -145,9 +146,21 @@ def test_the_pieces_of_an_audit_join_to_the_figures_of_its_scores(
 ) -> None:
     dataset = DatasetProvenance(id="ds_1", name="d", sha256="d", split=None, reading=READ)
     trained_on = {trained_on_input(0): inputs["dataset"]}
+    statement = Statement(purpose="Decide.", tester="R. Tester")
     report, folder = report_of(
-        inputs | trained_on, tmp_path / "audit", dataset=dataset, trained_on=1
+        inputs | trained_on,
+        tmp_path / "audit",
+        dataset=dataset,
+        trained_on=1,
+        statement=statement,
     )
+    assert report.statement == statement
+    pixels = ImageSet.load(inputs["dataset"]).images / 255
+    shown = report.images
+    assert shown is not None
+    assert (shown.lowest, shown.highest) == (pixels.min(), pixels.max())
+    assert (shown.examples, shown.equal) == (EXAMPLES, 0)
+    assert (shown.in_other_splits, shown.seen_in_training) == (None, EXAMPLES)
     (task,), (scores,) = report.tasks, load_scores(folder / "report/scores.safetensors")
     assert list(scores.example_ids) == [f"{i:04d}" for i in range(EXAMPLES)]
     assert set(task.attacks) == {"fgsm", "strong", "noise"}

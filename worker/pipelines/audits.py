@@ -18,7 +18,7 @@ from adap.core.audit import joining, measuring
 from adap.core.audit.checks import check, verdicts
 from adap.core.audit.checks.figures import above_chance
 from adap.core.audit.checks.files import check_files, doubts
-from adap.core.audit.leakage import find_leakage
+from adap.core.audit.leakage import audited_images, find_leakage
 from adap.core.audit.pieces import Measured, joined_piece
 from adap.core.audit.plan import (
     CHECKS_FILE,
@@ -197,17 +197,16 @@ def join_pieces(work: Work[AuditReport], reporter: Reporter) -> AuditJoined:
         for number, piece in enumerate(asked.pieces)
         if isinstance(piece, ChecksPiece)
     }
+    leakage = find_leakage(
+        image_set,
+        asked.dataset.split,
+        trained_on=None
+        if asked.trained_on is None
+        else [ImageSet.load(work.inputs[trained_on_input(i)]) for i in range(asked.trained_on)],
+        missing=asked.missing,
+    )
     of_files = check_files(
-        dataset=asked.dataset.reading,
-        model=asked.model.reading,
-        leakage=find_leakage(
-            image_set,
-            asked.dataset.split,
-            trained_on=None
-            if asked.trained_on is None
-            else [ImageSet.load(work.inputs[trained_on_input(i)]) for i in range(asked.trained_on)],
-            missing=asked.missing,
-        ),
+        dataset=asked.dataset.reading, model=asked.model.reading, leakage=leakage
     )
     of_split = image_set.in_split(asked.dataset.split)
     sampled = sample_doubt(config.sampled(len(of_split)), len(of_split), seed=config.seed)
@@ -217,6 +216,8 @@ def join_pieces(work: Work[AuditReport], reporter: Reporter) -> AuditJoined:
         provenance=provenance,
         doubts=[*([] if sampled is None else [sampled]), *doubts(of_files)],
         trust=verdicts.merge(checked, of_files=of_files) if checked else None,
+        images=audited_images(image_set.images, of_split, leakage),
+        statement=asked.statement,
     )
     (work.folder / "report.json").write_text(report.model_dump_json())
     (work.folder / "report.html").write_text(report_page.render(report, scores), encoding="utf-8")

@@ -18,6 +18,7 @@ from adap.core.config import (
     TrainingConfig,
 )
 from adap.core.report import DatasetProvenance, ModelProvenance, ReportValue
+from adap.core.statement import Statement
 from adap.models.header import Declaration
 from adap.models.limits import CostLimits
 from adap.worker.intake.limits import IntakeLimits
@@ -104,6 +105,7 @@ class AuditReport(Config):
         None, description="data sets that the model was trained on among the inputs, if any is said"
     )
     missing: int = Field(0, description="of these not among the inputs, as they are not here")
+    statement: Statement | None = None
 
 
 class Ranking(Config):
