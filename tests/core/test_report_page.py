@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import takewhile
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -632,7 +633,9 @@ def test_the_headline_says_whether_the_figures_may_be_used(verdict, answer, tall
     assert [card.find(words) > 0 for words in shown] == [True] * len(shown)
     assert sorted(shown, key=card.find) == shown
     (checks,) = page.all("ul", class_="checks")
-    items = [e.words for e in page.elements[page.elements.index(checks) :] if e.tag == "li"]
+    after = page.elements[page.elements.index(checks) :]
+    own = takewhile(lambda element: element.tag != "section", after)
+    items = [element.words for element in own if element.tag == "li"]
     assert len(items) == len(report.trust.checks)
     for check in report.trust.checks:
         (item,) = [words for words in items if words.startswith(check.name.replace("_", " "))]
