@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import takewhile
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
