@@ -22,6 +22,7 @@ from standardwebhooks import Webhook
 
 from adap.store import webhooks
 from adap.store.database import Database
+from adap.store.signing import SigningKey
 from adap.store.webhooks import Sending
 
 log = logging.getLogger(__name__)
@@ -139,12 +140,17 @@ def _is_public(address: Address) -> bool:
     )
 
 
-def send(sending: Sending, allowed: Allowed) -> tuple[int | None, str | None]:
+def send(sending: Sending, allowed: Allowed, key: SigningKey) -> tuple[int | None, str | None]:
     """One attempt: the status that the receiver answered, or why there is none.
 
     The name is resolved once and the connection goes to the address that was checked. Redirects are
     not followed, and what the receiver says is not read.
     """
+    if sending.key != key.name:
+        return None, (
+            f"expected the key {sending.key}, which its secret is made from, got {key.name}: bring "
+            "back ADAP_WEBHOOK_KEY (or webhook.key of the home), or add the webhook again"
+        )
     try:
         url = allowed.check(sending.url)
         port = url.port or (443 if url.scheme == "https" else 80)
@@ -152,7 +158,7 @@ def send(sending: Sending, allowed: Allowed) -> tuple[int | None, str | None]:
         addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
         address = allowed.choose(url, addresses)
         # a receiver that answers a byte now and then never runs into a timeout of httpx
-        return asyncio.run(asyncio.wait_for(_post(sending, url, address), TIMEOUT_S)), None
+        return asyncio.run(asyncio.wait_for(_post(sending, url, address, key), TIMEOUT_S)), None
     except TimeoutError:
         return None, f"no answer within {TIMEOUT_S:g} s"
     except (RefusedError, OSError, httpx.HTTPError, httpx.InvalidURL) as error:
@@ -162,15 +168,16 @@ def send(sending: Sending, allowed: Allowed) -> tuple[int | None, str | None]:
         return None, f"nothing can be sent there: {type(error).__name__}"
 
 
-async def _post(sending: Sending, url: httpx.URL, address: Address) -> int:
+async def _post(sending: Sending, url: httpx.URL, address: Address, key: SigningKey) -> int:
     at = datetime.now(UTC)
+    signer = Webhook(key.secret(sending.webhook_id))
     headers = {
         "Host": url.netloc.decode(),
         "Content-Type": "application/json",
         "User-Agent": "adap",
         "webhook-id": sending.id,
         "webhook-timestamp": str(int(at.timestamp())),
-        "webhook-signature": Webhook(sending.secret).sign(sending.id, at, sending.payload),
+        "webhook-signature": signer.sign(sending.id, at, sending.payload),
     }
     async with (
         httpx.AsyncClient(trust_env=False, timeout=TIMEOUT_S, verify=_certificates()) as client,
@@ -199,16 +206,22 @@ def _host(url: httpx.URL) -> str:
 class Deliveries:
     """Sends what is due, from a thread of its own, until it is stopped."""
 
-    def __init__(self, database: Database, allowed: Allowed) -> None:
+    def __init__(self, database: Database, allowed: Allowed, key: SigningKey | None) -> None:
         self._database = database
         self._allowed = allowed
+        self._key = key
         self._stopping = Event()
-        self._thread = Thread(target=self._run, name="deliveries", daemon=True)
+        self._thread = Thread(target=self._run, args=(key,), name="deliveries", daemon=True)
 
     def start(self) -> None:
-        """Begin, if anything may be sent to at all."""
-        if self._allowed:
+        """Begin, if anything may be sent to at all, and there is a key to sign with."""
+        if self._key is not None:
             self._thread.start()
+        elif self._allowed:
+            log.warning(
+                "webhooks are off: ADAP_WEBHOOK_KEY, which must be set beside a database "
+                "server, is not"
+            )
 
     def stop(self) -> None:
         """End after what is being sent."""
@@ -216,7 +229,7 @@ class Deliveries:
         if self._thread.is_alive():
             self._thread.join()
 
-    def _run(self) -> None:
+    def _run(self, key: SigningKey) -> None:
         flying: dict[Future[None], str] = {}  # each with the webhook that it goes to
         with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="delivery") as pool:
             while not self._stopping.is_set():
@@ -225,7 +238,7 @@ class Deliveries:
                 except SQLAlchemyError:
                     log.exception("deliveries.failed")  # a database that is away comes back
                     taken = []
-                flying |= {pool.submit(self._deliver, one): one.webhook_id for one in taken}
+                flying |= {pool.submit(self._deliver, one, key): one.webhook_id for one in taken}
                 if taken:
                     continue  # there may be a second one for the same webhook
                 if flying:
@@ -250,8 +263,8 @@ class Deliveries:
             taken = [webhooks.take(session, delivery_id) for delivery_id in due]
         return [sending for sending in taken if sending is not None]
 
-    def _deliver(self, sending: Sending) -> None:
-        answered, error = send(sending, self._allowed)
+    def _deliver(self, sending: Sending, key: SigningKey) -> None:
+        answered, error = send(sending, self._allowed, key)
         with self._database.writing() as session:
             webhooks.settle(session, sending, answered=answered, error=error)
         log.info(

@@ -21,6 +21,7 @@ from adap.store.blobs import Blobs
 from adap.store.database import Database
 from adap.store.keys import Scope
 from adap.store.settings import Settings
+from adap.store.signing import SigningKey
 from adap.store.tables import LOCAL_TENANT, JobRow
 from adap.worker.app import Bells
 from adap.worker.scoring.link import ScoringLink
@@ -64,6 +65,7 @@ class House:
     scoring: ScoringLink
     watch: Watch
     places: Places
+    signing: SigningKey | None  # of webhooks; None where they are off
     callers: Recent[str | None, Caller] = field(default_factory=Recent)  # by API key, if any
     asking: Together[str | None, Caller] = field(default_factory=Together)  # who a key is of
     targets: Recent[tuple[str, str], Target] = field(default_factory=Recent)  # by tenant and id

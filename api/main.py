@@ -50,6 +50,7 @@ from adap.store.database import Database
 from adap.store.ids import new_id
 from adap.store.logs import log_about
 from adap.store.settings import Settings
+from adap.store.signing import signing_key
 from adap.store.traces import Traces
 from adap.worker.app import Bells, make_app
 from adap.worker.scoring.link import ScoringLink
@@ -127,6 +128,7 @@ def create_app(settings: Settings) -> "RequestLog":
         ScoringLink(settings.scoring_url),
         Watch(database),
         Places(settings.max_tenant_streams),
+        signing_key(settings) if settings.webhook_hosts else None,
     )
 
     traces = Traces(settings, service="adap-api")
@@ -138,7 +140,7 @@ def create_app(settings: Settings) -> "RequestLog":
         threads = current_default_thread_limiter()
         threads.total_tokens = THREADS
         overload.watch(threads)
-        deliveries = Deliveries(house.database, Allowed(settings.webhook_hosts))
+        deliveries = Deliveries(house.database, Allowed(settings.webhook_hosts), house.signing)
         deliveries.start()
         house.bells.start()
         yield

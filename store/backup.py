@@ -369,8 +369,8 @@ def _make_here(settings: Settings, file: Path, *, files: str | None) -> str:
         else f"no files: they stay in {settings.blobs}, which needs a backup of its own."
     )
     return (
-        f"{file}: {sum(made.rows.values())} rows and {kept} It holds hashes of keys and secrets of "
-        "webhooks, and no password of the settings: keep it as you keep the database."
+        f"{file}: {sum(made.rows.values())} rows and {kept} It holds hashes of keys, and no "
+        "password or key of the settings: keep it as you keep the database."
     )
 
 

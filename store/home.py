@@ -8,11 +8,12 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 DATABASE = "adap.db"
+WEBHOOK_KEY = "webhook.key"
 # what the service itself makes there, each shut; so nobody gets to what lies within
 _OURS = frozenset(
     [
         *(DATABASE, f"{DATABASE}-journal", f"{DATABASE}-shm", f"{DATABASE}-wal", "lock"),
-        *("blobs", "cache", "incoming", "logs", "valkey", "work"),
+        *("blobs", "cache", "incoming", "logs", "valkey", WEBHOOK_KEY, "work"),
     ]
 )
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO

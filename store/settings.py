@@ -149,6 +149,12 @@ class Settings(BaseSettings):
         description="hosts that webhooks may be sent to, separated by commas; an address or a "
         "network, as 10.0.0.0/8, allows private ones too. Webhooks are off while this is unset",
     )
+    webhook_key: SecretStr | None = Field(
+        None,
+        min_length=32,
+        description="what the secrets of webhooks are made from, the same for every process of the "
+        "API; with SQLite a file in `home` by default. Another key makes other secrets",
+    )
     idempotency_kept_s: float = Field(
         24 * 3600, gt=0, description="how long an Idempotency-Key is remembered at least"
     )

@@ -291,7 +291,7 @@ class IdempotencyRow(Table):
 
 
 class WebhookRow(Table):
-    """Where a tenant wants to be told of the end of jobs. Its secret signs, so it is kept."""
+    """Where a tenant wants to be told of the end of jobs. Its secret is made from a key."""
 
     __tablename__ = "webhooks"
 
@@ -299,7 +299,7 @@ class WebhookRow(Table):
     tenant: Mapped[str] = mapped_column(index=True)
     url: Mapped[str]
     events: Mapped[list[str]]
-    secret: Mapped[str]
+    key: Mapped[str]  # the name of the key that its secret is made from
     created_at: Mapped[float] = mapped_column(default=now())
 
 

@@ -30,7 +30,7 @@ class Sending:
     webhook_id: str
     attempt: int
     url: str
-    secret: str
+    key: str  # the name of the key that signs
     payload: str
 
 
@@ -103,7 +103,7 @@ def take(session: Session, delivery_id: str) -> Sending | None:
     if row is None:
         return None
     webhook = session.get_one(WebhookRow, row.webhook_id)
-    return Sending(delivery_id, webhook.id, row.attempt, webhook.url, webhook.secret, row.payload)
+    return Sending(delivery_id, webhook.id, row.attempt, webhook.url, webhook.key, row.payload)
 
 
 def settle(session: Session, sending: Sending, *, answered: int | None, error: str | None) -> None:

@@ -34,6 +34,7 @@ SECRETS = dict.fromkeys(
     (
         "ADAP_BOOTSTRAP_ADMIN_KEY",
         "ADAP_S3_SECRET_ACCESS_KEY",
+        "ADAP_WEBHOOK_KEY",
         "POSTGRES_PASSWORD",
         "REDIS_PASSWORD",
     ),
@@ -163,6 +164,7 @@ def test_each_process_gets_settings_that_it_accepts(
 WIRED = {  # what the cluster is built of; for the others an operator's .env has the say
     *("home", "host", "port", "device", "database_url", "broker_url", "blobs_url", "scoring_url"),
     *("s3_endpoint", "s3_access_key_id", "s3_secret_access_key", "bootstrap_admin_key"),
+    "webhook_key",
 }
 
 

@@ -1,7 +1,5 @@
 """Webhooks: where to tell of the end of jobs, what was sent, and sending it again."""
 
-import base64
-import secrets
 from typing import Literal, get_args
 
 from fastapi import APIRouter, Response
@@ -70,6 +68,12 @@ def add_webhook(
         raise ApiError(
             "webhooks_off", "Webhooks are off: the setting ADAP_WEBHOOK_HOSTS names no host."
         )
+    if house.signing is None:
+        raise ApiError(
+            "webhooks_off",
+            "Webhooks are off: expected the setting ADAP_WEBHOOK_KEY, which their secrets are made "
+            "from, and it is not set.",
+        )
     try:
         allowed.check(request.url)
     except RefusedError as error:
@@ -78,13 +82,12 @@ def add_webhook(
         mine = select(func.count()).where(WebhookRow.tenant == caller.tenant)
         if (session.scalar(mine) or 0) >= MAX_WEBHOOKS:
             raise ApiError("conflict", f"Expected at most {MAX_WEBHOOKS} webhooks, got one more.")
-        secret = f"whsec_{base64.b64encode(secrets.token_bytes(32)).decode()}"
         row = WebhookRow(
             id=new_id("whk"),
             tenant=caller.tenant,
             url=request.url,
             events=list(request.events),
-            secret=secret,
+            key=house.signing.name,
         )
         session.add(row)
         session.flush()
@@ -95,7 +98,7 @@ def add_webhook(
             "it and add another.",
         )
     response.headers["Location"] = f"/v1/webhooks/{row.id}"
-    return NewWebhook(**_answer(row).model_dump(), secret=secret)
+    return NewWebhook(**_answer(row).model_dump(), secret=house.signing.secret(row.id))
 
 
 @router.get("", responses=problems())

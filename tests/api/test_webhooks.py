@@ -11,16 +11,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import select, update
+from pydantic import SecretStr, ValidationError
+from sqlalchemy import select, text, update
 
 from adap.api import deliveries
 from adap.api.deliveries import Allowed, RefusedError, send
 from adap.store import jobs, keys, webhooks
+from adap.store.settings import Settings
+from adap.store.signing import SigningKey, signing_key
 from adap.store.tables import DeliveryRow, DeliveryStatus, JobKind
 from adap.store.webhooks import Sending
 from tests.api.conftest import Api, running
@@ -85,9 +89,11 @@ def receiving() -> Iterator[Receiver]:
 
 
 @contextmanager
-def sending(api: Api, hosts: str | None = LOCAL) -> Iterator[Api]:
+def sending(api: Api, hosts: str | None = LOCAL, *, key: str | None = None) -> Iterator[Api]:
     """A second server on the same database, which sends webhooks."""
-    settings = api.settings.model_copy(update={"webhook_hosts": hosts})
+    signing = key and SecretStr(key)
+    update = {"webhook_hosts": hosts, "webhook_key": signing}
+    settings = api.settings.model_copy(update=update)
     with running(settings) as url, httpx.Client(base_url=url, timeout=20) as http:
         yield Api(http, api.database, settings, api.folder)
 
@@ -137,8 +143,10 @@ def test_the_end_of_a_job_is_told_with_a_signature_by_the_standard(
     assert told["data"]["job_id"] == job_id
     # the scheme of standardwebhooks.com, written out
     key = base64.b64decode(webhook["secret"].removeprefix("whsec_"))
-    text = b".".join((headers["webhook-id"].encode(), headers["webhook-timestamp"].encode(), body))
-    signature = base64.b64encode(hmac.new(key, text, hashlib.sha256).digest()).decode()
+    signed = b".".join(
+        (headers["webhook-id"].encode(), headers["webhook-timestamp"].encode(), body)
+    )
+    signature = base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest()).decode()
     assert headers["webhook-signature"] == f"v1,{signature}"
     assert abs(int(headers["webhook-timestamp"]) - time.time()) < 60
     assert headers["host"] == receiver.url.split("/")[2]
@@ -288,9 +296,9 @@ def test_the_address_that_was_checked_is_the_one_connected_to(
 
     monkeypatch.setattr(socket, "getaddrinfo", flip)
     url = receiver.url.replace("localhost", "rebinding.test")
-    key = f"whsec_{base64.b64encode(b'k' * 32).decode()}"
+    key = SigningKey(b"k" * 32)
     allowed = Allowed("rebinding.test,127.0.0.0/8")
-    assert send(Sending("msg_1", "wh_1", 1, url, key, "{}"), allowed) == (204, None)
+    assert send(Sending("msg_1", "wh_1", 1, url, key.name, "{}"), allowed, key) == (204, None)
     assert asked.count("rebinding.test") == 1
     assert receiver.got[0][0]["host"].startswith("rebinding.test:")
 
@@ -300,9 +308,10 @@ def test_a_receiver_that_never_ends_is_left(
 ) -> None:
     monkeypatch.setattr(deliveries, "TIMEOUT_S", 0.5)
     receiver.wait_s = 60.0
-    key = f"whsec_{base64.b64encode(b'k' * 32).decode()}"
+    key = SigningKey(b"k" * 32)
+    one = Sending("msg_1", "wh_1", 1, receiver.url, key.name, "{}")
     started = time.monotonic()
-    answered, error = send(Sending("msg_1", "wh_1", 1, receiver.url, key, "{}"), Allowed(LOCAL))
+    answered, error = send(one, Allowed(LOCAL), key)
     assert (answered, error) == (None, "no answer within 0.5 s")
     assert time.monotonic() - started < 30, "it does not wait for the receiver"
 
@@ -356,3 +365,44 @@ def test_a_secret_is_shown_once(api: Api, receiver: Receiver, problem: Check) ->
             on.http.get(f"/v1/webhooks/{made['id']}"),
         ):
             assert made["secret"] not in shown.text
+
+
+def test_the_secret_is_the_same_at_every_process_and_stands_in_no_table(
+    api: Api, receiver: Receiver
+) -> None:
+    with sending(api) as on:
+        made = add(on, receiver)
+    key = (api.settings.home / "webhook.key").read_bytes()
+    expected = hmac.new(key, b"webhook:" + made["id"].encode(), hashlib.sha256).digest()
+    assert base64.b64decode(made["secret"].removeprefix("whsec_")) == expected
+    with api.database.reading() as session:
+        row = session.execute(text("SELECT * FROM webhooks")).one()
+    assert made["secret"] not in repr(row)
+    assert base64.b64encode(expected).decode() not in repr(row)
+
+
+def test_what_another_key_was_made_for_is_not_signed_and_says_so(
+    api: Api, receiver: Receiver
+) -> None:
+    with sending(api) as on:
+        webhook = add(on, receiver)
+    end_a_job(api)
+    with sending(api, key="another key, of at least 32 characters") as on:
+        failed = until(lambda: log(on, webhook)[0]["error"])
+    assert "ADAP_WEBHOOK_KEY" in failed
+    assert receiver.got == []
+    with api.database.writing() as session:
+        session.execute(update(DeliveryRow).values(next_at=0))
+    with sending(api) as on:  # the key is back
+        until(lambda: log(on, webhook)[0]["status"] == "delivered")
+
+
+def test_beside_a_database_server_a_key_has_to_be_set(tmp_path: Path) -> None:
+    server = Settings(home=tmp_path, database_url="postgresql+psycopg://u@db/adap")
+    assert signing_key(server) is None
+    assert list(tmp_path.iterdir()) == []
+    key = SecretStr("one key, the same for every process of it")
+    set_ = server.model_copy(update={"webhook_key": key})
+    assert signing_key(set_) == SigningKey(b"one key, the same for every process of it")
+    with pytest.raises(ValidationError, match="at least 32"):
+        Settings(home=tmp_path, webhook_key=SecretStr("short"))

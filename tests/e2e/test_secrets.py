@@ -86,10 +86,13 @@ def test_a_whole_run_leaves_no_key_in_logs_events_or_answers(tmp_path: Path) -> 
     for sign in (b"request.done", b'"level": "debug"', b"/v1/training-jobs", b"job.claimed"):
         assert sign in logs, sign
     assert home / "adap.db" in left
+    signs = left[home / "webhook.key"]
+    assert len(signs) == 64
+    assert (home / "webhook.key").stat().st_mode & 0o777 == 0o600
     for path, content in left.items():
-        found = [secret for secret in secrets if secret.removeprefix("adap_").encode() in content]
-        # what webhooks are signed with has to be kept
-        assert found == ([hook["secret"]] if path.name.startswith("adap.db") and found else [])
+        kept = [secret.removeprefix("adap_").removeprefix("whsec_").encode() for secret in secrets]
+        assert not [secret for secret in kept if secret in content], path
+        assert (path.name == "webhook.key") == (signs in content), path
     with sqlite3.connect(home / "adap.db") as database:
         events = "".join(map(repr, database.execute("SELECT * FROM job_events")))
         deliveries = "".join(map(repr, database.execute("SELECT * FROM webhook_deliveries")))

@@ -141,7 +141,7 @@ def upgrade() -> None:
         sa.Column("tenant", sa.String(), nullable=False),
         sa.Column("url", sa.String(), nullable=False),
         sa.Column("events", sa.JSON(none_as_null=True), nullable=False),
-        sa.Column("secret", sa.String(), nullable=False),
+        sa.Column("key", sa.String(), nullable=False),
         sa.Column("created_at", sa.Double(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_webhooks")),
     )
