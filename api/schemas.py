@@ -157,6 +157,38 @@ class RankedExample(Answer):
     positive: bool | None = None
 
 
+class RankedImage(StoredImage):
+    """An image of a ranking, as its data set has it."""
+
+    rank: int = Field(description="from 1, for the highest score")
+    score: float = Field(description=SCORE)
+    positive: bool | None = Field(description="null where no classes are positive")
+    clean_rank: int | None = Field(description="its rank without the attack, where there is one")
+
+
+class RankedImages(Answer):
+    """Some images of a ranking, in order."""
+
+    data: list[RankedImage]
+    has_more: bool
+    next_cursor: str | None = Field(description="pass it as `after` to get the next ones")
+    total: int = Field(description="how many images fit what was asked for")
+    examples: int = Field(description="how many images were ranked")
+    positives: int | None = Field(description="how many of them are positive")
+    cut: int | None = Field(description="what counts as found: the first so many")
+
+
+class Place(Answer):
+    """Where a score would stand in a ranking."""
+
+    rank: int = Field(description="from 1: behind every image of at least this score")
+    examples: int = Field(description="how many images were ranked")
+    positives: int | None = Field(description="how many of them are positive")
+    positives_before: int | None = Field(description="positives of at least this score")
+    before: RankedImage | None = Field(description="the image right before it")
+    behind: RankedImage | None = Field(description="the image right behind it")
+
+
 class ExampleScores(Answer):
     """One image of one task of an audit."""
 

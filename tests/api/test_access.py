@@ -44,6 +44,8 @@ BODIES: dict[str, dict[str, Any]] = {  # of routes with an id, such that nothing
             "inputs": [{"name": "x", "shape": [1, 1, 1, 1], "datatype": "FP32", "data": [0.0]}]
         }
     },
+    "GET /v1/rankings/{job_id}/place": {"params": {"score": 0}},
+    "GET /v1/audits/{job_id}/place": {"params": {"score": 0}},
     "PUT /v1/uploads/{upload_id}/parts/{number}": {"content": b"0123456789"},
     "POST /v1/uploads/{upload_id}/complete": {"json": {"sha256": "0" * 64}},
 }

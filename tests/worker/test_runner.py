@@ -17,6 +17,7 @@ import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import torch
+from safetensors.numpy import load_file
 from sqlalchemy import delete, select, update
 
 from adap.core.config import AuditRequest, RankingRequest
@@ -637,6 +638,17 @@ def test_a_ranking_is_sorted_and_complete(plant: Plant) -> None:
     with blobs.local_path(row.result["blobs"]["csv"]).open(newline="") as file:
         table = [(line["example_id"], float(line["score"])) for line in csv.DictReader(file)]
     assert table == [(item["example_id"], item["score"]) for item in ranking]
+    standing = load_file(blobs.local_path(row.result["blobs"]["standing"]))
+    with plant.database.reading() as session:
+        content = session.get_one(DatasetRow, dataset).content_sha256
+    assert content is not None
+    example_ids = ImageSet.load(blobs.local_path(content)).example_ids
+    assert [
+        {"example_id": example_ids[i], "score": score, "positive": bool(target)}
+        for i, score, target in zip(
+            standing["index"], standing["scores"], standing["targets"], strict=True
+        )
+    ] == [{key: item[key] for key in ("example_id", "score", "positive")} for item in ranking]
 
 
 def test_equal_images_are_ranked_by_their_ids(plant: Plant) -> None:

@@ -6,6 +6,7 @@ import torch
 from adap.core.datasets import ImageSet
 from adap.core.errors import ModelError
 from adap.core.figures.ranking import rank_order
+from adap.core.standing import Standing
 from adap.worker.pipelines.inputs import device, load_scorer
 from adap.worker.pipelines.requests import Ranking
 from adap.worker.pipelines.results import Ranked, RankingSummary
@@ -14,7 +15,8 @@ from adap.worker.work import Reporter, Work
 
 
 def rank(work: Work[Ranking], reporter: Reporter) -> Ranked:
-    """Score every image of a split and write them best first, in each form of `WRITERS`."""
+    """Score every image of a split and write them best first: in each form of `WRITERS`,
+    and as a `Standing`."""
     request = work.request.config
     image_set = ImageSet.load(work.inputs["dataset"])
     index = image_set.in_split(work.request.split)
@@ -34,7 +36,8 @@ def rank(work: Work[Ranking], reporter: Reporter) -> Ranked:
     if request.task is not None:
         matrix = image_set.label_matrix(request.task.positive)[index]
     rows = []
-    for position, i in enumerate(rank_order(logits, example_ids), start=1):
+    order = rank_order(logits, example_ids)
+    for position, i in enumerate(order, start=1):
         row = {
             "rank": position,
             "example_id": example_ids[i],
@@ -44,7 +47,10 @@ def rank(work: Work[Ranking], reporter: Reporter) -> Ranked:
         if matrix is not None:
             row["positive"] = bool(matrix[i].any())
         rows.append(row)
-    files = {}
+    files = {"standing": "standing.safetensors"}
+    targets = None if matrix is None else np.asarray(matrix.any(axis=1), np.int64)[order]
+    standing = Standing(index[order], logits[order], targets)
+    standing.save(work.folder / files["standing"])
     for suffix, write in WRITERS.items():
         files["ranking" if suffix == "ndjson" else suffix] = name = f"ranking.{suffix}"
         write(rows, work.folder / name)

@@ -1,0 +1,312 @@
+"""The images of a ranking or of an audit in order of score, and where another score would stand.
+
+What was measured is read from the files that the job made, the rest from its data set. Both never
+change, so the last few are kept in memory: a hundred thousand images take half a second once.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from fastapi import APIRouter, Depends, Query
+from numpy.typing import NDArray
+
+from adap.api.assets import AssetId
+from adap.api.deps import Caller, House, HouseDep, Reader
+from adap.api.errors import ApiError, ErrorItem, problems
+from adap.api.guarded import GuardedRoute
+from adap.api.listing import After, Limit, make_cursor, read_offset
+from adap.api.routes.images import (
+    Group,
+    Label,
+    image_answer,
+    matching,
+    read_set,
+    require_known,
+    stored,
+)
+from adap.api.routes.jobs import find_job, finished_blob
+from adap.api.schemas import Place, RankedImage, RankedImages
+from adap.core.datasets import ImageSet
+from adap.core.rankings import Own
+from adap.core.scores import Scores, load_scores
+from adap.core.standing import Mistake, Standing, standing_of
+from adap.store.tables import JobKind
+
+router = APIRouter(prefix="/v1", route_class=GuardedRoute)
+
+Order = Literal["rank", "moved"]
+
+
+class Choice:
+    """Which images of a ranking are shown."""
+
+    def __init__(
+        self,
+        label: Label = None,
+        group: Group = None,
+        positive: Annotated[bool | None, Query(description="positives alone, or the rest")] = None,
+        mistake: Annotated[
+            Mistake | None,
+            Query(
+                description="`missed`: positives that are not among the first `cut`; "
+                "`false_alarm`: what is among them and is none"
+            ),
+        ] = None,
+        cut: Annotated[
+            int | None,
+            Query(ge=1, le=2**31, description="by default as many as there are positives"),
+        ] = None,
+    ) -> None:
+        self.label = label
+        self.group = group
+        self.positive = positive
+        self.mistake = mistake
+        self.cut = cut
+
+
+Chosen = Annotated[Choice, Depends()]
+Start = Annotated[
+    int | None,
+    Query(
+        ge=0,
+        le=2**31,
+        description="instead of `after`: how many of the images that fit are passed over",
+    ),
+]
+Task = Annotated[
+    str | None,
+    Query(max_length=1000, description="of an audit of several tasks: its positive classes, by +"),
+]
+By = Annotated[
+    str,
+    Query(max_length=100, description="`clean`, `worst_case`, or the name of an attack"),
+]
+Score = Annotated[float, Query(ge=-1e300, le=1e300, description="a score by the same model")]
+
+
+@dataclass(frozen=True)
+class _Ranked:
+    """A standing, and the data set of which it is."""
+
+    standing: Standing
+    image_set: ImageSet
+    dataset_id: str
+
+    def answer(self, place: int) -> RankedImage:
+        """The image at this place, from 0."""
+        standing, i = self.standing, int(self.standing.index[place])
+        return RankedImage(
+            **image_answer(self.image_set, self.dataset_id, i).model_dump(),
+            rank=place + 1,
+            score=float(standing.scores[place]),
+            positive=None if standing.targets is None else bool(standing.targets[place]),
+            clean_rank=(None if standing.clean_ranks is None else int(standing.clean_ranks[place])),
+        )
+
+    @property
+    def positives(self) -> int | None:
+        targets = self.standing.targets
+        return None if targets is None else int(targets.sum())
+
+
+@router.get(
+    "/rankings/{job_id}/images", tags=["rankings"], responses=problems("not_found", "not_ready")
+)
+def ranked_images(
+    job_id: AssetId,
+    house: HouseDep,
+    caller: Reader,
+    choice: Chosen,
+    limit: Limit = 60,
+    after: After = None,
+    start: Start = None,
+) -> RankedImages:
+    """The images of a finished ranking, best first: all, or those that fit."""
+    ranked = _of_ranking(house, job_id, caller)
+    return _page(ranked, choice, "rank", limit=limit, start=_start(start, after))
+
+
+@router.get(
+    "/audits/{job_id}/images", tags=["audits"], responses=problems("not_found", "not_ready")
+)
+def audited_images(
+    job_id: AssetId,
+    house: HouseDep,
+    caller: Reader,
+    choice: Chosen,
+    limit: Limit = 60,
+    after: After = None,
+    start: Start = None,
+    task: Task = None,
+    by: By = Own.CLEAN.value,
+    order: Annotated[
+        Order, Query(description="`moved`: those first that an attack took farthest up or down")
+    ] = "rank",
+) -> RankedImages:
+    """The images of an audit in order of score: clean, in the worst case, or under an attack.
+
+    The pictures are those of the data set; what attacks made of them is not kept, but for the few
+    that the report shows.
+    """
+    ranked = _of_audit(house, job_id, caller, task=task, by=by)
+    return _page(ranked, choice, order, limit=limit, start=_start(start, after))
+
+
+@router.get(
+    "/rankings/{job_id}/place", tags=["rankings"], responses=problems("not_found", "not_ready")
+)
+def place_in_ranking(job_id: AssetId, house: HouseDep, caller: Reader, score: Score) -> Place:
+    """Where an image of this score would stand in a finished ranking."""
+    return _place(_of_ranking(house, job_id, caller), score)
+
+
+@router.get("/audits/{job_id}/place", tags=["audits"], responses=problems("not_found", "not_ready"))
+def place_in_audit(
+    job_id: AssetId,
+    house: HouseDep,
+    caller: Reader,
+    score: Score,
+    task: Task = None,
+    by: By = Own.CLEAN.value,
+) -> Place:
+    """Where an image of this score would stand among the images of an audit."""
+    return _place(_of_audit(house, job_id, caller, task=task, by=by), score)
+
+
+def _place(ranked: _Ranked, score: float) -> Place:
+    rank = ranked.standing.rank_of(score)
+    targets, examples = ranked.standing.targets, len(ranked.standing)
+    return Place(
+        rank=rank,
+        examples=examples,
+        positives=ranked.positives,
+        positives_before=None if targets is None else int(targets[: rank - 1].sum()),
+        before=ranked.answer(rank - 2) if rank > 1 else None,
+        behind=ranked.answer(rank - 1) if rank <= examples else None,
+    )
+
+
+def _start(start: int | None, after: str | None) -> int:
+    if start is not None and after is not None:
+        detail = "expected `start` or `after`, got both"
+        raise ApiError(
+            "invalid_request",
+            f"/query/start: {detail}",
+            errors=[ErrorItem(pointer="/query/start", detail=detail)],
+        )
+    return read_offset(after) if start is None else start
+
+
+def _page(ranked: _Ranked, choice: Choice, order: Order, *, limit: int, start: int) -> RankedImages:
+    cut = choice.cut or ranked.positives
+    places = _fitting(ranked, choice, order, cut=cut)
+    shown, end = places[start : start + limit], start + limit
+    more = end < len(places)
+    return RankedImages(
+        data=[ranked.answer(place) for place in shown.tolist()],
+        has_more=more,
+        next_cursor=make_cursor(str(end)) if more else None,
+        total=len(places),
+        examples=len(ranked.standing),
+        positives=ranked.positives,
+        cut=cut,
+    )
+
+
+def _fitting(ranked: _Ranked, choice: Choice, order: Order, *, cut: int | None) -> NDArray[np.intp]:
+    """The places, from 0, of the images that fit, in this order."""
+    standing = ranked.standing
+    wanted = np.ones(len(standing), bool)
+    if choice.label is not None or choice.group is not None:
+        among = np.zeros(len(ranked.image_set), bool)
+        among[matching(ranked.image_set, split=None, label=choice.label, group=choice.group)] = True
+        wanted &= among[standing.index]
+    if choice.positive is not None:
+        wanted &= _targets(standing, "positive") == int(choice.positive)
+    if choice.mistake is not None:
+        _targets(standing, "mistake")
+        assert cut is not None
+        wanted &= standing.mistakes(choice.mistake, cut=cut)
+    places = np.flatnonzero(wanted)
+    if order == "moved":
+        if standing.moved is None:
+            raise _refused("order", "expected `moved` of an attack alone; name one as `by`")
+        places = places[np.argsort(-np.abs(standing.moved[places]), kind="stable")]
+    return places
+
+
+def _targets(standing: Standing, field: str) -> NDArray[np.int64]:
+    if standing.targets is None:
+        raise _refused(field, "expected none, as this ranking has no task, and so no positives")
+    return standing.targets
+
+
+def _refused(field: str, detail: str) -> ApiError:
+    item = ErrorItem(pointer=f"/query/{field}", detail=detail)
+    return ApiError("invalid_request", f"/query/{field}: {detail}", errors=[item])
+
+
+def _of_ranking(house: House, job_id: str, caller: Caller) -> _Ranked:
+    sha256 = finished_blob(house, job_id, caller, JobKind.RANK, "standing")
+    image_set, dataset_id = _dataset(house, job_id, caller)
+    return _Ranked(_read_standing(house.blobs.local_path(sha256)), image_set, dataset_id)
+
+
+def _of_audit(house: House, job_id: str, caller: Caller, *, task: str | None, by: str) -> _Ranked:
+    names = _tasks(house, job_id, caller)
+    if task is not None:
+        require_known("task", task, names)
+    elif len(names) > 1:
+        raise _refused("task", f"expected one of {', '.join(names[:20])}; got none")
+    sha256 = finished_blob(house, job_id, caller, JobKind.AUDIT, "scores")
+    image_set, dataset_id = _dataset(house, job_id, caller)
+    number = 0 if task is None else names.index(task)
+    standing = _audited(
+        house.blobs.local_path(sha256),
+        house.blobs.local_path(stored(house, dataset_id, caller)),
+        number,
+        by,
+    )
+    return _Ranked(standing, image_set, dataset_id)
+
+
+def _tasks(house: House, job_id: str, caller: Caller) -> list[str]:
+    """The tasks of an audit by the names that its scores have them under."""
+    with house.database.reading() as session:
+        row = find_job(session, job_id, caller, JobKind.AUDIT)
+        told = (row.result or {}).get("summary", {}).get("tasks", [])
+    return ["+".join(task["positive"]) for task in told]
+
+
+def _dataset(house: House, job_id: str, caller: Caller) -> tuple[ImageSet, str]:
+    """The data set of a job; 404 where it was removed, and its images with it."""
+    with house.database.reading() as session:
+        dataset_id = find_job(session, job_id, caller).dataset_id
+    assert dataset_id is not None
+    return read_set(house.blobs.local_path(stored(house, dataset_id, caller))), dataset_id
+
+
+@lru_cache(8)
+def _read_standing(path: Path) -> Standing:
+    return Standing.load(path)
+
+
+@lru_cache(8)
+def _audited(scores: Path, dataset: Path, task: int, by: str) -> Standing:
+    """The standing of an audit's task, with the places of its examples in the data set."""
+    found = _read_scores(scores)[task]
+    names = [Own.CLEAN.value, Own.WORST_CASE.value, *found.attacked]
+    require_known("by", by, names)
+    standing = standing_of(found, by)
+    places = {name: i for i, name in enumerate(read_set(dataset).example_ids)}
+    index = np.fromiter((places[name] for name in found.example_ids), np.int64, len(found))
+    return Standing(index[standing.index], standing.scores, standing.targets, standing.clean_ranks)
+
+
+@lru_cache(2)
+def _read_scores(path: Path) -> Sequence[Scores]:
+    return load_scores(path)
