@@ -2,13 +2,15 @@
 
     python -m benchmarks.intervals                     # cost
     python -m benchmarks.intervals --coverage 200      # coverage, so many data sets a row
+    python -m benchmarks.intervals --coverage 200 --positives 1000 --prevalence 0.1 --kinds normal
 
 Cost: seconds of one processor for 2,000 resamples of one score set, of the two of a paired
 difference and of the five of an audit with three attacks, with the most memory that the bootstrap
 held. Coverage: the share of simulated data sets whose 95 % interval holds the AP of infinitely many
 examples, which is found by integration, with the share of intervals above it and below it, their
-mean width, and the same of the plain percentile interval. The first rows of its output are in
-`results/intervals.md`.
+mean width, and the same of the plain percentile interval. Clustered scores share half of their
+variance with four others of their cluster, whose side all five are of; mixed clusters hold one
+positive and four negatives. Rows are in `results/intervals.md`.
 
 Measured on one of two x86-64 cores, shared with much other work: 2,000 resamples of 100,000 scores
 with 10,000 positives take 1.6 s and 6 MiB, a paired difference 3.6 s, five score sets 5.3 s and
@@ -21,7 +23,7 @@ import time
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,11 +58,15 @@ class Mixture:
 
 @dataclass(frozen=True)
 class Kind:
-    """How positives score by their shift, and negatives; rounded to a step if there is one."""
+    """How positives score by their shift, and negatives; rounded to a step if there is one.
+
+    clusters: whose examples share SHARED of their variance; of one side, or a positive in each.
+    """
 
     positives: Callable[[float], Mixture]
     negatives: Mixture
     step: float | None = None
+    clusters: Literal["pure", "mixed"] | None = None
 
 
 NORMAL = Mixture(((1, norm(0)),))
@@ -69,7 +75,11 @@ KINDS = {
     "heavy-tailed": Kind(lambda shift: Mixture(((1, t(2, loc=shift)),)), Mixture(((1, t(2)),))),
     "two-humped": Kind(lambda shift: Mixture(((0.5, norm(shift)), (0.5, norm(shift / 2)))), NORMAL),
     "rounded": Kind(lambda shift: Mixture(((1, norm(shift)),)), NORMAL, step=0.5),
+    "clustered": Kind(lambda shift: Mixture(((1, norm(shift)),)), NORMAL, clusters="pure"),
+    "mixed clusters": Kind(lambda shift: Mixture(((1, norm(shift)),)), NORMAL, clusters="mixed"),
 }
+CLUSTER = 5  # examples
+SHARED = 0.5
 SHARES = np.concatenate(
     [
         np.geomspace(1e-12, 1e-3, 300),
@@ -133,10 +143,28 @@ def coverage(
         logits = np.concatenate(drawn)
         if kind.step:
             logits = np.round(logits / kind.step) * kind.step
-        found = resampled_ap({"": logits}, targets, resamples=resamples, generator=rng)[""]
+        clusters = None
+        if kind.clusters:  # normal: sums of parts of these variances are what was drawn before
+            of = clusters_of(kind, positives, examples)
+            effects = rng.normal(size=of.max() + 1)[of]
+            own = logits - shift * targets
+            logits = shift * targets + np.sqrt(SHARED) * effects + np.sqrt(1 - SHARED) * own
+            clusters = [str(number) for number in of]
+        found = resampled_ap(
+            {"": logits}, targets, clusters=clusters, resamples=resamples, generator=rng
+        )[""]
         ours.append(percentile_interval(found))
         plain.append(percentile_interval(found.ap))
     return covered(ours, ap), covered(plain, ap)
+
+
+def clusters_of(kind: Kind, positives: int, examples: int) -> NDArray[np.int64]:
+    """(examples,) the number of each one's cluster; positives come first."""
+    rows = np.arange(examples)
+    if kind.clusters == "pure":
+        return np.where(rows < positives, rows // CLUSTER, examples + (rows - positives) // CLUSTER)
+    with_positive = (rows - positives) // (CLUSTER - 1)
+    return np.where(rows < positives, rows, with_positive)
 
 
 def scores(
@@ -161,7 +189,9 @@ def cost(*, examples: int, positives: int, sets: int, resamples: int) -> tuple[f
     return seconds, peak
 
 
-def print_coverage(trials: int) -> None:
+def print_coverage(
+    trials: int, *, counts: list[int], prevalences: list[float], kinds: list[str]
+) -> None:
     """A row for each number of positives, prevalence, true AP and kind of scores."""
     print(
         f"# Coverage of 95 % intervals\n\n{trials} simulated data sets a row, 400 resamples each; "
@@ -173,16 +203,16 @@ def print_coverage(trials: int) -> None:
         "| percentiles: held | above | below | width |"
     )
     print("|" + "---|" * 12, flush=True)
-    for positives in (20, 50, 200, 1000):
-        for prevalence in (0.1, 0.5, 0.01):
-            for name, kind in KINDS.items():
+    for positives in counts:
+        for prevalence in prevalences:
+            for name in kinds:
                 for ap in (0.1, 0.3, 0.6, 0.9, 0.99, 0.999):
                     if ap < 1.3 * prevalence:
                         continue  # next to chance
                     examples = positives / prevalence
                     few = max(trials // 20, 10) if examples > 20_000 else trials
                     rows = coverage(
-                        kind, ap=ap, positives=positives, prevalence=prevalence, trials=few
+                        KINDS[name], ap=ap, positives=positives, prevalence=prevalence, trials=few
                     )
                     cells = [
                         f"{row.held:.3f} | {row.above:.3f} | {row.below:.3f} | {row.width:.3f}"
@@ -198,9 +228,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--resamples", type=int, default=2000)
     parser.add_argument("--coverage", type=int, metavar="TRIALS", help="coverage instead of cost")
+    parser.add_argument("--positives", type=int, nargs="+", default=[20, 50, 200, 1000])
+    parser.add_argument("--prevalence", type=float, nargs="+", default=[0.1, 0.5, 0.01])
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     args = parser.parse_args()
     if args.coverage:
-        print_coverage(args.coverage)
+        print_coverage(
+            args.coverage,
+            counts=args.positives,
+            prevalences=args.prevalence,
+            kinds=args.kinds,
+        )
         return
 
     print(f"{platform.machine()}, Python {platform.python_version()}, numpy {np.__version__}")

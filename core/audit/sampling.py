@@ -9,6 +9,8 @@ AP hangs on the share of positives, so a sample keeps it, to the nearest image. 
 fewer examples, and their intervals are as much wider. This module imports no torch.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -78,12 +80,23 @@ def audited_rows(
     return index[sampled_rows(targets, count, named=named, seed=config.seed)]
 
 
-def sample_doubt(count: int | None, examples: int, *, seed: int) -> str | None:
-    """What a reader must know of a sample; of no sample nothing."""
+def sample_doubt(
+    count: int | None, examples: int, *, clusters: Sequence[str] | None = None, seed: int
+) -> str | None:
+    """What a reader must know of a sample; of no sample nothing.
+
+    clusters: those of the sampled examples, one name each, where there are any.
+    """
     if count is None:
         return None
-    return (
+    said = (
         f"A random sample of {count:,} of {examples:,} examples was audited (seed {seed}), "
         "each side in its share: figures hold for all of them within their intervals, which are "
         "wider for it."
+    )
+    if clusters is None:
+        return said
+    return (
+        f"{said} Examples were drawn one by one, so of {len(set(clusters)):,} clusters the sample "
+        "holds parts; intervals draw each part whole, so what its examples share widens them."
     )

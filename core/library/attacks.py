@@ -1,6 +1,8 @@
 """Attacks on a batch of images, as the audit runs them: `adap.attack(model, x, y, adap.APGD())`."""
 
+import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -14,9 +16,11 @@ from adap.core.attacks.base import LossFn, perturbed
 from adap.core.attacks.holding import attacking
 from adap.core.attacks.registry import build_attack
 from adap.core.attacks.threat_model import ThreatModel
+from adap.core.audit.drawing import DRAWS, drawing, mean_of
 from adap.core.audit.network import as_input, generator_of, loss_of
 from adap.core.config import EPSILON_PAPER, Norm, TransferAttack
 from adap.core.errors import ConfigError, ModelError
+from adap.core.library.draws import refuse_other_draws, wandering
 from adap.core.library.examples import as_float, columns_in, listed, pixels_of, targets_of
 from adap.core.library.rankers import Model, Outputs, Ready, ready
 from adap.core.library.refusals import sentence, threat_of
@@ -123,6 +127,7 @@ def attack(
     std: Sequence[float] | None = None,
     loss: LossFn | None = None,
     generator: torch.Generator | None = None,
+    draws: int = DRAWS,
     seed: int = 0,
 ) -> Any:
     """(B, C, H, W) images within epsilon of `x`, in [0, 1], that rank as badly as could be found.
@@ -135,6 +140,9 @@ def attack(
     epsilon: in pixels of [0, 1], a number or '8/255', in `norm` 'linf' or 'l2'.
     loss: what is ascended in place of the negative margin: (B, C, H, W) tensor to (B,) losses.
     generator: of every random choice; by default one made of `seed`, which gives equal bits.
+    draws: of a model that draws random numbers as it scores: the search follows the mean over so
+    many, as the audit's does, and costs so many passes, which a warning says. Others need one; of a
+    `loss` of your own the averaging is yours.
 
     Raises ConfigError for options that cannot run (a gradient attack on a function, for one),
     DataError for images or labels that do not fit, ModelError for a model that does not.
@@ -149,6 +157,7 @@ def attack(
     if loss is not None and not callable(loss):
         raise ConfigError(f"expected loss= as a function of images, got {type(loss).__name__}")
     refuse_no_generator(generator, optional=True)
+    refuse_other_draws(draws)
     settings, threat = attack_of(attack), threat_of(epsilon, norm)
     refuse_wide_step(settings, norm)
     pixels = as_float(pixels_of(x, "NCHW"))
@@ -169,13 +178,28 @@ def attack(
         refuse_blind(settings, gradients=made.gradients or loss is not None)
         if settings.name in FOLLOW_GRADIENTS and loss is None:
             refuse_no_gradients(made, pixels)
-        found = perturbed(
-            build_attack(settings, threat),
-            loss if loss is not None else loss_of(settings, made.scorer, targets, made.device),
-            as_input(pixels, made.device),
-            threat_model=ThreatModel(threat.norm, threat.epsilon),
-            generator=generator if generator is not None else generator_of(seed, settings.name),
-        )
+        if generator is None:
+            generator = generator_of(seed, settings.name)
+        scorer: nn.Module = made.scorer
+        drawn: AbstractContextManager[None] = nullcontext()
+        if loss is None and (said := wandering(made, pixels)) is not None:
+            if draws > 1:
+                said = (
+                    f"{said} Each loss and each gradient of the search is the mean over {draws} "
+                    f"draws, which costs {draws} times the passes."
+                )
+            warnings.warn(said, stacklevel=2)
+            scorer = mean_of(made.scorer, draws)
+            seeds = torch.randint(2**62, (1,), generator=generator, device=generator.device)
+            drawn = drawing(made.device, "attack", int(seeds))
+        with drawn:
+            found = perturbed(
+                build_attack(settings, threat),
+                loss if loss is not None else loss_of(settings, scorer, targets, made.device),
+                as_input(pixels, made.device),
+                threat_model=ThreatModel(threat.norm, threat.epsilon),
+                generator=generator,
+            )
     return found.to(x.device) if isinstance(x, Tensor) else found.cpu().numpy()
 
 

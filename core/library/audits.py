@@ -23,7 +23,7 @@ from adap.core.attacks.holding import attacking
 from adap.core.audit import measuring
 from adap.core.audit.checks import verdicts
 from adap.core.audit.checks.figures import above_chance
-from adap.core.audit.drawing import DRAWS, drawing, unsteadiness
+from adap.core.audit.drawing import DRAWS, drawing
 from adap.core.audit.leakage import Leakage, audited_images, digests
 from adap.core.audit.network import logits_of
 from adap.core.audit.plan import Subject, make_plan
@@ -45,6 +45,7 @@ from adap.core.figures import gate
 from adap.core.figures import report as reports
 from adap.core.figures import task as figures
 from adap.core.library.attacks import attack_of, columns_of, refuse_blind
+from adap.core.library.draws import refuse_other_draws, wandering
 from adap.core.library.examples import Examples, Layout, as_float, examples_of, listed
 from adap.core.library.progress import Progress, counting
 from adap.core.library.rankers import TRIED, Model, Outputs, Ready, hash_of_network, ready
@@ -54,8 +55,6 @@ from adap.core.library.running import Run, kept_in
 from adap.core.report import AuditedImages, DatasetProvenance, ModelProvenance, Provenance
 from adap.core.scores import save_scores
 from adap.core.statement import Statement
-
-MOST_DRAWS = 10_000
 
 
 def audit(
@@ -133,8 +132,7 @@ def audit(
     >>> report.worst_case.ap <= report.clean.ap
     True
     """
-    if isinstance(draws, bool) or not isinstance(draws, int) or not 1 <= draws <= MOST_DRAWS:
-        raise ConfigError(f"expected draws as a whole number from 1 to {MOST_DRAWS}, got {draws!r}")
+    refuse_other_draws(draws)
     threat = threat_of(epsilon, norm)
     fields: dict[str, Any] = {
         "threat": threat,
@@ -285,21 +283,16 @@ def _images(examples: Examples) -> AuditedImages:
 
 def _draws(made: Ready, pixels: NDArray[np.float32], draws: int) -> tuple[int, list[str]]:
     """How many draws are behind each score, and what a reader must know of that."""
-    share = unsteadiness(made.scorer, torch.from_numpy(pixels).to(made.device))
-    if verdicts.LOGIT_CHANGE.status(share) == "pass":
+    said = wandering(made, pixels)
+    if said is None:
         return 1, []
-    said = (
-        "The model draws random numbers as it scores, or remembers: its scores of the same image "
-        f"differ by up to {share:.0%} of the spread of the scores. "
-    )
     if draws == 1:
         return 1, [
-            said + "They are audited as they come (draws=1), and so is what noise makes of AP."
+            f"{said} They are audited as they come (draws=1), and so is what noise makes of AP."
         ]
     return draws, [
-        said
-        + f"Each score, of clean and attacked images alike, and each gradient of the attacks is "
-        f"the mean over {draws} draws."
+        f"{said} Each score, of clean and attacked images alike, and each gradient of the attacks "
+        f"is the mean over {draws} draws."
     ]
 
 

@@ -88,8 +88,9 @@ class Examples:
         if count >= len(self):
             return self
         rows = sampled_rows(self.targets, int(count), named=", ".join(named), seed=seed)
-        said = sample_doubt(len(rows), len(self), seed=seed)
-        return replace(self.at(rows), decided=[*self.decided, *([] if said is None else [said])])
+        sample = self.at(rows)
+        said = sample_doubt(len(rows), len(self), clusters=sample.clusters, seed=seed)
+        return replace(sample, decided=[*self.decided, *([] if said is None else [said])])
 
 
 @contextmanager

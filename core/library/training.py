@@ -104,6 +104,7 @@ def fit(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     layout: Layout | None = None,
+    clusters: Any = None,
     device: str | torch.device | None = None,
     seed: int = 0,
     folder: str | os.PathLike[str] | None = None,
@@ -117,6 +118,8 @@ def fit(
     loss: an objective (built for as many examples as are trained on), its class, or its name.
     validation: (images, labels) on which the best epoch is chosen; or the share of each side that
     is held out for it, at random by `seed`.
+    clusters: (N,) names of what images that are no independent draws have in common: a patient, a
+    drive. The part that is held out holds whole clusters, and its share is of clusters.
     epochs, batch_size, positives_per_batch, optimizer, attack, augment, select_by, patience, ema,
     precision: as in the service.
     folder: where a checkpoint is kept after every epoch. The same call goes on from there, with the
@@ -144,7 +147,14 @@ def fit(
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(mode=False))
         stack.enter_context(torch.enable_grad())  # whatever surrounds a training, it needs them
-        found = stack.enter_context(examples_of(images, labels, positive=positive, layout=layout))
+        if clusters is not None and not isinstance(validation, float):
+            raise ConfigError(
+                "expected clusters= where a share of the images is held out (validation=0.2), got "
+                "a validation part of your own: which clusters are in it is decided already"
+            )
+        found = stack.enter_context(
+            examples_of(images, labels, positive=positive, clusters=clusters, layout=layout)
+        )
         if isinstance(validation, float):
             train, held_out = _held_out(found, share, seed)
         else:
@@ -407,5 +417,20 @@ def _held_out(examples: Examples, share: float, seed: int) -> tuple[Examples, Ex
             f"by another, got {positives} and {len(examples) - positives}"
         )
     sides = np.stack([1 - examples.targets, examples.targets], axis=1)
-    chosen = held_out_of(sides, names=["negatives", "positives"], fraction=share, seed=seed)
-    return examples.at(np.flatnonzero(~chosen)), examples.at(np.flatnonzero(chosen))
+    chosen = held_out_of(
+        sides,
+        names=["negatives", "positives"],
+        fraction=share,
+        seed=seed,
+        clusters=examples.clusters,
+    )
+    parts = examples.at(np.flatnonzero(~chosen)), examples.at(np.flatnonzero(chosen))
+    for part, what in zip(parts, ("training", "validation"), strict=True):
+        kept = int(part.targets.sum())
+        if not 0 < kept < len(part):
+            raise DataError(
+                f"expected positives and negatives in the {what} part, got {kept} positives among "
+                f"{len(part)} images: whole clusters are held out, so give more of them, or a "
+                "validation part of your own"
+            )
+    return parts

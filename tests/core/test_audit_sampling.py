@@ -91,3 +91,11 @@ def test_the_plan_covers_the_sample_under_keys_of_its_own() -> None:
     assert not keys(plan(50)) & keys(plan(60))
     assert not keys(plan(50)) & keys(plan(50, seed=1))
     assert keys(plan(None)) == keys(plan(200))
+
+
+def test_a_sample_of_clusters_says_that_they_are_in_it_in_part() -> None:
+    names = [f"patient {i // 4}" for i in range(12)]
+    said = sample_doubt(12, 200, clusters=names, seed=0)
+    assert said is not None
+    assert "of 3 clusters the sample holds parts; intervals draw each part whole" in said
+    assert "clusters" not in str(sample_doubt(12, 200, seed=0))

@@ -211,3 +211,31 @@ def test_draws_that_are_no_number_of_draws_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match="expected draws as a whole number from 1 to 10000, got"):
         audit(Noisy(0.1), data, draws=draws)
+
+
+def test_an_attack_on_a_model_that_draws_follows_its_mean(data: tuple[Tensor, Tensor]) -> None:
+    """Judged by the mean itself, which is linear: what the attack finds for it is known."""
+    images, labels = data
+    x = images.float() / 255
+
+    def lowered(**options: Any) -> float:
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            model = Noisy(30)
+            x_adv = adap.attack(model, x, labels, adap.PGD(steps=3), epsilon=EPSILON, **options)
+            again = adap.attack(model, x, labels, adap.PGD(steps=3), epsilon=EPSILON, **options)
+        assert torch.equal(x_adv, again)
+        assert len(said) == 2
+        assert "The model draws random numbers" in str(said[0].message)
+        signs = 2 * labels - 1
+        weights = Noisy(0).weights.detach()
+        margins = [signs * (of.flatten(1) @ weights) for of in (x, x_adv)]
+        return float((margins[0] - margins[1]).mean())
+
+    signs, weights = (1 - 2 * labels).view(-1, 1), Noisy(0).weights.detach()
+    furthest = (x.flatten(1) + EPSILON * signs * weights.sign()).clamp(0, 1) - x.flatten(1)
+    most = float((signs[:, 0] * (furthest @ weights)).mean())
+    # the lowest of noisy scores chooses the iterate: by one draw any of them, the start too
+    assert lowered(draws=1) < lowered(draws=100) < 1.001 * most
+    with pytest.raises(ConfigError, match="draws as a whole number"):
+        adap.attack(Noisy(0), x, labels, draws=0)

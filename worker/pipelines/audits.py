@@ -209,7 +209,12 @@ def join_pieces(work: Work[AuditReport], reporter: Reporter) -> AuditJoined:
         dataset=asked.dataset.reading, model=asked.model.reading, leakage=leakage
     )
     of_split = image_set.in_split(asked.dataset.split)
-    sampled = sample_doubt(config.sampled(len(of_split)), len(of_split), seed=config.seed)
+    sampled = sample_doubt(
+        config.sampled(len(of_split)),
+        len(of_split),
+        clusters=scores[0].clusters,
+        seed=config.seed,
+    )
     report = reports.build_report(
         found,
         config=config,

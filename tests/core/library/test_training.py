@@ -48,6 +48,33 @@ def test_a_score_is_trained_alike_in_every_form_that_it_comes_in(
     assert torch.allclose(model.weight, expected.weight, atol=1e-4)
 
 
+def test_the_part_that_chooses_the_epoch_holds_whole_clusters() -> None:
+    """Each patient's images share a colour, by which the batches of the model are told apart."""
+    clusters = [f"patient {i // 4}" for i in range(24)]
+    colours = torch.tensor([i // 4 / 6 for i in range(24)])
+    images = colours.view(-1, 1, 1, 1).expand(24, 3, 4, 4).clone()
+    seen: dict[bool, set[float]] = {True: set(), False: set()}
+
+    class Watching(Shaped):
+        def forward(self, x: Tensor) -> Tensor:
+            if x.shape[0] > 1:
+                seen[self.training] |= {round(6 * value.item()) for value in x[:, 0, 0, 0]}
+            return super().forward(x)
+
+    calm = {**CALM, "epochs": 1, "validation": 0.34}
+    adap.fit(Watching(1), images, Y, "ce", clusters=clusters, **calm)
+    trained = seen[True]
+    assert len(trained) == 4  # two of six patients choose the epoch, and none does both
+    assert seen[False] > trained or seen[False] == set(range(6)) - trained
+
+
+def test_clusters_that_cannot_be_kept_whole_are_refused() -> None:
+    with pytest.raises(adap.ConfigError, match=r"clusters= where a share .* is held out"):
+        adap.fit(Shaped(1), X, Y, "ce", validation=(X, Y), clusters=["a"] * 24, **CALM)
+    with pytest.raises(adap.DataError, match=r"in the validation part, got 0 positives among 0"):
+        adap.fit(Shaped(1), X, Y, "ce", clusters=["a"] * 24, **CALM)
+
+
 def test_what_was_decided_about_the_outputs_is_told() -> None:
     fitted = adap.fit(Shaped(2), X, Y, "ce", **CALM)
     assert any("second is the positive class" in text for text in fitted.warnings)
