@@ -11,6 +11,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.requests import HTTPConnection
 
+from adap.api import signing
 from adap.api.errors import MAX_ITEMS, MAX_NAME_CHARACTERS, ApiError, ErrorItem
 from adap.api.quotas import Places, Rates
 from adap.api.recent import Recent, Together
@@ -103,6 +104,21 @@ async def admit(request: Request, house: House) -> Caller:
         return known
     credentials = await _bearer(request)
     key = None if credentials is None else credentials.credentials
+    if key is None:
+        key = signing.kept_key(request)
+        if key is not None and request.method not in signing.READING:
+            signing.require_own_page(request, key)
+    caller = await identify(house, key)
+    if key is None:
+        require_this_machine(request, house.settings)
+    house.rates.take(caller.tenant)
+    request.scope[CALLER] = caller
+    request.scope.get(PROVEN, _nothing)()
+    return caller
+
+
+async def identify(house: House, key: str | None) -> Caller:
+    """Whose key this is; ApiError where it, or having none, opens nothing."""
     caller = house.callers.get(key)
     if caller is None:
         asked_at = time.monotonic()
@@ -110,11 +126,6 @@ async def admit(request: Request, house: House) -> Caller:
         if key is not None and house.callers.get(None) is not None:
             house.callers.forget()  # another process made this key: now everybody needs one
         house.callers.keep(key, caller, asked_at=asked_at)
-    if key is None:
-        require_this_machine(request, house.settings)
-    house.rates.take(caller.tenant)
-    request.scope[CALLER] = caller
-    request.scope.get(PROVEN, _nothing)()
     return caller
 
 

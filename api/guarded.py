@@ -14,7 +14,7 @@ from fastapi.dependencies.models import Dependant
 from fastapi.params import Form
 from fastapi.routing import APIRoute
 
-from adap.api import bodies, quotas
+from adap.api import bodies, quotas, signing
 from adap.api.arriving import has_body
 from adap.api.deps import House, Require, admit
 from adap.api.errors import ApiError
@@ -45,7 +45,12 @@ class GuardedRoute(APIRoute):
                 )
             house = request.app.state.house
             if needed is not None:
-                caller = await admit(request, house)
+                try:
+                    caller = await admit(request, house)
+                except ApiError as error:
+                    if error.code == "unauthorized" and signing.asks_for_page(request):
+                        return signing.sign_in_first(request)
+                    raise
                 needed.check(caller)
                 if needed.stores and has_body(request.scope):
                     await _require_room(request, house)

@@ -36,6 +36,7 @@ from adap.api.routes import (
     queues,
     rankings,
     scoring,
+    signing,
     standings,
     sweeps,
     training,
@@ -111,6 +112,7 @@ ROUTES = (
     queues,
     webhooks,
     pages,
+    signing,
 )
 
 

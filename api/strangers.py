@@ -90,4 +90,6 @@ def network_of(host: str) -> str:
 
 
 def _authorization(scope: Scope) -> bytes:
-    return next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+    """The header that a key came in."""
+    headers: dict[bytes, bytes] = dict(scope["headers"])
+    return headers.get(b"authorization") or headers.get(b"cookie", b"")

@@ -92,6 +92,7 @@ def _prepared() -> tuple[Environment, Mapping[str, str]]:
     return environment, {
         "Cache-Control": "no-store",
         "Content-Security-Policy": "; ".join(f"{name} {value}" for name, value in POLICY.items()),
+        "Referrer-Policy": "same-origin",  # or its forms would come from the origin `null`
         "Vary": "Accept",
         "X-Content-Type-Options": "nosniff",
     }

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from adap.api.deps import Caller
 from adap.api.pages import page
 from adap.api.schemas import Dataset, Job, JobEvent, Model, job_answer
+from adap.api.signing import kept_key
 from adap.core.report import ThresholdResult
 from adap.store.tables import DatasetRow, JobKind, JobRow, JobStatus, ModelRow
 
@@ -246,7 +247,8 @@ def _commands_of_model(request: Request, model: Model) -> list[tuple[str, str]]:
 
 def _curl(request: Request, path: str, *options: str) -> str:
     """A call as a line for a shell, which takes the key from the environment."""
-    key = '-H "Authorization: Bearer $ADAP_API_KEY" ' if "authorization" in request.headers else ""
+    asked = "authorization" in request.headers or kept_key(request) is not None
+    key = '-H "Authorization: Bearer $ADAP_API_KEY" ' if asked else ""
     return f"curl {key}{shlex.join([*options, str(request.base_url.replace(path=path))])}"
 
 

@@ -193,12 +193,13 @@ def test_pages_need_the_key_that_json_needs_and_show_the_tenants_own(
         for tenant in ("local", "other")
     )
     for path in (f"/v1/models/{model_id}", f"/v1/datasets/{dataset_id}", f"/v1/jobs/{job_id}"):
-        problem(get(api, path), 401, "unauthorized")
+        assert get(api, path).headers["location"].startswith("/sign-in?next=")
+        problem(api.http.get(path), 401, "unauthorized")
         problem(get(api, path, Authorization=f"Bearer {other}"), 404, "not_found")
         page = get(api, path, Authorization=f"Bearer {mine}").text
         assert mine not in page
         assert '"Authorization: Bearer $ADAP_API_KEY"' in Page(page).one("main").text
-    problem(get(api, "/"), 401, "unauthorized")
+    problem(get(api, "/", Accept="*/*"), 401, "unauthorized")
     ours = get(api, "/", Authorization=f"Bearer {mine}").text
     theirs = get(api, "/", Authorization=f"Bearer {other}").text
     assert "our photos" in ours

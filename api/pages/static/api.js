@@ -12,8 +12,9 @@ const UNREACHABLE = "The service does not answer. What you typed is kept: try ag
 
 export function csrf() {
   // What proves that a request comes from a page of this service; null where nobody signed in.
-  const found = document.cookie.split("; ").find((one) => one.startsWith("adap_csrf="));
-  return found === undefined ? null : found.slice("adap_csrf=".length);
+  const name = `adap_csrf_${location.port}=`;
+  const found = document.cookie.split("; ").find((one) => one.startsWith(name));
+  return found === undefined ? null : found.slice(name.length);
 }
 
 function headers(more) {
@@ -78,20 +79,48 @@ export function send(path, form, onProgress) {
 }
 
 export const ENDED = ["succeeded", "failed", "cancelled"];
+const FOLLOWED = ["epoch", "attack", "retry", "released"]; // events that pages show as they come
 
 export function follow(events, onState, onEvent = () => {}) {
   // Tell how a job is, {status, progress, queue_position}, until it ends; a lost line comes back by
-  // itself. The answer stops it.
-  const source = new EventSource(events);
-  source.addEventListener("progress", ({ data }) => {
-    const state = JSON.parse(data);
-    if (ENDED.includes(state.status)) {
-      source.close();
+  // itself, after the last event that came. The answer stops it.
+  let source;
+  let again;
+  let seen = "";
+  const open = () => {
+    source = new EventSource(events);
+    source.addEventListener("progress", ({ data }) => {
+      const state = JSON.parse(data);
+      if (ENDED.includes(state.status)) {
+        source.close();
+      }
+      onState(state);
+    });
+    for (const type of FOLLOWED) {
+      source.addEventListener(type, (event) => {
+        if (event.lastEventId !== seen) {
+          seen = event.lastEventId;
+          onEvent(JSON.parse(event.data));
+        }
+      });
     }
-    onState(state);
-  });
-  for (const type of ["epoch", "attack", "failed", "succeeded"]) {
-    source.addEventListener(type, ({ data }) => onEvent(JSON.parse(data)));
-  }
-  return () => source.close();
+    source.addEventListener("error", () => {
+      if (source.readyState === EventSource.CLOSED) {
+        again = setTimeout(look, 3000); // refused: too many streams, or the key has ended
+      }
+    });
+  };
+  const look = async () => {
+    try {
+      onState(await get(events.replace(/\/events$/, "")));
+    } catch {
+      // it does not answer yet
+    }
+    open();
+  };
+  open();
+  return () => {
+    clearTimeout(again);
+    source.close();
+  };
 }

@@ -1,12 +1,15 @@
 // On every page: sign-out where a key is kept, and the state of a job that the page is about.
 
-import { csrf, follow } from "./api.js";
+import { call, csrf, follow } from "./api.js";
 import { progressSentence } from "./words.js";
 
 const signOut = document.getElementById("sign-out");
-if (csrf() !== null) {
-  signOut.hidden = false;
-}
+signOut.hidden = csrf() === null;
+signOut.addEventListener("submit", async (event) => {
+  event.preventDefault();
+  await call("POST", "/sign-out");
+  location.assign("/sign-in?out");
+});
 
 const events = document.body.dataset.follow;
 if (events !== undefined) {
