@@ -243,7 +243,8 @@ def gradient_table(folder: Path) -> None:
                     for epsilon in EPSILONS_OF_STEPS:
                         with attacking(scorer):
                             found = gradient_predicts(
-                                bench.gradients(scorer, APGDAttack(), Threat(epsilon=epsilon))
+                                bench.score(scorer),
+                                bench.gradients(scorer, APGDAttack(), Threat(epsilon=epsilon)),
                             )
                         figures = found.figures
                         mark = {"caution": " ?", "fail": " !"}.get(found.status, "")

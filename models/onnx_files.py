@@ -8,6 +8,7 @@ nothing of the file itself is kept, and no pickle is made.
 import re
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,9 +67,11 @@ class GraphNetwork(nn.Module):
                     f"expected a graph that PyTorch can repeat, got one that it cannot: {error!r}"
                 ) from error
         makers = {name: node for node in graph.nodes for name in node.outputs}
+        self.rounds = False
         for node in graph.nodes:
             module = _rounding(node, tensors) or _rounding_of_two(node, makers)
             if module is not None:
+                self.rounds = True
                 setattr(self.converted, self.converted.mapping[node.outputs[0]], module)
         for name, value in tensors.items():  # one copy of each tensor is enough
             setattr(self.converted, _buffer(name), value)
@@ -81,6 +84,10 @@ class GraphNetwork(nn.Module):
             warnings.simplefilter("ignore")  # the library's Slice warns of its own indexing
             output: Tensor = self.converted(images)
         return output
+
+    def without_rounding(self) -> AbstractContextManager[None]:
+        """Inside it answers what it would if nothing in it rounded: its gradient's own function."""
+        return rounding.left_out()
 
     def tensors(self) -> dict[str, Tensor]:
         """What the graph was built from."""

@@ -7,10 +7,27 @@ exactly what was rounded (scores are the network's own), and its gradient is tha
 before (Bengio et al. 2013, "Estimating or propagating gradients through stochastic neurons"; for
 attacks: Athalye et al. 2018, backward pass differentiable approximation, section 4.1).
 
-An audit that searches through other operations of its own may use the same function.
+Whether such a gradient says what it should is asked of the network without its rounding: inside
+`left_out` nothing rounds.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 from torch import Tensor
+
+_LEFT_OUT: ContextVar[bool] = ContextVar("left_out", default=False)
+
+
+@contextmanager
+def left_out() -> Iterator[None]:
+    """What goes through `straight_through` inside answers the values that it would have rounded."""
+    token = _LEFT_OUT.set(True)
+    try:
+        yield
+    finally:
+        _LEFT_OUT.reset(token)
 
 
 def straight_through(exact: Tensor, values: Tensor) -> Tensor:
@@ -18,6 +35,8 @@ def straight_through(exact: Tensor, values: Tensor) -> Tensor:
 
     `values - values.detach()` is zero for every finite number, so nothing is added to `exact`.
     """
+    if _LEFT_OUT.get():
+        return values
     if not values.requires_grad:
         return exact
     return exact.detach() + (values - values.detach())

@@ -31,6 +31,7 @@ from adap.core.config import (
 )
 from adap.core.figures.ranking import floor_ap
 from adap.core.report import Check
+from adap.models import rounding
 from tests.conftest import REPOSITORY
 
 EPSILON = 0.1
@@ -380,6 +381,43 @@ def test_a_rounded_output_whose_gradient_is_whole_is_a_caution_at_most(rounded, 
     assert found["gradients"].status == "caution"
     assert "the output is rounded" in found["gradients"].message
     assert verdict(found) == "caution"
+
+
+class Stepped(nn.Module):
+    """The small network with its first activations in steps, followed straight through."""
+
+    rounds = True
+
+    def __init__(self, step, *, beside=0.0):
+        super().__init__()
+        self.network, self.step, self.beside = trained(small_cnn), step, beside
+
+    def without_rounding(self):
+        return rounding.left_out()
+
+    def forward(self, x):
+        first = self.network[1](self.network[0](x))
+        whole = self.network[2:](rounding.floor(first / self.step) * self.step)
+        return whole + self.beside * self.network(x.detach().flip(3))
+
+
+@pytest.mark.parametrize(
+    ("step", "beside", "status"), [(1 / 8, 0, "pass"), (1.0, 0, "caution"), (1 / 8, 1, "fail")]
+)
+def test_a_gradient_straight_through_is_judged_by_what_it_is_the_gradient_of(step, beside, status):
+    """In steps of an eighth the ranking is that of the network; in whole steps it is another."""
+    network = Stepped(step, beside=beside).eval()
+    found = audit(network)["gradient_predicts"]
+    assert found.status == status
+    images, _ = held_out()
+    x = torch.tensor(images).float() / 255
+    with torch.no_grad():
+        exact, smooth = network(x), trained(small_cnn)(x)
+    if not beside:
+        expected = np.corrcoef(exact, smooth)[0, 1]
+        assert abs(found.figures["unrounded"] - expected) < 0.03  # of the sample, not of all
+        assert "followed straight through" in found.message
+    assert "unrounded" not in audit(trained(small_cnn))["gradient_predicts"].figures
 
 
 def test_the_figures_of_gradient_predicts_are_those_of_a_slope_known_beforehand():

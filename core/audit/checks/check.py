@@ -162,7 +162,7 @@ def check_audit(
         black_box_weaker(judged, level),
         monotone(judged, threat),
         gradients(clean, bench, slopes),
-        gradient_predicts(slopes),
+        gradient_predicts(clean, slopes),
         repeats,
         independent,
         eight_bit(judged, threat),

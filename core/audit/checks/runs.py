@@ -1,8 +1,9 @@
 """The attacks and scorings behind the checks of an audit, run on a sample of its images."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -161,6 +162,30 @@ def sample_rows(targets: NDArray[np.int64], images: int) -> NDArray[np.int64]:
     return np.sort(np.concatenate(spread))
 
 
+@runtime_checkable
+class Rounds(Protocol):
+    """A network that may round, with gradients straight through what does."""
+
+    rounds: bool
+
+    def without_rounding(self) -> AbstractContextManager[None]:
+        """Inside it answers what it would if nothing in it rounded."""
+        ...
+
+
+@contextmanager
+def without_rounding(network: nn.Module) -> Iterator[None]:
+    """Inside every part that says how rounds nothing."""
+    with ExitStack() as stack:
+        for part in _rounding_in(network):
+            stack.enter_context(part.without_rounding())
+        yield
+
+
+def _rounding_in(network: nn.Module) -> list[Rounds]:
+    return [part for part in network.modules() if isinstance(part, Rounds) and part.rounds]
+
+
 @dataclass(frozen=True)
 class Slopes:
     """What the gradient at each of n clean images says, and what S small steps beside it do.
@@ -168,7 +193,10 @@ class Slopes:
     zero, broken: (n,) whose gradient is zero everywhere, and whose is not finite.
     sizes: (S,) of the steps, a pixel; the nearest first.
     predicted: (S, n) change of the logit by a step, by the gradient.
-    back, forth: (S, n) logits after that step against it and along it.
+    back, forth: (S, n) logits after that step against it and along it. Of a network that rounds and
+    is followed straight through, they are those of the network without its rounding: that is the
+    function whose gradient the search follows.
+    rounds: whether it is such a one.
     """
 
     zero: NDArray[np.bool_]
@@ -177,6 +205,7 @@ class Slopes:
     predicted: NDArray[np.float64]
     back: NDArray[np.float64]
     forth: NDArray[np.float64]
+    rounds: bool = False
 
 
 @dataclass
@@ -256,11 +285,17 @@ class Bench:
                 d = torch.where(drawn < 0.5, -size, size)
                 predicted[step, rows] = (gradient * d).double().flatten(1).sum(1).cpu().numpy()
                 for found, moved in ((back, x - d), (forth, x + d)):
-                    with self._drawing(rows, "slopes"):
+                    with self._drawing(rows, "slopes"), without_rounding(network):
                         found[step, rows] = logits_of(network, moved)
             self._tell((1 + 2 * steps) * len(x))
         return Slopes(
-            zero=zero, broken=broken, sizes=sizes, predicted=predicted, back=back, forth=forth
+            zero=zero,
+            broken=broken,
+            sizes=sizes,
+            predicted=predicted,
+            back=back,
+            forth=forth,
+            rounds=bool(_rounding_in(network)),
         )
 
     def attack(

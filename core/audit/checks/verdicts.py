@@ -81,6 +81,10 @@ CORRELATION = Limit(caution=0.9, fail=0.8, side="below")
 SLOPE = Limit(caution=0.8, fail=0.65, side="below")
 CORRELATION_FAR = Limit(caution=0.9, side="below")
 
+# Of a network that rounds, followed straight through: the correlation of its scores with those that
+# it would give if nothing in it rounded. Below it the gradient is that of another ranking.
+UNROUNDED = Limit(caution=0.95, fail=0.8, side="below")
+
 # Share of the change by small steps that is no more than the rounding of the logits: above it the
 # rest is not told apart.
 ROUNDING = Limit(caution=0.1)
@@ -482,14 +486,18 @@ def gradients(clean: Logits, bench: Bench, slopes: Slopes | None) -> Check:
     return _check(name, message, figures, limits)
 
 
-def gradient_predicts(slopes: Slopes | None) -> Check:
-    """Over all images and steps, without centring; what rounding adds is taken off."""
+def gradient_predicts(clean: Logits, slopes: Slopes | None) -> Check:
+    """Over all images and steps, without centring; what rounding adds is taken off.
+
+    Of a network whose rounding is followed straight through, the steps are those of the network
+    without it, and its scores must be nearly the same.
+    """
     name = "gradient_predicts"
     if slopes is None:
         return _skipped(name, NO_GRADIENTS)
     if not len(slopes.predicted):
         return _skipped(name, "Epsilon is 0, so there is no attack to look at.")
-    if not_finite := _not_finite(name, *slopes.back, *slopes.forth):
+    if not_finite := _not_finite(name, clean, *slopes.back, *slopes.forth):
         return not_finite
     near = slopes.sizes == slopes.sizes.min()
     correlation, slope, rounding = _foretold(slopes, near)
@@ -498,6 +506,10 @@ def gradient_predicts(slopes: Slopes | None) -> Check:
     if not near.all():
         figures["correlation_far"] = _foretold(slopes, ~near)[0]
         limits["correlation_far"] = CORRELATION_FAR
+    if slopes.rounds:
+        unrounded = (slopes.back[near] + slopes.forth[near]).mean(axis=0) / 2
+        figures["unrounded"] = _correlation(clean, unrounded)
+        limits["unrounded"] = UNROUNDED
     if ROUNDING.status(rounding) != "pass":
         message = (
             f"{rounding:.0%} of what small steps do to the scores is their rounding, as to "
@@ -512,6 +524,12 @@ def gradient_predicts(slopes: Slopes | None) -> Check:
     if not near.all():
         message += (
             f"; of steps of a quarter of epsilon it correlates {figures['correlation_far']:.3f}"
+        )
+    if slopes.rounds:
+        message += (
+            "; the network rounds and is followed straight through, so these are steps of the "
+            f"network without its rounding, whose scores correlate {figures['unrounded']:.3f} with "
+            "its own"
         )
     if _judge(figures, limits) == "pass":
         message += "."
@@ -696,6 +714,13 @@ def _change(logits: Logits, other: Logits, *, spread: float) -> tuple[float, flo
     if change == 0:
         return 0.0, 0.0
     return change, float(change / spread) if spread > 0 else 1.0
+
+
+def _correlation(one: Logits, other: Logits) -> float:
+    """Pearson's; 1 of scores that are all alike, as nothing tells them apart."""
+    if one.std() == 0 or other.std() == 0:
+        return float((one.std() == 0) == (other.std() == 0))
+    return float(np.corrcoef(one, other)[0, 1])
 
 
 def _foretold(slopes: Slopes, of: NDArray[np.bool_]) -> tuple[float, float, float]:
