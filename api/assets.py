@@ -15,6 +15,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 from starlette.datastructures import UploadFile
 
+from adap import faults
 from adap.api import quotas
 from adap.api.deps import Caller, House
 from adap.api.errors import ApiError, not_found
@@ -26,7 +27,7 @@ from adap.store.database import now, row_by_id
 from adap.store.ids import new_id
 from adap.store.tables import AssetStatus, DatasetRow, JobKind, JobRow, ModelRow, UploadRow
 
-AssetId = Annotated[str, PathParameter(pattern=r"^[a-z]+_[0-9a-z]{26}$", max_length=40)]
+AssetId = Annotated[str, PathParameter(pattern=faults.ID, max_length=40)]
 AssetRow = TypeVar("AssetRow", DatasetRow, ModelRow)
 
 COPIED_BYTES = 1 << 20  # at a time

@@ -17,6 +17,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
+from adap import faults
 from adap.core.errors import AdapError
 from adap.models.errors import ModelFileError
 from adap.store import disk, storage
@@ -188,7 +189,9 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     def _validation(request: Request, error: RequestValidationError) -> JSONResponse:
-        return _response(request, "invalid_request", *_explain(error.errors()))
+        return _response(
+            request, "invalid_request", *_explain(error.errors(), {"body": error.body})
+        )
 
     @app.exception_handler(HTTPException)
     def _http(request: Request, error: HTTPException) -> JSONResponse:
@@ -278,38 +281,33 @@ def _allowed(request: Request) -> list[str]:
     ]
 
 
-def explain_validation(error: ValidationError, *, prefix: str = "body") -> ApiError:
-    """A pydantic error of a body that a route read by itself."""
-    faults = error.errors(include_url=False, include_context=False)
-    detail, items = _explain(faults, at=tuple(prefix.split("/")))
+def explain_validation(
+    error: ValidationError, *, content: Any = None, prefix: str = "body"
+) -> ApiError:
+    """A pydantic error of a body, or of a part of it, that a route read by itself as `content`."""
+    listed = error.errors(include_url=False)
+    detail, items = _explain(listed, content, at=tuple(prefix.split("/")))
     return ApiError("invalid_request", detail, errors=items)
 
 
-def _explain(errors: Sequence[Any], at: Sequence[str] = ()) -> tuple[str, list[ErrorItem]]:
+def _explain(
+    errors: Sequence[Any], content: Any, at: Sequence[str] = ()
+) -> tuple[str, list[ErrorItem]]:
     """The sentence about the first fault, and the first of all: an answer is never long."""
     items = []
     for error in errors[:MAX_ITEMS]:
+        whole = content if at or error["loc"][:1] == ("body",) else None
         parts = [
             f"{part!s:.{MAX_NAME_CHARACTERS}}".replace("~", "~0").replace("/", "~1")
-            for part in (*at, *error["loc"])
+            for part in (*at, *faults.path_of(error, whole))
         ]
-        message = error["msg"].removeprefix("Value error, ")[:MAX_DETAIL_CHARACTERS]
-        got = error.get("input")
-        if isinstance(got, str | int | float | bool) and error["type"] != "value_error":
-            message += f", got {_shown(got)}"
+        message = faults.explain(error)[:MAX_DETAIL_CHARACTERS]
         items.append(ErrorItem(pointer="/" + "/".join(parts), detail=message))
     first = items[0]
     more = f" ({len(errors) - 1} more in `errors`)" if len(errors) > 1 else ""
     if len(errors) > MAX_ITEMS:
         more = f" ({len(errors) - 1} more, {MAX_ITEMS} of them in `errors`)"
     return f"{first.pointer}: {first.detail}{more}", items
-
-
-def _shown(value: str | float) -> str:
-    """A value that came, cut before it is written out: a number may have thousands of digits."""
-    if isinstance(value, int) and abs(value) >= 10**20:
-        return "a whole number of more than 20 digits"
-    return f"{value[:80] if isinstance(value, str) else value!r:.80}"
 
 
 def too_large(request_id: str) -> bytes:

@@ -16,6 +16,7 @@ from sqlalchemy import bindparam, insert, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from adap import faults
 from adap.api import limits, quotas
 from adap.api.deps import AnyCaller, Caller, House, HouseDep
 from adap.api.errors import ApiError, Replayed
@@ -116,7 +117,7 @@ def _idempotency(
         Header(
             min_length=1,
             max_length=255,
-            pattern=r"^[!-~]+$",
+            pattern=faults.HEADER_TEXT,
             description="any text of your own, new for each request: the same request with the "
             "same key again is answered as before and makes nothing new",
         ),

@@ -11,6 +11,7 @@ Nothing here waits for anything: that is what the clients differ in.
 import hashlib
 import io
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -46,6 +47,14 @@ RANKING_FORMS = {
 SCORE_READ_LIMIT_S = 120.0  # above the limit of the service itself
 
 
+POINTER = re.compile(r"^/(?:body|query|path|header|cookie)((?:/[^/:\s]+)*): ")  # before a detail
+
+
+def dotted(pointer: str) -> str:
+    """`threat.epsilon` for the JSON pointer `/threat/epsilon`."""
+    return pointer.removeprefix("/").replace("/", ".").replace("~1", "/").replace("~0", "~")
+
+
 class ClientError(Exception):
     """Base of everything that a caller may expect to go wrong."""
 
@@ -64,7 +73,11 @@ class ProblemError(ClientError):
     """The service's own explanation, RFC 9457; `code` is stable, `detail` is for people."""
 
     def __init__(self, problem: Json, *, retry_after_s: float | None = None) -> None:
-        super().__init__(problem["detail"])
+        detail: str = problem["detail"]
+        if found := POINTER.match(detail):
+            where = f"{dotted(found[1])}: " if found[1] else ""
+            detail = where + detail[found.end() :]
+        super().__init__(detail)
         self.retry_after_s = retry_after_s
         self.problem = problem
         self.code: str = problem["code"]

@@ -27,6 +27,7 @@ from adap.client.commands import (
     sweeps,
     trainings,
 )
+from adap.client.commands.flags import Line
 from adap.client.commands.session import Session, console
 from adap.client.commands.uploads import RejectedError
 
@@ -103,15 +104,14 @@ def main() -> None:
         app(arguments, prog_name="adap")
     except ClientError as error:
         err = console(stderr=True)
-        details: list[str] = []
+        sentence, details = str(error), list[str]()
         if isinstance(error, ProblemError):
-            # the first fault is in the sentence already
-            details = [f"{item['pointer']}: {item['detail']}" for item in error.errors[1:]]
+            sentence, details = Line.of(app, arguments).explain(error)
             if "--json" in arguments:
                 sys.stdout.write(f"{json_.dumps(error.problem, indent=2)}\n")
         elif isinstance(error, RejectedError):
             details = show.reasons(error.reasons)
-        err.print(show.problem(str(error), details), highlight=False, soft_wrap=True)
+        err.print(show.problem(sentence, details), highlight=False, soft_wrap=True)
         sys.exit(1)
 
 

@@ -17,7 +17,6 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
     ConfigDict,
     Discriminator,
@@ -27,12 +26,14 @@ from pydantic import (
     model_validator,
 )
 
+from adap import faults
 from adap.core import presets, thresholds
 from adap.core.errors import ConfigError
 from adap.core.presets import TrainingPreset
 from adap.core.rankings import OWN_NAMES
 from adap.core.statement import Statement
 from adap.core.wording import as_written
+from adap.faults import NamedFields
 
 SPLITS = ("train", "validation", "test")
 Split = Literal["train", "validation", "test"]
@@ -56,7 +57,7 @@ def fraction(value: Any) -> Any:
     return above / below
 
 
-_FractionText = Annotated[str, Field(pattern=r"^\d+(\.\d+)?/\d+(\.\d+)?$", max_length=40)]
+_FractionText = Annotated[str, Field(pattern=faults.FRACTION, max_length=40)]
 _AnySize = Annotated[float, Field(ge=0, le=1000)]
 _Positive = Annotated[float, Field(gt=0, le=1000)]
 PixelSize = Annotated[
@@ -80,7 +81,7 @@ def refuse_beyond_pixels(what: str, value: float | None, norm: Norm) -> None:
         )
 
 
-class Config(BaseModel):
+class Config(NamedFields):
     """A frozen value that refuses unknown fields and does not coerce."""
 
     model_config = ConfigDict(
@@ -167,7 +168,7 @@ class DatasetOptions(Config):
     resize: Resize | None = Field(None, description="how images become one size")
     folders: str | None = Field(
         None,
-        pattern=r"^(class|split|group|cluster|-)(/(class|split|group|cluster|-)){0,7}$",
+        pattern=faults.FOLDERS,
         description="what the folders are, from the outermost: class, split, group, cluster, or - "
         "for nothing; for example split/class",
     )
@@ -479,7 +480,7 @@ class TrainingConfig(Config):
         return self
 
 
-Identifier = Annotated[str, Field(pattern=r"^[a-z]+_[0-9a-z]{26}$", max_length=40)]
+Identifier = Annotated[str, Field(pattern=faults.ID, max_length=40)]
 
 
 def _reads_as_written(text: str) -> str:
@@ -488,7 +489,7 @@ def _reads_as_written(text: str) -> str:
 
 Name = Annotated[
     str,
-    Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$"),
+    Field(min_length=1, max_length=200, pattern=faults.VISIBLE),
     AfterValidator(_reads_as_written),
 ]
 
@@ -549,7 +550,7 @@ class _Attack(Config):
     name: str
     label: str | None = Field(
         None,
-        pattern=r"^[a-z0-9][a-z0-9_-]*$",
+        pattern=faults.LABEL,
         max_length=40,
         description="what the report calls it, by default its name; needed where one occurs twice",
     )

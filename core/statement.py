@@ -8,9 +8,11 @@ safety case asks for and an audit cannot find out by itself has its place here.
 from datetime import date
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
+from adap import faults
 from adap.core.wording import as_written
+from adap.faults import NamedFields
 
 LONGEST_PARAGRAPH = 2000
 LONGEST_NAME = 200
@@ -36,10 +38,10 @@ Paragraph = Annotated[
 PersonOrBody = Annotated[
     str, Field(min_length=1, max_length=LONGEST_NAME), AfterValidator(_written)
 ]
-Day = Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$", max_length=10), AfterValidator(_day)]
+Day = Annotated[str, Field(pattern=faults.DAY, max_length=10), AfterValidator(_day)]
 
 
-class Statement(BaseModel):
+class Statement(NamedFields):
     """Who had the audit made, why, and why so."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)

@@ -18,6 +18,7 @@ from typing import Annotated, Any, BinaryIO, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from adap.faults import NamedFields, explain
 from adap.models.errors import ModelFileError, TaskError
 from adap.models.formats import EDGE_BYTES, refusal
 from adap.reading import Reading
@@ -58,7 +59,7 @@ VALUE_RANGES: dict[ValueRange, tuple[float, float]] = {
 ChannelOrder = Literal["rgb", "bgr"]
 
 
-class InputSpec(BaseModel):
+class InputSpec(NamedFields):
     """How images become the network's input: (x - mean) / std, channel by channel.
 
     x: the pixels in `value_range`, black being its lower end and white its upper end, their
@@ -112,7 +113,7 @@ SMALLEST_PROBABILITY = 2.0**-126  # the smallest normal float32: a score of -87.
 LARGEST_PROBABILITY = 1 - 2.0**-24  # the largest float32 below 1: a score of 16.6
 
 
-class OutputSpec(BaseModel):
+class OutputSpec(NamedFields):
     """What the network answers for an image, and what that says about a class.
 
     logit: one logit, higher for the positive side, whichever classes that is.
@@ -232,7 +233,7 @@ def logit_a_class(classes: Sequence[str]) -> OutputSpec:
     except ValidationError as error:
         raise TaskError(
             f"expected 2 to 1000 classes of printable names, got {len(classes)}: "
-            f"{error.errors()[0]['msg']}"
+            f"{explain(error.errors()[0])}"
         ) from error
 
 
@@ -384,8 +385,8 @@ def embedded_manifest(header: Header) -> Manifest | None:
         return Manifest.model_validate_json(text)
     except ValidationError as error:
         problems = "; ".join(
-            f"{'.'.join(str(part) for part in item['loc']) or 'manifest'}: {item['msg']}"
-            for item in error.errors(include_url=False, include_input=False)[:5]
+            f"{'.'.join(str(part) for part in item['loc']) or 'manifest'}: {explain(item)}"
+            for item in error.errors(include_url=False)[:5]
         )
         raise ModelFileError(
             f"expected a valid manifest in the metadata {MANIFEST_KEY!r}, got {problems}"

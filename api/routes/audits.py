@@ -247,10 +247,11 @@ def read_rows(
 
 
 async def _json(request: Request) -> AuditRequest:
+    content = await bodies.read(request)
     try:
-        return await run_in_threadpool(AuditRequest.model_validate, await bodies.read(request))
+        return await run_in_threadpool(AuditRequest.model_validate, content)
     except ValidationError as error:
-        raise explain_validation(error) from error
+        raise explain_validation(error, content=content) from error
 
 
 def _audit_by_ids(request: AuditRequest, caller: Caller, once: Idempotency) -> Job:

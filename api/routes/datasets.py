@@ -4,7 +4,7 @@ import json
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Form, Request, Response, UploadFile
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 from sqlalchemy import select
 
 from adap.api import assets
@@ -17,12 +17,13 @@ from adap.api.listing import After, Limit, Search, SortedBy, having, page
 from adap.api.pages import PAGE, views, wants_page
 from adap.api.schemas import Dataset, Page, Status, dataset_answer
 from adap.core.config import DatasetOptions, Identifier, Name
+from adap.faults import NamedFields
 from adap.store.tables import AssetStatus, DatasetRow
 
 router = APIRouter(prefix="/v1/datasets", tags=["data sets"], route_class=GuardedRoute)
 
 
-class DatasetFields(BaseModel):
+class DatasetFields(NamedFields):
     """How a data set in a form is to be read: each field but `resize` is what the command takes."""
 
     model_config = ConfigDict(extra="forbid")
@@ -75,7 +76,7 @@ class DatasetFields(BaseModel):
         try:
             return DatasetOptions.model_validate(given)
         except ValidationError as error:
-            raise explain_validation(error, prefix="body") from error
+            raise explain_validation(error, content=given) from error
 
 
 class DatasetForm(DatasetFields):

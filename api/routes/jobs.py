@@ -17,6 +17,7 @@ from sqlalchemy import bindparam, exists, or_, select, union_all
 from sqlalchemy.orm import Session, aliased
 from starlette.types import Receive, Scope, Send
 
+from adap import faults
 from adap.api.assets import AssetId
 from adap.api.deps import Caller, House, HouseDep, Reader, Writer
 from adap.api.errors import POSTED, ApiError, not_found, problems
@@ -62,7 +63,7 @@ def list_jobs(
     ] = None,
     code: Annotated[
         str | None,
-        Query(max_length=100, pattern="^[a-z0-9_]+$", description="that failed with this code"),
+        Query(max_length=100, pattern=faults.CODE, description="that failed with this code"),
     ] = None,
     retried: Annotated[
         bool | None, Query(description="whether a retry of it was made already")

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Query, Response
 from pydantic import ConfigDict, Field
 from sqlalchemy import select
 
+from adap import faults
 from adap.api.assets import AssetId
 from adap.api.deps import Admin, HouseDep
 from adap.api.errors import ApiError, not_found, problems
@@ -21,7 +22,7 @@ from adap.store.tables import ApiKeyRow
 router = APIRouter(prefix="/v1/api-keys", tags=["API keys"], route_class=GuardedRoute)
 
 
-Tenant = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$", max_length=63)]
+Tenant = Annotated[str, Field(pattern=faults.TENANT, max_length=63)]
 
 
 class ApiKeyRequest(Config):
@@ -33,8 +34,8 @@ class ApiKeyRequest(Config):
 
     name: Name
     scopes: list[Scope] = Field(["read", "write"], min_length=1, max_length=3)
-    tenant: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$", max_length=63)] | None = (
-        Field(None, description="by default the caller's; tenants cannot see each other's things")
+    tenant: Annotated[str, Field(pattern=faults.TENANT, max_length=63)] | None = Field(
+        None, description="by default the caller's; tenants cannot see each other's things"
     )
     expires_in_s: float | None = Field(None, gt=0, le=10 * 366 * 86400)
     allow_no_admin: bool = Field(

@@ -12,6 +12,7 @@ from pydantic import BeforeValidator
 from safetensors.numpy import load
 from sqlalchemy import select
 
+from adap import faults
 from adap.api import assets
 from adap.api.deps import House, HouseDep, Reader
 from adap.api.errors import problems
@@ -96,7 +97,7 @@ class _Audit:
 def leaderboard(
     house: HouseDep,
     caller: Reader,
-    dataset_id: Annotated[str, Query(pattern=r"^ds_[0-9a-z]{26}$", max_length=40)],
+    dataset_id: Annotated[str, Query(pattern=faults.DATASET_ID, max_length=40)],
     positive: Annotated[
         list[ClassName] | None,
         Query(

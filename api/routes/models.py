@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Protocol, TypeVar
 
 from fastapi import APIRouter, BackgroundTasks, Form, Query, Request, Response, UploadFile
 from fastapi.concurrency import run_in_threadpool
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 from sqlalchemy import select
 
 from adap.api import assets, quotas
@@ -18,6 +18,7 @@ from adap.api.pages import PAGE, views, wants_page
 from adap.api.routes.jobs import wait_until_done
 from adap.api.schemas import Model, Page, Status, model_answer
 from adap.core.config import Identifier, Name
+from adap.faults import NamedFields
 from adap.models import catalogue
 from adap.models.header import ONE_LOGIT, Declaration, InputSpec, OutputSpec
 from adap.store import jobs
@@ -29,7 +30,7 @@ Format = Literal["safetensors", "onnx"]
 Spec = TypeVar("Spec", InputSpec, OutputSpec)
 
 
-class ModelForm(BaseModel):
+class ModelForm(NamedFields):
     """`POST /v1/models`, multipart/form-data."""
 
     model_config = ConfigDict(extra="forbid")

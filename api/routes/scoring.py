@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Query, Request, UploadFile
 from fastapi.concurrency import run_in_threadpool
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from adap.api import assets, bodies
 from adap.api.assets import AssetId
@@ -22,6 +22,7 @@ from adap.api.errors import ApiError, ErrorItem, explain_validation, problems, t
 from adap.api.guarded import GuardedRoute
 from adap.api.schemas import ImageScore, ImageScores
 from adap.core.config import MAX_CLASSES_IN_URL, ClassName
+from adap.faults import NamedFields
 from adap.models.header import Manifest
 from adap.store.tables import ModelRow
 from adap.worker.scoring.link import ScoringGoneError
@@ -42,7 +43,7 @@ Positive = Annotated[
 RANK = "whether to say the place of each image among those of the request"
 
 
-class ScoreRequest(BaseModel):
+class ScoreRequest(NamedFields):
     """`POST /v1/models/{model_id}/scores`, application/json."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -56,7 +57,7 @@ class ScoreRequest(BaseModel):
     rank: bool = Field(False, description=RANK)
 
 
-class ScoreForm(BaseModel):
+class ScoreForm(NamedFields):
     """`POST /v1/models/{model_id}/scores`, multipart/form-data."""
 
     model_config = ConfigDict(extra="forbid")

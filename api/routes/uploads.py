@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
+from adap import faults
 from adap.api import assets, quotas
 from adap.api.assets import AssetId
 from adap.api.deps import Caller, House, HouseDep, Reader, Writer
@@ -41,7 +42,7 @@ BUFFER_BYTES = 1 << 20
 MAX_PARTS = 10_000
 MAX_PART_BYTES = 64 * 2**20
 
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", max_length=64)]
+Sha256 = Annotated[str, Field(pattern=faults.SHA256, max_length=64)]
 
 PartNumber = Annotated[
     int, PathParameter(ge=1, le=MAX_PARTS, description="of this part, counted from 1")

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 from adap.core.config import Norm, Threat
 from adap.core.errors import ConfigError
+from adap.faults import explain
 
 C = TypeVar("C", bound=BaseModel)
 
@@ -24,10 +25,8 @@ def sentence(error: ValidationError) -> str:
     """The first thing that is wrong, and how many more there are."""
     first, *more = error.errors(include_url=False)
     where = ".".join(str(part) for part in first["loc"])
-    said = first["msg"].replace("Value error, ", "").replace("Input should be", "expected")
-    got = "" if "got " in said or first["type"] == "missing" else f", got {_short(first['input'])}"
     others = f" (and {len(more)} more)" if more else ""
-    return f"{f'{where}: ' if where else ''}{said}{got}{others}"
+    return f"{f'{where}: ' if where else ''}{explain(first)}{others}"
 
 
 def threat_of(epsilon: float | str | np.number[Any], norm: Norm) -> Threat:

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, JsonValue, ValidationError, model_validator
 
+from adap import faults
 from adap.core.config import Config, Name, TrainingRequest
 from adap.core.errors import ConfigError
 
@@ -24,7 +25,7 @@ _FIXED = ("dataset_id", "task", "warm_start", "name", "preset")
 Parameters = dict[str, JsonValue]
 """What one trial changes: values by the paths of fields."""
 
-FieldPath = Annotated[str, Field(pattern=r"^[a-z0-9_]+(\.[a-z0-9_]+)*$", max_length=100)]
+FieldPath = Annotated[str, Field(pattern=faults.FIELD_PATH, max_length=100)]
 Values = Annotated[list[JsonValue], Field(min_length=1, max_length=100)]
 
 
@@ -154,10 +155,10 @@ def trial(request: SweepRequest, parameters: Parameters, *, number: int) -> Trai
         return TrainingRequest.model_validate(fields)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        where = ".".join(map(str, faults.path_of(first, fields)))
         raise ConfigError(
             f"expected every trial to be a training, got {json.dumps(parameters)}: "
-            f"{where + ': ' if where else ''}{first['msg'].removeprefix('Value error, ')}"
+            f"{where + ': ' if where else ''}{faults.explain(first)}"
         ) from error
 
 

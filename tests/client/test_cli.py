@@ -107,20 +107,20 @@ def listed_by_help(*group: str) -> set[str]:
         (f"key revoke {NO_KEY}", f"There is no valid API key {NO_KEY}."),
         (
             f"audit --model {NO_MODEL} --dataset {NO_DATASET} --epsilon -1",
-            "/body/threat/epsilon: Input should be greater than or equal to 0, got -1.0",
+            "--epsilon: expected at least 0, got -1.0",
         ),
         (
             "dataset list --after nonsense!",
-            "/query/after: expected a `next_cursor` that this list has given",
+            "--after: expected a `next_cursor` that this list has given",
         ),
         (
             "model list --after nonsense!",
-            "/query/after: expected a `next_cursor` that this list has given",
+            "--after: expected a `next_cursor` that this list has given",
         ),
         (
             "jobs list --status sad",
-            "/query/status: Input should be 'queued', 'running', 'cancelling', 'succeeded', "
-            "'failed' or 'cancelled', got 'sad'",
+            "--status: expected one of queued, running, cancelling, succeeded, failed, cancelled, "
+            "got 'sad'",
         ),
     ],
 )
@@ -133,8 +133,8 @@ def test_further_faults_of_a_request_are_listed(adap: Adap, dataset: str) -> Non
     run = adap("train", *training(dataset, epochs=2000, batch_size=0))
     assert run.code == 1
     assert run.err.splitlines() == [
-        "/body/epochs: Input should be less than or equal to 1000, got 2000 (1 more in `errors`)",
-        "  - /body/batch_size: Input should be greater than or equal to 2, got 0",
+        "--epochs: expected at most 1000, got 2000",
+        "  - --set batch_size: expected at least 2, got 0",
     ]
 
 

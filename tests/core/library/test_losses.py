@@ -240,8 +240,8 @@ def test_a_batch_without_positives_is_refused_where_a_mean_over_them_is_taken(
         ({"examples": 3.0}, "examples as a whole number of at least 1, got 3.0"),
         ({"examples": True}, "examples as a whole number of at least 1, got True"),
         ({"examples": 8, "classes": 0}, "classes as a whole number of at least 1, got 0"),
-        ({"examples": 8, "margin": -1}, "margin: expected greater than 0, got -1"),
-        ({"examples": 8, "gamma": 1}, "gamma: Extra inputs are not permitted"),
+        ({"examples": 8, "margin": -1}, "margin: expected more than 0, got -1"),
+        ({"examples": 8, "gamma": 1}, "gamma: no such field; did you mean gamma2"),
     ],
 )
 def test_an_option_that_no_training_could_honour_is_refused(

@@ -178,7 +178,7 @@ def test_a_function_is_given_arrays_or_tensors_and_only_asked_for_scores(
         ),
         (Shaped(1, "raw"), {"attacks": []}, "at least one attack"),
         (Shaped(1, "raw"), {"epsilons": 0.1}, "epsilons: .*got 0.1"),
-        (Shaped(1, "raw"), {"require": 5}, "expected a valid string, got 5"),
+        (Shaped(1, "raw"), {"require": 5}, "expected a text, got 5"),
         (Shaped(1, "raw"), {"progress": "yes"}, "progress as True, False or a function"),
         (Shaped(1, "raw"), {"folder": "/proc/none"}, "folder= where files can be written"),
         (Shaped(1, "raw"), {"surrogate": Shaped(3, "raw")}, "the surrogate: .*3 outputs"),
@@ -302,9 +302,9 @@ def test_the_same_network_in_other_forms_ranks_alike(
     ("options", "said"),
     [
         ({"epsilon": 8}, "at most 1, .*got 8; for 8 of 255 levels write 8/255"),
-        ({"epsilon": True}, "epsilon: expected a valid number, got True"),
+        ({"epsilon": True}, "epsilon: expected a number, got True"),
         ({"epsilon": "8/0"}, "expected a fraction such as 8/255"),
-        ({"norm": "l1"}, "norm: expected 'linf' or 'l2', got 'l1'"),
+        ({"norm": "l1"}, "norm: expected one of linf, l2, got 'l1'"),
         ({"attack": adap.PGD(step_size=2)}, "L-inf step_size of at most 1, .*got 2"),
     ],
 )
