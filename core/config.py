@@ -180,6 +180,18 @@ class DatasetOptions(Config):
         description="what stands between the labels of an image that may have several; none where "
         "each text is one label, whatever it looks like",
     )
+    label_columns: str | None = Field(
+        None,
+        min_length=1,
+        max_length=4000,
+        description="columns of 0 and 1, each of which is a class, separated by commas; * for all "
+        "that mean nothing else",
+    )
+    label_in_name: Literal["_", "-", ".", " "] | None = Field(
+        None,
+        description="the label is what stands in the name of an image before the last of these: "
+        "cat in cat_12.jpg",
+    )
     image_column: ColumnName | None = Field(None, description="column, or array, of the images")
     label_column: ColumnName | None = Field(None, description="column, or array, of the labels")
     split_column: ColumnName | None = Field(None, description="column, or array, of the splits")
@@ -188,6 +200,18 @@ class DatasetOptions(Config):
     skip_unreadable: bool = Field(
         False, description="leave out images that cannot be read, and count them"
     )
+
+    @model_validator(mode="after")
+    def _labels_once(self) -> "DatasetOptions":
+        """Labels are in one place."""
+        told = ("label_columns", "label_in_name", "label_column", "label_separator")
+        given = [name for name in told if getattr(self, name) is not None]
+        if len(given) > 1 and given != ["label_column", "label_separator"]:
+            raise ValueError(
+                f"expected one place that the labels come from, got {' and '.join(given)}: leave "
+                "out all but one"
+            )
+        return self
 
 
 class Threat(Config):

@@ -52,6 +52,19 @@ class DatasetFields(NamedFields):
         "a semicolon, a slash or a space; none where each text is one label",
         examples=["|"],
     )
+    label_columns: str | None = Field(
+        None,
+        max_length=4000,
+        description="columns of 0 and 1, each of which is a class, separated by commas; * for all "
+        "that mean nothing else",
+        examples=["*"],
+    )
+    label_in_name: str | None = Field(
+        None,
+        description="the label is what stands in the name of an image before the last of these: an "
+        "underscore, a hyphen, a full stop or a space",
+        examples=["_"],
+    )
     image_column: str | None = Field(None, description="the column, or array, of the images")
     label_column: str | None = Field(None, description="the column, or array, of the labels")
     split_column: str | None = Field(None, description="the column, or array, of the splits")

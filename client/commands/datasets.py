@@ -100,6 +100,21 @@ def add_dataset(
             "space; none where each text is one label.",
         ),
     ] = None,
+    label_columns: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="Columns of 0 and 1, each a class, with commas between; '*' for all others.",
+        ),
+    ] = None,
+    label_in_name: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MARK",
+            help="The label is what stands in a file's name before the last _ - . or space: cat in "
+            "cat_12.jpg.",
+        ),
+    ] = None,
     image_column: Annotated[str | None, typer.Option(help="Column or array of images.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Column or array of labels.")] = None,
     split_column: Annotated[str | None, typer.Option(help="Column or array of splits.")] = None,
@@ -142,6 +157,8 @@ def add_dataset(
             folders=folders,
             levels=levels,
             label_separator=label_separator,
+            label_columns=label_columns,
+            label_in_name=label_in_name,
             image_column=image_column,
             label_column=label_column,
             split_column=split_column,

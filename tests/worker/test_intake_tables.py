@@ -323,15 +323,16 @@ def test_a_folder_without_lines_is_refused_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [int, float])
-def test_a_column_for_each_class_is_refused_with_what_to_write(kind: type, tmp_path: Path) -> None:
+def test_a_column_for_each_class_is_refused_until_an_option_says_so(
+    kind: type, tmp_path: Path
+) -> None:
     hot = pd.get_dummies(FRAME.label, dtype=kind)
     frame = pd.concat(
         [FRAME.drop(columns="label").rename(columns={"file_name": "image"}), hot], axis=1
     )
     said = refusal(with_table(frame), tmp_path)
     assert "'cat', 'dog'" in said
-    assert "write one column `labels`" in said
-    assert "cat|dog" in said
+    assert "--label-columns '*', or cat,dog" in said
     spaced = {**IMAGES, "metadata.csv": frame.to_csv(index=False).replace(",", ", ").encode()}
     assert refusal(spaced, tmp_path) == said
     assert labels(read(with_table(frame), tmp_path, label_column="dog")) == ["0", "1"] * 4

@@ -6,13 +6,14 @@ sender has to say so: `label_separator` is what stands between them, or `none`.
 
 import ast
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from adap.core.config import DatasetOptions
 from adap.models.header import shown
 from adap.worker.intake.limits import Rejected
 from adap.worker.intake.names import tidy
-from adap.worker.intake.notes import Notes
+from adap.worker.intake.notes import Notes, listed
 
 Value = str | tuple[str, ...]
 """What a table says of one image: a text, or several where the table itself has lists."""
@@ -42,6 +43,66 @@ def read_labels(
         _refuse_other_separators(texts, column)
     cuts = separator or "|"
     return [split_labels(text, cuts) for text in texts], True
+
+
+_PRESENT = frozenset({"1", "1.0", "true"})
+_ABSENT = frozenset({"0", "0.0", "false", ""})
+_MINUS = frozenset({"-1", "-1.0"})
+
+
+class LabelColumns:
+    """Labels from columns of 0 and 1, each of which is a class; or of -1 and 1 alone."""
+
+    def __init__(self, asked: str, columns: Sequence[str], others: Sequence[str | None]) -> None:
+        """`asked` is the option, `columns` are those there are, `others` mean something else.
+
+        Raises Rejected for a column that is not there, or means something else.
+        """
+        free = [name for name in columns if name.strip() and name not in others]
+        wanted = free if asked.strip() == "*" else list(map(tidy, asked.split(",")))
+        wrong = [name for name in wanted if name not in free]
+        if wrong or not wanted or len(set(wanted)) < len(wanted):
+            raise Rejected(
+                "expected the columns of the classes that were asked for (--label-columns), each "
+                f"once, got {listed(wrong or wanted)} among {listed(columns)}"
+            )
+        self.columns = wanted
+        self._seen: set[str] = set()
+
+    def of(self, values: Mapping[str, Any]) -> tuple[str, ...]:
+        """The classes of one row. Raises ValueError where a column says neither 0 nor 1."""
+        found = []
+        for name in self.columns:
+            value = values.get(name)
+            text = "" if value is None else str(value).strip().lower()
+            if text not in _PRESENT | _ABSENT | _MINUS:
+                raise ValueError(f"expected 0 or 1 in the column {shown(name)}, got {shown(text)}")
+            self._seen.add(text)
+            if text in _PRESENT:
+                found.append(name)
+        return tuple(found)
+
+    def several(self, labels: Sequence[tuple[str, ...]], notes: Notes) -> bool:
+        """Whether an image may have several, after all rows. Rejected where -1 is not clear."""
+        if self._seen & _MINUS and self._seen & _ABSENT:
+            raise Rejected(
+                f"expected 0 or 1 in the columns {listed(self.columns)}, got -1 beside 0 or "
+                "nothing: -1 may mean that it is not known; write 0 for what is not there, and "
+                "leave out images of which that is not known"
+            )
+        several = any(len(names) != 1 for names in labels)
+        kind = "-1 and 1" if self._seen & _MINUS else "0 and 1"
+        told = "any number of labels" if several else "one label"
+        notes.step(f"{told} for each image, from {len(self.columns)} columns of {kind}")
+        never = sorted(set(self.columns) - {name for names in labels for name in names})
+        if never:
+            notes.fact(
+                "info",
+                "empty_classes",
+                f"the columns {listed(never)} are never 1, so they are no classes",
+                classes=len(never),
+            )
+        return several
 
 
 def split_labels(text: str, separator: str = "|") -> tuple[str, ...]:

@@ -32,7 +32,7 @@ from adap.worker.intake.asked import Asked
 from adap.worker.intake.columns import note_unread, require_column
 from adap.worker.intake.counts import check_class_count, check_counts, label_matrix
 from adap.worker.intake.decoding import File, Undecoded, decode_all
-from adap.worker.intake.labels import check_text_labels, split_labels
+from adap.worker.intake.labels import LabelColumns, check_text_labels, split_labels
 from adap.worker.intake.limits import IntakeLimits, Reasons, Rejected
 from adap.worker.intake.names import cluster_problem, group_problem, labels_problem, tidy
 from adap.worker.intake.notes import counted, listed
@@ -44,6 +44,7 @@ MAX_FOOTER_BYTES = 64 * 1024**2
 
 _IMAGES = ("image", "img")
 _LABELS = ("label", "labels")
+_OPTIONAL = ("split", "group", "cluster")
 _DAMAGED = (pa.ArrowException, OSError, ValueError)
 
 
@@ -59,11 +60,17 @@ class _Columns:
     lists: bool  # of labels
     separator: str | None  # between several labels in a text
     class_names: tuple[str, ...] | None  # of labels that are numbers
+    hot: tuple[str, ...] = ()  # columns of 0 and 1, one for each class, instead of `label`
 
     @property
     def several(self) -> bool:
-        """Whether an image may have several labels."""
+        """Whether a row of the column may have several labels."""
         return self.lists or self.separator is not None
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The columns that labels come from."""
+        return self.hot or (self.label,)
 
 
 def read_parquet(shards: Mapping[str, Path], asked: Asked) -> ImageSet:
@@ -118,16 +125,16 @@ def _read(files: Mapping[str, pq.ParquetFile], asked: Asked) -> ImageSet:
     names = next(iter(files.values())).schema_arrow.names
     note_unread(
         names,
-        [columns.image, columns.label, columns.split, columns.group, columns.cluster],
+        [columns.image, *columns.labels, columns.split, columns.group, columns.cluster],
         asked.notes,
     )
-    named, splits, groups, clusters = _read_texts(files, columns)
+    named, several, splits, groups, clusters = _read_texts(files, columns, asked)
     if splits is None and len(files) > 1:
         splits = _splits_of_files(list(files), counts, asked)
-    if not columns.several and columns.class_names is None:
+    if not columns.several and not columns.hot and columns.class_names is None:
         different = {name for names in named for name in names}
         check_text_labels(different, columns.label, asked.options)
-    classes, labels = _index(named, columns)
+    classes, labels = _index(named, columns, several=several)
     check_counts(classes, labels, splits=splits, groups=groups)
     paths: list[str | None] = []
     undecoded = Undecoded(
@@ -172,7 +179,11 @@ def _check_footer(path: Path) -> None:
 def _find_columns(schema: pa.Schema, asked: Asked) -> _Columns:
     reasons, options = Reasons(), asked.options
     image = require_column("image", schema.names, _IMAGES, options)
-    label = require_column("label", schema.names, _LABELS, options)
+    hot: tuple[str, ...] = ()
+    if options.label_columns is not None:
+        others = [getattr(options, f"{role}_column") or role for role in _OPTIONAL]
+        hot = tuple(LabelColumns(options.label_columns, schema.names, [image, *others]).columns)
+    label = require_column("label", schema.names, _LABELS, options) if not hot else hot[0]
     kind = schema.field(image).type
     if pa.types.is_struct(kind):
         fields = {field.name: field.type for field in kind}
@@ -186,7 +197,7 @@ def _find_columns(schema: pa.Schema, asked: Asked) -> _Columns:
     multilabel = pa.types.is_list(kind) or pa.types.is_large_list(kind)
     kind = kind.value_type if multilabel else kind
     numbers = pa.types.is_integer(kind) or pa.types.is_boolean(kind)
-    if not (numbers or _is_text(kind)):
+    if not (numbers or _is_text(kind) or hot):
         reasons.add(
             f"{label}: expected text or whole numbers, or lists of them, "
             f"got {shown(str(schema.field(label).type))}"
@@ -197,7 +208,7 @@ def _find_columns(schema: pa.Schema, asked: Asked) -> _Columns:
             f"got {shown(str(schema.field(label).type))}: leave the option out"
         )
     told = {}
-    for role in ("split", "group", "cluster"):
+    for role in _OPTIONAL:
         name = getattr(options, f"{role}_column") or role
         if name in schema.names:
             told[role] = name
@@ -208,7 +219,7 @@ def _find_columns(schema: pa.Schema, asked: Asked) -> _Columns:
             reasons.add(f"expected the {role} column {shown(name)} that was asked for, got none")
     reasons.settle()
     separator = None
-    if _is_text(kind) and not multilabel and options.label_separator != "none":
+    if _is_text(kind) and not (multilabel or hot) and options.label_separator != "none":
         separator = options.label_separator or ("|" if label == "labels" else None)
     return _Columns(
         image=image,
@@ -218,7 +229,8 @@ def _find_columns(schema: pa.Schema, asked: Asked) -> _Columns:
         cluster=told.get("cluster"),
         lists=multilabel,
         separator=separator,
-        class_names=_class_names(schema, label) if numbers else None,
+        class_names=_class_names(schema, label) if numbers and not hot else None,
+        hot=hot,
     )
 
 
@@ -243,9 +255,11 @@ def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...] | None:
 
 
 def _read_texts(
-    files: Mapping[str, pq.ParquetFile], columns: _Columns
-) -> tuple[list[tuple[str, ...]], NDArray[np.int8] | None, list[str] | None, list[str] | None]:
-    """The names of each row's labels, its split, its group and its cluster."""
+    files: Mapping[str, pq.ParquetFile], columns: _Columns, asked: Asked
+) -> tuple[
+    list[tuple[str, ...]], bool, NDArray[np.int8] | None, list[str] | None, list[str] | None
+]:
+    """The labels of each row, whether it may have several, its split, its group, its cluster."""
     reasons = Reasons()
     named: list[tuple[str, ...]] = []
     splits: list[str] = []
@@ -253,17 +267,27 @@ def _read_texts(
     groups: list[str] = []
     clusters: list[str] = []
     optional = (columns.split, columns.group, columns.cluster)
-    wanted = [columns.label, *(name for name in optional if name is not None)]
+    wanted = [*columns.labels, *(name for name in optional if name is not None)]
+    hot = LabelColumns(",".join(columns.hot), columns.hot, ()) if columns.hot else None
     kept_back: dict[str, list[int]] = {}  # rows without a label, of each file
     for name, row in (
         (name, row) for name, file in files.items() for row in _rows(file, wanted, TEXT_ROWS)
     ):
         number = len(named)
-        labels = row[columns.label]
-        if columns.separator is not None and labels is not None:
-            labels = list(split_labels(labels, columns.separator))
-        labels = labels if columns.several else [labels]
-        names = _names(labels, columns.class_names)
+        names: tuple[str, ...] | None
+        labels: Any = None
+        if hot is not None:
+            try:
+                names = hot.of(row)
+            except ValueError as error:
+                reasons.add(f"row {number}: {error}")
+                names = ()
+        else:
+            labels = row[columns.label]
+            if columns.separator is not None and labels is not None:
+                labels = list(split_labels(labels, columns.separator))
+            labels = labels if columns.several else [labels]
+            names = _names(labels, columns.class_names)
         if names is None and (labels == [-1] or (len(files) > 1 and labels == [None])):
             kept_back.setdefault(name, []).append(number)
             names = ()
@@ -307,6 +331,7 @@ def _read_texts(
     meaning = splits_of(set(splits))
     return (
         named,
+        columns.several if hot is None else hot.several(named, asked.notes),
         None
         if columns.split is None
         else np.array([SPLITS.index(meaning[split]) for split in splits], np.int8),
@@ -331,7 +356,7 @@ def _names(labels: Any, class_names: Sequence[str] | None) -> tuple[str, ...] | 
 
 
 def _index(
-    named: Sequence[Sequence[str]], columns: _Columns
+    named: Sequence[Sequence[str]], columns: _Columns, *, several: bool
 ) -> tuple[list[str], NDArray[np.int64] | NDArray[np.uint8]]:
     """The classes, and each row's index into them or its row of the matrix.
 
@@ -344,7 +369,7 @@ def _index(
         classes = sorted(found, key=int)
     else:
         classes = sorted(found)
-    if columns.several:
+    if several:
         check_class_count(classes, examples=len(named))
         return classes, label_matrix(named, classes)
     position = {name: i for i, name in enumerate(classes)}

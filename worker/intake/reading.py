@@ -30,14 +30,17 @@ from adap.worker.intake.counts import (
 from adap.worker.intake.decoding import MAX_SIZES, RELEASE_BYTES, File, Undecoded, decode_all
 from adap.worker.intake.examples import Example, is_no_image, suffix_of
 from adap.worker.intake.folders import by_folders
+from adap.worker.intake.layouts import way_on
 from adap.worker.intake.limits import IntakeLimits, Rejected
 from adap.worker.intake.masks import refuse_masks
+from adap.worker.intake.named import by_names
 from adap.worker.intake.names import label_problem, tidy
 from adap.worker.intake.notes import Notes, counted, listed
 from adap.worker.intake.samples import by_samples, find_samples
 from adap.worker.intake.similar import note_near_duplicates
 from adap.worker.intake.tables import (
     METADATA,
+    are_one_each,
     by_tables,
     columns_asked,
     tables_among,
@@ -96,11 +99,13 @@ def read_dataset(
             if is_arrays(archive):
                 notes.form = "NPZ"
                 _refuse_folders(asked)
-                if asked.options.label_separator not in (None, "none"):
-                    raise Rejected(
-                        "expected no `label_separator` (--label-separator) with an NPZ, whose "
-                        "labels (N, K) of 0 and 1 say which images have several: leave it out"
-                    )
+                for option in ("label_separator", "label_columns"):
+                    if getattr(asked.options, option) not in (None, "none"):
+                        raise Rejected(
+                            f"expected no `{option}` (--{option.replace('_', '-')}) with an NPZ, "
+                            "whose labels (N, K) of 0 and 1 say which images have several: leave "
+                            "it out"
+                        )
                 image_set = read_arrays(archive, asked)
             elif any(name.lower().endswith(_PARQUET) for name in archive.names):
                 from adap.worker.intake.parquet import read_parquet
@@ -263,12 +268,13 @@ def _kind(path: Path, size: int) -> Literal["zip", "parquet", "tar"]:
 
 
 def _refuse_folders(asked: Asked) -> None:
-    """Raise Rejected for an option that has no meaning in a form without folders."""
-    if asked.options.folders is not None:
-        raise Rejected(
-            f"expected no `folders` (--folders) with {asked.notes.form}, which says labels and "
-            f"splits itself, got {asked.options.folders}: leave it out"
-        )
+    """Raise Rejected for an option that has no meaning in a form without folders and files."""
+    for option in ("folders", "label_in_name"):
+        if (value := getattr(asked.options, option)) is not None:
+            raise Rejected(
+                f"expected no `{option}` (--{option.replace('_', '-')}) with {asked.notes.form}, "
+                f"which says labels and splits itself, got {shown(value)}: leave it out"
+            )
 
 
 @contextmanager
@@ -373,6 +379,13 @@ def _arrange(
         examples, multilabel = by_samples(archive, images, samples, options=options, notes=notes)
         read = {name for files in samples.values() for name in files.values()}
         others = [name for name in others if name not in read]
+    elif options.label_in_name is not None:
+        if tables or columns_asked(options):
+            raise Rejected(
+                "expected no `label_in_name` (--label-in-name) beside a table that says labels "
+                f"({listed(tables) or 'as other options ask for'}): leave one of them out"
+            )
+        examples = by_names(images, options.label_in_name, options=options, notes=notes)
     elif not tables and columns_asked(options):
         tables = tables_asked(archive, others, options)
     elif not tables:
@@ -390,13 +403,16 @@ def _arrange(
         except Rejected as rejected:
             # a table by another name, where folders say nothing
             tables = tables_among(others)
-            if len(tables) > 1 and options.folders is None:
+            several = len(tables) > 1 and not are_one_each(tables, images)
+            if several and options.folders is None:
                 rejected.reasons.append(
                     f"got the tables {listed(tables)}: if one says the labels, call it "
                     "metadata.csv and leave the others out; if each says those of a split, join "
                     "them to a metadata.csv with a column `split`"
                 )
-            if len(tables) != 1 or options.folders is not None:
+            if not tables or several or options.folders is not None:
+                if not tables and (way := way_on(archive, images, others)):
+                    rejected.reasons.insert(0, way)
                 raise
             del notes.steps[steps:]
     if tables:

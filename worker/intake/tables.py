@@ -14,7 +14,7 @@ import json
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from os.path import commonpath
 from typing import Any
 
@@ -23,8 +23,9 @@ from adap.models.header import shown
 from adap.worker.intake.archive import AnyArchive
 from adap.worker.intake.columns import ROLES, Role, find_column, note_unread, require_column
 from adap.worker.intake.examples import Example, suffix_of
-from adap.worker.intake.labels import Value, read_labels
+from adap.worker.intake.labels import LabelColumns, Value, read_labels
 from adap.worker.intake.limits import Reasons, Rejected
+from adap.worker.intake.named import with_splits_of_folders
 from adap.worker.intake.names import cluster_problem, group_problem, labels_problem, tidy
 from adap.worker.intake.notes import Notes, counted, listed
 from adap.worker.intake.splits import (
@@ -40,7 +41,7 @@ METADATA = ("metadata.csv", "metadata.tsv", "metadata.jsonl")
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
 
 _MARKS = ",;\t"
-_HOT = ("0", "1", "0.0", "1.0")
+_HOT = ("0", "1", "0.0", "1.0", "-1", "-1.0")
 _SOME = 6  # different values: a column of splits has no more
 _IMAGE, _LABEL = ("file_name",), ("label", "labels")
 
@@ -48,7 +49,7 @@ _IMAGE, _LABEL = ("file_name",), ("label", "labels")
 @dataclass(frozen=True)
 class _Columns:
     image: str
-    label: str
+    label: str  # or what the columns of the classes are called together
     split: str | None
     group: str | None
     cluster: str | None
@@ -113,6 +114,17 @@ def tables_among(others: Sequence[str]) -> list[str]:
     ]
 
 
+def are_one_each(tables: Sequence[str], images: Sequence[str]) -> bool:
+    """Whether each table lies in a split folder of its own, and all images in one of these."""
+    roots = [table.rpartition("/")[0] for table in tables]
+    splits = splits_of({root.rpartition("/")[2] for root in roots})
+    return (
+        len(set(roots)) == len(tables) == len(splits)
+        and len({root.rpartition("/")[0] for root in roots}) == 1
+        and all(name.startswith(tuple(f"{root}/" for root in roots)) for name in images)
+    )
+
+
 def columns_asked(options: DatasetOptions) -> dict[str, str]:
     """What was asked for that only a table can have, as told to people, and its column if any."""
     asked = {
@@ -120,6 +132,11 @@ def columns_asked(options: DatasetOptions) -> dict[str, str]:
         for role in ROLES
         if (name := getattr(options, f"{role}_column")) is not None
     }
+    if options.label_columns is not None and options.label_columns.strip() == "*":
+        asked["a table with columns of 0 and 1"] = ""
+    elif options.label_columns is not None:
+        for name in map(tidy, options.label_columns.split(",")):
+            asked[f"the label column {shown(name)} that was asked for"] = name
     if options.label_separator not in (None, "none"):
         asked[f"a table of labels with {shown(options.label_separator)} between them"] = ""
     return asked
@@ -168,17 +185,22 @@ def by_lines(
     reasons = Reasons() if reasons is None else reasons
     rows: list[_Row] = []
     columns: _Columns | None = None
+    hot: LabelColumns | None = None
     unread: dict[str, set[str]] = {}  # some values of each column that is not read
     for line in lines:
         values = line.values
         if columns is None:
-            columns = _find_columns(values, options, source)
-            note_unread(list(values), list(columns.__dict__.values()), notes)
-            unread = {name: set() for name in {*values} - {*columns.__dict__.values()}}
+            columns, hot = _find_columns(values, options, source)
+            read = [*columns.__dict__.values(), *(hot.columns if hot else ())]
+            note_unread(list(values), read, notes)
+            unread = {name: set() for name in {*values} - {*read}}
         for name, some in unread.items():
             if len(some) <= _SOME and isinstance(text := values.get(name), str):
                 some.add(text)
-        rows.append(_read_row(values, columns, line.where, line.root, index))
+        try:
+            rows.append(_read_row(values, columns, hot, line.where, line.root, index))
+        except ValueError as error:
+            reasons.add(f"{line.where}: {error}")
     if columns is None:
         reasons.settle()
         raise Rejected(f"{source}: expected lines with file_name and label, got none")
@@ -196,13 +218,17 @@ def by_lines(
             refuse_codes(name, some)
     if columns.split is not None:
         refuse_codes(columns.split, {row.split for row in rows if row.split})
-    labels, multilabel = read_labels(
-        [row.label for row in rows], column=columns.label, options=options, notes=notes
-    )
+    told = [row.label for row in rows]
+    if hot is None:
+        _refuse_without_labels(rows, columns)
+        labels, multilabel = read_labels(told, column=columns.label, options=options, notes=notes)
+    else:
+        labels = [label for label in told if isinstance(label, tuple)]
+        multilabel = hot.several(labels, notes)
     examples = []
     for row, names in zip(rows, labels, strict=True):
         problem = (
-            f"expected the name of an image, once, got {shown(row.file_name)}"
+            f"expected the name of an image, once, {index.told(row.file_name)}"
             if row.name is None
             else labels_problem(names)
             or (split_problem(row.split) if row.split is not None else None)
@@ -234,7 +260,7 @@ def by_lines(
     if index.guessed:
         notes.step(f"{counted(index.guessed, 'image')} found by the file's name alone")
     if columns.split is None:
-        examples = _with_splits_of_folders(examples, options.folders, notes)
+        examples = with_splits_of_folders(examples, options.folders, notes)
     return sorted(examples, key=lambda example: example.name), multilabel
 
 
@@ -246,6 +272,7 @@ class _Index:
         self._left = dict.fromkeys(images)
         bases = [name.rpartition("/")[2] for name in images]
         stems = [base.rpartition(".")[0] or base for base in bases]
+        self._alike = Counter(bases)
         self._by_base = _unique(bases, images)
         self._by_stem = _unique(stems, images)
 
@@ -263,6 +290,13 @@ class _Index:
             return self._take(guess)
         return None
 
+    def told(self, file_name: str) -> str:
+        """Why a name that was not found names no image."""
+        base = file_name.replace("\\", "/").rpartition("/")[2]
+        if (alike := self._alike[base]) > 1:
+            return f"got {shown(file_name)}, as {alike} images are called: write its folder, too"
+        return f"got {shown(file_name)}"
+
     def left(self) -> list[str]:
         """The images that no line named."""
         return list(self._left)
@@ -277,36 +311,59 @@ def _unique(keys: Sequence[str], images: Sequence[str]) -> dict[str, str]:
     return {key: name for key, name in zip(keys, images, strict=True) if counts[key] == 1}
 
 
+def _refuse_without_labels(rows: Sequence[_Row], columns: _Columns) -> None:
+    """Raise Rejected in one sentence for many lines without a label, as of a test split."""
+    bare = [row for row in rows if row.label == ""]
+    if columns.label == "labels" or len(bare) < _SOME:
+        return
+    splits = sorted({row.split for row in bare if row.split})
+    where = f", those of the split {listed(splits)}" if len(splits) == 1 else ""
+    raise Rejected(
+        f"expected a label in each line, got none in {len(bare):,} of {len(rows):,}{where}, the "
+        f"first {bare[0].where}: leave out what has no label, as it judges nothing; for images of "
+        "none of several classes call the column `labels`"
+    )
+
+
 def _refuse_one_hot(values: Mapping[str, Value | None], options: DatasetOptions) -> None:
     """Raise Rejected for a table without labels whose first line has 0 or 1 for each class."""
     columns = list(values)
+    if options.label_columns is not None:
+        return
     if find_column("label", columns, _LABEL, options) is not None:
         return
-    hot = [name for name, value in values.items() if isinstance(value, str) and tidy(value) in _HOT]
     others: tuple[Role, ...] = ("split", "group", "cluster")
     known = {find_column(role, columns, (role,), options) for role in others}
     known.add(find_column("image", columns, _IMAGE, options))
+    hot = [
+        name
+        for name, value in values.items()
+        if name not in known and isinstance(value, str) and tidy(value) in _HOT
+    ]
     if len(hot) > 1 and {*columns} - {*hot, ""} <= known:
         raise Rejected(
-            "expected one column of labels, got columns of 0 and 1, as if each were a class: "
-            f"{listed(hot)}; write one column `labels` with the names of those that are 1, such as "
-            f"{hot[0]}|{hot[1]}, or choose one with `label_column` (--label-column {hot[0]})"
+            "expected one column of labels, got columns of 0 and 1 (or -1), as if each were a "
+            f"class: {listed(hot)}; say so with `label_columns` (--label-columns '*', or "
+            f"{hot[0]},{hot[1]}), or choose one with `label_column` (--label-column {hot[0]})"
         )
 
 
 def _find_columns(
     values: Mapping[str, Value | None], options: DatasetOptions, table: str
-) -> _Columns:
+) -> tuple[_Columns, LabelColumns | None]:
     columns = list(values)
     try:
         _refuse_one_hot(values, options)
-        return _Columns(
-            require_column("image", columns, _IMAGE, options),
-            require_column("label", columns, _LABEL, options),
+        image = require_column("image", columns, _IMAGE, options)
+        others = (
             find_column("split", columns, ("split",), options),
             find_column("group", columns, ("group",), options),
             find_column("cluster", columns, ("cluster",), options),
         )
+        if options.label_columns is not None:
+            hot = LabelColumns(options.label_columns, columns, [image, *others])
+            return _Columns(image, listed(hot.columns), *others), hot
+        return _Columns(image, require_column("label", columns, _LABEL, options), *others), None
     except Rejected as rejected:
         raise Rejected(f"{table}: {rejected.reasons[0]}") from rejected
 
@@ -314,6 +371,7 @@ def _find_columns(
 def _read_row(
     row: Mapping[str, Value | None],
     columns: _Columns,
+    hot: LabelColumns | None,
     where: str,
     root: str,
     index: _Index,
@@ -323,7 +381,7 @@ def _read_row(
         return None if column is None else tidy(value) if isinstance(value, str) else ""
 
     file_name = unicodedata.normalize("NFC", text(columns.image) or "")
-    label = row.get(columns.label)
+    label = row.get(columns.label) if hot is None else hot.of(row)
     return _Row(
         where=where,
         name=index.find(root, file_name),
@@ -333,44 +391,6 @@ def _read_row(
         group=text(columns.group),
         cluster=text(columns.cluster),
     )
-
-
-def _with_splits_of_folders(
-    examples: list[Example], declared: str | None, notes: Notes
-) -> list[Example]:
-    """Where no column names the split, the folders of the images may: all of them, or none."""
-    if declared is not None and set(declared.split("/")) == {"-"}:
-        return examples
-    levels: list[list[str]] = [example.example_id.split("/")[:-1] for example in examples]
-    place = 0
-    if declared is not None:
-        if "split" not in declared.split("/"):
-            raise Rejected(
-                f"expected `folders` with a split in it, or -, beside a table, got {declared}"
-            )
-        place = declared.split("/").index("split")
-    while (
-        declared is None
-        and all(len(path) > place for path in levels)
-        and len({path[place] for path in levels}) == 1
-        and not names_a_split_alone(levels[0][place])
-    ):
-        place += 1  # a folder around everything
-    tops = [path[place] if len(path) > place else "" for path in levels]
-    splits = splits_of(set(tops))
-    named = sorted(splits)
-    if not named:
-        return examples
-    if len(named) < len(set(tops)) or not all(map(names_a_split_alone, named)):
-        others = listed(sorted(set(tops) - set(named))) if len(named) < len(set(tops)) else ""
-        raise Rejected(
-            f"the table has no column `split`, and the folder {listed(named)} could be one"
-            f"{f', but {others} beside it could not' if others else ''}: add the column, or say "
-            "with `folders` that folders are splits (--folders split) or mean nothing (--folders -)"
-        )
-    told = ", ".join(f"`{folder}` ({splits[folder]})" for folder in named)
-    notes.step(f"{counted(len(set(splits.values())), 'split')} from folders {told}")
-    return [replace(e, split=splits[top]) for e, top in zip(examples, tops, strict=True)]
 
 
 def _rows(
