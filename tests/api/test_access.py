@@ -99,7 +99,7 @@ def own(api: Api) -> dict[str, str]:
                 expires_at=4e9,
             ),
             "webhook_id": WebhookRow(
-                id=new_id("whk"), tenant="local", url="https://a.example", events=[], secret="s"
+                id=new_id("whk"), tenant="local", url="https://a.example", events=[], key="k"
             ),
         }
         session.add_all(made.values())

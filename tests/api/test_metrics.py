@@ -199,9 +199,7 @@ def test_what_an_operator_is_woken_by_is_counted(api: Api) -> None:
 
 
 def test_events_that_a_webhook_does_not_take_are_counted_until_it_has(api: Api) -> None:
-    hook = WebhookRow(
-        id=new_id("whk"), tenant="local", url="https://a.example", events=[], secret="s"
-    )
+    hook = WebhookRow(id=new_id("whk"), tenant="local", url="https://a.example", events=[], key="k")
     with api.database.writing() as session:
         session.add(hook)
         job = jobs.enqueue(session, JobKind.RANK, tenant="local", request={})

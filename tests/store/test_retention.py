@@ -114,9 +114,7 @@ def test_a_job_that_was_retried_stays_as_long_as_its_retry(database: Database) -
 
 def test_a_job_stays_until_its_webhooks_were_told(database: Database) -> None:
     done = ended(database)
-    hook = WebhookRow(
-        id=new_id("whk"), tenant="local", url="https://a.example", events=[], secret="s"
-    )
+    hook = WebhookRow(id=new_id("whk"), tenant="local", url="https://a.example", events=[], key="k")
     told = DeliveryRow(
         id=new_id("msg"), webhook_id=hook.id, job_id=done, event="job.succeeded", payload="{}"
     )
