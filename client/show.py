@@ -401,6 +401,10 @@ def report(item: Json) -> RenderableType:
         rows = [("clean", clean), *task["attacks"].items(), ("worst case", task["worst_case"])]
         if floor is not None:
             rows.append(("certified floor", floor))
+        corruptions = task.get("corruptions")
+        if corruptions is not None:
+            rows.append(("corruptions, mean", {"ap": corruptions["mean"], "interval": None}))
+            rows.append(("corruptions, worst", corruptions["worst_case"]))
         parts += [
             Text(title, style="bold"),
             Text(),

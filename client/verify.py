@@ -17,8 +17,9 @@ import math
 import operator
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -229,6 +230,8 @@ def _task(book: _Book, task: Json, scores: "_Scores", config: Json) -> dict[str,
     ranked += [("worst_case", task["worst_case"], worst)]
     ranked += _certified(book, task, scores)
     ranked += _curve(book, task, scores)
+    corruptions = _corruptions(book, task, config, scores)
+    ranked += corruptions.ranked
     resamples = task["resamples"] or RESAMPLES
     clusters = scores.clusters
     book.same("clusters", task.get("clusters"), _clusters(scores))
@@ -266,6 +269,7 @@ def _task(book: _Book, task: Json, scores: "_Scores", config: Json) -> dict[str,
             found[f"{side}_ap_low"] = task[side]["interval"]["low"]
     if "certified_floor" in ap:
         found["certified_floor"] = ap["certified_floor"]
+    found |= corruptions.figures
     _budget(book, task, config, scores, worst)
     found |= _operating(book, task, config, {"clean": scores.clean, "worst_case": worst}, targets)
     return found | _groups(book, task, scores, worst)
@@ -298,6 +302,57 @@ def _curve(book: _Book, task: Json, scores: "_Scores") -> Iterator[tuple[str, Js
     for i, point in enumerate(points):
         if point["epsilon"] in scores.curve:
             yield f"epsilon_curve.{i}", point, scores.curve[point["epsilon"]]
+
+
+@dataclass(frozen=True)
+class _Corruptions:
+    ranked: list[tuple[str, Json, Floats]]
+    figures: dict[str, float]
+
+
+def _corruptions(book: _Book, task: Json, config: Json, scores: "_Scores") -> _Corruptions:
+    """The worst case over them, whose interval is checked as any other's; and the points' figures.
+
+    Their names in thresholds begin with `corruption_`.
+    """
+    reported = task["corruptions"]
+    named = [] if reported is None else reported["points"]
+    keys = [(point["kind"], point["severity"]) for point in named]
+    asked = config.get("corruptions")
+    if asked is not None:
+        of = [(kind, severity) for kind in asked["kinds"] for severity in asked["severities"]]
+        book.same("corruptions.points", keys, of)
+    book.same("corruptions", [list(key) for key in keys], [list(key) for key in scores.corrupted])
+    if reported is None or set(keys) != set(scores.corrupted):
+        return _Corruptions([], {})
+    book.same("corruptions.parameters", reported["parameters"], scores.corruption_table)
+    ap = {key: _ap(logits, scores.targets) for key, logits in scores.corrupted.items()}
+    for point, key in zip(named, keys, strict=True):
+        book.number(f"corruptions.{key[0]}.{key[1]}.ap", point["ap"], ap[key])
+    kinds = list(dict.fromkeys(kind for kind, _ in keys))
+    book.same("corruptions.by_kind", list(reported["by_kind"]), kinds)
+    for kind in kinds:
+        own = [value for (of, _), value in ap.items() if of == kind]
+        book.number(
+            f"corruptions.by_kind.{kind}", reported["by_kind"].get(kind, math.nan), fmean(own)
+        )
+    mean, lowest = fmean(ap.values()), min(ap, key=ap.__getitem__)
+    book.number("corruptions.mean", reported["mean"], mean)
+    least = reported["lowest"]
+    book.same("corruptions.lowest", [least["kind"], least["severity"]], list(lowest))
+    book.number("corruptions.lowest.ap", least["ap"], ap[lowest])
+    by_key = {f"{kind} {severity}": each for (kind, severity), each in scores.corrupted.items()}
+    worst, won = _worst(replace(scores, attacked=by_key))
+    by_kind = {"clean": won.pop("clean")} | dict.fromkeys(kinds, 0)
+    for name, count in won.items():
+        by_kind[name.split()[0]] += count
+    book.same("corruptions.worst_case.won", reported["worst_case"]["won"], by_kind)
+    figures = {
+        "corruption_mean_ap": mean,
+        "corruption_lowest_ap": ap[lowest],
+        "corruption_worst_case_ap": _ap(worst, scores.targets),
+    }
+    return _Corruptions([("corruptions.worst_case", reported["worst_case"], worst)], figures)
 
 
 def _budget(book: _Book, task: Json, config: Json, scores: "_Scores", worst: Floats) -> None:
@@ -657,6 +712,8 @@ class _Scores:
     clean: Floats
     attacked: dict[str, Floats]
     curve: dict[float, Floats]
+    corrupted: dict[tuple[str, int], Floats]
+    corruption_table: str | None
     bounds: Floats | None  # (2, N)
     groups: Names | None
     clusters: Names | None
@@ -673,11 +730,17 @@ def _read(content: bytes) -> Iterator[_Scores]:
             clean=arrays[f"{i}.clean"],
             attacked={key: arrays[f"{i}.attacked.{key}"] for key in task["attacks"]},
             curve={eps: arrays[f"{i}.curve.{j}"] for j, eps in enumerate(task["epsilons"])},
+            corrupted={
+                (kind, severity): arrays[f"{i}.corrupted.{kind}.{severity}"]
+                for kind, severity in task["corruptions"]
+            },
+            corruption_table=task["corruption_table"],
             bounds=arrays.get(f"{i}.bounds"),
             groups=groups,
             clusters=clusters,
         )
         logits = [scores.clean, *scores.attacked.values(), *scores.curve.values()]
+        logits += scores.corrupted.values()
         logits += [] if scores.bounds is None else list(scores.bounds)
         named = [names for names in (groups, clusters) if names is not None]
         lengths = {len(values) for values in (scores.targets, *logits, *named)}

@@ -692,6 +692,70 @@ PRESETS: dict[Preset, list[Attack]] = {
 }
 
 
+CorruptionKind = Literal[
+    "gaussian_noise",
+    "shot_noise",
+    "impulse_noise",
+    "defocus_blur",
+    "glass_blur",
+    "motion_blur",
+    "zoom_blur",
+    "snow",
+    "fog",
+    "brightness",
+    "contrast",
+    "elastic_transform",
+    "pixelate",
+    "jpeg_compression",
+    "resize",
+]
+CORRUPTION_KINDS: tuple[CorruptionKind, ...] = get_args(CorruptionKind)
+SEVERITIES = (1, 2, 3, 4, 5)
+
+
+class Corruption(Config):
+    """One kind of corruption at one severity."""
+
+    kind: CorruptionKind
+    severity: int = Field(ge=SEVERITIES[0], le=SEVERITIES[-1])
+
+    @property
+    def key(self) -> str:
+        """What the scores call it."""
+        return f"{self.kind}.{self.severity}"
+
+
+class Corruptions(Config):
+    """What happens to images without an attacker: each kind at each severity."""
+
+    kinds: list[CorruptionKind] = Field(
+        list(CORRUPTION_KINDS),
+        min_length=1,
+        max_length=len(CORRUPTION_KINDS),
+        description="by default all, as published by Hendrycks & Dietterich 2019 but for frost, "
+        "which needs photographs; resize is ours",
+    )
+    severities: list[Annotated[int, Field(ge=SEVERITIES[0], le=SEVERITIES[-1])]] = Field(
+        list(SEVERITIES), min_length=1, max_length=len(SEVERITIES), description="rising, 1 to 5"
+    )
+
+    @model_validator(mode="after")
+    def _each_once(self) -> "Corruptions":
+        if len(set(self.kinds)) < len(self.kinds):
+            raise ValueError(f"expected each kind once, got {', '.join(self.kinds)}")
+        if any(a >= b for a, b in pairwise(self.severities)):
+            raise ValueError(f"expected rising severities, got {self.severities}")
+        return self
+
+    def each(self) -> list[Corruption]:
+        """Kind by kind, the severities rising."""
+        return [
+            Corruption(kind=kind, severity=severity)
+            for kind in self.kinds
+            for severity in self.severities
+        ]
+
+
 Checks = Literal["off", "quick", "full"]
 
 # Multiples of the threat's epsilon at which the epsilon curve is measured.
@@ -781,6 +845,11 @@ class AuditConfig(Config):
         description="attacks, or their bare names; one that occurs twice needs a label",
     )
     surrogate: Surrogate | None = Field(None, description="needed by the transfer attack")
+    corruptions: Corruptions | None = Field(
+        None,
+        description="common corruptions to measure beside the attacks, {} for all of them; by "
+        "default none. They are no part of the threat, so they never enter its worst case",
+    )
     epsilons: list[PixelSize] | None = Field(
         None,
         max_length=20,

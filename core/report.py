@@ -114,6 +114,30 @@ class EpsilonCurve(ReportValue):
     points: list[EpsilonPoint]
 
 
+class CorruptionPoint(ReportValue):
+    """Average precision on images as one corruption leaves them."""
+
+    kind: str
+    severity: int = Field(description="1 to 5, as published")
+    ap: float = Field(description="ties ranked negatives first, so that it is a lower bound")
+
+
+class CorruptionFigures(ReportValue):
+    """What common corruptions leave: they are no attack and no part of the threat model."""
+
+    parameters: str = Field(
+        description="of which published suite, by the size of its images: 32x32 or 224x224"
+    )
+    points: list[CorruptionPoint]
+    mean: float = Field(description="AP, mean over kinds and severities")
+    by_kind: dict[str, float] = Field(description="AP, mean over the severities of each kind")
+    lowest: CorruptionPoint
+    worst_case: WorstCase = Field(
+        description="per image the lowest margin over all corruptions, the clean image included; "
+        "its counts are by kind"
+    )
+
+
 class BudgetPoint(ReportValue):
     """AP that is left when the attacker may change this many images, chosen greedily."""
 
@@ -175,6 +199,7 @@ class TaskReport(ReportValue):
     certified_floor: CertifiedFloor | None = None
     no_certified_floor: str | None = Field(None, description="why there is none")
     epsilon_curve: EpsilonCurve | None = None
+    corruptions: CorruptionFigures | None = Field(None, description="null where none was asked for")
     budget_curve: list[BudgetPoint] = []
     groups: Groups | None = Field(None, description="where the data set has a `group` column")
     resamples: int | None = Field(None, description="of the bootstrap behind the intervals")

@@ -22,6 +22,7 @@ from adap.core.config import (
     Task,
     TrainingRequest,
 )
+from adap.core.corruptions.parameters import refuse_too_small
 from adap.core.errors import ConfigError, DataError
 from adap.core.figures import gate
 from adap.reading import Reading
@@ -197,6 +198,8 @@ def resolve_audit(
         check_both_sides(task, summary, split)
         _check_sample(config, task, summary, split)
     _fits(summary, ranker)
+    if config.corruptions is not None:
+        refuse_too_small(summary.height, summary.width)
     gate.refuse_unknown(config, tasks, grouped=summary.groups is not None)
     if surrogate is not None:
         check_black_box(model.sha256, surrogate.sha256)

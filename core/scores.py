@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from adap.core.config import Corruption
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -38,6 +40,8 @@ class Scores:
     targets: (N,) int64 in {0, 1}.  clean, each of attacked and each of curve: (N,) float64.
     evidence: the most damaged positives, worst first.
     curve: by epsilon, rising; the scores behind the epsilon curve.
+    corrupted: by corruption, (N,) float64 each.
+    corruption_table: which published parameters were behind them, by the size of the images.
     bounds: (2, N) float64, lowest and highest logit that any perturbation can reach, if certified.
     no_bounds: why there are none.
     groups, clusters: N names each, where the data set has them.
@@ -49,6 +53,8 @@ class Scores:
     attacked: dict[str, NDArray[np.float64]]
     evidence: Sequence[Evidence] = field(default_factory=list)
     curve: dict[float, NDArray[np.float64]] = field(default_factory=dict)
+    corrupted: dict[Corruption, NDArray[np.float64]] = field(default_factory=dict)
+    corruption_table: str | None = None
     bounds: NDArray[np.float64] | None = None
     no_bounds: str | None = None
     groups: Sequence[str] | None = None
@@ -69,6 +75,7 @@ def save_scores(tasks: Sequence[Scores], path: Path) -> None:
             "clean": scores.clean,
             **{f"attacked.{key}": logits for key, logits in scores.attacked.items()},
             **{f"curve.{j}": logits for j, logits in enumerate(scores.curve.values())},
+            **{f"corrupted.{of.key}": logits for of, logits in scores.corrupted.items()},
             **{f"evidence.{j}.clean": item.clean for j, item in enumerate(scores.evidence)},
             **{f"evidence.{j}.attacked": item.attacked for j, item in enumerate(scores.evidence)},
         }
@@ -88,6 +95,8 @@ def save_scores(tasks: Sequence[Scores], path: Path) -> None:
                 # The file keeps tensors in an order of its own; the attacks' order decides ties.
                 "attacks": list(scores.attacked),
                 "epsilons": list(scores.curve),
+                "corruptions": [[of.kind, of.severity] for of in scores.corrupted],
+                "corruption_table": scores.corruption_table,
                 "no_bounds": scores.no_bounds,
                 "evidence": [
                     [item.example_id, item.attack, item.clean_logit, item.attacked_logit]
@@ -130,6 +139,14 @@ def load_scores(path: Path) -> list[Scores]:
                     )
                 ],
                 curve={eps: read(f"{i}.curve.{j}") for j, eps in enumerate(task["epsilons"])},
+                corrupted={
+                    of: read(f"{i}.corrupted.{of.key}")
+                    for of in (
+                        Corruption(kind=kind, severity=severity)
+                        for kind, severity in task["corruptions"]
+                    )
+                },
+                corruption_table=task["corruption_table"],
                 bounds=read(f"{i}.bounds") if f"{i}.bounds" in names else None,
                 no_bounds=task["no_bounds"],
                 groups=texts(f"{i}.groups") if f"{i}.groups" in names else None,

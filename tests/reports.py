@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 import adap
-from adap.core.config import AuditConfig
+from adap.core.config import AuditConfig, Corruption
 from adap.core.figures import task as task_figures
 from adap.core.figures.report import build_report
 from adap.core.report import (
@@ -34,6 +34,7 @@ CONFIG: dict[str, Any] = {
     "threat": {"epsilon": 0.1},
     "attacks": ["pgd", {"name": "apgd", "label": "strong"}],
     "epsilons": [0.05, 0.1],
+    "corruptions": {"kinds": ["fog", "jpeg_compression"], "severities": [1, 5]},
     "budgets": [1, 3],
     "seed": 7,
 }
@@ -70,6 +71,12 @@ def scores_of(examples: int = 60, *, seed: int = 0) -> Scores:
         clean=clean,
         attacked=attacked,
         curve={0.05: pushed(0.5), 0.1: pushed(1.5)},
+        corrupted={
+            Corruption(kind=kind, severity=severity): pushed(severity / 2)
+            for kind in ("fog", "jpeg_compression")
+            for severity in (1, 5)
+        },
+        corruption_table="32x32",
         bounds=np.stack([clean - 2.5, clean + 2.5]),
         groups=[("day", "night", "<dusk>|")[i % 6 // 2] for i in range(examples)],
     )

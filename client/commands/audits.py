@@ -7,7 +7,7 @@ import typer
 from adap.client import show
 from adap.client.client import ClientError
 from adap.client.commands.options import ConfigFile, Positive, Seed, Set, Split, Watch
-from adap.client.commands.requests import build_request, number, task
+from adap.client.commands.requests import build_request, corruptions, number, task
 from adap.client.commands.session import queued, session
 
 
@@ -32,6 +32,19 @@ def audit(
     ] = None,
     surrogate: Annotated[
         str | None, typer.Option(help="Id of the attacker's own model, for transfer.")
+    ] = None,
+    corruption: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A common corruption to measure beside the attacks, for example fog; all for the "
+            "whole suite. May be given several times."
+        ),
+    ] = None,
+    severity: Annotated[
+        list[int] | None,
+        typer.Option(
+            help="Of the corruptions, 1 to 5; by default all. May be given several times."
+        ),
     ] = None,
     require: Annotated[
         list[str] | None,
@@ -62,6 +75,7 @@ def audit(
             "preset": preset,
             "attacks": attack or None,
             "surrogate": None if surrogate is None else {"model_id": surrogate},
+            "corruptions": corruptions(corruption, severity),
             "thresholds": require or None,
             "sample": sample,
             "seed": seed,

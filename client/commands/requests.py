@@ -83,3 +83,13 @@ def parse_json(text: str, *, option: str) -> Any:
 
 def without_none(values: Json) -> Json:
     return {name: value for name, value in values.items() if value is not None}
+
+
+def corruptions(kinds: list[str] | None, severities: list[int] | None) -> dict[str, Any] | None:
+    """What `--corruption` and `--severity` ask for; the service knows which there are."""
+    if not kinds and not severities:
+        return None
+    if kinds == ["all"]:
+        kinds = None
+    found: dict[str, Any] = {} if not kinds else {"kinds": kinds}
+    return found if not severities else {**found, "severities": sorted(severities)}

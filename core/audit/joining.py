@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from adap.core.config import Corruption
 from adap.core.errors import DataError, ModelError
 from adap.core.figures.worst_case import worst_case
 from adap.core.scores import EVIDENCE, Scores
@@ -16,6 +17,7 @@ def combine(
     *,
     attacked: Mapping[str, Scores],
     curve: Mapping[float, Scores],
+    corrupted: Mapping[Corruption, Scores],
     bounds: Scores | None,
     groups: Sequence[str] | None,
     clusters: Sequence[str] | None,
@@ -37,6 +39,8 @@ def combine(
         clean,
         attacked=logits,
         curve={epsilon: _only(part) for epsilon, part in curve.items()},
+        corrupted={of: part.corrupted[of] for of, part in corrupted.items()},
+        corruption_table=next((part.corruption_table for part in corrupted.values()), None),
         bounds=None if bounds is None else bounds.bounds,
         no_bounds=None if bounds is None else bounds.no_bounds,
         groups=groups,
@@ -73,6 +77,10 @@ def join(shards: Sequence[Scores], *, evidence: int = EVIDENCE) -> Scores:
         clean=np.concatenate([shard.clean for shard in shards]),
         attacked={name: np.concatenate([s.attacked[name] for s in shards]) for name in names},
         curve={epsilon: np.concatenate([s.curve[epsilon] for s in shards]) for epsilon in epsilons},
+        corrupted={
+            of: np.concatenate([s.corrupted[of] for s in shards]) for of in shards[0].corrupted
+        },
+        corruption_table=shards[0].corruption_table,
         bounds=(
             None
             if unbounded

@@ -3,6 +3,7 @@
     refuse_unrankable        once a task, before any attack: can these be judged at all?
     passes_of                what the search of an attack costs, before it starts
     attack_shard             logits of the examples of a shard, clean and under attacks
+    corrupt_shard            logits of the examples of a shard as a corruption leaves them
     certify_sample           once a task: would bounds prove anything of this network?
     certify_shard            the examples of a shard: bounds that no attack can break
 
@@ -32,11 +33,14 @@ from adap.core.audit.network import Pixels, as_input, generator_of, logits_of, l
 from adap.core.config import (
     APGDAttack,
     Attack,
+    Corruption,
     PGDAttack,
     SquareAttack,
     Threat,
     TransferAttack,
 )
+from adap.core.corruptions.parameters import table_of
+from adap.core.corruptions.suite import corrupted
 from adap.core.errors import ConfigError, DataError, ModelError
 from adap.core.scores import EVIDENCE, Evidence, Scores
 
@@ -166,6 +170,36 @@ def attack_shard(
         attacked=attacked,
         evidence=kept,
     )
+
+
+def corrupt_shard(
+    scorer: nn.Module,
+    clean: Scores,
+    images: Pixels,
+    *,
+    corruption: Corruption,
+    seed: int,
+    shard: int,
+    batch_size: int,
+    device: torch.device,
+    on_progress: Callable[[int], None],
+) -> Scores:
+    """The shard with the logits of its images under one corruption: one pass over them.
+
+    clean: the shard's, from which its examples are known.  images: the shard's own, (n, C, H, W).
+    on_progress: told after each batch how many images are done.
+
+    Raises DataError for images below 8x8 pixels, ModelError for logits that are not finite.
+    """
+    found = np.empty(len(images))
+    with attacking(scorer):
+        for batch, rows in enumerate(_batches(len(images), batch_size)):
+            x = corrupted(images[rows], clean.example_ids[rows], corruption=corruption, seed=seed)
+            with drawing(device, seed, shard, batch):  # as the clean images were scored
+                found[rows] = _score(scorer, as_input(x, device))
+            on_progress(rows.stop)
+    height, width = images.shape[2:]
+    return replace(clean, corrupted={corruption: found}, corruption_table=table_of(height, width))
 
 
 def certify_sample(

@@ -22,6 +22,7 @@ from adap.core.audit.plan import (
     Bounds,
     BoundsSample,
     Clean,
+    Corrupted,
     CurvePoint,
     Measure,
     Piece,
@@ -29,7 +30,7 @@ from adap.core.audit.plan import (
     UnderAttack,
     certified_sample,
 )
-from adap.core.config import CURVE_ATTACK, Attack, Threat
+from adap.core.config import CURVE_ATTACK, Attack, Corruption, Threat
 from adap.core.scores import Scores
 
 DRAWN = (
@@ -84,6 +85,8 @@ class Measured:
             case CurvePoint(threat=threat):
                 clean = found[Clean().name].clean
                 return self._attack([CURVE_ATTACK], threat, clean, on_progress)
+            case Corrupted(corruption=corruption):
+                return self._corrupted(corruption, found[Clean().name], on_progress)
             case BoundsSample() | Bounds() if self.piece.draws > 1:
                 return replace(found[Clean().name], no_bounds=DRAWN)
             case BoundsSample(threat=threat):
@@ -137,6 +140,21 @@ class Measured:
             clean=clean,
         )
 
+    def _corrupted(
+        self, corruption: Corruption, clean: Scores, on_progress: Callable[[int], None]
+    ) -> Scores:
+        return measuring.corrupt_shard(
+            mean_of(self.scorer, self.piece.draws),
+            clean,
+            self.own,
+            corruption=corruption,
+            seed=self.piece.config.seed,
+            shard=self.piece.shard,
+            batch_size=self.piece.config.batch_size,
+            device=self.device,
+            on_progress=on_progress,
+        )
+
 
 def joined_piece(
     piece: ScoresPiece,
@@ -153,6 +171,7 @@ def joined_piece(
     bounds: Scores | None = None
     attacked: dict[str, Scores] = {}
     curve: dict[float, Scores] = {}
+    corrupted: dict[Corruption, Scores] = {}
     for column in piece.columns:
         match column.measure:
             case Clean():
@@ -161,6 +180,8 @@ def joined_piece(
                 attacked[attack.key] = load(column.name)
             case CurvePoint(threat=threat):
                 curve[threat.epsilon] = load(column.name)
+            case Corrupted(corruption=corruption):
+                corrupted[corruption] = load(column.name)
             case Bounds():
                 bounds = load(column.name)
     assert clean is not None
@@ -168,6 +189,7 @@ def joined_piece(
         clean,
         attacked=attacked,
         curve=curve,
+        corrupted=corrupted,
         bounds=bounds,
         groups=None if groups is None else groups[piece.start : piece.stop],
         clusters=None if clusters is None else clusters[piece.start : piece.stop],
@@ -182,7 +204,7 @@ def planned_passes(pieces: Sequence[Piece]) -> int:
             continue
         for column in piece.columns:
             match column.measure:
-                case Clean():
+                case Clean() | Corrupted():
                     each = 1
                 case UnderAttack(attack=attack):
                     each = measuring.passes_of(attack) + 1

@@ -24,6 +24,7 @@ from adap.core.config import (
     Attack,
     AuditConfig,
     Config,
+    Corruption,
     Split,
     Task,
     Threat,
@@ -47,6 +48,7 @@ class Recipe(Config):
     threat: Threat | None = None
     surrogate: str | None = None
     certify: Literal["sample", "auto", "ibp", "crown_ibp", "crown"] | None = None
+    corruption: Corruption | None = None
 
 
 class Clean(Config):
@@ -102,6 +104,22 @@ class CurvePoint(Config):
         return UnderAttack(attack=CURVE_ATTACK, threat=self.threat).recipe(surrogate)
 
 
+class Corrupted(Config):
+    """The logits of the images as one corruption leaves them."""
+
+    measure: Literal["corrupted"] = "corrupted"
+    corruption: Corruption
+
+    @property
+    def name(self) -> str:
+        """Under which its file is handed over."""
+        return f"corrupted.{self.corruption.key}"
+
+    def recipe(self, _surrogate: str | None) -> Recipe:
+        """How its scores come about."""
+        return Recipe(corruption=self.corruption)
+
+
 class BoundsSample(Config):
     """Bounds on a few images of a task, on which `certify: auto` decides for all of its pieces."""
 
@@ -136,7 +154,8 @@ class Bounds(Config):
 
 
 Measure = Annotated[
-    Clean | UnderAttack | CurvePoint | BoundsSample | Bounds, Field(discriminator="measure")
+    Clean | UnderAttack | CurvePoint | Corrupted | BoundsSample | Bounds,
+    Field(discriminator="measure"),
 ]
 
 
@@ -161,6 +180,8 @@ def measures(config: AuditConfig) -> list[Measure]:
         CurvePoint(point=point, threat=Threat(norm=threat.norm, epsilon=epsilon))
         for point, epsilon in enumerate(config.resolved_epsilons())
     ]
+    if config.corruptions is not None:
+        found += [Corrupted(corruption=corruption) for corruption in config.corruptions.each()]
     if config.certify == "auto":
         found.append(BoundsSample(threat=threat))
     if config.certify != "off":

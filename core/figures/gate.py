@@ -29,6 +29,8 @@ from adap.core.thresholds import LEVELS, parse
 
 _OPERATING = [name for name in OperatingFigures.model_fields if name != "alarms"]
 
+_CORRUPTION = ("corruption_mean_ap", "corruption_lowest_ap", "corruption_worst_case_ap")
+
 
 def known_figures(config: "AuditConfig", tasks: Sequence["Task"]) -> list[str]:
     """What this audit measures: of all tasks together, then task by task, then the verdict.
@@ -40,6 +42,7 @@ def known_figures(config: "AuditConfig", tasks: Sequence["Task"]) -> list[str]:
         *(f"{attack.key}_ap" for attack in config.resolved_attacks()),
         *("clean_ap_low", "worst_case_ap_low"),
         *(["certified_floor"] if config.certify != "off" else []),
+        *(_CORRUPTION if config.corruptions is not None else []),
         *(f"{side}_{name}" for side in ("clean", "worst_case") for name in _OPERATING),
         "group_gap",
     ]
@@ -67,6 +70,10 @@ def refuse_unknown(
         if kind == "certified_floor" and config.certify == "off":
             raise ConfigError(
                 "the threshold on certified_floor needs a certified floor, and `certify` is off"
+            )
+        if kind in _CORRUPTION and config.corruptions is None:
+            raise ConfigError(
+                f"the threshold on {kind} needs `corruptions`, and the audit asks for none"
             )
         if figure == "trust":
             raise ConfigError("the threshold on trust needs a verdict, and `checks` is off")
@@ -129,6 +136,9 @@ def _figures(task: TaskReport) -> Iterator[tuple[str, float]]:
                 yield f"{side}_{name}", getattr(getattr(task.operating, side), name)
     if task.certified_floor is not None:
         yield "certified_floor", task.certified_floor.ap
+    if task.corruptions is not None:
+        found = task.corruptions
+        yield from zip(_CORRUPTION, (found.mean, found.lowest.ap, found.worst_case.ap), strict=True)
     if task.groups is not None and task.groups.worst_case_gap is not None:
         yield "group_gap", task.groups.worst_case_gap.difference.value
 

@@ -6,7 +6,7 @@ configuration and the figures, never from what anybody states.
 
 from collections.abc import Iterator, Sequence
 
-from adap.core.config import AuditConfig
+from adap.core.config import CORRUPTION_KINDS, AuditConfig
 from adap.core.report import AuditedImages, NotAssessed, TaskReport, Trust
 
 USES_GRADIENTS = frozenset({"fgsm", "pgd", "apgd"})  # of the audited model itself
@@ -50,9 +50,14 @@ def _topics(
             "white_box",
             "An attacker who has the model: no attack used its gradients.",
         )
+    measured = config.corruptions
     yield (
         "corruptions",
-        "Changes that nobody makes on purpose: noise, blur, weather, compression, other lighting.",
+        "Changes that nobody makes on purpose: noise, blur, weather, compression, other lighting."
+        if measured is None
+        else "Changes that nobody makes on purpose but for the corruptions measured here: "
+        f"{len(measured.kinds)} of {len(CORRUPTION_KINDS)} kinds, one change at a time, made by "
+        "formulas and not by a camera.",
     )
     yield (
         "shift",

@@ -13,6 +13,7 @@ from adap.core.config import (
 )
 from adap.core.errors import DataError
 from adap.core.figures.budget import budget_curve
+from adap.core.figures.corruptions import corruption_figures
 from adap.core.figures.groups import group_figures
 from adap.core.figures.intervals import (
     RESAMPLES,
@@ -22,7 +23,7 @@ from adap.core.figures.intervals import (
 )
 from adap.core.figures.operating import operating_figures
 from adap.core.figures.ranking import average_precision, chance_ap, count_ties, floor_ap
-from adap.core.figures.worst_case import worst_case
+from adap.core.figures.worst_case import worst_case, worst_corruption
 from adap.core.rankings import AtEpsilon, Attacked, Own, Ranking
 from adap.core.report import (
     APFigure,
@@ -46,6 +47,8 @@ def rankings(scores: Scores) -> dict[Ranking, NDArray[np.float64]]:
     found |= {Attacked(key): logits for key, logits in scores.attacked.items()}
     found[Own.WORST_CASE] = worst_case(scores)[0]
     found |= {AtEpsilon(epsilon): logits for epsilon, logits in scores.curve.items()}
+    if scores.corrupted:
+        found[Own.CORRUPTION_WORST_CASE] = worst_corruption(scores)[0]
     if scores.bounds is not None:
         # in float64, so an attacked float32 logit may lie beyond by its rounding
         lo, hi = scores.bounds
@@ -149,6 +152,15 @@ def figures(
                 ],
             )
             if scores.curve
+            else None
+        ),
+        corruptions=(
+            corruption_figures(
+                scores,
+                figure(Own.CORRUPTION_WORST_CASE),
+                drop=drop(Own.CORRUPTION_WORST_CASE, figure(Own.CORRUPTION_WORST_CASE).ap),
+            )
+            if scores.corrupted
             else None
         ),
         budget_curve=budget_curve(scores.clean, worst, targets, budgets=config.budgets),

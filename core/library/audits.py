@@ -40,6 +40,7 @@ from adap.core.config import (
     Task,
     TransferAttack,
 )
+from adap.core.corruptions.parameters import refuse_too_small
 from adap.core.errors import AdapError, ConfigError, DataError, ModelError
 from adap.core.figures import gate
 from adap.core.figures import report as reports
@@ -67,6 +68,8 @@ def audit(
     preset: Preset = "standard",
     attacks: Sequence[Any] | Any | None = None,
     surrogate: nn.Module | None = None,
+    corruptions: Sequence[str] | str | None = None,
+    severities: Sequence[int] | None = None,
     positive: Any = None,
     classes: Sequence[str] | None = None,
     outputs: Outputs = "auto",
@@ -104,6 +107,9 @@ def audit(
     epsilon: in pixels of [0, 1], a number or '8/255', which is usual for `norm` 'linf'.
     preset: 'quick', 'standard' or 'paper'; attacks: in its place, for example [adap.APGD(steps=50),
     "square"].  surrogate: the attacker's own model, for the transfer attack.
+    corruptions: what happens to images without an attacker, measured beside the attacks: 'all', or
+    names such as ['fog', 'jpeg_compression'], at `severities` (1 to 5; by default each). They are
+    no part of the threat and never enter `worst_case`; see `.corruptions`.
     outputs: 'logits', 'probabilities', 'multilabel', or 'auto', which finds out and says what.
     mean, std: of each channel, where the model wants normalised pixels and does not normalise.
     groups, ids: (N,) names.  sample: audit so many at random.
@@ -170,6 +176,14 @@ def audit(
                 f"epsilons={epsilons!r} and certify={certify!r}"
             )
         fields["certify"] = "off"
+    if corruptions is None and severities is not None:
+        raise ConfigError(f"expected severities= beside corruptions=, got {severities!r} alone")
+    if corruptions is not None:
+        kinds = [corruptions] if isinstance(corruptions, str) else list(corruptions)
+        fields["corruptions"] = {
+            **({} if kinds == ["all"] else {"kinds": kinds}),
+            **({} if severities is None else {"severities": [int(each) for each in severities]}),
+        }
     if surrogate is not None:
         fields["surrogate"] = Surrogate(model_id="mdl_" + hash_of_network(surrogate)[:26])
     config = configured(AuditConfig, {**fields, "attacks": chosen})
@@ -192,6 +206,8 @@ def audit(
         )
         if sample is not None:
             found = found.sampled(sample, named=named, seed=seed)
+        if config.corruptions is not None:
+            refuse_too_small(*found.images.shape[2:])
         columns = _columns(positive, classes)
         spread = np.unique(np.linspace(0, len(found) - 1, TRIED, dtype=np.int64))
         pixels = as_float(found.images[spread])

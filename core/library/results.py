@@ -12,6 +12,7 @@ from adap.core.report import (
     APFigure,
     AttackFigure,
     CertifiedFloor,
+    CorruptionFigures,
     Groups,
     Report,
     TaskReport,
@@ -65,6 +66,11 @@ class Audit:
     def certified_floor(self) -> CertifiedFloor | None:
         """An AP that no attack gets below, or None: `task.no_certified_floor` says why."""
         return self.task.certified_floor
+
+    @property
+    def corruptions(self) -> CorruptionFigures | None:
+        """What common corruptions leave, or None where none was asked for."""
+        return self.task.corruptions
 
     @property
     def groups(self) -> Groups | None:
@@ -136,6 +142,9 @@ class Audit:
         rows.append(("worst case", self.worst_case))
         if self.certified_floor is not None:
             rows.append(("certified floor", self.certified_floor))
+        if self.corruptions is not None:
+            rows.append(("corruptions, mean", APFigure(ap=self.corruptions.mean)))
+            rows.append(("corruptions, worst", self.corruptions.worst_case))
         return rows
 
     def _verdict(self) -> str:

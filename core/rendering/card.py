@@ -16,6 +16,7 @@ from adap.core.figures.gate import got_text, measured
 from adap.core.rendering import signoff
 from adap.core.report import (
     APFigure,
+    CorruptionFigures,
     Difference,
     Groups,
     Interval,
@@ -178,6 +179,8 @@ def _task(task: TaskReport) -> Iterator[str]:
     if task.epsilon_curve is not None:
         yield from (f"AP under {_text(task.epsilon_curve.attack['name'])} at rising epsilons:", "")
         yield from _figures("epsilon", [(f"{p.epsilon:.4g}", p) for p in task.epsilon_curve.points])
+    if task.corruptions is not None:
+        yield from _corruptions(task.corruptions)
     if task.budget_curve:
         yield from ("AP when only so many images may be changed:", "")
         yield from _table(
@@ -189,6 +192,25 @@ def _task(task: TaskReport) -> Iterator[str]:
         )
     if task.groups is not None:
         yield from _groups(task.groups)
+
+
+def _corruptions(found: CorruptionFigures) -> Iterator[str]:
+    lowest, worst = found.lowest, found.worst_case
+    yield (
+        f"AP under common corruptions (published for {found.parameters}), which are no part of the "
+        f"threat: mean {found.mean:.4f}; lowest {lowest.ap:.4f}, {lowest.kind} at severity "
+        f"{lowest.severity}; every image at its worst {worst.ap:.4f} {_range(worst.interval)}."
+    )
+    yield ""
+    severities = sorted({point.severity for point in found.points})
+    ap = {(point.kind, point.severity): point.ap for point in found.points}
+    yield from _table(
+        ("corruption", *(f"severity {severity}" for severity in severities), "mean"),
+        [
+            (kind, *(f"{ap[kind, severity]:.4f}" for severity in severities), f"{mean:.4f}")
+            for kind, mean in found.by_kind.items()
+        ],
+    )
 
 
 def _floor(task: TaskReport) -> Iterator[str]:

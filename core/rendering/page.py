@@ -31,7 +31,15 @@ from adap.core.rendering import charts as report_charts
 from adap.core.rendering import signoff
 from adap.core.rendering.charts import ATTACK_COLORS, ATTACK_DASHES, Row, ap_text
 from adap.core.rendering.pictures import png
-from adap.core.report import Check, Difference, GroupFigures, Report, TaskReport, Trust
+from adap.core.report import (
+    Check,
+    CorruptionPoint,
+    Difference,
+    GroupFigures,
+    Report,
+    TaskReport,
+    Trust,
+)
 from adap.core.scores import Evidence, Scores
 
 # Shared by the tasks of a report, so that the page of ten weighs little more than that of one.
@@ -55,6 +63,14 @@ class Card:
 
 
 @dataclass(frozen=True)
+class Cell:
+    """AP under one corruption, and how much of the clean AP it took: from 0 to 1."""
+
+    ap: float
+    lost: float
+
+
+@dataclass(frozen=True)
 class Section:
     """One task as the page shows it. `prefix` keeps the ids of several tasks apart."""
 
@@ -65,6 +81,8 @@ class Section:
     cards: Sequence[Card]
     factor: int
     groups: Sequence[GroupFigures]
+    severities: Sequence[int]
+    corruptions: Sequence[tuple[str, Sequence[Cell]]]
     charts: dict[str, Markup]
 
 
@@ -143,8 +161,23 @@ def _section(
         cards=[_card(item, scores, worst, factor) for item in scores.evidence[:cards]],
         factor=factor,
         groups=groups,
+        severities=sorted({point.severity for point in _points(task)}),
+        corruptions=_corruptions(task),
         charts=charts,
     )
+
+
+def _points(task: TaskReport) -> Sequence[CorruptionPoint]:
+    return [] if task.corruptions is None else task.corruptions.points
+
+
+def _corruptions(task: TaskReport) -> list[tuple[str, list[Cell]]]:
+    """Kind by kind the cells of its severities, rising."""
+    kinds: dict[str, list[Cell]] = {}
+    for point in sorted(_points(task), key=lambda it: it.severity):
+        lost = (task.clean.ap - point.ap) / task.clean.ap
+        kinds.setdefault(point.kind, []).append(Cell(point.ap, min(max(lost, 0), 1)))
+    return [(kind, kinds[kind]) for kind in ({} if not kinds else task.corruptions.by_kind)]  # type: ignore[union-attr]
 
 
 def _refuse_others(task: TaskReport, scores: Scores) -> None:
@@ -318,6 +351,7 @@ _environment.filters["ap"] = ap_text
 _environment.filters["got"] = got_text
 _environment.filters["at_least"] = _at_least
 _environment.filters["share"] = _share
+_environment.filters["words"] = lambda name: name.replace("_", " ")
 _environment.filters["signed"] = _signed
 _environment.filters["support"] = signoff.support
 

@@ -1,0 +1,1 @@
+"""Common corruptions: what happens to images without an attacker, at five severities."""
