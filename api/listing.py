@@ -25,6 +25,14 @@ Search = Annotated[
     str | None,
     Query(min_length=1, max_length=200, description="text that their names have in them"),
 ]
+Start = Annotated[
+    int | None,
+    Query(
+        ge=0,
+        le=2**31,
+        description="instead of `after`: how many of what fits are passed over",
+    ),
+]
 
 Row = TypeVar("Row")
 Item = TypeVar("Item")
@@ -119,6 +127,22 @@ def read_offset(cursor: str | None) -> int:
     if not position.isascii() or not position.isdigit() or len(position) > 12:
         raise _bad_cursor()
     return int(position)
+
+
+def read_start(start: int | None, after: str | None) -> int:
+    """The place at which a part of a list starts that may be asked for by number or by cursor."""
+    if start is None:
+        return read_offset(after)
+    if after is not None:
+        detail = "expected `start` or `after`, got both"
+        item = ErrorItem(pointer="/query/start", detail=detail)
+        raise ApiError("invalid_request", f"/query/start: {detail}", errors=[item])
+    return start
+
+
+def following(end: int, *, total: int) -> str | None:
+    """The cursor of what follows the first `end` of a list; None where nothing does."""
+    return make_cursor(str(end)) if end < total else None
 
 
 def _bad_cursor() -> ApiError:

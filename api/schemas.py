@@ -68,6 +68,15 @@ class StoredImage(Answer):
     image: str = Field(description="where its pixels are, as PNG; `?size=N` for a thumbnail")
 
 
+class StoredImages(Answer):
+    """Some images of a data set, in the order of the data."""
+
+    data: list[StoredImage]
+    has_more: bool
+    next_cursor: str | None = Field(description="pass it as `after` to get the next ones")
+    total: int = Field(description="how many images fit what was asked for")
+
+
 class Upload(Answer):
     """A file that comes in parts."""
 

@@ -62,7 +62,11 @@ KINDS: Mapping[JobKind, Kind] = {
         "audit",
         own_files=True,
         retried=True,
-        links={"report": "/v1/audits/{id}/report", "scores": "/v1/audits/{id}/scores"},
+        links={
+            "report": "/v1/audits/{id}/report",
+            "scores": "/v1/audits/{id}/scores",
+            "images": "/v1/audits/{id}/images",
+        },
     ),
     JobKind.AUDIT_SHARD: Kind("Part of an audit", "part of an audit"),
     JobKind.RANK: Kind(
@@ -70,7 +74,7 @@ KINDS: Mapping[JobKind, Kind] = {
         "ranking",
         own_files=True,
         retried=True,
-        links={"ranking": "/v1/rankings/{id}"},
+        links={"ranking": "/v1/rankings/{id}", "images": "/v1/rankings/{id}/images"},
     ),
     # takes seconds, and somebody waits for it
     JobKind.EXPORT: Kind("Export to ONNX", "export", queue="intake", own_files=True),

@@ -18,8 +18,10 @@ from adap.api.assets import AssetId
 from adap.api.deps import Caller, House, HouseDep, Reader
 from adap.api.errors import ApiError, ErrorItem, problems
 from adap.api.guarded import GuardedRoute
-from adap.api.listing import After, Limit, make_cursor, read_offset
-from adap.api.schemas import Page, StoredImage
+from adap.api.listing import After, Limit, Start, following, read_start
+from adap.api.pages import PAGE, wants_page
+from adap.api.pages.images import images_page
+from adap.api.schemas import StoredImage, StoredImages, dataset_answer
 from adap.core.config import SPLITS, Split
 from adap.core.datasets import ImageSet, stored_images
 from adap.core.rendering.pictures import png
@@ -40,31 +42,45 @@ Label = Annotated[str | None, Query(max_length=1000, description="images of this
 Group = Annotated[str | None, Query(max_length=1000, description="images of this group")]
 
 
-@router.get("", responses=problems("not_found", "not_ready"))
+@router.get(
+    "",
+    response_model=StoredImages,
+    responses=problems("not_found", "not_ready", "not_acceptable") | PAGE,
+)
 def list_images(
     dataset_id: AssetId,
+    request: Request,
+    response: Response,
     house: HouseDep,
     caller: Reader,
     limit: Limit = 60,
     after: After = None,
+    start: Start = None,
     split: Split | None = None,
     label: Label = None,
     group: Group = None,
-) -> Page[StoredImage]:
+) -> StoredImages | Response:
     """The images of a data set, in the order of the data: all, or those of a split, class, group.
 
-    An image that has several labels is listed with each of its classes.
+    An image that has several labels is listed with each of its classes. Also as a page
+    (`text/html`).
     """
+    as_page = wants_page(request, response)
     image_set = read_set(house.blobs.local_path(stored(house, dataset_id, caller)))
     chosen = matching(image_set, split=split, label=label, group=group)
-    start = read_offset(after)
-    place = int(np.searchsorted(chosen, start))
-    shown = chosen[place : place + limit].tolist()
-    more = place + limit < len(chosen)
-    return Page(
-        data=[image_answer(image_set, dataset_id, i) for i in shown],
-        has_more=more,
-        next_cursor=make_cursor(str(shown[-1] + 1)) if more else None,
+    if as_page:
+        with house.database.reading() as session:
+            dataset = dataset_answer(assets.find(session, DatasetRow, dataset_id, caller))
+        return images_page(dataset)
+    first = read_start(start, after)
+    cursor = following(first + limit, total=len(chosen))
+    return StoredImages(
+        data=[
+            image_answer(image_set, dataset_id, i) for i in chosen[first : first + limit].tolist()
+        ],
+        has_more=cursor is not None,
+        next_cursor=cursor,
+        total=len(chosen),
     )
 
 

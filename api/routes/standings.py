@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Depends, Query, Request, Response
 from numpy.typing import NDArray
 
+from adap.api import assets
 from adap.api.assets import AssetId
 from adap.api.deps import Caller, House, HouseDep, Reader
 from adap.api.errors import ApiError, ErrorItem, problems
 from adap.api.guarded import GuardedRoute
-from adap.api.listing import After, Limit, make_cursor, read_offset
+from adap.api.listing import After, Limit, Start, following, read_start
+from adap.api.pages import PAGE, wants_page
+from adap.api.pages.ranking import Ways, ranking_page
 from adap.api.routes.images import (
     Group,
     Label,
@@ -29,12 +32,12 @@ from adap.api.routes.images import (
     stored,
 )
 from adap.api.routes.jobs import find_job, finished_blob
-from adap.api.schemas import Place, RankedImage, RankedImages
+from adap.api.schemas import Place, RankedImage, RankedImages, dataset_answer
 from adap.core.datasets import ImageSet
 from adap.core.rankings import Own
 from adap.core.scores import Scores, load_scores
 from adap.core.standing import Mistake, Standing, standing_of
-from adap.store.tables import JobKind
+from adap.store.tables import DatasetRow, JobKind, ModelRow
 
 router = APIRouter(prefix="/v1", route_class=GuardedRoute)
 
@@ -69,14 +72,6 @@ class Choice:
 
 
 Chosen = Annotated[Choice, Depends()]
-Start = Annotated[
-    int | None,
-    Query(
-        ge=0,
-        le=2**31,
-        description="instead of `after`: how many of the images that fit are passed over",
-    ),
-]
 Task = Annotated[
     str | None,
     Query(max_length=1000, description="of an audit of several tasks: its positive classes, by +"),
@@ -95,6 +90,7 @@ class _Ranked:
     standing: Standing
     image_set: ImageSet
     dataset_id: str
+    attacks: Sequence[str] = ()
 
     def answer(self, place: int) -> RankedImage:
         """The image at this place, from 0."""
@@ -114,27 +110,40 @@ class _Ranked:
 
 
 @router.get(
-    "/rankings/{job_id}/images", tags=["rankings"], responses=problems("not_found", "not_ready")
+    "/rankings/{job_id}/images",
+    tags=["rankings"],
+    response_model=RankedImages,
+    responses=problems("not_found", "not_ready", "not_acceptable") | PAGE,
 )
 def ranked_images(
     job_id: AssetId,
+    request: Request,
+    response: Response,
     house: HouseDep,
     caller: Reader,
     choice: Chosen,
     limit: Limit = 60,
     after: After = None,
     start: Start = None,
-) -> RankedImages:
-    """The images of a finished ranking, best first: all, or those that fit."""
+) -> RankedImages | Response:
+    """The images of a finished ranking, best first: all, or those that fit; also as a page."""
     ranked = _of_ranking(house, job_id, caller)
-    return _page(ranked, choice, "rank", limit=limit, start=_start(start, after))
+    if wants_page(request, response):
+        ways = Ways(sides=ranked.standing.targets is not None)
+        return _shown(house, job_id, caller, ways, path=request.url.path)
+    return _page(ranked, choice, "rank", limit=limit, start=read_start(start, after))
 
 
 @router.get(
-    "/audits/{job_id}/images", tags=["audits"], responses=problems("not_found", "not_ready")
+    "/audits/{job_id}/images",
+    tags=["audits"],
+    response_model=RankedImages,
+    responses=problems("not_found", "not_ready", "not_acceptable") | PAGE,
 )
 def audited_images(
     job_id: AssetId,
+    request: Request,
+    response: Response,
     house: HouseDep,
     caller: Reader,
     choice: Chosen,
@@ -146,14 +155,19 @@ def audited_images(
     order: Annotated[
         Order, Query(description="`moved`: those first that an attack took farthest up or down")
     ] = "rank",
-) -> RankedImages:
+) -> RankedImages | Response:
     """The images of an audit in order of score: clean, in the worst case, or under an attack.
 
     The pictures are those of the data set; what attacks made of them is not kept, but for the few
-    that the report shows.
+    that the report shows. Also as a page (`text/html`).
     """
+    if wants_page(request, response):
+        tasks = _tasks(house, job_id, caller)
+        ranked = _of_audit(house, job_id, caller, task=task or next(iter(tasks), None), by=by)
+        ways = Ways(by=_ways(ranked.attacks), tasks=tasks)
+        return _shown(house, job_id, caller, ways, path=request.url.path)
     ranked = _of_audit(house, job_id, caller, task=task, by=by)
-    return _page(ranked, choice, order, limit=limit, start=_start(start, after))
+    return _page(ranked, choice, order, limit=limit, start=read_start(start, after))
 
 
 @router.get(
@@ -190,26 +204,14 @@ def _place(ranked: _Ranked, score: float) -> Place:
     )
 
 
-def _start(start: int | None, after: str | None) -> int:
-    if start is not None and after is not None:
-        detail = "expected `start` or `after`, got both"
-        raise ApiError(
-            "invalid_request",
-            f"/query/start: {detail}",
-            errors=[ErrorItem(pointer="/query/start", detail=detail)],
-        )
-    return read_offset(after) if start is None else start
-
-
 def _page(ranked: _Ranked, choice: Choice, order: Order, *, limit: int, start: int) -> RankedImages:
     cut = choice.cut or ranked.positives
     places = _fitting(ranked, choice, order, cut=cut)
-    shown, end = places[start : start + limit], start + limit
-    more = end < len(places)
+    cursor = following(start + limit, total=len(places))
     return RankedImages(
-        data=[ranked.answer(place) for place in shown.tolist()],
-        has_more=more,
-        next_cursor=make_cursor(str(end)) if more else None,
+        data=[ranked.answer(place) for place in places[start : start + limit].tolist()],
+        has_more=cursor is not None,
+        next_cursor=cursor,
         total=len(places),
         examples=len(ranked.standing),
         positives=ranked.positives,
@@ -265,13 +267,33 @@ def _of_audit(house: House, job_id: str, caller: Caller, *, task: str | None, by
     sha256 = finished_blob(house, job_id, caller, JobKind.AUDIT, "scores")
     image_set, dataset_id = _dataset(house, job_id, caller)
     number = 0 if task is None else names.index(task)
-    standing = _audited(
-        house.blobs.local_path(sha256),
-        house.blobs.local_path(stored(house, dataset_id, caller)),
-        number,
-        by,
-    )
-    return _Ranked(standing, image_set, dataset_id)
+    path = house.blobs.local_path(sha256)
+    attacks = list(_read_scores(path)[number].attacked)
+    require_known("by", by, [Own.CLEAN.value, Own.WORST_CASE.value, *attacks])
+    dataset = house.blobs.local_path(stored(house, dataset_id, caller))
+    return _Ranked(_audited(path, dataset, number, by), image_set, dataset_id, attacks)
+
+
+def _ways(attacks: Sequence[str]) -> dict[str, str]:
+    """What the images of an audit may be scored by, in words."""
+    return {
+        Own.CLEAN.value: "clean",
+        Own.WORST_CASE.value: "worst case over all attacks",
+        **{name: f"under {name}" for name in attacks},
+    }
+
+
+def _shown(house: House, job_id: str, caller: Caller, ways: Ways, *, path: str) -> Response:
+    """The page of a ranking or an audit."""
+    with house.database.reading() as session:
+        job = find_job(session, job_id, caller)
+        assert job.dataset_id is not None
+        dataset = dataset_answer(assets.find(session, DatasetRow, job.dataset_id, caller))
+        row = None if job.model_id is None else session.get(ModelRow, job.model_id)
+        model = None
+        if row is not None and row.deleted_at is None:
+            model = (f"/v1/models/{row.id}", row.name)
+    return ranking_page(dataset, ways, path=path, job_id=job_id, model=model)
 
 
 def _tasks(house: House, job_id: str, caller: Caller) -> list[str]:
@@ -299,8 +321,6 @@ def _read_standing(path: Path) -> Standing:
 def _audited(scores: Path, dataset: Path, task: int, by: str) -> Standing:
     """The standing of an audit's task, with the places of its examples in the data set."""
     found = _read_scores(scores)[task]
-    names = [Own.CLEAN.value, Own.WORST_CASE.value, *found.attacked]
-    require_known("by", by, names)
     standing = standing_of(found, by)
     places = {name: i for i, name in enumerate(read_set(dataset).example_ids)}
     index = np.fromiter((places[name] for name in found.example_ids), np.int64, len(found))

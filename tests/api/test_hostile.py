@@ -118,7 +118,7 @@ ID = {
 
 def address(path: str) -> str:
     return path.format(
-        **{name: f"{of}_{'0' * 26}" for name, of in ID.items()}, number=1, queue="compute"
+        **{name: f"{of}_{'0' * 26}" for name, of in ID.items()}, number=1, index=0, queue="compute"
     )
 
 

@@ -12,9 +12,11 @@ import pytest
 from openapi_spec_validator import validate as validate_openapi
 from safetensors.numpy import save_file
 
+from adap.core.datasets import ImageSet
 from adap.core.rendering.card import card
 from adap.core.rendering.junit import junit
 from adap.core.report import Report
+from adap.core.scores import load_scores
 from adap.store import jobs, keys
 from adap.store.artifacts import open_blobs
 from adap.store.tables import AssetStatus, JobKind, JobStatus
@@ -271,13 +273,15 @@ def test_a_stream_tells_of_the_end_after_the_last_event_however_many_there_are(a
 
 
 def test_content_is_served_by_range_and_not_again_if_it_is_known(api: Api) -> None:
-    dataset_id = api.dataset()
+    image_set = ImageSet(np.ones((2, 1, 3, 3), np.uint8), np.arange(2), ["a", "b"], ["0", "1"])
+    image_set.save(api.folder / "told")
+    dataset_id = api.dataset(content_sha256=api.keep(image_set))
     path = f"/v1/datasets/{dataset_id}/content"
     whole = api.http.get(path)
-    assert whole.text == dataset_id
+    assert whole.content == (api.folder / "told").read_bytes()
     assert "attachment" in whole.headers["content-disposition"]
     part = api.http.get(path, headers={"Range": "bytes=3-6"})
-    assert (part.status_code, part.text) == (206, dataset_id[3:7])
+    assert (part.status_code, part.content) == (206, whole.content[3:7])
     known = api.http.get(path, headers={"If-None-Match": whole.headers["etag"]})
     assert (known.status_code, known.content) == (304, b"")
 
@@ -377,7 +381,15 @@ def finished_audit(api: Api) -> tuple[str, Path, Path]:
         copy = api.folder / f"{name}.copy"
         copy.write_bytes(path.read_bytes())
         blobs[name] = put(copy)
-    request = {"dataset_id": api.dataset(), "model_id": api.model()}
+    (told,) = load_scores(scores)
+    audited = ImageSet(  # what these scores are of
+        images=np.zeros((len(told), 1, 8, 8), np.uint8),
+        labels=1 - told.targets,
+        classes=["cat", "dog"],
+        example_ids=told.example_ids,
+    )
+    dataset_id = api.dataset(content_sha256=api.keep(audited))
+    request = {"dataset_id": dataset_id, "model_id": api.model()}
     job_id = api.http.post("/v1/audits", json=request).json()["id"]
     finish(api, job_id, {"summary": {}, "blobs": blobs})
     return job_id, report, scores
