@@ -174,7 +174,7 @@ def test_every_link_of_a_page_leads_to_something(api: Api) -> None:
         assert len(targets) > 3
         for target in targets:
             # no worker runs here, so that there is nothing behind these
-            if not re.search("/report$|/scores$|format=onnx$|/leaderboard", target):
+            if not re.search("/report$|format=onnx$|/leaderboard|/audits/.*/images$", target):
                 assert get(api, target).status_code == 200, target
 
 
@@ -339,7 +339,7 @@ def test_the_page_of_an_audit_links_to_what_it_made(api: Api) -> None:
     for text in ("succeeded", "0.931", "0.413", "0.125", "not met", "ranker", "photos"):
         assert text in page.one("main").words, text
     targets = {a.attributes["href"] for a in page.all("a")}
-    assert targets >= {f"/v1/audits/{job_id}/{name}" for name in ("report", "scores")}
+    assert targets >= {f"/v1/audits/{job_id}/{name}" for name in ("report", "images")}
 
 
 def test_the_start_page_lists_what_is_newest_or_says_how_to_begin(api: Api) -> None:
