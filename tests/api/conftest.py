@@ -194,7 +194,7 @@ def running_alone(folder: Path, **environment: str) -> Iterator[tuple[Api, psuti
                 except httpx.TransportError:
                     return False
 
-            wait_for(answers, because="the API answers", timeout_s=60)
+            wait_for(answers, because="the API answers", timeout_s=300)
             yield Api(http, database, settings, folder), psutil.Process(process.pid)
         process.terminate()
         assert process.wait(30) in (0, -15)  # uvicorn raises the signal again once it has stopped
@@ -256,7 +256,7 @@ class Scoring:
         wait_for(
             lambda: (self.status() or {}).get("loaded_torch"),
             because="the scoring process has loaded torch",
-            timeout_s=60,
+            timeout_s=300,
         )
         return self.process
 
@@ -330,7 +330,7 @@ def running_scoring(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scorin
         scoring = Scoring(api)
         yield scoring
         scoring.process.terminate()
-        assert scoring.process.wait(20) == 0
+        assert scoring.process.wait(120) == 0
         assert not (api.settings.home / "work" / str(scoring.process.pid)).exists()
         log = (folder / "scoring.log").read_text()
         assert '"level": "error"' not in log
