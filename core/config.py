@@ -556,6 +556,22 @@ class TrainingRequest(TrainingConfig):
         description="a model to start from; by default training starts from scratch",
     )
     name: Name | None = Field(None, description="name of the resulting model")
+    devices: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="GPUs of the worker (its cores, where it has no GPU) that share every batch; "
+        "the training is the same up to rounding",
+    )
+
+    @model_validator(mode="after")
+    def _devices_divide_the_batch(self) -> "TrainingRequest":
+        if self.batch_size % self.devices:
+            raise ValueError(
+                f"expected a batch_size that {self.devices} devices divide evenly, got "
+                f"{self.batch_size}"
+            )
+        return self
 
     def fresh_head(self) -> bool:
         """Whether a warm start replaces the last layer."""

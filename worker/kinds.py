@@ -212,6 +212,7 @@ def _prepare_training(session: Session, job: JobRow) -> Prepared:
         Training(
             config=config,
             task=task,
+            devices=request.devices,
             warm_start=start,
             dataset=TrainedOn(
                 id=dataset.id,

@@ -11,6 +11,9 @@ from adap.core.attacks.patience import with_patience
 from adap.core.attacks.threat_model import ThreatModel, normal
 from adap.core.errors import ConfigError
 
+START_SIZE = 0.001
+"""Standard deviation of the paper's random start, in pixels, whatever epsilon is."""
+
 
 @dataclass(frozen=True)
 class PGD:
@@ -20,8 +23,9 @@ class PGD:
     restarts: each image keeps the best of them.
     iterate: 'best' returns each image's iterate of highest loss, 'last' the last one, which a
     step that overshoots can leave worse than an earlier one.
-    start: of the first restart. 'normal' adds 0.001 * N(0, 1), as the paper's training and
-    evaluation do (there the start may leave [0, 1] by its noise; here it is projected as well).
+    start: of the first restart: (B, C, H, W) images, projected; or by name. 'normal' adds
+    0.001 * N(0, 1), as the paper's training and evaluation do (there the start may leave [0, 1] by
+    its noise; here it is projected as well).
     'uniform' draws from the ball; in L2 that is nearly always its border, in a direction which
     the steps then take long to leave. Further restarts are uniform: starts that lie next to one
     another lead to the same place.
@@ -37,7 +41,7 @@ class PGD:
     step_size: float
     restarts: int = 1
     iterate: Literal["best", "last"] = "best"
-    start: Literal["normal", "uniform"] = "normal"
+    start: Literal["normal", "uniform"] | Tensor = "normal"
     patience: int | None = None
 
     def __post_init__(self) -> None:
@@ -54,9 +58,11 @@ class PGD:
         """See `adap.core.attacks.base.Attack`."""
         best = BestIterate(x)
         for restart in range(self.restarts):
-            if restart == 0 and self.start == "normal":
+            if restart == 0 and isinstance(self.start, Tensor):
+                x_adv = threat_model.project(self.start, x)
+            elif restart == 0 and self.start == "normal":
                 noise = normal(x.shape, like=x, generator=generator)
-                x_adv = threat_model.project(x + 0.001 * noise, x)
+                x_adv = threat_model.project(x + START_SIZE * noise, x)
             else:
                 x_adv = threat_model.random_start(x, generator=generator)
             patient = with_patience(loss_fn, self.patience)

@@ -34,7 +34,8 @@ from adap.core.library.progress import Progress, counting
 from adap.core.library.rankers import TRIED, Outputs, Ready, device_of, kept_modes, ready
 from adap.core.library.refusals import configured, refuse_unless_whole
 from adap.core.library.running import made_folder
-from adap.core.training import loop
+from adap.core.library.several import ranks_of
+from adap.core.training import attacking, loop
 from adap.core.training.loop import EpochRecord, SelectBy
 from adap.core.training.sampling import Sampler
 from adap.core.training.splitting import held_out_of
@@ -99,6 +100,7 @@ def fit(
     patience: int | None = None,
     ema: float | None = None,
     precision: config.Precision = "float32",
+    devices: int = 1,
     positive: Any = None,
     outputs: Outputs = "auto",
     mean: Sequence[float] | None = None,
@@ -122,6 +124,9 @@ def fit(
     drive. The part that is held out holds whole clusters, and its share is of clusters.
     epochs, batch_size, positives_per_batch, optimizer, attack, augment, select_by, patience, ema,
     precision: as in the service.
+    devices: processes that share every batch, on a GPU each, for the same training up to rounding:
+    `torchrun --nproc-per-node N script.py`, each process calling with devices=N, the same images
+    and labels, and a GPU of its own (device="cuda"). The first keeps, shows and tells.
     folder: where a checkpoint is kept after every epoch. The same call goes on from there, with the
     weights that the model had at first or those that the training left in it; with other data,
     labels, options or weights it is refused. What ends an epoch half way (Ctrl-C) leaves no trace
@@ -167,6 +172,7 @@ def fit(
             held_out = stack.enter_context(
                 examples_of(*validation, positive=positive, layout=layout)
             )
+        ranks = stack.enter_context(ranks_of(devices))
         objective = _objective(loss, len(train))
         settings = configured(
             TrainingConfig,
@@ -195,10 +201,11 @@ def fit(
                 device=device,
             )
         )
-        tell = stack.enter_context(counting(epochs, shown=progress, what="epochs"))
+        shown = progress if ranks.leads else False
+        tell = stack.enter_context(counting(epochs, shown=shown, what="epochs"))
         _refuse_no_gradients(made, train)
         kept = None
-        if folder is not None:
+        if folder is not None and ranks.leads:
             start = start_of(made.scorer, objective, train, held_out)
             few = as_float(train.images[:TRIED])
             kept = KeptTraining(made_folder(folder), made.scorer, objective, start, images=few)
@@ -226,6 +233,7 @@ def fit(
                 on_epoch=told,
                 checkpoint=checkpoint,
                 save=None if kept is None else kept.save,
+                ranks=ranks,
             )
         warnings = list(dict.fromkeys([*made.decided, *train.decided, *held_out.decided]))
     return Fitted(
@@ -326,7 +334,7 @@ def training_attack(
             f"expected images on {weights.device}, where the model is, got them on {x.device}"
         )
     dtype = x.dtype if weights is None else weights.dtype
-    return loop.attack_batch(
+    return attacking.attack_batch(
         model,
         loss,
         x,

@@ -12,7 +12,8 @@ and for each epoch a seed for its augmentation, its attack, and what the network
 torch's own generator (dropout), derived from the seed and the epoch. So a training that was killed
 and resumed gives the same weights, bit for bit on a CPU with the same number of threads, as one
 that ran through. Torch's own generators are left as they were found. A network that draws from
-elsewhere (NumPy, `random`) is outside this promise.
+elsewhere (NumPy, `random`) is outside this promise. Several
+processes may share a training (`ranks`): each then attacks and passes its share of every batch.
 """
 
 import math
@@ -26,25 +27,27 @@ import torch
 from torch import Tensor, nn
 
 from adap.core.attacks.holding import attacking
-from adap.core.attacks.pgd import PGD
-from adap.core.attacks.threat_model import ThreatModel
+from adap.core.attacks.pgd import PGD, START_SIZE
+from adap.core.attacks.threat_model import ThreatModel, normal
 from adap.core.audit.drawing import drawing
-from adap.core.config import EPSILON_PAPER, Optimizer, TrainingAttack, TrainingConfig
+from adap.core.config import EPSILON_PAPER, Optimizer, TrainingConfig
 from adap.core.errors import ConfigError, DataError, TrainingError
 from adap.core.figures.ranking import average_precision
 from adap.core.objectives.base import Objective
 from adap.core.objectives.surrogates import negative_margin
+from adap.core.training.attacking import attack_batch, of_images
 from adap.core.training.augment import augment
 from adap.core.training.averaging import WeightAverage
 from adap.core.training.precision import (
-    Forward,
     float32_products,
     forward_in,
     refuse_unsupported,
 )
+from adap.core.training.ranks import ALONE, Ranks
 from adap.core.training.resuming import refuse_other_config, refuse_other_tensors
 from adap.core.training.sampling import ClassSampler, PlainSampler, PositiveSampler, Sampler
 from adap.core.training.schedule import learning_rate
+from adap.core.training.synchronised import synchronised
 
 MAX_PAIRS = 2**28
 """Numbers in a batch's pairwise losses, over all classes: 1 GiB in float32, several times over."""
@@ -112,6 +115,7 @@ def fit(
     on_epoch: Callable[[EpochRecord], None],
     checkpoint: dict[str, Any] | None = None,
     save: Callable[[dict[str, Any]], None] | None = None,
+    ranks: Ranks = ALONE,
 ) -> TrainingResult:
     """Train `network` in place; afterwards it holds the weights of its best epoch, in eval mode.
 
@@ -124,15 +128,18 @@ def fit(
     are the live ones. It holds tensors, numbers, text, lists and dicts only, so
     `torch.load(weights_only=True)` reads it.  checkpoint: such a one, to go on from.
     on_epoch: told of every epoch done, once its checkpoint is saved; what it raises ends training.
+    ranks: the processes that share this training, each of which calls with the same. The first
+    one's weights, estimators and checkpoint count; it alone saves and is told.
 
     The best epoch is that of highest validation AP, the first one among equals: by default
     robust AP where the objective trains on attacked images, otherwise clean AP. With `config.ema`
     it is the average of the weights that is validated and kept.
 
     Raises DataError for images or targets that cannot be trained on, ConfigError for a checkpoint
-    of another configuration, more pairs of images than memory could hold or a precision that the
-    device lacks, TrainingError in an epoch whose loss, weights or validation logits are not finite;
-    the checkpoint of the epoch before is then the last.
+    of another configuration, more pairs of images than memory could hold, a precision that the
+    device lacks or a batch that the ranks do not divide, TrainingError in an epoch whose loss,
+    weights or validation logits are not finite; the checkpoint of the epoch before is then the
+    last.
     """
     refuse_unsupported(config.precision, device)
     for name, (pixels, marks) in {"training": (images, targets), "validation": validation}.items():
@@ -155,6 +162,10 @@ def fit(
     network.to(device).to(memory_format=torch.channels_last)
     objective.to(device)
     labels = targets.to(device, torch.float32)
+    if ranks.count > 1:
+        ranks.refuse_other(config, images, targets, *validation)
+        ranks.agree_on(network, objective)
+    checkpoint = ranks.told(checkpoint)
     state = _State(
         network=network,
         objective=objective,
@@ -163,6 +174,7 @@ def fit(
         config=config,
         average=None if config.ema is None else WeightAverage(network, decay=config.ema),
     )
+    ranks.refuse_indivisible(state.sampler.batch_size)
     if checkpoint is not None:
         state.restore(checkpoint)
 
@@ -172,9 +184,11 @@ def fit(
         lr = learning_rate(config.optimizer, done=epoch - 1, epochs=config.epochs)
         for group in state.optimizer.param_groups:
             group["lr"] = lr
-        with float32_products(config.precision), drawing(device, config.seed, epoch):
+        draws = (config.seed, epoch) if ranks.leads else (config.seed, epoch, ranks.rank)
+        with float32_products(config.precision), drawing(device, *draws):
             started = time.perf_counter()
-            loss = _train_epoch(state, images, labels, epoch=epoch, config=config)
+            with synchronised(network, ranks):
+                loss = _train_epoch(state, images, labels, epoch=epoch, config=config, ranks=ranks)
             seconds = time.perf_counter() - started
             judged = network if state.average is None else state.average.settle()
             aps = {
@@ -185,6 +199,7 @@ def fit(
                     epoch=epoch,
                     config=config,
                     device=device,
+                    ranks=ranks,
                 )
                 for select in dict.fromkeys(("clean_ap", select_by))
             }
@@ -200,9 +215,10 @@ def fit(
             eta_s=(time.perf_counter() - begun) / (epoch - done_before) * (config.epochs - epoch),
         )
         state.keep(record, figure=aps[select_by], weights=judged.state_dict())
-        if save is not None:
-            save(state.checkpoint())
-        on_epoch(record)
+        if ranks.leads:
+            if save is not None:
+                save(state.checkpoint())
+            on_epoch(record)
 
     network.load_state_dict(state.best_weights)
     network.eval()
@@ -279,7 +295,13 @@ class _State:
 
 
 def _train_epoch(
-    state: _State, images: Tensor, targets: Tensor, *, epoch: int, config: TrainingConfig
+    state: _State,
+    images: Tensor,
+    targets: Tensor,
+    *,
+    epoch: int,
+    config: TrainingConfig,
+    ranks: Ranks,
 ) -> float:
     """One epoch of optimisation; the mean loss. `targets` are floats on the network's device."""
     network, objective, device = state.network, state.objective, targets.device
@@ -295,8 +317,9 @@ def _train_epoch(
     for step, (rows, index) in enumerate(
         zip(batches.to(images.device), batches.to(device), strict=True), start=1
     ):
+        # Augmented whole and then shared, so that each image changes as on one device.
         x = augment(images[rows].to(device), config.augment, generator=augment_generator)
-        x, y = _as_input(x), targets[index]
+        x, y = _as_input(ranks.own(x)), targets[index]
         x_adv = (
             attack_batch(
                 network,
@@ -307,15 +330,17 @@ def _train_epoch(
                 settings=config.attack,
                 generator=noise,
                 forward=forward,
+                ranks=ranks,
             )
             if objective.needs_adversarial
             else None
         )
-        clean = forward(x) if objective.needs_clean else None
-        adv = forward(x_adv) if x_adv is not None else None
+        clean = ranks.gathered(forward(x)) if objective.needs_clean else None
+        adv = ranks.gathered(forward(x_adv)) if x_adv is not None else None
         loss = objective(clean, adv, y, index)
         state.optimizer.zero_grad()
         loss.backward()
+        ranks.add_up([w.grad for w in network.parameters() if w.grad is not None])
         state.optimizer.step()
         if state.average is not None:
             state.average.update(step=before + step)
@@ -333,41 +358,6 @@ def _train_epoch(
     return float(total) / len(batches)
 
 
-def attack_batch(
-    network: nn.Module,
-    objective: Objective,
-    x: Tensor,
-    targets: Tensor,
-    index: Tensor,
-    *,
-    settings: TrainingAttack,
-    generator: torch.Generator,
-    forward: Forward | None = None,
-) -> Tensor:
-    """(B, C, H, W) images on which the objective's inner loss is high, as in Algorithms 1 to 5.
-
-    Of several classes the sum of their inner losses: one image is to be bad for all of them.
-    forward: the network's passes in another precision; by default its own.
-    """
-    forward = network if forward is None else forward
-    pgd = PGD(steps=settings.steps, step_size=settings.step_size, iterate="last", start="normal")
-    with attacking(network):
-        clean = None
-        if objective.inner_needs_clean:
-            with torch.no_grad():
-                clean = forward(x)
-
-        def inner_loss(x_adv: Tensor) -> Tensor:
-            return _of_images(objective.inner_loss(clean, forward(x_adv), targets, index))
-
-        return pgd.perturb(
-            inner_loss,
-            x,
-            threat_model=ThreatModel(settings.norm, settings.epsilon),
-            generator=generator,
-        )
-
-
 def _validation_ap(
     network: nn.Module,
     images: Tensor,
@@ -377,35 +367,42 @@ def _validation_ap(
     epoch: int,
     config: TrainingConfig,
     device: torch.device,
+    ranks: Ranks,
 ) -> float:
     """AP on clean images, or under PGD-10 within the training attack's ball; of K classes the mean.
 
     K classes are attacked at once, by the sum of their margins: one attack for each, as an audit
     runs them, would cost K times as much and find a mean AP that is lower still. The same random
     start at every epoch, so that epochs are compared on equal terms. The attack searches in the
-    training's precision; the logits that are ranked are the network's own.
+    training's precision; the logits that are ranked are the network's own. Each rank scores some of
+    the batches.
     """
     threat_model = ThreatModel(config.attack.norm, config.attack.epsilon)
-    pgd = PGD(
-        steps=VALIDATION_STEPS,
-        step_size=VALIDATION_STEP_SIZE * config.attack.epsilon,
-        iterate="last",
-        start="normal",
-    )
     generator = _generator(device, config.seed, _VALIDATING)
     forward = forward_in(config.precision, network, device=device)
-    logits = torch.empty(targets.shape, dtype=torch.float64)
+    like = torch.empty(0, device=device)
+    logits = torch.zeros(targets.shape, dtype=torch.float64)
     with attacking(network), torch.no_grad():
-        for start in range(0, len(images), config.batch_size):
+        for number, start in enumerate(range(0, len(images), config.batch_size)):
             rows = slice(start, start + config.batch_size)
+            noise = normal(images[rows].shape, like=like, generator=generator) if attacked else None
+            if number % ranks.count != ranks.rank:
+                continue
             x, y = _as_input(images[rows].to(device)), targets[rows].to(device, torch.float32)
 
             def margin_loss(x_adv: Tensor, y: Tensor = y) -> Tensor:
-                return _of_images(negative_margin(forward(x_adv), y))
+                return of_images(negative_margin(forward(x_adv), y))
 
-            if attacked:
+            if noise is not None:
+                pgd = PGD(
+                    steps=VALIDATION_STEPS,
+                    step_size=VALIDATION_STEP_SIZE * config.attack.epsilon,
+                    iterate="last",
+                    start=x + START_SIZE * noise,
+                )
                 x = pgd.perturb(margin_loss, x, threat_model=threat_model, generator=generator)
             logits[rows] = network(x)
+    ranks.add_up([logits])  # of which each rank has some, and zeros
     if not logits.isfinite().all():
         raise TrainingError(
             "expected finite logits on the validation images, got NaN or infinity "
@@ -417,11 +414,6 @@ def _validation_ap(
         strict=True,
     )
     return float(np.mean([average_precision(*column) for column in columns]))
-
-
-def _of_images(losses: Tensor) -> Tensor:
-    """(B,) losses, from (B,) or from (B, K), one a class."""
-    return losses if losses.ndim == 1 else losses.sum(dim=1)
 
 
 def _as_input(images: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Requests that speak of pixels: sizes beyond them are refused, fractions are understood."""
+"""What requests refuse and understand: sizes of pixels beyond them, fractions, shared batches."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from adap.core.attacks.threat_model import ThreatModel
-from adap.core.config import AuditConfig, Threat, TrainingConfig
+from adap.core.config import AuditConfig, Threat, TrainingConfig, TrainingRequest
 from adap.core.errors import ConfigError
 
 BEYOND: dict[str, Callable[[], Any]] = {
@@ -71,3 +71,10 @@ def test_other_text_is_no_number(text: str) -> None:
 def test_the_curve_of_a_preset_ends_where_pixels_do() -> None:
     epsilons = AuditConfig(threat=Threat(epsilon=0.8)).resolved_epsilons()
     assert epsilons == pytest.approx([0.2, 0.4, 0.8])
+
+
+def test_devices_that_do_not_divide_a_batch_are_refused_before_there_is_a_job() -> None:
+    request = {"dataset_id": f"ds_{'0' * 26}", "batch_size": 128}
+    assert TrainingRequest.model_validate({**request, "devices": 4}).devices == 4
+    with pytest.raises(ValidationError, match="batch_size that 3 devices divide evenly, got 128"):
+        TrainingRequest.model_validate({**request, "devices": 3})

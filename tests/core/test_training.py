@@ -30,7 +30,8 @@ from adap.core.errors import ConfigError, DataError, TrainingError
 from adap.core.figures.ranking import floor_ap
 from adap.core.objectives.registry import OBJECTIVES, build_objective
 from adap.core.objectives.surrogates import negative_margin
-from adap.core.training.loop import EpochRecord, attack_batch, fit
+from adap.core.training.attacking import attack_batch
+from adap.core.training.loop import EpochRecord, fit
 from adap.core.training.precision import forward_in
 from adap.core.training.schedule import learning_rate
 

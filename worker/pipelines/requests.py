@@ -71,6 +71,7 @@ class Training(Config):
     pipeline: Literal["train"] = "train"
     config: TrainingConfig
     task: AnyTask
+    devices: int = 1
     warm_start: Start | None
     dataset: TrainedOn
     job_id: str

@@ -5,19 +5,13 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from adap.core.config import AnyTask, EachClass, Task
-from adap.core.datasets import ImageSet, channel_statistics
-from adap.core.objectives.registry import build_objective
 from adap.core.training import loop as training
-from adap.core.training.splitting import training_split
-from adap.models import architectures, loading
-from adap.models.header import ONE_LOGIT, InputSpec, Manifest, logit_a_class
-from adap.models.wrappers import EveryLogit, Scorer
+from adap.models import loading
 from adap.store import disk
-from adap.worker.pipelines.inputs import device
+from adap.worker.pipelines.learning import learning_of
+from adap.worker.pipelines.ranks import device_of, ranks_of, refuse_more_than_there_are
 from adap.worker.pipelines.requests import Training
 from adap.worker.pipelines.results import Trained
 from adap.worker.work import Reporter, Work
@@ -27,37 +21,9 @@ log = logging.getLogger(__name__)
 
 def train(work: Work[Training], reporter: Reporter) -> Trained:
     """Train a model; hands over a checkpoint after every epoch and goes on from one it is given."""
-    config, task = work.request.config, work.request.task
-    image_set = ImageSet.load(work.inputs["dataset"])
-    train_index, validation_index = training_split(image_set, task, config)
-    parts = image_set.subset(train_index), image_set.subset(validation_index)
-    images, targets = tensors(parts[0], task)
-    validation = tensors(parts[1], task)
-
-    channels, height, width = images.shape[1:]
-    classes = list(image_set.classes) if isinstance(task, EachClass) else None
-    output = ONE_LOGIT if classes is None else logit_a_class(classes)
-    network = architectures.build(
-        config.architecture, channels=channels, seed=config.seed, outputs=output.count
-    )
-    start = work.request.warm_start
-    if start is None:
-        mean, std = channel_statistics(parts[0].images)
-        spec = InputSpec(channels=channels, height=height, width=width, mean=mean, std=std)
-    else:
-        source, known = loading.load(work.inputs["warm_start"], device="cpu")
-        spec = known.input  # its weights belong to its own mean and std
-        architectures.start_from(network, source.network.state_dict(), fresh_head=start.fresh_head)
-    manifest = Manifest(
-        architecture=config.architecture,
-        input=spec,
-        output=output,
-        positive=None if isinstance(task, EachClass) else task.positive,
-    )
-    scorer = (Scorer if classes is None else EveryLogit)(network, spec, output=output)
-    objective = build_objective(
-        config.method, examples=len(targets), classes=None if classes is None else len(classes)
-    )
+    refuse_more_than_there_are(work)
+    config, task, start = work.request.config, work.request.task, work.request.warm_start
+    learning = learning_of(work)
 
     def checkpoint_of(epoch: int) -> Path:
         # a name of its own: the worker may still read the one before
@@ -90,18 +56,20 @@ def train(work: Work[Training], reporter: Reporter) -> Trained:
     reporter.progress(
         "training", 0 if checkpoint is None else checkpoint["epoch"], config.epochs, "epochs"
     )
-    result = training.fit(
-        scorer,
-        objective,
-        images=images,
-        targets=targets,
-        validation=validation,
-        config=config,
-        device=torch.device(device(work)),
-        on_epoch=on_epoch,
-        checkpoint=checkpoint,
-        save=save,
-    )
+    with ranks_of(work) as ranks:
+        result = training.fit(
+            learning.scorer,
+            learning.objective,
+            images=learning.images,
+            targets=learning.targets,
+            validation=learning.validation,
+            config=config,
+            device=device_of(work, ranks),
+            on_epoch=on_epoch,
+            checkpoint=checkpoint,
+            save=save,
+            ranks=ranks,
+        )
     if result.stopped_early:
         best, last = result.best.epoch, result.history[-1].epoch
         reporter.event("stopped_early", {"epoch": last, "best_epoch": best})
@@ -112,20 +80,11 @@ def train(work: Work[Training], reporter: Reporter) -> Trained:
         "config": config.as_json(),
         "config_sha256": config.sha256(),
         "dataset": work.request.dataset.model_dump(mode="json"),
-        "train_examples": len(parts[0]),
-        "validation_examples": len(parts[1]),
+        "devices": work.request.devices,
+        "train_examples": len(learning.targets),
+        "validation_examples": len(learning.validation[1]),
         **result.as_json(),
     }
-    manifest = manifest.model_copy(update={"training": summary})
-    loading.save(scorer, work.folder / "model.safetensors", manifest)
+    manifest = learning.manifest.model_copy(update={"training": summary})
+    loading.save(learning.scorer, work.folder / "model.safetensors", manifest)
     return Trained(manifest=manifest, files={"content": "model.safetensors"})
-
-
-def tensors(part: ImageSet, task: AnyTask) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images, and (N,) targets of a task or (N, K) of each class against the rest."""
-    if isinstance(task, Task):
-        targets = part.targets(task)
-    else:
-        of_each = [part.targets(Task(positive=[name])) for name in part.classes]
-        targets = np.stack(of_each, axis=1)
-    return torch.from_numpy(part.images), torch.from_numpy(targets)

@@ -1,5 +1,7 @@
 """`adap.fit`: networks of every form are trained or refused; what was trained is kept."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -140,6 +142,59 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_weights(
     assert len(seen) < 3
     assert [record.loss for record in fitted.history] == [record.loss for record in whole.history]
     assert torch.equal(resumed.weight, expected.weight)
+
+
+TOGETHER = """
+import sys
+import torch, adap
+
+torch.set_num_threads(1)
+X = torch.rand(24, 3, 4, 4, generator=torch.Generator().manual_seed(3))
+Y = torch.arange(24) % 2
+torch.manual_seed(0)
+model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 1)).double()
+fitted = adap.fit(
+    model, X, Y, epochs=2, batch_size=8, devices=int(sys.argv[1]), folder=sys.argv[2],
+    progress=False, attack=adap.TrainingAttack(steps=1), optimizer=adap.Optimizer(milestones=[]),
+    on_epoch=lambda record: print("epoch", record.epoch),
+)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_of_torchrun_train_as_one_and_one_goes_on(tmp_path: Path) -> None:
+    script, kept = tmp_path / "script.py", tmp_path / "kept"
+    script.write_text(TOGETHER)
+    run = subprocess.run(
+        [
+            *(sys.executable, "-W", "error::FutureWarning", "-m", "torch.distributed.run"),
+            *("--standalone", "--nproc-per-node", "2", str(script), "2", str(kept)),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert run.stdout.splitlines() == ["epoch 1", "epoch 2"]  # one of them tells
+
+    def alone(**changes: Any) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(48, 1)).double()
+        options: dict[str, Any] = {**CALM, "optimizer": adap.Optimizer(milestones=[]), **changes}
+        history = adap.fit(model, X, Y, **options).history
+        assert len(history) == 3
+        return model.state_dict()
+
+    through, resumed = alone(), alone(folder=kept)
+    for name, value in through.items():
+        torch.testing.assert_close(resumed[name], value, rtol=0, atol=1e-9)
+
+
+def test_a_training_on_several_devices_says_how_it_is_started() -> None:
+    with pytest.raises(adap.ConfigError, match="start it with torchrun --nproc-per-node 2"):
+        adap.fit(Shaped(1), X, Y, "ce", devices=2, **CALM)
+    with pytest.raises(adap.ConfigError, match="devices as a whole number of at least 1, got 0"):
+        adap.fit(Shaped(1), X, Y, "ce", devices=0, **CALM)
 
 
 def test_a_folder_of_another_training_is_refused_with_the_way_out(tmp_path: Path) -> None:
