@@ -1,5 +1,6 @@
 """`adap audit` and `adap leaderboard`: what average precision attacks leave."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -7,7 +8,7 @@ import typer
 from adap.client import show
 from adap.client.client import ClientError
 from adap.client.commands.options import ConfigFile, Positive, Seed, Set, Split, Watch
-from adap.client.commands.requests import build_request, corruptions, number, task
+from adap.client.commands.requests import build_request, corruptions, number, parse_json, task
 from adap.client.commands.session import queued, session
 
 
@@ -58,6 +59,15 @@ def audit(
         int | None,
         typer.Option(min=4, help="Audit so many examples at random, each side in its share."),
     ] = None,
+    statement: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="A JSON file of what is stated about the audit: purpose, tester, approver and so "
+            "on; carried into the report.",
+        ),
+    ] = None,
     seed: Seed = None,
     config: ConfigFile = None,
     set_: Set = None,
@@ -78,6 +88,9 @@ def audit(
             "corruptions": corruptions(corruption, severity),
             "thresholds": require or None,
             "sample": sample,
+            "statement": None
+            if statement is None
+            else parse_json(statement.read_bytes(), option="--statement"),
             "seed": seed,
         },
         [

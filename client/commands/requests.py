@@ -74,7 +74,8 @@ def number(text: str) -> float:
         ) from error
 
 
-def parse_json(text: str, *, option: str) -> Any:
+def parse_json(text: str | bytes, *, option: str) -> Any:
+    """A value of JSON in UTF-8. Raises BadParameter for what is none."""
     try:
         return json_.loads(text)
     except ValueError as error:

@@ -38,7 +38,8 @@ NO_SWEEP = f"swp_{'0' * 26}"
 COMMANDS = """
     up  demo  doctor  backup  restore  dataset add|list|show|remove
     model add|list|show|export|remove  train  sweep  sweeps list|show|watch|cancel  audit  rank
-    leaderboard  score  jobs list|show|watch|cancel|retry  report show|open|save|remove|verify
+    leaderboard  score  jobs list|show|watch|cancel|retry
+    report show|open|save|remove|keygen|canonical|sign|verify
     queue show|pause|drain|resume  key create|list|revoke
 """
 
