@@ -136,7 +136,9 @@ class Client:
         return self.get(f"/v1/audits/{job_id}/report")
 
     def report_as(self, job_id: str, media_type: str) -> bytes:
-        """The same as text/html, or text/markdown (a model card), or application/xml (JUnit)."""
+        """The same as text/html, text/markdown (a model card), application/xml (JUnit) or
+        application/sarif+json.
+        """
         path = f"/v1/audits/{job_id}/report"
         return (self.request("GET", path, headers={"Accept": media_type})).content
 
@@ -642,7 +644,9 @@ class AuditRun(Run):
         return Report.model_validate(self._client.report(self.id))
 
     def report_as(self, media_type: str) -> bytes:
-        """The same as text/html, or text/markdown (a model card), or application/xml (JUnit)."""
+        """The same as text/html, text/markdown (a model card), application/xml (JUnit) or
+        application/sarif+json.
+        """
         return self._client.report_as(self.id, media_type)
 
     def save_scores(self, target: Path) -> None:

@@ -35,6 +35,7 @@ from adap.core.config import (
 from adap.core.errors import ConfigError
 from adap.core.rendering.card import card
 from adap.core.rendering.junit import junit
+from adap.core.rendering.sarif import sarif
 from adap.core.report import Report
 from adap.core.resolve import (
     DatasetSummary,
@@ -124,10 +125,13 @@ async def audit(
     return job
 
 
-REPORT_FORMS = ("application/json", "text/html", "text/markdown", "application/xml")
+REPORT_FORMS = (
+    *("application/json", "text/html", "text/markdown", "application/xml"),
+    "application/sarif+json",
+)
 SCORE_FORMS = ("application/json", "application/vnd.safetensors", "application/octet-stream")
 Accept = Annotated[str, Header(max_length=1000)]
-_DERIVED = {"text/markdown": card, "application/xml": junit}
+_DERIVED = {"text/markdown": card, "application/xml": junit, "application/sarif+json": sarif}
 
 
 @router.get(
@@ -151,8 +155,9 @@ def audit_report(
 ) -> Response:
     """The report in the form that `Accept` names.
 
-    JSON; one self-contained page (`text/html`); a model card (`text/markdown`); or JUnit XML
-    (`application/xml`), with a test case for each threshold and each check of the audit.
+    JSON; one self-contained page (`text/html`); a model card (`text/markdown`); JUnit XML
+    (`application/xml`), with a test case for each threshold and each check of the audit; or SARIF
+    (`application/sarif+json`), with a result for each of them that is not met.
     """
     form = choose(accept, REPORT_FORMS)
     name = "page" if form == "text/html" else "report"

@@ -14,7 +14,12 @@ from adap.client import show
 from adap.client.commands.requests import parse_json
 from adap.client.commands.session import Session, session
 
-REPORT_FORMS = {".html": "text/html", ".md": "text/markdown", ".xml": "application/xml"}
+REPORT_FORMS = {
+    ".html": "text/html",
+    ".md": "text/markdown",
+    ".xml": "application/xml",
+    ".sarif": "application/sarif+json",
+}
 
 ReportFile = Annotated[
     Path,
@@ -57,12 +62,12 @@ def save_report(
         typer.Option(
             "--output",
             "-o",
-            help="A name ending in .html, .json, .md (a model card) or .xml (JUnit, for CI); "
-            "by default JOB_ID.html.",
+            help="A name ending in .html, .json, .md (a model card), or for CI .xml (JUnit) or "
+            ".sarif; by default JOB_ID.html.",
         ),
     ] = None,
 ) -> None:
-    """Save the report as one self-contained page, as JSON, as a model card or as JUnit XML."""
+    """Save the report as one self-contained page, as JSON, a model card, JUnit or SARIF."""
     here = session(context)
     path = output or Path(f"{job_id}.html")
     if path.suffix == ".json":

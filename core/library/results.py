@@ -98,7 +98,8 @@ class Audit:
         return all(threshold.passed for threshold in self.thresholds)
 
     def save(self, path: str | PathLike[str]) -> Path:
-        """Write it, whole or not at all: .html, .json, .md, .xml (JUnit), .safetensors (scores).
+        """Write it, whole or not at all: .html, .json, .md, .xml (JUnit), .sarif, or .safetensors
+        (scores).
 
         Raises ConfigError for another ending or a folder that is not there, OSError where it cannot
         be written.
@@ -124,6 +125,7 @@ class Audit:
             ".json": lambda at: at.write_text(self.report.model_dump_json(), encoding="utf-8"),
             ".md": lambda at: at.write_text(card.card(self.report), encoding="utf-8"),
             ".xml": lambda at: at.write_text(self._junit(), encoding="utf-8"),
+            ".sarif": lambda at: at.write_text(self._sarif(), encoding="utf-8"),
             ".safetensors": lambda at: save_scores(self.scores, at),
         }
 
@@ -136,6 +138,11 @@ class Audit:
         from adap.core.rendering import junit
 
         return junit.junit(self.report)
+
+    def _sarif(self) -> str:
+        from adap.core.rendering import sarif
+
+        return sarif.sarif(self.report)
 
     def _rows(self) -> list[tuple[str, APFigure]]:
         rows: list[tuple[str, APFigure]] = [("clean", self.clean), *self.attacks.items()]

@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 from adap.core.datasets import ImageSet
 from adap.core.rendering.card import card
 from adap.core.rendering.junit import junit
+from adap.core.rendering.sarif import sarif
 from adap.core.report import Report
 from adap.core.scores import load_scores
 from adap.store import jobs, keys
@@ -403,6 +404,7 @@ def finished_audit(api: Api) -> tuple[str, Path, Path]:
         ("application/json, text/html", "application/json"),
         ("text/html;q=0.5, text/markdown", "text/markdown"),
         ("application/xml", "application/xml"),
+        ("application/sarif+json", "application/sarif+json"),
         # what browsers send, and what would be XML if weights did not count
         ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", "text/html"),
         ("application/json;q=0, application/*", "application/xml"),
@@ -424,6 +426,7 @@ def test_a_report_comes_in_the_form_that_is_wanted_most(api: Api, accept: str, f
             "text/html": "<html>page</html>",
             "text/markdown": card(value),
             "application/xml": junit(value),
+            "application/sarif+json": sarif(value),
         }[form]
     )
     known = {"Accept": accept, "If-None-Match": answer.headers["etag"]}
@@ -436,6 +439,7 @@ def test_every_form_of_a_report_has_an_etag_of_its_own(api: Api, problem: Check)
     job_id, _, _ = finished_audit(api)
     path = f"/v1/audits/{job_id}/report"
     forms = ["application/json", "text/html", "text/markdown", "application/xml"]
+    forms += ["application/sarif+json"]
     etags = {api.http.get(path, headers={"Accept": form}).headers["etag"] for form in forms}
     assert len(etags) == len(forms)
     for accept in ("image/png", "application/json;q=0", "text/html;q=0, image/*"):

@@ -827,7 +827,10 @@ def test_a_report_is_shown_saved_and_opened(
     assert adap("report", "save", audited, "-o", "figures.json").code == 0
     assert json.loads((tmp_path / "figures.json").read_text()) == figures
 
-    for suffix, form in (("md", "text/markdown"), ("xml", "application/xml")):
+    for suffix, form in (
+        *(("md", "text/markdown"), ("xml", "application/xml")),
+        ("sarif", "application/sarif+json"),
+    ):
         assert adap("report", "save", audited, "-o", f"report.{suffix}").code == 0
         served = httpx.get(url, headers={"Accept": form}, trust_env=False).content
         assert (tmp_path / f"report.{suffix}").read_bytes() == served
