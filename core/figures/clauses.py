@@ -40,6 +40,7 @@ FLOOR = "tasks[].certified_floor.proven_pairs"  # a floor that proves no pair is
 CURVE = "tasks[].epsilon_curve"
 BUDGET = "tasks[].budget_curve"
 GROUPS = "tasks[].groups"
+CORRUPTIONS = "tasks[].corruptions"
 OPERATING = "tasks[].operating"
 CHANCE = "tasks[].chance"
 CONFIG = "provenance.config"
@@ -58,6 +59,7 @@ WORDS = {
     CURVE: "AP over rising epsilons",
     BUDGET: "AP when few images are attacked",
     GROUPS: "AP by group",
+    CORRUPTIONS: "AP under common corruptions",
     OPERATING: "figures of operation",
     CHANCE: "chance and floor, which the AP is read against",
     CONFIG: "configuration",
@@ -112,7 +114,7 @@ CATALOGUE = (
         AI_ACT,
         "Article 15(4)",
         "resilience against errors, faults and inconsistencies of the system and its surroundings",
-        (GROUPS,),
+        (CORRUPTIONS, GROUPS),
     ),
     _Asked(
         AI_ACT,
@@ -161,7 +163,7 @@ CATALOGUE = (
         "Principle 8",
         "tests that show performance under conditions like those of use, in the subgroups that "
         "matter",
-        (CLEAN, INTERVAL, GROUPS),
+        (CLEAN, INTERVAL, CORRUPTIONS, GROUPS),
     ),
     _Asked(
         GMLP,
@@ -195,7 +197,7 @@ CATALOGUE = (
         ISO_1,
         "5 Statistical methods",
         "robustness as a statistic of performance on data, with its confidence",
-        (CLEAN, WORST, INTERVAL, CURVE),
+        (CLEAN, WORST, INTERVAL, CURVE, CORRUPTIONS),
     ),
     _Asked(ISO_1, "6 Formal methods", "properties that are proven over a domain", (FLOOR,)),
     _Asked(
@@ -226,7 +228,7 @@ CATALOGUE = (
         NIST,
         "MEASURE 2.3",
         "performance is measured and shown for conditions like those of deployment",
-        (CLEAN, INTERVAL, OPERATING),
+        (CLEAN, INTERVAL, CORRUPTIONS, OPERATING),
     ),
     _Asked(
         NIST,
