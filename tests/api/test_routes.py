@@ -551,8 +551,8 @@ def test_a_statement_is_kept_with_the_audit_or_refused_by_its_field(
     for field, text, said in (
         ("purpose", "a\u202eb", "U+202E"),
         ("tester", "x" * 201, "200 characters"),
-        ("approved_on", "tomorrow", "pattern"),
-        ("purpos", "a", "Extra inputs"),
+        ("approved_on", "tomorrow", "expected a day such as 2026-11-30"),
+        ("purpos", "a", "did you mean purpose"),
     ):
         body = problem(ask({field: text}), 422, "invalid_request")
         assert body["errors"][0]["pointer"] == f"/body/statement/{field}"

@@ -88,7 +88,7 @@ def test_a_statement_is_carried_as_it_is_and_changes_no_figure_and_no_hash(task)
             {"approver": "A", "tested_on": "2026-11-30", "approved_on": "2026-11-29"},
             "expected approved_on from 2026-11-30 on",
         ),
-        ({"aproved_by": "A"}, "Extra inputs"),
+        ({"aproved_by": "A"}, "no such field; did you mean approved_on?"),
     ],
 )
 def test_a_statement_over_its_bounds_is_refused_in_a_sentence(fields, said):
