@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request, Response
 from numpy.typing import NDArray
 from pydantic import BeforeValidator
 from safetensors.numpy import load
@@ -17,6 +17,8 @@ from adap.api import assets
 from adap.api.deps import House, HouseDep, Reader
 from adap.api.errors import problems
 from adap.api.guarded import GuardedRoute
+from adap.api.pages import PAGE, wants_page
+from adap.api.pages.compare import compare_page
 from adap.api.schemas import Contender, Leaderboard, LeaderboardSetting
 from adap.core.config import (
     MAX_CLASSES_IN_URL,
@@ -93,8 +95,14 @@ class _Audit:
         return [reference.attacked_by[key] for key in sorted(lacking)] + self.unchecked
 
 
-@router.get("", responses=problems("not_found", "not_ready"))
+@router.get(
+    "",
+    response_model=Leaderboard,
+    responses=problems("not_found", "not_ready", "not_acceptable") | PAGE,
+)
 def leaderboard(
+    request: Request,
+    response: Response,
     house: HouseDep,
     caller: Reader,
     dataset_id: Annotated[str, Query(pattern=faults.DATASET_ID, max_length=40)],
@@ -112,7 +120,7 @@ def leaderboard(
         BeforeValidator(fraction),
         Query(ge=0, le=1000, description="a number, or a fraction such as 8/255"),
     ] = None,
-) -> Leaderboard:
+) -> Leaderboard | Response:
     """The models that were audited on a data set, the highest worst-case AP first.
 
     Audits are comparable where task, split, sample and threat agree. Of several such settings that
@@ -120,8 +128,9 @@ def leaderboard(
     `other_settings` says which others there are. Ranked are checked audits that ran every attack
     of the strongest of them; weaker or unchecked ones follow without a rank, with what is
     `missing`. Of each model the newest ranked audit counts. Differences to the leader are paired:
-    both rankings on the same resamples of the same images.
+    both rankings on the same resamples of the same images. Also as a page (`text/html`).
     """
+    as_page = wants_page(request, response)
     with house.database.reading() as session:
         dataset = assets.find(session, DatasetRow, dataset_id, caller)
         assets.require_ready(dataset)
@@ -149,15 +158,16 @@ def leaderboard(
     for audit in audits:
         if all(value in (None, getattr(audit.setting, key)) for key, value in asked.items()):
             by_setting.setdefault(audit.setting.model_dump_json(), []).append(audit)
-    if not by_setting:
-        return Leaderboard(dataset_id=dataset_id, setting=None, other_settings=[], contenders=[])
-    chosen = max(by_setting.values(), key=lambda some: len({audit.model.id for audit in some}))
-    return Leaderboard(
-        dataset_id=dataset_id,
-        setting=chosen[0].setting,
-        other_settings=[some[0].setting for some in by_setting.values() if some is not chosen],
-        contenders=_contenders(house, chosen),
-    )
+    board = Leaderboard(dataset_id=dataset_id, setting=None, other_settings=[], contenders=[])
+    if by_setting:
+        chosen = max(by_setting.values(), key=lambda some: len({audit.model.id for audit in some}))
+        board = Leaderboard(
+            dataset_id=dataset_id,
+            setting=chosen[0].setting,
+            other_settings=[some[0].setting for some in by_setting.values() if some is not chosen],
+            contenders=_contenders(house, chosen),
+        )
+    return compare_page(board, dataset_name=dataset.name) if as_page else board
 
 
 def _setting(job: JobRow, config: AuditConfig, summary: DatasetSummary) -> LeaderboardSetting:

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -14,6 +14,8 @@ from adap.api.errors import POSTED, ApiError, ErrorItem, not_found, problems
 from adap.api.guarded import GuardedRoute
 from adap.api.idempotency import IdempotencyDep
 from adap.api.listing import After, Limit, page
+from adap.api.pages import PAGE, wants_page
+from adap.api.pages.compare import sweep_page
 from adap.api.routes.training import resolve
 from adap.api.schemas import JobFailure, Page, Progress, Sweep, SweepInfo, Trial, timestamp
 from adap.core.training.search import suggest
@@ -28,7 +30,7 @@ from adap.core.training.sweeps import (
     trial,
 )
 from adap.store import sweeps
-from adap.store.tables import LIVE, JobRow, JobStatus, SweepRow, TrialRow
+from adap.store.tables import LIVE, DatasetRow, JobRow, JobStatus, SweepRow, TrialRow
 
 router = APIRouter(prefix="/v1/sweeps", tags=["training"], route_class=GuardedRoute)
 
@@ -117,12 +119,24 @@ def list_sweeps(
         )
 
 
-@router.get("/{sweep_id}", responses=problems("not_found"))
-def show_sweep(sweep_id: AssetId, house: HouseDep, caller: Reader) -> Sweep:
-    """One sweep: its trials, the best of them, and the Pareto front of clean and robust AP."""
+@router.get(
+    "/{sweep_id}", response_model=Sweep, responses=problems("not_found", "not_acceptable") | PAGE
+)
+def show_sweep(
+    sweep_id: AssetId, request: Request, response: Response, house: HouseDep, caller: Reader
+) -> Sweep | Response:
+    """One sweep: its trials, the best of them, and the Pareto front of clean and robust AP.
+
+    Also as a page (`text/html`).
+    """
+    as_page = wants_page(request, response)
     with house.database.reading() as session:
         row = _find(session, sweep_id, caller)
-        return _sweep(row, sweeps.trials(session, sweep_id))
+        shown = _sweep(row, sweeps.trials(session, sweep_id))
+        dataset = session.get(DatasetRow, row.dataset_id) if as_page else None
+        there = dataset is not None and dataset.deleted_at is None
+        name = dataset.name if dataset is not None and there else None
+    return sweep_page(shown, dataset_name=name) if as_page else shown
 
 
 @router.post(
