@@ -652,6 +652,13 @@ class APGDAttack(_Attack):
         description="what is ascended: the negative margin, which never saturates, or "
         "binary cross-entropy",
     )
+    averaged: int = Field(
+        1,
+        ge=1,
+        le=1000,
+        description="points within epsilon, drawn anew at each step, over which a gradient is "
+        "averaged, so that terms too fast to follow cancel; 1: the gradient at the image itself",
+    )
     patience: Patience = None
 
 
@@ -770,6 +777,19 @@ class Corruptions(Config):
             for kind in self.kinds
             for severity in self.severities
         ]
+
+
+RECOVERING: frozenset[Preset] = frozenset({"standard"})
+"""Whose audits search on where the gradient hides something, by `recovery_attacks`."""
+
+
+def recovery_attacks(height: int, width: int) -> list[Attack]:
+    """What still searches where the gradient tells half the truth; Square grows with the image."""
+    queries = min(max(2 * height * width, 1000), 10_000)
+    return [
+        APGDAttack(label="apgd_averaged", averaged=16),
+        SquareAttack(label="square_long", queries=queries),
+    ]
 
 
 Checks = Literal["off", "quick", "full"]
@@ -944,6 +964,12 @@ class AuditConfig(Config):
             for attack in PRESETS[self.preset]
             if attack.name != "transfer" or self.surrogate is not None
         ]
+
+    def recovery_attacks(self, height: int, width: int) -> list[Attack]:
+        """What is run besides where the gradient of images of this size hides something."""
+        if self.attacks is not None or self.threat.epsilon == 0 or self.preset not in RECOVERING:
+            return []
+        return recovery_attacks(height, width)
 
     def resolved_epsilons(self) -> list[float]:
         """Where the epsilon curve is measured, rising; nowhere if no pixel may change."""

@@ -184,6 +184,13 @@ class Clusters(ReportValue):
     with_positives: int
 
 
+class SearchedOn(ReportValue):
+    """The search went on by attacks that see past what hides from a gradient."""
+
+    reason: str = Field(description="what the gradient hides, on a few images")
+    attacks: list[str] = Field(description="their names among the attacks of the task")
+
+
 class TaskReport(ReportValue):
     """The figures of one task: some classes against the rest."""
 
@@ -198,6 +205,9 @@ class TaskReport(ReportValue):
     worst_case: WorstCase
     certified_floor: CertifiedFloor | None = None
     no_certified_floor: str | None = Field(None, description="why there is none")
+    searched_on: SearchedOn | None = Field(
+        None, description="null where the attacks that were asked for are all there are"
+    )
     epsilon_curve: EpsilonCurve | None = None
     corruptions: CorruptionFigures | None = Field(None, description="null where none was asked for")
     budget_curve: list[BudgetPoint] = []

@@ -44,6 +44,7 @@ class Scores:
     corruption_table: which published parameters were behind them, by the size of the images.
     bounds: (2, N) float64, lowest and highest logit that any perturbation can reach, if certified.
     no_bounds: why there are none.
+    hidden: what the gradient hides, where the search went on by attacks that see past it.
     groups, clusters: N names each, where the data set has them.
     """
 
@@ -57,6 +58,7 @@ class Scores:
     corruption_table: str | None = None
     bounds: NDArray[np.float64] | None = None
     no_bounds: str | None = None
+    hidden: str | None = None
     groups: Sequence[str] | None = None
     clusters: Sequence[str] | None = None
 
@@ -98,6 +100,7 @@ def save_scores(tasks: Sequence[Scores], path: Path) -> None:
                 "corruptions": [[of.kind, of.severity] for of in scores.corrupted],
                 "corruption_table": scores.corruption_table,
                 "no_bounds": scores.no_bounds,
+                "hidden": scores.hidden,
                 "evidence": [
                     [item.example_id, item.attack, item.clean_logit, item.attacked_logit]
                     for item in scores.evidence
@@ -149,6 +152,7 @@ def load_scores(path: Path) -> list[Scores]:
                 corruption_table=task["corruption_table"],
                 bounds=read(f"{i}.bounds") if f"{i}.bounds" in names else None,
                 no_bounds=task["no_bounds"],
+                hidden=task["hidden"],
                 groups=texts(f"{i}.groups") if f"{i}.groups" in names else None,
                 clusters=texts(f"{i}.clusters") if f"{i}.clusters" in names else None,
             )

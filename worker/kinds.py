@@ -122,6 +122,7 @@ def audit_plan(session: Session, job: JobRow) -> list[Piece]:
         surrogate=None if surrogate is None else surrogate.content_sha256,
         split=split,
         examples=summary.examples_in(split),
+        image=(summary.height, summary.width),
     )
     return make_plan(config, tasks, subject)
 

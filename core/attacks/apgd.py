@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from adap.core.attacks.averaging import averaged
 from adap.core.attacks.base import BestIterate, LossFn, choose, loss_and_gradient
 from adap.core.attacks.patience import with_patience
 from adap.core.attacks.threat_model import ThreatModel
@@ -27,13 +28,16 @@ class APGD:
     steps: gradient evaluations of one restart.  restarts: independent starts.
     patience: an image whose loss has not risen above its best of this restart for so many steps is
     no longer attacked until the next one.
+    averaged: points over which each gradient is averaged, see `adap.core.attacks.averaging`.
 
-    Costs, each restart, `steps` forward and backward passes and one more forward pass.
+    Costs, each restart, `steps` forward and backward passes and one more forward pass; averaged
+    gradients cost `averaged` such passes and a forward pass each.
     """
 
     steps: int
     restarts: int = 1
     patience: int | None = None
+    averaged: int = 1
 
     def __post_init__(self) -> None:
         if self.steps < 2 or self.restarts < 1:
@@ -46,6 +50,7 @@ class APGD:
     ) -> Tensor:
         """See `adap.core.attacks.base.Attack`."""
         best = BestIterate(x)
+        loss_fn = averaged(loss_fn, self.averaged, threat_model=threat_model, generator=generator)
         for _ in range(self.restarts):
             start = threat_model.random_start(x, generator=generator)
             patient = with_patience(loss_fn, self.patience)

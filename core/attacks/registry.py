@@ -32,7 +32,12 @@ def _pgd(attack: config.PGDAttack, threat: config.Threat) -> Attack:
 
 
 def _apgd(attack: config.APGDAttack, threat: config.Threat) -> Attack:  # noqa: ARG001
-    return APGD(attack.steps, restarts=attack.restarts, patience=attack.patience)
+    return APGD(
+        attack.steps,
+        restarts=attack.restarts,
+        patience=attack.patience,
+        averaged=attack.averaged,
+    )
 
 
 def _square(attack: config.SquareAttack, threat: config.Threat) -> Attack:  # noqa: ARG001

@@ -18,6 +18,7 @@ def combine(
     attacked: Mapping[str, Scores],
     curve: Mapping[float, Scores],
     corrupted: Mapping[Corruption, Scores],
+    recovered: Scores | None = None,
     bounds: Scores | None,
     groups: Sequence[str] | None,
     clusters: Sequence[str] | None,
@@ -25,14 +26,18 @@ def combine(
     """What was measured of the same examples one by one, side by side.
 
     attacked, curve: each with the scores of a single attack, whose own key does not matter.
+    recovered: with those of the attacks by which the search went on, if it did, under their keys.
     Evidence is kept where the attack that made it is the strongest on that example.
     """
     logits = {key: _only(part) for key, part in attacked.items()}
+    found = [replace(item, attack=key) for key, part in attacked.items() for item in part.evidence]
+    if recovered is not None:
+        logits |= recovered.attacked
+        found += recovered.evidence
     row = {example_id: i for i, example_id in enumerate(clean.example_ids)}
     evidence = [
-        replace(item, attack=key)
-        for key, part in attacked.items()
-        for item in part.evidence
+        item
+        for item in found
         if item.attacked_logit <= min(other[row[item.example_id]] for other in logits.values())
     ]
     return replace(
@@ -43,6 +48,7 @@ def combine(
         corruption_table=next((part.corruption_table for part in corrupted.values()), None),
         bounds=None if bounds is None else bounds.bounds,
         no_bounds=None if bounds is None else bounds.no_bounds,
+        hidden=None if recovered is None else recovered.hidden,
         groups=groups,
         clusters=clusters,
         evidence=list({item.example_id: item for item in evidence}.values()),
@@ -64,6 +70,10 @@ def join(shards: Sequence[Scores], *, evidence: int = EVIDENCE) -> Scores:
     model that gave every clean example the same logit.
     """
     names, epsilons = list(shards[0].attacked), list(shards[0].curve)
+    hidden = [shard.hidden for shard in shards if shard.hidden is not None]
+    if 0 < len(hidden) < len(shards):  # two machines may round to either side of a limit
+        hidden, names = [], [n for n in names if all(n in shard.attacked for shard in shards)]
+        shards = [_under(shard, names) for shard in shards]
     for other in shards:
         if list(other.attacked) != names or list(other.curve) != epsilons:
             raise DataError(
@@ -87,6 +97,7 @@ def join(shards: Sequence[Scores], *, evidence: int = EVIDENCE) -> Scores:
             else np.concatenate([s.bounds for s in shards if s.bounds is not None], axis=1)
         ),
         no_bounds=unbounded[0].no_bounds if unbounded else None,
+        hidden=hidden[0] if hidden else None,
         groups=_joined([shard.groups for shard in shards]),
         clusters=_joined([shard.clusters for shard in shards]),
     )
@@ -101,6 +112,15 @@ def join(shards: Sequence[Scores], *, evidence: int = EVIDENCE) -> Scores:
     found = [item for shard in shards for item in shard.evidence]
     found.sort(key=lambda item: (-lost[row[item.example_id]], item.example_id))
     return replace(joined, evidence=found[:evidence])
+
+
+def _under(shard: Scores, names: Sequence[str]) -> Scores:
+    """The shard under these attacks alone."""
+    return replace(
+        shard,
+        attacked={name: shard.attacked[name] for name in names},
+        evidence=[item for item in shard.evidence if item.attack in names],
+    )
 
 
 def _joined(parts: Sequence[Sequence[str] | None]) -> list[str] | None:

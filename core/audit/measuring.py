@@ -29,7 +29,7 @@ from adap.core.attacks.threat_model import ThreatModel
 from adap.core.audit.certify.bounds import Method, certified_bounds
 from adap.core.audit.drawing import drawing
 from adap.core.audit.joining import refuse_constant
-from adap.core.audit.network import Pixels, as_input, generator_of, logits_of, loss_of
+from adap.core.audit.network import Pixels, as_input, generator_of, logits_of, loss_of, per_step
 from adap.core.config import (
     APGDAttack,
     Attack,
@@ -316,8 +316,10 @@ def _network(attack: Attack, scorer: nn.Module, surrogate: nn.Module | None) -> 
 def passes_of(attack: Attack) -> int:
     """How often an attack shows each image to the network that it follows, about."""
     match attack:
-        case PGDAttack() | APGDAttack():
+        case PGDAttack():
             return attack.restarts * attack.steps
+        case APGDAttack():
+            return attack.restarts * attack.steps * per_step(attack)
         case SquareAttack():
             return attack.queries
         case TransferAttack():

@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from adap.core.audit import joining, measuring
+from adap.core.audit import hidden, joining, measuring
+from adap.core.audit.checks.runs import sample_rows
 from adap.core.audit.drawing import mean_of
 from adap.core.audit.network import Pixels
 from adap.core.audit.plan import (
@@ -24,8 +25,10 @@ from adap.core.audit.plan import (
     Clean,
     Corrupted,
     CurvePoint,
+    GradientSample,
     Measure,
     Piece,
+    Recovery,
     ScoresPiece,
     UnderAttack,
     certified_sample,
@@ -87,6 +90,30 @@ class Measured:
                 return self._attack([CURVE_ATTACK], threat, clean, on_progress)
             case Corrupted(corruption=corruption):
                 return self._corrupted(corruption, found[Clean().name], on_progress)
+            case GradientSample(threat=threat):
+                rows = sample_rows(self.targets, hidden.SAMPLE)
+                return hidden.gradient_sample(
+                    mean_of(self.scorer, self.piece.draws),
+                    self.images[rows].copy(),
+                    self.targets[rows],
+                    [self.example_ids[i] for i in rows],
+                    threat=threat,
+                    seed=self.piece.config.seed,
+                    batch_size=self.piece.config.batch_size,
+                    device=self.device,
+                )
+            case Recovery(attacks=attacks, threat=threat):
+                clean_scores = found[Clean().name]
+                reason = found[GradientSample(threat=threat).name].hidden
+                if reason is None:
+                    return clean_scores
+                searched = self._attack(
+                    attacks,
+                    threat,
+                    clean_scores.clean,
+                    lambda done: on_progress(done // len(attacks)),
+                )
+                return replace(searched, hidden=reason)
             case BoundsSample() | Bounds() if self.piece.draws > 1:
                 return replace(found[Clean().name], no_bounds=DRAWN)
             case BoundsSample(threat=threat):
@@ -172,6 +199,7 @@ def joined_piece(
     attacked: dict[str, Scores] = {}
     curve: dict[float, Scores] = {}
     corrupted: dict[Corruption, Scores] = {}
+    recovered: Scores | None = None
     for column in piece.columns:
         match column.measure:
             case Clean():
@@ -182,6 +210,8 @@ def joined_piece(
                 curve[threat.epsilon] = load(column.name)
             case Corrupted(corruption=corruption):
                 corrupted[corruption] = load(column.name)
+            case Recovery():
+                recovered = load(column.name)
             case Bounds():
                 bounds = load(column.name)
     assert clean is not None
@@ -190,6 +220,7 @@ def joined_piece(
         attacked=attacked,
         curve=curve,
         corrupted=corrupted,
+        recovered=recovered,
         bounds=bounds,
         groups=None if groups is None else groups[piece.start : piece.stop],
         clusters=None if clusters is None else clusters[piece.start : piece.stop],

@@ -49,6 +49,8 @@ class Recipe(Config):
     surrogate: str | None = None
     certify: Literal["sample", "auto", "ibp", "crown_ibp", "crown"] | None = None
     corruption: Corruption | None = None
+    hidden: Literal["sample", "recovered"] | None = None
+    recovery: list[Attack] | None = None
 
 
 class Clean(Config):
@@ -120,6 +122,40 @@ class Corrupted(Config):
         return Recipe(corruption=self.corruption)
 
 
+class GradientSample(Config):
+    """Whether the gradient hides something on a few images of a task: it decides for all pieces
+    whether to search on by what needs no such gradient."""
+
+    measure: Literal["gradient.sample"] = "gradient.sample"
+    threat: Threat
+
+    @property
+    def name(self) -> str:
+        """Under which its file is handed over."""
+        return self.measure
+
+    def recipe(self, _surrogate: str | None) -> Recipe:
+        """How its scores come about."""
+        return Recipe(hidden="sample", threat=self.threat)
+
+
+class Recovery(Config):
+    """The logits under attacks that see past what hides from a gradient, or the reason for none."""
+
+    measure: Literal["recovery"] = "recovery"
+    attacks: list[Attack]
+    threat: Threat
+
+    @property
+    def name(self) -> str:
+        """Under which its file is handed over."""
+        return self.measure
+
+    def recipe(self, _surrogate: str | None) -> Recipe:
+        """How its scores come about."""
+        return Recipe(hidden="recovered", recovery=self.attacks, threat=self.threat)
+
+
 class BoundsSample(Config):
     """Bounds on a few images of a task, on which `certify: auto` decides for all of its pieces."""
 
@@ -154,9 +190,20 @@ class Bounds(Config):
 
 
 Measure = Annotated[
-    Clean | UnderAttack | CurvePoint | Corrupted | BoundsSample | Bounds,
+    Clean
+    | UnderAttack
+    | CurvePoint
+    | Corrupted
+    | GradientSample
+    | Recovery
+    | BoundsSample
+    | Bounds,
     Field(discriminator="measure"),
 ]
+
+# Asked of a few images once for all pieces of a task; and what other columns are made of.
+SAMPLES = (GradientSample, BoundsSample)
+MADE_OF = (Clean, *SAMPLES)
 
 
 class Column(Config):
@@ -171,8 +218,11 @@ class Column(Config):
         return self.measure.name
 
 
-def measures(config: AuditConfig) -> list[Measure]:
-    """What an audit measures of every example, in the order of work: clean first, bounds last."""
+def measures(config: AuditConfig, *, recovery: Sequence[Attack] = ()) -> list[Measure]:
+    """What an audit measures of every example, in the order of work: clean first, bounds last.
+
+    recovery: attacks to go on by where the gradient hides something.
+    """
     threat = config.threat
     found: list[Measure] = [Clean()]
     found += [UnderAttack(attack=attack, threat=threat) for attack in config.resolved_attacks()]
@@ -182,6 +232,11 @@ def measures(config: AuditConfig) -> list[Measure]:
     ]
     if config.corruptions is not None:
         found += [Corrupted(corruption=corruption) for corruption in config.corruptions.each()]
+    if recovery:
+        found += [
+            GradientSample(threat=threat),
+            Recovery(attacks=list(recovery), threat=threat),
+        ]
     if config.certify == "auto":
         found.append(BoundsSample(threat=threat))
     if config.certify != "off":
@@ -246,6 +301,8 @@ class Subject:
     split: Split | None
     examples: int
     """Of the split."""
+    image: tuple[int, int]
+    """Height and width of its images."""
     draws: int = 1
     """Behind each score and gradient, where the model draws random numbers as it scores."""
 
@@ -289,7 +346,7 @@ def make_plan(config: AuditConfig, tasks: Sequence[Task], subject: Subject) -> l
     too, with the same key in all pieces of a task: the first to have it saves the others asking.
     """
     pieces: list[Piece] = []
-    asked = measures(config)
+    asked = measures(config, recovery=config.recovery_attacks(*subject.image))
     sampled = config.sampled(subject.examples)
     examples = subject.examples if sampled is None else sampled
     sample = None if sampled is None else Sample(count=sampled, seed=config.seed)
@@ -316,7 +373,7 @@ def make_plan(config: AuditConfig, tasks: Sequence[Task], subject: Subject) -> l
             )
             columns = []
             for measure in asked:
-                of_all = isinstance(measure, BoundsSample)
+                of_all = isinstance(measure, SAMPLES)
                 origin = Origin(
                     tenant=subject.tenant,
                     model=subject.model,
@@ -329,7 +386,7 @@ def make_plan(config: AuditConfig, tasks: Sequence[Task], subject: Subject) -> l
                     batches=None if of_all else batches,
                 )
                 columns.append(Column(measure=measure, key=origin.sha256()))
-            counted = sum(not isinstance(measure, BoundsSample) for measure in asked)
+            counted = sum(not isinstance(measure, SAMPLES) for measure in asked)
             pieces.append(
                 ScoresPiece(
                     config=config,
@@ -345,6 +402,17 @@ def make_plan(config: AuditConfig, tasks: Sequence[Task], subject: Subject) -> l
                 )
             )
     return pieces
+
+
+def recovery_of(pieces: Sequence[Piece]) -> list[Attack]:
+    """By which attacks an audit goes on where the gradient hides something."""
+    first = next(piece for piece in pieces if isinstance(piece, ScoresPiece))  # all are alike
+    return [
+        attack
+        for column in first.columns
+        if isinstance(column.measure, Recovery)
+        for attack in column.measure.attacks
+    ]
 
 
 # --- names of what pieces hand over ---------------------------------------------------------------

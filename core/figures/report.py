@@ -45,7 +45,11 @@ def build_report(
     means = {
         "clean": [task.clean.ap for task in tasks],
         "worst_case": [task.worst_case.ap for task in tasks],
-        **{key: [task.attacks[key].ap for task in tasks] for key in tasks[0].attacks},
+        **{
+            key: [task.attacks[key].ap for task in tasks]
+            for key in tasks[0].attacks
+            if all(key in task.attacks for task in tasks)
+        },
     }
     certified = [task.certified_floor.ap for task in tasks if task.certified_floor is not None]
     if len(certified) == len(tasks):
@@ -111,6 +115,15 @@ def _warnings(task: TaskReport, threat: Threat) -> list[str]:
         warnings.append(
             f"The attacks inverted the ranking, worst-case AP {task.worst_case.ap:.3f} is "
             f"at its floor {task.floor:.3f}. A smaller epsilon tells models apart."
+        )
+    if task.searched_on is not None:
+        found = {name: count for name, count in task.worst_case.won.items() if name != "clean"}
+        counts = ", ".join(f"{name} on {count:,}" for name, count in found.items())
+        warnings.append(
+            f"The gradient hides something, so the search went on by "
+            f"{' and '.join(task.searched_on.attacks)}. {task.searched_on.reason} The worst case "
+            f"came from {max(found, key=found.__getitem__)} on most of the {task.examples:,} "
+            f"images ({counts})."
         )
     if white_box and others:
         strongest = min(others, key=others.__getitem__)

@@ -33,6 +33,7 @@ from adap.core.report import (
     Difference,
     EpsilonCurve,
     EpsilonPoint,
+    SearchedOn,
     TaskReport,
     WorstCase,
 )
@@ -78,14 +79,17 @@ def figures(
     *,
     positive: Sequence[str],
     config: AuditConfig,
+    recovery: Sequence[Attack] = (),
     resampled: Mapping[Ranking, Resampled] | None = None,
 ) -> TaskReport:
     """The figures of one task. AP ranks negatives first in ties, so it is a lower bound.
 
     positive: the names of the positive classes.  config: of the audit; its attacks are shown in
-    its order.  resampled: as from `resample`, where it is known already.
+    its order.  recovery: those that it goes on by where the gradient hides something; they count
+    where it did.  resampled: as from `resample`, where it is known already.
     """
-    attacks = config.resolved_attacks()
+    went_on = [] if scores.hidden is None else recovery
+    attacks = [*config.resolved_attacks(), *went_on]
     if {attack.key for attack in attacks} != set(scores.attacked):
         raise DataError(
             f"expected scores under {sorted(attack.key for attack in attacks)}, "
@@ -143,6 +147,9 @@ def figures(
         ),
         certified_floor=certified,
         no_certified_floor=scores.no_bounds,
+        searched_on=None
+        if scores.hidden is None
+        else SearchedOn(reason=scores.hidden, attacks=[attack.key for attack in went_on]),
         epsilon_curve=(
             EpsilonCurve(
                 attack=CURVE_ATTACK.as_json(),

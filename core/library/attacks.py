@@ -66,7 +66,8 @@ class PGD(Refusing, config.PGDAttack):
 class APGD(Refusing, config.APGDAttack):
     """Auto-PGD, whose step size adapts (Croce & Hein 2020).
 
-    Fields: steps (20), restarts (1), loss ('logit' or 'bce'), patience, label.
+    Fields: steps (20), restarts (1), loss ('logit' or 'bce'), averaged (1; points beside the image
+    over which a gradient is averaged), patience, label.
 
     Raises ConfigError for a field that is unknown or out of bounds. Source: `docs/attacks.md`.
 

@@ -26,7 +26,7 @@ from adap.core.audit.checks.figures import above_chance
 from adap.core.audit.drawing import DRAWS, drawing
 from adap.core.audit.leakage import Leakage, audited_images, digests
 from adap.core.audit.network import logits_of
-from adap.core.audit.plan import Subject, make_plan
+from adap.core.audit.plan import Subject, make_plan, recovery_of
 from adap.core.config import (
     EPSILON_PAPER,
     Attack,
@@ -250,6 +250,7 @@ def audit(
             surrogate=_hash_of_surrogate(surrogate, other, pixels),
             split=None,
             examples=len(found),
+            image=(found.images.shape[2], found.images.shape[3]),
             draws=behind,
         )
         pieces = make_plan(config, [task], subject)
@@ -264,7 +265,9 @@ def audit(
             file = place / f"{provenance.config_sha256}.scores.safetensors"
             save_scores([scores], file)
             digest = hashlib.sha256(file.read_bytes()).hexdigest()
-        of_task = figures.figures(scores, positive=named, config=config)
+        of_task = figures.figures(
+            scores, positive=named, config=config, recovery=recovery_of(pieces)
+        )
         trust = None
         if checked is not None:
             trust = verdicts.merge({"+".join(named): [*checked, above_chance(of_task)]})

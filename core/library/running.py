@@ -20,7 +20,15 @@ import numpy as np
 from adap.core.audit import joining
 from adap.core.audit.checks import check
 from adap.core.audit.pieces import Measured, joined_piece, planned_passes
-from adap.core.audit.plan import BoundsSample, ChecksPiece, Clean, Column, Piece, ScoresPiece
+from adap.core.audit.plan import (
+    MADE_OF,
+    SAMPLES,
+    ChecksPiece,
+    Clean,
+    Column,
+    Piece,
+    ScoresPiece,
+)
 from adap.core.errors import ConfigError, ModelError
 from adap.core.library.examples import Examples
 from adap.core.library.rankers import Ready
@@ -94,11 +102,11 @@ class Run:
                     on_progress=lambda n, before=done: tell(before + n),  # type: ignore[misc]
                 )
                 _write(path, lambda at, made=made: save_scores([made], at))  # type: ignore[misc]
-            if isinstance(column.measure, Clean | BoundsSample):
+            if isinstance(column.measure, MADE_OF):
                 (found[column.name],) = load_scores(path)
             if kept and isinstance(column.measure, Clean):
                 self._refuse_other_scores(measured, found[column.name])
-            if not isinstance(column.measure, BoundsSample):
+            if not isinstance(column.measure, SAMPLES):
                 done += piece.stop - piece.start
             tell(done)
 

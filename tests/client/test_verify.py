@@ -47,6 +47,7 @@ REQUIRED = (
 # What the scores cannot tell: names and hashes of others, and what only the model can show.
 TAKEN_AS_REPORTED = re.compile(
     r"tasks/\d/(positive|resamples|certified_floor/method|no_certified_floor|"
+    r"searched_on|"
     r"epsilon_curve/attack)"
     r"|warnings|trust/checks/\d/(name|message|figures|limits)|version|thresholds/\d/figure"
     r"|provenance/(model|dataset|surrogate|versions|device|created_at)"

@@ -72,7 +72,9 @@ def test_a_sample_without_two_of_each_side_is_refused_with_the_size_that_would_d
 
 
 def plan(sample: int | None, seed: int = 0) -> list[Piece]:
-    subject = Subject(tenant="us", model="m", dataset="d", surrogate=None, split=None, examples=200)
+    subject = Subject(
+        tenant="us", model="m", dataset="d", surrogate=None, split=None, examples=200, image=(2, 2)
+    )
     return make_plan(config(sample, seed), [CAT], subject)
 
 

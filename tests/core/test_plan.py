@@ -18,7 +18,13 @@ from adap.core.audit.plan import (
 from adap.core.config import AuditConfig, Task
 
 SUBJECT = Subject(
-    tenant="us", model="m" * 64, dataset="d" * 64, surrogate=None, split="test", examples=10
+    tenant="us",
+    model="m" * 64,
+    dataset="d" * 64,
+    surrogate=None,
+    split="test",
+    examples=10,
+    image=(8, 8),
 )
 CAT = Task(positive=["cat"])
 

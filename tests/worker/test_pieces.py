@@ -117,7 +117,7 @@ def report_of(
 ) -> tuple[Report, Path]:
     """A whole audit of the inputs; its report, and the folder of its files."""
     folder.mkdir()
-    subject = Subject("us", "m", "d", None, split=None, examples=EXAMPLES)
+    subject = Subject("us", "m", "d", None, split=None, examples=EXAMPLES, image=(8, 8))
     pieces = make_plan(config, [TASK], subject)
     made = {"dataset": inputs["dataset"], **{n: p for n, p in inputs.items() if "/" in n}}
     for number, piece in enumerate(pieces):
@@ -204,7 +204,7 @@ def test_the_pieces_of_an_audit_join_to_the_figures_of_its_scores(
 def test_a_column_that_is_known_is_not_measured_again(
     inputs: dict[str, Path], tmp_path: Path
 ) -> None:
-    subject = Subject("us", "m", "d", None, split=None, examples=EXAMPLES)
+    subject = Subject("us", "m", "d", None, split=None, examples=EXAMPLES, image=(8, 8))
     piece = make_plan(CONFIG, [TASK], subject)[1]
     assert isinstance(piece, ScoresPiece)
     first = do(measure_piece, AuditScores(piece=piece, known={}), inputs, tmp_path / "first")

@@ -22,12 +22,13 @@ from adap.core.audit.leakage import audited_images, find_leakage
 from adap.core.audit.pieces import Measured, joined_piece
 from adap.core.audit.plan import (
     CHECKS_FILE,
-    BoundsSample,
+    MADE_OF,
+    SAMPLES,
     ChecksPiece,
-    Clean,
     ScoresPiece,
     known_input,
     piece_input,
+    recovery_of,
     trained_on_input,
 )
 from adap.core.audit.sampling import audited_rows, sample_doubt
@@ -67,10 +68,10 @@ def measure_piece(work: Work[AuditScores], reporter: Reporter) -> PieceMeasured:
             files[name] = f"column-{i}.safetensors"
             made = measured.column(column.measure, found, on_progress=on_progress)
             save_scores([made], work.folder / files[name])
-        if isinstance(column.measure, Clean | BoundsSample):
+        if isinstance(column.measure, MADE_OF):
             kept = work.inputs[known_input(name)] if name in known else work.folder / files[name]
             (found[name],) = load_scores(kept)
-        if not isinstance(column.measure, BoundsSample):
+        if not isinstance(column.measure, SAMPLES):
             done += piece.stop - piece.start
         reporter.progress("attacking", done, piece.images, "images")
     return PieceMeasured(files=files, known=known)
@@ -167,7 +168,15 @@ def join_pieces(work: Work[AuditReport], reporter: Reporter) -> AuditJoined:
         for own in (Own.CLEAN, Own.WORST_CASE):
             resampled |= {f"{number}.{own.value}.{of}": row for of, row in vars(aps[own]).items()}
         scores.append(joined)
-        found.append(figures.figures(joined, positive=task.positive, config=config, resampled=aps))
+        found.append(
+            figures.figures(
+                joined,
+                positive=task.positive,
+                config=config,
+                recovery=recovery_of(asked.pieces),
+                resampled=aps,
+            )
+        )
         reporter.progress("reporting", number + 1, len(tasks), "tasks")
     path = work.folder / "scores.safetensors"
     save_scores(scores, path)
@@ -231,7 +240,7 @@ def join_pieces(work: Work[AuditReport], reporter: Reporter) -> AuditJoined:
         summary=AuditSummary(
             clean_ap=report.mean["clean"],
             worst_case_ap=report.mean["worst_case"],
-            attacks={key: report.mean[key] for key in found[0].attacks},
+            attacks={key: report.mean[key] for key in found[0].attacks if key in report.mean},
             certified_floor=report.mean.get("certified_floor"),
             chance=float(np.mean([task.chance for task in found])),
             floor=float(np.mean([task.floor for task in found])),

@@ -15,7 +15,7 @@ from adap.core.attacks.pgd import PGD
 from adap.core.attacks.registry import build_attack
 from adap.core.attacks.threat_model import ThreatModel
 from adap.core.audit.drawing import drawing
-from adap.core.audit.network import Pixels, as_input, generator_of, logits_of, loss_of
+from adap.core.audit.network import Pixels, as_input, generator_of, logits_of, loss_of, per_step
 from adap.core.config import (
     APGDAttack,
     Attack,
@@ -82,7 +82,7 @@ class Run:
         if isinstance(attack, PGDAttack | TransferAttack):
             return attack.steps + (attack.iterate == "best") + 1
         if isinstance(attack, APGDAttack):
-            return attack.steps + 2
+            return attack.steps * per_step(attack) + 2
         if isinstance(attack, SquareAttack):
             return attack.queries + 1
         return 2 if isinstance(attack, FGSMAttack) else 1
