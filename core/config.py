@@ -37,7 +37,11 @@ from adap.faults import NamedFields
 
 SPLITS = ("train", "validation", "test")
 Split = Literal["train", "validation", "test"]
-Norm = Literal["linf", "l2"]
+BallNorm = Literal["linf", "l2"]
+Norm = Literal["linf", "l2", "l1", "l0", "patch"]
+COUNTED_NORMS: tuple[Norm, ...] = ("l0", "patch")  # whose epsilon is a number of pixels
+SQUARE_NORMS: tuple[Norm, ...] = ("linf", "l2")  # in which the square attack searches
+BOUNDED_NORMS: tuple[Norm, ...] = ("linf", "l2")  # for which bounds are known
 
 EPSILON_PAPER = 8 / 255
 LARGEST_LINF = 1.0  # every pixel is within it of every other
@@ -69,10 +73,23 @@ StepSize = Annotated[
 
 
 def refuse_beyond_pixels(what: str, value: float | None, norm: Norm) -> None:
-    """Raise ValueError for an L-inf size that no pixel in [0, 1] can use, as 8 for 8/255.
+    """Raise ValueError for a size that no image can use or that is in another norm's unit: an L-inf
+    one above 1, as 8 for 8/255; a part of a pixel where pixels are counted.
 
     what: how the size is called, for the message.
     """
+    if norm in COUNTED_NORMS and value is not None:
+        if what.startswith("step_size"):
+            if value > 1:
+                raise ValueError(
+                    f"expected a {what} of at most 1, as pixels are in [0, 1], got {value:g}"
+                )
+        elif value != int(value):
+            meaning = "pixels" if norm == "l0" else "pixels along a side of the patch"
+            raise ValueError(
+                f"expected an epsilon that is a whole number of {meaning} for norm {norm}, got "
+                f"{value:.4g}"
+            )
     if norm == "linf" and value is not None and value > LARGEST_LINF:
         levels = f"{value:g}" if value <= 255 else "8"
         raise ValueError(
@@ -217,17 +234,42 @@ class DatasetOptions(Config):
 class Threat(Config):
     """What the attacker may do to each image."""
 
-    norm: Norm = Field("linf", description="norm that bounds the perturbation of one image")
+    norm: Norm = Field(
+        "linf",
+        description="what bounds the perturbation of one image: the largest change of a pixel, its "
+        "length in L2 or L1, the number of pixels changed (l0), or one square of them (patch)",
+    )
     epsilon: PixelSize = Field(
         EPSILON_PAPER,
         description="largest perturbation, pixels in [0, 1], as a number or a fraction in text; "
-        "8/255 is the usual L-inf value, 1 the largest",
+        "8/255 is the usual L-inf value, 1 the largest. Of l0 the number of pixels, of patch the "
+        "pixels along its side",
     )
 
     @model_validator(mode="after")
     def _within_pixels(self) -> "Threat":
         refuse_beyond_pixels("epsilon", self.epsilon, self.norm)
         return self
+
+    def scaled(self, multiple: float) -> "Threat":
+        """The same with an epsilon so many times as large, in whole pixels where they count."""
+        epsilon = multiple * self.epsilon
+        if self.norm in COUNTED_NORMS:
+            epsilon = float(max(1, round(epsilon)))
+        return self.model_copy(update={"epsilon": epsilon})
+
+    def refuse_beyond_images(self, height: int, width: int) -> None:
+        """Raise ConfigError where the images have fewer pixels than may be changed."""
+        if self.norm == "l0" and self.epsilon > height * width:
+            raise ConfigError(
+                f"expected an l0 epsilon of at most {height * width} pixels, as many as an image "
+                f"of {height}x{width} has, got {self.epsilon:g}"
+            )
+        if self.norm == "patch" and self.epsilon > min(height, width):
+            raise ConfigError(
+                f"expected a patch of at most {min(height, width)} pixels a side, as images are "
+                f"{height}x{width}, got {self.epsilon:g}"
+            )
 
 
 def _name_only(value: Any) -> Any:
@@ -403,7 +445,7 @@ class Optimizer(Config):
 class TrainingAttack(Config):
     """PGD as run inside training: every step moves each pixel by `step_size`; last iterate."""
 
-    norm: Norm = "linf"
+    norm: BallNorm = "linf"
     epsilon: PixelSize = EPSILON_PAPER
     steps: int = Field(6, ge=1, le=100)
     step_size: StepSize = 0.01
@@ -944,10 +986,24 @@ class AuditConfig(Config):
         keys = [attack.key for attack in self.attacks]
         if len(set(keys)) < len(keys):
             raise ValueError(f"expected each attack once, or with labels that differ, got {keys}")
+        if self.threat.norm not in SQUARE_NORMS and "square" in [a.name for a in self.attacks]:
+            raise ValueError(
+                f"expected the square attack with norm {' or '.join(SQUARE_NORMS)}, got "
+                f"{self.threat.norm}"
+            )
         if "transfer" in [attack.name for attack in self.attacks] and self.surrogate is None:
             raise ValueError(
                 "the transfer attack needs `surrogate`: the model on which the attacker "
                 "computes the perturbations"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _bounds_are_known(self) -> "AuditConfig":
+        if self.threat.norm not in BOUNDED_NORMS and self.certify not in ("auto", "off"):
+            raise ValueError(
+                f"expected certify auto or off with norm {self.threat.norm}, as bounds are known "
+                f"for {' and '.join(BOUNDED_NORMS)} alone, got {self.certify}"
             )
         return self
 
@@ -956,13 +1012,15 @@ class AuditConfig(Config):
         return self.sample if self.sample is not None and self.sample < examples else None
 
     def resolved_attacks(self) -> list[Attack]:
-        """The attacks to run; a preset leaves transfer out where no surrogate is named."""
+        """The attacks to run; a preset leaves transfer out where no surrogate is named, and
+        square where it cannot search."""
         if self.attacks is not None:
             return self.attacks
         return [
             attack
             for attack in PRESETS[self.preset]
-            if attack.name != "transfer" or self.surrogate is not None
+            if (attack.name != "transfer" or self.surrogate is not None)
+            and (attack.name != "square" or self.threat.norm in SQUARE_NORMS)
         ]
 
     def recovery_attacks(self, height: int, width: int) -> list[Attack]:
@@ -977,7 +1035,8 @@ class AuditConfig(Config):
             return self.epsilons
         if self.threat.epsilon == 0 or self.attacks is not None:
             return []
-        rising = [multiple * self.threat.epsilon for multiple in PRESET_MULTIPLES[self.preset]]
+        multiples = PRESET_MULTIPLES[self.preset]
+        rising = sorted({self.threat.scaled(multiple).epsilon for multiple in multiples})
         return [e for e in rising if self.threat.norm != "linf" or e <= LARGEST_LINF]
 
     def resolved_checks(self) -> Checks:

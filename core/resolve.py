@@ -198,6 +198,7 @@ def resolve_audit(
         check_both_sides(task, summary, split)
         _check_sample(config, task, summary, split)
     _fits(summary, ranker)
+    config.threat.refuse_beyond_images(summary.height, summary.width)
     if config.corruptions is not None:
         refuse_too_small(summary.height, summary.width)
     gate.refuse_unknown(config, tasks, grouped=summary.groups is not None)

@@ -22,9 +22,13 @@ def audit(
     dataset: Annotated[str | None, typer.Option(help="Id of the data set.")] = None,
     positive: Positive = None,
     split: Split = None,
-    norm: Annotated[str | None, typer.Option(help="linf or l2.")] = None,
+    norm: Annotated[str | None, typer.Option(help="linf, l2, l1, l0 or patch.")] = None,
     epsilon: Annotated[
-        str | None, typer.Option(help="Largest change of a pixel in [0, 1]; 8/255 may be written.")
+        str | None,
+        typer.Option(
+            help="Largest change of a pixel in [0, 1]; 8/255 may be written. Of l0 the number of "
+            "pixels, of patch the pixels along its side."
+        ),
     ] = None,
     preset: Annotated[str | None, typer.Option(help="quick, standard or paper.")] = None,
     attack: Annotated[
@@ -120,7 +124,7 @@ def show_leaderboard(
     dataset_id: str,
     positive: Positive = None,
     split: Split = None,
-    norm: Annotated[str | None, typer.Option(help="linf or l2.")] = None,
+    norm: Annotated[str | None, typer.Option(help="linf, l2, l1, l0 or patch.")] = None,
     epsilon: Annotated[str | None, typer.Option(help="Of the audits to compare.")] = None,
 ) -> None:
     """Compare the models that were audited on a data set."""

@@ -68,7 +68,7 @@ class APGD:
         loss, gradient = loss_and_gradient(loss_fn, x_adv)
         best.keep(x_adv, loss)
         best_gradient = gradient
-        step_size = torch.full_like(x[:, :1, :1, :1], 2 * threat_model.epsilon)
+        step_size = torch.full_like(x[:, :1, :1, :1], 2 * threat_model.reach)
 
         checkpoints, last_checkpoint = checkpoints_of(self.steps), 0
         best_at_checkpoint = best.loss
@@ -76,9 +76,7 @@ class APGD:
         halved = torch.zeros_like(loss, dtype=torch.bool)  # (B,) at the last checkpoint
 
         for step in range(1, self.steps + 1):
-            moved = threat_model.project(
-                x_adv + step_size * threat_model.steepest_ascent(gradient), x
-            )
+            moved = threat_model.step(x_adv, gradient, x, size=step_size)
             if step > 1:
                 momentum = MOMENTUM * (moved - x_adv) + (1 - MOMENTUM) * (x_adv - previous)
                 moved = threat_model.project(x_adv + momentum, x)

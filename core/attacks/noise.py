@@ -11,7 +11,8 @@ from adap.core.attacks.threat_model import ThreatModel
 
 @dataclass(frozen=True)
 class Noise:
-    """One draw from the ball, uniform: each pixel in L-inf, the whole image in L2.
+    """One draw from the ball, uniform: each pixel in L-inf, the whole image in L2 and L1.
+    Of l0 and patch both the places and their values are drawn.
 
     One draw and not the best of several, which would be a search, and a poorer one than Square's.
     It never looks at the loss, so it costs no pass.

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from adap.core.attacks.base import BestIterate, LossFn, loss_and_gradient
+from adap.core.attacks.geometry import normal
 from adap.core.attacks.patience import with_patience
-from adap.core.attacks.threat_model import ThreatModel, normal
+from adap.core.attacks.threat_model import ThreatModel
 from adap.core.errors import ConfigError
 
 START_SIZE = 0.001
@@ -17,9 +18,9 @@ START_SIZE = 0.001
 
 @dataclass(frozen=True)
 class PGD:
-    """x <- project(x + step_size * steepest_ascent(gradient)), `steps` times.
+    """x <- project(x + step_size * the direction of steepest ascent), `steps` times.
 
-    steps: gradient evaluations of one restart.  step_size: in pixels, or in L2 length.
+    steps: gradient evaluations of one restart.  step_size: in pixels, or in L2 or L1 length.
     restarts: each image keeps the best of them.
     iterate: 'best' returns each image's iterate of highest loss, 'last' the last one, which a
     step that overshoots can leave worse than an earlier one.
@@ -70,8 +71,7 @@ class PGD:
                 loss, gradient = loss_and_gradient(patient, x_adv)
                 if self.iterate == "best":
                     best.keep(x_adv, loss)
-                direction = threat_model.steepest_ascent(gradient)
-                x_adv = threat_model.project(x_adv + self.step_size * direction, x)
+                x_adv = threat_model.step(x_adv, gradient, x, size=self.step_size)
             if self.iterate == "last" and self.restarts == 1:
                 return x_adv
             # The last iterates compete, whether or not their image was given up on.

@@ -10,6 +10,7 @@ from adap.core.attacks.fgsm import FGSM
 from adap.core.attacks.noise import Noise
 from adap.core.attacks.pgd import PGD
 from adap.core.attacks.square import Square
+from adap.core.attacks.threat_model import ThreatModel
 
 
 def build_attack(attack: config.Attack, threat: config.Threat) -> Attack:
@@ -57,7 +58,8 @@ def _transfer(attack: config.TransferAttack, threat: config.Threat) -> Attack:
 def _step_size(attack: config.PGDAttack | config.TransferAttack, threat: config.Threat) -> float:
     # 2.5: the steps reach anywhere in the ball, with some left to move along its border
     # (Madry et al. 2018).
-    return 2.5 * threat.epsilon / attack.steps if attack.step_size is None else attack.step_size
+    reach = ThreatModel(threat.norm, threat.epsilon).reach
+    return 2.5 * reach / attack.steps if attack.step_size is None else attack.step_size
 
 
 # Any: each builder takes its own configuration, and the name guarantees which one it gets.

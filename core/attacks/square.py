@@ -13,8 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from adap.core.attacks.base import BestIterate, LossFn, choose
+from adap.core.attacks.geometry import unit
 from adap.core.attacks.patience import with_patience
-from adap.core.attacks.threat_model import ThreatModel, unit
+from adap.core.attacks.threat_model import ThreatModel
+from adap.core.config import SQUARE_NORMS
 from adap.core.errors import ConfigError
 
 FIRST_SHARE = 0.8  # p: the share of an image that the first squares cover
@@ -47,6 +49,11 @@ class Square:
         self, loss_fn: LossFn, x: Tensor, *, threat_model: ThreatModel, generator: torch.Generator
     ) -> Tensor:
         """See `adap.core.attacks.base.Attack`."""
+        if threat_model.norm not in SQUARE_NORMS:
+            raise ConfigError(
+                f"expected the square attack with norm {' or '.join(SQUARE_NORMS)}, got "
+                f"{threat_model.norm}"
+            )
         search = LinfSearch(threat_model) if threat_model.norm == "linf" else L2Search(threat_model)
         first, each = search.draws(x)
         draws = torch.rand(

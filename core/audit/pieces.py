@@ -33,13 +33,18 @@ from adap.core.audit.plan import (
     UnderAttack,
     certified_sample,
 )
-from adap.core.config import CURVE_ATTACK, Attack, Corruption, Threat
+from adap.core.config import BOUNDED_NORMS, CURVE_ATTACK, Attack, Corruption, Norm, Threat
 from adap.core.scores import Scores
 
 DRAWN = (
     "This network draws random numbers: bounds on what it answers by some of them say nothing of "
     "its mean."
 )
+
+
+def unbounded(norm: Norm) -> str:
+    """Why there are no bounds in a norm."""
+    return f"Bounds are known for {' and '.join(BOUNDED_NORMS)} alone: nothing is proven of {norm}."
 
 
 class Rows(Protocol):
@@ -116,6 +121,10 @@ class Measured:
                 return replace(searched, hidden=reason)
             case BoundsSample() | Bounds() if self.piece.draws > 1:
                 return replace(found[Clean().name], no_bounds=DRAWN)
+            case BoundsSample(threat=threat) | Bounds(threat=threat) if (
+                threat.norm not in BOUNDED_NORMS
+            ):
+                return replace(found[Clean().name], no_bounds=unbounded(threat.norm))
             case BoundsSample(threat=threat):
                 rows = certified_sample(self.targets)
                 return measuring.certify_sample(

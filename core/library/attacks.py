@@ -138,7 +138,8 @@ def attack(
     a tensor on any device (a tensor beside it comes back) or a NumPy array (an array comes back).
     y: (B,) in {0, 1}, or labels of which `positive` names those to rank first (for K outputs the
     columns).  attack: one of FGSM, PGD, APGD, Square, Noise, Transfer, or its bare name.
-    epsilon: in pixels of [0, 1], a number or '8/255', in `norm` 'linf' or 'l2'.
+    epsilon: in pixels of [0, 1], a number or '8/255', in `norm` 'linf', 'l2' or
+    'l1'; of 'l0' the number of pixels that may change, of 'patch' the side of a square of them.
     loss: what is ascended in place of the negative margin: (B, C, H, W) tensor to (B,) losses.
     generator: of every random choice; by default one made of `seed`, which gives equal bits.
     draws: of a model that draws random numbers as it scores: the search follows the mean over so
@@ -162,6 +163,7 @@ def attack(
     settings, threat = attack_of(attack), threat_of(epsilon, norm)
     refuse_wide_step(settings, norm)
     pixels = as_float(pixels_of(x, "NCHW"))
+    threat.refuse_beyond_images(*pixels.shape[2:])
     targets = targets_of(y, len(pixels), positive, both_sides=False)
     columns = columns_of(positive)
     if isinstance(settings, TransferAttack) and not isinstance(surrogate, nn.Module):

@@ -104,7 +104,8 @@ def audit(
     may be (N, K) rows of 0 and 1, of which `positive` numbers the columns.
     positive: the label, or labels, to rank first; by default 1. Of K outputs it is the column too,
     or the place of the name among `classes`.
-    epsilon: in pixels of [0, 1], a number or '8/255', which is usual for `norm` 'linf'.
+    epsilon: in pixels of [0, 1], a number or '8/255', which is usual for `norm` 'linf'; 'l2' and
+    'l1' are lengths, 'l0' a number of pixels changed at will, 'patch' the side of a square of them.
     preset: 'quick', 'standard' or 'paper'; attacks: in its place, for example [adap.APGD(steps=50),
     "square"].  surrogate: the attacker's own model, for the transfer attack.
     corruptions: what happens to images without an attacker, measured beside the attacks: 'all', or
@@ -206,6 +207,7 @@ def audit(
         )
         if sample is not None:
             found = found.sampled(sample, named=named, seed=seed)
+        config.threat.refuse_beyond_images(*found.images.shape[2:])
         if config.corruptions is not None:
             refuse_too_small(*found.images.shape[2:])
         columns = _columns(positive, classes)

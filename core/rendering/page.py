@@ -298,6 +298,18 @@ def _at_least(value: float) -> str:
     return text if float(text) <= value else f"{float(text) - 10**-decimals:.{decimals}f}"
 
 
+def _threat(threat: Threat) -> str:
+    """What the attacker may do, in the unit of its norm."""
+    if threat.norm == "l0":
+        return f"{threat.epsilon:g} pixels, changed at will"
+    if threat.norm == "patch":
+        return f"a patch of {threat.epsilon:g} x {threat.epsilon:g} pixels, changed at will"
+    if threat.norm == "l1":
+        return f"L1, epsilon {threat.epsilon:.4g}"
+    name = "L-inf" if threat.norm == "linf" else "L2"
+    return f"{name}, epsilon {threat.epsilon:.3f} = {255 * threat.epsilon:.4g}/255"
+
+
 def _share(value: float) -> str:
     return f"{100 * value:.3g} %"
 
@@ -351,6 +363,7 @@ _environment.filters["ap"] = ap_text
 _environment.filters["got"] = got_text
 _environment.filters["at_least"] = _at_least
 _environment.filters["share"] = _share
+_environment.filters["said"] = _threat
 _environment.filters["words"] = lambda name: name.replace("_", " ")
 _environment.filters["signed"] = _signed
 _environment.filters["support"] = signoff.support

@@ -26,9 +26,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from adap.core.attacks.geometry import normal
 from adap.core.attacks.holding import attacking
 from adap.core.attacks.pgd import PGD, START_SIZE
-from adap.core.attacks.threat_model import ThreatModel, normal
+from adap.core.attacks.threat_model import ThreatModel
 from adap.core.audit.drawing import drawing
 from adap.core.config import EPSILON_PAPER, Optimizer, TrainingConfig
 from adap.core.errors import ConfigError, DataError, TrainingError

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from adap.core.attacks.threat_model import ThreatModel
 from adap.core.audit.certify.operations import UNIT, Ball, Interval, LogSumExp, Program, ReLU, flat
 from adap.core.audit.certify.tracing import trace
+from adap.core.config import BOUNDED_NORMS
 from adap.core.errors import ConfigError, DataError
 from adap.core.figures.ranking import average_precision
 
@@ -58,6 +59,10 @@ def certified_bounds(
     """
     if method not in get_args(Method):
         raise ConfigError(f"expected a method among {get_args(Method)}, got {method!r}")
+    if threat.norm not in BOUNDED_NORMS:
+        raise ConfigError(
+            f"expected norm {' or '.join(BOUNDED_NORMS)} for bounds, got {threat.norm}"
+        )
     if images.dim() != 4 or not images.is_floating_point():
         raise DataError(
             f"expected float images (B, C, H, W), got {images.dtype} {tuple(images.shape)}"

@@ -17,11 +17,14 @@ from adap.core.attacks.threat_model import ThreatModel
 from adap.core.audit.drawing import drawing
 from adap.core.audit.network import Pixels, as_input, generator_of, logits_of, loss_of, per_step
 from adap.core.config import (
+    LARGEST_LINF,
+    SQUARE_NORMS,
     APGDAttack,
     Attack,
     Checks,
     FGSMAttack,
     NoiseAttack,
+    Norm,
     PGDAttack,
     SquareAttack,
     Threat,
@@ -121,17 +124,24 @@ def plan_runs(
     if not gradients:
         runs.clear()
     runs["noise"] = Run(NoiseAttack(), threat, start="noise")
-    runs["square"] = Run(SquareAttack(queries=depth.queries), threat, start="square")
+    if threat.norm in SQUARE_NORMS:
+        runs["square"] = Run(SquareAttack(queries=depth.queries), threat, start="square")
     if surrogate:
         runs["transfer"] = Run(TransferAttack(steps=depth.transfer_steps), threat, start="transfer")
     if not gradients:
         return runs
     curve = APGDAttack(steps=depth.curve_steps)
     for name, multiple in CURVE.items():
-        reach = min(multiple * threat.epsilon, max(box, threat.epsilon))
-        scaled = threat.model_copy(update={"epsilon": reach})
+        scaled = threat.scaled(multiple)
+        most = min(scaled.epsilon, max(box, threat.epsilon))
+        scaled = scaled.model_copy(update={"epsilon": most})
         runs[name] = Run(curve, scaled, start="curve")
-    everything = threat.model_copy(update={"epsilon": box})
+    # the same images in every norm; in these the attacks find them best
+    everything = (
+        threat.model_copy(update={"epsilon": box})
+        if threat.norm in SQUARE_NORMS
+        else Threat(norm="linf", epsilon=LARGEST_LINF)
+    )
     runs["floor"] = Run(APGDAttack(steps=depth.floor_steps), everything, start="floor")
     return runs
 
@@ -150,7 +160,15 @@ def _evaluations(attack: GradientAttack) -> tuple[int, bool]:
 
 
 def box_epsilon(threat: Threat, images: Pixels) -> float:
-    return 1.0 if threat.norm == "linf" else float(np.sqrt(images[0].size))
+    _, height, width = images.shape[1:]
+    covers: dict[Norm, float] = {
+        "linf": LARGEST_LINF,
+        "l2": float(np.sqrt(images[0].size)),
+        "l1": float(images[0].size),
+        "l0": float(height * width),
+        "patch": float(min(height, width)),
+    }
+    return covers[threat.norm]
 
 
 def sample_rows(targets: NDArray[np.int64], images: int) -> NDArray[np.int64]:
@@ -257,10 +275,13 @@ class Bench:
 
     def gradients(self, network: nn.Module, attack: Attack, threat: Threat) -> "Slopes":
         """The gradient at each clean image, and whether the one beside it foretells small steps."""
-        far = max(FAR * threat.epsilon, LEAST_STEP)
+        unit = ThreatModel(threat.norm, threat.epsilon).reach
+        far = max(FAR * unit, LEAST_STEP)
         sizes = np.repeat([min(far, NEAR), far], STEPS // 2) if threat.epsilon > 0 else np.empty(0)
         if threat.norm == "l2":
             sizes /= np.sqrt(self.images[0].size)
+        if threat.norm == "l1":
+            sizes /= self.images[0].size
         steps, margin = len(sizes), sizes.max(initial=0)
         zero, broken = np.empty((2, len(self.images)), dtype=bool)
         predicted, back, forth = np.empty((3, steps, len(self.images)))

@@ -20,6 +20,7 @@ from adap.core.audit.checks.runs import (
 )
 from adap.core.audit.network import Pixels
 from adap.core.config import (
+    COUNTED_NORMS,
     LARGE_LINF,
     APGDAttack,
     Attack,
@@ -112,6 +113,7 @@ APART = 3
 LOST_TO_ROUNDING = Limit(caution=0.1, fail=0.5)
 
 HALF_A_LEVEL = 0.5 / 255
+NO_BLACK_BOX = "There is no search without gradients for this norm: Square knows L-inf and L2 only."
 
 
 NO_GRADIENTS = "The model is a function without gradients, so there are none to look at."
@@ -211,7 +213,8 @@ class Judged:
 def units(threat: Threat, images: Pixels, *, box: float) -> Check:
     epsilon = threat.epsilon
     brightest = int(images.max() if images.dtype == np.uint8 else (255 * images.max()).round())
-    large = LARGE_LINF if threat.norm == "linf" else box / 2
+    # a quarter of the way, of the places, or of the area; half of the length
+    large = {"linf": LARGE_LINF, "l0": box / 4, "patch": box / 2}.get(threat.norm, box / 2)
     figures = {
         "epsilon": epsilon,
         "levels": 255 * epsilon,
@@ -222,7 +225,8 @@ def units(threat: Threat, images: Pixels, *, box: float) -> Check:
         "epsilon": Limit(caution=large, fail=box),
         "brightest": Limit(caution=2, side="below"),
     }
-    if epsilon > 0:
+    counted = threat.norm in COUNTED_NORMS
+    if epsilon > 0 and not counted:
         limits["levels"] = Limit(caution=255 * HALF_A_LEVEL, side="below")
     message = f"Epsilon {epsilon:g} ({threat.norm}) is plausible for pixels in [0, 1]."
     if epsilon == 0:
@@ -232,17 +236,19 @@ def units(threat: Threat, images: Pixels, *, box: float) -> Check:
             f"Epsilon {epsilon:g} covers every image there is ({box:g} would do): pixels are in "
             f"[0, 1], so 8 of 255 levels are 8/255 = 0.0314."
         )
-    elif epsilon > box / 2:
+    elif epsilon > box / 2 and not counted:
         message = (
             f"Epsilon {epsilon:g} ({threat.norm}) can turn every image into plain grey, so that no "
             "model can rank: choose a smaller one."
         )
+    elif epsilon > large and counted:
+        message = f"Epsilon {epsilon:g} ({threat.norm}) is more than a quarter of every image."
     elif epsilon > large:
         message = (
             f"Epsilon {epsilon:g} ({threat.norm}) is {255 * epsilon:.0f} of 255 levels, which "
             "changes what people see: 8 levels are 8/255 = 0.0314."
         )
-    elif 0 < epsilon < HALF_A_LEVEL:
+    elif 0 < epsilon < HALF_A_LEVEL and not counted:
         message = (
             f"Epsilon {epsilon:g} is less than half a level of an 8-bit pixel ({HALF_A_LEVEL:.4f}):"
             " no image stored as bytes can show it. Give it for pixels in [0, 1]."
@@ -389,6 +395,8 @@ def noise_weaker(judged: Judged) -> Check:
 
 def black_box_weaker(judged: Judged, level: Literal["quick", "full"]) -> Check:
     name = "black_box_weaker"
+    if judged.found and "square" not in judged.found:
+        return _skipped(name, NO_BLACK_BOX)
     boxes = [box for box in ("square", "transfer") if box in judged.found]
     if unjudgeable := judged.unjudgeable(name, *boxes, "white_box"):
         return unjudgeable
