@@ -17,7 +17,7 @@ from adap.api.signing import kept_key
 from adap.core.report import ThresholdResult
 from adap.store.tables import DatasetRow, JobKind, JobRow, JobStatus, ModelRow
 
-NEWEST = 10  # audits on the page of a model, rows of each table on the start page
+NEWEST = 10  # audits on the page of a model
 LAST_EVENTS = 20
 
 ADVICE = {  # by the code of an error
@@ -155,24 +155,6 @@ def job_page(
         events=events,
         request_json=_pretty(job.request),
         commands=commands,
-    )
-
-
-def start_page(
-    session: Session,
-    caller: Caller,
-    *,
-    jobs: Sequence[Job],
-    models: Sequence[Model],
-    datasets: Sequence[Dataset],
-) -> Response:
-    """What is newest, and where to go."""
-    return page(
-        "start",
-        jobs=jobs,
-        models=models,
-        datasets=datasets,
-        names=_names(session, caller, jobs),
     )
 
 

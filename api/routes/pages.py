@@ -9,31 +9,23 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse
 
 from adap.api.accept import choose
-from adap.api.deps import HouseDep, Reader
+from adap.api.deps import Reader
 from adap.api.guarded import GuardedRoute
-from adap.api.pages import page, views
-from adap.api.routes.datasets import list_datasets
-from adap.api.routes.jobs import list_jobs
-from adap.api.routes.models import list_models
+from adap.api.pages import page
 
 router = APIRouter(route_class=GuardedRoute, include_in_schema=False)
 
 PAGES = {  # by path: the template
+    "/": "home",
     "/datasets": "datasets",
     "/models": "models",
     "/jobs": "jobs",
+    "/datasets/new": "dataset_new",
+    "/models/new": "model_new",
+    "/audits/new": "audit_new",
+    "/sweeps/new": "sweep_new",
+    "/trainings/new": "training_new",
 }
-
-
-@router.get("/", response_class=HTMLResponse)
-def show_start(request: Request, house: HouseDep, caller: Reader) -> Response:
-    """The newest jobs, models and data sets as a page, from which links lead on."""
-    choose(request.headers.get("accept", ""), ["text/html"])
-    jobs = list_jobs(house, caller, limit=views.NEWEST).data
-    models = list_models(house, caller, limit=views.NEWEST).data
-    datasets = list_datasets(house, caller, limit=views.NEWEST).data
-    with house.database.reading() as session:
-        return views.start_page(session, caller, jobs=jobs, models=models, datasets=datasets)
 
 
 def _shows(template: str) -> Callable[[Request, Reader], Response]:

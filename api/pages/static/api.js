@@ -124,3 +124,17 @@ export function follow(events, onState, onEvent = () => {}) {
     source.close();
   };
 }
+
+export async function untilEnded(id, onState = () => {}) {
+  // The job once it has ended.
+  await new Promise((resolve) => {
+    const leave = follow(`/v1/jobs/${id}/events`, (state) => {
+      onState(state);
+      if (ENDED.includes(state.status)) {
+        leave();
+        resolve();
+      }
+    });
+  });
+  return get(`/v1/jobs/${id}`);
+}

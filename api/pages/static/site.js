@@ -1,6 +1,6 @@
 // On every page: sign-out where a key is kept, and the state of a job that the page is about.
 
-import { call, csrf, follow } from "./api.js";
+import { call, csrf, ENDED, follow } from "./api.js";
 import { progressSentence } from "./words.js";
 
 const signOut = document.getElementById("sign-out");
@@ -13,12 +13,11 @@ signOut.addEventListener("submit", async (event) => {
 
 const events = document.body.dataset.follow;
 if (events !== undefined) {
-  let first = null;
+  const { status: shown } = document.body.dataset; // of a job's own page
   const sentence = document.getElementById("progress-words");
   const bar = document.querySelector("progress");
   follow(events, (state) => {
-    first ??= state.status;
-    if (state.status !== first) {
+    if (shown === undefined ? ENDED.includes(state.status) : state.status !== shown) {
       location.reload();
       return;
     }

@@ -1,0 +1,224 @@
+"""The main job in a browser: upload, audit, report, with refusals mended on the way.
+
+Chromium on the running service, with real workers. Every page that is met is judged by axe-core
+(WCAG 2 A and AA), must fit into 400 pixels, says nothing on the console, and asks nobody but the
+service for anything.
+"""
+
+import io
+import re
+import zipfile
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from adap.models import architectures, loading
+from adap.models.header import Manifest
+from tests.core.browser import chromium, chromium_path
+
+pytestmark = [pytest.mark.slow, pytest.mark.browser]
+
+SIZE = 8
+MANIFEST = {
+    "architecture": "small_cnn",
+    "input": {"channels": 1, "height": SIZE, "width": SIZE, "mean": [0.5], "std": [0.5]},
+    "positive": ["cat"],
+}
+
+
+class Visitor:
+    """A tab of a browser and what it complained of."""
+
+    def __init__(self, context: Any, service: str) -> None:
+        self.tab = context.new_page()
+        self.service = service
+        self.complaints: list[str] = []
+        self.expected: list[str] = []
+        self.tab.on("console", self._console)
+        self.tab.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.tab.on("request", self._request)
+
+    def _console(self, message: Any) -> None:
+        refused = "the server responded with a status of 422" in message.text
+        (self.expected if refused else self.complaints).append(message.text)
+
+    def _request(self, request: Any) -> None:
+        if not request.url.startswith((f"{self.service}/", "data:", "blob:")):
+            self.complaints.append(f"asked {request.url}")
+
+    def judge(self) -> None:
+        """Assert that this page is fit for everybody."""
+        from axe_playwright_python.sync_playwright import Axe
+
+        options = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]}
+        found = Axe().run(self.tab, options=options).response["violations"]
+        told = [(one["id"], [node["html"] for node in one["nodes"]]) for one in found]
+        assert told == [], self.tab.url
+        assert self.tab.evaluate("document.documentElement.scrollWidth") <= 400, self.tab.url
+        assert self.complaints == []
+
+
+@pytest.fixture(scope="module", params=["dark"])
+def visitor(service: str, request: pytest.FixtureRequest) -> Iterator[Visitor]:
+    if chromium_path() is None:
+        pytest.skip("needs Chromium on PATH, or named by CHROMIUM")
+    with (
+        chromium() as browser,
+        closing(
+            browser.new_context(
+                base_url=service,
+                color_scheme=request.param,
+                viewport={"width": 400, "height": 800},
+            )
+        ) as context,
+    ):
+        context.set_default_timeout(90_000)
+        yield Visitor(context, service)
+
+
+def png(rng: np.random.Generator, mean: int, size: int) -> bytes:
+    pixels = np.clip(rng.normal(mean, 30, (size, size)), 0, 255).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Cats and dogs of two sizes, which is refused until somebody says how they become one."""
+    path = tmp_path_factory.mktemp("photos") / "photos.zip"
+    rng = np.random.default_rng(0)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, mean in (("cat", 80), ("dog", 170)):
+            for i in range(10):
+                archive.writestr(f"{name}/{i}.png", png(rng, mean, SIZE + 4 * (i % 2)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "ranker.safetensors"
+    network = architectures.build("small_cnn", channels=1, seed=0)
+    loading.save(network, path, Manifest.model_validate(MANIFEST))
+    return path
+
+
+def test_from_files_to_a_report_with_what_is_refused_mended_in_place(
+    visitor: Visitor, photos: Path, weights: Path
+) -> None:
+    tab = visitor.tab
+    tab.goto("/")
+    tab.wait_for_selector("#state:has-text('worker')")
+    visitor.judge()
+
+    tab.click("text=Add a data set >> nth=0")
+    tab.click("button:text-is('Upload')")
+    tab.wait_for_selector("text=Choose a file first")
+    tab.set_input_files("#file", photos)
+    tab.fill("[name=name]", "our photos")
+    tab.click("button:text-is('Upload')")
+    tab.wait_for_selector("#reasons li:has-text('`resize`')")
+    visitor.judge()
+    # the options are open by now, and what was typed is still there
+    assert tab.input_value("[name=name]") == "our photos"
+    tab.fill("[name='resize.height']", "eight")
+    tab.fill("[name='resize.width']", str(SIZE))
+    tab.select_option("[name='resize.fit']", "stretch")
+    tab.click("button:text-is('Upload')")
+    tab.wait_for_selector("text=expected a whole number")
+    assert tab.evaluate("document.activeElement.name") == "resize.height"
+    tab.fill("[name='resize.height']", str(SIZE))
+    tab.click("button:text-is('Upload')")
+    tab.wait_for_url("**/v1/datasets/ds_*")
+    assert tab.inner_text("h1") == "our photos"
+    visitor.judge()
+
+    tab.goto("/models/new")
+    tab.wait_for_selector("[name='input.mean']")
+    visitor.judge()
+    tab.set_input_files("#file", weights)
+    tab.keyboard.press("Tab")
+    tab.click("button:text-is('Upload')")
+    tab.wait_for_url("**/v1/models/mdl_*")
+    visitor.judge()
+
+    tab.click("text=Audit it")
+    tab.wait_for_selector("option:text-is('our photos')", state="attached")
+    assert tab.locator("[name=model_id] option:checked").inner_text() == "ranker.safetensors"
+    tab.select_option("[name=dataset_id]", label="our photos")
+    tab.fill("[name='threat.epsilon']", "8")
+    tab.click("button:text-is('Start the audit')")
+    tab.wait_for_selector("text=write 8/255")
+    visitor.judge()
+    tab.fill("[name='threat.epsilon']", "8/255")
+    tab.select_option("[name=preset]", "quick")
+    tab.reload()  # nothing that was typed is lost
+    tab.wait_for_selector("text=20 images of it would be attacked")
+    assert tab.input_value("[name='threat.epsilon']") == "8/255"
+    tab.click("text=The same without this page")
+    command = tab.inner_text("#same pre >> nth=0")
+    assert re.fullmatch(
+        r"adap audit --model mdl_\w+ --dataset ds_\w+ --preset quick --epsilon 8/255 --watch",
+        command,
+    )
+    tab.click("button:text-is('Start the audit')")
+    tab.wait_for_url("**/v1/jobs/job_*")
+    visitor.judge()
+    tab.click("a:text-is('The report')")
+    tab.wait_for_url("**/report")
+    assert "our photos" in tab.inner_text("main")
+
+    tab.goto("/")
+    tab.wait_for_selector("#ended li:has-text('worst-case AP')")
+    for path in ("/datasets?search=PHOTOS", "/models?sort=name", "/jobs?status=failed"):
+        tab.goto(path)
+        tab.wait_for_selector("#list tbody tr")
+        visitor.judge()
+    assert "resize" in tab.inner_text("#list")
+    assert visitor.expected, "the refusal was one of the API"
+
+
+def test_a_training_is_started_cancelled_and_gone_on_with(
+    visitor: Visitor, service: str, photos: Path
+) -> None:
+    tab = visitor.tab
+    resize = '{"height": 8, "width": 8, "fit": "stretch"}'
+    with httpx.Client(base_url=service, timeout=60) as http, photos.open("rb") as file:
+        form = {"name": "to train on", "resize": resize}
+        dataset = http.post("/v1/datasets", files={"file": file}, data=form).json()
+        http.get(f"/v1/jobs/{dataset['job_id']}", headers={"Prefer": "wait=60"})
+        tab.goto(f"/trainings/new?dataset_id={dataset['id']}")
+        tab.check("text=these classes, before all others:")
+        tab.check("[name='task.positive'][value=cat]")
+        tab.fill("[name=epochs]", "1000")
+        tab.select_option("[name=method]", "adap_lpn")
+        tab.fill("[name='method.lambda']", "2")
+        visitor.judge()
+        tab.click("button:text-is('Start the training')")
+        tab.wait_for_url("**/v1/jobs/job_*")
+        tab.wait_for_selector("progress")
+        visitor.judge()
+        first = tab.url
+        tab.click("button:text-is('Cancel')")
+        tab.wait_for_selector("text=cancelled >> nth=0")
+        request = http.get(first[len(service) :]).json()["request"]
+        assert request["method"]["lambda"] == 2
+        assert request["task"] == {"positive": ["cat"]}
+        tab.click("button:text-is('Go on')")
+        tab.wait_for_url(lambda url: "/v1/jobs/job_" in url and url != first)
+        again = http.get(tab.url[len(service) :]).json()
+        assert again["retry_of"] == first.rpartition("/")[2]
+        http.post(f"/v1/jobs/{again['id']}/cancel")
+        tab.wait_for_selector("text=cancelled >> nth=0")  # the page has followed it
+        tab.goto(f"/sweeps/new?dataset_id={dataset['id']}")
+        tab.wait_for_selector("[name=dataset_id], [name='training.dataset_id']")
+        tab.fill("[name='search.path.0']", "epochs")
+        tab.fill("[name='search.parameters.0']", "1, 2")
+        tab.wait_for_selector("text=2 models would be trained")
+        visitor.judge()
