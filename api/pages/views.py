@@ -3,15 +3,16 @@
 import json
 import shlex
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 from fastapi import Request, Response
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from adap.api.deps import Caller
 from adap.api.pages import page
+from adap.api.pages.curves import AP, Count, Epoch, curves_of, curves_of_job
 from adap.api.schemas import Dataset, Job, JobEvent, Model, job_answer
 from adap.api.signing import kept_key
 from adap.core.report import ThresholdResult
@@ -30,9 +31,6 @@ ADVICE = {  # by the code of an error
     "internal_error": "Tell whoever runs the service, with the id of the job: the log says more.",
 }
 
-AP = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=0, le=2**53)]
-
 
 class Figures(BaseModel):
     """The figures of a finished audit that a page shows; older audits lack some."""
@@ -42,14 +40,6 @@ class Figures(BaseModel):
     chance: AP | None = None
     trust: str | None = None
     thresholds: list[ThresholdResult] = []
-
-
-class Epoch(BaseModel):
-    """What one epoch of a training reached on the validation images."""
-
-    epoch: Count
-    clean_ap: AP
-    robust_ap: AP | None = None
 
 
 class Training(BaseModel):
@@ -72,21 +62,11 @@ class Training(BaseModel):
         classes = self.task.get("positive")
         return [str(name) for name in classes] if isinstance(classes, list) else None
 
-    def line(self, figure: str) -> str:
-        """A figure over the epochs as points of an SVG of 100 by 100, empty where one lacks it."""
-        values = [getattr(epoch, figure) for epoch in self.history]
-        if len(values) < 2 or None in values:
-            return ""
-        step = 100 / (len(values) - 1)
-        return " ".join(f"{i * step:.2f},{100 - 100 * y:.2f}" for i, y in enumerate(values))
-
     @property
-    def chosen(self) -> float | None:
-        """Where on that picture the best epoch is, from 0 to 100."""
+    def chosen(self) -> int | None:
+        """The best epoch, if it is one of those that it tells of."""
         epochs = [epoch.epoch for epoch in self.history]
-        if len(epochs) < 2 or self.best.epoch not in epochs:
-            return None
-        return 100 * epochs.index(self.best.epoch) / (len(epochs) - 1)
+        return self.best.epoch if self.best.epoch in epochs else None
 
 
 Parsed = TypeVar("Parsed", bound=BaseModel)
@@ -98,6 +78,7 @@ def model_page(request: Request, session: Session, caller: Caller, model: Model)
     row = None if model.job_id is None else session.get(JobRow, model.job_id)
     training_job = None if row is None or row.kind != JobKind.TRAIN else _answer(row)
     told = None if model.manifest is None else model.manifest.training
+    training = _parsed(Training, told)
     return page(
         "model",
         model=model,
@@ -105,7 +86,8 @@ def model_page(request: Request, session: Session, caller: Caller, model: Model)
         audits=[(audit, figures_of(audit)) for audit in audits],
         names=_names(session, caller, [*audits, *([training_job] if training_job else [])]),
         training_job=training_job,
-        training=_parsed(Training, told),
+        training=training,
+        curves=None if training is None else curves_of(training.history, chosen=training.chosen),
         training_json=None if told is None else _pretty(told),
         commands=_commands_of_model(request, model),
     )
@@ -153,6 +135,7 @@ def job_page(
         figures=figures_of(job),
         names=_names(session, caller, [job]),
         events=events,
+        curves=curves_of_job(session, job.id) if job.kind == JobKind.TRAIN else None,
         request_json=_pretty(job.request),
         commands=commands,
     )

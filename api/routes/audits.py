@@ -18,8 +18,9 @@ from adap.api.errors import POSTED, ApiError, explain_validation, problems
 from adap.api.guarded import GuardedRoute
 from adap.api.idempotency import Idempotency, IdempotencyDep
 from adap.api.listing import After, Limit, make_cursor, read_offset
+from adap.api.pages.report import BROWSERS, with_ways
 from adap.api.routes.datasets import DatasetFields
-from adap.api.routes.jobs import describe_job, finished_blob, remove_files
+from adap.api.routes.jobs import describe_job, find_job, finished_blob, remove_files
 from adap.api.routes.models import declared_model
 from adap.api.schemas import ExampleScores, Job, Page
 from adap.core.config import (
@@ -166,10 +167,34 @@ def audit_report(
         with house.blobs.open(sha256) as file:
             text = _DERIVED[form](Report.model_validate_json(file.read()))
         answer = assets.derived_response(request, text, media_type=form)
+    elif form == "text/html" and BROWSERS in accept:
+        with house.blobs.open(sha256) as file:
+            text = with_ways(file.read().decode(), _ways_from(house, job_id, caller))
+        answer = assets.derived_response(request, text, media_type=form)
     else:
         answer = assets.blob_response(request, house, sha256, media_type=form)
     answer.headers["Vary"] = "Accept"
     return answer
+
+
+def _ways_from(house: House, job_id: str, caller: Caller) -> list[tuple[str, str]]:
+    """Where the report of an audit leads back to, of what is still there."""
+    with house.database.reading() as session:
+        job = find_job(session, job_id, caller, JobKind.AUDIT)
+        model, dataset = (
+            session.get(ModelRow, job.model_id),
+            session.get(DatasetRow, job.dataset_id),
+        )
+        ways = [("/", "Home"), (f"/v1/jobs/{job_id}", "The job")]
+        if model is not None and model.deleted_at is None:
+            ways.append((f"/v1/models/{model.id}", model.name))
+        if dataset is not None and dataset.deleted_at is None:
+            ways += [
+                (f"/v1/datasets/{dataset.id}", dataset.name),
+                (f"/v1/audits/{job_id}/images", "Images in order of score"),
+                (f"/v1/leaderboard?dataset_id={dataset.id}", "Compare"),
+            ]
+    return ways
 
 
 @router.delete("/{job_id}/report", status_code=204, responses=problems("not_found", "not_ready"))

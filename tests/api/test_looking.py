@@ -13,16 +13,15 @@ import pytest
 from adap.core.datasets import ImageSet
 from adap.core.standing import Standing
 from adap.store import jobs
-from adap.store.tables import JobKind
+from adap.store.tables import JobKind, JobRow, ModelRow
 from tests.api.conftest import SUMMARY, Api
-from tests.api.test_routes import finish
+from tests.api.test_pages import get, seen
+from tests.api.test_routes import finish, finished_audit, train
 from tests.api.test_standings import put
 from tests.core.browser import chromium, chromium_path
 from tests.core.pages import HOSTILE
 
 MANY = 100_000
-
-pytestmark = pytest.mark.browser
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +88,7 @@ def crowd(api: Api) -> tuple[str, str]:
     return dataset_id, job_id
 
 
+@pytest.mark.browser
 def test_any_part_of_a_hundred_thousand_images_is_a_keystroke_away(
     browser: Any, api: Api, crowd: tuple[str, str]
 ) -> None:
@@ -128,6 +128,7 @@ def test_any_part_of_a_hundred_thousand_images_is_a_keystroke_away(
         assert not tab.locator("#grid .labels").first.is_visible()
 
 
+@pytest.mark.browser
 def test_images_of_a_class_are_shown_as_they_are_stored(
     browser: Any, api: Api, crowd: tuple[str, str]
 ) -> None:
@@ -149,3 +150,67 @@ def test_images_of_a_class_are_shown_as_they_are_stored(
             }"""
         )
         assert [seen[i] for i in (0, 4, 8, 12)] == [40, 41, 42, 43]
+
+
+@pytest.mark.browser
+def test_curves_of_a_training_grow_while_it_runs(browser: Any, api: Api) -> None:
+    job = train(api)
+    path = job["links"]["self"]
+    with tab_of(browser, api, color_scheme="dark") as tab:
+        with api.database.writing() as session:
+            claim = jobs.claim(session, job["id"], worker="w", lease_s=3600)
+            assert claim is not None
+        tab.goto(path)
+        tab.get_by_text("No epoch has ended yet.").wait_for()
+        for number in (1, 2, 3):
+            epoch = {
+                "epoch": number,
+                "clean_ap": 0.2 * number,
+                "robust_ap": 0.1 * number,
+                "lr": 0.001 / number,
+                "metrics": {"surrogate_ap": 0.25 * number},
+            }
+            with api.database.writing() as session:
+                jobs.record(session, claim, "epoch", epoch)
+            tab.locator(f"#curves circle >> nth={4 * number - 1}").wait_for(state="attached")
+        titles = tab.locator("#curves circle title").evaluate_all(
+            "all => all.map(t => t.innerHTML)"
+        )
+        assert sorted(titles) == sorted(
+            f"{name}, epoch {number}: {value * number:.4g}"
+            for number in (1, 2, 3)
+            for name, value in (
+                ("clean AP", 0.2),
+                ("AP under attack", 0.1),
+                ("surrogate AP, on the training images", 0.25),
+                ("learning rate", 0.001 / number**2),
+            )
+        )
+        tab.get_by_text("Epoch by epoch").last.click()
+        assert tab.locator("#curves tbody tr").count() == 3
+
+
+def test_a_report_leads_back_to_what_it_is_about_in_a_browser_alone(api: Api) -> None:
+    job_id, _, _ = finished_audit(api)
+    name = HOSTILE[2]
+    kept = api.folder / "kept.html"
+    kept.write_text("<!DOCTYPE html><html><body><main>\n<h1>A report</h1></main></body></html>")
+    with api.database.writing() as session:
+        job = session.get_one(JobRow, job_id)
+        blobs = {**job.result["blobs"], "page": put(api, kept)}
+        job.result = {**job.result, "blobs": blobs}
+        session.get_one(ModelRow, job.model_id).name = name
+        dataset_id = job.dataset_id
+    path = f"/v1/audits/{job_id}/report"
+    page = seen(api, path)
+    nav = page.one("nav")
+    assert name in nav.text
+    targets = [a.attributes["href"] for a in page.all("a")]
+    assert f"/v1/jobs/{job_id}" in targets
+    assert f"/v1/datasets/{dataset_id}" in targets
+    for target in targets:
+        if "leaderboard" not in target:  # this audit has no figures to compare
+            assert get(api, target).status_code == 200, target
+    saved = api.http.get(path, headers={"Accept": "text/html"})
+    assert saved.text == kept.read_text(), "a report that is sent as a file stands for itself"
+    assert saved.headers["etag"] != get(api, path).headers["etag"]

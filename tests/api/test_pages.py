@@ -101,6 +101,11 @@ def bars(page: Page) -> dict[str, list[float]]:
     return found
 
 
+def corners(path: str) -> list[tuple[float, float]]:
+    """Of a line: across and down, as shares of its plot."""
+    return [(int(x) / 10_000, int(y) / 10_000) for x, y in re.findall(r"[ML](\d+) (\d+)", path)]
+
+
 # --- which form -----------------------------------------------------------------------------------
 
 
@@ -250,9 +255,9 @@ def test_the_page_of_a_model_shows_what_is_known_of_it(api: Api) -> None:
     content = f"/v1/models/{model_id}/content"
     report = f"/v1/audits/{job_id}/report"
     assert targets >= {content, f"{content}?format=onnx", report, job["links"]["self"]}
-    clean, robust = (page.one("polyline", class_=name) for name in ("clean", "worst"))
-    assert clean.attributes["points"] == "0.00,50.00 50.00,25.00 100.00,30.00"
-    assert robust.attributes["points"] == "0.00,75.00 50.00,50.00 100.00,60.00"
+    clean, robust = page.all("path", class_="curve")
+    assert corners(clean.attributes["d"]) == [(0, 0.5), (0.5, 0.25), (1, 0.3)]
+    assert corners(robust.attributes["d"]) == [(0, 0.75), (0.5, 0.5), (1, 0.6)]
     assert bars(page) == {"clean": [93.12], "worst": [41.27], "chance": [0.5]}
 
 
@@ -506,7 +511,7 @@ def test_a_browser_goes_from_page_to_page_until_a_job_has_ended(api: Api, scheme
         assert tab.locator("svg.bar rect.train").first.bounding_box()["width"] > 20
         tab.go_back()
         follow(f"/v1/models/{model_id}", "a ranker")
-        assert tab.locator("polyline.clean").bounding_box()["width"] > 200
+        assert tab.locator("path.curve").first.bounding_box()["width"] > 200
         follow(f"/v1/jobs/{job_id}", "Audit")
         tab.wait_for_selector("body[data-follow]")
         finish(api, job_id, {"summary": FIGURES, "blobs": {}})

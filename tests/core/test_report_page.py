@@ -1013,10 +1013,17 @@ def test_a_browser_draws_every_figure_without_a_complaint_or_a_request(
         assert tab.evaluate(OVERLAPS) == []
         assert tab.evaluate(OUTSIDE) == []
         assert tab.locator(".chart a, .chart img").count() == 0
+        assert tab.evaluate(CUT_OFF) == []
         assert tab.evaluate("window.pwned") is None
         assert (
             tab.evaluate("document.documentElement.scrollWidth") <= VIEWS[view]["viewport"]["width"]
         )
+
+
+CUT_OFF = """() => [...document.querySelectorAll(".scroll")]
+    .filter((region) => region.scrollWidth > region.clientWidth)
+    .map((region) => region.innerText)
+"""  # tables that are wider than their place
 
 
 @pytest.mark.browser
@@ -1031,6 +1038,7 @@ def test_a_link_to_a_task_opens_it(browser, tmp_path: Path, view):
         tab.click('a[href="#task-8-figures"]')  # in the table of all tasks
         tab.locator("#task-8-chart-budget").wait_for(state="visible")
         assert tab.locator("details.task[open]").count() == 2
+        assert tab.evaluate(CUT_OFF) == []
         assert (
             tab.evaluate("document.documentElement.scrollWidth") <= VIEWS[view]["viewport"]["width"]
         )

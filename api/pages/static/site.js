@@ -26,5 +26,5 @@ if (events !== undefined) {
       bar.max = state.progress.total || 1;
       bar.value = state.progress.completed;
     }
-  });
+  }, () => document.dispatchEvent(new Event("adap:event")));
 }
