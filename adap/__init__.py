@@ -34,9 +34,11 @@ if TYPE_CHECKING:
     from adap.core.library.metrics import average_precision, worst_case
     from adap.core.library.results import Audit
     from adap.core.library.training import (
+        Augment,
         Fitted,
         Optimizer,
         TrainingAttack,
+        WeightPerturbation,
         attack_generator,
         batches,
         fit,
@@ -55,7 +57,7 @@ _HOMES = {
     "adap.core.library.metrics": ("average_precision", "worst_case"),
     "adap.core.library.results": ("Audit",),
     "adap.core.library.training": (
-        *("Fitted", "Optimizer", "TrainingAttack"),
+        *("Augment", "Fitted", "Optimizer", "TrainingAttack", "WeightPerturbation"),
         *("attack_generator", "batches", "fit", "training_attack"),
     ),
 }
@@ -76,6 +78,7 @@ __all__ = [
     "AdapMM",
     "AdapPZ",
     "Audit",
+    "Augment",
     "Certified",
     "ConfigError",
     "DataError",
@@ -88,6 +91,7 @@ __all__ = [
     "TrainingAttack",
     "TrainingError",
     "Transfer",
+    "WeightPerturbation",
     "attack",
     "attack_generator",
     "audit",

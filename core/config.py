@@ -308,6 +308,15 @@ FirstVisit = Annotated[
 ]
 
 
+Anchor = Annotated[
+    Literal["own", "ema"],
+    Field(
+        description="whose clean ranking the attacked one is kept near by the listwise term: the "
+        "network's own, or that of the moving average of its weights (needs ema)"
+    ),
+]
+
+
 class CEMethod(Config):
     """Cross-entropy on clean images."""
 
@@ -382,6 +391,7 @@ class AdapLNMethod(Config):
     gamma2: Gamma2 = 0.9
     lambda_: Lambda = 1.0
     first_visit: FirstVisit = "published"
+    anchor: Anchor = "own"
 
 
 class AdapLPNMethod(Config):
@@ -393,6 +403,7 @@ class AdapLPNMethod(Config):
     gamma2: Gamma2 = 0.9
     lambda_: Lambda = 1.0
     first_visit: FirstVisit = "published"
+    anchor: Anchor = "own"
 
 
 _AnyMethod = (
@@ -417,20 +428,31 @@ Method = Annotated[
 # --- training -------------------------------------------------------------------------------------
 
 
+WarmupEpochs = Annotated[int, Field(ge=0, le=1000)]
+
+
 class Optimizer(Config):
-    """The optimiser, as torch implements it, and the step-wise decay of its learning rate."""
+    """The optimiser, as torch implements it, and how its learning rate falls."""
 
     name: Literal["adam", "adamw", "nadam", "radam", "rmsprop", "sgd"] = "adam"
     lr: float = Field(1e-3, gt=0, le=10, description="learning rate of the first epoch")
     weight_decay: float = Field(2e-4, ge=0, le=1)
     momentum: float = Field(0.9, ge=0, lt=1, description="used by sgd and rmsprop only")
     nesterov: bool = Field(False, description="Nesterov's momentum, for sgd only")
+    schedule: Literal["steps", "cosine"] = Field(
+        "steps",
+        description="how the learning rate falls from epoch to epoch: by milestones and decay, or "
+        "along half a cosine towards 0, which leaves those two unused",
+    )
     milestones: list[float] = Field(
         [0.5, 0.75],
         max_length=10,
         description="fractions of the epochs after which the learning rate is multiplied by decay",
     )
     decay: float = Field(0.1, gt=0, le=1)
+    warmup_epochs: WarmupEpochs = Field(
+        0, description="epochs over which the learning rate rises linearly to its full value"
+    )
 
     @model_validator(mode="after")
     def _nesterov_has_momentum(self) -> "Optimizer":
@@ -449,11 +471,22 @@ class TrainingAttack(Config):
     epsilon: PixelSize = EPSILON_PAPER
     steps: int = Field(6, ge=1, le=100)
     step_size: StepSize = 0.01
+    positive_factor: float = Field(
+        1,
+        ge=1,
+        le=10,
+        description="epsilon and step_size of positives are so many times as large; for one task. "
+        "Validation attacks all images alike",
+    )
+    positive_warmup_epochs: WarmupEpochs = Field(
+        0, description="epochs over which positive_factor rises linearly from 1"
+    )
 
     @model_validator(mode="after")
     def _within_pixels(self) -> "TrainingAttack":
-        refuse_beyond_pixels("epsilon", self.epsilon, self.norm)
-        refuse_beyond_pixels("step_size", self.step_size, self.norm)
+        for name, value in (("epsilon", self.epsilon), ("step_size", self.step_size)):
+            refuse_beyond_pixels(name, value, self.norm)
+            refuse_beyond_pixels(f"{name} of positives", value * self.positive_factor, self.norm)
         return self
 
 
@@ -462,6 +495,23 @@ class Augment(Config):
 
     crop_padding: int = Field(0, ge=0, le=64, description="pixels of zero padding for random crops")
     flip: bool = Field(False, description="flip half of the images left to right")
+    crop_shift: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="cut up to so many pixels off each side's length, and put what is left "
+        "anywhere on black",
+    )
+    jitter: float = Field(
+        0,
+        ge=0,
+        le=1,
+        description="brightness, contrast and saturation are each multiplied by 1 - jitter to "
+        "1 + jitter",
+    )
+    erase: float = Field(
+        0, ge=0, le=1, description="share of the images of which a random rectangle becomes black"
+    )
 
 
 class Validation(Config):
@@ -485,6 +535,15 @@ class Validation(Config):
         description="stop when this many epochs in a row have not raised that figure; by default "
         "all epochs are done",
     )
+
+
+class WeightPerturbation(Config):
+    """Adversarial weight perturbation (Wu, Xia & Wang 2020): descend where weights are worse."""
+
+    size: float = Field(
+        0.01, gt=0, le=1, description="length of the perturbation as a share of a layer's weights"
+    )
+    warmup_epochs: WarmupEpochs = Field(0, description="epochs before the first perturbation")
 
 
 Precision = Literal["float32", "tf32", "bfloat16"]
@@ -529,6 +588,11 @@ class TrainingConfig(Config):
         description="decay of an exponential moving average of the weights, for example 0.999: "
         "the average is what is validated and kept; by default the weights themselves are",
     )
+    weight_perturbation: WeightPerturbation | None = Field(
+        None,
+        description="move the weights to where the loss is higher before each step, and descend "
+        "from there; by default they stay where they are",
+    )
     seed: int = Field(0, ge=0, lt=2**31)
 
     @model_validator(mode="before")
@@ -543,6 +607,12 @@ class TrainingConfig(Config):
                 f"expected positives_per_batch below batch_size {self.batch_size}, "
                 f"got {self.positives_per_batch}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _an_anchor_has_an_average(self) -> "TrainingConfig":
+        if getattr(self.method, "anchor", "own") == "ema" and self.ema is None:
+            raise ValueError('expected ema, for example 0.999, with anchor "ema", got none')
         return self
 
 

@@ -60,6 +60,7 @@ class Loss(Objective):
         self.examples, self.classes = examples, classes
         self.options: Any = configured(self.method, options)
         self.objective = build_objective(self.options, examples=examples, classes=classes)
+        self.needs_anchor = self.objective.needs_anchor
         shape = (examples,) if classes is None else (examples, classes)
         sides = torch.zeros(shape, dtype=torch.int8) if self.needs_positives else None
         self.register_buffer("sides", sides, persistent=False)
@@ -81,10 +82,17 @@ class Loss(Objective):
         return self.objective.inner_loss(clean, adv, targets, index)
 
     def forward(
-        self, clean: Tensor | None, adv: Tensor | None, targets: Tensor, index: Tensor
+        self,
+        clean: Tensor | None,
+        adv: Tensor | None,
+        targets: Tensor,
+        index: Tensor,
+        anchor: Tensor | None = None,
     ) -> Tensor:
         """() what the optimiser descends; estimators are updated, so call it once a step.
 
+        anchor: the clean images' logits by the moving average of the weights, as `adap.fit(ema=)`
+        keeps it, for a loss with anchor="ema" and no other.
         In eval mode and without gradients they stay as they are.
         """
         read = []
@@ -95,10 +103,17 @@ class Loss(Objective):
             if needed and logits is None:
                 raise ConfigError(f"expected the logits of the {which} images, got None")
             read.append(logits if needed else None)
+        if self.needs_anchor is (anchor is None):
+            raise ConfigError(
+                f'expected an anchor for a loss with anchor="ema", and for no other, got '
+                f"{'none' if anchor is None else 'one'} for {self._name}"
+            )
+        if anchor is not None:
+            _, anchor, _ = self._checked(None, anchor.detach(), targets, index)
         clean, adv, targets = self._checked(read[0], read[1], targets, index)
         if self.commits:
             self._refuse_changed_sides(targets, index)
-        value: Tensor = self.objective(clean, adv, targets, index)
+        value: Tensor = self.objective(clean, adv, targets, index, anchor)
         return value
 
     def metrics(self) -> dict[str, float]:
@@ -317,7 +332,7 @@ class AdapLZ(Loss):
 class AdapLN(Loss):
     """AP surrogate plus the listwise term, with a pointwise attacker, eq. (9).
 
-    Options: margin, gamma1, gamma2, lambda_, first_visit.
+    Options: margin, gamma1, gamma2, lambda_, first_visit, anchor.
 
     loss(clean, adv, targets, index), each (B,), gives (). Raises ConfigError for options, shapes
     and types that do not fit, DataError for values. Source: `docs/methods.md`.
@@ -332,7 +347,8 @@ class AdapLN(Loss):
 class AdapLPN(Loss):
     """AP surrogate plus listwise and pointwise terms, with a pointwise attacker, eq. (10).
 
-    Options: margin (0.6), gamma1 and gamma2 (0.9), lambda_ (1), first_visit ('published').
+    Options: margin (0.6), gamma1 and gamma2 (0.9), lambda_ (1), first_visit ('published'),
+    anchor ('own').
 
     loss(clean, adv, targets, index), each (B,), gives (). Raises ConfigError for options, shapes
     and types that do not fit, DataError for values. Source: `docs/methods.md`.

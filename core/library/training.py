@@ -44,6 +44,8 @@ from adap.core.training.splitting import held_out_of
 class TrainingAttack(Refusing, config.TrainingAttack):
     """PGD as run inside training, last iterate: norm, epsilon (8/255), steps (6), step_size (0.01).
 
+    positive_factor (1): positives have so many times the epsilon, after positive_warmup_epochs.
+
     Pixels in [0, 1]. Raises ConfigError for fields out of bounds. Source: Section 5 of the paper.
 
     >>> adap.TrainingAttack(steps=3).step_size
@@ -56,10 +58,33 @@ class Optimizer(Refusing, config.Optimizer):
 
     Fields: name ('adam', 'adamw', 'nadam', 'radam', 'rmsprop', 'sgd'), lr (0.001), weight_decay
     (0.0002), momentum, nesterov, milestones (fractions of the epochs, [0.5, 0.75]) after which lr
-    is multiplied by decay (0.1). Raises ConfigError for fields out of bounds. Source: torch.optim.
+    is multiplied by decay (0.1), schedule ('steps' or 'cosine'), warmup_epochs (0).
+    Raises ConfigError for fields out of bounds. Source: torch.optim.
 
     >>> adap.Optimizer(name="sgd", lr=0.1).momentum
     0.9
+    """
+
+
+class Augment(Refusing, config.Augment):
+    """Random changes of the training images that keep their labels; none by default.
+
+    Fields: crop_padding (pixels), flip, crop_shift (pixels), jitter (0 to 1), erase (a share of the
+    images). Raises ConfigError for fields out of bounds. Source: `docs/methods.md`.
+
+    >>> adap.Augment(crop_padding=4, flip=True).erase
+    0
+    """
+
+
+class WeightPerturbation(Refusing, config.WeightPerturbation):
+    """Adversarial weight perturbation: each step descends from weights at which the loss is higher.
+
+    Fields: size (0.01, a share of each layer's weights), warmup_epochs (0, without it).
+    Raises ConfigError for fields out of bounds. Source: Wu, Xia & Wang 2020.
+
+    >>> adap.WeightPerturbation(size=0.005).warmup_epochs
+    0
     """
 
 
@@ -100,6 +125,7 @@ def fit(
     patience: int | None = None,
     ema: float | None = None,
     precision: config.Precision = "float32",
+    weight_perturbation: config.WeightPerturbation | None = None,
     devices: int = 1,
     positive: Any = None,
     outputs: Outputs = "auto",
@@ -123,7 +149,7 @@ def fit(
     clusters: (N,) names of what images that are no independent draws have in common: a patient, a
     drive. The part that is held out holds whole clusters, and its share is of clusters.
     epochs, batch_size, positives_per_batch, optimizer, attack, augment, select_by, patience, ema,
-    precision: as in the service.
+    precision, weight_perturbation: as in the service.
     devices: processes that share every batch, on a GPU each, for the same training up to rounding:
     `torchrun --nproc-per-node N script.py`, each process calling with devices=N, the same images
     and labels, and a GPU of its own (device="cuda"). The first keeps, shows and tells.
@@ -183,10 +209,11 @@ def fit(
                 "positives_per_batch": positives_per_batch,
                 "optimizer": optimizer or Optimizer(),
                 "attack": attack or TrainingAttack(),
-                "augment": augment or config.Augment(),
+                "augment": augment or Augment(),
                 "validation": {"fraction": share, "select_by": select_by, "patience": patience},
                 "ema": ema,
                 "precision": precision,
+                "weight_perturbation": weight_perturbation,
                 "seed": seed,
             },
         )

@@ -25,7 +25,9 @@ class AdapMM(APObjective):
     def inner_loss(self, clean: None, adv: Tensor, targets: Tensor, index: Tensor) -> Tensor:
         return self.ap.shares(adv, targets, index, commit=False)
 
-    def forward(self, clean: None, adv: Tensor, targets: Tensor, index: Tensor) -> Tensor:
+    def forward(
+        self, clean: None, adv: Tensor, targets: Tensor, index: Tensor, anchor: Tensor | None = None
+    ) -> Tensor:
         return self.p(adv, targets, index)
 
 
@@ -41,12 +43,23 @@ class AdapPZ(APObjective):
     def inner_loss(self, clean: Tensor, adv: Tensor, targets: Tensor, index: Tensor) -> Tensor:
         return half_squared_shift(clean, adv)
 
-    def forward(self, clean: Tensor, adv: Tensor, targets: Tensor, index: Tensor) -> Tensor:
+    def forward(
+        self,
+        clean: Tensor,
+        adv: Tensor,
+        targets: Tensor,
+        index: Tensor,
+        anchor: Tensor | None = None,
+    ) -> Tensor:
         return self.p(clean, targets, index) + self.weight * bernoulli_kl(clean, adv).mean()
 
 
 class AdapLN(APObjective):
-    """min P(w) + lambda * R(w, delta), attacked pointwise, eq. (9), Algorithm 1."""
+    """min P(w) + lambda * R(w, delta), attacked pointwise, eq. (9), Algorithm 1.
+
+    With an anchor, which is not the paper's, R keeps the attacked ranking near a smoother one: the
+    clean ranking of the averaged weights. Its gradient then flows through the attacked logits only.
+    """
 
     needs_clean = needs_adversarial = True
 
@@ -59,6 +72,7 @@ class AdapLN(APObjective):
     ) -> None:
         super().__init__(method, examples=examples, classes=classes)
         self.weight = method.lambda_
+        self.needs_anchor = getattr(method, "anchor", "own") == "ema"
         self.listwise = ListwiseEstimator(
             gamma=method.gamma2, first_visit=method.first_visit, classes=classes
         )
@@ -66,17 +80,33 @@ class AdapLN(APObjective):
     def inner_loss(self, clean: Any, adv: Tensor, targets: Tensor, index: Tensor) -> Tensor:
         return negative_margin(adv, targets)
 
-    def forward(self, clean: Tensor, adv: Tensor, targets: Tensor, index: Tensor) -> Tensor:
-        r = self.listwise.shares(clean, adv, commit=self.commits).sum(dim=0).mean()
+    def forward(
+        self,
+        clean: Tensor,
+        adv: Tensor,
+        targets: Tensor,
+        index: Tensor,
+        anchor: Tensor | None = None,
+    ) -> Tensor:
+        # R compares the attacked ranking with the clean one, or with the anchor's in its place
+        kept = clean if anchor is None else anchor
+        r = self.listwise.shares(kept, adv, commit=self.commits).sum(dim=0).mean()
         return self.p(clean, targets, index) + self.weight * r
 
 
 class AdapLPN(AdapLN):
     """AdAP_LN plus lambda * mean KL(clean, adv), eq. (10), Algorithm 3."""
 
-    def forward(self, clean: Tensor, adv: Tensor, targets: Tensor, index: Tensor) -> Tensor:
+    def forward(
+        self,
+        clean: Tensor,
+        adv: Tensor,
+        targets: Tensor,
+        index: Tensor,
+        anchor: Tensor | None = None,
+    ) -> Tensor:
         pointwise = bernoulli_kl(clean, adv).mean()
-        return super().forward(clean, adv, targets, index) + self.weight * pointwise
+        return super().forward(clean, adv, targets, index, anchor) + self.weight * pointwise
 
 
 class AdapLZ(AdapLN):

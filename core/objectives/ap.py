@@ -48,5 +48,7 @@ class AP(APObjective):
 
     needs_clean = True
 
-    def forward(self, clean: Tensor, adv: None, targets: Tensor, index: Tensor) -> Tensor:
+    def forward(
+        self, clean: Tensor, adv: None, targets: Tensor, index: Tensor, anchor: Tensor | None = None
+    ) -> Tensor:
         return self.p(clean, targets, index)

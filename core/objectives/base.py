@@ -26,6 +26,9 @@ class Objective(nn.Module):
     """`inner_loss` reads the logits of the clean images, taken once, as constants."""
     needs_positives: ClassVar[bool] = False
     """Every batch must hold positives: the objective is a mean over them."""
+    needs_anchor: bool = False
+    """`forward` reads the clean images' logits by the moving average of the weights, as constants.
+    A choice of the method's options, not of its class."""
 
     def inner_loss(self, clean: Any, adv: Tensor, targets: Tensor, index: Tensor) -> Tensor:
         """(B,) or (B, K), whose sum the training attack ascends in `adv`.
@@ -34,9 +37,17 @@ class Objective(nn.Module):
         """
         raise NotImplementedError(f"{type(self).__name__} trains on clean images only")
 
-    def forward(self, clean: Any, adv: Any, targets: Tensor, index: Tensor) -> Tensor:
+    def forward(
+        self,
+        clean: Any,
+        adv: Any,
+        targets: Tensor,
+        index: Tensor,
+        anchor: Tensor | None = None,
+    ) -> Tensor:
         """() what the optimiser descends; estimators are updated, so call it once a step.
 
+        anchor: given where `needs_anchor`.
         In eval mode, and without gradients, nothing is written: then it is read for validation.
         """
         raise NotImplementedError

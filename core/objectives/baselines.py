@@ -24,7 +24,9 @@ class CE(Objective):
     def __init__(self, method: CEMethod, *, examples: int, classes: int | None = None) -> None:
         super().__init__()
 
-    def forward(self, clean: Tensor, adv: None, targets: Tensor, index: Tensor) -> Tensor:
+    def forward(
+        self, clean: Tensor, adv: None, targets: Tensor, index: Tensor, anchor: Tensor | None = None
+    ) -> Tensor:
         return cross_entropy(clean, targets).mean()
 
 
@@ -39,7 +41,9 @@ class PGDTraining(Objective):
     def inner_loss(self, clean: None, adv: Tensor, targets: Tensor, index: Tensor) -> Tensor:
         return negative_margin(adv, targets)
 
-    def forward(self, clean: None, adv: Tensor, targets: Tensor, index: Tensor) -> Tensor:
+    def forward(
+        self, clean: None, adv: Tensor, targets: Tensor, index: Tensor, anchor: Tensor | None = None
+    ) -> Tensor:
         return cross_entropy(adv, targets).mean()
 
 
@@ -55,7 +59,14 @@ class TRADES(Objective):
     def inner_loss(self, clean: Tensor, adv: Tensor, targets: Tensor, index: Tensor) -> Tensor:
         return half_squared_shift(clean, adv)
 
-    def forward(self, clean: Tensor, adv: Tensor, targets: Tensor, index: Tensor) -> Tensor:
+    def forward(
+        self,
+        clean: Tensor,
+        adv: Tensor,
+        targets: Tensor,
+        index: Tensor,
+        anchor: Tensor | None = None,
+    ) -> Tensor:
         return (cross_entropy(clean, targets) + self.weight * bernoulli_kl(clean, adv)).mean()
 
 
@@ -75,6 +86,13 @@ class MART(Objective):
     def inner_loss(self, clean: None, adv: Tensor, targets: Tensor, index: Tensor) -> Tensor:
         return negative_margin(adv, targets)
 
-    def forward(self, clean: Tensor, adv: Tensor, targets: Tensor, index: Tensor) -> Tensor:
+    def forward(
+        self,
+        clean: Tensor,
+        adv: Tensor,
+        targets: Tensor,
+        index: Tensor,
+        anchor: Tensor | None = None,
+    ) -> Tensor:
         kl = bernoulli_kl(clean, adv) * wrongness(clean, targets)
         return (cross_entropy(adv, targets) + self.weight * kl).mean()

@@ -19,7 +19,9 @@ processes may share a training (`ranks`): each then attacks and passes its share
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -39,7 +41,9 @@ from adap.core.objectives.surrogates import negative_margin
 from adap.core.training.attacking import attack_batch, of_images
 from adap.core.training.augment import augment
 from adap.core.training.averaging import WeightAverage
+from adap.core.training.perturbation import perturbed
 from adap.core.training.precision import (
+    Forward,
     float32_products,
     forward_in,
     refuse_unsupported,
@@ -47,7 +51,7 @@ from adap.core.training.precision import (
 from adap.core.training.ranks import ALONE, Ranks
 from adap.core.training.resuming import refuse_other_config, refuse_other_tensors
 from adap.core.training.sampling import ClassSampler, PlainSampler, PositiveSampler, Sampler
-from adap.core.training.schedule import learning_rate
+from adap.core.training.schedule import attack_in, learning_rate
 from adap.core.training.synchronised import synchronised
 
 MAX_PAIRS = 2**28
@@ -246,6 +250,14 @@ class _State:
     best_figure: float = -math.inf
     best_weights: dict[str, Tensor] = field(default_factory=dict)
 
+    def anchor(self, x: Tensor) -> Tensor:
+        """(B,) or (B, K) logits by the averaged weights, in eval mode and without gradients."""
+        assert self.average is not None  # the configuration of such a method has one
+        network = self.average.settle()
+        forward = forward_in(self.config.precision, network, device=x.device)
+        with attacking(network), torch.no_grad():
+            return forward(x)
+
     def ended(self, config: TrainingConfig) -> bool:
         """All epochs are done, or none has been better for too long."""
         done, patience = len(self.history), config.validation.patience
@@ -308,6 +320,10 @@ def _train_epoch(
     network, objective, device = state.network, state.objective, targets.device
     augment_generator = _generator(device, config.seed, _AUGMENTING, epoch)
     noise = attack_generator(device, config.seed, epoch)
+    attack = attack_in(config.attack, epoch=epoch)
+    moving = config.weight_perturbation
+    if moving is not None and epoch <= moving.warmup_epochs:
+        moving = None
     forward = forward_in(config.precision, network, device=device)
     network.train()
     objective.train()  # in eval mode its estimators would stay where they are
@@ -328,7 +344,7 @@ def _train_epoch(
                 x,
                 y,
                 index,
-                settings=config.attack,
+                settings=attack,
                 generator=noise,
                 forward=forward,
                 ranks=ranks,
@@ -336,12 +352,17 @@ def _train_epoch(
             if objective.needs_adversarial
             else None
         )
-        clean = ranks.gathered(forward(x)) if objective.needs_clean else None
-        adv = ranks.gathered(forward(x_adv)) if x_adv is not None else None
-        loss = objective(clean, adv, y, index)
-        state.optimizer.zero_grad()
-        loss.backward()
-        ranks.add_up([w.grad for w in network.parameters() if w.grad is not None])
+        anchor = ranks.gathered(state.anchor(x)) if objective.needs_anchor else None
+        loss_fn = partial(_loss, objective, forward, ranks, x, x_adv, y, index, anchor)
+        with (
+            nullcontext()
+            if moving is None
+            else perturbed(network, objective, loss_fn, size=moving.size, ranks=ranks)
+        ):
+            loss = loss_fn()
+            state.optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            ranks.add_up([w.grad for w in network.parameters() if w.grad is not None])
         state.optimizer.step()
         if state.average is not None:
             state.average.update(step=before + step)
@@ -357,6 +378,23 @@ def _train_epoch(
             f"expected finite weights, got NaN or infinity after epoch {epoch} of {config.epochs}"
         )
     return float(total) / len(batches)
+
+
+def _loss(
+    objective: Objective,
+    forward: Forward,
+    ranks: Ranks,
+    x: Tensor,
+    x_adv: Tensor | None,
+    targets: Tensor,
+    index: Tensor,
+    anchor: Tensor | None,
+) -> Tensor:
+    """() what a step descends, after the passes that the objective reads."""
+    clean = ranks.gathered(forward(x)) if objective.needs_clean else None
+    adv = ranks.gathered(forward(x_adv)) if x_adv is not None else None
+    loss: Tensor = objective(clean, adv, targets, index, anchor)
+    return loss
 
 
 def _validation_ap(

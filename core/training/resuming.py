@@ -41,8 +41,8 @@ def refuse_other_config(checkpoint: Mapping[str, Any], config: TrainingConfig) -
             epoch = moved[0]["epoch"]
             why = (
                 f": of {own['epochs']} epochs number {epoch} has a learning rate of {lr[epoch]:g}, "
-                f"not {moved[0]['lr']:g}, as optimizer.milestones are shares of them (without "
-                "milestones a training can be lengthened)"
+                f"not {moved[0]['lr']:g}, as optimizer.milestones are shares of them and a cosine "
+                "ends with them (without either a training can be lengthened)"
             )
     told = "; ".join(
         f"{name} {own.get(name, 'not given')!r} instead of {saved.get(name, 'not given')!r}"

@@ -164,6 +164,25 @@ def test_with_gamma_1_and_the_full_batch_the_gradient_is_that_of_the_exact_objec
                 torch.testing.assert_close(actual, reference, rtol=1e-11, atol=1e-15)
 
 
+@pytest.mark.parametrize("name", ["adap_ln", "adap_lpn"])
+def test_with_an_anchor_the_attacked_ranking_is_compared_with_its(name):
+    objective = objective_for(
+        name, margin=MARGIN, gamma1=1.0, gamma2=1.0, anchor="ema", **{"lambda": 0.7}
+    )
+    assert objective.needs_anchor
+    clean, adv, targets, index = full_batch(1)
+    anchor = batch(2, size=EXAMPLES)[0]
+    loss = objective(clean, adv, targets, index, anchor)
+    actual = torch.autograd.grad(loss, (clean, adv))
+    kl = torch.distributions.kl_divergence(
+        *(torch.distributions.Bernoulli(logits=logits) for logits in (clean, adv))
+    )
+    expected = -exact_surrogate_ap(clean, targets) + 0.7 * exact_listwise(anchor, adv)
+    expected = expected + 0.7 * kl.mean() if name == "adap_lpn" else expected
+    for ours, reference in zip(actual, torch.autograd.grad(expected, (clean, adv)), strict=True):
+        torch.testing.assert_close(ours, reference, rtol=1e-11, atol=1e-15)
+
+
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_with_gamma_1_and_the_full_batch_finite_differences_agree(name):
     objective = objective_for(name, margin=MARGIN, gamma1=1.0, gamma2=1.0, **{"lambda": 0.7})

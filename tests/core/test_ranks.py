@@ -11,6 +11,7 @@ from torch import nn
 
 from adap.core.objectives.registry import OBJECTIVES
 from tests.core.ranks import Case, several
+from tests.core.test_training import RECIPE
 
 # Sums in another order, in float64: measured below 1e-12 after six steps. Pairs of each share
 # alone, as under plain DistributedDataParallel, are wrong by more than 1e-3.
@@ -19,6 +20,7 @@ EXACT = {"rtol": 0, "atol": 1e-9}
 CASES = {
     **{name: Case(name) for name in OBJECTIVES},
     "classes": Case("adap_lz", classes=2),
+    "recipe": Case({"name": "adap_lpn", "anchor": "ema"}, RECIPE),
     "average": Case("adap_lpn", {"ema": 0.9, "optimizer": {"name": "sgd", "lr": 0.01}}),
 }
 

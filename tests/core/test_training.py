@@ -25,6 +25,7 @@ from adap.core.config import (
     TrainingAttack,
     TrainingConfig,
     Validation,
+    WeightPerturbation,
 )
 from adap.core.errors import ConfigError, DataError, TrainingError
 from adap.core.figures.ranking import floor_ap
@@ -33,7 +34,7 @@ from adap.core.objectives.surrogates import negative_margin
 from adap.core.training.attacking import attack_batch
 from adap.core.training.loop import EpochRecord, fit
 from adap.core.training.precision import forward_in
-from adap.core.training.schedule import learning_rate
+from adap.core.training.schedule import attack_in, learning_rate
 
 CPU = torch.device("cpu")
 
@@ -141,6 +142,16 @@ class KilledError(Exception):
     """Stands for whatever ends the process after an epoch."""
 
 
+RECIPE = {
+    "ema": 0.9,
+    "optimizer": Optimizer(name="sgd", lr=0.01, nesterov=True, schedule="cosine", warmup_epochs=1),
+    "augment": Augment(flip=True, crop_shift=1, jitter=0.2, erase=0.5),
+    "attack": TrainingAttack(
+        steps=2, step_size=0.02, epsilon=0.05, positive_factor=2, positive_warmup_epochs=2
+    ),
+    "weight_perturbation": WeightPerturbation(size=0.01, warmup_epochs=1),
+}
+"""Every option that the paper does not have."""
 SEVERAL = {
     "images": labelled(30, seed=1)[0],
     "targets": labelled(30, seed=1)[1],
@@ -156,6 +167,7 @@ OPTIMIZERS = get_args(Optimizer.model_fields["name"].annotation)
         *((method, {}, {}) for method in OBJECTIVES),
         *(("adap_lpn", {"optimizer": Optimizer(name=name, lr=0.01)}, {}) for name in OPTIMIZERS),
         ("adap_lpn", {"ema": 0.9}, {}),
+        ({"name": "adap_lpn", "anchor": "ema"}, RECIPE, {}),
         ("adap_lz", {"ema": 0.9}, SEVERAL),
         ("adap_mm", {}, SEVERAL),
         ("adap_ln", {"validation": Validation(patience=4)}, SEVERAL),
@@ -295,6 +307,15 @@ def test_an_option_counts_in_the_hash_where_it_is_used_and_only_there():
         {"validation": Validation(patience=3)},
         {"optimizer": Optimizer(name="sgd", nesterov=True)},
         {"optimizer": Optimizer(name="sgd")},
+        {"optimizer": Optimizer(schedule="cosine")},
+        {"optimizer": Optimizer(warmup_epochs=1)},
+        {"augment": Augment(crop_shift=1)},
+        {"augment": Augment(jitter=0.1)},
+        {"augment": Augment(erase=0.1)},
+        {"attack": TrainingAttack(positive_factor=2)},
+        {"attack": TrainingAttack(positive_factor=2, positive_warmup_epochs=1)},
+        {"weight_perturbation": WeightPerturbation()},
+        {"weight_perturbation": WeightPerturbation(warmup_epochs=1)},
     )
     made = [TrainingConfig(method="ce", **option) for option in options]
     assert len({config.sha256() for config in made}) == len(options)
@@ -489,6 +510,159 @@ def test_the_learning_rate_falls_at_its_milestones(milestones, epochs, expected)
     optimizer = Optimizer(lr=1.0, milestones=list(milestones))
     rates = [learning_rate(optimizer, done=done, epochs=epochs) for done in range(epochs)]
     assert rates == pytest.approx(expected)
+
+
+def test_the_learning_rate_rises_in_a_warm_up_and_falls_along_a_cosine():
+    def rates(epochs, **fields):
+        optimizer = Optimizer(lr=1.0, **fields)
+        return [learning_rate(optimizer, done=done, epochs=epochs) for done in range(epochs)]
+
+    half = [(1 + math.cos(math.pi * done / 8)) / 2 for done in range(8)]
+    assert rates(8, schedule="cosine") == pytest.approx(half)
+    assert rates(4, warmup_epochs=2, milestones=[]) == pytest.approx([1 / 3, 2 / 3, 1, 1])
+    both = rates(10, schedule="cosine", warmup_epochs=2)
+    assert both == pytest.approx([1 / 3, 2 / 3, *half])
+    assert rates(4, warmup_epochs=1) == pytest.approx([0.5, 1, 0.1, 0.01])
+
+
+# --- options that the paper does not have ---------------------------------------------------------
+
+
+def test_weight_perturbation_descends_from_where_the_loss_is_higher_and_steps_from_where_it_was():
+    # CE on one batch that is the whole set, written out by hand
+    images, targets = pictures(30, seed=1)
+    config = config_for(
+        "ce",
+        batch_size=64,
+        epochs=3,
+        augment=Augment(),
+        optimizer=Optimizer(name="sgd", lr=0.1, momentum=0, weight_decay=0, milestones=[]),
+        weight_perturbation=WeightPerturbation(size=0.1, warmup_epochs=1),
+    )
+    checkpoints = []
+    train(config, save=lambda checkpoint: checkpoints.append(through_a_file(checkpoint)))
+
+    def loss_of(network):
+        logits = network(images / 255)
+        return nn.functional.binary_cross_entropy_with_logits(logits, targets.float())
+
+    network = SmallNet()
+    for epoch in range(3):
+        moved = SmallNet()
+        moved.load_state_dict(network.state_dict())
+        if epoch >= 1:
+            network.zero_grad()
+            loss_of(network).backward()
+            gradients = {name: w.grad.clone() for name, w in network.named_parameters()}
+            network.load_state_dict(moved.state_dict())  # whose statistics that pass has moved
+            with torch.no_grad():
+                for name in ("conv.weight", "last.weight"):
+                    weight, gradient = moved.get_parameter(name), gradients[name]
+                    weight += 0.1 * weight.norm() * gradient / gradient.norm()
+        loss = loss_of(moved)
+        loss.backward()
+        with torch.no_grad():
+            for weight, other in zip(network.parameters(), moved.parameters(), strict=True):
+                weight -= 0.1 * other.grad
+            for buffer, other in zip(network.buffers(), moved.buffers(), strict=True):
+                buffer.copy_(other)
+        assert checkpoints[epoch]["history"][-1]["loss"] == pytest.approx(loss.item(), rel=1e-4)
+        assert checkpoints[epoch]["network"]["norm.num_batches_tracked"] == epoch + 1
+        for name, value in network.state_dict().items():
+            torch.testing.assert_close(
+                checkpoints[epoch]["network"][name], value, rtol=1e-4, atol=1e-6
+            )
+
+
+def test_weight_perturbation_reads_the_estimators_and_writes_none():
+    config = config_for("adap_lpn", epochs=1, batch_size=30, attack=TrainingAttack(steps=1))
+    moved = config.model_copy(update={"weight_perturbation": WeightPerturbation(size=1e-9)})
+    plain, other = (train(c)[1].state_dict() for c in (config, moved))
+    for name, value in plain.items():
+        torch.testing.assert_close(other[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_positives_are_attacked_so_much_further_than_negatives():
+    images, targets = pictures(8, seed=1)
+    x = images.clamp(80, 170) / 255  # away from 0 and 1, where the ball would be cut off
+    weights = torch.linspace(-1, 1, 16)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 1, bias=False), nn.Flatten(0))
+    network[1].weight.data = weights[None].clone()
+    moved = {}
+    for norm in ("linf", "l2"):
+        x_adv = attack_batch(
+            network,
+            build_objective(config_for("pgd").method, examples=8),
+            x,
+            targets.float(),
+            torch.arange(8),
+            settings=TrainingAttack(
+                norm=norm, steps=6, step_size=0.02, epsilon=0.05, positive_factor=3
+            ),
+            generator=torch.Generator().manual_seed(0),
+        )
+        moved[norm] = x_adv - x
+    # of a linear network the worst image is known: each pixel by epsilon against the margin
+    signs = (1 - 2 * targets).view(-1, 1, 1, 1) * weights.sign().view(1, 1, 4, 4)
+    far = torch.where(targets == 1, 0.15, 0.05).view(-1, 1, 1, 1)
+    torch.testing.assert_close(moved["linf"], far * signs)
+    lengths = moved["l2"].flatten(1).norm(dim=1)
+    torch.testing.assert_close(lengths, far.flatten(), rtol=1e-3, atol=0)
+
+
+def test_the_factor_of_positives_rises_over_its_warm_up():
+    attack = TrainingAttack(positive_factor=3, positive_warmup_epochs=3)
+    factors = [attack_in(attack, epoch=epoch).positive_factor for epoch in range(1, 6)]
+    assert factors == pytest.approx([1.5, 2, 2.5, 3, 3])
+    assert attack_in(TrainingAttack(), epoch=1) == TrainingAttack()
+
+
+def test_a_factor_of_positives_of_several_classes_is_refused():
+    config = config_for("pgd", attack=TrainingAttack(positive_factor=2))
+    with pytest.raises(ConfigError, match="expected positive_factor 1 for several classes"):
+        train(config, **SEVERAL)
+
+
+@pytest.mark.parametrize("method", ["adap_ln", "adap_lpn"])
+def test_the_anchor_of_the_listwise_term_is_the_ranking_of_the_averaged_weights(method):
+    images, targets = pictures(30, seed=1)
+    config = config_for(
+        {"name": method, "anchor": "ema"},
+        batch_size=30,
+        ema=0.5,
+        optimizer=Optimizer(lr=0.05),
+        augment=Augment(),
+    )
+    anchors, checkpoints = [], []
+    objective = build_objective(config.method, examples=30)
+    asked = objective.register_forward_pre_hook(
+        lambda _, inputs: anchors.append((inputs[3], inputs[4]))
+    )
+    fit(
+        SmallNet(),
+        objective,
+        images=images,
+        targets=targets,
+        validation=pictures(20, seed=2),
+        config=config,
+        device=CPU,
+        on_epoch=lambda record: None,
+        save=lambda checkpoint: checkpoints.append(through_a_file(checkpoint)),
+    )
+    asked.remove()
+    assert len(anchors) == 4  # a step an epoch: its average is that of the epoch before
+    for (index, anchor), before in zip(anchors[1:], checkpoints, strict=False):
+        network = SmallNet()
+        network.load_state_dict(before["average"])
+        with torch.no_grad():
+            expected = network.eval()(images[index] / 255)
+        torch.testing.assert_close(anchor, expected)
+        assert not anchor.requires_grad
+
+
+def test_an_anchor_needs_an_average():
+    with pytest.raises(ValueError, match=r"expected ema, for example 0\.999"):
+        TrainingConfig.model_validate({"method": {"name": "adap_ln", "anchor": "ema"}})
 
 
 def test_every_epoch_is_recorded_with_its_learning_rate():

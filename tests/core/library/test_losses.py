@@ -249,3 +249,16 @@ def test_an_option_that_no_training_could_honour_is_refused(
 ) -> None:
     with pytest.raises(adap.ConfigError, match=said):
         adap.AdapLPN(**options)
+
+
+def test_an_anchor_is_given_to_a_loss_that_has_one_and_to_no_other() -> None:
+    logits, targets, index = torch.randn(4), torch.tensor([1.0, 0.0, 0.0, 1.0]), torch.arange(4)
+    anchored, plain = adap.AdapLN(examples=4, anchor="ema"), adap.AdapLN(examples=4)
+    before = {name: value.clone() for name, value in anchored.state_dict().items()}
+    with pytest.raises(adap.ConfigError, match=r"expected an anchor .* got none for AdapLN"):
+        anchored(logits, logits + 1, targets, index)
+    assert all(torch.equal(value, before[name]) for name, value in anchored.state_dict().items())
+    with pytest.raises(adap.ConfigError, match=r"expected an anchor .* got one for AdapLN"):
+        plain(logits, logits + 1, targets, index, logits)
+    own = float(plain(logits, logits + 1, targets, index))
+    assert float(anchored(logits, logits + 1, targets, index, logits)) == pytest.approx(own)
