@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     )
     from adap.core.library.metrics import average_precision, worst_case
     from adap.core.library.results import Audit
+    from adap.core.library.smallest import SmallestChanges, smallest_changes
     from adap.core.library.training import (
         Augment,
         Fitted,
@@ -56,6 +57,7 @@ _HOMES = {
     ),
     "adap.core.library.metrics": ("average_precision", "worst_case"),
     "adap.core.library.results": ("Audit",),
+    "adap.core.library.smallest": ("SmallestChanges", "smallest_changes"),
     "adap.core.library.training": (
         *("Augment", "Fitted", "Optimizer", "TrainingAttack", "WeightPerturbation"),
         *("attack_generator", "batches", "fit", "training_attack"),
@@ -87,6 +89,7 @@ __all__ = [
     "Noise",
     "Optimizer",
     "PGDTraining",
+    "SmallestChanges",
     "Square",
     "TrainingAttack",
     "TrainingError",
@@ -99,6 +102,7 @@ __all__ = [
     "batches",
     "certify",
     "fit",
+    "smallest_changes",
     "training_attack",
     "worst_case",
 ]

@@ -1097,7 +1097,11 @@ class AuditConfig(Config):
         """What is run besides where the gradient of images of this size hides something."""
         if self.attacks is not None or self.threat.epsilon == 0 or self.preset not in RECOVERING:
             return []
-        return recovery_attacks(height, width)
+        return [
+            attack
+            for attack in recovery_attacks(height, width)
+            if attack.name != "square" or self.threat.norm in SQUARE_NORMS
+        ]
 
     def resolved_epsilons(self) -> list[float]:
         """Where the epsilon curve is measured, rising; nowhere if no pixel may change."""

@@ -25,13 +25,13 @@ FAR = 1000
 
 
 class Geometry(ABC):
-    """One shape of a given size."""
+    """One shape of a given size, or of a size for each image, (B, 1, 1, 1)."""
 
-    def __init__(self, size: float) -> None:
+    def __init__(self, size: float | Tensor) -> None:
         self.size = size
 
     @property
-    def reach(self) -> float:
+    def reach(self) -> float | Tensor:
         """The unit of step sizes: the way from one end of the shape to its middle."""
         return self.size
 

@@ -59,7 +59,7 @@ class ThreatModel:
     @property
     def reach(self) -> float:
         """The unit of step sizes: epsilon of a ball, 1 where a pixel may go anywhere."""
-        return self._shape.reach
+        return float(self._shape.reach)
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """The nearest point to `x_adv` that is both within the threat around `x` and in [0, 1]."""

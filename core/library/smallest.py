@@ -1,0 +1,156 @@
+"""The smallest change that moves an image out of the first k: `adap.smallest_changes`."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from adap.core.attacks.holding import attacking
+from adap.core.attacks.smallest import smallest_change
+from adap.core.audit.network import as_input, logits_of
+from adap.core.errors import ConfigError, ModelError
+from adap.core.library.attacks import columns_of
+from adap.core.library.examples import Layout, as_float, examples_of
+from adap.core.library.rankers import TRIED, Outputs, ready
+from adap.core.library.refusals import refuse_unless_whole
+
+
+@dataclass(frozen=True)
+class SmallestChanges:
+    """How little moves each positive of the first k out of them, all other images as they are.
+
+    k: how many come first.  rows: (n,) which images the positives among them are.
+    sizes: (n,) of the changes that were found; infinite where none was. Found, not proven: a
+    smaller one may exist.  images: (n, C, H, W) floats in [0, 1], changed so.
+    threshold: the logit that an image must stay at or above.  warnings: what was decided.
+
+    >>> found = adap.SmallestChanges(
+    ...     k=2, rows=[4, 7], sizes=torch.tensor([0.01, 0.03]), images=torch.zeros(2, 1, 8, 8),
+    ...     threshold=0.5)
+    >>> found.kept(0.02), found.curve()
+    (0.5, [(0.01, 0.5), (0.03, 0.0)])
+    """
+
+    k: int
+    rows: Sequence[int]
+    sizes: Tensor
+    images: Tensor
+    threshold: float
+    warnings: Sequence[str] = ()
+
+    def kept(self, epsilon: float) -> float:
+        """Share of these positives that no change found of at most epsilon moves out."""
+        return float((self.sizes > epsilon).double().mean())
+
+    def curve(self) -> list[tuple[float, float]]:
+        """(epsilon, share kept) at every epsilon where it falls, rising."""
+        falls = torch.unique(self.sizes[self.sizes.isfinite()]).tolist()
+        return [(float(f"{size:.6g}"), self.kept(size)) for size in falls]
+
+
+def smallest_changes(
+    model: nn.Module,
+    images: Any,
+    labels: Any = None,
+    *,
+    k: int | None = None,
+    norm: Literal["linf", "l2", "l1"] = "linf",
+    steps: int = 100,
+    positive: Any = None,
+    outputs: Outputs = "auto",
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    layout: Layout | None = None,
+    batch_size: int = 256,
+    device: str | torch.device | None = None,
+) -> SmallestChanges:
+    """How little has to change for a positive to leave the first k of the clean ranking.
+
+    model, images, labels and the options that `adap.audit` has: as there.  k: by default the number
+    of positives.  steps: gradients for each image. An image is out once its logit is below that of
+    the best clean image outside the first k.
+
+    Raises ConfigError for a k that leaves nobody out or has no positive, and for other options that
+    cannot be; ModelError for a function, which has no gradients; DataError as `adap.audit`.
+    Source: FMN (Pintor et al. 2021), see `docs/attacks.md`.
+
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 1))
+    >>> images, labels = torch.rand(8, 3, 4, 4), torch.tensor([0, 1] * 4)
+    >>> found = adap.smallest_changes(model, images, labels, k=6, steps=20)
+    >>> found.kept(0), len(found.rows) == len(found.sizes)
+    (1.0, True)
+    """
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            "expected an nn.Module, whose gradients lead to the smallest change, got "
+            f"{type(model).__name__}"
+        )
+    refuse_unless_whole("batch_size", batch_size, least=1)
+    refuse_unless_whole("steps", steps, least=1)
+    with ExitStack() as stack:
+        found = stack.enter_context(examples_of(images, labels, positive=positive, layout=layout))
+        first = int(found.targets.sum()) if k is None else k
+        refuse_unless_whole("k", first, least=1)
+        if first >= len(found):
+            raise ConfigError(
+                f"expected k below the number of images, {len(found)}, as nobody is outside of "
+                f"all of them, got {first}"
+            )
+        made = stack.enter_context(
+            ready(
+                model,
+                as_float(found.images[:TRIED]),
+                outputs=outputs,
+                positive=columns_of(positive),
+                mean=mean,
+                std=std,
+                device=device,
+                refuse_train_mode=True,
+            )
+        )
+        with attacking(made.scorer):
+            logits = np.concatenate(
+                [
+                    logits_of(made.scorer, as_input(found.images[rows], made.device))
+                    for rows in _batches(len(found), batch_size)
+                ]
+            )
+            order = _ranked(logits, found.targets)
+            threshold = float(logits[order[first]])
+            inside = np.sort([row for row in order[:first] if found.targets[row] == 1])
+            if not len(inside):
+                raise ConfigError(
+                    f"expected a positive among the first k, got none among {first}: none can leave"
+                )
+            changed, sizes = [], []
+            for rows in _batches(len(inside), batch_size):
+                x = as_input(found.images[inside[rows]], made.device)
+                x_adv, size = smallest_change(
+                    lambda x: made.scorer(x) - threshold, x, norm=norm, steps=steps
+                )
+                changed.append(x_adv.cpu())
+                sizes.append(size.cpu())
+        warnings = [*made.decided, *found.decided]
+    return SmallestChanges(
+        k=first,
+        rows=inside.tolist(),
+        sizes=torch.cat(sizes),
+        images=torch.cat(changed),
+        threshold=threshold,
+        warnings=warnings,
+    )
+
+
+def _ranked(logits: NDArray[np.float64], targets: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Rows, best first, the negatives of a tie before its positives."""
+    found: NDArray[np.int64] = np.lexsort((targets, -logits))
+    return found
+
+
+def _batches(count: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
