@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import Query
-from sqlalchemy import Select, func, select, tuple_
+from sqlalchemy import ColumnElement, Select, func, or_, select, tuple_
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from adap.api.errors import ApiError, ErrorItem
@@ -34,8 +34,25 @@ Start = Annotated[
     ),
 ]
 
+Match = Annotated[
+    str | None,
+    Query(min_length=1, max_length=200, description="their whole name, or the start of their id"),
+]
+
 Row = TypeVar("Row")
 Item = TypeVar("Item")
+
+
+def matching(
+    query: Select[Row],
+    id_column: InstrumentedAttribute[str],
+    name: ColumnElement[Any] | InstrumentedAttribute[Any],
+    match: str | None,
+) -> Select[Row]:
+    """Only those that are meant by a name or the start of an id."""
+    if match is None:
+        return query
+    return query.where(or_(name == match, id_column.startswith(match, autoescape=True)))
 
 
 def page(

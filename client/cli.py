@@ -30,6 +30,7 @@ from adap.client.commands import (
 from adap.client.commands.flags import Line
 from adap.client.commands.session import Session, console
 from adap.client.commands.uploads import RejectedError
+from adap.client.references import AmbiguousNameError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -109,6 +110,8 @@ def main() -> None:
             sentence, details = Line.of(app, arguments).explain(error)
             if "--json" in arguments:
                 sys.stdout.write(f"{json_.dumps(error.problem, indent=2)}\n")
+        elif isinstance(error, AmbiguousNameError):
+            details = error.choices
         elif isinstance(error, RejectedError):
             details = show.reasons(error.reasons)
         err.print(show.problem(sentence, details), highlight=False, soft_wrap=True)

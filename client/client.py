@@ -5,7 +5,8 @@
     audit = client.audits.create(model_id=training.model().id, dataset_id=dataset.id)
     report = audit.wait(on_progress=print).report()
 
-`create` answers what is typed and can be waited for; everything else is the JSON of the service.
+`create`, `get` and `list` answer what is typed, of a job what can be waited for; `page`, `show` and
+everything else answer the JSON of the service.
 There are two clients of one text: this one in `adap.client.aio`, to be awaited, is written by hand,
 and `adap.client.client`, which waits, is made from it by `python -m adap.client.aio.generate`.
 """
@@ -21,6 +22,7 @@ from uuid import uuid4
 
 import httpx
 
+from adap.client import references
 from adap.client.base import (
     DEFAULT_URL,
     ENDED,
@@ -58,6 +60,7 @@ from adap.client.values import (
     Progress,
     RankedExample,
     Report,
+    listed,
     with_task,
 )
 
@@ -129,6 +132,20 @@ class Client:
         """`POST /v1/sweeps`: the sweep, whose trials are training jobs."""
         return self.post("/v1/sweeps", json=request)
 
+    def with_ids(self, request: Mapping[str, Any]) -> Json:
+        """A request in which data sets and models may be named, with their ids instead.
+
+        Raises UnknownNameError or AmbiguousNameError.
+        """
+        answer = dict(request)
+        both = ((references.MODELS, self.models), (references.DATASETS, self.datasets))
+        for paths, named in both:
+            for path in paths:
+                reference = references.at(answer, path)
+                if reference is not None:
+                    answer = references.put(answer, path, named.id_of(reference))
+        return answer
+
     # --- results ----------------------------------------------------------------------------------
 
     def report(self, job_id: str) -> Json:
@@ -170,7 +187,11 @@ class Client:
         self.download(f"/v1/rankings/{job_id}", target, accept=accept)
 
     def score(
-        self, model_id: str, images: Sequence[Path], *, positive: Sequence[str] | None = None
+        self,
+        model_id: str,
+        images: Sequence[Path],
+        *,
+        positive: str | Sequence[str] | None = None,
     ) -> Json:
         """Score a few images: scores and ranks, in the order given.
 
@@ -180,7 +201,7 @@ class Client:
             files = [("images", part(stack, path, None)) for path in images]
             return self.post(
                 f"/v1/models/{model_id}/scores",
-                data={"positive": list(positive or []), "rank": "true"},
+                data={"positive": listed(positive or []), "rank": "true"},
                 files=files,
                 timeout=httpx.Timeout(self.timeout_s, read=SCORE_READ_LIMIT_S),
             )
@@ -321,13 +342,47 @@ class _Resource:
     def __init__(self, client: Client) -> None:
         self._client = client
 
-    def list(self, *, limit: int = 20, after: str | None = None, **query: str | None) -> Json:
-        """One page: data, has_more and next_cursor, newest first."""
+    def page(self, *, limit: int = 20, after: str | None = None, **query: str | None) -> Json:
+        """One page as it comes: data, has_more and next_cursor, newest first."""
         return self._client.get(self.path, limit=limit, after=after, **query)
 
     def show(self, item_id: str) -> Json:
-        """One item."""
+        """The JSON of one item, by its whole id."""
         return self._client.get(f"{self.path}/{item_id}")
+
+
+class _Named(_Resource):
+    """Calls for things that can also be named, or told by the start of their id."""
+
+    noun: str
+
+    def id_of(self, reference: str, **query: str | None) -> str:
+        """The id of what is meant by an id, the start of one, a name, or `@latest`.
+
+        query: what else must hold, as for `page`; of `@latest` for example a status. Raises
+        UnknownNameError, or AmbiguousNameError, whose `choices` tell them apart.
+        """
+        if references.is_id(reference):
+            return reference
+        if reference == references.LATEST:
+            newest = (self.page(limit=1, **query))["data"]
+            if not newest:
+                raise references.UnknownNameError(f"There is no {self.noun} yet.")
+            return str(newest[0]["id"])
+        query.pop("status", None)
+        for among in self._among:
+            found = (self.page(limit=100, match=reference, **query, **among))["data"]
+            meant = references.chosen(self.noun, reference, found)
+            if meant is not None:
+                return str(meant["id"])
+        others = (self.page(limit=100, **query))["data"]
+        raise references.unknown(self.noun, reference, others)
+
+    _among: Sequence[Mapping[str, str]] = ({},)  # where to look, one after the other
+
+
+class _Asset(_Named):
+    _among = ({}, {"status": "rejected"})  # which a list leaves out unless it is asked for them
 
 
 class Uploads(_Resource):
@@ -375,10 +430,20 @@ class Uploads(_Resource):
         self._client.delete(f"{self.path}/{upload_id}")
 
 
-class Datasets(_Resource):
+class Datasets(_Asset):
     """`/v1/datasets`."""
 
     path = "/v1/datasets"
+    noun = "data set"
+
+    def get(self, reference: str) -> Dataset:
+        """One, by its id, the start of it, its name, or `@latest`."""
+        return Dataset.model_validate(self.show(self.id_of(reference)))
+
+    def list(self, *, limit: int = 20, **query: str | None) -> Sequence[Dataset]:
+        """The newest, at most 100; `query` as of `GET /v1/datasets`."""
+        page = self.page(limit=limit, **query)
+        return [Dataset.model_validate(item) for item in page["data"]]
 
     def add(
         self,
@@ -416,10 +481,20 @@ class Datasets(_Resource):
         self._client.delete(f"{self.path}/{dataset_id}")
 
 
-class Models(_Resource):
+class Models(_Asset):
     """`/v1/models`."""
 
     path = "/v1/models"
+    noun = "model"
+
+    def get(self, reference: str) -> Model:
+        """One, by its id, the start of it, its name, or `@latest`."""
+        return Model.model_validate(self.show(self.id_of(reference)))
+
+    def list(self, *, limit: int = 20, **query: str | None) -> Sequence[Model]:
+        """The newest, at most 100; `query` as of `GET /v1/models`."""
+        page = self.page(limit=limit, **query)
+        return [Model.model_validate(item) for item in page["data"]]
 
     def add(
         self,
@@ -464,10 +539,11 @@ class Models(_Resource):
         self._client.delete(f"{self.path}/{model_id}")
 
 
-class Keys(_Resource):
+class Keys(_Named):
     """`/v1/api-keys`."""
 
     path = "/v1/api-keys"
+    noun = "API key"
 
     def create(self, request: Mapping[str, Any]) -> Json:
         """Create a key: `key` in the answer is shown this one time."""
@@ -503,10 +579,11 @@ class Queues:
         return dict((self._client.request("PUT", f"{self.path}/{queue}", json=state)).json())
 
 
-class Sweeps(_Resource):
+class Sweeps(_Named):
     """`/v1/sweeps`."""
 
     path = "/v1/sweeps"
+    noun = "sweep"
 
     def cancel(self, sweep_id: str) -> Json:
         """Cancel all trials that have not ended, and make no more."""
@@ -532,10 +609,20 @@ class Sweeps(_Resource):
             time.sleep(every_s)
 
 
-class Jobs(_Resource):
-    """`/v1/jobs`."""
+class Jobs(_Named):
+    """`/v1/jobs`: of every kind. Those of one kind: `trainings`, `audits`, `rankings`."""
 
     path = "/v1/jobs"
+    noun = "job"
+
+    def get(self, reference: str) -> "Run":
+        """One, by its id, the start of it, its name, or `@latest`: to wait for, or to cancel."""
+        return Run(self._client, self.show(self.id_of(reference)))
+
+    def list(self, *, limit: int = 20, **query: str | None) -> "Sequence[Run]":
+        """The newest, at most 100; `query` as of `GET /v1/jobs`: status, kind, dataset_id, …"""
+        page = self.page(limit=limit, **query)
+        return [Run(self._client, job) for job in page["data"]]
 
     def cancel(self, job_id: str) -> Json:
         """Cancel a job that has not ended."""
@@ -679,11 +766,26 @@ class Trainings:
         self._client = client
 
     def create(
-        self, *, dataset_id: str, positive: Sequence[str] | None = None, **options: Any
+        self, *, dataset_id: str, positive: str | Sequence[str] | None = None, **options: Any
     ) -> TrainingRun:
-        """Train a model; `options` are the other fields of a TrainingRequest."""
+        """Train a model; `options` are the other fields of a TrainingRequest.
+
+        dataset_id: the id of a data set, the start of it, its name, or `@latest`.
+        positive: a class, or several that are one positive side.
+        """
         request = with_task({"dataset_id": dataset_id, **options}, positive)
-        return TrainingRun(self._client, self._client.train(request))
+        job = self._client.train(self._client.with_ids(request))
+        return TrainingRun(self._client, job)
+
+    def get(self, reference: str) -> TrainingRun:
+        """One that was asked for before, also by others: by id, its start, name, or `@latest`."""
+        job_id = self._client.jobs.id_of(reference, kind="train")
+        return TrainingRun(self._client, self._client.jobs.show(job_id))
+
+    def list(self, *, limit: int = 20, **query: str | None) -> Sequence[TrainingRun]:
+        """The newest, at most 100; `query` as of `GET /v1/jobs`."""
+        page = self._client.jobs.page(limit=limit, kind="train", **query)
+        return [TrainingRun(self._client, job) for job in page["data"]]
 
 
 class Audits:
@@ -697,18 +799,31 @@ class Audits:
         *,
         model_id: str,
         dataset_id: str,
-        positive: Sequence[str] | None = None,
-        epsilon: float | None = None,
+        positive: str | Sequence[str] | None = None,
+        epsilon: float | str | None = None,
         **options: Any,
     ) -> AuditRun:
         """Audit a model; `options` are the other fields of an AuditRequest.
 
-        epsilon: of an L-inf threat, pixels in [0, 1]; `threat` names another norm.
+        model_id, dataset_id: an id, the start of one, a name, or `@latest`.
+        positive: a class, or several that are one positive side.
+        epsilon: of an L-inf threat, pixels in [0, 1], or "8/255"; `threat` names another norm.
         """
         request = {"model_id": model_id, "dataset_id": dataset_id, **options}
         if epsilon is not None:
             request["threat"] = {"norm": "linf", "epsilon": epsilon}
-        return AuditRun(self._client, self._client.audit(with_task(request, positive)))
+        request = self._client.with_ids(with_task(request, positive))
+        return AuditRun(self._client, self._client.audit(request))
+
+    def get(self, reference: str) -> AuditRun:
+        """One that was asked for before, also by others: by id, its start, name, or `@latest`."""
+        job_id = self._client.jobs.id_of(reference, kind="audit")
+        return AuditRun(self._client, self._client.jobs.show(job_id))
+
+    def list(self, *, limit: int = 20, **query: str | None) -> Sequence[AuditRun]:
+        """The newest, at most 100; `query` as of `GET /v1/jobs`."""
+        page = self._client.jobs.page(limit=limit, kind="audit", **query)
+        return [AuditRun(self._client, job) for job in page["data"]]
 
 
 class Rankings:
@@ -722,9 +837,23 @@ class Rankings:
         *,
         model_id: str,
         dataset_id: str,
-        positive: Sequence[str] | None = None,
+        positive: str | Sequence[str] | None = None,
         **options: Any,
     ) -> RankingRun:
-        """Rank a data set; `options` are the other fields of a RankingRequest."""
-        request = {"model_id": model_id, "dataset_id": dataset_id, **options}
-        return RankingRun(self._client, self._client.rank(with_task(request, positive)))
+        """Rank a data set; `options` are the other fields of a RankingRequest.
+
+        model_id, dataset_id: an id, the start of one, a name, or `@latest`.
+        """
+        request = with_task({"model_id": model_id, "dataset_id": dataset_id, **options}, positive)
+        job = self._client.rank(self._client.with_ids(request))
+        return RankingRun(self._client, job)
+
+    def get(self, reference: str) -> RankingRun:
+        """One that was asked for before, also by others: by its id, the start of it, `@latest`."""
+        job_id = self._client.jobs.id_of(reference, kind="rank")
+        return RankingRun(self._client, self._client.jobs.show(job_id))
+
+    def list(self, *, limit: int = 20, **query: str | None) -> Sequence[RankingRun]:
+        """The newest, at most 100; `query` as of `GET /v1/jobs`."""
+        page = self._client.jobs.page(limit=limit, kind="rank", **query)
+        return [RankingRun(self._client, job) for job in page["data"]]

@@ -143,6 +143,13 @@ class Report(Value):
     provenance: dict[str, Any]
 
 
-def with_task(request: Mapping[str, Any], positive: Sequence[str] | None) -> dict[str, Any]:
-    """A request with a task for these positive classes, where some are named."""
-    return {**request} if positive is None else {**request, "task": {"positive": list(positive)}}
+def with_task(request: Mapping[str, Any], positive: str | Sequence[str] | None) -> dict[str, Any]:
+    """A request with a task for this positive class, or these, where some are named."""
+    if positive is None:
+        return {**request}
+    return {**request, "task": {"positive": listed(positive)}}
+
+
+def listed(names: str | Sequence[str]) -> list[str]:
+    """A list of names; one text is one name, not its letters."""
+    return [names] if isinstance(names, str) else list(names)

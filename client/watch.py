@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from threading import Event as Flag
 from threading import Thread
 from typing import Any, Protocol
 
@@ -17,6 +18,8 @@ from adap.client.client import ENDED, Client, ClientError, Event, Json
 
 DRAIN_LOOK_S = 1.0
 LINE_EVERY_S = 5.0  # without a terminal, between two lines that say the same with other numbers
+SIGN_OF_LIFE_S = 30.0  # without a terminal, the longest that nothing is said
+MOST_AHEAD = 2  # jobs that run, named to one that waits
 
 
 class Line(Protocol):
@@ -40,14 +43,20 @@ class Board(Protocol):
 
 
 @contextmanager
-def open_board(console: Console) -> Iterator[Board]:
-    """A board on a console, as good as the console can show it."""
+def open_board(console: Console, *, sign_of_life_s: float = SIGN_OF_LIFE_S) -> Iterator[Board]:
+    """A board on a console, as good as the console can show it.
+
+    sign_of_life_s: where there is no terminal, the longest time without a line.
+    """
     if not console.is_terminal:
         plain = _PlainBoard(console)
+        alive = Thread(target=plain.show_life, args=(sign_of_life_s,), daemon=True)
+        alive.start()
         try:
             yield plain
         finally:
-            plain.closed = True
+            plain.closed.set()
+            alive.join()
         return
     progress = Progress(
         TextColumn("{task.description}", table_column=Column(no_wrap=True)),
@@ -88,6 +97,8 @@ def follow(client: Client, job: Json, line: Line, *, epochs: bool = True) -> Jso
 
     def on_event(event: Event) -> None:
         match event.type:
+            case "progress" if event.data["status"] == "queued":
+                line.show("queued", completed=0, total=1, text=queued_text(client, job["id"]))
             case "progress":
                 _show_progress(line, event.data)
             case "epoch" if epochs:
@@ -105,6 +116,7 @@ def follow(client: Client, job: Json, line: Line, *, epochs: bool = True) -> Jso
             case "queued" if event.data.get("reason") == "worker_shutdown":
                 line.note("its worker was stopped; queued again")
 
+    line.note(job["id"])
     try:
         ended = client.jobs.wait(job["id"], on_event=on_event)
     except BaseException as error:
@@ -198,6 +210,39 @@ def epoch_text(record: Json) -> str:
     return f"epoch {record['epoch']}/{record['epochs']}  {shown}"
 
 
+def queued_text(client: Client, job_id: str) -> str:
+    """Where a job waits: its place, why it cannot start, and what runs before it."""
+    try:
+        job = client.jobs.show(job_id)
+        running = client.jobs.page(status="running", limit=MOST_AHEAD, sort="oldest")
+    except ClientError:
+        return "queued"  # a service that is away is waited for elsewhere
+    if job["status"] != "queued":
+        return "starting"
+    text = "queued"
+    if job["queue_position"]:
+        text += f", {job['queue_position']:,} ahead"
+    if job["waiting_for"]:
+        text += f": {job['waiting_for']}"
+    before = [
+        f"{other['kind'].replace('_', ' ')} {running_text(other)}" for other in running["data"]
+    ]
+    more = ", …" if running["has_more"] else ""
+    return f"{text}; now running: {'; '.join(before)}{more}" if before else text
+
+
+def running_text(job: Json) -> str:
+    """How far a job is that runs."""
+    progress = job["progress"]
+    return "starting" if progress is None else progress_text(progress)
+
+
+def progress_text(progress: Json) -> str:
+    """How far a job is, and how long its phase will take."""
+    text = "{phase} {completed:,}/{total:,} {unit}".format(**progress)
+    return f"{text}, {duration(progress['eta_s'])} left" if progress["eta_s"] else text
+
+
 def duration(seconds: float) -> str:
     """Seconds as a person says them."""
     if seconds < 100:
@@ -208,24 +253,18 @@ def duration(seconds: float) -> str:
 
 
 def _show_progress(line: Line, state: dict[str, Any]) -> None:
-    progress, position = state["progress"], state["queue_position"]
+    progress = state["progress"]
     if state["status"] in ENDED:
         return  # said when the job is at hand
-    if state["status"] == "queued":
-        ahead = f", {position} ahead" if position else ""
-        line.show("queued", completed=0, total=1, text=f"queued{ahead}")
-    elif progress is None or state["status"] != "running":
+    if progress is None or state["status"] != "running":
         text = {"running": "starting"}.get(state["status"], state["status"])
         line.show(state["status"], completed=0, total=None, text=text)
     else:
-        text = "{phase} {completed:,}/{total:,} {unit}".format(**progress)
-        if progress["eta_s"]:
-            text += f", {duration(progress['eta_s'])} left"
         line.show(
             progress["phase"],
             completed=progress["completed"],
             total=progress["total"],
-            text=text,
+            text=progress_text(progress),
         )
 
 
@@ -260,10 +299,19 @@ class _LiveLine:
 class _PlainBoard:
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.closed = False  # nothing is said any more, whoever still follows a job
+        self.closed = Flag()  # nothing is said any more, whoever still follows a job
+        self._lines: list[_PlainLine] = []
 
     def line(self, label: str) -> Line:
-        return _PlainLine(self, label)
+        line = _PlainLine(self, label)
+        self._lines.append(line)
+        return line
+
+    def show_life(self, every_s: float) -> None:
+        """Let every line that has not ended repeat what it said, where that is long ago."""
+        while not self.closed.wait(every_s / 10):
+            for line in list(self._lines):
+                line.show_life(every_s)
 
 
 class _PlainLine:
@@ -272,21 +320,30 @@ class _PlainLine:
         self._label = label
         self._phase = ""
         self._said = 0.0
+        self._last = ""
+        self._since = time.monotonic()
+        self._ended = False
 
     def show(self, phase: str, *, completed: float, total: float | None, text: str) -> None:
         del completed, total
+        self._last = text
         if phase == self._phase and time.monotonic() - self._said < LINE_EVERY_S:
             return
         self._phase = phase
         self.note(text)
 
+    def show_life(self, every_s: float) -> None:
+        if self._last and not self._ended and time.monotonic() - self._said >= every_s:
+            self.note(f"{self._last} (after {duration(time.monotonic() - self._since)})")
+
     def note(self, text: str) -> None:
         self._said = time.monotonic()
-        if not self._board.closed:
+        if not self._board.closed.is_set():
             self._board.console.print(
                 f"{self._label}: {text}", markup=False, highlight=False, soft_wrap=True
             )
 
     def end(self, text: str, *, well: bool) -> None:
         del well
+        self._ended = True
         self.note(text)

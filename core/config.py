@@ -1123,6 +1123,7 @@ class AuditConfig(Config):
 class StatedAudit(AuditConfig):
     """An audit, and what its makers state about it: no figure and no hash hangs on that."""
 
+    name: Name | None = Field(None, description="of the audit, to find it by")
     statement: Statement | None = Field(
         None, description="carried into the report as it is; see docs/sign-off.md"
     )

@@ -12,6 +12,7 @@ import shutil
 import signal
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -24,7 +25,7 @@ from sqlalchemy import delete, exists, select
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from adap.core.audit.plan import known_input
+from adap.core.audit.plan import ScoresPiece, known_input
 from adap.core.errors import AdapError
 from adap.models.errors import ModelFileError
 from adap.models.limits import CostLimits
@@ -649,12 +650,21 @@ class Attempt:
                 time.sleep(BLOBS_RETRY_S)
 
     def report_shards(self) -> None:
-        """Show how far all shards of this audit are together."""
+        """Show how far all shards of this audit are together, as images done of its images.
+
+        Each image is measured many times over, by every attack and task: its share of that work is
+        what is done of it.
+        """
         total = completed = 0
+        images: Counter[int] = Counter()  # by task
         for shard in self.worker.shards(self.job.id):
-            total += kinds.piece_of(shard).images
+            piece = kinds.piece_of(shard)
+            total += piece.images
             completed += (shard.progress or {}).get("completed", 0)
-        self._progress("attacking", completed, total, "images")
+            if isinstance(piece, ScoresPiece):
+                images[piece.task_number] += piece.stop - piece.start
+        of = max(images.values(), default=total)
+        self._progress("attacking", completed, total, "images", shown_of=of)
 
     def _on_message(self, message: Message, folder: Path) -> None:
         self._moved = time.monotonic()
@@ -676,7 +686,10 @@ class Attempt:
         if self._moved - self._reported > PROGRESS_EVERY_S:
             self.report_shards()
 
-    def _progress(self, phase: str, completed: int, total: int, unit: str) -> None:
+    def _progress(
+        self, phase: str, completed: int, total: int, unit: str, *, shown_of: int | None = None
+    ) -> None:
+        """Keep how far it is; shown as a share of `shown_of` where work is counted more finely."""
         name, started, first = self._phase
         if name != phase:
             self._phase = name, started, first = phase, time.monotonic(), completed
@@ -687,11 +700,12 @@ class Attempt:
         eta_s = None
         if done > 0:
             eta_s = round((time.monotonic() - started) / done * (total - completed), 1)
+        of = total if shown_of is None else shown_of
         self._renew(
             {
                 "phase": phase,
-                "completed": completed,
-                "total": total,
+                "completed": completed * of // max(total, 1),
+                "total": of,
                 "unit": unit,
                 "eta_s": eta_s,
             }

@@ -13,7 +13,7 @@ from adap.api.deps import HouseDep, Reader, Uploader, Writer
 from adap.api.errors import POSTED, ApiError, explain_validation, problems
 from adap.api.guarded import GuardedRoute
 from adap.api.idempotency import IdempotencyDep
-from adap.api.listing import After, Limit, Search, SortedBy, having, page
+from adap.api.listing import After, Limit, Match, Search, SortedBy, having, matching, page
 from adap.api.pages import PAGE, views, wants_page
 from adap.api.schemas import Dataset, Page, Status, dataset_answer
 from adap.core.config import DatasetOptions, Identifier, Name
@@ -171,6 +171,7 @@ def list_datasets(
     after: After = None,
     status: Status | None = None,
     search: Search = None,
+    match: Match = None,
     sort: SortedBy = "newest",
 ) -> Page[Dataset]:
     """The data sets, newest first: those of a status, or all but what was rejected."""
@@ -184,7 +185,7 @@ def list_datasets(
     with house.database.reading() as session:
         return page(
             session,
-            having(query, DatasetRow.name, search),
+            having(matching(query, DatasetRow.id, DatasetRow.name, match), DatasetRow.name, search),
             DatasetRow.id,
             limit=limit,
             after=after,

@@ -23,7 +23,16 @@ from adap.api.deps import Caller, House, HouseDep, Reader, Writer
 from adap.api.errors import POSTED, ApiError, not_found, problems
 from adap.api.guarded import GuardedRoute
 from adap.api.idempotency import IdempotencyDep
-from adap.api.listing import After, Limit, SortedByAge, make_cursor, page_of, read_offset
+from adap.api.listing import (
+    After,
+    Limit,
+    Match,
+    SortedByAge,
+    make_cursor,
+    matching,
+    page_of,
+    read_offset,
+)
 from adap.api.pages import PAGE, views, wants_page
 from adap.api.schemas import Job, JobEvent, Page, job_answer, timestamp
 from adap.core.config import Identifier
@@ -73,6 +82,7 @@ def list_jobs(
     ] = None,
     dataset_id: Annotated[Identifier | None, Query(description="that used this data set")] = None,
     sort: SortedByAge = "newest",
+    match: Match = None,
 ) -> Page[Job]:
     """The jobs, newest first; the shards of an audit are shown by the audit."""
     query = select(JobRow).where(JobRow.tenant == caller.tenant, JobRow.parent_id.is_(None))
@@ -96,7 +106,7 @@ def list_jobs(
     with house.database.reading() as session:
         return page_of(
             session,
-            query,
+            matching(query, JobRow.id, JobRow.request["name"].as_string(), match),
             JobRow.id,
             limit=limit,
             after=after,

@@ -12,7 +12,7 @@ from adap.api.deps import Admin, HouseDep
 from adap.api.errors import ApiError, not_found, problems
 from adap.api.guarded import GuardedRoute
 from adap.api.idempotency import IdempotencyDep
-from adap.api.listing import After, Limit, page
+from adap.api.listing import After, Limit, Match, matching, page
 from adap.api.schemas import ApiKey, NewApiKey, Page, timestamp
 from adap.core.config import Config, Name
 from adap.store import keys
@@ -98,12 +98,21 @@ def create_key(request: ApiKeyRequest, caller: Admin, once: IdempotencyDep) -> N
 
 @router.get("", responses=problems())
 def list_keys(
-    house: HouseDep, _caller: Admin, limit: Limit = 20, after: After = None
+    house: HouseDep,
+    _caller: Admin,
+    limit: Limit = 20,
+    after: After = None,
+    match: Match = None,
 ) -> Page[ApiKey]:
     """All keys, without the keys themselves."""
     with house.database.reading() as session:
         return page(
-            session, select(ApiKeyRow), ApiKeyRow.id, limit=limit, after=after, answer=_answer
+            session,
+            matching(select(ApiKeyRow), ApiKeyRow.id, ApiKeyRow.name, match),
+            ApiKeyRow.id,
+            limit=limit,
+            after=after,
+            answer=_answer,
         )
 
 

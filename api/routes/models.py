@@ -13,7 +13,7 @@ from adap.api.deps import Caller, House, HouseDep, Reader, Uploader, Writer
 from adap.api.errors import POSTED, ApiError, explain_validation, problems
 from adap.api.guarded import GuardedRoute
 from adap.api.idempotency import IdempotencyDep
-from adap.api.listing import After, Limit, Search, SortedBy, having, page
+from adap.api.listing import After, Limit, Match, Search, SortedBy, having, matching, page
 from adap.api.pages import PAGE, views, wants_page
 from adap.api.routes.jobs import wait_until_done
 from adap.api.schemas import Model, Page, Status, model_answer
@@ -166,6 +166,7 @@ def list_models(
     after: After = None,
     status: Status | None = None,
     search: Search = None,
+    match: Match = None,
     sort: SortedBy = "newest",
 ) -> Page[Model]:
     """The models, newest first: those of a status, or all but what was rejected."""
@@ -179,7 +180,7 @@ def list_models(
     with house.database.reading() as session:
         return page(
             session,
-            having(query, ModelRow.name, search),
+            having(matching(query, ModelRow.id, ModelRow.name, match), ModelRow.name, search),
             ModelRow.id,
             limit=limit,
             after=after,

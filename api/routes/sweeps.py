@@ -13,7 +13,7 @@ from adap.api.deps import Caller, HouseDep, Reader, Writer
 from adap.api.errors import POSTED, ApiError, ErrorItem, not_found, problems
 from adap.api.guarded import GuardedRoute
 from adap.api.idempotency import IdempotencyDep
-from adap.api.listing import After, Limit, page
+from adap.api.listing import After, Limit, Match, matching, page
 from adap.api.pages import PAGE, wants_page
 from adap.api.pages.compare import sweep_page
 from adap.api.routes.training import resolve
@@ -104,14 +104,18 @@ def sweep(
 
 @router.get("", responses=problems())
 def list_sweeps(
-    house: HouseDep, caller: Reader, limit: Limit = 20, after: After = None
+    house: HouseDep,
+    caller: Reader,
+    limit: Limit = 20,
+    after: After = None,
+    match: Match = None,
 ) -> Page[SweepInfo]:
     """The sweeps, newest first, without their trials."""
     query = select(SweepRow).where(SweepRow.tenant == caller.tenant)
     with house.database.reading() as session:
         return page(
             session,
-            query,
+            matching(query, SweepRow.id, SweepRow.name, match),
             SweepRow.id,
             limit=limit,
             after=after,

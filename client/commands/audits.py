@@ -7,7 +7,17 @@ import typer
 
 from adap.client import show
 from adap.client.client import ClientError
-from adap.client.commands.options import ConfigFile, Positive, Seed, Set, Split, Watch
+from adap.client.commands.options import (
+    ConfigFile,
+    DatasetRef,
+    OfDataset,
+    OfModel,
+    Positive,
+    Seed,
+    Set,
+    Split,
+    Watch,
+)
 from adap.client.commands.requests import build_request, corruptions, number, parse_json, task
 from adap.client.commands.session import queued, session
 
@@ -18,8 +28,8 @@ class ThresholdsNotMetError(ClientError):
 
 def audit(
     context: typer.Context,
-    model: Annotated[str | None, typer.Option(help="Id of the model.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="Id of the data set.")] = None,
+    model: OfModel = None,
+    dataset: OfDataset = None,
     positive: Positive = None,
     split: Split = None,
     norm: Annotated[str | None, typer.Option(help="linf, l2, l1, l0 or patch.")] = None,
@@ -36,7 +46,7 @@ def audit(
         typer.Option(help="pgd, apgd, fgsm, square, transfer or noise, instead of a preset."),
     ] = None,
     surrogate: Annotated[
-        str | None, typer.Option(help="Id of the attacker's own model, for transfer.")
+        str | None, typer.Option(help="The attacker's own model, for transfer.")
     ] = None,
     corruption: Annotated[
         list[str] | None,
@@ -73,6 +83,7 @@ def audit(
         ),
     ] = None,
     seed: Seed = None,
+    name: Annotated[str | None, typer.Option(help="Of the audit, to find it by.")] = None,
     config: ConfigFile = None,
     set_: Set = None,
     watch_: Watch = False,
@@ -96,6 +107,7 @@ def audit(
             if statement is None
             else parse_json(statement.read_bytes(), option="--statement"),
             "seed": seed,
+            "name": name,
         },
         [
             *([] if norm is None else [f"threat.norm={norm}"]),
@@ -103,7 +115,7 @@ def audit(
             *(set_ or []),
         ],
     )
-    job = here.client.audit(request)
+    job = here.client.audit(here.with_ids(request))
     if not watch_:
         here.answer(job, queued(job))
         return
@@ -121,7 +133,7 @@ def audit(
 
 def show_leaderboard(
     context: typer.Context,
-    dataset_id: str,
+    dataset_id: DatasetRef,
     positive: Positive = None,
     split: Split = None,
     norm: Annotated[str | None, typer.Option(help="linf, l2, l1, l0 or patch.")] = None,
@@ -130,7 +142,7 @@ def show_leaderboard(
     """Compare the models that were audited on a data set."""
     here = session(context)
     found = here.client.leaderboard(
-        dataset_id,
+        here.the(here.client.datasets, dataset_id),
         positive=positive or None,
         split=split,
         norm=norm,

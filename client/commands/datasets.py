@@ -15,7 +15,7 @@ from rich.console import Console
 
 from adap.client import show
 from adap.client.client import ClientError, JobFailedError, Json
-from adap.client.commands.options import After, AssetStatus, Limit, Seed, Watch
+from adap.client.commands.options import After, AssetStatus, DatasetRef, Limit, Seed, Watch
 from adap.client.commands.session import session
 from adap.client.commands.uploads import RejectedError, being_checked, uploading
 from adap.client.packing import pack_folder
@@ -186,22 +186,24 @@ def list_datasets(
 ) -> None:
     """The data sets, newest first; those that were rejected only with --status rejected."""
     here = session(context)
-    page = here.client.datasets.list(limit=limit, after=after, status=status)
+    page = here.client.datasets.page(limit=limit, after=after, status=status)
     here.page(page, show.datasets(page["data"]))
 
 
 @app.command("show")
-def show_dataset(context: typer.Context, dataset_id: str) -> None:
+def show_dataset(context: typer.Context, dataset_id: DatasetRef) -> None:
     """One data set: its status, its classes and splits."""
     here = session(context)
+    dataset_id = here.the(here.client.datasets, dataset_id)
     dataset = here.client.datasets.show(dataset_id)
     here.answer(dataset, show.dataset(dataset))
 
 
 @app.command("remove")
-def remove_dataset(context: typer.Context, dataset_id: str) -> None:
+def remove_dataset(context: typer.Context, dataset_id: DatasetRef) -> None:
     """Remove a data set that no job uses."""
     here = session(context)
+    dataset_id = here.the(here.client.datasets, dataset_id)
     here.client.datasets.remove(dataset_id)
     here.answer({"removed": dataset_id}, f"Removed {dataset_id}.")
 

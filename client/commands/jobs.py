@@ -7,8 +7,9 @@ import typer
 
 from adap.client import show
 from adap.client.client import Json, ProblemError
-from adap.client.commands.options import After, Limit
+from adap.client.commands.options import After, JobRef, Limit
 from adap.client.commands.session import Session, queued, session
+from adap.client.references import LATEST
 
 app = typer.Typer(no_args_is_help=True, help="Jobs: trainings, audits, rankings, checks.")
 
@@ -23,30 +24,44 @@ def list_jobs(
 ) -> None:
     """The jobs, newest first."""
     here = session(context)
-    page = here.client.jobs.list(limit=limit, after=after, kind=kind, status=status)
+    page = here.client.jobs.page(limit=limit, after=after, kind=kind, status=status)
     here.page(page, show.jobs(page["data"]))
 
 
 @app.command("show")
-def show_job(context: typer.Context, job_id: str) -> None:
+def show_job(context: typer.Context, job_id: JobRef) -> None:
     """One job: how far it is, what it made, or why it failed."""
     here = session(context)
+    job_id = here.the(here.client.jobs, job_id)
     job = here.client.jobs.show(job_id)
     here.answer(job, show.job(job))
 
 
 @app.command("watch")
-def watch_jobs(context: typer.Context, job_ids: Annotated[list[str], typer.Argument()]) -> None:
+def watch_jobs(
+    context: typer.Context,
+    job_ids: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="JOB...", help="By name, id or the start of it, or @latest."),
+    ] = None,
+    last: Annotated[bool, typer.Option("--last", help="The newest job, as @latest.")] = False,
+) -> None:
     """Show progress until the end; fails if a job fails."""
     here = session(context)
-    ended = here.follow(*(here.client.jobs.show(job_id) for job_id in job_ids))
+    if bool(job_ids) == last:
+        got = "both" if last else "neither"
+        raise typer.BadParameter(f"expected jobs, or --last for the newest; got {got}")
+    names = [LATEST] if last else list(job_ids or [])
+    found = [here.the(here.client.jobs, name) for name in names]
+    ended = here.follow(*(here.client.jobs.show(job_id) for job_id in found))
     here.answer(ended if len(ended) > 1 else ended[0], *map(show.job, ended))
 
 
 @app.command("cancel")
-def cancel_job(context: typer.Context, job_id: str) -> None:
+def cancel_job(context: typer.Context, job_id: JobRef) -> None:
     """Cancel a job that has not ended."""
     here = session(context)
+    job_id = here.the(here.client.jobs, job_id)
     job = here.client.jobs.cancel(job_id)
     here.answer(job, f"{job_id} is {job['status']}.")
 
@@ -71,7 +86,7 @@ def retry_job(
             + ("both" if job_id is not None else "neither")
         )
     if job_id is not None:
-        job = here.client.jobs.retry(job_id)
+        job = here.client.jobs.retry(here.the(here.client.jobs, job_id))
         here.answer(job, queued(job))
         return
     assert failed_since is not None
@@ -83,7 +98,7 @@ def _retry_all(here: Session, within_s: float, code: str | None) -> None:
     failed: list[Json] = []
     after = None
     while True:
-        page = here.client.jobs.list(
+        page = here.client.jobs.page(
             limit=100,
             after=after,
             status="failed",

@@ -98,19 +98,20 @@ def _create_here(here: Session, request: Json, home: Path | None, *, why: Client
 def list_keys(context: typer.Context, limit: Limit = 20, after: After = None) -> None:
     """All keys, without the keys themselves."""
     here = session(context)
-    page = here.client.keys.list(limit=limit, after=after)
+    page = here.client.keys.page(limit=limit, after=after)
     here.page(page, show.keys(page["data"]))
 
 
 @app.command("revoke")
 def revoke_key(
     context: typer.Context,
-    key_id: str,
+    key_id: Annotated[str, typer.Argument(metavar="KEY", help="Its name or id.")],
     allow_no_admin: Annotated[
         bool, typer.Option(help="Even the last admin key that lasts.")
     ] = False,
 ) -> None:
     """End a key at once."""
     here = session(context)
+    key_id = here.the(here.client.keys, key_id)
     here.client.keys.revoke(key_id, allow_no_admin=allow_no_admin)
     here.answer({"revoked": key_id}, f"Revoked {key_id}.")

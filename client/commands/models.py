@@ -8,7 +8,7 @@ import typer
 
 from adap.client import show
 from adap.client.client import JobFailedError, Json
-from adap.client.commands.options import After, AssetStatus, Limit, Watch
+from adap.client.commands.options import After, AssetStatus, Limit, ModelRef, Watch
 from adap.client.commands.requests import parse_json
 from adap.client.commands.session import session
 from adap.client.commands.uploads import RejectedError, being_checked, uploading
@@ -134,14 +134,15 @@ def list_models(
 ) -> None:
     """The models, newest first; those that were rejected only with --status rejected."""
     here = session(context)
-    page = here.client.models.list(limit=limit, after=after, status=status)
+    page = here.client.models.page(limit=limit, after=after, status=status)
     here.page(page, show.models(page["data"]))
 
 
 @app.command("show")
-def show_model(context: typer.Context, model_id: str) -> None:
+def show_model(context: typer.Context, model_id: ModelRef) -> None:
     """One model: what it is, and how it was trained."""
     here = session(context)
+    model_id = here.the(here.client.models, model_id)
     model = here.client.models.show(model_id)
     here.answer(model, show.model(model))
 
@@ -149,7 +150,7 @@ def show_model(context: typer.Context, model_id: str) -> None:
 @app.command("export")
 def export_model(
     context: typer.Context,
-    model_id: str,
+    model_id: ModelRef,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="By default ID.safetensors; ONNX if it ends in .onnx."),
@@ -157,6 +158,7 @@ def export_model(
 ) -> None:
     """Save the weights, with all that loading them needs, as safetensors; or the model as ONNX."""
     here = session(context)
+    model_id = here.the(here.client.models, model_id)
     target = output or Path(f"{model_id}.safetensors")
     file_format = "onnx" if target.suffix == ".onnx" else "safetensors"
     here.client.models.export(model_id, target, file_format=file_format)
@@ -164,9 +166,10 @@ def export_model(
 
 
 @app.command("remove")
-def remove_model(context: typer.Context, model_id: str) -> None:
+def remove_model(context: typer.Context, model_id: ModelRef) -> None:
     """Remove a model that no job uses."""
     here = session(context)
+    model_id = here.the(here.client.models, model_id)
     here.client.models.remove(model_id)
     here.answer({"removed": model_id}, f"Removed {model_id}.")
 

@@ -7,15 +7,26 @@ import typer
 
 from adap.client import show
 from adap.client.base import RANKING_FORMS
-from adap.client.commands.options import After, ConfigFile, Limit, Positive, Set, Split, Watch
+from adap.client.commands.options import (
+    After,
+    ConfigFile,
+    Limit,
+    ModelRef,
+    OfDataset,
+    OfModel,
+    Positive,
+    Set,
+    Split,
+    Watch,
+)
 from adap.client.commands.requests import build_request, task
 from adap.client.commands.session import queued, session
 
 
 def rank(
     context: typer.Context,
-    model: Annotated[str | None, typer.Option(help="Id of the model.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="Id of the data set.")] = None,
+    model: OfModel = None,
+    dataset: OfDataset = None,
     positive: Positive = None,
     split: Split = None,
     job_id: Annotated[
@@ -48,14 +59,16 @@ def rank(
             {"model_id": model, "dataset_id": dataset, "task": task(positive), "split": split},
             set_,
         )
-        job = here.client.rank(request)
+        job = here.client.rank(here.with_ids(request))
         if not watch_ and output is None:
             here.answer(job, f"{queued(job)}\nShow its ranking: adap rank --job {job['id']}")
             return
         here.follow(job)
         job_id = job["id"]
+    else:
+        job_id = here.the(here.client.jobs, job_id, kind="rank", status="succeeded")
     if output is not None:
-        here.client.save_ranking(str(job_id), output)
+        here.client.save_ranking(job_id, output)
         here.answer({"path": str(output)}, f"Saved {output}.")
         return
     page = here.client.ranking(job_id, limit=limit, after=after)
@@ -64,7 +77,7 @@ def rank(
 
 def score(
     context: typer.Context,
-    model_id: str,
+    model_id: ModelRef,
     images: Annotated[
         list[Path], typer.Argument(exists=True, dir_okay=False, help="PNG, JPEG or WebP files.")
     ],
@@ -75,5 +88,5 @@ def score(
 ) -> None:
     """Score a few images with a model."""
     here = session(context)
-    answer = here.client.score(model_id, images, positive=positive)
+    answer = here.client.score(here.the(here.client.models, model_id), images, positive=positive)
     here.answer(answer, show.scores(answer["scores"], images))

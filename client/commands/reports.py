@@ -11,6 +11,7 @@ import typer
 from rich.console import RenderableType
 
 from adap.client import show
+from adap.client.commands.options import AuditRef
 from adap.client.commands.requests import parse_json
 from adap.client.commands.session import Session, session
 
@@ -32,17 +33,19 @@ app = typer.Typer(no_args_is_help=True, help="Reports: what audits have found.")
 
 
 @app.command("show")
-def show_report(context: typer.Context, job_id: str) -> None:
+def show_report(context: typer.Context, job_id: AuditRef) -> None:
     """The figures of a finished audit."""
     here = session(context)
+    job_id = here.audit(job_id)
     report = here.client.report(job_id)
     here.answer(report, show.report(report))
 
 
 @app.command("open")
-def open_report(context: typer.Context, job_id: str) -> None:
+def open_report(context: typer.Context, job_id: AuditRef) -> None:
     """The report as a page in the browser."""
     here = session(context)
+    job_id = here.audit(job_id)
     page = here.client.report_as(job_id, "text/html")
     path = Path(tempfile.mkdtemp(prefix="adap-report-")) / f"{job_id}.html"
     path.write_bytes(page)
@@ -56,7 +59,7 @@ def open_report(context: typer.Context, job_id: str) -> None:
 @app.command("save")
 def save_report(
     context: typer.Context,
-    job_id: str,
+    job_id: AuditRef,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -69,6 +72,7 @@ def save_report(
 ) -> None:
     """Save the report as one self-contained page, as JSON, a model card, JUnit or SARIF."""
     here = session(context)
+    job_id = here.audit(job_id)
     path = output or Path(f"{job_id}.html")
     if path.suffix == ".json":
         report = here.client.report(job_id)
@@ -84,9 +88,10 @@ def save_report(
 
 
 @app.command("remove")
-def remove_report(context: typer.Context, job_id: str) -> None:
+def remove_report(context: typer.Context, job_id: AuditRef) -> None:
     """Remove a report with its scores; the job and its figures stay."""
     here = session(context)
+    job_id = here.audit(job_id)
     here.client.remove_report(job_id)
     here.answer({"removed": job_id}, f"Removed the report of {job_id}.")
 
@@ -181,6 +186,7 @@ def verify_report(
         report = Path(audit)
         audit = None
     _refuse_unclear(audit, report, scores=scores, key=key, signature=signature)
+    audit = None if audit is None else here.audit(audit)
     text = _report_bytes(here, audit, report)
     told: dict[str, Any] = {}
     shown: list[RenderableType] = []

@@ -3,13 +3,22 @@
 import json as json_
 import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import typer
 from rich.console import Console, RenderableType
 
 from adap.client import watch
 from adap.client.client import Client, Json
+from adap.client.references import DATASETS, LATEST, MODELS, at
+
+
+class Named(Protocol):
+    """Calls for things that may be named."""
+
+    def id_of(self, reference: str, **query: str | None) -> str:
+        """The id of what is meant."""
+
 
 PIPE_COLUMNS = 1000  # a table that no terminal shows is not cut
 
@@ -40,6 +49,26 @@ class Session:
         self.answer(page, shown)
         if page["has_more"]:
             self.err.print(f"There is more: --after {page['next_cursor']}", highlight=False)
+
+    def the(self, named: Named, reference: str, **query: str) -> str:
+        """The id of what a command line names; says which the newest is, where that is meant."""
+        found = named.id_of(reference, **query)
+        if reference == LATEST:
+            self.err.print(f"{LATEST} is {found}", markup=False, highlight=False)
+        return found
+
+    def audit(self, reference: str) -> str:
+        """The id of an audit; the newest is the newest that has a report."""
+        return self.the(self.client.jobs, reference, kind="audit", status="succeeded")
+
+    def with_ids(self, request: Json) -> Json:
+        """A request with the ids of the data sets and models that it names."""
+        found = self.client.with_ids(request)
+        for path in (*MODELS, *DATASETS):
+            if at(request, path) == LATEST:
+                said = f"{LATEST} is {at(found, path)}"
+                self.err.print(said, markup=False, highlight=False)
+        return found
 
     def follow(self, *jobs: Json) -> list[Json]:
         """Show jobs until they end. Raises JobFailedError if one has no result."""

@@ -11,8 +11,10 @@ from adap.client.commands.options import (
     After,
     ConfigFile,
     Limit,
+    OfDataset,
     Positive,
     Set,
+    SweepRef,
     TrainingPreset,
     Watch,
 )
@@ -36,7 +38,7 @@ def sweep(
             "a range, as optimizer.lr=1e-5..1e-2:log. May be given several times.",
         ),
     ],
-    dataset: Annotated[str | None, typer.Option(help="Id of the data set.")] = None,
+    dataset: OfDataset = None,
     positive: Positive = None,
     method: Annotated[
         str | None, typer.Option(help="ce, ap, pgd, trades, mart, adap_lpn, …")
@@ -76,7 +78,7 @@ def sweep(
         **without_none({"trials": trials, **only_searched}),
     }
     request = without_none({"name": name, "training": training, "search": search})
-    made = here.client.sweep(request)
+    made = here.client.sweep(here.with_ids(request))
     if not watch_:
         count = f"{made['planned']:,} trials"
         here.answer(made, f"{made['id']}: {count}. Watch it: adap sweeps watch {made['id']}")
@@ -88,29 +90,32 @@ def sweep(
 def list_sweeps(context: typer.Context, limit: Limit = 20, after: After = None) -> None:
     """The sweeps, newest first."""
     here = session(context)
-    page = here.client.sweeps.list(limit=limit, after=after)
+    page = here.client.sweeps.page(limit=limit, after=after)
     here.page(page, show.sweeps(page["data"]))
 
 
 @app.command("show")
-def show_sweep(context: typer.Context, sweep_id: str) -> None:
+def show_sweep(context: typer.Context, sweep_id: SweepRef) -> None:
     """One sweep: its trials, the best of them and the Pareto front."""
     here = session(context)
+    sweep_id = here.the(here.client.sweeps, sweep_id)
     found = here.client.sweeps.show(sweep_id)
     here.answer(found, show.sweep(found))
 
 
 @app.command("watch")
-def watch_sweep(context: typer.Context, sweep_id: str) -> None:
+def watch_sweep(context: typer.Context, sweep_id: SweepRef) -> None:
     """Show progress until the end; fails if no trial succeeds."""
     here = session(context)
+    sweep_id = here.the(here.client.sweeps, sweep_id)
     _follow_sweep(here, here.client.sweeps.show(sweep_id)["id"])
 
 
 @app.command("cancel")
-def cancel_sweep(context: typer.Context, sweep_id: str) -> None:
+def cancel_sweep(context: typer.Context, sweep_id: SweepRef) -> None:
     """Cancel the trials that have not ended, and make no more."""
     here = session(context)
+    sweep_id = here.the(here.client.sweeps, sweep_id)
     found = here.client.sweeps.cancel(sweep_id)
     here.answer(found, f"{sweep_id} is {found['status']}.")
 

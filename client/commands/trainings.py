@@ -5,14 +5,22 @@ from typing import Annotated
 import typer
 
 from adap.client import show
-from adap.client.commands.options import ConfigFile, Positive, Seed, Set, TrainingPreset, Watch
+from adap.client.commands.options import (
+    ConfigFile,
+    OfDataset,
+    Positive,
+    Seed,
+    Set,
+    TrainingPreset,
+    Watch,
+)
 from adap.client.commands.requests import build_request, task
 from adap.client.commands.session import queued, session
 
 
 def train(
     context: typer.Context,
-    dataset: Annotated[str | None, typer.Option(help="Id of the data set.")] = None,
+    dataset: OfDataset = None,
     positive: Positive = None,
     method: Annotated[
         str | None, typer.Option(help="ce, ap, pgd, trades, mart, adap_lpn, …")
@@ -23,7 +31,7 @@ def train(
     preset: TrainingPreset = None,
     architecture: Annotated[str | None, typer.Option(help="small_cnn, resnet18, …")] = None,
     start_from: Annotated[
-        str | None, typer.Option(help="Id of a model whose weights to start from.")
+        str | None, typer.Option(help="The model whose weights to start from.")
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1)] = None,
     name: Annotated[str | None, typer.Option(help="Of the resulting model.")] = None,
@@ -49,6 +57,7 @@ def train(
         },
         set_,
     )
+    request = here.with_ids(request)
     job = here.client.train(request)
     if not watch_:
         here.answer(job, queued(job))

@@ -97,7 +97,7 @@ def test_what_fails_says_the_same_to_both(service: str, tmp_path: Path) -> None:
                 await client.datasets.create(tmp_path / "broken.zip")
             said.append(failed.value.job["error"]["message"])
             with pytest.raises(ProblemError) as problem:
-                await client.audits.create(model_id="x", dataset_id="y")
+                await client.audits.create(model_id="mdl_" + "0" * 26, dataset_id="ds_" + "0" * 26)
             said.append(problem.value.detail)
         return said
 
@@ -105,7 +105,7 @@ def test_what_fails_says_the_same_to_both(service: str, tmp_path: Path) -> None:
         with pytest.raises(JobFailedError) as failed:
             client.datasets.create(tmp_path / "broken.zip")
         with pytest.raises(ProblemError) as problem:
-            client.audits.create(model_id="x", dataset_id="y")
+            client.audits.create(model_id="mdl_" + "0" * 26, dataset_id="ds_" + "0" * 26)
     said = [failed.value.job["error"]["message"], problem.value.detail]
     assert asyncio.run(fail()) == said
 

@@ -67,12 +67,12 @@ def test_only_missing_parts_are_sent_after_a_kill_of_either_side(
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        while not [there for item in client.uploads.list()["data"] for there in item["received"]]:
+        while not [there for item in client.uploads.page()["data"] for there in item["received"]]:
             assert command.poll() is None, "the command ended before it could be killed"
             time.sleep(0.002)
         command.kill()
         command.wait()
-        (upload,) = client.uploads.list()["data"]
+        (upload,) = client.uploads.page()["data"]
         after_client = upload["received"]
         assert 0 < len(after_client) < upload["parts"] == 5
 
@@ -85,7 +85,7 @@ def test_only_missing_parts_are_sent_after_a_kill_of_either_side(
         assert set(sent).isdisjoint(after_client)
 
     with embedded_service(home) as (url, _), Client(url) as client:
-        (upload,) = client.uploads.list()["data"]
+        (upload,) = client.uploads.page()["data"]
         assert set(after_client) < set(upload["received"])
         missing = upload["parts"] - len(upload["received"])
         finished = subprocess.run(
@@ -99,7 +99,7 @@ def test_only_missing_parts_are_sent_after_a_kill_of_either_side(
         assert re.search(r"^cat +6 ", finished.stdout, re.M)
         assert "upload: " in finished.stderr
         assert parts_taken(url) == missing > 0
-        (dataset,) = client.datasets.list()["data"]
+        (dataset,) = client.datasets.page()["data"]
         assert (dataset["name"], dataset["status"]) == ("pets.zip", "ready")
 
         sent = parts_sent(client)
@@ -133,7 +133,7 @@ def test_a_file_that_changes_while_it_is_sent_makes_nothing(
         changing.http.event_hooks["response"].append(
             lambda answer: file.write_bytes(b"after!" * 1000)
         )
-        before = {item["id"] for item in client.uploads.list()["data"]}
+        before = {item["id"] for item in client.uploads.page()["data"]}
         with pytest.raises(ProblemError, match="expected content with the SHA-256"):
             changing.uploads.send(file)
-    assert {item["id"] for item in client.uploads.list()["data"]} == before
+    assert {item["id"] for item in client.uploads.page()["data"]} == before
