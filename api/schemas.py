@@ -147,6 +147,18 @@ class Job(Answer):
     links: dict[str, str]
 
 
+class Estimate(Answer):
+    """What a job would cost, which was not made."""
+
+    images: int = Field(description="that are attacked, or trained on")
+    attacks: list[str] = Field(description="of an audit, by their names")
+    passes: int = Field(description="of single images through the network, forward and backward")
+    seconds: float | None = Field(
+        description="of one worker, by what like jobs have taken; null where there was none"
+    )
+    basis: str = Field(description="where the seconds come from")
+
+
 class JobEvent(Answer):
     """Something that happened to a job."""
 

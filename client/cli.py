@@ -8,6 +8,7 @@ report that its scores do not bear out are problems too), 2 a wrong command line
 import json as json_
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version as installed_version
 from typing import Annotated
 
 import typer
@@ -59,6 +60,12 @@ app.add_typer(queues.app, name="queue")
 app.add_typer(keys.app, name="key")
 
 
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"adap {installed_version('adap-audit')}")
+        raise typer.Exit
+
+
 @app.callback()
 def _globals(
     context: typer.Context,
@@ -71,6 +78,9 @@ def _globals(
     ] = None,
     json: Annotated[
         bool, typer.Option("--json", help="Print the service's answer as JSON.")
+    ] = False,
+    version: Annotated[  # noqa: ARG001 - `_say_version` has answered it
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Of AdAP.")
     ] = False,
 ) -> None:
     context.obj = Session(

@@ -54,14 +54,16 @@ from adap.client.base import (
 )
 from adap.client.values import (
     Dataset,
+    Estimate,
     Job,
     Model,
     OnProgress,
-    Progress,
     RankedExample,
     Report,
     listed,
+    progress_of,
     with_task,
+    with_threat,
 )
 
 __all__ = [
@@ -132,6 +134,10 @@ class Client:
         """`POST /v1/sweeps`: the sweep, whose trials are training jobs."""
         return self.post("/v1/sweeps", json=request)
 
+    def estimate(self, path: str, request: Mapping[str, Any]) -> Json:
+        """`POST /v1/audits/estimate`, or of `training-jobs`: what it would cost; none is made."""
+        return self.post(f"/v1/{path}/estimate", json=request)
+
     def with_ids(self, request: Mapping[str, Any]) -> Json:
         """A request in which data sets and models may be named, with their ids instead.
 
@@ -192,16 +198,21 @@ class Client:
         images: Sequence[Path],
         *,
         positive: str | Sequence[str] | None = None,
+        resize: str | None = None,
     ) -> Json:
         """Score a few images: scores and ranks, in the order given.
 
+        model_id: an id, the start of one, a name, or `@latest`.
         positive: the classes to score, for a model with a logit for each class.
+        resize: stretch, crop or pad, for images of another size than the model takes.
         """
+        model_id = self.models.id_of(model_id)
         with ExitStack() as stack:
             files = [("images", part(stack, path, None)) for path in images]
+            fields = {"positive": listed(positive or []), "rank": "true"}
             return self.post(
                 f"/v1/models/{model_id}/scores",
-                data={"positive": listed(positive or []), "rank": "true"},
+                data=fields if resize is None else {**fields, "resize": resize},
                 files=files,
                 timeout=httpx.Timeout(self.timeout_s, read=SCORE_READ_LIMIT_S),
             )
@@ -706,13 +717,14 @@ class Run:
     def wait(self, *, on_progress: OnProgress | None = None) -> Self:
         """Wait for its success. Raises JobFailedError if it ends otherwise.
 
-        on_progress: is told how far it is, whenever that has changed.
+        on_progress: is told how far it is, whenever that has changed; while it is queued, how many
+        jobs are ahead.
         """
 
         def on_event(event: Event) -> None:
-            progress = event.data.get("progress") if event.type == "progress" else None
+            progress = progress_of(event)
             if on_progress is not None and progress is not None:
-                on_progress(Progress.model_validate(progress))
+                on_progress(progress)
 
         self.job = Job.model_validate(self._client.jobs.wait(self.id, on_event=on_event))
         return self
@@ -777,6 +789,14 @@ class Trainings:
         job = self._client.train(self._client.with_ids(request))
         return TrainingRun(self._client, job)
 
+    def estimate(
+        self, *, dataset_id: str, positive: str | Sequence[str] | None = None, **options: Any
+    ) -> Estimate:
+        """What such a training would cost, by the same arguments; nothing is made."""
+        request = with_task({"dataset_id": dataset_id, **options}, positive)
+        answer = self._client.estimate("training-jobs", self._client.with_ids(request))
+        return Estimate.model_validate(answer)
+
     def get(self, reference: str) -> TrainingRun:
         """One that was asked for before, also by others: by id, its start, name, or `@latest`."""
         job_id = self._client.jobs.id_of(reference, kind="train")
@@ -809,11 +829,23 @@ class Audits:
         positive: a class, or several that are one positive side.
         epsilon: of an L-inf threat, pixels in [0, 1], or "8/255"; `threat` names another norm.
         """
-        request = {"model_id": model_id, "dataset_id": dataset_id, **options}
-        if epsilon is not None:
-            request["threat"] = {"norm": "linf", "epsilon": epsilon}
+        request = with_threat({"model_id": model_id, "dataset_id": dataset_id, **options}, epsilon)
         request = self._client.with_ids(with_task(request, positive))
         return AuditRun(self._client, self._client.audit(request))
+
+    def estimate(
+        self,
+        *,
+        model_id: str,
+        dataset_id: str,
+        positive: str | Sequence[str] | None = None,
+        epsilon: float | str | None = None,
+        **options: Any,
+    ) -> Estimate:
+        """What such an audit would cost, by the same arguments; nothing is made."""
+        request = with_threat({"model_id": model_id, "dataset_id": dataset_id, **options}, epsilon)
+        request = self._client.with_ids(with_task(request, positive))
+        return Estimate.model_validate(self._client.estimate("audits", request))
 
     def get(self, reference: str) -> AuditRun:
         """One that was asked for before, also by others: by id, its start, name, or `@latest`."""

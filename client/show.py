@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from adap.client.client import Json
+from adap.client.watch import duration
 
 STYLES = {
     "ready": "green",
@@ -428,6 +429,20 @@ def report(item: Json) -> RenderableType:
         parts.append(_trust(item["trust"]))
     parts += [Text(f"Note: {warning}", style="yellow") for warning in item["warnings"]]
     return Group(*parts)
+
+
+def estimate(found: Json, noun: str) -> str:
+    """What a job would do and cost, that was not started."""
+    seconds = found["seconds"]
+    time = "unknown" if seconds is None else f"about {duration(seconds)} of one worker"
+    return "\n".join(
+        [
+            f"Nothing was started. This {noun} takes {found['images']:,} images, and "
+            f"{found['passes']:,} passes of one image through the network.",
+            *([f"attacks   {', '.join(found['attacks'])}"] if found["attacks"] else []),
+            f"time      {time}. {found['basis']}",
+        ]
+    )
 
 
 def verification(lines: Sequence[Json]) -> RenderableType:

@@ -3,11 +3,14 @@
 A newer service may answer more than this client knows, so unknown fields are no fault.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
+from html import escape
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
+
+from adap.client.base import ClientError, Event
 
 
 class Value(BaseModel):
@@ -56,6 +59,16 @@ class Job(Value):
     error: JobFailure | None
     retry_of: str | None
     links: dict[str, str]
+
+
+class Estimate(Value):
+    """What a job would cost: `seconds` of one worker, None where nothing like it has run."""
+
+    images: int
+    attacks: list[str]
+    passes: int
+    seconds: float | None
+    basis: str
 
 
 class Dataset(Value):
@@ -124,6 +137,18 @@ class TaskReport(Value):
     worst_case: APFigure
 
 
+def _bars(task: TaskReport) -> dict[str, APFigure]:
+    return {"clean": task.clean, **task.attacks, "worst case": task.worst_case}
+
+
+def _rows(task: TaskReport) -> Iterator[tuple[str, str, str, str]]:
+    for name, value in _bars(task).items():
+        interval = value.interval
+        limits = "" if interval is None else f"{interval.low:.3f} to {interval.high:.3f}"
+        yield " + ".join(task.positive), name, f"{value.ap:.4f}", limits
+    yield " + ".join(task.positive), "chance", f"{task.chance:.4f}", ""
+
+
 class ThresholdResult(Value):
     """A threshold that was asked for, and whether the audit passed it."""
 
@@ -134,7 +159,7 @@ class ThresholdResult(Value):
 
 
 class Report(Value):
-    """An audit's report."""
+    """An audit's report; a notebook shows its figures as a table."""
 
     tasks: list[TaskReport]
     mean: dict[str, float]
@@ -142,12 +167,63 @@ class Report(Value):
     thresholds: list[ThresholdResult]
     provenance: dict[str, Any]
 
+    def _repr_html_(self) -> str:
+        rows = [row for task in self.tasks for row in _rows(task)]
+        cells = "".join(
+            "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
+        )
+        head = "".join(f"<th>{name}</th>" for name in ("positive", "", "AP", "interval"))
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{cells}</tbody></table>"
+
+    def figure(self) -> Any:
+        """Clean AP and AP under each attack with intervals, as a matplotlib Figure.
+
+        Raises ClientError where matplotlib is not installed.
+        """
+        try:
+            from matplotlib.figure import Figure
+        except ModuleNotFoundError as error:
+            raise ClientError(
+                "Expected matplotlib to be installed, got none: pip install matplotlib"
+            ) from error
+        figure = Figure(figsize=(6, 2 + 2 * len(self.tasks)), layout="constrained")
+        for place, task in enumerate(self.tasks, start=1):
+            axes = figure.add_subplot(len(self.tasks), 1, place)
+            bars = _bars(task)
+            axes.barh(list(bars), [bar.ap for bar in bars.values()])
+            for name, bar in bars.items():
+                if bar.interval is not None:
+                    axes.plot([bar.interval.low, bar.interval.high], [name, name], color="black")
+            axes.axvline(task.chance, linestyle="--", color="grey", label="chance")
+            axes.set(xlim=(0, 1), xlabel="average precision", title=" + ".join(task.positive))
+            axes.invert_yaxis()
+            axes.legend()
+        return figure
+
 
 def with_task(request: Mapping[str, Any], positive: str | Sequence[str] | None) -> dict[str, Any]:
     """A request with a task for this positive class, or these, where some are named."""
     if positive is None:
         return {**request}
     return {**request, "task": {"positive": listed(positive)}}
+
+
+def with_threat(request: Mapping[str, Any], epsilon: float | str | None) -> dict[str, Any]:
+    """A request with an L-inf threat of this size, where one is given."""
+    if epsilon is None:
+        return {**request}
+    return {**request, "threat": {"norm": "linf", "epsilon": epsilon}}
+
+
+def progress_of(event: Event) -> Progress | None:
+    """How far a job is by an event of it; of one that is queued how many are ahead."""
+    if event.type != "progress":
+        return None
+    if event.data["status"] == "queued":
+        ahead = event.data["queue_position"] or 0
+        return Progress(phase="queued", completed=0, total=ahead, unit="jobs ahead", eta_s=None)
+    made = event.data["progress"]
+    return None if made is None else Progress.model_validate(made)
 
 
 def listed(names: str | Sequence[str]) -> list[str]:

@@ -350,6 +350,7 @@ def _dying_with(parent: int) -> Callable[[], None]:
 
 def _ready_text(url: str, home: Path) -> str:
     default = url == "http://127.0.0.1:8000"
+    adap = _command()
     return "\n".join(
         (
             f"AdAP runs at {url} (its API is described at {url}/docs).",
@@ -357,11 +358,19 @@ def _ready_text(url: str, home: Path) -> str:
             "",
             "Try in another terminal:",
             *(() if default else (f"  export ADAP_URL={url}",)),
-            "  adap dataset add photos.zip --watch     # a zip, or a folder, of class folders",
-            "  adap train --dataset ds_… --positive cat --watch",
-            "  adap audit --model mdl_… --dataset ds_… --watch",
+            f"  {adap} dataset add photos.zip --watch     # a zip, or a folder, of class folders",
+            f"  {adap} train --dataset @latest --positive cat --watch",
+            f"  {adap} audit --model @latest --dataset @latest --watch",
         )
     )
+
+
+def _command() -> str:
+    """How `adap` is started from here: by its name where that is on the PATH, else by its path."""
+    own = Path(sys.executable).with_name("adap")
+    if shutil.which("adap") is not None or not own.exists():
+        return "adap"
+    return os.path.relpath(own) if own.is_relative_to(Path.cwd()) else str(own)
 
 
 def _run(settings: Settings, *, as_json: bool) -> None:

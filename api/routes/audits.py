@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError
 from sqlalchemy.orm import Session
 from starlette.datastructures import FormData
 
-from adap.api import assets, bodies, quotas
+from adap.api import assets, bodies, estimates, quotas
 from adap.api.accept import choose
 from adap.api.assets import AssetId
 from adap.api.deps import Caller, House, HouseDep, Reader, Uploader, Writer
@@ -22,7 +22,7 @@ from adap.api.pages.report import BROWSERS, with_ways
 from adap.api.routes.datasets import DatasetFields
 from adap.api.routes.jobs import describe_job, find_job, finished_blob, remove_files
 from adap.api.routes.models import declared_model
-from adap.api.schemas import ExampleScores, Job, Page
+from adap.api.schemas import Estimate, ExampleScores, Job, Page
 from adap.core.config import (
     AuditConfig,
     AuditRequest,
@@ -274,6 +274,31 @@ def read_rows(
             "invalid_request", "/query/after: expected a `next_cursor` that this list has given"
         ) from error
     return rows, make_cursor(str(position)) if more else None
+
+
+@router.post(
+    "/estimate",
+    responses=problems("not_found", "not_ready", "invalid_config", "invalid_data", "invalid_model"),
+)
+def estimate_audit(request: AuditRequest, house: HouseDep, caller: Reader) -> Estimate:
+    """What this audit would cost; nothing is made. It is refused as the audit would be."""
+    with house.database.reading() as session:
+        model = assets.find(session, ModelRow, request.model_id, caller)
+        dataset = assets.find(session, DatasetRow, request.dataset_id, caller)
+        assets.require_ready(model)
+        assets.require_ready(dataset)
+        summary = DatasetSummary.model_validate(dataset.summary)
+        surrogate = _known_or_none(_surrogate(session, request, caller))
+        tasks, split = resolve_audit(request, summary, _known(model), surrogate=surrogate)
+        return estimates.of_audit(
+            session,
+            caller,
+            request,
+            model=model,
+            summary=summary,
+            split=split,
+            tasks=len(tasks),
+        )
 
 
 async def _json(request: Request) -> AuditRequest:

@@ -9,7 +9,7 @@ import binascii
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter, Query, Request, UploadFile
 from fastapi.concurrency import run_in_threadpool
@@ -43,6 +43,10 @@ Positive = Annotated[
 RANK = "whether to say the place of each image among those of the request"
 
 
+Fit = Literal["stretch", "crop", "pad"]
+RESIZE = "how images of another size are made the model's; by default they are refused"
+
+
 class ScoreRequest(NamedFields):
     """`POST /v1/models/{model_id}/scores`, application/json."""
 
@@ -55,6 +59,7 @@ class ScoreRequest(NamedFields):
     )
     positive: Positive = None
     rank: bool = Field(False, description=RANK)
+    resize: Fit | None = Field(None, description=RESIZE)
 
 
 class ScoreForm(NamedFields):
@@ -69,6 +74,7 @@ class ScoreForm(NamedFields):
     )
     positive: Positive = None
     rank: bool = Field(False, description=RANK)
+    resize: Fit | None = Field(None, description=RESIZE)
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,7 @@ class Images:
     shape: Sequence[int] | None = None
     positive: list[str] | None = None
     rank: bool = False
+    fit: Fit | None = None  # how files of another size are made the model's
 
 
 _BODIES = {
@@ -193,6 +200,7 @@ async def scores_of(request: Request, house: House, target: Target, images: Imag
         "data": images.data,
         "dtype": images.dtype,
         "shape": images.shape,
+        "fit": images.fit,
     }
     try:
         async with asyncio.timeout(limit_s):
@@ -247,7 +255,7 @@ def _from_json(body: bytes) -> Images:
                 f"{pointer}: {detail}",
                 errors=[ErrorItem(pointer=pointer, detail=detail)],
             ) from error
-    return Images("files", files, positive=request.positive, rank=request.rank)
+    return Images("files", files, positive=request.positive, rank=request.rank, fit=request.resize)
 
 
 async def _from_form(request: Request) -> Images:
@@ -269,6 +277,7 @@ async def _from_form(request: Request) -> Images:
             names=[assets.display_name(None, image) for image in checked.images],
             positive=checked.positive,
             rank=checked.rank,
+            fit=checked.resize,
         )
 
 

@@ -3,13 +3,13 @@
 from fastapi import APIRouter, Response
 from sqlalchemy.orm import Session
 
-from adap.api import assets
-from adap.api.deps import Caller, HouseDep, Writer
+from adap.api import assets, estimates
+from adap.api.deps import Caller, HouseDep, Reader, Writer
 from adap.api.errors import POSTED, problems
 from adap.api.guarded import GuardedRoute
 from adap.api.idempotency import IdempotencyDep
 from adap.api.routes.jobs import describe_job
-from adap.api.schemas import Job
+from adap.api.schemas import Estimate, Job
 from adap.core.config import TrainingRequest
 from adap.core.resolve import DatasetSummary, resolve_training
 from adap.models.catalogue import SMALLEST
@@ -46,6 +46,19 @@ def train(
         answer = once.keep(session, describe_job(session, house, job), location=location)
     house.ring(job)
     return answer
+
+
+@router.post(
+    "/estimate",
+    responses=problems("not_found", "not_ready", "invalid_config", "invalid_data"),
+)
+def estimate_training(request: TrainingRequest, house: HouseDep, caller: Reader) -> Estimate:
+    """What this training would cost; nothing is made. It is refused as the training would be."""
+    with house.database.reading() as session:
+        request, _ = resolve(session, request, caller)
+        row = assets.find(session, DatasetRow, request.dataset_id, caller)
+        summary = DatasetSummary.model_validate(row.summary)
+        return estimates.of_training(session, caller, request, summary)
 
 
 def resolve(

@@ -10,6 +10,7 @@ from adap.client.client import ClientError
 from adap.client.commands.options import (
     ConfigFile,
     DatasetRef,
+    DryRun,
     OfDataset,
     OfModel,
     Positive,
@@ -86,6 +87,7 @@ def audit(
     name: Annotated[str | None, typer.Option(help="Of the audit, to find it by.")] = None,
     config: ConfigFile = None,
     set_: Set = None,
+    dry_run: DryRun = False,
     watch_: Watch = False,
 ) -> None:
     """Attack a model and measure what average precision is left."""
@@ -115,7 +117,12 @@ def audit(
             *(set_ or []),
         ],
     )
-    job = here.client.audit(here.with_ids(request))
+    request = here.with_ids(request)
+    if dry_run:
+        found = here.client.estimate("audits", request)
+        here.answer(found, show.estimate(found, "audit"))
+        return
+    job = here.client.audit(request)
     if not watch_:
         here.answer(job, queued(job))
         return

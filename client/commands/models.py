@@ -13,6 +13,7 @@ from adap.client.commands.requests import parse_json
 from adap.client.commands.session import session
 from adap.client.commands.uploads import RejectedError, being_checked, uploading
 
+EXPORTED = (".safetensors", ".onnx")
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])  # mean and std, red, green, blue
 
 app = typer.Typer(no_args_is_help=True, help="Models: networks, uploaded or trained here.")
@@ -160,7 +161,13 @@ def export_model(
     here = session(context)
     model_id = here.the(here.client.models, model_id)
     target = output or Path(f"{model_id}.safetensors")
-    file_format = "onnx" if target.suffix == ".onnx" else "safetensors"
+    if target.suffix not in EXPORTED:
+        raise typer.BadParameter(
+            f"expected a name ending in {' or '.join(EXPORTED)}, got {target.name!r}: PyTorch "
+            "reads the former by `safetensors.torch.load_file`",
+            param_hint="--output",
+        )
+    file_format = target.suffix.removeprefix(".")
     here.client.models.export(model_id, target, file_format=file_format)
     here.answer({"path": str(target)}, f"Saved {target}.")
 

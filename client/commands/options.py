@@ -21,6 +21,9 @@ AssetStatus = Annotated[
 Watch = Annotated[
     bool, typer.Option("--watch", "-w", help="Show progress until the end; fail if it fails.")
 ]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Say what it would do and cost, and start nothing.")
+]
 ConfigFile = Annotated[
     Path | None,
     typer.Option(

@@ -53,6 +53,10 @@ def rank(
             f"expected a name ending in {', '.join(RANKING_FORMS)}; got {output.name!r}",
             param_hint="--output",
         )
+    if after is not None and job_id is None:
+        raise typer.BadParameter(
+            "expected --job with it, the ranking whose next page is meant", param_hint="--after"
+        )
     if job_id is None:
         request = build_request(
             config,
@@ -72,7 +76,7 @@ def rank(
         here.answer({"path": str(output)}, f"Saved {output}.")
         return
     page = here.client.ranking(job_id, limit=limit, after=after)
-    here.page(page, show.ranking(page["data"]))
+    here.page(page, show.ranking(page["data"]), again=f"adap rank --job {job_id} ")
 
 
 def score(
@@ -85,8 +89,15 @@ def score(
         list[str] | None,
         typer.Option(help="A class to score, where the model has a logit for each class."),
     ] = None,
+    resize: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FIT", help="Of images of another size than the model's: stretch, crop or pad."
+        ),
+    ] = None,
 ) -> None:
     """Score a few images with a model."""
     here = session(context)
-    answer = here.client.score(here.the(here.client.models, model_id), images, positive=positive)
+    model_id = here.the(here.client.models, model_id)
+    answer = here.client.score(model_id, images, positive=positive, resize=resize)
     here.answer(answer, show.scores(answer["scores"], images))

@@ -179,6 +179,9 @@ def verify_report(
         Path | None,
         typer.Option(exists=True, dir_okay=False, help="By default REPORT.sig; needs --key."),
     ] = None,
+    details: Annotated[
+        bool, typer.Option("--details", help="Show every figure beside the same computed again.")
+    ] = False,
 ) -> None:
     """Compute every figure again from the stored scores, or check a signature, or both."""
     here = session(context)
@@ -204,7 +207,12 @@ def verify_report(
 
     lines = [asdict(line) for line in verify.verify(stated, content)]
     wrong = [line["figure"] for line in lines if not line["ok"]]
-    here.answer({"ok": not wrong, **told, "figures": lines}, *shown, show.verification(lines))
+    listed = lines if details else [line for line in lines if not line["ok"]]
+    if listed:
+        shown.append(show.verification(listed))
+    if not wrong:
+        shown.append(f"{len(lines):,} figures agree with the stored scores.")
+    here.answer({"ok": not wrong, **told, "figures": lines}, *shown)
     if wrong:
         raise verify.MismatchError(
             f"{len(wrong)} of {len(lines)} figures do not come from these scores: "

@@ -44,11 +44,12 @@ class Session:
         else:
             self.out.print(*shown, sep="\n", highlight=False)
 
-    def page(self, page: Json, shown: RenderableType) -> None:
-        """Print a page of a list, and how to get the next."""
+    def page(self, page: Json, shown: RenderableType, *, again: str = "") -> None:
+        """Print a page of a list, and how to get the next: by the options `again` too."""
         self.answer(page, shown)
         if page["has_more"]:
-            self.err.print(f"There is more: --after {page['next_cursor']}", highlight=False)
+            more = f"There is more: {again}--after {page['next_cursor']}"
+            self.err.print(more, markup=False, highlight=False, soft_wrap=True)
 
     def the(self, named: Named, reference: str, **query: str) -> str:
         """The id of what a command line names; says which the newest is, where that is meant."""

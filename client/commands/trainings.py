@@ -7,6 +7,7 @@ import typer
 from adap.client import show
 from adap.client.commands.options import (
     ConfigFile,
+    DryRun,
     OfDataset,
     Positive,
     Seed,
@@ -38,6 +39,7 @@ def train(
     seed: Seed = None,
     config: ConfigFile = None,
     set_: Set = None,
+    dry_run: DryRun = False,
     watch_: Watch = False,
 ) -> None:
     """Train a model that ranks some classes first."""
@@ -58,6 +60,10 @@ def train(
         set_,
     )
     request = here.with_ids(request)
+    if dry_run:
+        found = here.client.estimate("training-jobs", request)
+        here.answer(found, show.estimate(found, "training"))
+        return
     job = here.client.train(request)
     if not watch_:
         here.answer(job, queued(job))

@@ -165,6 +165,8 @@ def test_with_json_a_problem_is_also_printed_as_it_came(adap: Adap) -> None:
         "sweep --vary optimizer.lr=1e-5..1e-2:square --trials 3",
         "audit --epsilon a/b",
         f"report save {NO_JOB} -o report.pdf",
+        f"model export {NO_MODEL} -o weights.pt",
+        "rank --after cursor",
         "nonsense",
         "score",
         "up --port many",
@@ -357,7 +359,7 @@ def test_weights_without_architecture_are_described_on_the_command_line(
 
     wrong = adap("model", "add", "bare.safetensors", "--architecture", "nope", "--input", "{}")
     assert wrong.err.splitlines()[-1] == (
-        "/body/architecture: expected one of small_cnn, resnet18, resnet18_3x3, thin_cnn, onnx, "
+        "--architecture: expected one of small_cnn, resnet18, resnet18_3x3, thin_cnn, onnx, "
         "torchvision/NAME, timm/NAME; got 'nope'"
     )
 
@@ -526,7 +528,7 @@ def test_a_ranking_is_shown_best_first(adap: Adap, service: str, dataset: str, m
 
     later = adap("rank", "--job", job["id"], "--limit", "5", "--json")
     assert later.json["data"] == best
-    assert "There is more: --after " in later.err
+    assert f"There is more: adap rank --job {job['id']} --after " in later.err
 
 
 def test_a_ranking_is_saved_in_the_form_that_its_name_says(

@@ -370,7 +370,11 @@ def test_the_command_verifies_files_without_a_service(adap: Adap, tmp_path: Path
     nowhere = "--url=http://127.0.0.1:1"
     run = adap("report", "verify", "--report", report, "--scores", scores, nowhere)
     assert (run.code, run.err) == (0, "")
-    lines = run.out.splitlines()
+    (line,) = run.out.splitlines()
+    files = ("--report", report, "--scores", scores)
+    run = adap("report", "verify", *files, "--details", nowhere)
+    *lines, last = run.out.splitlines()
+    assert last == line == f"{len(lines) - 1} figures agree with the stored scores."
     assert re.split(r"\s{3,}", lines[0].strip()) == ["figure", "reported", "recomputed"]
     assert all(line.rstrip().endswith("ok") for line in lines[1:])
 

@@ -11,6 +11,7 @@ give wrong pixels to the same tenant's requests after it.
 
 import asyncio
 import contextlib
+import io
 import logging
 import os
 import signal
@@ -22,19 +23,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgpack
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
+from adap.core.config import Resize
 from adap.models.header import InputSpec
 from adap.store.settings import GIB
 from adap.worker.child import die_with_the_worker
 from adap.worker.intake import IntakeLimits
 from adap.worker.intake.archive import Archive
 from adap.worker.intake.arrays import read_pixels
-from adap.worker.intake.images import UnusableImageError, decode, fitted, strict_decoding
+from adap.worker.intake.images import (
+    FORMATS,
+    Rules,
+    UnusableImageError,
+    fitted,
+    read_picture,
+    resized,
+    strict_decoding,
+)
 from adap.worker.intake.limits import Rejected
 from adap.worker.sandbox import Sandbox, limit_resources
 from adap.worker.scoring.link import BUFFER_BYTES, Frame, read_frame, write_frame
@@ -47,6 +58,7 @@ REQUEST_FILES = 16  # of these, from one request
 PROCESSOR_LIMIT_S = 20.0  # of one frame; the kernel counts it and ends the decoder
 DECODE_LIMIT_S = 60.0  # of one frame, on the clock
 HEAP_BYTES = 2 * GIB  # of a decoder: the files and the pixels of a frame
+FITTED_PIXELS = 2**22  # of one image that is made smaller, or larger
 MAX_PIXEL_BYTES = 256 * 2**20  # of one request, decoded
 
 
@@ -65,12 +77,13 @@ class Unit:
     form: str
     files: list[bytes]
     spec: InputSpec
+    fit: str | None  # how files of another size are made the model's
     done: "asyncio.Future[NDArray[Any]]" = field(compare=False)
 
     def as_frame(self) -> Frame:
         """What crosses to the process."""
         size = {name: getattr(self.spec, name) for name in ("channels", "height", "width")}
-        return {"form": self.form, "files": self.files, "size": size}
+        return {"form": self.form, "files": self.files, "size": size, "fit": self.fit}
 
 
 class Decoder:
@@ -94,10 +107,13 @@ class Decoder:
         self._process: subprocess.Popen[bytes] | None = None
         self._stream: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
-    async def decode(self, form: str, files: list[bytes], spec: InputSpec) -> NDArray[Any]:
+    async def decode(
+        self, form: str, files: list[bytes], spec: InputSpec, *, fit: str | None = None
+    ) -> NDArray[Any]:
         """(N, C, H, W), uint8, or float32 in [0, 1] from an NPZ.
 
-        form: `files` for image files, `npz` for one NPZ. Raises UnusableImagesError; TimeoutError
+        form: `files` for image files, `npz` for one NPZ. fit: stretch, crop or pad for files of
+        another size than the model's. Raises UnusableImagesError; TimeoutError
         where the decoder stood still, twice, and nothing is known about the images.
         """
         parts, reasons = [], []
@@ -106,6 +122,7 @@ class Decoder:
                 form,
                 files[start : start + REQUEST_FILES],
                 spec,
+                fit,
                 asyncio.get_running_loop().create_future(),
             )
             self._waiting.append(unit)
@@ -242,7 +259,7 @@ def _answer(unit: Frame) -> Frame:
         if unit["form"] == "npz":
             pixels = _decode_npz(unit["files"][0], unit["size"])
         else:
-            pixels = _decode_files(unit["files"], unit["size"])
+            pixels = _decode_files(unit["files"], unit["size"], unit["fit"])
     except UnusableImagesError as error:
         return {"reasons": error.reasons}
     except MemoryError:
@@ -250,18 +267,43 @@ def _answer(unit: Frame) -> Frame:
     return {"pixels": pixels.tobytes(), "dtype": pixels.dtype.str}
 
 
-def _decode_files(files: list[bytes], size: dict[str, int]) -> NDArray[np.uint8]:
+def _decode_files(
+    files: list[bytes], size: dict[str, int], fit: Literal["stretch", "crop", "pad"] | None
+) -> NDArray[np.uint8]:
     images = np.empty((len(files), size["channels"], size["height"], size["width"]), np.uint8)
-    most = size["height"] * size["width"]
+    height, width = size["height"], size["width"]
+    rules = Rules(height * width)
+    if fit is not None:
+        rules = Rules(FITTED_PIXELS, resize=Resize(height=height, width=width, fit=fit))
     reasons = []
     for i, data in enumerate(files):
         try:
-            images[i] = fitted(decode(data, max_pixels=most), **size)
+            pixels = read_picture(data, rules).pixels
+            if rules.resize is not None:
+                pixels = resized(pixels, rules.resize)
+            images[i] = fitted(pixels, **size)
         except UnusableImageError as error:
-            reasons.append((i, str(error)))
+            other = None if fit is not None else _other_size(data, height=height, width=width)
+            reasons.append((i, other or str(error)))
     if reasons:
         raise UnusableImagesError(reasons)
     return images
+
+
+def _other_size(data: bytes, *, height: int, width: int) -> str | None:
+    """What to say of an image that is of another size than the model takes; None for others."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            came = image.size
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+    if came == (width, height):
+        return None
+    return (
+        f"expected {width}x{height} pixels (width x height), as the model takes, got "
+        f"{came[0]}x{came[1]}: send it in that size, or ask for `resize` (--resize crop, or "
+        "stretch, or pad)"
+    )
 
 
 def _decode_npz(data: bytes, size: dict[str, int]) -> NDArray[Any]:

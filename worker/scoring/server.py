@@ -187,16 +187,16 @@ class Server:
             if form == "tensor":
                 images = _tensor(data[0], question["dtype"], question["shape"], spec)
             else:
-                images = await self._decoded(lane, form, data, spec)
+                images = await self._decoded(lane, form, data, spec, fit=question.get("fit"))
             with self._counted(lane, len(images) - count):
                 scores = await self._scored(lane, question, images)
         return {"scores": scores.tolist()}
 
     async def _decoded(
-        self, lane: Lane, form: str, data: list[bytes], spec: InputSpec
+        self, lane: Lane, form: str, data: list[bytes], spec: InputSpec, *, fit: str | None
     ) -> NDArray[Any]:
         try:
-            return await lane.decoder.decode(form, data, spec)
+            return await lane.decoder.decode(form, data, spec, fit=fit)
         except TimeoutError as error:
             message = (
                 "Expected the images to be decoded, got a decoder that stood still. Try again."
