@@ -280,7 +280,7 @@ def read_rows(
     "/estimate",
     responses=problems("not_found", "not_ready", "invalid_config", "invalid_data", "invalid_model"),
 )
-def estimate_audit(request: AuditRequest, house: HouseDep, caller: Reader) -> Estimate:
+def estimate_audit(request: AuditRequest, house: HouseDep, caller: Writer) -> Estimate:
     """What this audit would cost; nothing is made. It is refused as the audit would be."""
     with house.database.reading() as session:
         model = assets.find(session, ModelRow, request.model_id, caller)

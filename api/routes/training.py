@@ -4,7 +4,7 @@ from fastapi import APIRouter, Response
 from sqlalchemy.orm import Session
 
 from adap.api import assets, estimates
-from adap.api.deps import Caller, HouseDep, Reader, Writer
+from adap.api.deps import Caller, HouseDep, Writer
 from adap.api.errors import POSTED, problems
 from adap.api.guarded import GuardedRoute
 from adap.api.idempotency import IdempotencyDep
@@ -52,7 +52,7 @@ def train(
     "/estimate",
     responses=problems("not_found", "not_ready", "invalid_config", "invalid_data"),
 )
-def estimate_training(request: TrainingRequest, house: HouseDep, caller: Reader) -> Estimate:
+def estimate_training(request: TrainingRequest, house: HouseDep, caller: Writer) -> Estimate:
     """What this training would cost; nothing is made. It is refused as the training would be."""
     with house.database.reading() as session:
         request, _ = resolve(session, request, caller)

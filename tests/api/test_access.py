@@ -260,6 +260,8 @@ def naming(ids: dict[str, str]) -> Iterator[tuple[str, str, dict[str, Any]]]:
     yield "POST", "/v1/training-jobs", {"json": training}
     yield "POST", "/v1/sweeps", {"json": {"training": training, "search": search}}
     yield "POST", "/v1/audits", {"json": both}
+    yield "POST", "/v1/audits/estimate", {"json": both}
+    yield "POST", "/v1/training-jobs/estimate", {"json": training}
     yield "POST", "/v1/rankings", {"json": both}
     yield "POST", "/v1/datasets", {"data": {"upload_id": ids["upload_id"]}}
     yield "POST", "/v1/models", {"data": {"upload_id": ids["upload_id"]}}

@@ -16,7 +16,12 @@ from tests.api.conftest import Api
 
 Check = Callable[..., dict[str, Any]]
 ARTEFACTS = {"model": ("m.safetensors", b"m"), "dataset": ("d.zip", b"d")}
-REPEATABLE = {"/v1/models/{model_id}/scores", "/v2/models/{model_id}/infer"}  # make nothing
+REPEATABLE = {  # make nothing
+    "/v1/models/{model_id}/scores",
+    "/v2/models/{model_id}/infer",
+    "/v1/audits/estimate",
+    "/v1/training-jobs/estimate",
+}
 
 
 def count(api: Api) -> int:

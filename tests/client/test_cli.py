@@ -12,13 +12,16 @@ import signal
 import socket
 import subprocess
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pandas
 import pytest
 from pandas.testing import assert_frame_equal
+from PIL import Image, ImageOps
 from safetensors import safe_open
 from sqlalchemy import update
 
@@ -26,7 +29,7 @@ from adap.client import show
 from adap.store import jobs
 from adap.store.tables import JobRow
 from tests.api.conftest import running_alone, running_in
-from tests.client.conftest import ADAP, TINY, Adap, Run
+from tests.client.conftest import ADAP, SIDE, TINY, Adap, Run
 from tests.published import celeba
 from tests.worker.archives import grouped, pack, png, two_classes
 
@@ -560,6 +563,27 @@ def test_images_are_scored_in_the_order_given(adap: Adap, model: str, images: Pa
     answer = adap("score", model, *files, "--json").json
     assert [row[1] for row in rows] == [f"{item['score']:.4f}" for item in answer["scores"]]
     assert sorted(item["rank"] for item in answer["scores"]) == [1, 2]
+
+
+def test_an_image_of_another_size_is_fitted_as_asked(
+    adap: Adap, model: str, tmp_path: Path
+) -> None:
+    noise = np.random.default_rng(5).integers(0, 256, (24, 32), np.uint8)
+    large = Image.fromarray(noise)
+    large.save(tmp_path / "large.png")
+    ImageOps.fit(large, (SIDE, SIDE), Image.Resampling.BILINEAR).save(tmp_path / "fitted.png")
+    refused = adap("score", model, "large.png")
+    assert refused.code == 1
+    assert refused.err.startswith("large.png: expected 8x8 pixels (width x height), as the model")
+    assert "got 32x24" in refused.err
+    cropped = adap("score", model, "large.png", "--resize", "crop", "--json").json["scores"]
+    fitted = adap("score", model, "fitted.png", "--json").json["scores"]
+    assert cropped[0]["score"] == fitted[0]["score"]
+
+
+def test_the_version_is_said_without_a_service(adap: Adap) -> None:
+    run = adap("--version", ADAP_URL="http://127.0.0.1:1")
+    assert run.out == f"adap {version('adap-audit')}\n"
 
 
 def test_an_image_that_cannot_be_scored_is_named(adap: Adap, model: str, tmp_path: Path) -> None:

@@ -1,0 +1,51 @@
+"""What would be done and what it would cost is said before anything is started."""
+
+import re
+
+import pytest
+
+from adap.client.client import Client, ProblemError
+from tests.client.conftest import Adap
+
+
+def test_a_dry_run_says_what_an_audit_would_cost_and_starts_none(
+    client: Client, adap: Adap, model: str, dataset: str, audited: str
+) -> None:
+    before = [run.id for run in client.audits.list()]
+    whole = client.audits.estimate(model_id=model, dataset_id=dataset, attacks=["pgd"])
+    assert whole.images == 24  # of the test split
+    assert whole.passes == 24 * (1 + 2 * 10 + 1)  # clean, and ten steps there and back
+    done = client.audits.get(audited).job
+    assert done.started_at is not None
+    assert done.finished_at is not None
+    assert whole.seconds is not None
+    assert whole.seconds > 0
+    half = client.audits.estimate(model_id=model, dataset_id=dataset, attacks=["pgd"], sample=12)
+    assert half.images == 12
+    assert half.seconds == pytest.approx(whole.seconds / 2, abs=0.1)
+    run = adap("audit", "--model", model, "--dataset", dataset, "--attack", "pgd", "--dry-run")
+    assert (run.code, run.err) == (0, "")
+    assert "Nothing was started. This audit takes 24 images" in run.out
+    assert re.search(r"^time +about .+ of one worker\. From \d audits? like it", run.out, re.M)
+    assert [run.id for run in client.audits.list()] == before
+
+
+def test_a_training_is_estimated_by_those_of_its_network_and_refused_as_it_would_be(
+    client: Client, adap: Adap, dataset: str, trained: dict[str, object]
+) -> None:
+    one = client.trainings.estimate(dataset_id=dataset, positive="cat", epochs=1, batch_size=16)
+    ten = client.trainings.estimate(dataset_id=dataset, positive="cat", epochs=10, batch_size=16)
+    assert one.seconds is not None
+    assert ten.passes == 10 * one.passes
+    other = client.trainings.estimate(
+        dataset_id=dataset, positive="cat", batch_size=16, architecture="thin_cnn"
+    )
+    assert (other.seconds, other.basis[:11]) == (None, "No training")
+    with pytest.raises(ProblemError, match="horse"):
+        client.trainings.estimate(dataset_id=dataset, positive="horse")
+    run = adap(
+        "train", "--dataset", dataset, "--positive", "cat", "--method", "adap_lp", "--dry-run"
+    )
+    assert run.code == 1
+    assert run.err.startswith("--method: expected one of ce, ")
+    assert run.err.endswith("got 'adap_lp'; did you mean adap_lpn?\n")
