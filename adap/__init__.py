@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from adap.core.library.attacks import APGD, FGSM, PGD, Noise, Square, Transfer, attack
     from adap.core.library.audits import audit
     from adap.core.library.certifying import Certified, certify
+    from adap.core.library.detectors import Detector, largest_score
     from adap.core.library.losses import (
         AP,
         CE,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
         PGDTraining,
     )
     from adap.core.library.metrics import average_precision, worst_case
+    from adap.core.library.remote import HTTPRanker
     from adap.core.library.results import Audit
     from adap.core.library.smallest import SmallestChanges, smallest_changes
     from adap.core.library.training import (
@@ -51,11 +53,13 @@ _HOMES = {
     "adap.core.library.attacks": ("APGD", "FGSM", "PGD", "Noise", "Square", "Transfer", "attack"),
     "adap.core.library.audits": ("audit",),
     "adap.core.library.certifying": ("Certified", "certify"),
+    "adap.core.library.detectors": ("Detector", "largest_score"),
     "adap.core.library.losses": (
         *("AP", "CE", "MART", "TRADES", "AdapLN", "AdapLPN", "AdapLZ", "AdapMM", "AdapPZ"),
         "PGDTraining",
     ),
     "adap.core.library.metrics": ("average_precision", "worst_case"),
+    "adap.core.library.remote": ("HTTPRanker",),
     "adap.core.library.results": ("Audit",),
     "adap.core.library.smallest": ("SmallestChanges", "smallest_changes"),
     "adap.core.library.training": (
@@ -84,7 +88,9 @@ __all__ = [
     "Certified",
     "ConfigError",
     "DataError",
+    "Detector",
     "Fitted",
+    "HTTPRanker",
     "ModelError",
     "Noise",
     "Optimizer",
@@ -102,6 +108,7 @@ __all__ = [
     "batches",
     "certify",
     "fit",
+    "largest_score",
     "smallest_changes",
     "training_attack",
     "worst_case",

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from adap.core.attacks.holding import in_eval_mode, mode_outside
-from adap.core.errors import ConfigError, ModelError
+from adap.core.errors import AdapError, ConfigError, ModelError
+from adap.core.library.detectors import Detector
 
 Outputs = Literal["auto", "logits", "probabilities", "multilabel"]
 Model = nn.Module | Callable[[Any], Any]
@@ -183,6 +184,9 @@ def ready(
     if isinstance(model, nn.Module):
         gradients, network = True, model
         name = type(model).__name__
+        if isinstance(model, Detector):
+            name = type(model.model).__name__
+            decided += model.decided()
     else:
         gradients = False
         network = Function(model, arrays=_takes_arrays(model, sample, decided))
@@ -234,6 +238,8 @@ def _takes_arrays(function: Callable[[Any], Any], sample: NDArray[Any], decided:
     for arrays in (True, False):
         try:
             as_tensor(function(part.copy() if arrays else torch.from_numpy(part.copy())))
+        except AdapError:  # of a function of ours, in words of its own
+            raise
         except Exception as error:  # noqa: BLE001 - whatever a stranger's function raises
             refusals.append(f"{type(error).__name__}: {str(error)[:200]}")
         else:
