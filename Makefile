@@ -9,7 +9,7 @@ PYTHON ?= $(or $(firstword $(foreach name,python3.11 python3.12 python3,$(shell 
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo up test test-fast soak check lint fmt browser lock sbom audit clean
+.PHONY: help demo up test test-fast soak gpu gpu-wheels check lint fmt browser lock sbom audit clean
 
 help: ## list the tasks
 	@awk -F ':.*## ' '/^[.a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,26 @@ test-fast: $(VENV)/.installed-dev ## run what tests the library, in little more 
 MINUTES ?= 60
 soak: $(VENV)/.installed-dev ## kill parts of a service at random, MINUTES (60) of each profile
 	OMP_NUM_THREADS=1 nice -n 10 $(BIN)/python -m tests.soak --minutes $(MINUTES)
+
+SECONDS ?= 520
+OUT ?= build/gpu
+DATA ?= ../shared/data
+GPU_PYTHON ?= $(or $(wildcard $(BIN)/python),$(PYTHON))
+gpu: ## on a machine with a GPU: check it, time training, then Table 2 of the paper, SECONDS (520) in all
+	@set -- build/gpu-wheels/*.whl; [ ! -e "$$1" ] || $(GPU_PYTHON) -m pip install --quiet --no-index \
+		--no-deps --upgrade --disable-pip-version-check --target build/gpu-site "$$@"
+	PYTHONPATH=build/gpu-site:. $(GPU_PYTHON) -m benchmarks.gpu --seconds $(SECONDS) --data $(DATA) --out $(OUT)
+
+# What training needs beside torch, torchvision, NumPy and Pillow, as the image pins it.
+GPU_NEEDS := annotated-types|ijson|pydantic|pydantic-core|safetensors|typing-extensions|typing-inspection
+GPU_VERSION ?= 3.12
+gpu-wheels: $(BIN)/python ## download what `make gpu` needs beside torch, for a machine without network
+	@mkdir -p build/gpu-wheels
+	awk '/^[a-z]/ { wanted = /^($(GPU_NEEDS))==/ } wanted' requirements.lock > build/gpu-wheels/needs.txt
+	$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --require-hashes \
+		--only-binary=:all: --implementation cp --python-version $(GPU_VERSION) \
+		--platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
+		--dest build/gpu-wheels --requirement build/gpu-wheels/needs.txt
 
 check: lint test ## everything that must hold before a commit
 

@@ -7,6 +7,7 @@ A training writes a checkpoint after every epoch and goes on from it. A result i
 import json
 import platform
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,17 @@ BATCH = 250
 PAPER_ATTACKS = dict(zip(("pgd", "apgd", "black_box"), PRESETS["paper"], strict=True))
 
 
-def compute(piece: Piece, *, root: Path, out: Path) -> dict[str, Any]:
-    """The result of a piece, from `out` where it is known; what it depends on must be there."""
+def _nobody(record: EpochRecord) -> None:
+    """Told of an epoch; the history is kept in the result."""
+
+
+def compute(
+    piece: Piece, *, root: Path, out: Path, on_epoch: Callable[[EpochRecord], None] = _nobody
+) -> dict[str, Any]:
+    """The result of a piece, from `out` where it is known; what it depends on must be there.
+
+    on_epoch: told of each epoch of a training; what it raises ends it, its checkpoint kept.
+    """
     folder = out / digest(piece)
     known = folder / "result.json"
     if known.exists():
@@ -41,7 +51,7 @@ def compute(piece: Piece, *, root: Path, out: Path) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     started = time.process_time()
     measured = (
-        _train(piece, folder, root=root, out=out)
+        _train(piece, folder, root=root, out=out, on_epoch=on_epoch)
         if isinstance(piece, Training)
         else _evaluate(piece, root=root, out=out)
     )
@@ -60,7 +70,14 @@ def compute(piece: Piece, *, root: Path, out: Path) -> dict[str, Any]:
     return result
 
 
-def _train(training: Training, folder: Path, *, root: Path, out: Path) -> dict[str, Any]:
+def _train(
+    training: Training,
+    folder: Path,
+    *,
+    root: Path,
+    out: Path,
+    on_epoch: Callable[[EpochRecord], None],
+) -> dict[str, Any]:
     split = data.load(training.data, root, out / "data")
     network = networks.build(training.network, seed=training.config.seed)
     if training.start is not None:
@@ -83,7 +100,7 @@ def _train(training: Training, folder: Path, *, root: Path, out: Path) -> dict[s
         validation=split.validation,
         config=training.config,
         device=device,
-        on_epoch=_nobody,
+        on_epoch=on_epoch,
         checkpoint=torch.load(checkpoint, weights_only=True) if checkpoint.exists() else None,
         save=save,
     )
@@ -97,10 +114,6 @@ def _train(training: Training, folder: Path, *, root: Path, out: Path) -> dict[s
         "history": [record.as_json() for record in result.history],
         "examples": [len(split.train[1]), len(split.validation[1])],
     }
-
-
-def _nobody(record: EpochRecord) -> None:
-    """Told of an epoch; the history is kept in the result."""
 
 
 def _evaluate(evaluation: Evaluation, *, root: Path, out: Path) -> dict[str, Any]:

@@ -1,0 +1,306 @@
+"""What one GPU does with AdAP: does it compute rightly, how fast, and Table 2 of the paper.
+
+    make gpu-wheels                                # before, where the other machine has no network
+    make gpu GPU_PYTHON=python3.12 DATA=../data    # there: Python with torch and torchvision
+    python -m benchmarks.gpu --tiny                # the same steps in a minute, on a CPU as well
+
+Images are CIFAR-10 in its publisher's layout below the data folder, or cifar10-train.zip and
+cifar10-test.zip of class folders with JPEGs.
+
+Three parts, each of which writes what it finds at once, a line of JSON to OUT/results.jsonl:
+
+check   the gradient of every method on the GPU against the CPU in float64; which products are
+        exact float32; that in bfloat16 an attack moves every image that it moves in float32
+speed   images a second of `fit` for CE, PGD, TRADES and AdAP_LPN in each precision, warm
+train   the scale `paper-fixed` (CIFAR-10, automobile): CE, PGD, TRADES, AdAP_LN and AdAP_LPN, seed
+        after seed, as many as the time lets; each with the AP of the test images, clean, under
+        PGD-10 and under APGD-10
+
+A training that the time cuts short keeps its checkpoint in OUT, and the same command goes on with
+it. A figure stands in the results only with the device that made it. Trainings run one after the
+other: steps are not captured as graphs, so one of them does not fill a large GPU.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adap.core.config import Precision, TrainingAttack, TrainingConfig
+from adap.core.objectives.registry import OBJECTIVES, build_objective
+from adap.core.training.attacking import attack_batch
+from adap.core.training.loop import EpochRecord, fit
+from adap.core.training.precision import float32_products, forward_in
+from adap.models import architectures
+from benchmarks.paper import plan
+from benchmarks.paper.compute import compute
+from benchmarks.paper.runs import Evaluation, Training
+
+METHODS = ("ce", "pgd", "trades", "adap_ln", "adap_lpn")
+TIMED = ("ce", "pgd", "trades", "adap_lpn")
+EVALUATION_S = 20.0  # left for the test images of a training that ends in time
+
+
+class OutOfTimeError(Exception):
+    """The seconds that were given are over; checkpoints stay."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is measured where, and for how long."""
+
+    device: torch.device
+    root: Path
+    out: Path
+    ends: float
+    tiny: bool
+
+    def left(self) -> float:
+        """Seconds."""
+        return self.ends - time.monotonic()
+
+    def write(self, kind: str, **values: Any) -> None:
+        """Append a line to the results, and show it."""
+        line = json.dumps({"kind": kind, "device": self.name, **values})
+        with (self.out / "results.jsonl").open("a") as file:
+            file.write(line + "\n")
+        print(line, flush=True)
+
+    @property
+    def name(self) -> str:
+        """What computes."""
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_name(self.device)
+        return platform.processor() or platform.machine()
+
+
+# --- does it compute rightly ----------------------------------------------------------------------
+
+
+def _network(name: str) -> nn.Module:
+    return nn.Sequential(architectures.build(name, channels=3, seed=0), nn.Flatten(0))
+
+
+def _batch(count: int) -> tuple[Tensor, Tensor]:
+    """(B, 3, 32, 32) in [0, 1] and (B,) targets, a quarter of them positive."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(count, 3, 32, 32, generator=generator), (torch.arange(count) % 4 == 0).float()
+
+
+def _gradient(method: str, network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """(W,) the gradient of a first step's loss in all weights, on given attacked images."""
+    config = TrainingConfig.model_validate({"method": method})
+    objective = build_objective(config.method, examples=len(y)).to(x)
+    generator = torch.Generator().manual_seed(1)
+    x_adv = (x + 0.03 * torch.randn(x.shape, generator=generator).to(x)).clamp(0, 1)
+    network.train()
+    network.zero_grad()
+    clean = network(x) if objective.needs_clean else None
+    adv = network(x_adv) if objective.needs_adversarial else None
+    objective(clean, adv, y, torch.arange(len(y), device=x.device)).backward()
+    return torch.cat([w.grad.flatten() for w in network.parameters() if w.grad is not None])
+
+
+def check(run: Run) -> None:
+    """Lines of the kind `check`, each with `ok`."""
+    name, count = ("small_cnn", 8) if run.tiny else ("resnet18", 64)
+    x, y = _batch(count)
+    for method in OBJECTIVES:
+        here, there = _network(name).double(), _network(name).double().to(run.device)
+        ours = _gradient(method, here, x.double(), y.double())
+        theirs = _gradient(method, there, x.double().to(run.device), y.double().to(run.device))
+        off = float((theirs.cpu() - ours).norm() / ours.norm())
+        run.write("check", what=f"gradient of {method} in float64", off=off, ok=off < 1e-9)
+    a = torch.randn(512, 512, generator=torch.Generator().manual_seed(2))
+    exact = a.double() @ a.double()
+    products: list[tuple[Precision, float]] = [("float32", 1e-5)]
+    if run.device.type == "cuda":
+        products.append(("tf32", 1e-2))
+    for precision, most in products:
+        with float32_products(precision):
+            product = (a.to(run.device) @ a.to(run.device)).cpu()
+        off = float((product - exact).norm() / exact.norm())
+        run.write("check", what=f"products in {precision}", off=off, ok=off < most)
+    moved = {}
+    network = _network(name).to(run.device)
+    for precision in ("float32", "bfloat16"):
+        x_adv = attack_batch(
+            network,
+            build_objective(
+                TrainingConfig.model_validate({"method": "trades"}).method, examples=count
+            ).to(run.device),
+            x.to(run.device),
+            y.to(run.device),
+            torch.arange(count, device=run.device),
+            settings=TrainingAttack(),
+            generator=torch.Generator().manual_seed(0),
+            forward=forward_in(precision, network, device=run.device),
+        )
+        moved[precision] = (x_adv.cpu() - x).abs().amax(dim=(1, 2, 3)) > 0.005
+    still = int((moved["float32"] & ~moved["bfloat16"]).sum())
+    run.write(
+        "check",
+        what="images that bfloat16 alone leaves where they are",
+        of=count,
+        images=still,
+        ok=still == 0,
+    )
+
+
+# --- how fast -------------------------------------------------------------------------------------
+
+
+def speed(run: Run) -> None:
+    """Lines of the kind `speed`: the median over warm epochs of `fit`, validation left out."""
+    name, steps, batch = ("small_cnn", 1, 8) if run.tiny else ("resnet18", 40, 128)
+    precisions: list[Precision] = ["float32", "bfloat16"]
+    if run.device.type == "cuda":
+        precisions.insert(1, "tf32")
+    for method in TIMED:
+        for precision in precisions:
+            if run.left() < EVALUATION_S:
+                return
+            run.write(
+                "speed",
+                method=method,
+                network=name,
+                precision=precision,
+                batch=batch,
+                images_per_s=_images_per_s(run, method, precision, name, steps * batch, batch),
+            )
+
+
+def _images_per_s(
+    run: Run, method: str, precision: Precision, name: str, count: int, batch: int
+) -> float:
+    x, y = _batch(count)
+    seen: list[EpochRecord] = []
+    config = TrainingConfig.model_validate(
+        {
+            "method": method,
+            "epochs": 3,
+            "batch_size": batch,
+            "precision": precision,
+            "augment": {"crop_padding": 4, "flip": True},
+            "validation": {"select_by": "clean_ap"},
+        }
+    )
+    fit(
+        _network(name),
+        build_objective(config.method, examples=count),
+        images=(x * 255).byte().to(run.device),
+        targets=y.long(),
+        validation=((x[:batch] * 255).byte(), y[:batch].long()),
+        config=config,
+        device=run.device,
+        on_epoch=seen.append,
+    )
+    return statistics.median(record.images_per_s for record in seen[1:])
+
+
+# --- Table 2 --------------------------------------------------------------------------------------
+
+
+def pieces(run: Run) -> Iterator[tuple[str, int, Training]]:
+    """Method, seed and training, a whole seed before the next."""
+    scale = plan.scale("paper-fixed").of_what_is_in(run.root)
+    if run.tiny:
+        size = plan.Size(seeds=[0], train=64, validation=32, test=32, epochs=2)
+        changes = {"network": "strided_cnn", "full": size, "small": size}
+        scale = scale.model_copy(update=changes)
+    scale = scale.model_copy(update={"device": run.device.type})
+    planner = plan.Planner(scale, lambda _: [])
+    (task,) = scale.tasks
+    for seed in scale.full.seeds:
+        for method in METHODS[-2:] if run.tiny else METHODS:
+            values = planner.tuned(method, task)
+            yield method, seed, planner.training(method, task, values, seed=seed, size=scale.full)
+
+
+def train(run: Run) -> None:
+    """Lines of the kind `result`, and `cut` for the one that the time ends."""
+    paper = plan.experiments()["table2"]
+    for method, seed, training in pieces(run):
+        told = {"method": method, "seed": seed, "source": training.data.source}
+
+        def on_epoch(record: EpochRecord, told: dict[str, Any] = told) -> None:
+            run.write("epoch", **told, **record.as_json())
+            if record.epoch < record.epochs and run.left() < EVALUATION_S:
+                raise OutOfTimeError
+
+        if run.left() < EVALUATION_S:
+            run.write("cut", **told, epochs_done=0)
+            return
+        try:
+            trained = compute(training, root=run.root, out=run.out, on_epoch=on_epoch)
+        except OutOfTimeError:
+            run.write("cut", **told)
+            return
+        evaluation = Evaluation(training=training, attacks=("pgd", "apgd"))
+        found = compute(evaluation, root=run.root, out=run.out)
+        value = paper.of_paper("cifar10/automobile", method, {})
+        run.write(
+            "result",
+            **told,
+            network=training.network,
+            epochs=training.config.epochs,
+            examples=trained["examples"],
+            seconds=sum(trained["examples"][0] / r["images_per_s"] for r in trained["history"]),
+            best_epoch=trained["best"]["epoch"],
+            ap=found["ap"],
+            paper=None if run.tiny else {"robust": value.robust, "clean": value.clean},
+        )
+
+
+PARTS = {"check": check, "speed": speed, "train": train}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--seconds", type=float, default=520, help="after which it is over")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--out", type=Path, default=Path("build/gpu"))
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument(
+        "--tiny", action="store_true", help="small networks, few images, any device"
+    )
+    arguments = parser.parse_args(argv)
+    if not torch.cuda.is_available() and not arguments.tiny:
+        print(
+            "expected a GPU, got a machine without: --tiny tries the same on a CPU", file=sys.stderr
+        )
+        return 2
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    run = Run(
+        device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+        root=arguments.data,
+        out=arguments.out,
+        ends=time.monotonic() + arguments.seconds,
+        tiny=arguments.tiny,
+    )
+    run.write("machine", torch=torch.__version__, python=platform.python_version(), tiny=run.tiny)
+    failed = []
+    for part in arguments.parts:
+        try:
+            PARTS[part](run)
+        except Exception as error:  # noqa: BLE001  the other parts are to have their time
+            failed.append(part)
+            run.write("failed", part=part, error=repr(error))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
