@@ -1,12 +1,15 @@
 """Signatures over reports, checked by `openssl` and by `cryptography` alone."""
 
 import json
+import re
+import shlex
 import shutil
 import stat
 import subprocess
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from cryptography.exceptions import InvalidSignature
@@ -32,6 +35,7 @@ from adap.client.signing import (
     write_key_pair,
 )
 from tests.client.conftest import Adap
+from tests.conftest import REPOSITORY
 from tests.reports import stored
 
 NOWHERE = "--url=http://127.0.0.1:1"
@@ -139,6 +143,36 @@ def test_figures_are_computed_again_beside_the_signature(adap: Adap, tmp_path: P
     assert run.code == 0, run.err
     assert run.json["signed_by"].startswith("sha256:")
     assert "worst_case.ap" in [line["figure"] for line in run.json["figures"]]
+
+
+def test_the_walk_of_an_assessor_ends_with_a_signed_report_and_its_gate(
+    adap: Adap, service: str, images: Path, model: str, tmp_path: Path
+) -> None:
+    document = (REPOSITORY / "docs" / "sign-off.md").read_text()
+    walk = document[document.index("## The walk") : document.index("## State who")]
+    statement, commands = re.findall(r"^```(?:json)?\n(.*?)^```", walk, re.M | re.S)
+    (tmp_path / "statement.json").write_text(statement)
+    shutil.make_archive(str(tmp_path / "pets"), "zip", images)
+    content = httpx.get(f"{service}/v1/models/{model}/content", trust_env=False)
+    (tmp_path / "ranker.safetensors").write_bytes(content.content)
+    ids: dict[str, str] = {}
+    for line in commands.splitlines():
+        words = [ids.get(word, word) for word in shlex.split(line)]
+        run = adap(*words[1:])
+        assert run.code == 0, (line, run.out, run.err)
+        for kind, found in re.findall(r"\b((?:ds|mdl|job)_)([0-9a-z]{26})\b", run.out + run.err):
+            ids[f"{kind}…"] = kind + found
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["statement"]["tester"] == "R. Tester, Test House"
+    assert report["statement"]["approver"] is None
+    assert [gate["passed"] for gate in report["thresholds"]] == [True]
+    assert report["provenance"]["model"]["origin"] == "uploaded"
+    assert {"poisoning", "privacy", "shift"} <= {it["topic"] for it in report["not_assessed"]}
+    assert "The signature is one of this report" in run.out
+    assert json.loads((tmp_path / "gates.sarif").read_text())["version"] == "2.1.0"
+    theirs: Any = load_pem_public_key((tmp_path / "house.pub.pem").read_bytes())
+    signature = (tmp_path / "report.json.sig").read_bytes()
+    theirs.verify(signature, canonical((tmp_path / "report.json").read_bytes()))
 
 
 def test_keys_and_signatures_that_are_none_are_refused_in_a_sentence(
