@@ -47,6 +47,7 @@ if TYPE_CHECKING:
         fit,
         training_attack,
     )
+    from adap.core.library.universal import Universal, universal
 
 _HOMES = {
     "adap.core.errors": ("AdapError", "ConfigError", "DataError", "ModelError", "TrainingError"),
@@ -66,6 +67,7 @@ _HOMES = {
         *("Augment", "Fitted", "Optimizer", "TrainingAttack", "WeightPerturbation"),
         *("attack_generator", "batches", "fit", "training_attack"),
     ),
+    "adap.core.library.universal": ("Universal", "universal"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -100,6 +102,7 @@ __all__ = [
     "TrainingAttack",
     "TrainingError",
     "Transfer",
+    "Universal",
     "WeightPerturbation",
     "attack",
     "attack_generator",
@@ -111,6 +114,7 @@ __all__ = [
     "largest_score",
     "smallest_changes",
     "training_attack",
+    "universal",
     "worst_case",
 ]
 

@@ -1,0 +1,126 @@
+"""One perturbation for all images: `adap.universal`."""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from adap.core.attacks.holding import attacking
+from adap.core.attacks.universal import universal_perturbation
+from adap.core.audit.network import as_input, logits_of
+from adap.core.config import EPSILON_PAPER, BallNorm
+from adap.core.errors import ModelError
+from adap.core.figures.ranking import average_precision
+from adap.core.library.attacks import columns_of
+from adap.core.library.examples import Examples, Layout, as_float, examples_of
+from adap.core.library.rankers import TRIED, Outputs, Ready, ready
+from adap.core.library.refusals import refuse_unless_whole, threat_of
+
+
+@dataclass(frozen=True)
+class Universal:
+    """One perturbation, and the AP of the images it was found on, without and with it.
+
+    delta: (C, H, W), to be added to an image and clipped to [0, 1].  clean_ap, ap: in [0, 1].
+    Found, not proven: all images share it, so it is no search image by image, and a better one may
+    exist.  warnings: what was decided about the model and the images.
+
+    >>> adap.Universal(torch.zeros(1, 8, 8), clean_ap=0.9, ap=0.7).ap
+    0.7
+    """
+
+    delta: Tensor
+    clean_ap: float
+    ap: float
+    warnings: Sequence[str] = ()
+
+
+def universal(
+    model: nn.Module,
+    images: Any,
+    labels: Any = None,
+    *,
+    epsilon: float | str = EPSILON_PAPER,
+    norm: BallNorm = "linf",
+    rounds: int = 20,
+    positive: Any = None,
+    outputs: Outputs = "auto",
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    layout: Layout | None = None,
+    batch_size: int = 256,
+    device: str | torch.device | None = None,
+) -> Universal:
+    """One perturbation within epsilon that, added to every image, ranks them as badly as was found.
+
+    model, images, labels and the options that `adap.audit` has: as there.  rounds: steps, each of
+    which looks at every image. What is ascended is the mean logit of the negatives minus that of
+    the positives, as a shift of all logits alike changes no ranking.
+
+    Raises ConfigError for another norm and other options that cannot be, ModelError for a function,
+    which has no gradients; DataError as `adap.audit`. Source: `docs/attacks.md` names the papers.
+
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 1))
+    >>> images, labels = torch.rand(8, 3, 4, 4), torch.tensor([0, 1] * 4)
+    >>> found = adap.universal(model, images, labels, epsilon=8/255, rounds=5)
+    >>> bool(found.delta.abs().max() <= 8/255 + 1e-6), tuple(found.delta.shape)
+    (True, (3, 4, 4))
+    """
+    threat = threat_of(epsilon, norm)
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            "expected an nn.Module, whose gradients lead to the perturbation, got "
+            f"{type(model).__name__}"
+        )
+    refuse_unless_whole("batch_size", batch_size, least=1)
+    refuse_unless_whole("rounds", rounds, least=1)
+    with ExitStack() as stack:
+        found = stack.enter_context(examples_of(images, labels, positive=positive, layout=layout))
+        made = stack.enter_context(
+            ready(
+                model,
+                as_float(found.images[:TRIED]),
+                outputs=outputs,
+                positive=columns_of(positive),
+                mean=mean,
+                std=std,
+                device=device,
+                refuse_train_mode=True,
+            )
+        )
+        starts = range(0, len(found), batch_size)
+        parts = [slice(start, min(start + batch_size, len(found))) for start in starts]
+        with attacking(made.scorer):
+            delta = universal_perturbation(
+                [_batch(made, found, rows) for rows in parts],
+                norm=norm,
+                epsilon=threat.epsilon,
+                rounds=rounds,
+            )
+            clean, moved = (
+                np.concatenate([_scores(made, found, rows, delta=each) for rows in parts])
+                for each in (torch.zeros_like(delta), delta)
+            )
+        warnings = [*made.decided, *found.decided]
+    return Universal(
+        delta=delta.cpu(),
+        clean_ap=average_precision(clean, found.targets),
+        ap=average_precision(moved, found.targets),
+        warnings=warnings,
+    )
+
+
+def _batch(made: Ready, found: Examples, rows: slice) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    positives = int(found.targets.sum())
+    weights = np.where(found.targets == 1, -1 / positives, 1 / (len(found) - positives))
+    weight = torch.tensor(weights[rows], dtype=torch.float32, device=made.device)
+    return as_input(found.images[rows], made.device), lambda x: weight * made.scorer(x)
+
+
+def _scores(made: Ready, found: Examples, rows: slice, *, delta: Tensor) -> NDArray[np.float64]:
+    return logits_of(made.scorer, (as_input(found.images[rows], made.device) + delta).clamp(0, 1))
