@@ -34,6 +34,7 @@ NAVIGATION = (  # on every page: where it leads, its words
     ("/datasets", "Data sets"),
     ("/models", "Models"),
     ("/jobs", "Jobs"),
+    ("/sweeps", "Sweeps"),
 )
 POLICY = {
     "default-src": "'none'",
@@ -128,4 +129,6 @@ def _brief(values: Mapping[str, Any]) -> str:
 def _figure(value: Any) -> str:
     if isinstance(value, str):
         return value
+    if isinstance(value, Mapping):
+        return f"({_brief(value)})"
     return f"{value:.4g}" if isinstance(value, float) else json.dumps(value, ensure_ascii=False)

@@ -20,6 +20,7 @@ PAGES = {  # by path: the template
     "/datasets": "datasets",
     "/models": "models",
     "/jobs": "jobs",
+    "/sweeps": "sweeps",
     "/datasets/new": "dataset_new",
     "/models/new": "model_new",
     "/audits/new": "audit_new",

@@ -155,6 +155,7 @@ def test_from_files_to_a_report_with_what_is_refused_mended_in_place(
     tab.fill("[name='threat.epsilon']", "8")
     tab.click("button:text-is('Start the audit')")
     tab.wait_for_selector("text=write 8/255")
+    assert tab.evaluate("document.activeElement.name") == "threat.epsilon"
     visitor.judge()
     tab.fill("[name='threat.epsilon']", "8/255")
     tab.select_option("[name=preset]", "quick")

@@ -18,26 +18,33 @@ export class NotRead extends Error {
 
 const FRACTION = /^\d+(\.\d+)?\s*\/\s*\d+(\.\d+)?$/;
 
-export function figure(value) {
-  // A number as people write it: 8/255 instead of sixteen digits.
+export function figure(value, levelsOfPixels = false) {
+  // A number as people write it, of pixels as 8/255 instead of sixteen digits.
   const levels = value * 255;
-  if (value > 0 && value < 1 && Math.abs(levels - Math.round(levels)) < 1e-9) {
+  if (levelsOfPixels && value > 0 && value < 1 && Math.abs(levels - Math.round(levels)) < 1e-9) {
     return `${Math.round(levels)}/255`;
   }
   return String(Number(value.toPrecision(4)));
 }
 
-function shown(value) {
+function shown(value, levelsOfPixels = false) {
   if (value === null || value === undefined) {
     return "";
   }
   if (typeof value === "number") {
-    return figure(value);
+    return figure(value, levelsOfPixels);
   }
-  return Array.isArray(value) ? value.map(shown).join(", ") : String(value);
+  return Array.isArray(value)
+    ? value.map((one) => shown(one, levelsOfPixels)).join(", ")
+    : String(value);
 }
 
+const WORDS = { lr: "Learning rate", fpr: "False positive rate", std: "Deviation", k: "k" };
+
 const words = (name) => {
+  if (name in WORDS) {
+    return WORDS[name];
+  }
   const text = name.replaceAll("_", " ");
   return text.charAt(0).toUpperCase() + text.slice(1);
 };
@@ -113,8 +120,8 @@ function numeric(path, label, schema, { whole, fraction }) {
     }
     return fraction && FRACTION.test(text) ? text.replace(/\s/g, "") : number(text, path, whole);
   };
-  const hint = (value) => (input.placeholder = shown(value));
-  hint(schema.default);
+  const hint = (value) => (input.placeholder = shown(value ?? schema.default, fraction));
+  hint();
   return control(path, label, input, help, read, hint);
 }
 
@@ -131,18 +138,18 @@ function list(path, label, schema, item) {
       !numbers || FRACTION.test(part) ? part : number(part, path, item.type === "integer"),
     );
   };
-  const hint = (value) => (input.placeholder = shown(value));
-  hint(schema.default);
+  const hint = (value) => (input.placeholder = shown(value ?? schema.default));
+  hint();
   return control(path, label, input, help, read, hint);
 }
 
 export function choice(path, label, schema, values) {
   const none = make("option", { value: "" });
   const input = make("select", {}, none, values.map((value) => make("option", { value }, valueWords(value))));
-  const hint = (value) => {
+  const hint = (value = schema.default) => {
     none.textContent = value === undefined || value === null ? "not set" : `as usual: ${valueWords(value)}`;
   };
-  hint(schema.default);
+  hint();
   return control(path, label, input, schema.description, () => input.value || undefined, hint);
 }
 
@@ -150,18 +157,18 @@ function tick(path, label, schema) {
   const input = make("input", { type: "checkbox" });
   let standard = schema.default ?? false;
   const hint = (value) => {
-    standard = value ?? false;
+    standard = value ?? schema.default ?? false;
     input.checked = standard;
   };
-  hint(schema.default);
+  hint();
   const read = () => (input.checked === standard ? undefined : input.checked);
   return control(path, label, input, schema.description, read, hint);
 }
 
 function text(path, label, schema) {
   const input = make("input", { type: "text", autocomplete: "off", maxlength: schema.maxLength });
-  const hint = (value) => (input.placeholder = shown(value));
-  hint(schema.default);
+  const hint = (value) => (input.placeholder = shown(value ?? schema.default));
+  hint();
   return control(path, label, input, schema.description, () => input.value.trim() || undefined, hint);
 }
 
@@ -177,10 +184,11 @@ function group(path, label, schema, all) {
     const said = entries.filter(([, value]) => value !== undefined);
     return said.length ? Object.fromEntries(said) : undefined;
   };
-  const hint = (value) => parts.forEach(([name, part]) => part.hint(value?.[name]));
-  if (schema.default) {
-    hint(schema.default);
-  }
+  const hint = (value) => {
+    const usual = { ...schema.default, ...value };
+    parts.forEach(([name, part]) => part.hint(usual[name]));
+  };
+  hint();
   return { element, read, hint, faults: parts.flatMap(([, part]) => part.faults) };
 }
 
@@ -201,10 +209,10 @@ function oneOf(path, label, schema, all) {
     const part = chosen();
     return part && { [propertyName]: input.value, ...part[2].read() };
   };
-  const hint = (value) => {
+  const hint = (value = schema.default) => {
     input.options[0].textContent = value ? `as usual: ${value[propertyName] ?? value}` : "as usual";
   };
-  hint(schema.default);
+  hint();
   const made = control(path, label, input, schema.description, read, hint);
   const show = () => {
     const part = chosen();
@@ -266,11 +274,25 @@ function resolve(schema, all) {
   }
 }
 
+const KINDS = { model_id: "models", dataset_id: "datasets", train_on: "datasets" };
+
+function named(path, label, schema) {
+  // A data set or model that is ready, by its name.
+  const input = make("select", {}, make("option", { value: "" }, "none"));
+  get(`/v1/${KINDS[path.at(-1)]}?status=ready&limit=100`).then(({ data }) =>
+    input.append(...data.map(({ id, name }) => make("option", { value: id }, name))),
+  );
+  return control(path, label, input, schema.description, () => input.value || undefined);
+}
+
 export function field(path, schema, all, label = words(path.at(-1))) {
   // A field of any schema that the requests have.
   const found = resolve(schema, all);
   if (found.discriminator) {
     return oneOf(path, label, found, all);
+  }
+  if (path.at(-1) in KINDS) {
+    return named(path, label.replace(/ id$/, ""), found);
   }
   if (found.enum) {
     return choice(path, label, found, found.enum);
@@ -316,7 +338,8 @@ export function place(fields, pointer, fault) {
   const all = fields.flatMap((one) => one.faults).filter(([, , input]) => input.isConnected);
   const above = all.filter(([path]) => within(path, parts)).sort(([a], [b]) => b.length - a.length);
   const below = all.filter(([path]) => parts.length > 0 && within(parts, path));
-  const [found] = [...above, ...below];
+  const meant = below.filter(([path]) => new RegExp(`\\b${path.at(-1)}\\b`).test(fault));
+  const [found] = [...above, ...meant, ...below];
   found?.[1](fault);
   return found?.[2] ?? null;
 }

@@ -2,7 +2,7 @@
 
 import { ENDED, follow, get } from "./api.js";
 import { byId, jobMark, make, say } from "./dom.js";
-import { jobTitle, named, took } from "./job_words.js";
+import { jobTitle, named, took, whyFailed } from "./job_words.js";
 import { ap, plural, progressSentence, queueSentence, when } from "./words.js";
 
 const FOLLOWED = 3; // lines that are kept open: a browser has six for a service
@@ -51,7 +51,7 @@ function figures({ kind, result }) {
 }
 
 function endedItem(job) {
-  const why = job.error?.message ?? figures(job);
+  const why = whyFailed(job) ?? figures(job);
   const report = job.links.report
     ? make("a", { href: job.links.report }, "The report")
     : null;

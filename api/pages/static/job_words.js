@@ -46,3 +46,12 @@ export function took({ started_at: started, finished_at: finished }) {
   const until = finished === null ? Date.now() : Date.parse(finished);
   return lasting(Math.max(0, (until - Date.parse(started)) / 1000));
 }
+
+export function whyFailed({ error }) {
+  // The first reason of several, in one sentence; null where it did not fail.
+  if (error === null) {
+    return null;
+  }
+  const [first, ...others] = error.message.split("; ");
+  return others.length ? `${first} (and ${others.length} more: see its page)` : first;
+}

@@ -1,7 +1,7 @@
 // The list of jobs.
 
 import { jobMark, make } from "./dom.js";
-import { jobTitle, named, took } from "./job_words.js";
+import { jobTitle, named, took, whyFailed } from "./job_words.js";
 import { showList } from "./list.js";
 import { share, when } from "./words.js";
 
@@ -20,7 +20,7 @@ showList({
         job.status === "running" && job.progress?.total
           ? make("small", {}, share(job.progress.completed / job.progress.total))
           : null,
-        job.error ? make("small", { class: "why" }, job.error.message) : null,
+        job.error ? make("small", { class: "why" }, whyFailed(job)) : null,
       ),
       make("td", {}, named(job.links.model), named(job.links.dataset)),
       make("td", {}, when(job.created_at)),

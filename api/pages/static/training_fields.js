@@ -51,11 +51,7 @@ export async function trainingFields(path = []) {
   const choose = preset.faults[0][2];
   choose.addEventListener("change", () => {
     const filled = presets.find((one) => one.name === choose.value)?.parameters ?? {};
-    for (const [field, one] of Object.entries(made)) {
-      if (field in filled) {
-        one.hint(filled[field]);
-      }
-    }
+    Object.entries(made).forEach(([field, one]) => one.hint(filled[field]));
   });
   dataset.input.addEventListener("change", task.setClasses);
   task.setClasses();
