@@ -160,7 +160,7 @@ def test_from_files_to_a_report_with_what_is_refused_mended_in_place(
     tab.fill("[name='threat.epsilon']", "8/255")
     tab.select_option("[name=preset]", "quick")
     tab.reload()  # nothing that was typed is lost
-    tab.wait_for_selector("text=20 images of it would be attacked")
+    tab.wait_for_selector("#extent:has-text('20 images, by pgd and apgd')")
     assert tab.input_value("[name='threat.epsilon']") == "8/255"
     tab.click("text=The same without this page")
     command = tab.inner_text("#same pre >> nth=0")
@@ -170,6 +170,7 @@ def test_from_files_to_a_report_with_what_is_refused_mended_in_place(
     )
     tab.click("button:text-is('Start the audit')")
     tab.wait_for_url("**/v1/jobs/job_*")
+    tab.wait_for_selector("a:text-is('The report')")  # until then the page changes by itself
     visitor.judge()
     tab.click("a:text-is('The report')")
     tab.wait_for_url("**/report")
@@ -181,7 +182,7 @@ def test_from_files_to_a_report_with_what_is_refused_mended_in_place(
         tab.goto(path)
         tab.wait_for_selector("#list tbody tr")
         visitor.judge()
-    assert "resize" in tab.inner_text("#list")
+    assert "expected images of one size" in tab.inner_text("#list")
     assert visitor.expected, "the refusal was one of the API"
 
 

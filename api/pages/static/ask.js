@@ -3,6 +3,7 @@
 import { call, csrf } from "./api.js";
 import { byId, make, say } from "./dom.js";
 import { clear, NotRead, place } from "./fields.js";
+import { count, lasting } from "./words.js";
 
 const quoted = (text) =>
   /^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", `'"'"'`)}'`;
@@ -103,8 +104,46 @@ export function refused(problem, fields, said) {
   (first ?? said).focus?.();
 }
 
-export function ask({ path, fields, read, tools, leads }) {
+const LATER_MS = 500; // after the last sign that was typed
+
+function cost({ images, attacks, seconds }) {
+  const by = attacks.length ? `, by ${attacks.join(" and ")}` : "";
+  const time =
+    seconds === null
+      ? "How long it takes is not known yet: nothing like it was run here."
+      : `It should take one worker about ${lasting(seconds)}.`;
+  return `${count(images)} images${by}. ${time}`;
+}
+
+function estimating(path, read, complete) {
+  // Say what the request would cost, when it can be told.
+  const place = byId("extent");
+  let turn = 0;
+  let later;
+  const tell = async () => {
+    const mine = ++turn;
+    let sentence = "";
+    try {
+      const request = read();
+      if (complete(request)) {
+        sentence = cost(await call("POST", path, { json: request }));
+      }
+    } catch {
+      // it is refused: the button says why
+    }
+    if (mine === turn) {
+      say(place, sentence);
+    }
+  };
+  return () => {
+    clearTimeout(later);
+    later = setTimeout(tell, LATER_MS);
+  };
+}
+
+export function ask({ path, fields, read, tools, leads, estimate = null, complete = null }) {
   // fields: all of them. read: the request that they stand for. leads: where an answer leads to.
+  // estimate: where to ask what it would cost, once it is complete.
   const form = byId("ask");
   const said = byId("said");
   const button = form.querySelector('button[type="submit"]');
@@ -127,8 +166,15 @@ export function ask({ path, fields, read, tools, leads }) {
     }
   }
 
-  form.addEventListener("input", show);
-  form.addEventListener("change", show);
+  const tellCost = estimate === null ? () => {} : estimating(estimate, read, complete);
+
+  function changed() {
+    show();
+    tellCost();
+  }
+
+  form.addEventListener("input", changed);
+  form.addEventListener("change", changed);
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
     clear(fields);
@@ -157,5 +203,6 @@ export function ask({ path, fields, read, tools, leads }) {
     button.disabled = false;
   });
   typed.restore();
-  show();
+  changed();
+  button.disabled = false; // until here a press would have sent the form as browsers do
 }

@@ -2,9 +2,7 @@
 
 import { ask, flags } from "./ask.js";
 import { classesOf, fill, picker, positives } from "./choose.js";
-import { say, byId } from "./dom.js";
 import { fieldsOf } from "./fields.js";
-import { count } from "./words.js";
 
 const NAMED = {
   model_id: "--model",
@@ -49,31 +47,18 @@ fill("main-fields", [model, dataset, task, preset, threat, sample, thresholds]);
 fill("more-fields", Object.values(more));
 
 const all = [model, dataset, task, threat, preset, sample, thresholds, ...Object.values(more)];
-const extent = byId("extent");
-
 function read() {
   const parts = { model_id: model, dataset_id: dataset, task, preset, threat, sample, thresholds };
   const entries = Object.entries({ ...parts, ...more }).map(([name, one]) => [name, one.read()]);
   return Object.fromEntries(entries.filter(([, value]) => value !== undefined));
 }
 
-function tellExtent() {
-  const summary = dataset.chosen()?.summary;
-  if (summary) {
-    const { split_examples: splits } = summary;
-    const images = splits?.test ?? summary.examples;
-    say(extent, `${count(images)} images of it would be attacked, unless fewer are asked for.`);
-  }
-}
-
-dataset.input.addEventListener("change", () => {
-  task.setClasses();
-  tellExtent();
-});
+dataset.input.addEventListener("change", task.setClasses);
 task.setClasses();
-tellExtent();
 ask({
   path: "/v1/audits",
+  estimate: "/v1/audits/estimate",
+  complete: (request) => "model_id" in request && "dataset_id" in request,
   fields: all,
   read,
   tools: { command: (request) => `audit ${flags(request, NAMED)}`, method: "audit" },

@@ -134,6 +134,7 @@ export function upload({ path, fields, form: read, what }) {
     busy(false);
   });
   typed.restore();
+  button.disabled = false; // until here a press would have sent the form as browsers do
 }
 
 const FLAGS = { size: "input", positive: "output" }; // what the command calls otherwise
