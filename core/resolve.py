@@ -25,6 +25,7 @@ from adap.core.config import (
 from adap.core.corruptions.parameters import refuse_too_small
 from adap.core.errors import ConfigError, DataError
 from adap.core.figures import gate
+from adap.faults import suggestion
 from adap.reading import Reading
 
 POSITIVE_NAMES = ("positive", "pos", "1", "true", "yes")
@@ -105,6 +106,7 @@ def resolve_task(
     if unknown:
         raise ConfigError(
             f"expected positive classes among {', '.join(classes[:20])}; got {', '.join(unknown)}"
+            + suggestion(unknown[0], classes)
         )
     return task
 
@@ -284,6 +286,7 @@ def _check_trainable(
     if architecture not in smallest:
         raise ConfigError(
             f"architecture: expected one of {', '.join(smallest)}; got {architecture!r}"
+            + suggestion(architecture, smallest)
         )
     if min(summary.height, summary.width) < smallest[architecture]:
         raise ConfigError(

@@ -35,6 +35,7 @@ _FLAGS = {
     "search": "--vary",
     "search.parameters": "--vary",
 }
+_FIELD = re.compile(r"([a-z_]+(?:\.[a-z_]+)*): ")
 _MORE = re.compile(r" \(\d+ more[^()]* in `errors`\)$")
 
 
@@ -67,8 +68,10 @@ class Line:
 
     def _in_words(self, text: str) -> str:
         found = POINTER.match(text)
-        if found is None:
-            return text
+        if found is None:  # what was found out later begins by the field itself
+            named = _FIELD.match(text)
+            flag = None if named is None else self._option(named[1])
+            return text if named is None or flag is None else f"{flag}: {text[named.end() :]}"
         path = dotted(found[1]).removeprefix("training.")
         return f"{self._flag(path)}: {text[found.end() :]}" if path else text[found.end() :]
 

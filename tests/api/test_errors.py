@@ -120,6 +120,7 @@ def test_what_is_not_there_or_not_valid_is_a_problem(
         ({"colour": "red"}, "/body/colour: no such field; allowed: preset, method, architecture, "),
         ({"architecture": "resnet9000"}, "expected one of small_cnn, resnet18, resnet18_3x3"),
         ({"architecture": "resnet18"}, "at least 32 pixels a side, this data set has 8x8"),
+        ({"task": {"positive": ["dgo"]}}, "among cat, dog; got dgo; did you mean dog?"),
         ({"task": {"positive": ["horse"]}}, "among cat, dog; got horse"),
         ({"task": None}, "expected a task"),
         ({"batch_size": 8, "positives_per_batch": 8}, "below batch_size 8, got 8"),

@@ -38,7 +38,7 @@ def test_every_value_has_the_fields_that_the_service_answers(service: str) -> No
             known = schemas[name]["properties"].keys()
             assert set(value.model_fields) <= known, name
             checked += 1
-    assert checked == 11
+    assert checked == 12
     for whole in ("Job", "Progress", "Dataset", "Model"):
         assert set(getattr(values, whole).model_fields) == set(schemas[whole]["properties"])
 
@@ -52,7 +52,7 @@ def test_the_examples_of_the_documentation_run(
 ) -> None:
     page = (REPOSITORY / "docs" / "client.md").read_text()
     blocks = re.findall(r"^```python\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     code = "\n".join(blocks)
     assert "http://127.0.0.1:8000" in code
     shutil.make_archive(str(tmp_path / "photos"), "zip", images)
