@@ -1095,7 +1095,8 @@ class AuditConfig(Config):
 
     def recovery_attacks(self, height: int, width: int) -> list[Attack]:
         """What is run besides where the gradient of images of this size hides something."""
-        if self.attacks is not None or self.threat.epsilon == 0 or self.preset not in RECOVERING:
+        searched = self.attacks is None and self.preset in RECOVERING
+        if not searched or self.threat.epsilon == 0 or self.threat.norm not in SQUARE_NORMS:
             return []
         return [
             attack

@@ -120,6 +120,7 @@ def test_the_budget_of_the_long_search_grows_with_the_image_and_only_standard_ha
         {"preset": "paper"},
         {"attacks": ["apgd"]},
         {"threat": {"epsilon": 0.0}},
+        {"threat": {"norm": "patch", "epsilon": 3.0}},  # where Square cannot search
     ):
         assert searched(32, **asked) == []
 

@@ -296,11 +296,13 @@ class Bench:
             self._tell(len(x))
             if not steps:
                 continue
+            generator = generator_of(self.seed, "checks", rows.start, "gradients")
+            # Beside the image, where a search goes: a gradient may be whole on stored pixels alone.
+            beside = sizes[0] * (torch.rand(x.shape, generator=generator).to(x.device) - 0.5)
             # No step leaves [0, 1]: what a network makes of such pixels is nobody's business.
-            x = x.clamp(margin, 1 - margin)
+            x = (x + beside).clamp(margin, 1 - margin)
             with self._drawing(rows, "slopes"):
                 _, gradient = loss_and_gradient(network, x)
-            generator = generator_of(self.seed, "checks", rows.start, "gradients")
             for step, size in enumerate(sizes.tolist()):
                 drawn = torch.rand(x.shape, generator=generator).to(x.device)
                 d = torch.where(drawn < 0.5, -size, size)

@@ -1,0 +1,131 @@
+"""Honest networks that look odd, which must pass, and new disguises, which must be named.
+
+Networks and images are those of `test_checks`; the sample is half of what quick checks look at.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tests.core.test_checks import Disguised, audit, failed, held_out, small_cnn, trained, verdict
+
+Disguise = Callable[[nn.Module, Tensor], Tensor]
+
+
+def few() -> tuple[Any, Any]:
+    images, targets = held_out()
+    rows = np.concatenate([np.flatnonzero(targets == side)[:24] for side in (0, 1)])
+    return images[rows], targets[rows]
+
+
+def second() -> nn.Module:
+    return trained(small_cnn, seed=1)
+
+
+def hard_gate(network: nn.Module, x: Tensor) -> Tensor:
+    """Each image is scored by one of two experts, which its brightness chooses."""
+    return torch.where(x.mean((1, 2, 3)) > 0.3, network(x), second()(x))
+
+
+def standardised(network: nn.Module, x: Tensor) -> Tensor:
+    """Each image by its own mean and deviation, as medical pipelines do."""
+    mean, std = x.mean((1, 2, 3), keepdim=True), x.std((1, 2, 3), keepdim=True)
+    return network(0.3 + 0.3 * (x - mean) / (std + 1e-3))
+
+
+def top_features(network: nn.Module, x: Tensor) -> Tensor:
+    features = network[:4](x).flatten(1)  # type: ignore[index]
+    return network(x) + features.topk(20, dim=1).values.mean(1)
+
+
+HONEST: dict[str, Disguise] = {
+    "a temperature of 10,000": lambda network, x: network(x) / 1e4,
+    "standardised image by image": standardised,
+    "the mean of the largest features": top_features,
+    "logits clipped out of reach": lambda network, x: network(x).clamp(-60, 60),
+    "a soft maximum of two networks": lambda network, x: torch.stack(
+        [network(x), second()(x)]
+    ).logsumexp(0),
+    # Its gradient is cut and nothing is lost by it: APGD-20 leaves 0.255 of 200 images, and 0.433
+    # by the whole gradient, which loses its way where the gate saturates.
+    "a gate that no attack needs": lambda network, x: (
+        network(x) * torch.sigmoid(3 * second()(x)).detach()
+    ),
+}
+
+
+@pytest.mark.parametrize("disguise", HONEST.values(), ids=HONEST)
+def test_an_honest_network_of_an_odd_kind_is_trustworthy(disguise: Disguise) -> None:
+    assert verdict(audit(Disguised(disguise), few())) == "trustworthy"
+
+
+def test_a_network_that_jumps_between_two_experts_is_a_caution_at_most() -> None:
+    found = audit(Disguised(hard_gate), few())
+    assert verdict(found) != "not trustworthy"
+    assert found["gradient_predicts"].figures["correlation"] > 0.99  # only far steps cross the gate
+
+
+class WrongBackward(torch.autograd.Function):
+    """A step in NumPy whose backward pass somebody wrote, and got wrong."""
+
+    @staticmethod
+    def forward(_ctx: Any, x: Tensor) -> Tensor:
+        return torch.from_numpy(np.sqrt(x.detach().numpy() + np.float32(1e-3)))
+
+    @staticmethod
+    def backward(_ctx: Any, upstream: Tensor) -> Tensor:
+        return 0.5 * upstream.flip(-1)
+
+
+class WholeOnStoredPixels(torch.autograd.Function):
+    """Nothing to the image; its gradient passes where every pixel is one of 256 levels."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Tensor:
+        levels = 255 * ctx.saved_tensors[0]
+        stored = ((levels - levels.round()).abs() < 1e-3).flatten(1).all(1)
+        return upstream * stored.view(-1, 1, 1, 1)
+
+
+def one_random_member(network: nn.Module, x: Tensor) -> Tensor:
+    return 0.9 * network(x) + 0.1 * second()(F.dropout(x, 0.5, training=True))
+
+
+def saturated(network: nn.Module, x: Tensor) -> Tensor:
+    return torch.stack([torch.zeros(len(x)), 1e4 * network(x)], 1).softmax(1)[:, 1]
+
+
+DISHONEST: dict[str, tuple[Disguise, str]] = {
+    "logits clipped to 2": (lambda network, x: network(x).clamp(-2, 2), "gradients"),
+    "a softmax that saturates": (saturated, "gradients"),
+    "pixels rounded at random": (
+        lambda network, x: network((16 * x + torch.rand_like(x)).floor() / 16),
+        "repeatable",
+    ),
+    "one random member of two": (one_random_member, "repeatable"),
+    "a backward pass that is wrong": (
+        lambda network, x: network(WrongBackward.apply(x)),
+        "gradient_predicts",
+    ),
+    "whole on stored pixels alone": (
+        lambda network, x: network(WholeOnStoredPixels.apply(x)),
+        "gradient_predicts",
+    ),
+}
+
+
+@pytest.mark.parametrize(("disguise", "named"), DISHONEST.values(), ids=DISHONEST)
+def test_a_disguise_of_a_new_kind_is_named(disguise: Disguise, named: str) -> None:
+    found = audit(Disguised(disguise), few())
+    assert verdict(found) == "not trustworthy"
+    assert named in failed(found)
