@@ -373,7 +373,7 @@ def test_a_network_with_a_logit_a_class_is_added_shown_and_scored(
     spec = {"channels": 1, "height": 8, "width": 8, "mean": [0.4], "std": [0.2]}
     add = ("model", "add", classifier, "--architecture", "small_cnn", "--input", json.dumps(spec))
     twice = adap(*add, "--classes", "cow, dog,cow ")  # the same name, once it is trimmed
-    assert twice.err.splitlines()[-1] == "/body/output: expected each class once"
+    assert twice.err.splitlines()[-1] == "--classes: expected each class once"
 
     added = adap(*add, "--classes", '["cow, red", "dog", "cat"]', "--multilabel", "--watch")
     assert added.code == 0, added.err
@@ -504,7 +504,7 @@ def test_a_threshold_that_is_not_met_fails_the_command(
     assert refused.code == 1
     assert "did you mean worst_case_ap?" in refused.err
     refused = adap(*audit, "--require", "worst_case_ap")
-    assert refused.err.startswith("/body/thresholds/0: expected a threshold such as")
+    assert refused.err.startswith("--require: expected a threshold such as")
 
 
 def test_a_watched_job_that_fails_makes_the_command_fail(
