@@ -115,9 +115,9 @@ def curves(lines: Sequence[Line], *, title: str, chosen: float | None, whole: bo
     first, last = min(epochs), max(max(epochs), min(epochs) + 1)
     top = 1.0 if whole else max(values) * 1.08 or 1.0
     across = svg.Axis(first, last, _whole_ticks(first, last), title="epoch")
-    upwards = svg.Axis(0, top, svg.round_ticks(0, top, most=5), title=title)
+    upwards = svg.Axis(0, top, svg.round_ticks(0, top, most=5 if whole else 3))
     area = svg.Area(across, upwards, height=220 if whole else 120)
-    marks = [svg.axes(area)]
+    marks = [svg.axes(area), svg.note(title, x="0", y=-12)]
     if chosen is not None and first <= chosen <= last:
         marks.append(svg.upright(area, chosen, dash="dot"))
     for line in lines:

@@ -26,6 +26,7 @@ PAGES = {  # by path: the template
     "/audits/new": "audit_new",
     "/sweeps/new": "sweep_new",
     "/trainings/new": "training_new",
+    "/try": "try",
 }
 
 

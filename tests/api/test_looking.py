@@ -33,8 +33,11 @@ def browser() -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def tab_of(browser: Any, api: Api, **options: Any) -> Iterator[Any]:
-    """A narrow tab, of whose page nobody complains and which asks nobody but the service."""
+def tab_of(browser: Any, api: Api, *, refused: int = 0, **options: Any) -> Iterator[Any]:
+    """A narrow tab, of whose page nobody complains and which asks nobody but the service.
+
+    refused: how many calls of the page are to be refused, which a browser complains of.
+    """
     complaints: list[str] = []
     viewport = {"width": 400, "height": 800}
     context = browser.new_context(
@@ -48,14 +51,16 @@ def tab_of(browser: Any, api: Api, **options: Any) -> Iterator[Any]:
             "request",
             lambda request: (
                 complaints.append(request.url)
-                if not request.url.startswith((str(api.http.base_url), "data:"))
+                if not request.url.startswith((str(api.http.base_url), "data:", "blob:"))
                 else None
             ),
         )
         yield tab
         assert tab.evaluate("document.documentElement.scrollWidth") <= 400
         assert tab.evaluate("window.pwned") is None
-    assert complaints == []
+    refusals = [one for one in complaints if one.startswith("Failed to load resource")]
+    assert len(refusals) == refused
+    assert complaints == refusals
 
 
 @pytest.fixture

@@ -1,0 +1,149 @@
+// One image, scored by a model, and its place among images that the model has scored before.
+
+import { get, send } from "./api.js";
+import { byId, make, say } from "./dom.js";
+import { picture } from "./gallery.js";
+import { count } from "./words.js";
+
+const said = byId("said");
+const [among, positive, file] = ["among", "positive", "file"].map(byId);
+const standings = new Map(); // by the address of its places: the job
+let model = null;
+let chosen = null; // the file, as it was dropped
+
+const taskOf = (job) => job.request.task?.positive ?? null;
+
+async function choose(modelId) {
+  model = await get(`/v1/models/${modelId}`);
+  const { input, output } = model.manifest;
+  byId("model-name").replaceChildren(
+    make("a", { href: `/v1/models/${model.id}` }, make("bdi", {}, model.name)),
+  );
+  byId("model-words").textContent =
+    `Drop one image of ${input.width} \u00D7 ${input.height} in, and see where it would stand.`;
+  positive.replaceChildren(
+    ...(output.classes ?? []).map((name) => make("option", { value: name }, name)),
+  );
+  standings.clear();
+  const options = [among.options[0]];
+  for (const kind of ["rank", "audit"]) {
+    const asked = `kind=${kind}&status=succeeded&model_id=${model.id}&limit=50`;
+    const { data } = await get(`/v1/jobs?${asked}`);
+    for (const job of data.filter(({ links, request }) => links.images && !request.task?.each)) {
+      const where = job.links.images.replace(/images$/, "place");
+      standings.set(where, job);
+      options.push(make("option", { value: where }, await words(job)));
+    }
+  }
+  among.replaceChildren(...options);
+  among.selectedIndex = options.length > 1 ? 1 : 0;
+  side();
+}
+
+async function words(job) {
+  const what = job.kind === "rank" ? "the ranking" : "the audit, clean,";
+  const { name } = await get(job.links.dataset).catch(() => ({ name: "a data set that is gone" }));
+  const first = taskOf(job);
+  return `${what} of ${name}${first ? `, ${first.join(" and ")} first` : ""}`;
+}
+
+function side() {
+  // What is ranked first is the ranking's to say; a model with one logit has no choice.
+  const job = standings.get(among.value);
+  const needed = model?.manifest.output.classes && !(job && taskOf(job));
+  byId("positive-field").hidden = !needed;
+}
+
+function take(one) {
+  chosen = one;
+  const preview = byId("preview");
+  URL.revokeObjectURL(preview.src);
+  preview.src = URL.createObjectURL(one);
+  preview.hidden = false;
+  byId("result").hidden = true;
+  say(said, "");
+}
+
+function neighbour(item, side) {
+  if (item === null) {
+    return make("p", { class: "muted" }, side === "before" ? "Nothing stands before it." : "Nothing stands behind it.");
+  }
+  const words = `#${count(item.rank)} ${item.labels.join(", ")}`;
+  const image = picture(item, 0);
+  image.alt = `${side} it: ${item.example_id}`;
+  return make("figure", {}, image, make("figcaption", {}, `Right ${side} it: `, make("bdi", {}, words)));
+}
+
+function tell(score, place) {
+  const shown = String(Number(score.toPrecision(5)));
+  byId("result").hidden = false;
+  if (place === null) {
+    byId("place").textContent = `Its score is ${shown}.`;
+    byId("neighbours").replaceChildren();
+    return;
+  }
+  const found = place.positives_before;
+  const of = found === null ? "" : `; ${count(found)} of ${count(place.positives)} positives stand before it`;
+  byId("place").textContent =
+    `Rank ${count(place.rank)} among ${count(place.examples)} images, with a score of ${shown}${of}.`;
+  byId("neighbours").replaceChildren(neighbour(place.before, "before"), neighbour(place.behind, "behind"));
+}
+
+async function score() {
+  if (model === null) {
+    return say(said, "Choose a model first.", "fail");
+  }
+  if (chosen === null) {
+    return say(said, "Choose an image first, or drop one above.", "fail");
+  }
+  say(said, "Scoring it \u2026");
+  try {
+    const job = standings.get(among.value);
+    const form = new FormData();
+    form.append("images", chosen, chosen.name);
+    const task = job && taskOf(job);
+    if (model.manifest.output.classes) {
+      for (const name of task ?? [positive.value]) {
+        form.append("positive", name);
+      }
+    }
+    const { scores } = await send(`/v1/models/${model.id}/scores`, form, () => {}).answer;
+    const place = job ? await get(`${among.value}?score=${scores[0].score}`) : null;
+    say(said, "");
+    tell(scores[0].score, place);
+  } catch (problem) {
+    byId("result").hidden = true;
+    say(said, problem.detail ?? String(problem), "fail");
+  }
+}
+
+byId("try").addEventListener("submit", (event) => {
+  event.preventDefault();
+  score();
+});
+file.addEventListener("change", () => file.files.length && take(file.files[0]));
+among.addEventListener("change", side);
+const zone = byId("drop");
+zone.addEventListener("dragover", (event) => event.preventDefault());
+zone.addEventListener("drop", (event) => {
+  event.preventDefault();
+  const [one] = event.dataTransfer.files;
+  if (one !== undefined) {
+    take(one);
+  }
+});
+
+async function start() {
+  const asked = new URLSearchParams(location.search).get("model_id");
+  if (asked !== null) {
+    await choose(asked);
+    return;
+  }
+  const { data } = await get("/v1/models?status=ready&limit=100");
+  const select = byId("model");
+  select.append(...data.map(({ id, name }) => make("option", { value: id }, name)));
+  byId("model-field").hidden = false;
+  select.addEventListener("change", () => select.value && choose(select.value));
+}
+
+start().catch((problem) => say(said, problem.detail ?? String(problem), "fail"));
