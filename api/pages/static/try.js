@@ -56,10 +56,11 @@ function side() {
 
 function take(one) {
   chosen = one;
-  const preview = byId("preview");
-  URL.revokeObjectURL(preview.src);
-  preview.src = URL.createObjectURL(one);
-  preview.hidden = false;
+  const source = URL.createObjectURL(one);
+  const free = () => URL.revokeObjectURL(source);
+  byId("preview").replaceChildren(
+    make("img", { src: source, alt: "The image that was chosen", load: free, error: free }),
+  );
   byId("result").hidden = true;
   say(said, "");
 }
