@@ -382,7 +382,7 @@ def test_the_table_has_a_row_for_every_set_of_images():
         scores.targets, scores.attacked["apgd"]
     )
     assert f"{lost:.4f}" in rows[3]
-    assert "steps 20, restarts 1, loss logit, patience default" in rows[3]
+    assert "steps 20, restarts 1, loss logit, averaged 1, patience default" in rows[3]
     signs = 2 * scores.targets - 1
     margins = signs * np.stack([scores.clean, *scores.attacked.values()])
     assert f" {(margins[0] - margins[2]).mean():.3f} " in rows[3]
