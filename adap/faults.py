@@ -12,6 +12,7 @@ from pydantic import BaseModel, ModelWrapValidatorHandler, ValidationError, mode
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 MAX_SHOWN = 80  # characters of a value that came
+MAX_NAMED = 20  # unknown fields that are answered with those that there are; more are many alike
 
 ID = r"^[a-z]+_[0-9a-z]{26}$"
 DATASET_ID = r"^ds_[0-9a-z]{26}$"
@@ -114,7 +115,8 @@ def _holds(value: Any, part: str | int) -> bool:
 
 def suggestion(name: object, names: Iterable[str]) -> str:
     """`; did you mean X?` for a name that is nearly one of these, else nothing."""
-    near = get_close_matches(name, list(names), n=1) if isinstance(name, str) else []
+    short = isinstance(name, str) and len(name) <= MAX_SHOWN
+    near = get_close_matches(name, list(names), n=1) if short else []
     return f"; did you mean {near[0]}?" if near else ""
 
 
@@ -138,21 +140,23 @@ class NamedFields(BaseModel):
             faults = error.errors(include_url=False)
             if not any(map(_is_unknown_field, faults)):
                 raise
+            unknown = [fault for fault in faults if _is_unknown_field(fault)]
+            named = {id(fault) for fault in unknown[:MAX_NAMED]}
             raise ValidationError.from_exception_data(
-                error.title, [_again(cls, fault) for fault in faults]
+                error.title, [_again(cls, fault, named=id(fault) in named) for fault in faults]
             ) from None
 
 
-def _again(cls: type[BaseModel], fault: ErrorDetails) -> InitErrorDetails:
-    """The same fault; of a field that there is not, with those that there are."""
+def _again(cls: type[BaseModel], fault: ErrorDetails, *, named: bool) -> InitErrorDetails:
+    """The same fault; of a field that there is not and is `named`, with those that there are."""
     kind: str | PydanticCustomError = fault["type"]
-    if _is_unknown_field(fault):
+    if named:
         names = [field.alias or name for name, field in cls.model_fields.items()]
         near = suggestion(fault["loc"][0], names)
         allowed = f"{'Allowed' if near else 'allowed'}: {', '.join(names)}"
         sentence = f"no such field{near or ';'} {allowed}"
         kind = PydanticCustomError("extra_forbidden", sentence)
-    elif fault["type"] == "extra_forbidden":  # said by a value inside
+    elif fault["type"] == "extra_forbidden" and len(fault["loc"]) > 1:  # said by a value inside
         kind = PydanticCustomError("extra_forbidden", fault["msg"])
     return InitErrorDetails(
         type=kind, loc=fault["loc"], input=fault["input"], ctx=fault.get("ctx", {})

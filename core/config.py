@@ -1098,11 +1098,7 @@ class AuditConfig(Config):
         searched = self.attacks is None and self.preset in RECOVERING
         if not searched or self.threat.epsilon == 0 or self.threat.norm not in SQUARE_NORMS:
             return []
-        return [
-            attack
-            for attack in recovery_attacks(height, width)
-            if attack.name != "square" or self.threat.norm in SQUARE_NORMS
-        ]
+        return recovery_attacks(height, width)
 
     def resolved_epsilons(self) -> list[float]:
         """Where the epsilon curve is measured, rising; nowhere if no pixel may change."""

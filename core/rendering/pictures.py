@@ -4,7 +4,6 @@ import io
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 
 def png(levels: NDArray[np.uint8], *, side: int | None = None, smallest: bool = False) -> bytes:
@@ -14,6 +13,8 @@ def png(levels: NDArray[np.uint8], *, side: int | None = None, smallest: bool = 
     side: pixels of the longer side at most, for a larger image; by default each pixel is as it was.
     smallest: take the time to make the file as small as it can be.
     """
+    from PIL import Image  # the web process, which opens nothing with it, loads it when asked
+
     image = Image.fromarray(levels[:3].transpose(1, 2, 0) if len(levels) >= 3 else levels[0])
     if side is not None:
         image.thumbnail((side, side))

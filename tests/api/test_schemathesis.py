@@ -33,7 +33,7 @@ EXAMPLES = 6
 # Where journeys go, and what ids from answers have to lead to there.
 JOURNEYS = [
     ("datasets(?!.*images)|jobs", ["datasets/{dataset_id}", "jobs/{job_id}"]),
-    ("models|jobs", ["models/{model_id}", "jobs/{job_id}"]),
+    ("models|jobs(?!.*events)", ["models/{model_id}", "jobs/{job_id}"]),
     ("uploads|api-keys|webhooks|sweeps", ["uploads/{upload_id}"]),
 ]
 
@@ -157,6 +157,11 @@ def test_journeys_along_the_links_keep_to_the_openapi(
             super().setup()
             service.as_at_first()  # the same calls are then answered the same way
 
+        def before_call(self, case: schemathesis.Case) -> None:
+            """Lists without filters, which the test above tries: few let anything through."""
+            if case.method == "GET" and not case.path_parameters:
+                case.query = {}
+
         def get_call_kwargs(self, case: schemathesis.Case) -> dict[str, Any]:
             return {"base_url": service.url, "headers": headers, "timeout": 20}
 
@@ -167,7 +172,7 @@ def test_journeys_along_the_links_keep_to_the_openapi(
 
     Journey.run(
         settings=settings(
-            max_examples=20,
+            max_examples=30,
             stateful_step_count=10,
             deadline=None,
             derandomize=True,

@@ -262,8 +262,8 @@ def test_what_is_not_there_is_refused_in_a_sentence(api: Api, problem: Check) ->
         ({"label": "wolf"}, "expected one of cat, dog, fox; got 'wolf'"),
         ({"group": "west"}, "expected one of north, south; got 'west'"),
         ({"mistake": "none"}, "missed"),
-        ({"cut": 0}, "greater than or equal to 1"),
-        ({"start": -1}, "greater than or equal to 0"),
+        ({"cut": 0}, "expected at least 1"),
+        ({"start": -1}, "expected at least 0"),
     ):
         body = problem(api.http.get(f"{made.path}/images", params=query), 422, "invalid_request")
         assert expected in body["detail"], body

@@ -459,8 +459,7 @@ def test_a_request_is_a_file_changed_by_options_changed_by_set(
 def test_an_unknown_method_is_refused_with_the_known_ones(adap: Adap, dataset: str) -> None:
     run = adap("train", "--dataset", dataset, "--positive", "cat", "--method", "nope")
     assert run.code == 1
-    assert "got 'nope'" in run.err or "Input tag 'nope'" in run.err
-    assert "'adap_lpn'" in run.err
+    assert re.fullmatch(r"--method: expected one of ce, .*, adap_lpn, got 'nope'\n", run.err)
 
 
 def test_an_audit_is_watched_and_shown(adap: Adap, service: str, dataset: str, model: str) -> None:
@@ -949,10 +948,11 @@ def test_up_says_where_it_is_and_what_to_try_and_ends_on_ctrl_c(tmp_path: Path) 
             text = read_until(out, "adap audit")
         url = re.findall(r"http://127\.0\.0\.1:\d+", text)[0]
         assert get(url, "/readyz")["status"] == "ok"
-        assert [line.split()[:2] for line in text.splitlines() if line.startswith("  adap")] == [
-            ["adap", "dataset"],
-            ["adap", "train"],
-            ["adap", "audit"],
+        tried = [line.split() for line in text.splitlines() if "adap" in line.partition(" --")[0]]
+        assert [words[1] for words in tried if Path(words[0]).name == "adap"] == [
+            "dataset",
+            "train",
+            "audit",
         ]
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 0

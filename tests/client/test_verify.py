@@ -50,6 +50,7 @@ TAKEN_AS_REPORTED = re.compile(
     r"searched_on|"
     r"epsilon_curve/attack)"
     r"|warnings|trust/checks/\d/(name|message|figures|limits)|version|thresholds/\d/figure"
+    r"|statement|not_assessed|clauses|images"  # words, which a signature covers
     r"|provenance/(model|dataset|surrogate|versions|device|created_at)"
 )
 

@@ -28,6 +28,11 @@ def equal_pairs(own, others):
     return sum(any((image == other).all() for other in others) for image in own)
 
 
+def repeats(own):
+    """How many images equal an earlier one."""
+    return sum(any((own[i] == own[k]).all() for k in range(i)) for i in range(len(own)))
+
+
 def drawn(seed, count=60):
     """Images of four pixels that are 0 or 1: many are equal."""
     return np.random.default_rng(seed).integers(0, 2, (count, 1, 2, 2))
@@ -38,7 +43,9 @@ def test_audited_images_are_found_in_the_other_splits(split):
     images, splits = drawn(0, 24), ["train", "validation", "test"] * 8
     held = np.array(splits) == split
     found = find_leakage(image_set(images, splits), split, trained_on=None)
-    assert found == Leakage(8, equal_pairs(images[held], images[~held]), None)
+    own = images[held]
+    assert found == Leakage(8, equal_pairs(own, images[~held]), None, equal=repeats(own))
+    assert repeats(own)
     assert 0 < equal_pairs(images[held], images[~held]) <= 8
 
 
@@ -48,7 +55,8 @@ def test_audited_images_are_found_in_what_the_model_was_trained_on_but_for_test_
     known = np.concatenate([trained[0], trained[1][np.array(splits) != "test"]])
     sets = [image_set(trained[0]), image_set(trained[1], splits)]
     found = find_leakage(image_set(audited), None, trained_on=sets, missing=2)
-    assert found == Leakage(20, None, equal_pairs(audited, known), missing=2)
+    seen = equal_pairs(audited, known)
+    assert found == Leakage(20, None, seen, missing=2, equal=repeats(audited))
     assert 0 < equal_pairs(audited, known) < 20
 
 

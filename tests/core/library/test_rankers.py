@@ -304,7 +304,7 @@ def test_the_same_network_in_other_forms_ranks_alike(
         ({"epsilon": 8}, "at most 1, .*got 8; for 8 of 255 levels write 8/255"),
         ({"epsilon": True}, "epsilon: expected a number, got True"),
         ({"epsilon": "8/0"}, "expected a fraction such as 8/255"),
-        ({"norm": "l1"}, "norm: expected one of linf, l2, got 'l1'"),
+        ({"norm": "l3"}, "norm: expected one of linf, l2, l1, l0, patch, got 'l3'"),
         ({"attack": adap.PGD(step_size=2)}, "L-inf step_size of at most 1, .*got 2"),
     ],
 )

@@ -139,8 +139,8 @@ def test_what_cannot_be_asked_is_refused(
 
 
 @pytest.mark.parametrize("norm", ["l1", "l0", "patch"])
-def test_an_audit_that_searches_on_leaves_square_out_where_it_cannot_search(norm: Any) -> None:
+def test_an_audit_searches_on_only_where_square_can(norm: Any) -> None:
     asked = AuditConfig(threat=Threat(norm=norm, epsilon=1))
-    assert [attack.key for attack in asked.recovery_attacks(8, 8)] == ["apgd_averaged"]
+    assert asked.recovery_attacks(8, 8) == []
     usual = AuditConfig().recovery_attacks(8, 8)
     assert any(isinstance(attack, SquareAttack) for attack in usual)
