@@ -115,8 +115,9 @@ def _holds(value: Any, part: str | int) -> bool:
 
 def suggestion(name: object, names: Iterable[str]) -> str:
     """`; did you mean X?` for a name that is nearly one of these, else nothing."""
-    short = isinstance(name, str) and len(name) <= MAX_SHOWN
-    near = get_close_matches(name, list(names), n=1) if short else []
+    if not isinstance(name, str) or len(name) > MAX_SHOWN:
+        return ""
+    near = get_close_matches(name, list(names), n=1)
     return f"; did you mean {near[0]}?" if near else ""
 
 

@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import Query
-from sqlalchemy import ColumnElement, Select, func, or_, select, tuple_
+from sqlalchemy import ColumnElement, Select, func, or_, tuple_
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from adap.api.errors import ApiError, ErrorItem
 from adap.api.schemas import Page
+from adap.faults import VISIBLE
 
 Limit = Annotated[int, Query(ge=1, le=100, description="items on a page")]
 After = Annotated[
@@ -23,7 +24,12 @@ SortedBy = Annotated[Sort, Query(description="which come first")]
 SortedByAge = Annotated[Literal["newest", "oldest"], Query(description="which come first")]
 Search = Annotated[
     str | None,
-    Query(min_length=1, max_length=200, description="text that their names have in them"),
+    Query(
+        min_length=1,
+        max_length=200,
+        pattern=VISIBLE,
+        description="text that their names have in them",
+    ),
 ]
 Start = Annotated[
     int | None,
@@ -36,7 +42,12 @@ Start = Annotated[
 
 Match = Annotated[
     str | None,
-    Query(min_length=1, max_length=200, description="their whole name, or the start of their id"),
+    Query(
+        min_length=1,
+        max_length=200,
+        pattern=VISIBLE,
+        description="their whole name, or the start of their id",
+    ),
 ]
 
 Row = TypeVar("Row")
@@ -113,7 +124,9 @@ def _ordered(
     table = id_column.class_
     name = func.lower(table.name)
     if after is not None:
-        of_last = select(name).where(id_column == after).scalar_subquery()
+        # among what may be seen: a cursor of somebody else's row is one of no row
+        seen = query.with_only_columns(name).where(id_column == after).order_by(None)
+        of_last = seen.correlate(None).scalar_subquery()
         query = query.where(tuple_(name, id_column) > tuple_(of_last, after))
     return query.order_by(name, id_column)
 

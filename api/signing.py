@@ -32,8 +32,12 @@ def token_of(key: str) -> str:
 
 
 def kept_key(request: HTTPConnection) -> str | None:
-    """The key in a browser's cookie."""
-    return request.cookies.get(_key_cookie(request)) or None
+    """The key in a browser's cookie, read as it was written: no quotes are taken off."""
+    wanted = f"{_key_cookie(request)}="
+    for part in request.headers.get("cookie", "").split(";"):
+        if part.strip().startswith(wanted):
+            return part.strip().removeprefix(wanted) or None
+    return None
 
 
 def require_own_page(request: Request, key: str) -> None:

@@ -15,7 +15,8 @@ import hashlib
 import json
 import math
 import os
-from decimal import Decimal
+from collections import Counter
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +179,7 @@ def _once(pairs: list[tuple[str, Any]]) -> Json:
     value = dict(pairs)
     if len(value) < len(pairs):
         names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        twice, _ = Counter(names).most_common(1)[0]
         raise ValueError(f"the name {twice!r:.80} stands twice in one object")
     return value
 
@@ -186,7 +187,11 @@ def _once(pairs: list[tuple[str, Any]]) -> Json:
 def _exact(text: str) -> float:
     """A number written as itself: digits that are rounded away could be changed unseen."""
     value = float(text)
-    if not math.isfinite(value) or Decimal(text) != Decimal(repr(value)):
+    try:
+        exact = math.isfinite(value) and Decimal(text) == Decimal(repr(value))
+    except InvalidOperation:  # an exponent of twenty digits
+        exact = False
+    if not exact:
         raise ValueError(f"the number {text:.40} is rounded as it is read, to {value!r}")
     return value
 

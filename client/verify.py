@@ -43,6 +43,7 @@ TOLERANCE = 1e-9  # the same sums in another order
 UNSEEN_NEGATIVE, LEAST_UNSEEN_NEGATIVE = 3.5, 0.09
 EQUAL_COST = 1e-12  # of AP, as where it is chosen which image to change
 RESAMPLES = 1000
+LEAST_RESAMPLES, MOST_RESAMPLES = 100, 1_000_000  # of intervals that can be judged
 DRAWS_AT_ONCE = 2**18  # bounds the memory
 STANDARD_ERRORS = 4.5  # of two sets of resamples: one interval in 100,000 is off by more
 REPORT_VERSION = 2
@@ -142,6 +143,15 @@ class _Book:
             close = bool(abs(float(reported) - recomputed) <= within)
             self.add(figure, reported, float(recomputed), close)
 
+    def resamples(self, reported: Any) -> int:
+        """How many an interval rests on; too few would make every interval pass."""
+        if reported is None:
+            return RESAMPLES
+        if type(reported) is int and LEAST_RESAMPLES <= reported <= MOST_RESAMPLES:
+            return reported
+        self.add("resamples", reported, f"{LEAST_RESAMPLES} to {MOST_RESAMPLES}", False)
+        return RESAMPLES
+
     def interval(self, figure: str, reported: Json | None, own: Floats, resamples: int) -> None:
         """An interval, against resampled figures of our own."""
         if reported is None:
@@ -186,7 +196,15 @@ class _Book:
         self.add(figure, reported, f"({why})", True)
 
     def add(self, figure: str, reported: Any, recomputed: Any, ok: bool) -> None:
-        self.lines.append(Line(self.prefix + figure, reported, recomputed, ok))
+        named = _visible(self.prefix + figure)  # a report may hold any text
+        self.lines.append(Line(named, _visible(reported), _visible(recomputed), ok))
+
+
+def _visible(value: Any) -> Any:
+    """Text without what a terminal would obey: such characters are written out."""
+    if not isinstance(value, str) or value.isprintable():
+        return value
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in value)
 
 
 def _is_quantile(end: float, own: Floats, tail: float, slack: float) -> bool:
@@ -232,7 +250,7 @@ def _task(book: _Book, task: Json, scores: "_Scores", config: Json) -> dict[str,
     ranked += _curve(book, task, scores)
     corruptions = _corruptions(book, task, config, scores)
     ranked += corruptions.ranked
-    resamples = task["resamples"] or RESAMPLES
+    resamples = book.resamples(task["resamples"])
     clusters = scores.clusters
     book.same("clusters", task.get("clusters"), _clusters(scores))
     own = _resampled([logits for _, _, logits in ranked], targets, clusters)
@@ -424,7 +442,7 @@ def _groups(book: _Book, task: Json, scores: "_Scores", worst: Floats) -> dict[s
     names = [group["group"] for group in task["groups"]["groups"]]
     book.same("groups", sorted(names), sorted(set(groups)))
     comparable: dict[str, dict[str, float]] = {"clean": {}, "worst_case": {}}
-    resamples = task["resamples"] or RESAMPLES
+    resamples = book.resamples(task["resamples"])
     for group in task["groups"]["groups"]:
         name = group["group"]
         inside = groups == name

@@ -64,6 +64,7 @@ async def sign_in(
 @router.post("/sign-out", status_code=204)
 async def sign_out(request: Request) -> Response:
     """Have the browser forget its key; the key itself goes on."""
+    signing.refuse_other_sites(request)
     key = signing.kept_key(request)
     if key is not None:
         signing.require_own_page(request, key)

@@ -78,7 +78,7 @@ def parse_json(text: str | bytes, *, option: str) -> Any:
     """A value of JSON in UTF-8. Raises BadParameter for what is none."""
     try:
         return json_.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise typer.BadParameter(f"expected JSON: {error}", param_hint=option) from error
 
 

@@ -19,6 +19,7 @@ SHRINK = 0.05  # gamma: by which an epsilon changes from step to step, falling t
 STEP = {"linf": 10.0, "l2": 1.0, "l1": 1.0}  # alpha: L2 length of the first step, falling to 0
 DUAL = {"linf": 1.0, "l2": 2.0, "l1": math.inf}
 BALLS: dict[str, type[Geometry]] = {"linf": LinfBall, "l2": L2Ball, "l1": L1Ball}
+LEAST = 1e-4  # of the first epsilon: at a tie a linear function needs none, and stays there
 HALVINGS = 12  # of the way back: a five-thousandth of the change is left
 
 
@@ -49,7 +50,7 @@ def smallest_change(height: LossFn, x: Tensor, *, norm: str, steps: int) -> tupl
         best, best_size = choose(closer, at, best), torch.where(closer, now, best_size)
         # until it is across for the first time: a little further than a linear function would go
         slope = gradient.flatten(1).norm(p=DUAL[norm], dim=1).clamp_min(1e-12)
-        first = (now + value.abs() / slope) * (1 + SHRINK)
+        first = ((now + value.abs() / slope) * (1 + SHRINK)).clamp_min(LEAST)
         reach = torch.where(best_size.isinf(), first, size * (1 + SHRINK * falling))
         size = torch.where(across, (size * (1 - SHRINK * falling)).minimum(best_size), reach)
         moved = (at - STEP[norm] * falling * unit(gradient)).clamp(0, 1)

@@ -34,13 +34,14 @@ def _topics(
     images: AuditedImages | None,
 ) -> Iterator[tuple[str, str]]:
     threat = config.threat
+    others = ["turns", "shifts"] if threat.norm == "patch" else ["patches", "turns", "shifts"]
     yield (
         "beyond_the_threat",
         f"Changes beyond {threat.norm} {threat.epsilon:.4g} of each image: larger ones, those that "
-        "another norm allows, patches, turns and shifts, and objects made to deceive.",
+        f"another norm allows, {', '.join(others)}, and objects made to deceive.",
     )
-    floors = [task.certified_floor for task in tasks]
-    if not all(floor is not None and floor.proven_pairs > 0 for floor in floors):
+    floors = [(task.certified_floor, task.worst_case.ap) for task in tasks]
+    if not all(floor is not None and floor.ap >= worst for floor, worst in floors):
         yield (
             "attacks_not_run",
             "Attacks that were not run. A stronger one within the same threat may leave less AP.",

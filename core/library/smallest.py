@@ -50,7 +50,7 @@ class SmallestChanges:
     def curve(self) -> list[tuple[float, float]]:
         """(epsilon, share kept) at every epsilon where it falls, rising."""
         falls = torch.unique(self.sizes[self.sizes.isfinite()]).tolist()
-        return [(float(f"{size:.6g}"), self.kept(size)) for size in falls]
+        return [(size, self.kept(size)) for size in falls]
 
 
 def smallest_changes(
@@ -136,6 +136,12 @@ def smallest_changes(
                 changed.append(x_adv.cpu())
                 sizes.append(size.cpu())
         warnings = [*made.decided, *found.decided]
+    if never := int(torch.cat(sizes).isinf().sum()):
+        warnings.append(
+            f"for {never} of {len(inside)} positives no change was found, and they count as kept: "
+            "where the gradient is 0, as behind a saturated sigmoid, that says nothing of them; "
+            "rank by logits, take more steps, or audit, whose checks look at the gradient"
+        )
     return SmallestChanges(
         k=first,
         rows=inside.tolist(),

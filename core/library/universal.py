@@ -107,10 +107,13 @@ def universal(
                 for each in (torch.zeros_like(delta), delta)
             )
         warnings = [*made.decided, *found.decided]
+    clean_ap, ap = (average_precision(each, found.targets) for each in (clean, moved))
+    if ap > clean_ap:  # the mean logits came closer, and yet the ranking is better than before
+        delta, ap = torch.zeros_like(delta), clean_ap
     return Universal(
         delta=delta.cpu(),
-        clean_ap=average_precision(clean, found.targets),
-        ap=average_precision(moved, found.targets),
+        clean_ap=clean_ap,
+        ap=ap,
         warnings=warnings,
     )
 

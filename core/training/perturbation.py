@@ -44,8 +44,10 @@ def perturbed(
         for name, value in network.named_buffers():
             value.copy_(buffers[name])
         for weight, gradient in zip(weights, gradients, strict=True):
-            tiny = torch.finfo(gradient.dtype).tiny
-            weight.add_(gradient * (size * weight.norm() / gradient.norm().clamp_min(tiny)))
+            # by its largest entry first: squares of what is tiny would be 0
+            scaled = gradient / gradient.abs().max().clamp_min(torch.finfo(gradient.dtype).tiny)
+            length = scaled.norm()
+            weight.add_(scaled * torch.where(length > 0, size * weight.norm() / length, 0.0))
     try:
         yield
     finally:

@@ -12,6 +12,7 @@ import pytest
 from openapi_spec_validator import validate as validate_openapi
 from safetensors.numpy import save_file
 
+from adap.api.listing import make_cursor
 from adap.core.datasets import ImageSet
 from adap.core.rendering.card import card
 from adap.core.rendering.junit import junit
@@ -180,6 +181,11 @@ def test_lists_are_sorted_by_age_or_name_and_searched_by_name(api: Api, kind: st
     }.items():
         found = ids(api, path, search=text, sort="oldest")
         assert [made[one] for one in found] == expected, text
+    for asked in ("search", "match"):
+        assert api.http.get(path, params={asked: "\0ape"}).status_code == 422
+    theirs = add(name="b", tenant="other")
+    for foreign in (theirs, theirs[:-1] + "0"):  # a cursor tells nothing of what others have
+        assert ids(api, path, sort="name", after=make_cursor(foreign)) == []
 
 
 def test_jobs_are_found_by_what_they_used_or_made(api: Api) -> None:

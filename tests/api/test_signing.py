@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from tests.api.conftest import Api
+from tests.api.test_hostile import loop_seconds
 from tests.api.test_pages import BROWSER
 from tests.core.browser import chromium, chromium_path
 from tests.core.pages import Page
@@ -210,3 +211,40 @@ def test_a_browser_signs_in_works_signs_out_and_is_told_when_its_key_has_ended(a
         tab.select_option("#sort", "name")  # a call of the page is what finds it out
         tab.wait_for_selector("text=unknown, or was revoked or has expired")
         assert tab.context.cookies() == []
+
+
+def test_a_cookie_costs_its_length_and_no_quotes_are_taken_off(api: Api) -> None:
+    key = made_key(api, "admin", "read", "write")["key"]
+    name = f"adap_key_{api.http.base_url.port}"
+    for text, status in ((f'{name}="{key}"', 401), (f"a=b; {name}={key}", 200)):
+        assert api.http.get("/v1/jobs", headers={"Cookie": text}).status_code == status
+    slow = 'a="' + "\\" * 8000 + '"'
+    loop = loop_seconds()
+    begun = loop()
+    assert api.http.get("/v1/jobs", headers={"Cookie": slow}).status_code == 401
+    assert loop() - begun < 0.1
+
+
+def test_no_other_site_signs_anybody_out(api: Api, browser: Browser) -> None:
+    made_key(api, "admin", "read", "write")
+    elsewhere = {"Origin": "http://evil.example", "Sec-Fetch-Site": "cross-site"}
+    answer = browser().post("/sign-out", headers=elsewhere)
+    assert answer.status_code == 403
+    assert "set-cookie" not in answer.headers
+
+
+@pytest.mark.parametrize("charset", ["punycode", "idna", '"utf-7"', "utf-16"])
+def test_a_form_in_another_charset_is_refused_unread(api: Api, charset: str) -> None:
+    kind = f"multipart/form-data; boundary=XX; charset={charset}"
+    part = '--XX\r\nContent-Disposition: form-data; name="key"\r\n\r\nbbb\r\n--XX--\r\n'
+    answer = api.http.post("/sign-in", content=part, headers={"Content-Type": kind})
+    assert answer.status_code == 400
+    assert "UTF-8" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("host", ["a{b.evil.example", "evil.example:", "x:123456", 'a"b', "a b"])
+def test_a_host_that_no_url_has_is_refused(api: Api, host: str) -> None:
+    assert api.http.get("/v1/jobs").status_code == 200
+    answer = api.http.get("/v1/jobs", headers={"Host": host})
+    assert answer.status_code == 400
+    assert "Host" in answer.json()["detail"]

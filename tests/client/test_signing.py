@@ -6,6 +6,7 @@ import shlex
 import shutil
 import stat
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -228,3 +229,12 @@ def test_canonical_bytes_are_those_of_the_standard() -> None:
     assert canonical(text.encode()) == (
         '{"provenance":[1e-7,333333333.3333333,4.5],"version":2,"€":"\\n"}'.encode()
     )
+
+
+def test_hostile_text_is_refused_at_once() -> None:
+    names = ",".join(f'"k{i}":1' for i in range(100_000))
+    for text in (f'{{{names},"k99999":1}}', '{"a":1e-99999999999999999999}'):
+        begun = time.process_time()
+        with pytest.raises(SigningError):
+            canonical(text.encode())
+        assert time.process_time() - begun < 5

@@ -94,6 +94,29 @@ def test_a_report_of_our_own_functions_is_borne_out(audit: Any) -> None:
     assert "groups.night.worst_case_at_prevalence" in figures
 
 
+@pytest.mark.parametrize("resamples", [1e-9, 1, 1e300, True, 10**40])
+def test_so_few_resamples_that_any_interval_would_pass_are_noticed(
+    audit: Any, resamples: Any
+) -> None:
+    report, content = deepcopy(audit[0]), audit[1]
+    for task in report["tasks"]:
+        task["resamples"] = resamples
+        task["clean"]["interval"] |= {"low": 0.9999, "high": 1.0}
+    found = wrong(verify(report, content))
+    assert any(figure.endswith("resamples") for figure in found)
+    assert any(figure.endswith("clean.interval") for figure in found)
+
+
+def test_what_a_terminal_would_obey_is_written_out(tmp_path: Path) -> None:
+    report_file, scores_file = stored(tmp_path, required=REQUIRED)
+    report = json.loads(report_file.read_text())
+    report["thresholds"][0] |= {"threshold": "\x1b[2Jx >= 0", "figure": "\x1b[2Jx"}
+    lines = verify(report, scores_file.read_bytes())
+    said = "".join(f"{line.figure}{line.reported}{line.recomputed}" for line in lines)
+    assert "\x1b" not in said
+    assert "\\x1b[2Jx" in said
+
+
 @pytest.mark.parametrize("of_one", [6, 9], ids=["in one group each", "in several groups"])
 def test_intervals_of_clusters_are_borne_out_and_those_of_single_examples_are_not(
     tmp_path: Path, of_one: int

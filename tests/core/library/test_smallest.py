@@ -144,3 +144,27 @@ def test_an_audit_searches_on_only_where_square_can(norm: Any) -> None:
     assert asked.recovery_attacks(8, 8) == []
     usual = AuditConfig().recovery_attacks(8, 8)
     assert any(isinstance(attack, SquareAttack) for attack in usual)
+
+
+def test_a_positive_at_the_threshold_itself_moves_by_next_to_nothing() -> None:
+    images = np.zeros((4, 1, 8, 8), np.uint8)
+    images[:, 0, 0, 0] = [200, 100, 100, 10]
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 1))
+    with torch.no_grad():
+        model[1].weight.fill_(4)
+    found = adap.smallest_changes(model, images, np.array([1, 1, 1, 0]), k=2)
+    assert found.kept(0.5) == 0
+    assert float(found.sizes.min()) < 1e-3
+    assert all(found.kept(epsilon) == kept for epsilon, kept in found.curve())
+    assert not [text for text in found.warnings if "no change was found" in text]
+
+
+def test_what_was_not_found_is_said(data: tuple[np.ndarray, np.ndarray]) -> None:
+    class Saturated(Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.sigmoid(1e4 * super().forward(x))
+
+    found = adap.smallest_changes(Saturated(), *data, k=5)
+    never = int(found.sizes.isinf().sum())
+    assert never
+    assert any(f"for {never} of " in text for text in found.warnings)
