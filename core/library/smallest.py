@@ -32,8 +32,8 @@ class SmallestChanges:
     >>> found = adap.SmallestChanges(
     ...     k=2, rows=[4, 7], sizes=torch.tensor([0.01, 0.03]), images=torch.zeros(2, 1, 8, 8),
     ...     threshold=0.5)
-    >>> found.kept(0.02), found.curve()
-    (0.5, [(0.01, 0.5), (0.03, 0.0)])
+    >>> found.kept(0.02), [kept for _, kept in found.curve()]
+    (0.5, [0.5, 0.0])
     """
 
     k: int
