@@ -189,6 +189,7 @@ def test_of_writes_that_arrive_together_no_more_are_let_through(
         httpx.get(url.join("/livez"))  # on another connection, so that these were taken before
         process.suspend()
         try:
+            wait_for(lambda: process.status() == psutil.STATUS_STOPPED, because="not at once")
             for connection in connections:
                 connection.sendall(request.encode())
         finally:

@@ -15,7 +15,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from threading import Thread
 
@@ -32,6 +32,7 @@ from adap.worker.work import Work, decode
 log = logging.getLogger(__name__)
 
 END_LIMIT_S = 60.0  # in which a rank whose training is done has ended
+BROKEN_LIMIT_S = 5.0  # in which a rank is gone whose connection broke
 
 
 def refuse_more_than_there_are(work: Work[Training]) -> None:
@@ -58,9 +59,8 @@ def ranks_of(work: Work[Training]) -> Iterator[Ranks]:
 
     def watch(process: subprocess.Popen[bytes]) -> None:
         code = process.wait()
-        if code != 0 and process.pid not in done:
-            log.error("rank.died", extra={"exit_code": code})
-            os.killpg(os.getpgrp(), signal.SIGKILL)
+        if process.pid not in done:
+            _end_for(code)
 
     try:
         for rank in range(1, count):
@@ -81,8 +81,13 @@ def ranks_of(work: Work[Training]) -> Iterator[Ranks]:
             process.stdin.flush()
             Thread(target=watch, args=(process,), daemon=True).start()
         with _meeting(work, Ranks(0, count), threads=threads) as ranks:
-            yield ranks
-        done.update(process.pid for process in others)
+            try:
+                yield ranks
+            except RuntimeError:  # as a connection that broke, maybe before its process was gone
+                _end_with(others)
+                raise
+            finally:
+                done.update(process.pid for process in others)
         for process in others:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(END_LIMIT_S)
@@ -94,6 +99,20 @@ def ranks_of(work: Work[Training]) -> Iterator[Ranks]:
             assert process.stdin is not None
             process.stdin.close()
         torch.set_num_threads(threads)
+
+
+def _end_with(others: Iterable[subprocess.Popen[bytes]]) -> None:
+    """End the group if one of them ends before long: its end is the reason, not what came of it."""
+    for process in others:
+        with suppress(subprocess.TimeoutExpired):
+            _end_for(process.wait(BROKEN_LIMIT_S))
+
+
+def _end_for(code: int) -> None:
+    """End the group unless this is the exit status of a rank that had done its part."""
+    if code != 0:
+        log.error("rank.died", extra={"exit_code": code})
+        os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
 def device_of(work: Work[Training], ranks: Ranks) -> torch.device:
