@@ -71,7 +71,26 @@ class Choice:
         self.cut = cut
 
 
-Chosen = Annotated[Choice, Depends()]
+@dataclass(frozen=True)
+class Wanted:
+    """Which images of whose job, and by whom: what is asked of rankings and of audits alike."""
+
+    job_id: AssetId
+    request: Request
+    response: Response
+    house: HouseDep
+    caller: Reader
+    choice: Annotated[Choice, Depends()]
+    limit: Limit = 60
+    after: After = None
+    start: Start = None
+
+    @property
+    def as_page(self) -> bool:
+        return wants_page(self.request, self.response)
+
+
+Asked = Annotated[Wanted, Depends()]
 Task = Annotated[
     str | None,
     Query(max_length=1000, description="of an audit of several tasks: its positive classes, by +"),
@@ -115,23 +134,12 @@ class _Ranked:
     response_model=RankedImages,
     responses=problems("not_found", "not_ready", "not_acceptable") | PAGE,
 )
-def ranked_images(
-    job_id: AssetId,
-    request: Request,
-    response: Response,
-    house: HouseDep,
-    caller: Reader,
-    choice: Chosen,
-    limit: Limit = 60,
-    after: After = None,
-    start: Start = None,
-) -> RankedImages | Response:
+def ranked_images(asked: Asked) -> RankedImages | Response:
     """The images of a finished ranking, best first: all, or those that fit; also as a page."""
-    ranked = _of_ranking(house, job_id, caller)
-    if wants_page(request, response):
-        ways = Ways(sides=ranked.standing.targets is not None)
-        return _shown(house, job_id, caller, ways, path=request.url.path)
-    return _page(ranked, choice, "rank", limit=limit, start=read_start(start, after))
+    ranked = _of_ranking(asked.house, asked.job_id, asked.caller)
+    if asked.as_page:
+        return _shown(asked, Ways(sides=ranked.standing.targets is not None))
+    return _page(ranked, asked, "rank")
 
 
 @router.get(
@@ -141,15 +149,7 @@ def ranked_images(
     responses=problems("not_found", "not_ready", "not_acceptable") | PAGE,
 )
 def audited_images(
-    job_id: AssetId,
-    request: Request,
-    response: Response,
-    house: HouseDep,
-    caller: Reader,
-    choice: Chosen,
-    limit: Limit = 60,
-    after: After = None,
-    start: Start = None,
+    asked: Asked,
     task: Task = None,
     by: By = Own.CLEAN.value,
     order: Annotated[
@@ -161,13 +161,12 @@ def audited_images(
     The pictures are those of the data set; what attacks made of them is not kept, but for the few
     that the report shows. Also as a page (`text/html`).
     """
-    if wants_page(request, response):
+    house, job_id, caller = asked.house, asked.job_id, asked.caller
+    if asked.as_page:
         tasks = _tasks(house, job_id, caller)
         ranked = _of_audit(house, job_id, caller, task=task or next(iter(tasks), None), by=by)
-        ways = Ways(by=_ways(ranked.attacks), tasks=tasks)
-        return _shown(house, job_id, caller, ways, path=request.url.path)
-    ranked = _of_audit(house, job_id, caller, task=task, by=by)
-    return _page(ranked, choice, order, limit=limit, start=read_start(start, after))
+        return _shown(asked, Ways(by=_ways(ranked.attacks), tasks=tasks))
+    return _page(_of_audit(house, job_id, caller, task=task, by=by), asked, order)
 
 
 @router.get(
@@ -204,12 +203,14 @@ def _place(ranked: _Ranked, score: float) -> Place:
     )
 
 
-def _page(ranked: _Ranked, choice: Choice, order: Order, *, limit: int, start: int) -> RankedImages:
-    cut = choice.cut or ranked.positives
-    places = _fitting(ranked, choice, order, cut=cut)
-    cursor = following(start + limit, total=len(places))
+def _page(ranked: _Ranked, asked: Wanted, order: Order) -> RankedImages:
+    cut = asked.choice.cut or ranked.positives
+    places = _fitting(ranked, asked.choice, order, cut=cut)
+    start = read_start(asked.start, asked.after)
+    end = start + asked.limit
+    cursor = following(end, total=len(places))
     return RankedImages(
-        data=[ranked.answer(place) for place in places[start : start + limit].tolist()],
+        data=[ranked.answer(place) for place in places[start:end].tolist()],
         has_more=cursor is not None,
         next_cursor=cursor,
         total=len(places),
@@ -283,17 +284,18 @@ def _ways(attacks: Sequence[str]) -> dict[str, str]:
     }
 
 
-def _shown(house: House, job_id: str, caller: Caller, ways: Ways, *, path: str) -> Response:
+def _shown(asked: Wanted, ways: Ways) -> Response:
     """The page of a ranking or an audit."""
-    with house.database.reading() as session:
-        job = find_job(session, job_id, caller)
+    with asked.house.database.reading() as session:
+        job = find_job(session, asked.job_id, asked.caller)
         assert job.dataset_id is not None
-        dataset = dataset_answer(assets.find(session, DatasetRow, job.dataset_id, caller))
+        dataset = dataset_answer(assets.find(session, DatasetRow, job.dataset_id, asked.caller))
         row = None if job.model_id is None else session.get(ModelRow, job.model_id)
         model = None
         if row is not None and row.deleted_at is None:
             model = (f"/v1/models/{row.id}", row.name)
-    return ranking_page(dataset, ways, path=path, job_id=job_id, model=model)
+    path = asked.request.url.path
+    return ranking_page(dataset, ways, path=path, job_id=asked.job_id, model=model)
 
 
 def _tasks(house: House, job_id: str, caller: Caller) -> list[str]:

@@ -1,23 +1,19 @@
 """Bounds that no attack breaks: `adap.certify`."""
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from adap.core.attacks.holding import attacking
 from adap.core.attacks.threat_model import ThreatModel
 from adap.core.audit.certify.bounds import Method, certified_bounds, certified_floor_ap
-from adap.core.audit.network import as_input
 from adap.core.config import EPSILON_PAPER, Norm
-from adap.core.errors import ModelError
-from adap.core.library.attacks import columns_of
-from adap.core.library.examples import Layout, as_float, examples_of
-from adap.core.library.rankers import TRIED, Outputs, ready
-from adap.core.library.refusals import refuse_unless_whole, threat_of
+from adap.core.library.examples import Layout
+from adap.core.library.gradients import Options, prepared
+from adap.core.library.rankers import Outputs
+from adap.core.library.refusals import threat_of
 
 
 @dataclass(frozen=True)
@@ -68,37 +64,17 @@ def certify(
     (True, True)
     """
     threat = threat_of(epsilon, norm)
-    if not isinstance(model, nn.Module):
-        raise ModelError(
-            f"expected an nn.Module, whose operations are bounded, got {type(model).__name__}"
-        )
-    refuse_unless_whole("batch_size", batch_size, least=1)
-    with ExitStack() as stack:
-        found = stack.enter_context(examples_of(images, labels, positive=positive, layout=layout))
-        made = stack.enter_context(
-            ready(
-                model,
-                as_float(found.images[:TRIED]),
-                outputs=outputs,
-                positive=columns_of(positive),
-                mean=mean,
-                std=std,
-                device=device,
-                refuse_train_mode=True,
-            )
-        )
+    options = Options(positive, outputs, mean, std, layout, batch_size, device)
+    with prepared(model, images, labels, options, because="whose operations are bounded") as made:
         parts = []
-        with attacking(made.scorer):
-            for start in range(0, len(found), batch_size):
-                x = as_input(found.images[start : start + batch_size], made.device)
-                lo, hi = certified_bounds(
-                    made.scorer,
-                    x,
-                    threat=ThreatModel(threat.norm, threat.epsilon),
-                    method=method,
-                )
-                parts.append((lo.cpu(), hi.cpu()))
+        for rows in made.batches():
+            lo, hi = certified_bounds(
+                made.ranker.scorer,
+                made.input(rows),
+                threat=ThreatModel(threat.norm, threat.epsilon),
+                method=method,
+            )
+            parts.append((lo.cpu(), hi.cpu()))
         lo, hi = (torch.cat(side) for side in zip(*parts, strict=True))
-        targets = torch.from_numpy(found.targets)
-        warnings = [*made.decided, *found.decided]
-    return Certified(lo, hi, certified_floor_ap(lo, hi, targets), warnings)
+        targets = torch.from_numpy(made.examples.targets)
+    return Certified(lo, hi, certified_floor_ap(lo, hi, targets), made.warnings)

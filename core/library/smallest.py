@@ -1,7 +1,6 @@
 """The smallest change that moves an image out of the first k: `adap.smallest_changes`."""
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,13 +9,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from adap.core.attacks.holding import attacking
 from adap.core.attacks.smallest import smallest_change
-from adap.core.audit.network import as_input, logits_of
-from adap.core.errors import ConfigError, ModelError
-from adap.core.library.attacks import columns_of
-from adap.core.library.examples import Layout, as_float, examples_of
-from adap.core.library.rankers import TRIED, Outputs, ready
+from adap.core.audit.network import logits_of
+from adap.core.errors import ConfigError
+from adap.core.library.examples import Layout
+from adap.core.library.gradients import Options, prepared
+from adap.core.library.rankers import Outputs
 from adap.core.library.refusals import refuse_unless_whole
 
 
@@ -85,57 +83,34 @@ def smallest_changes(
     >>> found.kept(0), len(found.rows) == len(found.sizes)
     (1.0, True)
     """
-    if not isinstance(model, nn.Module):
-        raise ModelError(
-            "expected an nn.Module, whose gradients lead to the smallest change, got "
-            f"{type(model).__name__}"
-        )
-    refuse_unless_whole("batch_size", batch_size, least=1)
     refuse_unless_whole("steps", steps, least=1)
-    with ExitStack() as stack:
-        found = stack.enter_context(examples_of(images, labels, positive=positive, layout=layout))
-        first = int(found.targets.sum()) if k is None else k
+    options = Options(positive, outputs, mean, std, layout, batch_size, device)
+    because = "whose gradients lead to the smallest change"
+    with prepared(model, images, labels, options, because=because) as made:
+        scorer, targets = made.ranker.scorer, made.examples.targets
+        first = int(targets.sum()) if k is None else k
         refuse_unless_whole("k", first, least=1)
-        if first >= len(found):
+        if first >= len(targets):
             raise ConfigError(
-                f"expected k below the number of images, {len(found)}, as nobody is outside of "
+                f"expected k below the number of images, {len(targets)}, as nobody is outside of "
                 f"all of them, got {first}"
             )
-        made = stack.enter_context(
-            ready(
-                model,
-                as_float(found.images[:TRIED]),
-                outputs=outputs,
-                positive=columns_of(positive),
-                mean=mean,
-                std=std,
-                device=device,
-                refuse_train_mode=True,
+        logits = np.concatenate([logits_of(scorer, made.input(rows)) for rows in made.batches()])
+        order = _ranked(logits, targets)
+        threshold = float(logits[order[first]])
+        inside = np.sort([row for row in order[:first] if targets[row] == 1])
+        if not len(inside):
+            raise ConfigError(
+                f"expected a positive among the first k, got none among {first}: none can leave"
             )
-        )
-        with attacking(made.scorer):
-            logits = np.concatenate(
-                [
-                    logits_of(made.scorer, as_input(found.images[rows], made.device))
-                    for rows in _batches(len(found), batch_size)
-                ]
+        changed, sizes = [], []
+        for rows in made.batches(len(inside)):
+            x_adv, size = smallest_change(
+                lambda x: scorer(x) - threshold, made.input(inside[rows]), norm=norm, steps=steps
             )
-            order = _ranked(logits, found.targets)
-            threshold = float(logits[order[first]])
-            inside = np.sort([row for row in order[:first] if found.targets[row] == 1])
-            if not len(inside):
-                raise ConfigError(
-                    f"expected a positive among the first k, got none among {first}: none can leave"
-                )
-            changed, sizes = [], []
-            for rows in _batches(len(inside), batch_size):
-                x = as_input(found.images[inside[rows]], made.device)
-                x_adv, size = smallest_change(
-                    lambda x: made.scorer(x) - threshold, x, norm=norm, steps=steps
-                )
-                changed.append(x_adv.cpu())
-                sizes.append(size.cpu())
-        warnings = [*made.decided, *found.decided]
+            changed.append(x_adv.cpu())
+            sizes.append(size.cpu())
+        warnings = made.warnings
     if never := int(torch.cat(sizes).isinf().sum()):
         warnings.append(
             f"for {never} of {len(inside)} positives no change was found, and they count as kept: "
@@ -156,7 +131,3 @@ def _ranked(logits: NDArray[np.float64], targets: NDArray[np.int64]) -> NDArray[
     """Rows, best first, the negatives of a tie before its positives."""
     found: NDArray[np.int64] = np.lexsort((targets, -logits))
     return found
-
-
-def _batches(count: int, size: int) -> list[slice]:
-    return [slice(start, min(start + size, count)) for start in range(0, count, size)]

@@ -1,7 +1,6 @@
 """One perturbation for all images: `adap.universal`."""
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,15 +9,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from adap.core.attacks.holding import attacking
 from adap.core.attacks.universal import universal_perturbation
-from adap.core.audit.network import as_input, logits_of
+from adap.core.audit.network import logits_of
 from adap.core.config import EPSILON_PAPER, BallNorm
-from adap.core.errors import ModelError
 from adap.core.figures.ranking import average_precision
-from adap.core.library.attacks import columns_of
-from adap.core.library.examples import Examples, Layout, as_float, examples_of
-from adap.core.library.rankers import TRIED, Outputs, Ready, ready
+from adap.core.library.examples import Layout
+from adap.core.library.gradients import Options, Prepared, prepared
+from adap.core.library.rankers import Outputs
 from adap.core.library.refusals import refuse_unless_whole, threat_of
 
 
@@ -72,58 +69,34 @@ def universal(
     (True, (3, 4, 4))
     """
     threat = threat_of(epsilon, norm)
-    if not isinstance(model, nn.Module):
-        raise ModelError(
-            "expected an nn.Module, whose gradients lead to the perturbation, got "
-            f"{type(model).__name__}"
-        )
-    refuse_unless_whole("batch_size", batch_size, least=1)
     refuse_unless_whole("rounds", rounds, least=1)
-    with ExitStack() as stack:
-        found = stack.enter_context(examples_of(images, labels, positive=positive, layout=layout))
-        made = stack.enter_context(
-            ready(
-                model,
-                as_float(found.images[:TRIED]),
-                outputs=outputs,
-                positive=columns_of(positive),
-                mean=mean,
-                std=std,
-                device=device,
-                refuse_train_mode=True,
-            )
+    options = Options(positive, outputs, mean, std, layout, batch_size, device)
+    because = "whose gradients lead to the perturbation"
+    with prepared(model, images, labels, options, because=because) as made:
+        delta = universal_perturbation(
+            [_batch(made, rows) for rows in made.batches()],
+            norm=norm,
+            epsilon=threat.epsilon,
+            rounds=rounds,
         )
-        starts = range(0, len(found), batch_size)
-        parts = [slice(start, min(start + batch_size, len(found))) for start in starts]
-        with attacking(made.scorer):
-            delta = universal_perturbation(
-                [_batch(made, found, rows) for rows in parts],
-                norm=norm,
-                epsilon=threat.epsilon,
-                rounds=rounds,
-            )
-            clean, moved = (
-                np.concatenate([_scores(made, found, rows, delta=each) for rows in parts])
-                for each in (torch.zeros_like(delta), delta)
-            )
-        warnings = [*made.decided, *found.decided]
-    clean_ap, ap = (average_precision(each, found.targets) for each in (clean, moved))
+        clean, moved = (
+            np.concatenate([_scores(made, rows, delta=each) for rows in made.batches()])
+            for each in (torch.zeros_like(delta), delta)
+        )
+    targets = made.examples.targets
+    clean_ap, ap = (average_precision(each, targets) for each in (clean, moved))
     if ap > clean_ap:  # the mean logits came closer, and yet the ranking is better than before
         delta, ap = torch.zeros_like(delta), clean_ap
-    return Universal(
-        delta=delta.cpu(),
-        clean_ap=clean_ap,
-        ap=ap,
-        warnings=warnings,
-    )
+    return Universal(delta=delta.cpu(), clean_ap=clean_ap, ap=ap, warnings=made.warnings)
 
 
-def _batch(made: Ready, found: Examples, rows: slice) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    positives = int(found.targets.sum())
-    weights = np.where(found.targets == 1, -1 / positives, 1 / (len(found) - positives))
-    weight = torch.tensor(weights[rows], dtype=torch.float32, device=made.device)
-    return as_input(found.images[rows], made.device), lambda x: weight * made.scorer(x)
+def _batch(made: Prepared, rows: slice) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    targets, scorer = made.examples.targets, made.ranker.scorer
+    positives = int(targets.sum())
+    weights = np.where(targets == 1, -1 / positives, 1 / (len(targets) - positives))
+    weight = torch.tensor(weights[rows], dtype=torch.float32, device=made.ranker.device)
+    return made.input(rows), lambda x: weight * scorer(x)
 
 
-def _scores(made: Ready, found: Examples, rows: slice, *, delta: Tensor) -> NDArray[np.float64]:
-    return logits_of(made.scorer, (as_input(found.images[rows], made.device) + delta).clamp(0, 1))
+def _scores(made: Prepared, rows: slice, *, delta: Tensor) -> NDArray[np.float64]:
+    return logits_of(made.ranker.scorer, (made.input(rows) + delta).clamp(0, 1))

@@ -173,11 +173,13 @@ def _points(task: TaskReport) -> Sequence[CorruptionPoint]:
 
 def _corruptions(task: TaskReport) -> list[tuple[str, list[Cell]]]:
     """Kind by kind the cells of its severities, rising."""
+    if task.corruptions is None:
+        return []
     kinds: dict[str, list[Cell]] = {}
-    for point in sorted(_points(task), key=lambda it: it.severity):
+    for point in sorted(task.corruptions.points, key=lambda it: it.severity):
         lost = (task.clean.ap - point.ap) / task.clean.ap
         kinds.setdefault(point.kind, []).append(Cell(point.ap, min(max(lost, 0), 1)))
-    return [(kind, kinds[kind]) for kind in ({} if not kinds else task.corruptions.by_kind)]  # type: ignore[union-attr]
+    return [(kind, kinds[kind]) for kind in task.corruptions.by_kind]
 
 
 def _refuse_others(task: TaskReport, scores: Scores) -> None:

@@ -18,7 +18,7 @@ from tests.api.conftest import SUMMARY, Api
 from tests.api.test_pages import get, seen
 from tests.api.test_routes import finish, finished_audit, train
 from tests.api.test_standings import put
-from tests.core.browser import chromium, chromium_path
+from tests.core.browser import chromium
 from tests.core.pages import HOSTILE
 
 MANY = 100_000
@@ -26,8 +26,6 @@ MANY = 100_000
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    if chromium_path() is None:
-        pytest.skip("needs Chromium on PATH, or named by CHROMIUM")
     with chromium() as started:
         yield started
 

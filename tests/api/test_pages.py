@@ -14,7 +14,7 @@ from adap.store import jobs
 from adap.store.tables import AssetStatus, JobKind, JobRow
 from tests.api.conftest import CLASSIFIER, MANIFEST, SUMMARY, Api
 from tests.api.test_routes import finish, train
-from tests.core.browser import chromium, chromium_path
+from tests.core.browser import chromium
 from tests.core.pages import HOSTILE, Page
 
 Check = Callable[..., dict[str, Any]]
@@ -469,8 +469,6 @@ LOOKS_RIGHT = """
 @pytest.mark.browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_browser_goes_from_page_to_page_until_a_job_has_ended(api: Api, scheme: Any) -> None:
-    if chromium_path() is None:
-        pytest.skip("needs Chromium on PATH, or named by CHROMIUM")
     everything = " ".join(HOSTILE)
     complaints: list[str] = []
     with (

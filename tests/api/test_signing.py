@@ -10,7 +10,7 @@ import pytest
 from tests.api.conftest import Api
 from tests.api.test_hostile import loop_seconds
 from tests.api.test_pages import BROWSER
-from tests.core.browser import chromium, chromium_path
+from tests.core.browser import chromium
 from tests.core.pages import Page
 
 Check = Callable[..., dict[str, Any]]
@@ -181,8 +181,6 @@ def test_a_service_without_keys_asks_for_none(api: Api, browser: Browser) -> Non
 
 @pytest.mark.browser
 def test_a_browser_signs_in_works_signs_out_and_is_told_when_its_key_has_ended(api: Api) -> None:
-    if chromium_path() is None:
-        pytest.skip("needs Chromium on PATH, or named by CHROMIUM")
     api.dataset(name="our photos")
     admin = made_key(api, "admin")["key"]
     made = made_key(api, "read", "write", bearer=admin)

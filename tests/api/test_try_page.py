@@ -15,7 +15,7 @@ from tests.api.conftest import Scoring, noise
 from tests.api.test_looking import tab_of
 from tests.api.test_routes import finish
 from tests.api.test_standings import put
-from tests.core.browser import chromium, chromium_path
+from tests.core.browser import chromium
 from tests.core.pages import HOSTILE
 
 
@@ -23,8 +23,6 @@ from tests.core.pages import HOSTILE
 def test_an_image_is_scored_and_placed_among_those_of_a_ranking(
     scoring: Scoring,
 ) -> None:
-    if chromium_path() is None:
-        pytest.skip("needs Chromium on PATH, or named by CHROMIUM")
     api = scoring.api
     model_id = scoring.model(name=HOSTILE[1])
     dataset_id = api.dataset(name=HOSTILE[0])

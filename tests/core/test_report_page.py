@@ -32,7 +32,7 @@ from adap.core.report import (
     Report,
 )
 from adap.core.scores import Evidence, Scores, load_scores
-from tests.core.browser import chromium, chromium_path
+from tests.core.browser import chromium
 from tests.core.drawings import close
 from tests.core.pages import (
     HOSTILE,
@@ -935,8 +935,6 @@ def test_colours_have_the_contrast_that_wcag_asks_for(mode):
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    if chromium_path() is None:
-        pytest.skip("needs Chromium on PATH, or named by CHROMIUM")
     with chromium() as started:
         yield started
 

@@ -18,7 +18,7 @@ from adap.core.figures.clauses import supported
 from adap.core.rendering.page import render
 from adap.core.report import AuditedImages, Report
 from adap.core.statement import Statement
-from tests.core.browser import chromium, chromium_path
+from tests.core.browser import chromium
 from tests.core.pages import rich_report, scores_of
 
 A4_PX = round((210 - 2 * 14) / 25.4 * 96)  # between the margins
@@ -95,8 +95,6 @@ def told(report: Report) -> Report:
 @pytest.fixture(scope="module")
 def printed(tmp_path_factory: pytest.TempPathFactory) -> tuple[PdfReader, list[Any]]:
     """The PDF of a report in which nothing is absent, and what sticks out of its boxes on paper."""
-    if chromium_path() is None:
-        pytest.skip("needs Chromium on PATH, or named by CHROMIUM")
     folder = tmp_path_factory.mktemp("print")
     scores = scores_of(400, evidence=12, shape=(3, 32, 32))
     page = render(told(rich_report(scores)), [scores])

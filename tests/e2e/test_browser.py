@@ -20,7 +20,7 @@ from PIL import Image
 
 from adap.models import architectures, loading
 from adap.models.header import Manifest
-from tests.core.browser import chromium, chromium_path
+from tests.core.browser import chromium
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
@@ -66,8 +66,6 @@ class Visitor:
 
 @pytest.fixture(scope="module", params=["dark"])
 def visitor(service: str, request: pytest.FixtureRequest) -> Iterator[Visitor]:
-    if chromium_path() is None:
-        pytest.skip("needs Chromium on PATH, or named by CHROMIUM")
     with (
         chromium() as browser,
         closing(
