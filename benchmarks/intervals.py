@@ -78,6 +78,7 @@ KINDS = {
     "clustered": Kind(lambda shift: Mixture(((1, norm(shift)),)), NORMAL, clusters="pure"),
     "mixed clusters": Kind(lambda shift: Mixture(((1, norm(shift)),)), NORMAL, clusters="mixed"),
 }
+APS = [0.1, 0.3, 0.6, 0.9, 0.99, 0.999]
 CLUSTER = 5  # examples
 SHARED = 0.5
 SHARES = np.concatenate(
@@ -190,36 +191,43 @@ def cost(*, examples: int, positives: int, sets: int, resamples: int) -> tuple[f
 
 
 def print_coverage(
-    trials: int, *, counts: list[int], prevalences: list[float], kinds: list[str]
+    trials: int,
+    *,
+    counts: list[int],
+    prevalences: list[float],
+    kinds: list[str],
+    aps: list[float],
 ) -> None:
     """A row for each number of positives, prevalence, true AP and kind of scores."""
     print(
         f"# Coverage of 95 % intervals\n\n{trials} simulated data sets a row, 400 resamples each; "
-        f"{np.sqrt(0.95 * 0.05 / trials):.3f} is the standard deviation of a share of 95 %. "
-        "Above 20,000 examples a twentieth of them.\n"
+        f"{np.sqrt(0.95 * 0.05 / trials):.3f} is the standard deviation of a share of 95 %.\n"
     )
     print(
-        "| positives | prevalence | scores | true AP | held | above | below | width "
+        "| data sets | positives | prevalence | scores | true AP | held | above | below | width "
         "| percentiles: held | above | below | width |"
     )
-    print("|" + "---|" * 12, flush=True)
+    print("|" + "---|" * 13, flush=True)
     for positives in counts:
         for prevalence in prevalences:
             for name in kinds:
-                for ap in (0.1, 0.3, 0.6, 0.9, 0.99, 0.999):
+                for ap in aps:
                     if ap < 1.3 * prevalence:
                         continue  # next to chance
-                    examples = positives / prevalence
-                    few = max(trials // 20, 10) if examples > 20_000 else trials
                     rows = coverage(
-                        KINDS[name], ap=ap, positives=positives, prevalence=prevalence, trials=few
+                        KINDS[name],
+                        ap=ap,
+                        positives=positives,
+                        prevalence=prevalence,
+                        trials=trials,
                     )
                     cells = [
                         f"{row.held:.3f} | {row.above:.3f} | {row.below:.3f} | {row.width:.3f}"
                         for row in rows
                     ]
                     print(
-                        f"| {positives} | {prevalence} | {name} | {ap} | {' | '.join(cells)} |",
+                        f"| {trials} | {positives} | {prevalence} | {name} | {ap} "
+                        f"| {' | '.join(cells)} |",
                         flush=True,
                     )
 
@@ -231,6 +239,7 @@ def main() -> None:
     parser.add_argument("--positives", type=int, nargs="+", default=[20, 50, 200, 1000])
     parser.add_argument("--prevalence", type=float, nargs="+", default=[0.1, 0.5, 0.01])
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--ap", type=float, nargs="+", default=APS)
     args = parser.parse_args()
     if args.coverage:
         print_coverage(
@@ -238,6 +247,7 @@ def main() -> None:
             counts=args.positives,
             prevalences=args.prevalence,
             kinds=args.kinds,
+            aps=args.ap,
         )
         return
 

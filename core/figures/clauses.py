@@ -3,7 +3,10 @@
     supported        the clauses for which a report holds any evidence, each with its places
 
 A report never says that a clause is met: who answers for a system says that, with this as a part of
-the evidence. What a clause asks is told in our own words; the documents themselves are
+the evidence. Evidence is a figure that answers what is asked: noise answers nothing about attacks,
+and groups without figures nothing about fairness. What only explains it (the threat model, what was
+not assessed) stands beside evidence and never for it. What a clause asks is told in our own words;
+the documents themselves are
 
     Regulation (EU) 2024/1689 (AI Act), Article 15 and Annex IV
         https://eur-lex.europa.eu/eli/reg/2024/1689/oj
@@ -17,7 +20,7 @@ the evidence. What a clause asks is told in our own words; the documents themsel
         https://doi.org/10.6028/NIST.AI.100-1
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,10 +39,12 @@ CLEAN = "tasks[].clean"
 INTERVAL = "tasks[].clean.interval"
 WORST = "tasks[].worst_case"
 ATTACKS = "tasks[].attacks"
-FLOOR = "tasks[].certified_floor.proven_pairs"  # a floor that proves no pair is no evidence
+FLOOR = "tasks[].certified_floor.proven_pairs"
 CURVE = "tasks[].epsilon_curve"
 BUDGET = "tasks[].budget_curve"
-GROUPS = "tasks[].groups"
+GROUPS = "tasks[].groups.groups[].clean"
+GAP = "tasks[].groups.clean_gap"
+WORST_GAP = "tasks[].groups.worst_case_gap"
 CORRUPTIONS = "tasks[].corruptions"
 OPERATING = "tasks[].operating"
 CHANCE = "tasks[].chance"
@@ -59,6 +64,8 @@ WORDS = {
     CURVE: "AP over rising epsilons",
     BUDGET: "AP when few images are attacked",
     GROUPS: "AP by group",
+    GAP: "gap between groups",
+    WORST_GAP: "gap between groups under attack",
     CORRUPTIONS: "AP under common corruptions",
     OPERATING: "figures of operation",
     CHANCE: "chance and floor, which the AP is read against",
@@ -94,6 +101,7 @@ class _Asked:
     clause: str
     asks: str
     places: tuple[str, ...]
+    beside: tuple[str, ...] = ()  # told with evidence, no evidence by themselves
 
 
 CATALOGUE = (
@@ -114,14 +122,15 @@ CATALOGUE = (
         AI_ACT,
         "Article 15(4)",
         "resilience against errors, faults and inconsistencies of the system and its surroundings",
-        (CORRUPTIONS, GROUPS),
+        (CORRUPTIONS,),
     ),
     _Asked(
         AI_ACT,
         "Article 15(5)",
         "resilience against third parties who exploit weaknesses, among them inputs made to "
         "deceive a model (adversarial examples, model evasion)",
-        (THREAT, ATTACKS, WORST, FLOOR, CURVE, BUDGET, "not_assessed"),
+        (ATTACKS, WORST, FLOOR, CURVE, BUDGET),
+        beside=(THREAT, "not_assessed"),
     ),
     _Asked(
         AI_ACT,
@@ -182,7 +191,8 @@ CATALOGUE = (
         FDA_DRAFT,
         'Section "Cybersecurity", model evasion',
         "the risk that inputs made to deceive change what the model answers",
-        (THREAT, ATTACKS, WORST, FLOOR, "statement.attacker_knowledge"),
+        (ATTACKS, WORST, FLOOR),
+        beside=(THREAT, "statement.attacker_knowledge"),
     ),
     _Asked(
         ISO_1,
@@ -197,7 +207,8 @@ CATALOGUE = (
         ISO_1,
         "5 Statistical methods",
         "robustness as a statistic of performance on data, with its confidence",
-        (CLEAN, WORST, INTERVAL, CURVE, CORRUPTIONS),
+        (WORST, CURVE, CORRUPTIONS),
+        beside=(CLEAN, INTERVAL),
     ),
     _Asked(ISO_1, "6 Formal methods", "properties that are proven over a domain", (FLOOR,)),
     _Asked(
@@ -240,9 +251,16 @@ CATALOGUE = (
         NIST,
         "MEASURE 2.7",
         "security and resilience are evaluated and documented",
-        (THREAT, ATTACKS, WORST, FLOOR),
+        (ATTACKS, WORST, FLOOR),
+        beside=(THREAT,),
     ),
-    _Asked(NIST, "MEASURE 2.11", "fairness and bias are evaluated and documented", (GROUPS,)),
+    _Asked(
+        NIST,
+        "MEASURE 2.11",
+        "fairness and bias are evaluated and documented",
+        (GAP, WORST_GAP),
+        beside=(GROUPS,),
+    ),
 )
 
 
@@ -250,8 +268,9 @@ def supported(report: Report) -> list[Clause]:
     """The clauses for which this report holds evidence; places that it lacks are left out."""
     found = []
     for asked in CATALOGUE:
-        places = [place for place in asked.places if any(map(_says, _at(report, place)))]
+        places = [place for place in asked.places if _answers(report, place)]
         if places:
+            places += [place for place in asked.beside if _answers(report, place)]
             found.append(
                 Clause(
                     document=asked.document,
@@ -261,6 +280,33 @@ def supported(report: Report) -> list[Clause]:
                 )
             )
     return found
+
+
+def _answers(report: Report, place: str) -> bool:
+    holds = NEEDS.get(place)
+    return (holds is None or holds(report)) and any(map(_says, _at(report, place)))
+
+
+def _searched(report: Report) -> bool:
+    """Whether anything looked for the worst within the threat; noise is a control and no search."""
+    if report.provenance.config["threat"]["epsilon"] == 0:
+        return False
+    figures = [figure for task in report.tasks for figure in task.attacks.values()]
+    return any(figure.attack["name"] != "noise" for figure in figures)
+
+
+def _proves(report: Report) -> bool:
+    """Whether a floor that lies below an attack proves the order of some pair."""
+    floors = [task.certified_floor for task in report.tasks]
+    proven = any(floor is not None and floor.proven_pairs > 0 for floor in floors)
+    return proven and report.provenance.config["threat"]["epsilon"] > 0
+
+
+NEEDS: Mapping[str, Callable[[Report], bool]] = {
+    **dict.fromkeys((ATTACKS, WORST, WORST_GAP, CURVE, BUDGET), _searched),
+    FLOOR: _proves,
+}
+"""What must hold beyond that something stands at a place."""
 
 
 def _at(value: Any, place: str) -> Iterator[Any]:
@@ -274,9 +320,9 @@ def _at(value: Any, place: str) -> Iterator[Any]:
         inner = getattr(value, name)
     else:
         inner = value.get(name) if isinstance(value, Mapping) else None
-    for one in inner if step.endswith("[]") else [inner]:
+    for one in (inner or []) if step.endswith("[]") else [inner]:
         yield from _at(one, rest)
 
 
 def _says(value: Any) -> bool:
-    return value is not None and value not in ("", [], {}, 0.0)
+    return value is not None and value not in ("", [], {})

@@ -64,11 +64,16 @@ def _topics(
         "shift",
         "Images of other places, cameras, people and times than those of this data set.",
     )
-    if all(task.groups is None for task in tasks):
+    if all(task.groups is None or task.groups.clean_gap is None for task in tasks):
+        named = any(task.groups is not None for task in tasks)
         yield (
             "groups",
-            "Whether the model serves some groups of the examples worse than others: the data set "
-            "names none.",
+            "Whether the model serves some groups of the examples worse than others: "
+            + (
+                "fewer than two of those that the data set names have enough examples."
+                if named
+                else "the data set names none."
+            ),
         )
     yield (
         "poisoning",

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from adap.core.audit.leakage import Leakage, audited_images
 from adap.core.config import AuditConfig, StatedAudit
 from adap.core.errors import ConfigError
-from adap.core.figures.clauses import CATALOGUE, WORDS
+from adap.core.figures.clauses import CATALOGUE, WORDS, supported
 from adap.core.figures.report import build_report
 from adap.core.rendering.card import card
 from adap.core.report import AuditedImages, Report
@@ -187,10 +187,12 @@ def test_every_clause_points_at_evidence_that_is_there(task):
         for support in clause.supported_by:
             found = at(value, support.where)
             assert found, support.where
-            assert all(one not in (None, [], {}, "") for one in found), support.where
+            there = [one not in (None, [], {}, "") for one in found]
+            # of the groups one has no positives, and so no figures
+            assert any(there) if "groups[]" in support.where else all(there), support.where
             used.add(support.where)
     assert used <= set(WORDS)
-    assert {place for asked in CATALOGUE for place in asked.places} == set(WORDS)
+    assert {place for asked in CATALOGUE for place in (*asked.places, *asked.beside)} == set(WORDS)
 
 
 def test_a_clause_without_evidence_is_left_out(task):
@@ -200,6 +202,56 @@ def test_a_clause_without_evidence_is_left_out(task):
     assert ("NIST", "MEASURE 2.11") not in clauses
     assert not any("Principle 4" in clause for _, clause in clauses)
     assert ("NIST", "MEASURE 2.7") in clauses
+
+
+def supports(report: Report) -> dict[str, set[str]]:
+    """The places that support each clause."""
+    return {it.clause: {one.where for one in it.supported_by} for it in report.clauses}
+
+
+ON_ATTACKS = {"Article 15(5)", 'Section "Cybersecurity", model evasion', "MEASURE 2.7"}
+
+
+@pytest.mark.parametrize("control", ["noise alone", "no pixel may change"])
+def test_what_attacks_nothing_is_no_evidence_about_attacks(task, control):
+    bare = task.model_copy(update={"certified_floor": None})
+    if control == "noise alone":
+        figure = task.attacks["pgd"].model_copy(update={"attack": {"name": "noise"}})
+        report = built(bare.model_copy(update={"attacks": {"noise": figure}}))
+    else:
+        made = report_of([bare])
+        config = made.provenance.config | {"threat": {"norm": "linf", "epsilon": 0.0}}
+        provenance = made.provenance.model_copy(update={"config": config})
+        report = made.model_copy(update={"provenance": provenance})
+        report = report.model_copy(update={"clauses": supported(report)})
+    found = supports(report)
+    assert not ON_ATTACKS & set(found)
+    places = set().union(*found.values())
+    assert not any("attacks" in place or "worst_case" in place for place in places)
+    assert set(supports(built(bare))) >= ON_ATTACKS
+
+
+def test_groups_without_a_gap_are_no_evidence_of_fairness_and_are_not_assessed(task):
+    assert task.groups is not None
+    assert "tasks[].groups.clean_gap" in supports(built(task))["MEASURE 2.11"]
+    alone = task.groups.model_copy(
+        update={"groups": task.groups.groups[1:2], "clean_gap": None, "worst_case_gap": None}
+    )
+    report = built(task.model_copy(update={"groups": alone}))
+    assert "MEASURE 2.11" not in supports(report)
+    assert "tasks[].groups.groups[].clean" in supports(report)["Principle 8"]
+    said = {it.topic: it.what for it in report.not_assessed}
+    assert "fewer than two" in said["groups"]
+
+
+def test_that_no_image_was_seen_in_training_is_evidence_of_independence(task):
+    seen = AuditedImages(
+        examples=60, lowest=0, highest=1, equal=0, in_other_splits=0, seen_in_training=0
+    )
+    assert supports(built(task, images=seen))["Principle 4"] == {
+        "images.seen_in_training",
+        "images.in_other_splits",
+    }
 
 
 def test_nothing_says_that_a_clause_is_met(task):
