@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Scope
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from adap.api.deps import PROVEN
+from adap.api.deps import END, PROVEN
 from adap.api.overload import LET_THROUGH, Overload, path_of
 from adap.api.strangers import Connections, network_of
 
@@ -122,6 +122,7 @@ def patient_protocol(
             if self.cycle is not before:
                 scope = cast(dict[str, Any], self.cycle.scope)
                 scope[PROVEN] = self._proven
+                scope[END] = self.transport.abort
                 if path is not None:
                     overload.let_through(path)
                     scope[LET_THROUGH] = True

@@ -10,7 +10,6 @@ from uuid import uuid4
 
 from fastapi import Path as PathParameter
 from fastapi import Request, Response
-from fastapi.responses import FileResponse
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 from starlette.datastructures import UploadFile
@@ -19,6 +18,7 @@ from adap import faults
 from adap.api import quotas
 from adap.api.deps import Caller, House
 from adap.api.errors import ApiError, not_found
+from adap.api.lasting import Download
 from adap.core.config import DatasetOptions, TrainingRequest
 from adap.core.wording import reads_otherwise
 from adap.models.header import Declaration
@@ -314,7 +314,7 @@ def blob_response(
     if known is not None:
         return known
     path = house.blobs.local_path(sha256)
-    return FileResponse(path, media_type=media_type, filename=filename, headers=headers)
+    return Download(request, house, path, media_type=media_type, filename=filename, headers=headers)
 
 
 def derived_response(request: Request, text: str, *, media_type: str) -> Response:

@@ -9,6 +9,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.requests import HTTPConnection
 
 from adap.api import signing
@@ -29,9 +30,18 @@ from adap.worker.scoring.link import ScoringLink
 
 log = logging.getLogger(__name__)
 
-FORWARDING_PREFIXES = ("x-forwarded", "x-original-", "cf-", "fly-")
+FORWARDING_PREFIXES = (
+    *("x-forwarded", "x-original-", "x-real-", "x-rewrite-", "x-proxy", "x-envoy-", "x-akamai-"),
+    *("x-amz-cf-", "x-azure-", "x-arr-", "x-vercel-", "x-nginx-"),
+    *("cf-", "fly-", "fastly-", "akamai-", "cloudfront-"),
+)
 FORWARDING = frozenset(
-    {"forwarded", "via", "x-real-ip", "x-client-ip", "x-cluster-client-ip", "true-client-ip"}
+    {
+        *("forwarded", "via", "cdn-loop", "max-forwards", "proxy-connection", "x-host"),
+        *("client-ip", "true-client-ip", "x-client-ip", "x-cluster-client-ip", "remote-addr"),
+        *("x-remote-ip", "x-remote-addr", "x-originating-ip", "wl-proxy-client-ip"),
+        *("proxy-client-ip", "x-scheme", "x-varnish", "x-request-start", "x-appengine-user-ip"),
+    }
 )
 """What proxies add to a request that they pass on, in lower case."""
 
@@ -80,6 +90,7 @@ class House:
 
 
 PROVEN = "adap.proven"  # in the scope: what to call when somebody was let in
+END = "adap.end"  # in the scope: what to call to hang up
 CALLER = "adap.caller"  # in the scope of a request whose caller is known
 
 _bearer = HTTPBearer(auto_error=False, description="an API key, `Authorization: Bearer adap_…`")
@@ -102,12 +113,7 @@ async def admit(request: Request, house: House) -> Caller:
     known = request.scope.get(CALLER)
     if isinstance(known, Caller):
         return known
-    credentials = await _bearer(request)
-    key = None if credentials is None else credentials.credentials
-    if key is None:
-        key = signing.kept_key(request)
-        if key is not None and request.method not in signing.READING:
-            signing.require_own_page(request, key)
+    key = await _key_of(request)
     caller = await identify(house, key)
     if key is None:
         require_this_machine(request, house.settings)
@@ -115,6 +121,37 @@ async def admit(request: Request, house: House) -> Caller:
     request.scope[CALLER] = caller
     request.scope.get(PROVEN, _nothing)()
     return caller
+
+
+async def still_admitted(request: Request, house: House) -> bool:
+    """Whether the key of a caller who was let in still opens the same.
+
+    To be asked now and then of answers that last longer than a key may. Where the database cannot
+    be asked, what it said before holds.
+    """
+    try:
+        return bool(await identify(house, await _key_of(request)) == request.scope[CALLER])
+    except ApiError:
+        return False
+    except SQLAlchemyError:
+        return True
+
+
+async def require_still_admitted(request: Request, house: House) -> None:
+    """Raise ApiError where the key of a caller ended while the answer was waited for."""
+    if not await still_admitted(request, house):
+        raise ApiError("unauthorized", "This API key was revoked or has expired meanwhile.")
+
+
+async def _key_of(request: Request) -> str | None:
+    """The key that a request brings; ApiError where a browser may not send it with this one."""
+    credentials = await _bearer(request)
+    if credentials is not None:
+        return credentials.credentials
+    key = signing.kept_key(request)
+    if key is not None and request.method not in signing.READING:
+        signing.require_own_page(request, key)
+    return key
 
 
 async def identify(house: House, key: str | None) -> Caller:
@@ -179,9 +216,7 @@ def require_this_machine(request: HTTPConnection, settings: Settings) -> None:
             "Without API keys only this machine is served; `adap key create --scope admin` opens "
             "the service.",
         )
-    origin = request.headers.get("origin")
-    if origin is not None and origin != f"{request.url.scheme}://{request.url.netloc}":
-        raise ApiError("forbidden", f"Calls from other web pages are refused; Origin is {origin}.")
+    signing.refuse_other_sites(request)
 
 
 def is_forwarding(header: str) -> bool:

@@ -5,8 +5,8 @@ and the tenant's room come first, so that nobody without them can make the servi
 """
 
 import math
-from collections.abc import Callable, Coroutine, Iterator
-from typing import Any
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from typing import Any, ClassVar
 
 from fastapi import Request, Response
 from fastapi.concurrency import run_in_threadpool
@@ -22,12 +22,16 @@ from adap.api.errors import ApiError
 FORM = "multipart/form-data"
 SHORT_FORM = "application/x-www-form-urlencoded"  # of fields alone; its values are kept in memory
 SHORT_FORM_BYTES = 256 * 1024
+FIELDS_BYTES = 16 * 1024  # of a form that takes no files at all
 MAX_QUERY_PARAMETERS = 1100  # as many classes as one request may name, and some more
 FORM_BYTES = 1 << 20  # around a file: what a form may add to it
 
 
 class GuardedRoute(APIRoute):
     """A route that admits its caller first, then reads the body, then does its work."""
+
+    forms: ClassVar[Mapping[str, float]] = {FORM: math.inf, SHORT_FORM: SHORT_FORM_BYTES}
+    """The kinds of form that it takes, where it takes any, and of how many bytes."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """What answers a request."""
@@ -56,16 +60,34 @@ class GuardedRoute(APIRoute):
                     await _require_room(request, house)
             content_type = request.headers.get("content-type", "")
             kind = content_type.partition(";")[0].strip().lower()
-            short = kind == SHORT_FORM and _declared_bytes(request) <= SHORT_FORM_BYTES
-            if takes_form and has_body(request.scope) and kind != FORM and not short:
-                raise ApiError(
-                    "unsupported_media_type", f"Expected {FORM}, got {kind or 'nothing'!s:.100}."
-                )
+            if takes_form and has_body(request.scope):
+                _require_form(self.forms, kind, _declared_bytes(request))
             if takes_json and bodies.is_json(content_type):
                 await bodies.replace(request)
             return await answer(request)
 
         return guarded
+
+
+class FieldsRoute(GuardedRoute):
+    """A route whose form has a few short fields and no files: nobody unpacks parts for it."""
+
+    forms: ClassVar[Mapping[str, float]] = {SHORT_FORM: FIELDS_BYTES}
+
+
+def _require_form(forms: Mapping[str, float], kind: str, size: float) -> None:
+    """Raise ApiError for another kind of form, or too long a one, before it is read."""
+    if size <= forms.get(kind, -1):
+        return
+    expected = next(iter(forms))
+    most = forms[expected]
+    raise ApiError(
+        "unsupported_media_type",
+        f"Expected {expected}"
+        + ("" if most == math.inf else f" with a Content-Length of at most {most:g}")
+        + f", got {kind or 'nothing'!s:.100}"
+        + (f" of {size:g} bytes." if kind in forms and size < math.inf else "."),
+    )
 
 
 def _required(dependant: Dependant) -> Iterator[Require]:

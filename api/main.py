@@ -160,7 +160,7 @@ def create_app(settings: Settings) -> "RequestLog":
         description=DESCRIPTION,
         lifespan=lifespan,
         max_body_size=settings.max_upload_bytes,
-        form_limits={"max_files": 1001, "max_fields": 1001, "max_part_size": 64 * 1024},
+        form_limits={"max_files": 1, "max_fields": 1001, "max_part_size": 64 * 1024},
         dependencies=[Depends(refuse_unknown_query)],
         generate_unique_id_function=lambda route: route.name,  # what generated clients call it
         redirect_slashes=False,

@@ -21,6 +21,7 @@ from adap.api.pages import FORMS
 HEADER = "x-csrf-token"
 SIGN_IN = "/sign-in"
 READING = frozenset({"GET", "HEAD"})  # methods that change nothing
+OWN_SITE = ("same-origin", "none")  # none: an address that somebody typed
 ENDED = "This API key is unknown, or was revoked or has expired: sign in with another."
 
 _OWN_PATH = re.compile(r"/(?![/\\])[^\x00-\x20\x7f\\]{0,2000}")
@@ -52,13 +53,27 @@ def require_own_page(request: Request, key: str) -> None:
         )
 
 
-def refuse_other_sites(request: Request) -> None:
-    """Raise ApiError for what a browser sends for a page of another site, as it says itself."""
+def refuse_other_sites(request: HTTPConnection) -> None:
+    """Raise ApiError for what a browser sends for a page of another site, as it says itself.
+
+    That somebody follows a link from there to a page of the service is no such call. The site is
+    said over https and to this machine; over plain HTTP, and by old browsers, the origin alone.
+    """
     site, origin = (request.headers.get(name) for name in ("sec-fetch-site", "origin"))
-    if site is None and origin is not None:  # over plain HTTP, or an old browser
-        site = "same-origin" if origin.partition("://")[2] == request.url.netloc else "cross-site"
-    if site not in (None, "same-origin", "none"):
+    if site is None:
+        elsewhere = origin not in (None, f"{request.url.scheme}://{request.url.netloc}")
+    else:
+        elsewhere = site not in OWN_SITE and not _follows_a_link(request)
+    if elsewhere:
         raise ApiError("forbidden", "Calls from pages of other sites are refused.")
+
+
+def _follows_a_link(request: HTTPConnection) -> bool:
+    return (
+        request.scope["method"] in READING
+        and request.headers.get("sec-fetch-mode") == "navigate"
+        and request.headers.get("sec-fetch-dest") == "document"
+    )
 
 
 def asks_for_page(request: Request) -> bool:

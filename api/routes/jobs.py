@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +19,15 @@ from starlette.types import Receive, Scope, Send
 
 from adap import faults
 from adap.api.assets import AssetId
-from adap.api.deps import Caller, House, HouseDep, Reader, Writer
+from adap.api.deps import (
+    Caller,
+    House,
+    HouseDep,
+    Reader,
+    Writer,
+    require_still_admitted,
+    still_admitted,
+)
 from adap.api.errors import POSTED, ApiError, not_found, problems
 from adap.api.guarded import GuardedRoute
 from adap.api.idempotency import IdempotencyDep
@@ -136,6 +144,7 @@ async def show_job(
     if wait_s > 0 and not job.done and house.places.free(caller.tenant):  # a wish, RFC 7240
         with house.places.take(caller.tenant):
             await wait_until_done(house, job_id, wait_s=wait_s)
+        await require_still_admitted(request, house)
         job = await run_in_threadpool(_show, house, caller, job_id)
     return await run_in_threadpool(_page, request, house, caller, job) if as_page else job
 
@@ -245,7 +254,7 @@ async def job_events(
         return _Stream(
             house,
             caller,
-            _stream(house, job_id, seen),
+            _stream(house, job_id, seen, partial(still_admitted, request, house)),
             media_type="text/event-stream",
             headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
         )
@@ -475,12 +484,14 @@ def _look(house: House, job_id: str, seen: int) -> _Look:
     )
 
 
-async def _stream(house: House, job_id: str, seen: int) -> AsyncIterator[bytes]:
-    """Events as they happen and progress as it changes; ends when the job has ended."""
+async def _stream(
+    house: House, job_id: str, seen: int, admitted: Callable[[], Awaitable[bool]]
+) -> AsyncIterator[bytes]:
+    """Events as they happen and progress as it changes; ends when the job or the key has ended."""
     shown = ""
     quiet_since = time.monotonic()
     async with house.watch.follow(job_id) as watched:
-        while True:
+        while await admitted():
             news = watched.news
             look = await watched.look(seen, partial(_look, house, job_id))
             seen = look.seen

@@ -9,7 +9,15 @@ from sqlalchemy import select
 
 from adap.api import assets, quotas
 from adap.api.assets import AssetId
-from adap.api.deps import Caller, House, HouseDep, Reader, Uploader, Writer
+from adap.api.deps import (
+    Caller,
+    House,
+    HouseDep,
+    Reader,
+    Uploader,
+    Writer,
+    require_still_admitted,
+)
 from adap.api.errors import POSTED, ApiError, explain_validation, problems
 from adap.api.guarded import GuardedRoute
 from adap.api.idempotency import IdempotencyDep
@@ -224,6 +232,7 @@ async def download_model(
     exported = None
     if file_format == "onnx":
         exported = await _exported(house, caller, model_id)
+        await require_still_admitted(request, house)
 
     def answer() -> Response:
         sha256 = exported or _content_sha256(house, caller, model_id)

@@ -8,10 +8,10 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 from adap.api import signing
 from adap.api.deps import HouseDep, admit, identify
 from adap.api.errors import ApiError
-from adap.api.guarded import GuardedRoute
+from adap.api.guarded import FieldsRoute
 from adap.api.pages import page
 
-router = APIRouter(route_class=GuardedRoute, include_in_schema=False)
+router = APIRouter(route_class=FieldsRoute, include_in_schema=False)
 
 Field = Annotated[str, Form(max_length=2500)]
 

@@ -231,6 +231,27 @@ def test_no_other_site_signs_anybody_out(api: Api, browser: Browser) -> None:
     assert "set-cookie" not in answer.headers
 
 
+def test_the_sign_in_takes_short_fields_alone_and_reads_no_other_form(
+    api: Api, problem: Check
+) -> None:
+    made_key(api, "admin")
+    files = [("key", (f"{i}", b"x")) for i in range(600)]
+    loop = loop_seconds()
+    begun = loop()
+    problem(api.http.post("/sign-in", files=files), 415, "unsupported_media_type")
+    assert loop() - begun < 0.05
+    answer = api.http.post("/sign-in", data={"key": "x" * 20_000})
+    said = problem(answer, 415, "unsupported_media_type")["detail"]
+    assert "at most 16384" in said
+    assert "20004" in said
+    unsized = api.http.post(
+        "/sign-in",
+        content=iter([b"key=x"]),
+        headers={"Content-Type": "application/x-www-form-urlencoded"},
+    )
+    problem(unsized, 415, "unsupported_media_type")
+
+
 @pytest.mark.parametrize("charset", ["punycode", "idna", '"utf-7"', "utf-16"])
 def test_a_form_in_another_charset_is_refused_unread(api: Api, charset: str) -> None:
     kind = f"multipart/form-data; boundary=XX; charset={charset}"
