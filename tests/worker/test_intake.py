@@ -430,8 +430,8 @@ def test_every_bad_image_is_named_up_to_a_hundred(tmp_path: Path) -> None:
     [
         ({}, "expected images in class folders, got an archive without any"),
         ({"cat/": b"", "README.md": b""}, "expected images in class folders, got an archive"),
-        ({"1.png": png(1), "2.png": png(2)}, "'1.png': expected images in class folders"),
-        ({**two_classes(), "top.png": png(9)}, "'top.png': expected images in class folders"),
+        ({"1.png": png(1), "2.png": png(2)}, "got 2 images outside, for example '1.png': leave"),
+        ({**two_classes(), "top.png": png(9)}, "got 1 image outside, for example 'top.png'"),
         ({"cat/1.png": png(1), "cat/2.png": png(2)}, "at least two classes, got 'cat' alone"),
         ({**two_classes(), "emu/1.png": png(5)}, "class 'emu': expected at least 2 images, got 1"),
         ({"train/1.png": png(1), "test/1.png": png(2)}, "expected class folders inside 'test'"),
@@ -445,7 +445,8 @@ def test_every_bad_image_is_named_up_to_a_hundred(tmp_path: Path) -> None:
         ),
         (
             {**{f"train/{k}": v for k, v in two_classes().items()}, "train/1.png": png(1)},
-            "'train/1.png': expected images in class folders inside the split folders",
+            "inside the split folders, got 1 image outside, for example 'train/1.png': leave the "
+            "folder 'train' out, or say the labels of all images in a metadata.csv",
         ),
     ],
 )
@@ -463,7 +464,7 @@ def test_a_data_set_that_cannot_be_ranked_is_refused(
         (b"BZh9", "a bzip2 archive"),
         (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
         (b"file_name,label\n", "a file of a kind that is not known here"),
-        (b"\x93NUMPY\1\0", "a NumPy array"),
+        (b"\x93NUMPY\1\0", "one NumPy array, which is not read"),
     ],
 )
 def test_a_file_that_is_not_an_archive_is_named(content: bytes, got: str, tmp_path: Path) -> None:

@@ -154,8 +154,18 @@ def test_files_that_are_no_images_name_no_class_and_are_told_of(tmp_path: Path) 
 
 def test_classes_that_differ_in_case_alone_are_told_of(tmp_path: Path) -> None:
     notes = Notes()
-    assert len(read(filled("Cat", "cat", "dog"), tmp_path, notes).classes) == 3
-    assert [fact.code for fact in notes.reading().cautions] == ["case_variants"]
+    names = ["Cat", "cat", "dog", "sea lion", "sea_lion", "a-1", "a1", " owl", "owl", "-1", "1"]
+    assert len(read(filled(*names), tmp_path, notes).classes) == 11
+    told = [fact.message for fact in notes.reading().cautions if fact.code == "case_variants"]
+    assert len(told) == 4
+    assert not any("'-1'" in message for message in told)
+
+
+def test_images_of_a_split_without_class_folders_are_refused_once(tmp_path: Path) -> None:
+    flat = {f"val/ILSVRC2012_val_{i}.JPEG": png(i) for i in range(4)}  # as ImageNet's
+    (reason,) = reasons({**filled("train/cat", "train/dog"), **flat}, tmp_path)
+    assert "got 4 images outside" in reason
+    assert "leave the folder 'val' out" in reason
 
 
 def grey16(low: int, high: int) -> bytes:

@@ -307,7 +307,7 @@ def test_a_name_that_is_not_plain_is_refused_and_nothing_is_written(
         (Raw("cat/3.png", png(1), offset=10**9), "lies outside the archive"),
         (Raw("cat/3.png", png(1), offset=10), "overlaps 'cat/1.png' in the archive"),
         (Raw("cat/2.png", png(9)), "expected each name once"),
-        (Raw("inner/a.zip", pack(two_classes())), "got a zip archive"),
+        (Raw("inner/a.zip", pack(two_classes())), "'inner/a.zip': an archive"),
     ],
 )
 def test_a_member_that_is_not_a_plain_file_is_refused(
@@ -327,9 +327,8 @@ def test_an_archive_that_holds_itself_is_not_followed(tmp_path: Path) -> None:
     content = pack(two_classes())
     for _ in range(5):
         content = pack({**two_classes(), "cat/inner.zip": content})
-    assert reasons(content, tmp_path) == [
-        "'cat/inner.zip': expected a sound PNG, JPEG or WebP image, got a zip archive"
-    ]
+    (reason,) = reasons(content, tmp_path)
+    assert reason.startswith("expected images, got 'cat/inner.zip': an archive")
 
 
 @pytest.mark.parametrize("keep", [4, 21, 22, 60, -1, -21, -40])

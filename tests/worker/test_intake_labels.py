@@ -286,6 +286,12 @@ def test_rows_of_parquet_whose_labels_are_kept_back_are_refused_once(tmp_path: P
     assert "leave the file out" in said
 
 
+def test_numbers_in_a_column_of_floats_are_labels_as_in_a_table(tmp_path: Path) -> None:
+    assert read(parquet(label=[0.0, 1.0] * 4), tmp_path).classes == ["0", "1"]
+    (reason,) = reasons(parquet(label=[0.0, 1.0, float("nan"), 0.0] * 2), tmp_path)
+    assert "got none in 2 rows, the first of them row 2" in reason
+
+
 def test_all_bad_rows_of_parquet_are_named(tmp_path: Path) -> None:
     images = [{"bytes": encode(image), "path": f"p{i}.png"} for i, image in enumerate(IMAGES)]
     images[2] = {"bytes": b"GIF89a", "path": "bad.gif"}
@@ -295,11 +301,12 @@ def test_all_bad_rows_of_parquet_are_named(tmp_path: Path) -> None:
     assert got[1] == "'row 5, elsewhere.png': expected the bytes of an image, got none"
     columns = {"label": ["a", None, "b", ""] * 2, "split": ["train", "tset"] * 4}
     got = reasons(parquet(**columns), tmp_path)
-    assert got[:2] == [
-        "row 1: expected a label, got '[None]'",
-        "row 1: expected a split among train, validation, test, got 'tset'",
-    ]
-    assert len(got) == 8
+    assert got[0] == "row 1: expected a split among train, validation, test, got 'tset'"
+    assert got[-1] == (
+        "expected a label in each row, got none in 2 rows, the first of them row 1: leave rows "
+        "without a label out"
+    )
+    assert len(got) == 7
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,9 @@ def test_values_of_a_scientific_tiff_are_scaled_as_declared(tmp_path: Path) -> N
     members = {
         f"{'ab'[i % 2]}/{i}.tif": encode(Image.fromarray(values + i), "TIFF") for i in range(4)
     }
+    with pytest.raises(Rejected) as caught:
+        read(members, tmp_path)
+    assert "4 images: values go from -1000 to 403" in caught.value.reasons[0]  # all files' range
     made = read(members, tmp_path, levels={"low": -1000, "high": 403})
     expected = np.rint((values.astype(float) + 1000) / 1403 * 255)
     assert np.array_equal(made.images[0, 0], expected)

@@ -179,8 +179,25 @@ def test_a_column_of_labels_takes_lists_and_refuses_another_separator(tmp_path: 
 
 
 def test_whole_numbers_that_pandas_wrote_as_floats_are_whole(tmp_path: Path) -> None:
-    made = read(with_table(FRAME.assign(label=[0.0, 1.0] * 4)), tmp_path)
-    assert labels(made) == ["0", "1"] * 4
+    frame = FRAME.assign(label=[0.0, 1.0] * 4)
+    assert labels(read(with_table(frame), tmp_path)) == ["0", "1"] * 4
+    commas = frame.to_csv(index=False, sep=";", decimal=",").encode()  # as where commas are used
+    assert labels(read({**with_table(frame), "metadata.csv": commas}, tmp_path)) == ["0", "1"] * 4
+
+
+def test_labels_that_are_all_different_are_refused_once(tmp_path: Path) -> None:
+    frame = FRAME.assign(label=[0.1, 0.7, 0.3, 0.9, 0.2, 0.6, 0.4, 0.8])
+    with pytest.raises(Rejected) as caught:
+        read(with_table(frame), tmp_path)
+    (reason,) = caught.value.reasons
+    assert "8 of 8 with one each" in reason
+    assert "--label-column" in reason
+
+
+def test_a_label_that_is_missing_in_words_is_told_as_such(tmp_path: Path) -> None:
+    frame = FRAME.assign(label=["cat", "dog", "NaN", "cat", "dog", "cat", "dog", "cat"])
+    with pytest.raises(Rejected, match=r"'NaN': .* looks like a missing value"):
+        read(with_table(frame), tmp_path)
 
 
 def test_names_of_numbers_are_taken_from_the_list_beside_the_table(tmp_path: Path) -> None:

@@ -75,13 +75,18 @@ def require_column(
     return found
 
 
-def note_unread(columns: Sequence[str], read: Sequence[str | None], notes: Notes) -> None:
-    """Note the columns that mean nothing here, and those that look as if they meant clusters."""
+def note_unread(
+    columns: Sequence[str], read: Sequence[str | None], notes: Notes, *, clustered: bool
+) -> None:
+    """Note the columns that mean nothing here, and those that look as if they meant clusters.
+
+    clustered: whether another column is known to mean these.
+    """
     unread = [name for name in columns if name not in read]
     if unread:
         notes.step(f"columns not read: {listed(unread)}")
     like = [name for name in unread if any(word in name.lower() for word in _LIKE_CLUSTERS)]
-    if like:
+    if like and not clustered:
         notes.fact(
             "info",
             "clusters_not_declared",

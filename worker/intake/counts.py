@@ -1,5 +1,6 @@
 """Counts of examples, and whether a ranking can be made and judged with them."""
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -9,10 +10,18 @@ from numpy.typing import NDArray
 from adap.core.config import SPLITS
 from adap.models.header import shown
 from adap.worker.intake.limits import Reasons, Rejected
+from adap.worker.intake.notes import listed
 
 MIN_EXAMPLES = 2  # of a class: one to learn from, one to judge by
+MANY_SINGLE = 5  # classes of one image: not a few rare ones
 MAX_LABELS = 1_000  # of an image that may have several
+_NO_CLASS = re.compile(r"nan|none|null|n/?a|-?\d+[.,]\d+")
 MAX_GROUPS = 1_000  # more are a column of ids, and too few examples in each to judge by
+
+
+def looks_missing(name: str) -> bool:
+    """Whether the name of a class is how tables write that there is none, or a measurement."""
+    return _NO_CLASS.fullmatch(name.lower()) is not None
 
 
 def check_counts(
@@ -58,6 +67,7 @@ def _check_one_each(
     except Rejected as rejected:
         reasons.add(rejected.reasons[0])
     counts = np.bincount(labels, minlength=len(classes))
+    _refuse_all_different(classes, counts)
     for name, count in zip(classes, counts.tolist(), strict=True):
         _check_enough(name, count, "images", reasons)
     for split, members in _members(splits):
@@ -66,6 +76,18 @@ def _check_one_each(
             only = shown(classes[found[0]])
             hint = ": a split without labels judges nothing: leave it out" if only == "'-1'" else ""
             reasons.add(f"split {split}: expected at least two classes, got {only} alone{hint}")
+
+
+def _refuse_all_different(classes: Sequence[str], counts: NDArray[Any]) -> None:
+    """Raise Rejected, in one sentence, where most classes have one image each."""
+    single = [name for name, count in zip(classes, counts.tolist(), strict=True) if count == 1]
+    if len(single) >= MANY_SINGLE and 2 * len(single) > len(classes):
+        raise Rejected(
+            f"expected classes of at least {MIN_EXAMPLES} images, got {len(single):,} of "
+            f"{len(classes):,} with one each, such as {listed(single)}, as ids and measurements "
+            "have: name the column that holds the classes (--label-column), or write few values "
+            "in place of many"
+        )
 
 
 def _check_several(
@@ -86,7 +108,12 @@ def _check_several(
 
 def _check_enough(name: str, count: int, what: str, reasons: Reasons) -> None:
     if count < MIN_EXAMPLES:
-        reasons.add(f"class {shown(name)}: expected at least {MIN_EXAMPLES} {what}, got {count}")
+        hint = ""
+        if looks_missing(name):
+            hint = ": it looks like a missing value; leave images without a label out"
+        reasons.add(
+            f"class {shown(name)}: expected at least {MIN_EXAMPLES} {what}, got {count}{hint}"
+        )
 
 
 def _members(splits: NDArray[np.int8] | None) -> Iterator[tuple[str, NDArray[np.bool_]]]:

@@ -20,10 +20,12 @@ from adap.worker.intake.counts import check_counts
 from adap.worker.intake.images import (
     Picture,
     Rules,
+    UnscaledError,
     UnusableImageError,
     read_picture,
     resized,
     strict_decoding,
+    unscaled,
 )
 from adap.worker.intake.limits import IntakeLimits, Reasons, Rejected
 from adap.worker.intake.notes import Sizes, counted, listed
@@ -57,6 +59,7 @@ class _Found:
     first_of_size: dict[tuple[int, int], str] = field(default_factory=dict)
     reasons: list[str] = field(default_factory=list)
     deep: "_Deep | None" = None
+    unscaled: "dict[str, _Deep]" = field(default_factory=dict)  # by why nothing says the scale
     odd: Counter[str] = field(default_factory=Counter)
     unread: list[int] = field(default_factory=list)  # indices of files that were left out
     damaged: int = 0
@@ -142,6 +145,7 @@ def _decode_files(
     sizes = asked.notes.sizes
     first_of_size: dict[tuple[int, int], str] = {}
     deep: _Deep | None = None
+    unscaled_ones: dict[str, _Deep] = {}
     odd: Counter[str] = Counter()
     unread: list[int] = []
     done = damaged = 0
@@ -156,11 +160,15 @@ def _decode_files(
             for reason in found.reasons:
                 reasons.add(reason)
             deep = deep if found.deep is None else found.deep.join(deep)
+            for what, some in found.unscaled.items():
+                unscaled_ones[what] = some.join(unscaled_ones.get(what))
             odd.update(found.odd)
             unread += found.unread
             damaged += found.damaged
             done += found.files
             asked.on_progress(done, len(labels))
+    for what, some in unscaled_ones.items():
+        reasons.add(f"{counted(some.images, 'image')}: {unscaled(what, some.low, some.high)}")
     if len(sizes) > 1 and resize is None:
         for (height, width), of_size in sizes.most_common(MAX_SIZES):
             reasons.add(
@@ -286,6 +294,9 @@ def _decode(
     for index, file in enumerate(chunk, start):
         try:
             picture = _read(file.read(), rules)
+        except UnscaledError as error:
+            values = _Deep(1, error.low, error.high)
+            found.unscaled[error.what] = values.join(found.unscaled.get(error.what))
         except UnusableImageError as error:
             if error.damaged and asked.options.skip_unreadable:
                 found.unread.append(index)

@@ -18,7 +18,15 @@ import pydicom
 from pydicom.pixels.processing import apply_rescale
 
 from adap.core.config import Levels
-from adap.worker.intake.images import WHOLE_PIXELS, Odd, Picture, Rules, UnusableImageError, scaled
+from adap.worker.intake.images import (
+    WHOLE_PIXELS,
+    Odd,
+    Picture,
+    Rules,
+    UnscaledError,
+    UnusableImageError,
+    scaled,
+)
 
 MAX_READS = 50_000  # an element takes a few; images from scanners have some hundred elements
 
@@ -122,11 +130,7 @@ def _picture(dataset: Any, declared: Levels | None) -> Picture:
     elif stored.dtype == np.uint8 and dataset.BitsStored == 8 and np.array_equal(stored, values):
         pixels = stored
     else:
-        raise UnusableImageError(
-            f"its values go from {used[0]:g} to {used[1]:g} and no window of its own says which "
-            "are shown: say which become black and white with `levels`, for example "
-            f"--levels {used[0]:g}:{max(used[1], used[0] + 1):g}"
-        )
+        raise UnscaledError("no window beside them says which are shown", *used)
     if dataset.PhotometricInterpretation == "MONOCHROME1":
         odd.add("inverted")
         pixels = 255 - pixels

@@ -46,6 +46,7 @@ def by_folders(names: Sequence[str], *, declared: str | None, notes: Notes) -> l
 
 def _examples(paths: Paths, roles: Sequence[str], notes: Notes) -> list[Example]:
     reasons = Reasons()
+    outside: dict[str, list[str]] = {}  # images by the folder that holds them, and is no class
     deep = False
     level = {role: i for i, role in enumerate(roles) if role != "-"}
     splits = splits_of(
@@ -56,12 +57,7 @@ def _examples(paths: Paths, roles: Sequence[str], notes: Notes) -> list[Example]
     examples = []
     for name, path in paths.items():
         if len(path) <= len(roles):
-            where = {
-                ("class",): "class folders",
-                ("split", "class"): "class folders inside the split folders",
-                ("class", "split"): "split folders inside the class folders",
-            }.get(tuple(roles), f"folders for {'/'.join(roles)}")
-            reasons.add(f"{shown(name)}: expected images in {where}, got one outside")
+            outside.setdefault("/".join(path[:-1]), []).append(name)
             continue
         deep |= len(path) > len(roles) + 1
         told = {role: path[i] for role, i in level.items()}
@@ -85,6 +81,18 @@ def _examples(paths: Paths, roles: Sequence[str], notes: Notes) -> list[Example]
                 told.get("group"),
                 told.get("cluster"),
             )
+        )
+    where = {
+        ("class",): "class folders",
+        ("split", "class"): "class folders inside the split folders",
+        ("class", "split"): "split folders inside the class folders",
+    }.get(tuple(roles), f"folders for {'/'.join(roles)}")
+    for folder, names in outside.items():
+        beside = f"the folder {shown(folder)}" if folder else "them"
+        reasons.add(
+            f"expected images in {where}, got {counted(len(names), 'image')} outside, for example "
+            f"{shown(names[0])}: leave {beside} out, or say the labels of all images in a "
+            "metadata.csv (file_name,label,split)"
         )
     reasons.settle()
     notes.step(f"folders are {'/'.join(roles)}")

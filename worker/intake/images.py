@@ -94,6 +94,25 @@ class UnusableImageError(ValueError):
         self.damaged = damaged
 
 
+class UnscaledError(UnusableImageError):
+    """An image of which nothing says what values are black and white: `levels` are to be declared.
+
+    what: follows the values in a sentence.  low, high: the smallest and the largest.
+    """
+
+    def __init__(self, what: str, low: float, high: float) -> None:
+        self.what, self.low, self.high = what, low, high
+        super().__init__(f"its {unscaled(what, low, high)}")
+
+
+def unscaled(what: str, low: float, high: float) -> str:
+    """The values that images have, and the option that says which become black and white."""
+    return (
+        f"values go from {low:g} to {high:g} and {what}: say which become black and white with "
+        f"`levels`, for example --levels {low:g}:{high if high > low else low + 1:g}"
+    )
+
+
 @dataclass(frozen=True)
 class Rules:
     """How image files become pixels."""
@@ -242,9 +261,14 @@ def _check_frames(image: Image.Image, data: bytes, odd: set[Odd]) -> None:
         except EOFError:
             image.seek(0)
         else:
-            raise UnusableImageError("expected a still image, got a TIFF of several pages")
+            raise UnusableImageError(
+                "expected a still image, got a TIFF of several pages: save each as a file"
+            )
     elif (frames := getattr(image, "n_frames", 1)) != 1:
-        raise UnusableImageError(f"expected a still image, got {frames} frames")
+        raise UnusableImageError(
+            f"expected a still image, got {frames} frames: save the one that is meant as a file "
+            "of its own"
+        )
 
 
 def _picture(image: Image.Image, rules: Rules, odd: set[Odd], *, wide: bool) -> Picture:
@@ -271,10 +295,7 @@ def _deep(image: Image.Image, rules: Rules) -> Picture:
     if rules.levels is not None:
         return Picture(scaled(deep, rules.levels), values)
     if image.mode in ("I", "F"):
-        raise UnusableImageError(
-            f"its values of 32 bits go from {values[0]:g} to {values[1]:g}: say which become black "
-            f"and white with `levels`, for example --levels {values[0]:g}:{values[1]:g}"
-        )
+        raise UnscaledError("have 32 bits", *values)
     # the high byte, which is what Pillow itself keeps of 16-bit colour
     return Picture((deep >> 8).astype(np.uint8), values)
 

@@ -19,7 +19,7 @@ Value = str | tuple[str, ...]
 """What a table says of one image: a text, or several where the table itself has lists."""
 
 _SEPARATORS = ("|", ";", ",", "/", " ")
-_WHOLE = re.compile(r"-?\d+\.0+")
+_WHOLE = re.compile(r"(-?\d+)[.,]0+")  # a comma where the table has semicolons between columns
 _MAX_LIST = 20_000  # characters
 
 
@@ -119,7 +119,7 @@ def whole_numbers(names: list[str], notes: Notes) -> list[str]:
     if not names or not all(_WHOLE.fullmatch(name) for name in names):
         return names
     notes.step("labels such as `0.0` are whole numbers")
-    return [name.partition(".")[0] for name in names]
+    return [_WHOLE.sub(r"\1", name) for name in names]
 
 
 def check_text_labels(names: set[str], column: str, options: DatasetOptions) -> None:

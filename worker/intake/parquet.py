@@ -13,6 +13,7 @@ Imported only when a Parquet file comes: pyarrow takes longer to start than a sm
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -127,6 +128,7 @@ def _read(files: Mapping[str, pq.ParquetFile], asked: Asked) -> ImageSet:
         names,
         [columns.image, *columns.labels, columns.split, columns.group, columns.cluster],
         asked.notes,
+        clustered=columns.cluster is not None,
     )
     named, several, splits, groups, clusters = _read_texts(files, columns, asked)
     if splits is None and len(files) > 1:
@@ -196,7 +198,8 @@ def _find_columns(schema: pa.Schema, asked: Asked) -> _Columns:
     kind = schema.field(label).type
     multilabel = pa.types.is_list(kind) or pa.types.is_large_list(kind)
     kind = kind.value_type if multilabel else kind
-    numbers = pa.types.is_integer(kind) or pa.types.is_boolean(kind)
+    floats = pa.types.is_floating(kind) and not multilabel  # of a column that had gaps once
+    numbers = pa.types.is_integer(kind) or pa.types.is_boolean(kind) or floats
     if not (numbers or _is_text(kind) or hot):
         reasons.add(
             f"{label}: expected text or whole numbers, or lists of them, "
@@ -284,11 +287,13 @@ def _read_texts(
                 names = ()
         else:
             labels = row[columns.label]
+            if isinstance(labels, float):
+                labels = _whole(labels, columns.label, number)
             if columns.separator is not None and labels is not None:
                 labels = list(split_labels(labels, columns.separator))
             labels = labels if columns.several else [labels]
             names = _names(labels, columns.class_names)
-        if names is None and (labels == [-1] or (len(files) > 1 and labels == [None])):
+        if names is None and labels in ([-1], [None]):
             kept_back.setdefault(name, []).append(number)
             names = ()
         elif names is None:
@@ -323,7 +328,7 @@ def _read_texts(
             where = f" of {shown(name)}" if name else ""
             reasons.add(
                 f"expected a label in each row, got none in {counted(len(rows), 'row')}{where}, "
-                f"the first of them row {rows[0]}: leave rows without a label (-1) out"
+                f"the first of them row {rows[0]}: leave rows without a label out"
             )
     if columns.split is not None:
         refuse_codes(columns.split, codes)
@@ -353,6 +358,18 @@ def _names(labels: Any, class_names: Sequence[str] | None) -> tuple[str, ...] | 
     if not all(0 <= label < len(class_names) for label in labels):
         return None
     return tuple(class_names[label] for label in labels)
+
+
+def _whole(value: float, label: str, row: int) -> int | None:
+    """A label of a column of floats, as one has that had gaps once; None for a gap."""
+    if math.isnan(value):
+        return None
+    if not value.is_integer():
+        raise Rejected(
+            f"{label}: expected text or whole numbers, or lists of them, got {value:g} in row "
+            f"{row}: name the column that holds the classes (--label-column)"
+        )
+    return int(value)
 
 
 def _index(

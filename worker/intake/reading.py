@@ -21,11 +21,13 @@ from adap.models.header import shown
 from adap.worker.intake.archive import AnyArchive, Archive
 from adap.worker.intake.arrays import is_arrays, read_arrays
 from adap.worker.intake.asked import Asked, Room, Shape
+from adap.worker.intake.containers import refuse_containers, way_on_from
 from adap.worker.intake.counts import (
     check_class_count,
     check_counts,
     check_two_classes,
     label_matrix,
+    looks_missing,
 )
 from adap.worker.intake.decoding import MAX_SIZES, RELEASE_BYTES, File, Undecoded, decode_all
 from adap.worker.intake.examples import Example, is_no_image, suffix_of
@@ -53,7 +55,6 @@ from adap.worker.intake.values import note_values
 PARQUET_MAGIC = b"PAR1"
 _PARQUET = (".parquet",)
 MAX_SHARDS = 500  # Parquet files or tars of one data set, all open at once
-_NO_CLASS = re.compile(r"nan|none|null|n/?a|-?\d+\.\d+")
 _COPY_BYTES = 8 * 1024**2
 
 
@@ -163,16 +164,17 @@ def _look_over(image_set: ImageSet, notes: Notes) -> None:
     """Note what any data set may have that figures of it suffer from."""
     folded: dict[str, list[str]] = {}
     for name in image_set.classes:
-        folded.setdefault(name.casefold(), []).append(name)
+        plain = re.sub(r"(?<=\w)[-_\s]+(?=\w)", "", name.casefold().strip())
+        folded.setdefault(plain, []).append(name)
     for names in folded.values():
         if len(names) > 1:
             notes.fact(
                 "caution",
                 "case_variants",
-                f"the classes {listed(names)} differ in case alone and are kept apart: if they are "
-                "one class, give them one name",
+                f"the classes {listed(names)} differ in case or space alone and are kept apart: "
+                "if they are one class, give them one name",
             )
-    odd = [name for name in image_set.classes if _NO_CLASS.fullmatch(name.lower())]
+    odd = [name for name in image_set.classes if looks_missing(name)]
     if odd:
         notes.fact(
             "caution",
@@ -258,13 +260,13 @@ def _kind(path: Path, size: int) -> Literal["zip", "parquet", "tar"]:
         return "zip"
     if head.startswith(PARQUET_MAGIC):
         return "parquet"
-    if is_tar(head):
+    told = way_on_from("", head) if size else None
+    if told is None and is_tar(head):
         return "tar"
     kind = describe(head, tail)
-    hint = ""
-    if "archive" in kind:
-        hint = ": unpack it, and send the folder (adap dataset add FOLDER) or a zip of it"
-    raise Rejected(f"expected a zip or tar of class folders, an NPZ or Parquet, got {kind}{hint}")
+    if "archive" in kind and told is None:
+        kind += ": unpack it, and send the folder (adap dataset add FOLDER) or a zip of it"
+    raise Rejected(f"expected a zip or tar of class folders, an NPZ or Parquet, got {told or kind}")
 
 
 def _refuse_folders(asked: Asked) -> None:
@@ -371,6 +373,7 @@ def _arrange(
     tables = [name for name in others if name.rpartition("/")[2].lower() in METADATA]
     if archive.left_behind:
         notes.step(f"ignored: {listed(archive.left_behind)}")
+    refuse_containers(archive, images)
     if not images:
         raise Rejected("expected images in class folders, got an archive without any")
     multilabel = False

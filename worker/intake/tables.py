@@ -192,7 +192,7 @@ def by_lines(
         if columns is None:
             columns, hot = _find_columns(values, options, source)
             read = [*columns.__dict__.values(), *(hot.columns if hot else ())]
-            note_unread(list(values), read, notes)
+            note_unread(list(values), read, notes, clustered=columns.cluster is not None)
             unread = {name: set() for name in {*values} - {*read}}
         for name, some in unread.items():
             if len(some) <= _SOME and isinstance(text := values.get(name), str):
