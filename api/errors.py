@@ -5,11 +5,11 @@ was expected and what came; `errors` points into the request where the error can
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field, ValidationError
@@ -169,32 +169,36 @@ def document_writes(openapi: dict[str, Any]) -> None:
 _SCHEMA = {"$ref": "#/components/schemas/Problem"}
 
 
-def install(app: FastAPI) -> None:
-    """Register a handler for everything that can go wrong."""
+def install(app: FastAPI, as_page: Callable[[Request, Problem], Response | None]) -> None:
+    """Register a handler for everything that can go wrong.
+
+    as_page: a problem as who asked for it wants to look at it; None where JSON is right.
+    """
+    app.state.problem_page = as_page
 
     @app.exception_handler(ApiError)
-    def _api_error(request: Request, error: ApiError) -> JSONResponse:
+    def _api_error(request: Request, error: ApiError) -> Response:
         return _response(
             request, error.code, error.detail, errors=error.errors, headers=error.headers
         )
 
     @app.exception_handler(Replayed)
-    def _replayed(_request: Request, replayed: Replayed) -> JSONResponse:
+    def _replayed(_request: Request, replayed: Replayed) -> Response:
         return JSONResponse(replayed.body, replayed.status, headers=replayed.headers)
 
     @app.exception_handler(AdapError)
     @app.exception_handler(ModelFileError)
-    def _domain_error(request: Request, error: AdapError | ModelFileError) -> JSONResponse:
+    def _domain_error(request: Request, error: AdapError | ModelFileError) -> Response:
         return _response(request, error.code, str(error))
 
     @app.exception_handler(RequestValidationError)
-    def _validation(request: Request, error: RequestValidationError) -> JSONResponse:
+    def _validation(request: Request, error: RequestValidationError) -> Response:
         return _response(
             request, "invalid_request", *_explain(error.errors(), {"body": error.body})
         )
 
     @app.exception_handler(HTTPException)
-    def _http(request: Request, error: HTTPException) -> JSONResponse:
+    def _http(request: Request, error: HTTPException) -> Response:
         if error.status_code == 400 and (trouble := storage.trouble(error)) is not None:
             return _troubled(request, trouble, error)  # a form could not be written to the disk
         by_status = {CODES[code][0]: code for code in reversed(CODES)}
@@ -215,7 +219,7 @@ def install(app: FastAPI) -> None:
         return _response(request, code, detail, headers=headers)
 
     @app.exception_handler(ContentGoneError)
-    def _gone(request: Request, error: ContentGoneError) -> JSONResponse:
+    def _gone(request: Request, error: ContentGoneError) -> Response:
         log.warning("content.gone", extra={"reason": str(error)})
         detail = (
             "The same content was being removed while this came; nothing of it was kept. "
@@ -226,7 +230,7 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(OSError)
     @app.exception_handler(BlobsAwayError)
     @app.exception_handler(DBAPIError)
-    def _storage(request: Request, error: Exception) -> JSONResponse:
+    def _storage(request: Request, error: Exception) -> Response:
         trouble = storage.trouble(error)
         if trouble is not None:
             return _troubled(request, trouble, error)
@@ -236,7 +240,7 @@ def install(app: FastAPI) -> None:
         return _troubled(request, away, error)
 
     @app.exception_handler(Exception)
-    def _unexpected(request: Request, _error: Exception) -> JSONResponse:
+    def _unexpected(request: Request, _error: Exception) -> Response:
         detail = "The service met an error that it did not expect; the log has the details."
         return _response(request, "internal_error", detail)
 
@@ -249,7 +253,7 @@ _TRY_AGAIN_S = {
 }
 
 
-def _troubled(request: Request, trouble: Trouble, error: Exception) -> JSONResponse:
+def _troubled(request: Request, trouble: Trouble, error: Exception) -> Response:
     """The answer where storage stands in the way; the log has the error itself."""
     log.error("storage.trouble", extra={"code": trouble.code, "reason": str(error)})
     request.app.state.metrics.count_trouble(trouble.code)
@@ -349,7 +353,7 @@ def _response(
     errors: list[ErrorItem] | None = None,
     *,
     headers: dict[str, str] | None = None,
-) -> JSONResponse:
+) -> Response:
     status, title = CODES.get(code, (422, HTTPStatus(422).phrase))
     if code == "unauthorized":
         headers = {"WWW-Authenticate": "Bearer", **(headers or {})}
@@ -361,7 +365,12 @@ def _response(
         request_id=request.scope.get("request_id"),
         errors=(errors or [])[:MAX_ITEMS],
     )
+    shown: Response | None = request.app.state.problem_page(request, problem)
+    if shown is not None:
+        shown.headers.update(headers or {})
+        return shown
     content = problem.model_dump(mode="json")
     if request.url.path.startswith("/v2"):
         content["error"] = detail  # what clients of the Open Inference Protocol show
+    headers = {"Vary": "Accept", **(headers or {})}
     return JSONResponse(content, status, headers=headers, media_type=MEDIA_TYPE)

@@ -20,6 +20,7 @@ from adap.api.deps import House, refuse_unknown_query
 from adap.api.metrics import Metrics, route_of
 from adap.api.overload import LET_THROUGH, Overload
 from adap.api.pages import static
+from adap.api.pages.refusal import refusal_page
 from adap.api.quotas import Places, Rates
 from adap.api.routes import (
     audits,
@@ -171,7 +172,7 @@ def create_app(settings: Settings) -> "RequestLog":
     )
     app.state.house = house
     app.state.metrics = metrics
-    errors.install(app)
+    errors.install(app, refusal_page)
     limit_of = {
         **dict.fromkeys((datasets, models, audits), settings.max_upload_bytes),  # these take files
         **dict.fromkeys((scoring, inference), settings.max_scoring_bytes),

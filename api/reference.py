@@ -14,7 +14,7 @@ from starlette.responses import RedirectResponse
 
 from adap.api.pages import page
 
-METHODS = ("get", "post", "put", "delete")
+METHODS = ("get", "post", "put", "patch", "delete")
 
 
 def install(app: FastAPI) -> None:

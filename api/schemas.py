@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
 
 from adap.core.config import Split
 from adap.core.report import APFigure, Difference, Verdict
-from adap.core.resolve import DatasetSummary
+from adap.core.resolve import DatasetSummary, plainly_positive
 from adap.models.header import Manifest, ProbeResult
 from adap.store import uploads
 from adap.store.kinds import Queue
@@ -54,6 +54,10 @@ class Dataset(Answer):
     )
     sha256: str | None = Field(description="hash of the stored form, once ready")
     summary: DatasetSummary | None = Field(description="counts and sizes, once ready")
+    positive: list[str] | None = Field(
+        description="the classes that count as positive where neither a request nor a model names "
+        "any; null where that is not plain from their names"
+    )
 
 
 class StoredImage(Answer):
@@ -437,6 +441,7 @@ class Readiness(Answer):
 
 def dataset_answer(row: DatasetRow) -> Dataset:
     """A data set as the API shows it."""
+    summary = None if row.summary is None else DatasetSummary.model_validate(row.summary)
     return Dataset(
         id=row.id,
         name=row.name,
@@ -445,7 +450,8 @@ def dataset_answer(row: DatasetRow) -> Dataset:
         job_id=row.job_id,
         reasons=row.reasons or [],
         sha256=row.content_sha256,
-        summary=None if row.summary is None else DatasetSummary.model_validate(row.summary),
+        summary=summary,
+        positive=None if summary is None else plainly_positive(summary),
     )
 
 

@@ -82,6 +82,7 @@ class Dataset(Value):
     reasons: list[str]
     sha256: str | None
     summary: dict[str, Any] | None
+    positive: list[str] | None
 
 
 class Model(Value):

@@ -81,12 +81,21 @@ class DatasetSummary(BaseModel):
         return self.classes if split is None else self.splits[split]
 
 
+def plainly_positive(summary: DatasetSummary) -> list[str] | None:
+    """The classes that are the positive ones by their names alone; None where that is not plain.
+
+    Plain: two classes, of which exactly one is named positive, pos, 1, true or yes.
+    """
+    named = [name for name in summary.classes if name.lower() in POSITIVE_NAMES]
+    return named if len(summary.classes) == 2 and len(named) == 1 else None
+
+
 def resolve_task(
     asked: Task | None, summary: DatasetSummary, *, trained_for: Sequence[str] | None = None
 ) -> Task:
     """The task asked for, else the one the model was trained for, else the obvious one.
 
-    Obvious: two classes, of which exactly one is named positive, pos, 1, true or yes.
+    Obvious is what `plainly_positive` finds.
     Raises ConfigError where nothing is obvious, or for a class that the data set does not have.
     """
     classes = list(summary.classes)
@@ -95,8 +104,8 @@ def resolve_task(
     elif trained_for is not None:
         task = Task(positive=list(trained_for))
     else:
-        named = [name for name in classes if name.lower() in POSITIVE_NAMES]
-        if len(classes) != 2 or len(named) != 1:
+        named = plainly_positive(summary)
+        if named is None:
             raise ConfigError(
                 f'expected a task, for example {{"positive": ["{classes[-1]}"]}}: the data set has '
                 f"the classes {', '.join(classes[:20])}, and it is not plain which are positive"

@@ -10,6 +10,7 @@ but this service.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from datetime import datetime
 from functools import cache
@@ -46,6 +47,8 @@ POLICY = {
     "base-uri": "'none'",
     "frame-ancestors": "'none'",
 }
+NORMS = {"linf": "L-inf", "l2": "L2", "l1": "L1"}  # those that people write otherwise
+OF_PIXELS = frozenset({"epsilon", "epsilons", "step_size"})
 _JSON = frozenset({"", "*/*", "application/json"})  # what nearly every program sends
 
 
@@ -86,6 +89,7 @@ def _prepared() -> tuple[Environment, Mapping[str, str]]:
     environment.filters |= {
         "ap": "{:.3f}".format,
         "brief": _brief,
+        "told": _told,
         "lasting": _lasting,
         "share": _share,
         "when": _when,
@@ -117,18 +121,42 @@ def _share(value: float) -> str:
     return f"{100 * value:.3g} %"
 
 
+def _told(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What an event tells people: not which process of which machine it was."""
+    return {name: value for name, value in values.items() if name != "worker"}
+
+
+def asked(request: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a job was asked for, beside the things it is of: each setting and its value in words."""
+    return [
+        (name.replace("_", " ").capitalize(), _brief(value) or "as usual")
+        if isinstance(value, Mapping)
+        else (name.replace("_", " ").capitalize(), _figure(name, value))
+        for name, value in request.items()
+        if value not in (None, []) and not name.endswith("_id")
+    ]
+
+
 def _brief(values: Mapping[str, Any]) -> str:
     """Values in one line, figures to four digits, absent ones left out: `pgd, steps 10`."""
     return ", ".join(
-        _figure(value) if name == "name" else f"{name} {_figure(value)}"
+        _figure(name, value) if name == "name" else f"{name} {_figure(name, value)}"
         for name, value in values.items()
         if value is not None and value != {}
     )
 
 
-def _figure(value: Any) -> str:
+def _figure(name: str, value: Any) -> str:
+    """A value of that name; of pixels as levels, 8/255, where it is so many."""
     if isinstance(value, str):
-        return value
+        return NORMS.get(value, value) if name == "norm" else value
     if isinstance(value, Mapping):
         return f"({_brief(value)})"
-    return f"{value:.4g}" if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
+    if isinstance(value, list):
+        return ", ".join(_figure(name, one) for one in value)
+    if not isinstance(value, float):
+        return json.dumps(value, ensure_ascii=False)
+    levels = value * 255
+    if name in OF_PIXELS and 0 < value < 1 and math.isclose(levels, round(levels)):
+        return f"{round(levels)}/255"
+    return f"{value:.4g}"

@@ -11,7 +11,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from adap.api.deps import Caller
-from adap.api.pages import page
+from adap.api.pages import asked, page
 from adap.api.pages.curves import AP, Count, Epoch, curves_of, curves_of_job
 from adap.api.schemas import Dataset, Job, JobEvent, Model, job_answer
 from adap.api.signing import kept_key
@@ -136,7 +136,7 @@ def job_page(
         names=_names(session, caller, [job]),
         events=events,
         curves=curves_of_job(session, job.id) if job.kind == JobKind.TRAIN else None,
-        request_json=_pretty(job.request),
+        asked=asked(job.request),
         commands=commands,
     )
 
@@ -225,4 +225,13 @@ def _parsed(kind: type[Parsed], value: Any) -> Parsed | None:
 
 
 def _pretty(value: Any) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False)
+    return json.dumps(_rounded(value), indent=2, ensure_ascii=False)
+
+
+def _rounded(value: Any) -> Any:
+    """The same with figures to six digits, as nobody reads sixteen."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {name: _rounded(one) for name, one in value.items()}
+    return [_rounded(one) for one in value] if isinstance(value, list) else value

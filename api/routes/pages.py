@@ -24,6 +24,7 @@ PAGES = {  # by path: the template
     "/datasets/new": "dataset_new",
     "/models/new": "model_new",
     "/audits/new": "audit_new",
+    "/rankings/new": "ranking_new",
     "/sweeps/new": "sweep_new",
     "/trainings/new": "training_new",
     "/try": "try",

@@ -128,9 +128,31 @@ def test_who_asks_for_html_gets_a_page_and_all_others_json(api: Api, problem: Ch
         refused = api.http.get(path, headers={"Accept": "image/png"})
         assert "application/json or text/html" in problem(refused, 406, "not_acceptable")["detail"]
         assert refused.headers["vary"] == "Accept"
-        # a problem is JSON, also for a browser
-        problem(get(api, path[:-4] + "0000"), 404, "not_found")
+        problem(api.http.get(path[:-4] + "0000"), 404, "not_found")
     problem(api.http.get("/", headers={"Accept": "application/json"}), 406, "not_acceptable")
+
+
+def test_a_browser_is_told_in_words_what_is_refused_and_led_back(api: Api) -> None:
+    for path, status, said, back in (
+        ("/nowhere", 404, "There is nothing at /nowhere", {"/"}),
+        (f"/v1/models/mdl_{'0' * 26}", 404, "There is no model", {"/models", "/"}),
+        ("/v1/leaderboard", 422, "dataset_id: expected a value", {"/datasets", "/"}),
+        ("/v1/jobs?limit=<b>&colour=1", 422, "colour", {"/jobs", "/"}),
+        ("/static/nothing.js", 404, "There is no file nothing.js", {"/"}),
+    ):
+        answer = get(api, path)
+        assert answer.status_code == status, path
+        assert answer.headers["content-type"] == "text/html; charset=utf-8"
+        assert answer.headers["cache-control"] == "no-store"
+        assert "default-src 'none'" in answer.headers["content-security-policy"]
+        assert "<b>" not in answer.text
+        page = Page(answer.text)
+        assert said in page.one("main").words, path
+        ways = {a.attributes["href"] for a in page.all("a", class_="button")}
+        assert ways | {a.attributes["href"] for a in page.all("a", class_="button second")} == back
+    refused = api.http.get("/nowhere", headers={"Accept": "application/json"})
+    assert refused.json()["code"] == "not_found"
+    assert refused.headers["vary"] == "Accept"
 
 
 def test_a_page_is_kept_nowhere_and_runs_nothing_but_files_of_the_service(api: Api) -> None:
@@ -207,7 +229,7 @@ def test_pages_need_the_key_that_json_needs_and_show_the_tenants_own(
     for path in (f"/v1/models/{model_id}", f"/v1/datasets/{dataset_id}", f"/v1/jobs/{job_id}"):
         assert get(api, path).headers["location"].startswith("/sign-in?next=")
         problem(api.http.get(path), 401, "unauthorized")
-        problem(get(api, path, Authorization=f"Bearer {other}"), 404, "not_found")
+        assert get(api, path, Authorization=f"Bearer {other}").status_code == 404
         page = get(api, path, Authorization=f"Bearer {mine}").text
         assert mine not in page
         assert '"Authorization: Bearer $ADAP_API_KEY"' in Page(page).one("main").text
@@ -246,7 +268,7 @@ def test_the_page_of_a_model_shows_what_is_known_of_it(api: Api) -> None:
         *("6 probe images", "-3.5 to 2.25", "4.5e-07", "0.0625 to 1.75", "1.25e-06", "onnx"),
         *("something to know", "Trained here by this job", "adap_lpn, lambda 4"),
         *("1,200 images to train, 300 to validate", "2 of 3, clean AP 0.750, under attack 0.500"),
-        *("street scenes", "0.931", "0.413", "0.125", "caution", "epsilon 0.03137"),
+        *("street scenes", "0.931", "0.413", "0.125", "caution", "norm L-inf, epsilon 8/255"),
         *(f"adap score {model_id} image.png", f"/v1/models/{model_id}/scores"),
         f"adap audit --model {model_id}",
     ):
@@ -430,7 +452,7 @@ def test_whatever_a_file_says_of_its_training_is_shown_and_not_believed(
 ) -> None:
     shown = words(api, f"/v1/models/{api.model(manifest={**MANIFEST, 'training': training})}")
     assert "this service did not train it" in shown
-    assert "All of it as JSON" in shown
+    assert "All of it, figures to six digits" in shown
 
 
 def test_a_class_in_a_command_is_one_word_for_a_shell(api: Api) -> None:

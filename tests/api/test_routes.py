@@ -111,6 +111,17 @@ def test_the_task_of_the_model_is_the_default(api: Api) -> None:
     assert job["request"]["task"] == {"positive": ["cat"]}
 
 
+@pytest.mark.parametrize(
+    ("classes", "positive"),
+    [({"no": 20, "Yes": 20}, ["Yes"]), ({"cat": 20, "dog": 20}, None), ({"yes": 1, "1": 1}, None)],
+)
+def test_a_data_set_says_which_class_is_plainly_the_positive_one(
+    api: Api, classes: dict[str, int], positive: list[str] | None
+) -> None:
+    dataset_id = api.dataset(summary={**SUMMARY, "classes": classes, "splits": {}})
+    assert api.http.get(f"/v1/datasets/{dataset_id}").json()["positive"] == positive
+
+
 def test_a_multipart_audit_waits_for_the_checks_of_its_files(api: Api) -> None:
     response = api.http.post(
         "/v1/audits",
@@ -468,7 +479,7 @@ def test_all_scores_come_as_one_file(api: Api, problem: Check, accept: str) -> N
     assert answer.headers["etag"] == f'"{provenance["scores_sha256"]}"'
     known = {"Accept": accept, "If-None-Match": answer.headers["etag"]}
     assert api.http.get(path, headers=known).status_code == 304
-    problem(api.http.get(path, headers={"Accept": "text/html"}), 406, "not_acceptable")
+    problem(api.http.get(path, headers={"Accept": "image/png"}), 406, "not_acceptable")
     operation = api.http.get("/openapi.json").json()["paths"]["/v1/audits/{job_id}/scores"]["get"]
     assert accept in operation["responses"]["200"]["content"]
 
@@ -520,7 +531,7 @@ def test_a_whole_ranking_comes_as_one_file(
     page = api.http.get(path, params={"limit": 4}).json()
     rest = api.http.get(path, params={"limit": 4, "after": page["next_cursor"]}).json()
     assert page["data"] + rest["data"] == RANKING
-    problem(api.http.get(path, headers={"Accept": "text/html"}), 406, "not_acceptable")
+    problem(api.http.get(path, headers={"Accept": "image/png"}), 406, "not_acceptable")
     operation = api.http.get("/openapi.json").json()["paths"]["/v1/rankings/{job_id}"]["get"]
     assert accept in operation["responses"]["200"]["content"]
 

@@ -67,6 +67,9 @@ def test_an_image_is_scored_and_placed_among_those_of_a_ranking(
         refused = tab.locator("#said.fail", has_text="16")
         refused.wait_for()  # with what the service says of its size
         assert not tab.locator("#place").is_visible()
+        tab.select_option("#resize", "stretch")
+        tab.click("text=Score it")
+        tab.locator("#place", has_text="Rank").wait_for()
         tab.set_input_files("#file", small)
         tab.select_option("#among", index=0)
         tab.click("text=Score it")

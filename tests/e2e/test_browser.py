@@ -146,11 +146,23 @@ def test_from_files_to_a_report_with_what_is_refused_mended_in_place(
     tab.wait_for_url("**/v1/models/mdl_*")
     visitor.judge()
 
+    for path in ("/v1/leaderboard", "/docs"):  # refused, without a data set; long
+        tab.goto(path)
+        visitor.judge()
+    tab.goto("/models")
+    tab.click("#list a")
     tab.click("text=Audit it")
     tab.wait_for_selector("option:text-is('our photos')", state="attached")
     assert tab.locator("[name=model_id] option:checked").inner_text() == "ranker.safetensors"
     tab.select_option("[name=dataset_id]", label="our photos")
     tab.fill("[name='threat.epsilon']", "8")
+    assert tab.locator("text=cat, as the model says").is_visible()
+    tab.click("text=More settings")
+    tab.check("[name=corruptions]")
+    tab.fill("[name='corruptions.kinds']", "fog")
+    tab.click("text=The same without this page")
+    assert "--set 'corruptions.kinds=[\"fog\"]'" in tab.inner_text("#same pre >> nth=0")
+    tab.uncheck("[name=corruptions]")  # so that none are tried: the command below has none
     tab.click("button:text-is('Start the audit')")
     tab.wait_for_selector("text=write 8/255")
     assert tab.evaluate("document.activeElement.name") == "threat.epsilon"
@@ -174,6 +186,16 @@ def test_from_files_to_a_report_with_what_is_refused_mended_in_place(
     tab.wait_for_url("**/report")
     assert "our photos" in tab.inner_text("main")
 
+    tab.goto("/models")
+    tab.click("#list a")
+    tab.click("text=Rank images by it")
+    tab.select_option("[name=dataset_id]", label="our photos")
+    visitor.judge()
+    tab.click("button:text-is('Start the ranking')")
+    tab.wait_for_url("**/v1/jobs/job_*")
+    tab.click("text=The images in order of score")
+    tab.wait_for_selector(".grid li:has-text('cat')")
+
     tab.goto("/")
     tab.wait_for_selector("#ended li:has-text('worst-case AP')")
     for path in ("/datasets?search=PHOTOS", "/models?sort=name", "/jobs?status=failed"):
@@ -194,7 +216,9 @@ def test_a_training_is_started_cancelled_and_gone_on_with(
         dataset = http.post("/v1/datasets", files={"file": file}, data=form).json()
         http.get(f"/v1/jobs/{dataset['job_id']}", headers={"Prefer": "wait=60"})
         tab.goto(f"/trainings/new?dataset_id={dataset['id']}")
-        tab.check("text=these classes, before all others:")
+        tab.wait_for_selector("[name='task.positive'][value=cat]")
+        tab.click("button:text-is('Start the training')")
+        tab.wait_for_selector("text=expected at least one class ticked")
         tab.check("[name='task.positive'][value=cat]")
         tab.fill("[name=epochs]", "1000")
         tab.select_option("[name=method]", "adap_lpn")
@@ -218,6 +242,7 @@ def test_a_training_is_started_cancelled_and_gone_on_with(
         tab.wait_for_selector("text=cancelled >> nth=0")  # the page has followed it
         tab.goto(f"/sweeps/new?dataset_id={dataset['id']}")
         tab.wait_for_selector("[name=dataset_id], [name='training.dataset_id']")
+        tab.check("[name='task.positive'][value=cat]")
         tab.fill("[name='search.path.0']", "epochs")
         tab.fill("[name='search.parameters.0']", "1, 2")
         tab.wait_for_selector("text=2 models would be trained")

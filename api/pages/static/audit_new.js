@@ -1,7 +1,7 @@
 // The form for a new audit.
 
 import { ask, flags } from "./ask.js";
-import { classesOf, fill, picker, positives } from "./choose.js";
+import { fill, picker, positives, usualTask } from "./choose.js";
 import { fieldsOf } from "./fields.js";
 
 const NAMED = {
@@ -21,9 +21,8 @@ const NAMED = {
 
 const model = await picker(["model_id"], "Model", "models");
 const dataset = await picker(["dataset_id"], "Data set", "datasets");
-const task = positives(() => classesOf(dataset.chosen()), {
-  standard: "as the model was trained to, where it was trained here",
-});
+const eachOf = (chosen) => (chosen?.manifest.output.classes ? "each class in turn, and their mean" : null);
+const task = positives(dataset.chosen, () => usualTask(model.chosen()) ?? eachOf(model.chosen()));
 const { threat, preset, sample, thresholds, ...more } = await fieldsOf("AuditRequest", {
   without: ["model_id", "dataset_id", "task"],
   labels: {
@@ -53,8 +52,8 @@ function read() {
   return Object.fromEntries(entries.filter(([, value]) => value !== undefined));
 }
 
-dataset.input.addEventListener("change", task.setClasses);
-task.setClasses();
+[model, dataset].forEach(({ input }) => input.addEventListener("change", task.set));
+task.set();
 ask({
   path: "/v1/audits",
   estimate: "/v1/audits/estimate",

@@ -2,7 +2,7 @@
 
 import { get } from "./api.js";
 import { byId, make, say } from "./dom.js";
-import { control } from "./fields.js";
+import { control, NotRead } from "./fields.js";
 
 export async function picker(path, label, kind) {
   // A field that chooses a data set or model that is ready; the address may name one.
@@ -25,26 +25,28 @@ export async function picker(path, label, kind) {
   return { ...made, input, chosen };
 }
 
-export function positives(chosenClasses, { standard }) {
-  // Which classes are ranked first: as usual, each of them, or some. standard: what "as usual" is.
+export function positives(dataset, usual = () => null, { each: eachToo = true } = {}) {
+  // Which classes are ranked first: as usual, each of them, or some. dataset: the chosen one.
+  // usual: what "as usual" is, in words; null where a choice is needed.
   const boxes = make("div", { class: "classes" });
   const wrong = make("p", { class: "wrong", hidden: true });
   const radio = (value, words) => {
     const input = make("input", { type: "radio", name: "task", value });
     return [input, make("label", { class: "tick" }, input, words)];
   };
-  const [usual, usualLabel] = radio("usual", standard);
+  const usualWords = make("span", {});
+  const [standard, standardLabel] = radio("usual", usualWords);
   const [some, someLabel] = radio("some", "these classes, before all others:");
   const [each, eachLabel] = radio("each", "each class in turn, and their mean");
-  usual.checked = true;
+  some.checked = true;
   const element = make(
     "fieldset",
     { class: "field" },
     make("legend", {}, "What is ranked first"),
-    usualLabel,
+    standardLabel,
     someLabel,
     boxes,
-    eachLabel,
+    eachToo ? eachLabel : null,
     wrong,
   );
   const ticked = () => [...boxes.querySelectorAll("input:checked")].map((box) => box.value);
@@ -52,12 +54,28 @@ export function positives(chosenClasses, { standard }) {
     if (each.checked) {
       return { each: true };
     }
-    return some.checked ? { positive: ticked() } : undefined;
+    if (some.checked && dataset() !== null && ticked().length === 0) {
+      throw new NotRead(["task"], "at least one class ticked", "none");
+    }
+    return some.checked && ticked().length > 0 ? { positive: ticked() } : undefined;
   };
-  const setClasses = () => {
-    const before = ticked();
+  let chosen = false; // by whoever looks at it
+  element.addEventListener("change", () => (chosen = true));
+  const set = () => {
+    const words = usual();
+    usualWords.textContent = words ?? "";
+    standardLabel.hidden = words === null;
+    if (words === null && standard.checked) {
+      some.checked = true;
+    } else if (words !== null && !chosen) {
+      standard.checked = true;
+    }
+    const of = dataset();
+    const before = ticked().length ? ticked() : ((words === null && of?.positive) || []);
+    const none = make("p", { class: "help" }, "Its classes are shown once a data set is chosen.");
     boxes.replaceChildren(
-      ...chosenClasses().map((value) => {
+      of === null ? none : "",
+      ...classesOf(of).map((value) => {
         const box = make("input", {
           type: "checkbox",
           name: "task.positive",
@@ -69,10 +87,16 @@ export function positives(chosenClasses, { standard }) {
     );
   };
   boxes.addEventListener("change", () => (some.checked = ticked().length > 0 || some.checked));
-  return { element, read, hint: () => {}, faults: [[["task"], (text) => say(wrong, text, "fail"), some]], setClasses };
+  return { element, read, hint: () => {}, faults: [[["task"], (text) => say(wrong, text, "fail"), some]], set };
 }
 
-export const classesOf = (dataset) => Object.keys(dataset?.summary?.classes ?? {});
+const classesOf = (dataset) => Object.keys(dataset?.summary?.classes ?? {});
+
+export function usualTask(model) {
+  // What a model ranks first by itself, in words; null where it does not say.
+  const first = model?.manifest.positive;
+  return first?.length ? `${first.join(" and ")}, as the model says` : null;
+}
 
 export function fill(id, fields) {
   byId(id).replaceChildren(...fields.map(({ element }) => element));

@@ -192,6 +192,19 @@ function group(path, label, schema, all) {
   return { element, read, hint, faults: parts.flatMap(([, part]) => part.faults) };
 }
 
+function ticked(path, label, schema, all) {
+  // An object that is left out unless it is asked for: nothing of it counts until its box is ticked.
+  const whole = group(path, "", schema, all);
+  const box = make("input", { type: "checkbox" });
+  const read = () => (box.checked ? (whole.read() ?? {}) : undefined);
+  const made = control(path, `${label}: none unless this is ticked`, box, schema.description, read);
+  const show = () => (whole.element.hidden = !box.checked);
+  box.addEventListener("change", show);
+  show();
+  made.element.append(whole.element);
+  return { ...made, faults: [...made.faults, ...whole.faults] };
+}
+
 function oneOf(path, label, schema, all) {
   // One of several objects, told apart by a property such as `name`.
   const { propertyName, mapping } = schema.discriminator;
@@ -307,8 +320,11 @@ export function field(path, schema, all, label = words(path.at(-1))) {
       const item = resolve(found.items, all);
       return item.discriminator ? several(path, label, found, item) : list(path, label, found, item);
     }
-    case "object":
-      return group(path, label, found, all);
+    case "object": {
+      const optional = schema.anyOf?.some((one) => one.type === "null") ?? false;
+      const filled = Object.values(found.properties).some((one) => (one.default ?? null) !== null);
+      return (optional && filled ? ticked : group)(path, label, found, all);
+    }
     default:
       return text(path, label, found);
   }

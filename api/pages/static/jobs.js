@@ -22,7 +22,7 @@ showList({
           : null,
         job.error ? make("small", { class: "why" }, whyFailed(job)) : null,
       ),
-      make("td", {}, named(job.links.model), named(job.links.dataset)),
+      make("td", {}, make("div", {}, named(job.links.model), named(job.links.dataset))),
       make("td", {}, when(job.created_at)),
       make("td", {}, took(job)),
     ),

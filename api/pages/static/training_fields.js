@@ -1,7 +1,7 @@
 // The fields of a training, for one and for a sweep of many.
 
 import { get } from "./api.js";
-import { classesOf, fill, picker, positives } from "./choose.js";
+import { fill, picker, positives } from "./choose.js";
 import { make } from "./dom.js";
 import { choice, fieldsOf } from "./fields.js";
 
@@ -23,9 +23,7 @@ const HELPS = {
 
 export async function trainingFields(path = []) {
   const dataset = await picker([...path, "dataset_id"], "Data set", "datasets");
-  const task = positives(() => classesOf(dataset.chosen()), {
-    standard: "the class named positive, where there are two and one is",
-  });
+  const task = positives(dataset.chosen);
   const made = await fieldsOf("TrainingRequest", {
     without: ["dataset_id", "task", "architecture"],
     labels: LABELS,
@@ -53,8 +51,8 @@ export async function trainingFields(path = []) {
     const filled = presets.find((one) => one.name === choose.value)?.parameters ?? {};
     Object.entries(made).forEach(([field, one]) => one.hint(filled[field]));
   });
-  dataset.input.addEventListener("change", task.setClasses);
-  task.setClasses();
+  dataset.input.addEventListener("change", task.set);
+  task.set();
   const parts = { dataset_id: dataset, task, ...made };
   return {
     fields: Object.values(parts),

@@ -20,7 +20,7 @@ async function choose(modelId) {
     make("a", { href: `/v1/models/${model.id}` }, make("bdi", {}, model.name)),
   );
   byId("model-words").textContent =
-    `Drop one image of ${input.width} \u00D7 ${input.height} in, and see where it would stand.`;
+    `Drop one image in, and see where it would stand. The model takes ${input.width} \u00D7 ${input.height} pixels.`;
   positive.replaceChildren(
     ...(output.classes ?? []).map((name) => make("option", { value: name }, name)),
   );
@@ -102,6 +102,9 @@ async function score() {
     const job = standings.get(among.value);
     const form = new FormData();
     form.append("images", chosen, chosen.name);
+    if (byId("resize").value !== "") {
+      form.append("resize", byId("resize").value);
+    }
     const task = job && taskOf(job);
     if (model.manifest.output.classes) {
       for (const name of task ?? [positive.value]) {
