@@ -157,7 +157,9 @@ def _choose(
     weights: Weights, fitting: Sequence[str], expected: Mapping[str, Tensor], chosen: str | None
 ) -> tuple[str, list[Fact]]:
     """One of the prefixes that fit."""
-    names = {prefix: _label(prefix, weights) for prefix in fitting}
+    labels = {prefix: _label(prefix, weights) for prefix in fitting}
+    alike = Counter(labels.values())  # of several in one mapping the prefix tells which
+    names = {p: name if alike[name] == 1 else p.rstrip(".") for p, name in labels.items()}
     if chosen is not None:
         wanted = chosen.rstrip(".")
         matching = [

@@ -19,6 +19,21 @@ JOIN_SHARDS = (
 
 _PROGRAM = ", which can run code when it is opened, so it is never opened here"
 
+_TO_ONNX = "python -m tf2onnx.convert --{} {} --output model.onnx"
+
+_WAYS = {  # out of a format whose network PyTorch does not have
+    "Keras": "In Keras 3 model.export('model.onnx', format='onnx') writes ONNX; before, "
+    + _TO_ONNX.format("keras", "model.h5"),
+    "TensorFlow Lite": f"{_TO_ONNX.format('tflite', 'model.tflite')} writes ONNX",
+    "TorchScript": "torch.jit.load('model.pt').state_dict(), where you trust the file, gives its "
+    "weights",
+    "torch.export": "torch.onnx.export(torch.export.load('model.pt2'), dynamo=True).save("
+    "'model.onnx'), where you trust the file, writes ONNX",
+    "onnxruntime": "Send the ONNX file that it was made from",
+    "OpenVINO": "Send the ONNX file that it was converted from",
+    "TensorRT": "Send the ONNX file that it was built from",
+}
+
 _BEGINNINGS = (
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file, for example a Keras model"),
     (b"\x93NUMPY", "a NumPy array"),
@@ -45,6 +60,9 @@ _BEGINNINGS = (
     (b"%PDF", "a PDF file"),
     (b"PAR1", "a Parquet file"),
     (b"\x7fELF", "an ELF program"),
+    (b"ptrt", "a TensorRT engine, which runs on one kind of GPU alone"),
+    (b"[net]", "the configuration of a Darknet network"),
+    (b"<?xml", "XML, for example a network of OpenVINO"),
 )
 
 _CHECKPOINT = "a PyTorch checkpoint, a zip around a pickle" + _PROGRAM
@@ -64,7 +82,9 @@ _ZIP_MEMBERS = (
 
 def refusal(head: bytes, tail: bytes) -> str:
     """Why a file is no model: what it is, and what to send instead. Arguments as in `describe`."""
-    return f"expected a safetensors file, got {describe(head, tail)}. {SEND_INSTEAD}"
+    got = describe(head, tail)
+    way = next((f"{way}. " for format_, way in _WAYS.items() if format_ in got), "")
+    return f"expected a safetensors file, got {got}. {way}{SEND_INSTEAD}"
 
 
 def describe(head: bytes, tail: bytes) -> str:
@@ -83,6 +103,8 @@ def describe(head: bytes, tail: bytes) -> str:
         return "a Python pickle, for example a PyTorch checkpoint or a joblib dump" + _PROGRAM
     if is_onnx(head):
         return "an ONNX model"
+    if head[4:8] == b"ORTM":
+        return "a model in onnxruntime's own format"
     if head[4:8] == b"TFL3":
         return "a TensorFlow Lite model"
     if head[257:262] == b"ustar":

@@ -11,6 +11,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from adap.models.errors import ModelFileError
+from adap.models.header import shown
 
 GRAPH = "onnx"
 """The architecture of a model that brings its own graph."""
@@ -165,8 +166,11 @@ def decode(content: bytes) -> Graph:
         raise _unsound(f"valid operations, got {where}: {first['msg']}") from error
 
 
-def refused_operator(name: str) -> str:
-    """Why an operation that is not known here is refused."""
+def refused_operator(name: str, scores: str = "") -> str:
+    """Why an operation that is not known here is refused.
+
+    scores: the value that it is fed, where it is behind everything that scores.
+    """
     what = {
         "If": "a branch",
         "Loop": "a loop",
@@ -178,11 +182,14 @@ def refused_operator(name: str) -> str:
     }.get(name)
     if what is None and name.startswith("com.microsoft."):
         what = "which onnxruntime's optimisation or quantisation made: send the file from before it"
+    known = "" if what else f". Known: {', '.join(sorted(OPERATORS))}"
     what = what or "which is not known here"
+    before = ""
+    if scores:
+        before = f", or name the scores that it is fed: --output-name {shown(scores)}"
     return (
         f"expected ONNX operators that are known here, got {name!r:.60}, {what}; export the "
-        "network that scores images alone, without pre- and post-processing. Known: "
-        f"{', '.join(sorted(OPERATORS))}"
+        f"network that scores images alone, without pre- and post-processing{before}{known}"
     )
 
 

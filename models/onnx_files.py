@@ -41,6 +41,7 @@ TOLERANCE_QUANTISED = 0.05  # a sum that falls on the other side of a step moves
 _KEPT = (np.float32, np.int64, np.int32, np.bool_, np.int8, np.uint8)
 _UNFOLDED = ("Constant", "Dropout", "Identity")  # of a file, gone from the graph
 _DOMAINS = ("", "ai.onnx")
+_CHOICES = ("ArgMax", "TopK", "ZipMap", "Hardmax")  # of one class, behind its score
 _DYNAMIC = (
     "export it with one: torch.onnx.export(model, (x,), 'model.onnx', dynamo=True, "
     "external_data=False, dynamic_shapes=({0: torch.export.Dim('batch')},)) with 2 images in x"
@@ -226,7 +227,11 @@ def take_in(
     try:
         model.ParseFromString(path.read_bytes())  # of bytes: it knows no folder to read beside
     except DecodeError as error:
-        raise ModelFileError(f"expected a sound ONNX file, got a damaged one: {error}") from error
+        raise ModelFileError(
+            "expected a sound ONNX file, got a damaged one, or another format that begins so "
+            "(Core ML, TensorFlow's SavedModel: python -m tf2onnx.convert --saved-model FOLDER "
+            f"--output model.onnx): {error}"
+        ) from error
     _check_plain(model)
     fit = onnx_fitting.simplify(model, output)
     _Reader(model).read()  # every operator and size is known before the network is run
@@ -386,7 +391,8 @@ class _Reader:
         for node in graph.node:
             if node.domain not in _DOMAINS or node.op_type not in (*OPERATORS, *_UNFOLDED):
                 domain = f"{node.domain}." if node.domain not in _DOMAINS else ""
-                raise ModelFileError(refused_operator(domain + node.op_type))
+                scores = node.input[0] if node.op_type in _CHOICES and node.input else ""
+                raise ModelFileError(refused_operator(domain + node.op_type, scores))
         for tensor in graph.initializer:
             self._bind(tensor.name, self._add_tensor(tensor))
         self._bind_images()
@@ -413,7 +419,7 @@ class _Reader:
         if len(inputs) != 1:
             raise ModelFileError(
                 f"expected one input, the images, got {len(inputs)}: "
-                f"{', '.join(shown(item.name) for item in inputs[:5])}"
+                f"{', '.join(shown(item.name) for item in inputs[:5])}{onnx_fitting.OTHER_INPUTS}"
             )
         self._bind(inputs[0].name, "x")
 

@@ -23,6 +23,11 @@ from adap.reading import Fact
 
 SMALLEST_SCALE = 0.02  # of pixels in 0..1; networks divide those of 0..255 by 58 and more
 
+OTHER_INPUTS = (
+    ": export a module that takes the images alone, and holds what else its network takes as "
+    "constants"
+)
+
 Ending = Literal["softmax", "sigmoid"]
 
 _PASSING = ("Identity", "Dropout", "Flatten", "Reshape", "Squeeze", "Unsqueeze")
@@ -274,7 +279,7 @@ def _images(model: Any, spec: InputSpec) -> tuple[Any, bool]:
     if len(inputs) != 1:
         raise ModelFileError(
             f"expected one input, the images, got {len(inputs)}: "
-            f"{', '.join(shown(item.name) for item in inputs[:5])}"
+            f"{', '.join(shown(item.name) for item in inputs[:5])}{OTHER_INPUTS}"
         )
     kind = inputs[0].type.tensor_type
     if kind.elem_type != TensorProto.FLOAT:
@@ -294,7 +299,7 @@ def _images(model: Any, spec: InputSpec) -> tuple[Any, bool]:
     got = ", ".join("any" if size is None else str(size) for size in sizes)
     raise ModelFileError(
         f"expected an input (batch, {', '.join(map(str, first))}) or channels last (batch, "
-        f"{', '.join(map(str, last))}) as declared, got ({got})" + _size_of(sizes)
+        f"{', '.join(map(str, last))}) as declared, got ({got})" + _size_of(sizes, first)
     )
 
 
@@ -307,8 +312,10 @@ def _looks_last(sizes: Sequence[int | None], spec: InputSpec) -> bool:
     return sizes[3] == spec.channels and spec.width != spec.channels
 
 
-def _size_of(sizes: Sequence[int | None]) -> str:
-    """What to declare instead, where the file says it."""
+def _size_of(sizes: Sequence[int | None], wanted: Sequence[int]) -> str:
+    """What to declare instead, where the file says it; or that a batch is missing."""
+    if len(sizes) == 3 and _agree(sizes, wanted):
+        return ": export it with a batch in front, for example images of shape (2, C, H, W)"
     if len(sizes) != 4 or None in sizes[1:]:
         return ""
     channels, height, width = sizes[1:] if sizes[1] in (1, 3, 4) else (sizes[3], *sizes[1:3])
@@ -600,6 +607,11 @@ def _dequantise(model: Any) -> bool:
                 nodes += _written_out(node, "Conv", places=(0, 3), result=6, bias=8)
             case "QLinearMatMul":
                 nodes += _written_out(node, "MatMul", places=(0, 3), result=6)
+            case "QGemm":
+                nodes += _written_out(node, "Gemm", places=(0, 3), result=7, bias=6)
+            case "QLinearConcat":
+                places = tuple(range(2, len(node.input), 3))
+                nodes += _written_out(node, "Concat", places=places, result=0)
             case operator if operator in _OF_MICROSOFT:
                 two = _OF_MICROSOFT[operator] in ("Add", "Mul")
                 places, result = ((0, 3), 6) if two else ((0,), 3)
@@ -623,7 +635,10 @@ def _written_out(
     made = []
     for place, value in zip(places, values, strict=True):
         # the second is the weight: of a convolution one scale for each channel that comes out
-        axis = {"Conv": 0, "MatMul": -1}.get(operator, 1) if place else 1
+        axis = 1
+        if place == 3:
+            turned = any(item.name == "transB" and item.i for item in node.attribute)
+            axis = {"Conv": 0, "MatMul": -1, "Gemm": 0 if turned else 1}.get(operator, 1)
         made.append(
             helper.make_node("DequantizeLinear", ins[place : place + 3], [value], axis=axis)
         )
@@ -636,6 +651,9 @@ def _written_out(
         ]
     inner = helper.make_node(operator, values, [f"{name}.exact"])
     inner.attribute.extend(item for item in node.attribute if item.name != "channels_last")
+    if len(ins) <= result or not ins[result]:  # as QGemm may: the answer stays exact
+        inner.output[0] = name
+        return [*made, inner]
     scaled = [f"{name}.exact", *ins[result : result + 2]]
     return [*made, inner, helper.make_node("QuantizeLinear", scaled, [name])]
 

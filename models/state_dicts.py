@@ -148,7 +148,10 @@ def _check_archive(path: Path, size: int) -> set[Any]:
                 raise _refused("members that share their bytes")
             pickled = infos[names.index("data.pkl")]
             if pickled.file_size > MAX_PICKLE_BYTES:
-                raise _refused(f"a pickle of {pickled.file_size} bytes")
+                raise _refused(
+                    f"a pickle of {pickled.file_size} bytes, as NumPy arrays in the place of "
+                    "tensors make it (torch.from_numpy makes them tensors)"
+                )
             return _check_globals(archive.read(pickled))
     except ModelFileError:
         raise
@@ -167,7 +170,10 @@ def _check_globals(pickled: bytes) -> set[Any]:
         name = str(argument)
         stand_in = next((kind for names, kind in _STAND_INS if names.fullmatch(name)), None)
         if stand_in is None:
-            raise _refused(f"a pickle that calls {name.replace(' ', '.')!r:.100}")
+            way = ""
+            if name.startswith("ultralytics"):
+                way = " (YOLO('model.pt').export(format='onnx') writes ONNX)"
+            raise _refused(f"a pickle that calls {name.replace(' ', '.')!r:.100}{way}")
         module, _, kind = name.partition(" ")
         if module == "__builtin__":
             module, kind = "builtins", _RENAMED.get(kind, kind)

@@ -169,6 +169,12 @@ def test_of_two_networks_neither_is_taken_in_silence(tmp_path: Path) -> None:
     assert "got 2 that fit and differ: `student`, `teacher`; choose" in refused(both, tmp_path)
     assert take_in(both, tmp_path, weights="teacher").steps[0] == "prefix `teacher.` removed"
     assert "`weights` to name one of" in refused(both, tmp_path, weights="critic")
+    # in one mapping, as MoCo saves them
+    inside = {**behind("encoder_q.", state()), **behind("encoder_k.", state(1))}
+    moco = saved({"state_dict": inside})
+    assert "`state_dict.encoder_k`, `state_dict.encoder_q`" in refused(moco, tmp_path)
+    chosen = take_in(moco, tmp_path, weights="state_dict.encoder_q")
+    assert chosen.steps == ["taken from `state_dict`", "prefix `encoder_q.` removed"]
     # the same numbers twice are one network
     twice = saved({**behind("model.", state()), **behind("attacker.model.", state())})
     assert cautions(take_in(twice, tmp_path)) == []

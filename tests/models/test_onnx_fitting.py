@@ -8,7 +8,8 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, TensorProto, helper, load
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
 from torch import Tensor, nn
 from torchvision import models as torchvision
 
@@ -271,6 +272,23 @@ def test_what_is_ambiguous_is_refused_with_what_to_say(
     assert said in refused(model, tmp_path, output)
 
 
+def test_a_choice_behind_the_scores_is_refused_and_the_scores_can_be_named(tmp_path: Path) -> None:
+    model = classifier(node("ArgMax", "z", "y", axis=1, keepdims=0), shape=["batch"])
+    said = refused(model, tmp_path)
+    assert "'ArgMax', the choice of the best" in said
+    assert said.endswith("name the scores that it is fed: --output-name 'z'")
+    _, scorer = take_in(model, tmp_path, output=TWO.model_copy(update={"name": "z"}))
+    images = torch.rand(3, 3, 8, 8)
+    assert torch.allclose(scorer.outputs(images), logits(images), atol=1e-5)
+
+
+def test_what_is_no_network_of_images_alone_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    two = classifier()
+    two.graph.input.append(value("age", ["batch", 1]))
+    assert "holds what else its network takes as constants" in refused(two, tmp_path)
+    assert "with a batch in front" in refused(classifier(size=[3, 8, 8]), tmp_path)
+
+
 def test_probabilities_become_the_logits_before_them(tmp_path: Path) -> None:
     declared = OutputSpec(kind="probabilities", classes=["cat", "dog"])
     model = classifier(node("Softmax", "z", "y", axis=1))
@@ -443,6 +461,45 @@ def test_a_quantised_network_scores_exactly_and_has_a_gradient(
     assert np.allclose(got.detach().numpy(), expected, atol=0.05 / 64 * np.abs(DENSE).max() * 4)
     (gradient,) = torch.autograd.grad(got[:, 0].sum(), images)
     assert gradient.abs().sum() > 0
+
+
+class Calibration(CalibrationDataReader):
+    """Images as onnxruntime's quantiser asks for them."""
+
+    def __init__(self) -> None:
+        self._left = [RANDOM.random((4, 3, 8, 8)).astype(np.float32)]
+
+    def get_next(self) -> dict[str, Any] | None:  # type: ignore[override]
+        return {"x": self._left.pop()} if self._left else None
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_what_onnxruntime_quantises_to_whole_operators_is_read(
+    per_channel: bool, tmp_path: Path
+) -> None:
+    """QLinearConv, QLinearConcat, QLinearGlobalAveragePool and QGemm."""
+    nodes = [
+        node("Conv", "x k", "c", pads=[1] * 4),
+        node("Concat", "c x", "cx", axis=1),
+        node("GlobalAveragePool", "cx", "p"),
+        node("Flatten", "p", "f"),
+        node("Gemm", "f d b", "y", transB=1),
+    ]
+    dense = RANDOM.normal(0, 1, (2, 7)).astype(np.float32)
+    weights = {"k": KERNEL, "d": dense, "b": np.array([0.2, -0.1], np.float32)}
+    plain = graph_of(nodes, weights, outputs=[value("y", ["batch", 2])], opset=13, ir_version=8)
+    made = tmp_path / "quantised.onnx"
+    quantize_static(
+        plain, made, Calibration(), quant_format=QuantFormat.QOperator, per_channel=per_channel
+    )
+    model = load(made)
+    assert {"QLinearConv", "QLinearConcat", "QGemm"} <= {n.op_type for n in model.graph.node}
+    _, scorer = take_in(model, tmp_path)
+    images = torch.rand(3, 3, 8, 8)
+    session = onnxruntime.InferenceSession(made)
+    (expected,) = session.run(None, {"x": images.numpy()})
+    assert np.allclose(scorer.outputs(images).detach().numpy(), expected, atol=0.02)
+    assert np.ptp(expected[:, 0]) > 0
 
 
 @pytest.mark.parametrize("kind", [TensorProto.INT32, TensorProto.INT64, TensorProto.UINT8, None])
