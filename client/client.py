@@ -516,6 +516,7 @@ class Models(_Asset):
         input_spec: Mapping[str, Any] | None = None,
         output: Mapping[str, Any] | None = None,
         weights: str | None = None,
+        positive: str | None = None,
         on_bytes: OnBytes | None = None,
     ) -> Json:
         """Upload weights or a whole network; `input_spec` unless the file carries its manifest.
@@ -524,6 +525,7 @@ class Models(_Asset):
         output: of a network with more than one logit, for example
         `{"kind": "multiclass", "classes": ["cat", "dog", "other"]}`.
         weights: of a checkpoint with several sets, the name of the one to take.
+        positive: of a model of one logit, the class that it ranks first.
         """
         fields = {
             "name": name,
@@ -531,6 +533,7 @@ class Models(_Asset):
             "input": None if input_spec is None else json.dumps(input_spec),
             "output": None if output is None else json.dumps(output),
             "weights": weights,
+            "positive": positive,
         }
         return self._client.upload(self.path, file, fields=fields, on_bytes=on_bytes)
 

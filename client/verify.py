@@ -49,6 +49,7 @@ STANDARD_ERRORS = 4.5  # of two sets of resamples: one interval in 100,000 is of
 REPORT_VERSION = 2
 OPERATORS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 SEVERITY = ("skipped", "pass", "caution", "fail")
+OF_CHANCE = ("above_chance", "positive_class")  # checks of the clean AP against chance
 CHECKED = {"quick": 48, "full": 128}  # images of each class that trust checks look at
 # Of figures that the audit's own attacks may contradict: what would fail a check.
 NOISE_FAILS = 0.9
@@ -240,6 +241,11 @@ def _task(book: _Book, task: Json, scores: "_Scores", config: Json) -> dict[str,
 
     # path in the report, its value there, the scores it comes from
     ranked: list[tuple[str, Json, Floats]] = [("clean", task["clean"], scores.clean)]
+    turned = task.get("upside_down")
+    worse = _ap(scores.clean, targets) < task["chance"]
+    book.same("upside_down", "there" if turned else "none", "there" if worse else "none")
+    if turned is not None:
+        ranked.append(("upside_down", turned, -scores.clean))
     ranked += [
         (f"attacks.{key}", value, scores.attacked[key])
         for key, value in task["attacks"].items()
@@ -594,7 +600,7 @@ def _trust(book: _Book, report: Json, tasks: Mapping[str, "_Scores"]) -> None:
         if name == "reaches_floor" and "floor" in figures:
             floor = _ap(-sample.astype(np.float64), sample)
             book.number(f"{path}.floor", figures["floor"], floor)
-        if name == "above_chance":
+        if name in OF_CHANCE:
             own = report["tasks"][list(tasks).index(max(named, key=len)) if named else 0]
             book.number(f"{path}.low", figures["low"], own["clean"]["interval"]["low"])
             book.number(f"{path}.chance", figures["chance"], own["chance"])
@@ -658,7 +664,7 @@ def _derived(name: str, figures: Json, positives: int) -> dict[str, float]:
     if name == "reaches_floor":
         floor = figures["floor"]
         return {"share_above_floor": (figures["ap"] - floor) / (1 - floor)}
-    if name == "above_chance":
+    if name in OF_CHANCE:
         return {"above": figures["low"] - figures["chance"]}
     if name == "eight_bit":
         drop, kept = figures["margin_drop"], figures["margin_drop_8_bit"]

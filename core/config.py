@@ -966,6 +966,16 @@ def _readable(text: str) -> str:
 Threshold = Annotated[str, Field(max_length=thresholds.MAX_CHARACTERS), AfterValidator(_readable)]
 
 
+OtherPositive = Annotated[
+    bool,
+    Field(
+        description="read the single logit of a model for other classes than it was trained, or "
+        "declared, to rank first; such a task is refused otherwise",
+        exclude_if=lambda meant: not meant,
+    ),
+]
+
+
 class AuditConfig(Config):
     """How a model is attacked and judged, apart from the model and the data."""
 
@@ -974,6 +984,7 @@ class AuditConfig(Config):
         description="may be left out when the model was trained here: its own task is used. "
         '{"each": true} makes one task of each class, for models with an output for each',
     )
+    other_positive: OtherPositive = False
     split: Split | None = Field(
         None, description="by default the test split where there is one, else every example"
     )
@@ -1170,4 +1181,5 @@ class RankingRequest(Config):
         description="which examples are shown as positive; needed by a model with a logit for each "
         "class, which ranks these classes first",
     )
+    other_positive: OtherPositive = False
     batch_size: int = Field(256, ge=1, le=4096)

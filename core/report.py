@@ -201,6 +201,9 @@ class TaskReport(ReportValue):
     chance: float = Field(description="AP to expect of a random order: above the prevalence")
     floor: float = Field(description="AP of the fully inverted ranking: no attack can do worse")
     clean: APFigure
+    upside_down: APFigure | None = Field(
+        None, description="the clean ranking read from its end, where it is worse than chance"
+    )
     attacks: dict[str, AttackFigure]
     worst_case: WorstCase
     certified_floor: CertifiedFloor | None = None
@@ -279,6 +282,12 @@ class ModelProvenance(ReportValue):
     )
     reading: Reading | None = Field(
         None, description="how its file was read; null for what was trained here"
+    )
+    outputs: int | None = Field(
+        None, description="logits or probabilities that it answers for an image, where known"
+    )
+    positive: list[str] | None = Field(
+        None, description="classes that it was trained, or declared, to rank first, where known"
     )
 
 

@@ -23,6 +23,7 @@ from adap.core.config import (
     TrainingRequest,
 )
 from adap.core.corruptions.parameters import refuse_too_small
+from adap.core.direction import refuse_other_side
 from adap.core.errors import ConfigError, DataError
 from adap.core.figures import gate
 from adap.faults import suggestion
@@ -205,7 +206,7 @@ def resolve_audit(
     )
     split = resolve_split(config.split, summary)
     for task in tasks:
-        ranker.output.columns(task.positive)  # raises where these classes have no score
+        _check_side(task.positive, ranker, meant=config.other_positive)
         check_both_sides(task, summary, split)
         _check_sample(config, task, summary, split)
     _fits(summary, ranker)
@@ -215,32 +216,46 @@ def resolve_audit(
     gate.refuse_unknown(config, tasks, grouped=summary.groups is not None)
     if surrogate is not None:
         check_black_box(model.sha256, surrogate.sha256)
-        check_surrogate(EachClass(each=True) if len(tasks) > 1 else tasks[0], surrogate)
+        each = EachClass(each=True) if len(tasks) > 1 else tasks[0]
+        check_surrogate(each, surrogate, other_positive=config.other_positive)
         for task in tasks:
             surrogate.ranker.output.columns(task.positive)
         _fits(summary, surrogate.ranker)
     return tasks, split
 
 
-def resolve_audit_of_files(config: AuditConfig, *, surrogate: Known | None) -> None:
+def resolve_audit_of_files(
+    config: AuditConfig, *, declared: Sequence[str] | None, surrogate: Known | None
+) -> None:
     """Refuse what can be refused of an audit whose model and data set are still to be checked.
 
+    declared: the classes that the model's single logit is said to rank first.
     The rest is for `resolve_audit`, once they are. Raises as it does.
     """
     if isinstance(config.task, Task):
         gate.refuse_unknown(config, [config.task])
+        refuse_other_side(config.task.positive, declared, meant=config.other_positive)
     if surrogate is not None and config.task is not None:
-        check_surrogate(config.task, surrogate)
+        check_surrogate(config.task, surrogate, other_positive=config.other_positive)
 
 
-def check_surrogate(task: AnyTask, surrogate: Known) -> None:
+def check_surrogate(task: AnyTask, surrogate: Known, *, other_positive: bool) -> None:
     """Raise ConfigError, or the manifest's own error, for a surrogate without a score for these."""
     if isinstance(task, Task):
-        surrogate.ranker.output.columns(task.positive)
+        _check_side(task.positive, surrogate.ranker, meant=other_positive, whose="the surrogate")
     elif surrogate.ranker.output.classes is None:
         raise ConfigError(
             "expected a surrogate with an output for each class, got one with a single output"
         )
+
+
+def _check_side(
+    positive: Sequence[str] | None, ranker: Ranker, *, meant: bool, whose: str = "the model"
+) -> None:
+    """Raise the manifest's own error for classes without a score, ConfigError for another side."""
+    ranker.output.columns(positive)
+    if positive is not None and ranker.output.classes is None:
+        refuse_other_side(positive, ranker.positive, meant=meant, whose=whose)
 
 
 def resolve_ranking(
@@ -254,7 +269,7 @@ def resolve_ranking(
     if request.task is not None:
         resolve_task(request.task, summary)
     positive = ranker.positive if request.task is None else request.task.positive
-    ranker.output.columns(positive)  # raises where these classes have no score
+    _check_side(positive, ranker, meant=request.other_positive)
     _fits(summary, ranker)
     if request.task is None and positive:
         request = request.model_copy(update={"task": Task(positive=list(positive))})

@@ -163,7 +163,10 @@ def _from_safetensors(path: Path, declared: Declaration | None, target: Path) ->
         return Converted(path, "safetensors", None)
     inside = embedded_manifest(header) if declared.architecture is None else None
     if inside is not None:
-        declared = declared.model_copy(update={"architecture": inside.architecture})
+        known = declared.positive or inside.positive  # what an earlier training has said
+        declared = declared.model_copy(
+            update={"architecture": inside.architecture, "positive": known}
+        )
     if declared.architecture == GRAPH or GRAPH_TENSOR in header.tensors:
         return Converted(path, "safetensors", declared.as_manifest(GRAPH))
     try:

@@ -288,10 +288,30 @@ class Declaration(BaseModel):
         max_length=MAX_NAME_CHARACTERS,
         description="which of several weights in a checkpoint: the name that holds them",
     )
+    positive: list[Class] | None = Field(
+        None,
+        min_length=1,
+        max_length=1000,
+        description="classes that a single logit ranks first, where they are known",
+    )
+
+    @model_validator(mode="after")
+    def _positive_of_one_logit(self) -> "Declaration":
+        if self.positive is not None and self.output.classes is not None:
+            raise ValueError(
+                "expected positive for a model of one logit alone: where each class has an "
+                "output, an audit or a ranking says which it asks for"
+            )
+        return self
 
     def as_manifest(self, architecture: str) -> Manifest:
         """The manifest, once the architecture is known."""
-        return Manifest(architecture=architecture, input=self.input, output=self.output)
+        return Manifest(
+            architecture=architecture,
+            input=self.input,
+            output=self.output,
+            positive=self.positive if self.output.classes is None else None,
+        )
 
 
 class ProbeResult(BaseModel):

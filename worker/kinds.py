@@ -205,7 +205,7 @@ def _prepare_training(session: Session, job: JobRow) -> Prepared:
     if model is not None:
         blobs["warm_start"] = _blob(model.content_sha256, model)
         start = Start(
-            model=StartModel(**_provenance(model).model_dump(exclude={"origin", "reading"})),
+            model=StartModel(**_provenance(model).model_dump(include={*StartModel.model_fields})),
             fresh_head=request.fresh_head(),
             seen=sorted(_seen(model)),
         )
@@ -404,13 +404,16 @@ def _findings(model: ModelRow) -> ProbeResult:
 
 
 def _provenance(model: ModelRow) -> ModelProvenance:
+    manifest = Manifest.model_validate(model.manifest)
     return ModelProvenance(
         id=model.id,
         name=model.name,
         sha256=_blob(model.content_sha256, model),
-        architecture=Manifest.model_validate(model.manifest).architecture,
+        architecture=manifest.architecture,
         origin="trained here" if model.findings is None else "uploaded",
         reading=None if model.findings is None else _findings(model).reading,
+        outputs=manifest.output.count,
+        positive=manifest.positive,
     )
 
 

@@ -21,7 +21,7 @@ from adap.api.listing import After, Limit, make_cursor, read_offset
 from adap.api.pages.report import BROWSERS, with_ways
 from adap.api.routes.datasets import DatasetFields
 from adap.api.routes.jobs import describe_job, find_job, finished_blob, remove_files
-from adap.api.routes.models import declared_model
+from adap.api.routes.models import Positive, declared_model
 from adap.api.schemas import Estimate, ExampleScores, Job, Page
 from adap.core.config import (
     AuditConfig,
@@ -77,6 +77,7 @@ class AuditForm(DatasetFields):
     input: str | None = Field(None, max_length=4096)
     output: str | None = Field(None, max_length=60_000)
     weights: str | None = Field(None, max_length=200)
+    positive: Positive = None
 
 
 @router.post(
@@ -115,7 +116,7 @@ async def audit(
     if content_type == "application/json":
         job = await run_in_threadpool(_audit_by_ids, await _json(request), caller, once)
     elif content_type == "multipart/form-data":
-        async with request.form(max_files=2, max_fields=10) as form:
+        async with request.form(max_files=2, max_fields=len(AuditForm.model_fields)) as form:
             job = await run_in_threadpool(_audit_files, form, house, caller, once)
     else:
         raise ApiError(
@@ -442,7 +443,11 @@ def _audit_files(form: FormData, house: House, caller: Caller, once: Idempotency
                     "model and a data set that have been checked before"
                 )
             surrogate = _surrogate(session, config, caller)
-            resolve_audit_of_files(config, surrogate=_known_or_none(surrogate))
+            resolve_audit_of_files(
+                config,
+                declared=None if declared is None else declared.positive,
+                surrogate=_known_or_none(surrogate),
+            )
             both = of_model.size + of_dataset.size  # before either is kept
             quotas.check_bytes(session, house.settings, caller.tenant, new=both)
             of_model.take(session, house, caller)

@@ -26,7 +26,7 @@ from adap.api.pages import PAGE, views, wants_page
 from adap.api.routes.jobs import wait_until_done
 from adap.api.schemas import Model, Page, Status, model_answer
 from adap.core.config import Identifier, Name
-from adap.faults import NamedFields
+from adap.faults import NamedFields, explain
 from adap.models import catalogue
 from adap.models.header import ONE_LOGIT, Declaration, InputSpec, OutputSpec
 from adap.store import jobs
@@ -36,6 +36,15 @@ router = APIRouter(prefix="/v1/models", tags=["models"], route_class=GuardedRout
 
 Format = Literal["safetensors", "onnx"]
 Spec = TypeVar("Spec", InputSpec, OutputSpec)
+Positive = Annotated[
+    str | None,
+    Field(
+        max_length=4000,
+        description="of a model of one logit: the class that it ranks first, several of them "
+        "separated by commas; audits and rankings of other classes are then refused",
+        examples=["tumour"],
+    ),
+]
 
 
 class ModelForm(NamedFields):
@@ -86,6 +95,7 @@ class ModelForm(NamedFields):
         "the name of the one to take",
         examples=["model_ema"],
     )
+    positive: Positive = None
 
 
 class Declared(Protocol):
@@ -95,31 +105,40 @@ class Declared(Protocol):
     input: str | None
     output: str | None
     weights: str | None
+    positive: str | None
 
 
 def declared_model(form: Declared) -> Declaration | None:
     """What the request says about the file; None leaves it to the file itself."""
-    told = (form.architecture, form.input, form.output, form.weights)
+    told = (form.architecture, form.input, form.output, form.weights, form.positive)
     if all(field is None for field in told):
         return None
     if form.input is None:
         raise ApiError(
             "invalid_request",
-            "/body: expected `input` (--size) with `architecture`, `output` or `weights`, or none "
-            "of them for a file that carries its own manifest.",
+            "/body: expected `input` (--size) with `architecture`, `output`, `weights` or "
+            "`positive`, or none of them for a file that carries its own manifest.",
         )
     if form.architecture is not None and not catalogue.is_known(form.architecture):
         raise ApiError(
             "invalid_request",
             f"/body/architecture: expected one of {catalogue.known()}; got {form.architecture!r}",
         )
-    output = form.output
-    return Declaration(
-        architecture=form.architecture,
-        input=_parsed(InputSpec, form.input, field="input"),
-        output=ONE_LOGIT if output is None else _parsed(OutputSpec, output, field="output"),
-        weights=form.weights,
-    )
+    output, positive = form.output, form.positive
+    spec = _parsed(InputSpec, form.input, field="input")
+    answers = ONE_LOGIT if output is None else _parsed(OutputSpec, output, field="output")
+    try:
+        return Declaration(
+            architecture=form.architecture,
+            input=spec,
+            output=answers,
+            weights=form.weights,
+            positive=None if positive is None else [name.strip() for name in positive.split(",")],
+        )
+    except ValidationError as error:
+        raise ApiError(
+            "invalid_request", f"/body/positive: {explain(error.errors()[0])}"
+        ) from error
 
 
 def _parsed(kind: type[Spec], text: str, *, field: str) -> Spec:

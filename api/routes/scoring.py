@@ -226,13 +226,15 @@ async def scores_of(request: Request, house: House, target: Target, images: Imag
 def _positive(target: Target, asked: list[str] | None) -> list[str] | None:
     """The classes to score: those asked for, else those that the model was trained to rank."""
     output = target.manifest.output
-    if asked and output.classes is None:
+    known = target.manifest.positive
+    if asked and output.classes is None and set(asked) != set(known or []):
+        whose = "" if known is None else f", which ranks {', '.join(known)[:200]} first"
         raise ApiError(
             "invalid_config",
-            f"/body/positive: expected none, as the model {target.model_id} has one logit; got "
-            f"{', '.join(asked)[:200]}",
+            f"/body/positive: expected none, as the model {target.model_id} has one logit{whose}; "
+            f"got {', '.join(asked)[:200]}",
         )
-    positive = asked or target.manifest.positive
+    positive = asked or known
     output.columns(positive)  # raises where these classes have no score
     return positive
 

@@ -13,6 +13,7 @@ from adap.client.commands.options import (
     DryRun,
     OfDataset,
     OfModel,
+    OtherPositive,
     Positive,
     Seed,
     Set,
@@ -32,6 +33,7 @@ def audit(
     model: OfModel = None,
     dataset: OfDataset = None,
     positive: Positive = None,
+    other_positive: OtherPositive = False,
     split: Split = None,
     norm: Annotated[str | None, typer.Option(help="linf, l2, l1, l0 or patch.")] = None,
     epsilon: Annotated[
@@ -98,6 +100,7 @@ def audit(
             "model_id": model,
             "dataset_id": dataset,
             "task": task(positive),
+            "other_positive": other_positive or None,
             "split": split,
             "preset": preset,
             "attacks": attack or None,

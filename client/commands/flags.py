@@ -17,6 +17,7 @@ _FLAGS = {
     "task": "--positive",
     "task.positive": "--positive",
     "task.each": "--each",
+    "other_positive": "--other-positive",
     "threat": "--epsilon",
     "threat.epsilon": "--epsilon",
     "threat.norm": "--norm",

@@ -94,6 +94,14 @@ def add_model(
             metavar="NAME", help="Of a checkpoint with several weights: model_ema, state_dict, …"
         ),
     ] = None,
+    positive: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CLASS",
+            help="Of a model of one logit: the class that it ranks first; audits and rankings of "
+            "another are then refused. May be given several times.",
+        ),
+    ] = None,
     watch_: Watch = False,
 ) -> None:
     """Upload a model; a job loads and tries it."""
@@ -113,6 +121,7 @@ def add_model(
             input_spec=spec,
             output=output,
             weights=weights,
+            positive=",".join(positive) if positive else None,
             on_bytes=on_bytes,
         )
     if not watch_:

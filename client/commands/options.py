@@ -43,6 +43,13 @@ Positive = Annotated[
     list[str] | None,
     typer.Option(help="A class to rank first; several options are one positive side."),
 ]
+OtherPositive = Annotated[
+    bool,
+    typer.Option(
+        "--other-positive",
+        help="Read a model's single logit for other classes than it ranks first.",
+    ),
+]
 TrainingPreset = Annotated[
     str | None,
     typer.Option(

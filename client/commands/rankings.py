@@ -14,6 +14,7 @@ from adap.client.commands.options import (
     ModelRef,
     OfDataset,
     OfModel,
+    OtherPositive,
     Positive,
     Set,
     Split,
@@ -28,6 +29,7 @@ def rank(
     model: OfModel = None,
     dataset: OfDataset = None,
     positive: Positive = None,
+    other_positive: OtherPositive = False,
     split: Split = None,
     job_id: Annotated[
         str | None, typer.Option("--job", help="Show the ranking that this job has made.")
@@ -60,7 +62,13 @@ def rank(
     if job_id is None:
         request = build_request(
             config,
-            {"model_id": model, "dataset_id": dataset, "task": task(positive), "split": split},
+            {
+                "model_id": model,
+                "dataset_id": dataset,
+                "task": task(positive),
+                "other_positive": other_positive or None,
+                "split": split,
+            },
             set_,
         )
         job = here.client.rank(here.with_ids(request))

@@ -11,6 +11,7 @@ from adap.core.config import (
 from adap.core.figures import gate
 from adap.core.figures.chance import chance_doubt
 from adap.core.figures.clauses import supported
+from adap.core.figures.direction import direction_doubt
 from adap.core.figures.scope import USES_GRADIENTS, not_assessed
 from adap.core.report import (
     AuditedImages,
@@ -59,7 +60,9 @@ def build_report(
         warnings.append("Epsilon is 0: no pixel may change, so every figure equals the clean one.")
     for task in tasks:
         who = f"{', '.join(task.positive)}: " if len(tasks) > 1 else ""
-        warnings += [who + warning for warning in _warnings(task, config.threat)]
+        doubt = direction_doubt(task, provenance.model)
+        said = [*([] if doubt is None else [doubt]), *_warnings(task, config.threat)]
+        warnings += [who + warning for warning in said]
     report = Report(
         tasks=list(tasks),
         mean={name: float(np.mean(values)) for name, values in means.items()},

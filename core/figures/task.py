@@ -141,6 +141,7 @@ def figures(
         chance=chance_ap(positives, len(scores)),
         floor=floor_ap(positives, len(scores)),
         clean=clean,
+        upside_down=_upside_down(scores, clean, resamples=len(resampled[Own.CLEAN].ap)),
         attacks={attack.key: attack_figure(attack) for attack in attacks},
         worst_case=WorstCase(
             **dict(worst_figure), won=won, drop=drop(Own.WORST_CASE, worst_figure.ap)
@@ -187,6 +188,25 @@ def figures(
         resamples=len(resampled[Own.CLEAN].ap),
         clusters=_clusters(scores),
         operating=operating_figures(scores.clean, worst, targets, at=config.operating),
+    )
+
+
+def _upside_down(scores: Scores, clean: APFigure, *, resamples: int) -> APFigure | None:
+    """The clean ranking read the other way round, where as it stands it is worse than chance."""
+    targets, turned = scores.targets, -scores.clean
+    if clean.ap >= chance_ap(int(targets.sum()), len(targets)):
+        return None
+    found = resampled_ap(
+        {Own.CLEAN: turned},
+        targets,
+        clusters=scores.clusters,
+        resamples=resamples,
+        generator=np.random.default_rng(RESAMPLING_SEED),
+    )
+    return APFigure(
+        ap=average_precision(turned, targets),
+        interval=percentile_interval(found[Own.CLEAN]),
+        tied=count_ties(turned, targets),
     )
 
 

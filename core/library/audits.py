@@ -22,7 +22,7 @@ from torch import nn
 from adap.core.attacks.holding import attacking
 from adap.core.audit import measuring
 from adap.core.audit.checks import verdicts
-from adap.core.audit.checks.figures import above_chance
+from adap.core.audit.checks.figures import above_chance, positive_class
 from adap.core.audit.drawing import DRAWS, drawing
 from adap.core.audit.leakage import Leakage, audited_images, digests
 from adap.core.audit.network import logits_of
@@ -272,7 +272,8 @@ def audit(
         )
         trust = None
         if checked is not None:
-            trust = verdicts.merge({"+".join(named): [*checked, above_chance(of_task)]})
+            of_figures = [above_chance(of_task), positive_class(of_task, provenance.model)]
+            trust = verdicts.merge({"+".join(named): [*checked, *of_figures]})
         report = reports.build_report(
             [of_task],
             config=config,
@@ -395,12 +396,12 @@ def _provenance(
             sha256 = _hash(made.name.encode(), answered.cpu().numpy().tobytes())
     data = examples.sha256()
     return Provenance(
-        model=_model(made.name, sha256),
+        model=_model(made, sha256),
         dataset=DatasetProvenance(id=f"ds_{data[:26]}", name="images", sha256=data, split=None),
         surrogate=(
             None
             if other is None or surrogate is None
-            else _model(other.name, hash_of_network(surrogate))
+            else _model(other, hash_of_network(surrogate))
         ),
         config=config.as_json(),
         config_sha256=config.sha256(),
@@ -417,9 +418,15 @@ def _provenance(
     )
 
 
-def _model(name: str, sha256: str) -> ModelProvenance:
+def _model(made: Ready, sha256: str) -> ModelProvenance:
+    answers = made.scorer.answers
     return ModelProvenance(
-        id=f"mdl_{sha256[:26]}", name=name, sha256=sha256, architecture=name, origin="in process"
+        id=f"mdl_{sha256[:26]}",
+        name=made.name,
+        sha256=sha256,
+        architecture=made.name,
+        origin="in process",
+        outputs=None if answers is None else answers.count,
     )
 
 

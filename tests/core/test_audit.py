@@ -7,12 +7,13 @@ from typing import Literal
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import average_precision_score
 from torch import nn
 
 from adap.core.attacks.base import loss_and_gradient
 from adap.core.attacks.registry import ATTACKS as ATTACKS_BY_NAME
 from adap.core.audit import joining, measuring
-from adap.core.audit.checks.figures import above_chance
+from adap.core.audit.checks.figures import above_chance, positive_class
 from adap.core.audit.checks.verdicts import merge
 from adap.core.config import APGDAttack, AuditConfig, PGDAttack, Surrogate, Threat, TransferAttack
 from adap.core.errors import ConfigError, DataError, ModelError
@@ -447,6 +448,36 @@ def test_a_clean_ap_that_may_be_one_by_chance_is_a_caution(clean, targets, statu
     assert merge({"truck": [check]}).verdict == (
         "caution" if status == "caution" else "trustworthy"
     )
+
+
+def single(positive):
+    return ModelProvenance(
+        id="mdl_1", name="m", sha256="0", architecture="small_cnn", outputs=1, positive=positive
+    )
+
+
+@pytest.mark.parametrize("upside_down", [False, True])
+@pytest.mark.parametrize("known", [None, ["truck"], ["dog"]])
+def test_a_single_logit_that_may_be_of_the_opposite_class_is_a_caution(upside_down, known):
+    clean, targets = np.arange(40.0, 0, -1), np.repeat([1, 0], [8, 32])
+    clean = -clean if upside_down else clean
+    made = report(scores(clean, targets, pgd=clean), attacks=[PGDAttack()])
+    (task,) = made.tasks
+    turned = average_precision_score(targets, -clean)
+    assert (task.upside_down is not None) == upside_down
+    assert task.upside_down is None or task.upside_down.ap == pytest.approx(turned)
+    said = [text for text in made.warnings if "may rank the opposite class" in text]
+    assert (len(said) == 1) == upside_down
+    check = positive_class(task, single(known))
+    doubtful = known == ["dog"] or (known is None and upside_down)
+    assert check.status == ("caution" if doubtful else "pass")
+    assert ("ranks dog first" in check.message) == (known == ["dog"])
+    again = reports.build_report(
+        made.tasks,
+        config=AuditConfig(attacks=[PGDAttack()]),
+        provenance=made.provenance.model_copy(update={"model": single(known)}),
+    )
+    assert (check.message in again.warnings) == doubtful
 
 
 # --- bad input ------------------------------------------------------------------------------------

@@ -2,17 +2,23 @@
 
 import pytest
 
-from adap.core.config import EachClass, Task
+from adap.core.config import AuditConfig, EachClass, RankingRequest, Task
 from adap.core.errors import ConfigError, DataError
 from adap.core.resolve import (
     DatasetSummary,
+    Known,
     check_start,
+    resolve_audit,
+    resolve_audit_of_files,
+    resolve_ranking,
     resolve_task,
     resolve_tasks,
     training_tasks,
 )
+from adap.models.header import InputSpec, Manifest, OutputSpec
 
 EACH = EachClass(each=True)
+MODEL, DATASET = "mdl_" + "0" * 26, "ds_" + "0" * 26
 
 
 def summary(*classes: str) -> DatasetSummary:
@@ -186,3 +192,58 @@ def test_a_start_needs_the_same_outputs_or_a_fresh_last_layer(
     else:
         with pytest.raises(ConfigError, match=sentence):
             check("small_cnn")
+
+
+# --- which side a single logit ranks first --------------------------------------------------------
+
+
+def ranker(positive: list[str] | None, *, classes: list[str] | None = None) -> Manifest:
+    spec = InputSpec(channels=3, height=8, width=8, mean=[0.0] * 3, std=[1.0] * 3)
+    output = OutputSpec(kind="logit" if classes is None else "multiclass", classes=classes)
+    return Manifest(architecture="small_cnn", input=spec, output=output, positive=positive)
+
+
+def resolve(asked: Task | None, model: Manifest, **options: object) -> list[Task]:
+    config = AuditConfig.model_validate({"task": asked, **options})
+    return resolve_audit(config, PETS, Known("m", model), surrogate=None)[0]
+
+
+def test_a_single_logit_is_refused_for_other_classes_than_it_was_trained_for() -> None:
+    expected = (
+        "task: the model has a single logit, which ranks dog first; got cat. Ask for "
+        '{"positive": ["dog"]} (--positive dog), or say other_positive: true (--other-positive) '
+        "to read that logit for cat all the same"
+    )
+    with pytest.raises(ConfigError) as caught:
+        resolve(task("cat"), ranker(["dog"]))
+    assert str(caught.value) == expected
+    request = RankingRequest(model_id=MODEL, dataset_id=DATASET, task=task("cat"))
+    with pytest.raises(ConfigError) as caught:
+        resolve_ranking(request, PETS, ranker(["dog"]))
+    assert str(caught.value) == expected
+    # the same sides, in whatever order; a logit for each class; a side that nobody knows
+    both = task("dog", "cat")
+    assert resolve(both, ranker(["cat", "dog"])) == [both]
+    assert resolve(task("cat"), ranker(["dog"], classes=["cat", "dog", "other"])) == [task("cat")]
+    assert resolve(task("cat"), ranker(None)) == [task("cat")]
+
+
+def test_a_single_logit_is_read_for_other_classes_where_that_is_said() -> None:
+    assert resolve(task("cat"), ranker(["dog"]), other_positive=True) == [task("cat")]
+    request = RankingRequest(
+        model_id=MODEL, dataset_id=DATASET, task=task("cat"), other_positive=True
+    )
+    assert resolve_ranking(request, PETS, ranker(["dog"]))[0].task == task("cat")
+
+
+def test_a_surrogate_and_files_to_come_are_held_to_their_side_too() -> None:
+    config = AuditConfig.model_validate(
+        {"task": task("cat"), "surrogate": {"model_id": MODEL}, "attacks": ["transfer"]}
+    )
+    other = Known("s", ranker(["dog"]))
+    with pytest.raises(ConfigError, match=r"^task: the surrogate has a single logit, .* dog first"):
+        resolve_audit(config, PETS, Known("m", ranker(["cat"])), surrogate=other)
+    with pytest.raises(ConfigError, match=r"^task: the surrogate has a single logit"):
+        resolve_audit_of_files(config, declared=None, surrogate=other)
+    with pytest.raises(ConfigError, match=r"^task: the model has a single logit, which ranks dog"):
+        resolve_audit_of_files(config, declared=["dog"], surrogate=None)

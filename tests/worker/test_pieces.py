@@ -180,8 +180,8 @@ def test_the_pieces_of_an_audit_join_to_the_figures_of_its_scores(
     assert report.trust is not None
     assert [result.passed for result in report.thresholds] == [True]
     # what is known of the files judges the audit, and a gate on `trust` with it
-    *_, chance = report.trust.checks[:-4]
-    assert chance.name == "above_chance"
+    *_, chance, side = report.trust.checks[:-4]
+    assert (chance.name, side.name) == ("above_chance", "positive_class")
     assert chance.figures["low"] == report.tasks[0].clean.interval.low
     of_files = {check.name: check for check in report.trust.checks[-4:]}
     assert {name: check.status for name, check in of_files.items()} == {

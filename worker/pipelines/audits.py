@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 from adap.core.audit import joining, measuring
 from adap.core.audit.checks import check, verdicts
-from adap.core.audit.checks.figures import above_chance
+from adap.core.audit.checks.figures import above_chance, positive_class
 from adap.core.audit.checks.files import check_files, doubts
 from adap.core.audit.leakage import audited_images, find_leakage
 from adap.core.audit.pieces import Measured, joined_piece
@@ -202,6 +202,7 @@ def join_pieces(work: Work[AuditReport], reporter: Reporter) -> AuditJoined:
         "+".join(piece.task.positive): [
             *_CHECKS.validate_json(work.inputs[piece_input(number, CHECKS_FILE)].read_bytes()),
             above_chance(found[piece.task_number]),
+            positive_class(found[piece.task_number], asked.model),
         ]
         for number, piece in enumerate(asked.pieces)
         if isinstance(piece, ChecksPiece)

@@ -1,7 +1,8 @@
-"""Trust check of the figures themselves: was there anything to lose? No torch."""
+"""Trust checks of the figures: was there anything to lose, and is it of this side? No torch."""
 
-from adap.core.figures.chance import chance_doubt
-from adap.core.report import Check, Limit, TaskReport
+from adap.core.figures.chance import chance_doubt, chance_low
+from adap.core.figures.direction import direction_doubt
+from adap.core.report import Check, Limit, ModelProvenance, TaskReport
 
 # What the lower end of the clean AP's interval has above chance; not nothing but for rounding.
 REACHES_CHANCE = Limit(caution=1e-9, side="below")
@@ -9,8 +10,7 @@ REACHES_CHANCE = Limit(caution=1e-9, side="below")
 
 def above_chance(task: TaskReport) -> Check:
     """Whether the clean AP, with its interval, lies above that of a random ranking."""
-    name, clean, chance = "above_chance", task.clean, task.chance
-    low = clean.ap if clean.interval is None else clean.interval.low
+    name, chance, low = "above_chance", task.chance, chance_low(task)
     figures = {"low": low, "chance": chance, "above": low - chance}
     doubt = chance_doubt(task)
     message = (
@@ -22,4 +22,28 @@ def above_chance(task: TaskReport) -> Check:
         message=message,
         figures=figures,
         limits={"above": REACHES_CHANCE},
+    )
+
+
+def positive_class(task: TaskReport, model: ModelProvenance) -> Check:
+    """Whether the model's single logit ranks first what the task asks for."""
+    name, asked = "positive_class", ", ".join(task.positive)
+    if model.outputs != 1:
+        why = "The model names its outputs, or nobody knows how many it has."
+        return Check(name=name, status="skipped", message=why, figures={})
+    doubt = direction_doubt(task, model)
+    message = f"The model's single logit ranks {asked} first, as it was trained or declared to."
+    if model.positive is None:
+        message = (
+            f"Nothing says which class the model's single logit ranks first; its clean AP for "
+            f"{asked}, above chance, does."
+        )
+    told = model.positive is not None
+    low, chance = chance_low(task), task.chance
+    return Check(
+        name=name,
+        status="pass" if doubt is None else "caution",
+        message=doubt or message,
+        figures={} if told else {"low": low, "chance": chance, "above": low - chance},
+        limits={} if told else {"above": REACHES_CHANCE},
     )
