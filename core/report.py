@@ -329,6 +329,11 @@ class AuditedImages(ReportValue):
     seen_in_training: int | None = Field(
         None, description="images that the model was trained on; null where nothing says on what"
     )
+    chose_the_epoch: int | None = Field(
+        None,
+        description="images that it was not trained on, by which the epoch was chosen whose "
+        "weights it has; null as above",
+    )
 
 
 class NotAssessed(ReportValue):

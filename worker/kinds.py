@@ -8,10 +8,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from adap.core.audit.leakage import HeldOut
 from adap.core.audit.plan import (
     ChecksPiece,
     Piece,
@@ -153,7 +154,7 @@ def prepare_report(session: Session, job: JobRow, shards: Sequence[JobRow]) -> P
                 split=split,
                 reading=_summary(dataset).reading,
             ),
-            trained_on=len(here) if seen else None,
+            trained_on=[_held_out(model, sha256) for sha256 in here] if seen else None,
             missing=len(seen) - len(here),
             statement=_statement(job),
         ),
@@ -428,6 +429,23 @@ def _seen(model: ModelRow) -> set[str]:
     before = start.get("seen") if isinstance(start, dict) else None
     seen += before if isinstance(before, list) else []
     return {sha256 for sha256 in seen if isinstance(sha256, str)}
+
+
+def _held_out(model: ModelRow, sha256: str) -> HeldOut | None:
+    """How the model's own training held out what chose its epoch of this data set.
+
+    None for a data set that only a model before it was trained on, and where the manifest, which
+    may have been uploaded, says something else.
+    """
+    training = (model.manifest or {}).get("training") or {}
+    try:
+        if training["dataset"]["sha256"] != sha256:
+            return None
+        config = training["config"]
+        told = {"fraction": config["validation"]["fraction"], "seed": config["seed"]}
+        return HeldOut.model_validate(told)
+    except (KeyError, TypeError, ValidationError):
+        return None
 
 
 def _kept(session: Session, tenant: str, contents: Collection[str]) -> list[str]:

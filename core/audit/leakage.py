@@ -12,12 +12,47 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
-from adap.core.config import SPLITS, Split
+from adap.core.config import SPLITS, Config, Split
 from adap.core.datasets import ImageSet
 from adap.core.report import AuditedImages
+from adap.core.training.splitting import validation_part
 
 ROWS = 1024  # read at once
+
+
+class HeldOut(Config):
+    """How a training held out the images that chose its epoch, of a data set that names none."""
+
+    fraction: float = Field(gt=0, lt=1)
+    seed: int = Field(ge=0, lt=2**31)
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A data set that a model was trained on; held_out is None where nobody knows."""
+
+    image_set: ImageSet
+    held_out: HeldOut | None = None
+
+    def parts(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The rows that were trained on, and those that chose the epoch; a test split is neither.
+
+        Where nobody knows which were held out, all count as trained on.
+        """
+        images = self.image_set
+        rows = images.in_split(None)
+        if images.splits is not None:
+            rows = np.flatnonzero(images.splits != SPLITS.index("test"))
+            chosen = np.flatnonzero(images.splits == SPLITS.index("validation"))
+            if len(chosen):
+                return np.setdiff1d(rows, chosen), chosen
+        if self.held_out is None:
+            return rows, rows[:0]
+        fraction, seed = self.held_out.fraction, self.held_out.seed
+        chosen = validation_part(images, rows, fraction=fraction, seed=seed)
+        return np.setdiff1d(rows, chosen), chosen
 
 
 @dataclass(frozen=True)
@@ -29,6 +64,8 @@ class Leakage:
     """Of them equal to an image of another split; None where no split is audited."""
     seen: int | None
     """Of them equal to one that the model was trained on; None where nothing says on what."""
+    chosen: int | None = None
+    """Of the others equal to one by which its epoch was chosen; None as above."""
     missing: int = 0
     """Data sets that the model was trained on and that are not here."""
     equal: int = 0
@@ -39,30 +76,29 @@ def find_leakage(
     audited: ImageSet,
     split: Split | None,
     *,
-    trained_on: Sequence[ImageSet] | None,
+    trained_on: Sequence[Learned] | None,
     missing: int = 0,
 ) -> Leakage:
     """Compare the audited images with the other splits, and with what the model was trained on.
 
-    trained_on: the data sets, of which all but a test split was trained on; None where nothing
-    says on what the model was trained.  missing: how many more there were.
+    trained_on: None where nothing says on what the model was trained.
+    missing: how many more data sets there were.
     """
     index = audited.in_split(split)
     own = digests(audited.images, index)
-    across = seen = None
+    across = seen = chosen = None
     if split is not None and audited.splits is not None:
         others = np.flatnonzero(audited.splits != SPLITS.index(split))
         across = _among(own, set(digests(audited.images, others)))
     if trained_on:
         known: set[bytes] = set()
-        for image_set in trained_on:
-            if image_set.splits is None:
-                rows = np.arange(len(image_set))
-            else:
-                rows = np.flatnonzero(image_set.splits != SPLITS.index("test"))
-            known |= set(digests(image_set.images, rows))
-        seen = _among(own, known)
-    return Leakage(len(index), across, seen, missing, equal=len(own) - len(set(own)))
+        choosing: set[bytes] = set()
+        for learned in trained_on:
+            of_training, of_choice = learned.parts()
+            known |= set(digests(learned.image_set.images, of_training))
+            choosing |= set(digests(learned.image_set.images, of_choice))
+        seen, chosen = _among(own, known), _among(own, choosing - known)
+    return Leakage(len(index), across, seen, chosen, missing, equal=len(own) - len(set(own)))
 
 
 def audited_images(
@@ -85,6 +121,7 @@ def audited_images(
         equal=leakage.equal,
         in_other_splits=leakage.across_splits,
         seen_in_training=leakage.seen,
+        chose_the_epoch=leakage.chosen,
     )
 
 

@@ -50,6 +50,8 @@ def origin(report: Report) -> Iterator[tuple[str, str]]:
     yield "Repeated images", f"{images.equal:,} {of} equal an earlier one"
     yield "In another split", _counted(images.in_other_splits, of, "no split was audited")
     yield "Seen in training", _counted(images.seen_in_training, of, NOTHING_SAID)
+    if images.chose_the_epoch is not None:
+        yield "Chose the epoch", _counted(images.chose_the_epoch, of, NOTHING_SAID)
 
 
 def documents(report: Report) -> list[tuple[str, Sequence[Clause]]]:

@@ -5,10 +5,11 @@ import pytest
 
 from adap.core.audit.checks.files import check_files, doubts
 from adap.core.audit.checks.verdicts import merge
-from adap.core.audit.leakage import Leakage, find_leakage
-from adap.core.config import SPLITS
+from adap.core.audit.leakage import HeldOut, Leakage, Learned, find_leakage
+from adap.core.config import SPLITS, Task, TrainingConfig
 from adap.core.datasets import ImageSet
 from adap.core.report import Check, Status
+from adap.core.training.splitting import training_split
 from adap.reading import Fact, Reading
 from tests.conftest import REPOSITORY
 
@@ -52,17 +53,38 @@ def test_audited_images_are_found_in_the_other_splits(split):
 def test_audited_images_are_found_in_what_the_model_was_trained_on_but_for_test_splits():
     audited, trained = drawn(1, 20), [drawn(2, 6), drawn(3, 6)]
     splits = ["train", "validation", "test"] * 2
-    known = np.concatenate([trained[0], trained[1][np.array(splits) != "test"]])
-    sets = [image_set(trained[0]), image_set(trained[1], splits)]
+    known = np.concatenate([trained[0], trained[1][np.array(splits) == "train"]])
+    sets = [Learned(image_set(trained[0])), Learned(image_set(trained[1], splits))]
     found = find_leakage(image_set(audited), None, trained_on=sets, missing=2)
     seen = equal_pairs(audited, known)
-    assert found == Leakage(20, None, seen, missing=2, equal=repeats(audited))
-    assert 0 < equal_pairs(audited, known) < 20
+    either = equal_pairs(audited, np.concatenate([known, trained[1][[1, 4]]]))
+    assert found == Leakage(20, None, seen, either - seen, missing=2, equal=repeats(audited))
+    assert 0 < seen < either < 20
+
+
+def test_what_a_training_held_out_to_choose_its_epoch_counts_by_itself() -> None:
+    images = np.arange(240).reshape(60, 1, 2, 2)  # all differ
+    whole = image_set(images)
+    config = TrainingConfig(epochs=1, seed=3)
+    train, validation = training_split(whole, Task(positive=["b"]), config)
+    held_out = HeldOut(fraction=config.validation.fraction, seed=config.seed)
+    found = find_leakage(whole, None, trained_on=[Learned(whole, held_out)])
+    assert (found.seen, found.chosen) == (len(train), len(validation))
+    assert found.chosen == 12
+    *_, check = check_files(dataset=None, model=None, leakage=found)
+    assert (check.status, check.figures["chosen"]) == ("fail", 12)
+    assert "trained on 48 of the 60" in check.message
+    only_chosen = find_leakage(
+        image_set(images[validation]), None, trained_on=[Learned(whole, held_out)]
+    )
+    *_, check = check_files(dataset=None, model=None, leakage=only_chosen)
+    assert (check.status, check.figures["images"]) == ("caution", 0)
+    assert "By 12 of the 12 it was not trained, but its epoch was chosen" in check.message
 
 
 def test_equal_bytes_of_another_shape_are_another_image():
     wide = image_set(np.zeros((4, 1, 2, 8)))
-    found = find_leakage(image_set(np.zeros((4, 1, 4, 4))), None, trained_on=[wide])
+    found = find_leakage(image_set(np.zeros((4, 1, 4, 4))), None, trained_on=[Learned(wide)])
     assert found.seen == 0
 
 

@@ -151,7 +151,7 @@ def test_the_pieces_of_an_audit_join_to_the_figures_of_its_scores(
         inputs | trained_on,
         tmp_path / "audit",
         dataset=dataset,
-        trained_on=1,
+        trained_on=[None],
         statement=statement,
     )
     assert report.statement == statement

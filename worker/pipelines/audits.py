@@ -18,7 +18,7 @@ from adap.core.audit import joining, measuring
 from adap.core.audit.checks import check, verdicts
 from adap.core.audit.checks.figures import above_chance, positive_class
 from adap.core.audit.checks.files import check_files, doubts
-from adap.core.audit.leakage import audited_images, find_leakage
+from adap.core.audit.leakage import Learned, audited_images, find_leakage
 from adap.core.audit.pieces import Measured, joined_piece
 from adap.core.audit.plan import (
     CHECKS_FILE,
@@ -212,7 +212,10 @@ def join_pieces(work: Work[AuditReport], reporter: Reporter) -> AuditJoined:
         asked.dataset.split,
         trained_on=None
         if asked.trained_on is None
-        else [ImageSet.load(work.inputs[trained_on_input(i)]) for i in range(asked.trained_on)],
+        else [
+            Learned(ImageSet.load(work.inputs[trained_on_input(i)]), held_out)
+            for i, held_out in enumerate(asked.trained_on)
+        ],
         missing=asked.missing,
     )
     of_files = check_files(

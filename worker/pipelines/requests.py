@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
+from adap.core.audit.leakage import HeldOut
 from adap.core.audit.plan import ChecksPiece, Piece, ScoresPiece
 from adap.core.config import (
     AnyTask,
@@ -102,8 +103,10 @@ class AuditReport(Config):
     model: ModelProvenance
     surrogate: ModelProvenance | None
     dataset: DatasetProvenance
-    trained_on: int | None = Field(
-        None, description="data sets that the model was trained on among the inputs, if any is said"
+    trained_on: list[HeldOut | None] | None = Field(
+        None,
+        description="data sets that the model was trained on among the inputs, if any is said, and "
+        "how each held out what chose the epoch, where it is known",
     )
     missing: int = Field(0, description="of these not among the inputs, as they are not here")
     statement: Statement | None = None

@@ -12,6 +12,8 @@ from adap.reading import Reading
 # tenth on the figures say how well it remembers.
 LEAKED = Limit(caution=0, fail=0.1)
 
+CHOSEN = Limit(caution=0)  # images that chose the epoch: they flatter, but are not remembered
+
 CAUTIONS = Limit(caution=0)
 FAULTS = Limit(caution=0, fail=0)
 
@@ -80,10 +82,18 @@ def _seen_in_training(leakage: Leakage | None) -> Check:
             f"The model was trained on {found:,} of the {of:,} audited images: of these the "
             "figures say how well it remembers them, not how well it ranks new ones."
         )
+    if leakage.chosen:
+        message += (
+            f" By {leakage.chosen:,} of the {of:,} it was not trained, but its epoch was chosen: "
+            "of these the figures are somewhat too good."
+        )
     if leakage.missing:
         message += f" {leakage.missing} more data sets that it was trained on are not here."
     figures = {"images": float(found), "share": found / of}
-    return _check(name, message, figures, {"share": LEAKED})
+    limits = {"share": LEAKED}
+    if leakage.chosen is not None:
+        figures["chosen"], limits["chosen"] = float(leakage.chosen), CHOSEN
+    return _check(name, message, figures, limits)
 
 
 def _check(name: str, message: str, figures: dict[str, float], limits: dict[str, Limit]) -> Check:
