@@ -12,6 +12,7 @@ from adap.api.schemas import Estimate
 from adap.core.config import Attack, AuditRequest, Split, TrainingRequest
 from adap.core.errors import AdapError
 from adap.core.resolve import DatasetSummary
+from adap.core.training.cautions import no_test_split
 from adap.models.header import Manifest
 from adap.store.tables import DatasetRow, JobKind, JobRow, JobStatus, ModelRow
 
@@ -63,12 +64,14 @@ def of_training(
             return None
         return _passes_of_training(asked, known)
 
+    caution = no_test_split(tests="test" in summary.splits)
     work = Estimate(
         images=_trained_on(summary),
         attacks=[],
         passes=_passes_of_training(request, summary),
         seconds=None,
         basis="",
+        warnings=[] if caution is None else [caution.message],
     )
     return _timed(session, caller, JobKind.TRAIN, work, passes_of)
 

@@ -161,6 +161,7 @@ class Estimate(Answer):
         description="of one worker, by what like jobs have taken; null where there was none"
     )
     basis: str = Field(description="where the seconds come from")
+    warnings: list[str] = Field([], description="what to know before it is started")
 
 
 class JobEvent(Answer):

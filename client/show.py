@@ -225,6 +225,7 @@ def model(item: Json) -> RenderableType:
             ("chosen by", _rule(training)),
             ("clean AP", figure(best.get("clean_ap"))),
             ("robust AP", figure(best.get("robust_ap"))),
+            ("to know", "\n".join(fact["message"] for fact in training.get("facts", []))),
             *_read(findings),
             *_probed(findings),
             ("warnings", "\n".join(findings.get("warnings", []))),
@@ -441,6 +442,7 @@ def estimate(found: Json, noun: str) -> str:
             f"{found['passes']:,} passes of one image through the network.",
             *([f"attacks   {', '.join(found['attacks'])}"] if found["attacks"] else []),
             f"time      {time}. {found['basis']}",
+            *(f"caution   {warning}" for warning in found["warnings"]),
         ]
     )
 

@@ -107,6 +107,8 @@ def follow(client: Client, job: Json, line: Line, *, epochs: bool = True) -> Jso
                 line.note(f"stops early: no epoch was better than {event.data['best_epoch']}")
             case "checkpoint_not_kept":
                 line.note("the service's disk has no room for a checkpoint; trains on without")
+            case "fact":
+                line.note(event.data["message"])
             case "resumed":
                 line.note(f"goes on after epoch {event.data['epoch']}")
             case "queued" if event.data.get("reason") == "worker_lost":

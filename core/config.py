@@ -217,6 +217,12 @@ class DatasetOptions(Config):
     skip_unreadable: bool = Field(
         False, description="leave out images that cannot be read, and count them"
     )
+    hold_out: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="share of each class that becomes the test split, of a data set without one",
+    )
 
     @model_validator(mode="after")
     def _labels_once(self) -> "DatasetOptions":

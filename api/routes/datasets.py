@@ -73,6 +73,14 @@ class DatasetFields(NamedFields):
     skip_unreadable: bool = Field(
         False, description="leave out images that cannot be read, and count them"
     )
+    hold_out: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="of a data set without a test split: the share of each class that becomes one, "
+        "at random, whole clusters and images that are there twice together; no training sees it",
+        examples=[0.2],
+    )
 
     def options(self) -> DatasetOptions:
         """The options that the fields stand for. ApiError where one stands for none."""

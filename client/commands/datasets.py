@@ -126,6 +126,14 @@ def add_dataset(
         bool,
         typer.Option("--skip-unreadable", help="Leave out images that cannot be read; count them."),
     ] = False,
+    hold_out: Annotated[
+        float | None,
+        typer.Option(
+            metavar="FRACTION",
+            help="Keep this share of each class back as the test split, 0.2 for example; of a data "
+            "set without one. No training sees it, and audits are made on it.",
+        ),
+    ] = None,
     watch_: Watch = False,
 ) -> None:
     """Upload a data set; a job checks it."""
@@ -165,6 +173,7 @@ def add_dataset(
             group_column=group_column,
             cluster_column=cluster_column,
             skip_unreadable="true" if skip_unreadable else None,
+            hold_out=None if hold_out is None else str(hold_out),
         )
     if not watch_:
         here.answer(dataset, being_checked("data set", dataset))

@@ -262,7 +262,8 @@ def fit(
                 save=None if kept is None else kept.save,
                 ranks=ranks,
             )
-        warnings = list(dict.fromkeys([*made.decided, *train.decided, *held_out.decided]))
+        decided = [*made.decided, *train.decided, *held_out.decided]
+        warnings = list(dict.fromkeys([*decided, *(fact.message for fact in result.facts)]))
     return Fitted(
         result.best,
         result.history,

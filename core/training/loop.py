@@ -41,6 +41,7 @@ from adap.core.objectives.surrogates import negative_margin
 from adap.core.training.attacking import attack_batch, of_images
 from adap.core.training.augment import augment
 from adap.core.training.averaging import WeightAverage
+from adap.core.training.cautions import tied_epochs
 from adap.core.training.perturbation import perturbed
 from adap.core.training.precision import (
     Forward,
@@ -53,6 +54,7 @@ from adap.core.training.resuming import refuse_other_config, refuse_other_tensor
 from adap.core.training.sampling import ClassSampler, PlainSampler, PositiveSampler, Sampler
 from adap.core.training.schedule import attack_in, learning_rate
 from adap.core.training.synchronised import synchronised
+from adap.reading import Fact
 
 MAX_PAIRS = 2**28
 """Numbers in a batch's pairwise losses, over all classes: 1 GiB in float32, several times over."""
@@ -102,6 +104,14 @@ class TrainingResult:
     select_by: SelectBy
     stopped_early: bool = False
     """Some epochs were left out, as the figure had not risen for `validation.patience` of them."""
+
+    @property
+    def facts(self) -> list[Fact]:
+        """What a reader of the figures must know of how the epoch was chosen."""
+        best = getattr(self.best, self.select_by)
+        tied = [r.epoch for r in self.history if getattr(r, self.select_by) == best]
+        said = tied_epochs(tied, self.select_by)
+        return [] if said is None else [said]
 
     def as_json(self) -> dict[str, Any]:
         """The same as plain JSON values."""

@@ -16,25 +16,27 @@ from adap.core.config import SPLITS, AnyTask, EachClass, Split, Task, TrainingCo
 from adap.core.datasets import ImageSet
 from adap.core.errors import ConfigError, DataError
 
-_TRAIN, _VALIDATION = SPLITS.index("train"), SPLITS.index("validation")
+_TRAIN = SPLITS.index("train")
 
 
-def hold_out(image_set: ImageSet, *, fraction: float = 0.2, seed: int = 0) -> ImageSet:
-    """Declare a random share of the train split to be the validation split, by `validation_part`.
+def hold_out(
+    image_set: ImageSet, *, fraction: float = 0.2, seed: int = 0, split: Split = "validation"
+) -> ImageSet:
+    """Declare a random share of the train split to be another one, by `validation_part`.
 
     Without declared splits every example is for training.
-    Raises ConfigError where a validation split is declared already, or for a fraction outside
-    (0, 1).
+    Raises ConfigError where that split is declared already, where there are splits and none to
+    train on, or for a fraction outside (0, 1).
     """
     if not 0 < fraction < 1:
         raise ConfigError(f"expected a fraction between 0 and 1, got {fraction}")
-    if image_set.has_split("validation"):
-        raise ConfigError("expected a data set without a validation split, got one that has one")
+    if image_set.has_split(split):
+        raise ConfigError(f"expected a data set without a {split} split, got one that has one")
     train = image_set.in_split(None if image_set.splits is None else "train")
     splits = np.full(len(image_set), _TRAIN, np.int8)
     if image_set.splits is not None:
         splits[:] = image_set.splits
-    splits[validation_part(image_set, train, fraction=fraction, seed=seed)] = _VALIDATION
+    splits[validation_part(image_set, train, fraction=fraction, seed=seed)] = SPLITS.index(split)
     return replace(image_set, splits=splits)
 
 

@@ -32,7 +32,7 @@ from adap.core.figures.ranking import floor_ap
 from adap.core.objectives.registry import OBJECTIVES, build_objective
 from adap.core.objectives.surrogates import negative_margin
 from adap.core.training.attacking import attack_batch
-from adap.core.training.loop import EpochRecord, fit
+from adap.core.training.loop import EpochRecord, TrainingResult, fit
 from adap.core.training.precision import forward_in
 from adap.core.training.schedule import attack_in, learning_rate
 
@@ -1138,3 +1138,20 @@ def test_a_precision_that_the_device_lacks_is_refused():
         ConfigError, match="expected precision float32 or bfloat16 on cpu, got tf32"
     ):
         train(config_for("ce", precision="tf32"))
+
+
+@pytest.mark.parametrize(
+    ("figures", "tied"), [([0.5, 0.9, 0.9, 0.8, 0.9], "3, 5"), ([0.5, 0.9, 0.8], None)]
+)
+def test_epochs_that_share_the_best_figure_are_told(figures: list[float], tied: str | None) -> None:
+    history = [
+        EpochRecord(i, len(figures), 0.1, 0.0, {}, ap, None, 1.0)
+        for i, ap in enumerate(figures, start=1)
+    ]
+    facts = TrainingResult(history[1], history, "clean_ap").facts
+    assert [fact.code for fact in facts] == ([] if tied is None else ["tied_epochs"])
+    assert all(
+        f"Epoch 2 was kept, the first of 3 with the best validation clean AP (also {tied})"
+        in fact.message
+        for fact in facts
+    )

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adap.core.config import SPLITS, DatasetOptions
-from adap.core.datasets import ImageSet, release
+from adap.core.datasets import ImageSet
 from adap.models.formats import EDGE_BYTES, describe
 from adap.models.header import shown
 from adap.worker.intake.archive import AnyArchive, Archive
@@ -29,9 +29,11 @@ from adap.worker.intake.counts import (
     label_matrix,
     looks_missing,
 )
-from adap.worker.intake.decoding import MAX_SIZES, RELEASE_BYTES, File, Undecoded, decode_all
+from adap.worker.intake.decoding import MAX_SIZES, File, Undecoded, decode_all
+from adap.worker.intake.equal import alike
 from adap.worker.intake.examples import Example, is_no_image, suffix_of
 from adap.worker.intake.folders import by_folders
+from adap.worker.intake.held_out import with_test_split
 from adap.worker.intake.layouts import way_on
 from adap.worker.intake.limits import IntakeLimits, Rejected
 from adap.worker.intake.masks import refuse_masks
@@ -122,6 +124,8 @@ def read_dataset(
             else:
                 notes.form = "zip"
                 image_set = _read_images(archive, asked)
+    if asked.options.hold_out is not None:
+        image_set = with_test_split(image_set, asked.options.hold_out, notes)
     _look_over(image_set, notes)
     return image_set
 
@@ -212,7 +216,7 @@ def _repeated(image_set: ImageSet) -> dict[str, int | None]:
     """How many images were seen before, and how many of these with other labels or elsewhere."""
     first: dict[bytes, int] = {}
     duplicates = conflicting = across = 0
-    for i, image in _alike(image_set.images):
+    for i, image in alike(image_set.images):
         earlier = first.setdefault(blake2b(image.tobytes(), digest_size=16).digest(), i)
         if earlier == i:
             continue
@@ -225,30 +229,6 @@ def _repeated(image_set: ImageSet) -> dict[str, int | None]:
         "conflicting": conflicting,
         "across_splits": None if image_set.splits is None else across,
     }
-
-
-def _alike(images: NDArray[np.uint8]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-    """Every image that may equal another one, with its index, in their order.
-
-    A weighted sum of an image's bytes, modulo 2^64, is far cheaper than a digest of each, and is
-    the same for equal images. That images were made to share one costs time and changes nothing.
-    """
-    count, size = len(images), images[0].size
-    flat = images.reshape(count, size)
-    weights = np.random.default_rng(0).integers(1, 2**64, size // 8 + size % 8, np.uint64)
-    sums = np.empty(count, np.uint64)
-    whole = size // 8 * 8
-    step = max(1, RELEASE_BYTES // size)
-    for start in range(0, count, step):
-        block = flat[start : start + step]
-        words, rest = block[:, :whole].view(np.uint64), block[:, whole:].astype(np.uint64)
-        sums[start : start + step] = words @ weights[: size // 8] + rest @ weights[size // 8 :]
-        release(images)
-    _, group, members = np.unique(sums, return_inverse=True, return_counts=True)
-    for n, i in enumerate(np.flatnonzero(members[group] > 1).tolist(), start=1):
-        yield i, images[i]
-        if n % step == 0:
-            release(images)
 
 
 def _kind(path: Path, size: int) -> Literal["zip", "parquet", "tar"]:

@@ -28,6 +28,8 @@ class Learning:
     targets: Tensor
     validation: tuple[Tensor, Tensor]
     manifest: Manifest
+    tests: bool
+    """Whether the data set has a test split."""
 
 
 def learning_of(work: Work[Training]) -> Learning:
@@ -66,6 +68,7 @@ def learning_of(work: Work[Training]) -> Learning:
             output=output,
             positive=None if isinstance(task, EachClass) else task.positive,
         ),
+        tests=image_set.has_split("test"),
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from adap.core.training import loop as training
+from adap.core.training.cautions import no_test_split
 from adap.models import loading
 from adap.store import disk
 from adap.worker.pipelines.learning import learning_of
@@ -24,6 +25,9 @@ def train(work: Work[Training], reporter: Reporter) -> Trained:
     refuse_more_than_there_are(work)
     config, task, start = work.request.config, work.request.task, work.request.warm_start
     learning = learning_of(work)
+    before = no_test_split(tests=learning.tests)
+    if before is not None and "checkpoint" not in work.inputs:
+        reporter.event("fact", before.model_dump(mode="json"))
 
     def checkpoint_of(epoch: int) -> Path:
         # a name of its own: the worker may still read the one before
@@ -73,7 +77,11 @@ def train(work: Work[Training], reporter: Reporter) -> Trained:
     if result.stopped_early:
         best, last = result.best.epoch, result.history[-1].epoch
         reporter.event("stopped_early", {"epoch": last, "best_epoch": best})
+    for fact in result.facts:
+        reporter.event("fact", fact.model_dump(mode="json"))
+    facts = [*([] if before is None else [before]), *result.facts]
     summary = {
+        "facts": [fact.model_dump(mode="json") for fact in facts],
         "method": config.method.as_json(),
         "task": task.as_json(),
         "warm_start": None if start is None else start.as_json(),

@@ -106,13 +106,13 @@ export function refused(problem, fields, said) {
 
 const LATER_MS = 500; // after the last sign that was typed
 
-function cost({ images, attacks, seconds }) {
+function cost({ images, attacks, seconds, warnings }) {
   const by = attacks.length ? `, by ${attacks.join(" and ")}` : "";
   const time =
     seconds === null
       ? "How long it takes is not known yet: nothing like it was run here."
       : `It should take one worker about ${lasting(seconds)}.`;
-  return `${count(images)} images${by}. ${time}`;
+  return [`${count(images)} images${by}. ${time}`, ...warnings].join(" ");
 }
 
 function estimating(path, read, complete) {

@@ -1,0 +1,36 @@
+"""What the user of a training must know: before it begins, and of its epoch. No torch."""
+
+from collections.abc import Sequence
+
+from adap.reading import Fact
+
+
+def no_test_split(*, tests: bool) -> Fact | None:
+    """What follows where a data set keeps no images back; None where it has a test split."""
+    if tests:
+        return None
+    return Fact(
+        level="caution",
+        code="no_test_split",
+        message="The data set has no test split: every image is trained on or chooses the epoch, "
+        "and an audit on this data set can only say how well the model remembers them. Add it "
+        "again with `hold_out` (--hold-out 0.2), or audit the model on other images.",
+    )
+
+
+def tied_epochs(tied: Sequence[int], figure: str) -> Fact | None:
+    """What to say of epochs that share the best figure, the first of which is kept; None of one.
+
+    tied: their numbers, rising.  figure: robust_ap or clean_ap.
+    """
+    if len(tied) < 2:
+        return None
+    others = ", ".join(map(str, tied[1:11])) + (", …" if len(tied) > 11 else "")
+    return Fact(
+        level="info",
+        code="tied_epochs",
+        message=f"Epoch {tied[0]} was kept, the first of {len(tied)} with the best validation "
+        f"{'robust' if figure == 'robust_ap' else 'clean'} AP (also {others}): the validation "
+        "images do not tell them apart. More of them would.",
+        figures={"tied": float(len(tied))},
+    )
