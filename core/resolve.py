@@ -206,8 +206,9 @@ def resolve_audit(
     )
     split = resolve_split(config.split, summary)
     for task in tasks:
-        _check_side(task.positive, ranker, meant=config.other_positive)
+        ranker.output.columns(task.positive)  # raises where these classes have no score
         check_both_sides(task, summary, split)
+        _check_side(task.positive, ranker, meant=config.other_positive)
         _check_sample(config, task, summary, split)
     _fits(summary, ranker)
     config.threat.refuse_beyond_images(summary.height, summary.width)
