@@ -190,7 +190,7 @@ def test_the_pieces_of_an_audit_join_to_the_figures_of_its_scores(
         "leakage": "skipped",
         "seen_in_training": "fail",
     }
-    assert of_files["seen_in_training"].figures == {"images": 40, "share": 1}
+    assert of_files["seen_in_training"].figures == {"images": 40, "share": 1, "chosen": 0}
     assert report.trust.verdict == "not trustworthy"
     assert report.warnings[0] == "3 files could not be read and were left out."
     assert "trained on these very examples" in report.warnings[1]
