@@ -20,12 +20,12 @@ from adap.api.deps import Caller, House
 from adap.api.errors import ApiError, not_found
 from adap.api.lasting import Download
 from adap.core.config import DatasetOptions, TrainingRequest
-from adap.core.wording import reads_otherwise
 from adap.models.header import Declaration
-from adap.store import garbage, incoming, jobs, results, uploads
+from adap.store import freed, garbage, incoming, jobs, results, uploads
 from adap.store.database import now, row_by_id
 from adap.store.ids import new_id
 from adap.store.tables import AssetStatus, DatasetRow, JobKind, JobRow, ModelRow, UploadRow
+from adap.wording import visible
 
 AssetId = Annotated[str, PathParameter(pattern=faults.ID, max_length=40)]
 AssetRow = TypeVar("AssetRow", DatasetRow, ModelRow)
@@ -133,8 +133,7 @@ def display_name(name: str | None, upload: UploadFile) -> str:
     if name is not None:
         return name
     stem = Path((upload.filename or "").replace("\\", "/")).name
-    shown = "".join(sign for sign in stem if not reads_otherwise(sign))
-    return shown[:200] or "unnamed"
+    return visible(stem)[:200] or "unnamed"
 
 
 def add_dataset(
@@ -293,6 +292,8 @@ def remove(session: Session, table: type[AssetRow], asset_id: str, caller: Calle
             f"A job that has not ended uses the {_WORD[table]} {asset_id}; cancel it or wait.",
         )
     row.deleted_at = session.scalar(now().select())
+    if row.content_sha256 is not None:  # not of what was rejected, whose file went before
+        freed.note(session, row.tenant, row.stored_bytes)
     row.content_sha256 = row.upload_sha256 = None
     if table is ModelRow:
         results.remove(session, JobRow.kind == JobKind.EXPORT, JobRow.model_id == asset_id)

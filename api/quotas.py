@@ -10,12 +10,14 @@ from sqlalchemy import bindparam, func, select, text
 from sqlalchemy.orm import Session
 
 from adap.api.errors import ApiError
-from adap.store import results
+from adap.store import freed, results
 from adap.store.settings import Settings
 from adap.store.tables import LIVE, JobRow
 
 JOBS_RETRY_S = 10  # until a job of the tenant may have ended
 BYTES_RETRY_S = 60  # until somebody may have removed something
+HELD_TIMES = 2  # what a tenant may have on the disk with what it removed, in what it may have
+HELD_RETRY_S = 3600  # until garbage may have been collected
 AT_ONCE = 100  # more requests than are answered in one moment
 
 _LIVE_JOBS = select(func.count()).where(
@@ -51,6 +53,18 @@ def check_bytes(session: Session, settings: Settings, tenant: str, *, new: int) 
         return
     _one_at_a_time(session, tenant)
     stored = results.stored_bytes(session, tenant)
+    gone = freed.held_bytes(session, tenant, grace_s=settings.blob_grace_s)
+    most = HELD_TIMES * settings.max_tenant_bytes
+    if stored + gone + new > most:
+        raise ApiError(
+            "storage_full",
+            f"Expected at most {most} bytes in all with those that were removed and are on the "
+            f"disk still ({HELD_TIMES} times ADAP_MAX_TENANT_BYTES), got {new} more than the "
+            f"{stored} there are and the {gone} removed within "
+            f"{freed.held_s(settings.blob_grace_s) / 3600:g} hours (ADAP_BLOB_GRACE_S); come again "
+            "when they are deleted.",
+            headers={"Retry-After": str(HELD_RETRY_S)},
+        )
     if stored + new > settings.max_tenant_bytes:
         raise ApiError(
             "storage_full",

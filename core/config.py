@@ -32,8 +32,8 @@ from adap.core.errors import ConfigError
 from adap.core.presets import TrainingPreset
 from adap.core.rankings import OWN_NAMES
 from adap.core.statement import Statement
-from adap.core.wording import as_written
 from adap.faults import NamedFields
+from adap.wording import as_written
 
 SPLITS = ("train", "validation", "test")
 Split = Literal["train", "validation", "test"]

@@ -110,8 +110,8 @@ def save_scores(tasks: Sequence[Scores], path: Path) -> None:
     save_file(arrays, path, metadata={"tasks": json.dumps(header)})
 
 
-def load_scores(path: Path) -> list[Scores]:
-    """Read what `save_scores` wrote."""
+def load_scores(path: Path, *, only: int | None = None) -> list[Scores]:
+    """Read what `save_scores` wrote: every task, or one of them by its number alone."""
     with safe_open(path, framework="np") as file:
         names = set(file.keys())
 
@@ -157,6 +157,7 @@ def load_scores(path: Path) -> list[Scores]:
                 clusters=texts(f"{i}.clusters") if f"{i}.clusters" in names else None,
             )
             for i, task in enumerate(json.loads(file.metadata()["tasks"]))
+            if only in (None, i)
         ]
 
 

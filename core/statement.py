@@ -11,8 +11,8 @@ from typing import Annotated
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from adap import faults
-from adap.core.wording import as_written
 from adap.faults import NamedFields
+from adap.wording import as_written
 
 LONGEST_PARAGRAPH = 2000
 LONGEST_NAME = 200

@@ -22,6 +22,7 @@ from adap.faults import NamedFields, explain
 from adap.models.errors import ModelFileError, TaskError
 from adap.models.formats import EDGE_BYTES, refusal
 from adap.reading import Reading
+from adap.wording import hidden, is_name
 
 MANIFEST_KEY = "adap"
 
@@ -162,7 +163,7 @@ class OutputSpec(NamedFields):
                 f"expected {'no classes' if single else 'classes'} for the kind {self.kind}"
             )
         for name in self.classes or []:
-            if not name.isprintable():
+            if not is_name(name):
                 raise ValueError(f"expected classes of printable characters, got {shown(name)}")
         if len(set(self.classes or [])) < len(self.classes or []):
             raise ValueError("expected each class once")
@@ -415,7 +416,8 @@ def embedded_manifest(header: Header) -> Manifest | None:
 
 def shown(name: str) -> str:
     """A stranger's name as it may stand in a message: quoted, escaped, not too long."""
-    return repr(name if len(name) <= 80 else name[:77] + "...")
+    short = name if len(name) <= 80 else name[:77] + "..."
+    return ascii(short) if hidden(short) else repr(short)
 
 
 def _tail(file: BinaryIO, size: int) -> bytes:

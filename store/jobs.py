@@ -32,7 +32,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import Session, make_transient_to_detached
 from sqlalchemy.sql.dml import ReturningUpdate
 
-from adap.store import queues, webhooks
+from adap.store import freed, queues, webhooks
 from adap.store.database import BY_KEY, now
 from adap.store.ids import new_id
 from adap.store.tables import (
@@ -631,12 +631,15 @@ def _append(session: Session, job_id: str, seq: int, name: str, data: dict[str, 
 def _reject_upload(session: Session, job_id: str, reason: str) -> None:
     """An upload whose check ended without a verdict will never be ready."""
     for table in (DatasetRow, ModelRow):
-        session.execute(
+        rejected = session.execute(
             update(table)
             .where(table.job_id == job_id, table.status == AssetStatus.VALIDATING)
             .values(status=AssetStatus.REJECTED, reasons=[reason], upload_sha256=None)
+            .returning(table.tenant, table.stored_bytes)
             .execution_options(synchronize_session=False)
         )
+        for tenant, size in rejected:
+            freed.note(session, tenant, size)
 
 
 # Statements that run often, built once: to build one takes longer than to run it. A parameter of an

@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
+from adap.store import freed
 from adap.store.tables import DatasetRow, JobFileRow, JobRow, ModelRow, UploadRow
 
 
@@ -49,5 +50,6 @@ def remove(session: Session, *which: Any) -> None:
         )
     ):
         job.result = {key: value for key, value in (job.result or {}).items() if key != "blobs"}
+        freed.note(session, job.tenant, job.result_bytes)
         job.result_bytes = None
         session.execute(delete(JobFileRow).where(JobFileRow.job_id == job.id))

@@ -346,6 +346,19 @@ class CondemnedRow(Table):
     gone: Mapped[bool] = mapped_column(default=False)
 
 
+class FreedRow(Table):
+    """Bytes that a tenant let go of at a time; see `adap.store.freed`."""
+
+    __tablename__ = "freed"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    tenant: Mapped[str]
+    size: Mapped[int]
+    since: Mapped[float] = mapped_column(default=now())
+
+    __table_args__ = (Index(None, "tenant", "since"),)
+
+
 class ChoreRow(Table):
     """When a chore that one process does for all is due again."""
 

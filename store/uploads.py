@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
+from adap.store import freed
 from adap.store.database import now
 from adap.store.ids import new_id
 from adap.store.tables import UploadPartRow, UploadRow
@@ -101,6 +102,9 @@ def use(session: Session, row: UploadRow, *, kept_s: float) -> None:
 
 def remove(session: Session, ids: Sequence[str]) -> None:
     """Forget uploads; their files go with the next garbage collection."""
+    unused = UploadRow.used_at.is_(None) & UploadRow.blob_sha256.is_not(None)
+    for row in session.scalars(select(UploadRow).where(UploadRow.id.in_(ids), unused)):
+        freed.note(session, row.tenant, row.size)
     session.execute(delete(UploadPartRow).where(UploadPartRow.upload_id.in_(ids)))
     session.execute(delete(UploadRow).where(UploadRow.id.in_(ids)))
 

@@ -43,7 +43,7 @@ from adap.core.resolve import (
 from adap.core.statement import Statement
 from adap.models.catalogue import SMALLEST
 from adap.models.header import Declaration, Manifest, ProbeResult
-from adap.store import scores
+from adap.store import freed, scores
 from adap.store.ids import new_id
 from adap.store.jobs import JobError
 from adap.store.tables import AssetStatus, DatasetRow, JobKind, JobRow, ModelRow
@@ -271,9 +271,10 @@ def _publish_dataset(
 ) -> dict[str, Any] | JobError:
     dataset = session.get_one(DatasetRow, job.dataset_id)
     if isinstance(result, Rejected):
-        return _reject(dataset, "dataset_rejected", result.reasons)
+        return _reject(session, dataset, "dataset_rejected", result.reasons)
     assert isinstance(result, DatasetOpened)
     dataset.status = AssetStatus.READY
+    freed.note(session, dataset.tenant, dataset.stored_bytes)
     dataset.content_sha256 = blobs["content"]
     dataset.upload_sha256 = None  # the stored form replaces it
     dataset.summary = result.summary.model_dump(mode="json")
@@ -285,9 +286,10 @@ def _publish_model(
 ) -> dict[str, Any] | JobError:
     model = session.get_one(ModelRow, job.model_id)
     if isinstance(result, Rejected):
-        return _reject(model, "model_rejected", result.reasons)
+        return _reject(session, model, "model_rejected", result.reasons)
     assert isinstance(result, ModelOpened)
     model.status = AssetStatus.READY
+    freed.note(session, model.tenant, model.stored_bytes)
     model.content_sha256 = blobs["content"]
     model.upload_sha256 = None
     model.manifest = result.manifest.model_dump(mode="json")
@@ -295,7 +297,10 @@ def _publish_model(
     return {"model_id": model.id, "findings": model.findings}
 
 
-def _reject(asset: DatasetRow | ModelRow, code: str, reasons: list[str]) -> JobError:
+def _reject(
+    session: Session, asset: DatasetRow | ModelRow, code: str, reasons: list[str]
+) -> JobError:
+    freed.note(session, asset.tenant, asset.stored_bytes)
     asset.status = AssetStatus.REJECTED
     asset.reasons = reasons
     asset.upload_sha256 = None

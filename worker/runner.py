@@ -32,6 +32,7 @@ from adap.models.limits import CostLimits
 from adap.store import (
     chores,
     disk,
+    freed,
     garbage,
     idempotency,
     jobs,
@@ -81,7 +82,6 @@ log = logging.getLogger(__name__)
 
 Written = TypeVar("Written")
 
-GARBAGE_EVERY_S = 3600.0
 PROGRESS_EVERY_S = 0.5
 DATABASE_RETRY_S = 0.5
 DATABASE_AWAY = (OperationalError, InterfaceError)
@@ -439,7 +439,7 @@ class Worker:
             for sweep_id in waiting:
                 self._advance(sweep_id)
         with self.database.writing() as session:
-            mine = chores.take(session, "garbage", every_s=GARBAGE_EVERY_S)
+            mine = chores.take(session, "garbage", every_s=freed.COLLECTED_EVERY_S)
         if mine:
             with self.database.writing(**UNHURRIED) as session:
                 jobs.cut_waits(session)
@@ -448,6 +448,7 @@ class Worker:
                 webhooks.forget(session)
                 idempotency.forget(session, older_s=self.settings.idempotency_kept_s)
                 uploads.forget(session)
+                freed.forget(session, grace_s=self.settings.blob_grace_s)
             self._forget_old()
             removed = garbage.collect(self.database, self.blobs, grace_s=self.settings.blob_grace_s)
             log.info("blobs.collected", extra={"removed": removed})

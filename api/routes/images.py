@@ -4,9 +4,8 @@ Pixels come from the stored form, which this service has written itself, and of 
 that are asked for are read. Files that others have sent are opened nowhere here.
 """
 
+import sys
 from collections.abc import Sequence
-from functools import lru_cache
-from pathlib import Path as FilePath
 from typing import Annotated
 
 import numpy as np
@@ -66,7 +65,7 @@ def list_images(
     (`text/html`).
     """
     as_page = wants_page(request, response)
-    image_set = read_set(house.blobs.local_path(stored(house, dataset_id, caller)))
+    image_set = read_set(house, stored(house, dataset_id, caller), caller)
     chosen = matching(image_set, split=split, label=label, group=group)
     if as_page:
         with house.database.reading() as session:
@@ -142,10 +141,17 @@ def stored(house: House, dataset_id: str, caller: Caller) -> str:
     return row.content_sha256
 
 
-@lru_cache(2)  # names of a hundred thousand images take 10 MB, and tenths of a second to read
-def read_set(path: FilePath) -> ImageSet:
-    """The stored form of a data set, whose content is named by its path."""
-    return ImageSet.load(path)
+def read_set(house: House, sha256: str, caller: Caller) -> ImageSet:
+    """A data set by the hash of its stored form; what is kept of it are its names and labels."""
+    path = house.blobs.local_path(sha256)
+    return house.kept.get(
+        caller.tenant, ("set", sha256), lambda: ImageSet.load(path), weigh=_names_and_labels_bytes
+    )
+
+
+def _names_and_labels_bytes(image_set: ImageSet) -> int:
+    names = (image_set.example_ids, image_set.groups or (), image_set.clusters or ())
+    return image_set.labels.nbytes + sum(sum(map(sys.getsizeof, one)) for one in names)
 
 
 def matching(

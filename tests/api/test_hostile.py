@@ -293,7 +293,11 @@ def test_a_head_that_reads_in_two_ways_is_refused_and_the_connection_closed(
 
 
 @pytest.mark.parametrize(
-    "sign", ["\u202e", "\x9b", "\x85", "\u2066", "\u200f", "\u2028", "\u061c", "\ufeff"]
+    "sign",
+    [
+        *("\u202e", "\x9b", "\x85", "\u2066", "\u200f", "\u2028", "\u061c", "\ufeff"),
+        *("\u200b", "\u200d", "\u00ad", "\u2060", "\u3164", "\u034f", "\ufe0f", "\U000e0041"),
+    ],
 )
 def test_a_name_that_reads_otherwise_is_refused(api: Api, problem: Check, sign: str) -> None:
     name = f"report {sign}gnp.exe"

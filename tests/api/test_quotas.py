@@ -1,6 +1,7 @@
 """Limits of a request and quotas of a tenant: each is a setting, and named where it is exceeded."""
 
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import SimpleNamespace
@@ -8,15 +9,15 @@ from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from adap.api.errors import ApiError
 from adap.api.limits import LIMITS
 from adap.api.quotas import Rates
 from adap.core.config import PGDAttack, SquareAttack, TrainingAttack, TrainingRequest
-from adap.store import jobs, keys, results
+from adap.store import freed, jobs, keys, results
 from adap.store.settings import Settings
-from adap.store.tables import JobKind, JobRow
+from adap.store.tables import FreedRow, JobKind, JobRow
 from tests.api.conftest import Api, running
 from tests.conftest import REPOSITORY
 
@@ -120,6 +121,35 @@ def test_bytes_over_the_quota_are_refused_until_some_are_removed(api: Api, probl
         assert upload(strict.http, 400).status_code == 201
         strict.http.post(f"/v1/jobs/{first['job_id']}/cancel")  # rejects the upload
         assert upload(strict.http, 600).status_code == 201
+
+
+def test_who_sends_and_removes_in_a_loop_fills_no_disk(api: Api, problem: Check) -> None:
+    """What went counts as long as its garbage may lie there; another tenant has room meanwhile."""
+
+    def upload(http: httpx.Client) -> httpx.Response:
+        return http.post("/v1/datasets", files={"file": ("d.zip", b"x" * 900)})
+
+    with limited(api, max_tenant_bytes=1000, blob_grace_s=3600) as strict:
+        first = upload(strict.http).json()
+        strict.http.post(f"/v1/jobs/{first['job_id']}/cancel")  # rejects the upload
+        assert strict.http.delete(f"/v1/datasets/{first['id']}").status_code == 204
+        second = upload(strict.http).json()
+        strict.http.post(f"/v1/jobs/{second['job_id']}/cancel")
+        body = problem(upload(strict.http), 429, "storage_full")
+        assert "at most 2000 bytes" in body["detail"]
+        assert "0 there are and the 1800 removed within 4 hours" in body["detail"]
+        with api.database.writing() as session:
+            session.execute(update(FreedRow).values(tenant="other"))
+        assert upload(strict.http).status_code == 201
+        with api.database.writing() as session:
+            session.execute(update(FreedRow).values(tenant="local", since=time.time() - 5 * 3600))
+        third = strict.http.get("/v1/datasets").json()["data"][0]
+        strict.http.post(f"/v1/jobs/{third['job_id']}/cancel")
+        assert upload(strict.http).status_code == 201
+        with api.database.writing() as session:
+            freed.forget(session, grace_s=3600)
+            (left,) = session.scalars(select(FreedRow.size)).all()
+        assert left == 900
 
 
 @pytest.mark.parametrize(

@@ -639,6 +639,14 @@ BAD_ARRAYS: dict[str, tuple[dict[str, NDArray[np.generic]], str]] = {
         {"images": BATCH, "labels": YES_NO, "groups": np.array(["", "a", "a", ""])},
         "groups: expected a group of 1 to 200 printable characters, got ''",
     ),
+    "groups that are no characters": (
+        {
+            "images": BATCH,
+            "labels": YES_NO,
+            "groups": np.array([65, 0x110000, 66, 65], ">u4").view(">U1"),
+        },
+        "groups: expected text, got numbers that are no characters",
+    ),
     "one class": ({"images": BATCH, "labels": YES_NO * 0}, "at least two classes, got '0' alone"),
 }
 

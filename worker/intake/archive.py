@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import IO, Protocol
 
 from adap.models.header import shown
+from adap.wording import is_name
 from adap.worker.intake.limits import IntakeLimits, Reasons, Rejected
 
 RATIO_FREE_BYTES = 1024**2  # a smaller member may shrink as well as it likes
@@ -295,7 +296,7 @@ def _name_problem(name: str) -> str | None:
     """Why a name could not be a plain relative path. It is never used as one all the same."""
     if len(name) > MAX_NAME_CHARACTERS:
         return f"expected a name of at most {MAX_NAME_CHARACTERS} characters, got {len(name)}"
-    if not name.isprintable():
+    if not is_name(name):
         return "expected a name of printable characters"
     if name == "./":
         return None

@@ -17,6 +17,7 @@ taken only for numbers that are there. Arrays of objects are pickles: refused, n
 
 import math
 import re
+import sys
 import unicodedata
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -472,6 +473,10 @@ def _read_header(member: Member, name: str) -> tuple[tuple[int, ...], np.dtype[A
 
 
 def _texts(name: str, array: NDArray[Any]) -> list[str]:
+    if array.dtype.kind == "U":  # of which numpy makes texts that Python cannot handle
+        codes = np.ascontiguousarray(array).reshape(-1).view(f"{array.dtype.byteorder}u4")
+        if (codes > sys.maxunicode).any():
+            raise Rejected(f"{name}: expected text, got numbers that are no characters")
     try:
         texts = array.tolist()
         if array.dtype.kind == "S":

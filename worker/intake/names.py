@@ -4,6 +4,7 @@ import unicodedata
 from collections.abc import Sequence
 
 from adap.models.header import shown
+from adap.wording import is_name
 
 MAX_NAME_CHARACTERS = 200  # of a class, a group or a cluster
 
@@ -37,7 +38,7 @@ def cluster_problem(cluster: str) -> str | None:
 
 def name_problem(kind: str, name: str) -> str | None:
     """Why this cannot be the name of what `kind` says, if it cannot."""
-    if name and name.isprintable() and len(name) <= MAX_NAME_CHARACTERS:
+    if name and is_name(name) and len(name) <= MAX_NAME_CHARACTERS:
         return None
     return (
         f"expected a {kind} of 1 to {MAX_NAME_CHARACTERS} printable characters, got {shown(name)}"

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from adap.core.config import SPLITS
 from adap.core.datasets import ImageSet
 from adap.models.header import shown
+from adap.wording import is_name
 from adap.worker.intake.asked import Asked
 from adap.worker.intake.columns import note_unread, require_column
 from adap.worker.intake.counts import check_class_count, check_counts, label_matrix
@@ -423,7 +424,7 @@ def _rows(file: pq.ParquetFile, columns: list[str], count: int) -> Iterator[dict
 
 def _ids(paths: Sequence[str | None]) -> list[str]:
     """What the files were called, where each has a name of its own; else the numbers of rows."""
-    names = [path for path in paths if path and path.isprintable() and len(path) <= 500]
+    names = [path for path in paths if path and is_name(path) and len(path) <= 500]
     if len(set(names)) == len(paths):
         return [tidy(name) for name in names]
     digits = len(str(len(paths) - 1))

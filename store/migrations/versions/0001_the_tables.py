@@ -25,6 +25,7 @@ TABLES = (
     "webhook_deliveries",
     "job_files",
     "condemned",
+    "freed",
     "chores",
     "queues",
 )  # in the order of their references
@@ -361,6 +362,15 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("name", name=op.f("pk_condemned")),
     )
     op.create_index(op.f("ix_condemned_since"), "condemned", ["since"])
+    op.create_table(
+        "freed",
+        sa.Column("id", sa.String(), nullable=False),
+        sa.Column("tenant", sa.String(), nullable=False),
+        sa.Column("size", sa.BigInteger(), nullable=False),
+        sa.Column("since", sa.Double(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_freed")),
+    )
+    op.create_index(op.f("ix_freed_tenant_since"), "freed", ["tenant", "since"])
     op.create_table(
         "chores",
         sa.Column("name", sa.String(), nullable=False),
