@@ -2,13 +2,14 @@
 
 import io
 import struct
+import time
 import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from adap.worker.intake.effort import MAX_PARTS, MAX_SCANS
+from adap.worker.intake.effort import MAX_PARTS, MAX_RUNS_BYTES, MAX_SCANS, MAX_STRIPS
 from adap.worker.intake.images import UnusableImageError, decode, strict_decoding
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (24, 16, 3), dtype=np.uint8)
@@ -105,3 +106,63 @@ def test_a_webp_that_declares_a_huge_canvas_is_refused_by_its_header(lossless: b
     else:
         plain[26:30] = struct.pack("<HH", 16383, 16383)
     assert "ADAP_MAX_IMAGE_PIXELS" in refusal(bytes(plain))
+
+
+def tiff_of(strips: int, order: str = "<") -> bytes:
+    """One grey column: each row is a strip, and all of them are the same byte."""
+    fields = [(256, 1), (257, strips), (258, 8), (259, 1), (262, 1), (277, 1), (278, 1)]
+    start = 8 + 2 + 12 * (len(fields) + 2) + 4
+    entries = [struct.pack(f"{order}HHLL", tag, 4, 1, value) for tag, value in fields]
+    sizes = start + 4 * strips
+    entries.insert(5, struct.pack(f"{order}HHLL", 273, 4, strips, start))
+    entries.append(struct.pack(f"{order}HHLL", 279, 4, strips, sizes))
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}LH", 8, len(entries))
+    pixel = struct.pack(f"{order}L", sizes + 4 * strips)
+    ones = struct.pack(f"{order}L", 1)
+    return head + b"".join(entries) + bytes(4) + pixel * strips + ones * strips + b"\x7f"
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_tiff_of_very_many_strips_is_refused_and_one_strip_a_row_is_not(order: str) -> None:
+    allowed = tiff_of(MAX_STRIPS, order)
+    with strict_decoding():
+        found = decode(allowed, max_pixels=MAX_STRIPS)
+    np.testing.assert_array_equal(found, np.full((MAX_STRIPS, 1), 0x7F))
+    assert f"at most {MAX_STRIPS} strips" in refusal(tiff_of(MAX_STRIPS + 1, order))
+
+
+def test_a_tiff_of_very_many_tags_is_refused() -> None:
+    data = saved("TIFF")
+    (start,) = struct.unpack_from("<L", data, 4)
+    (count,) = struct.unpack_from("<H", data, start)
+    own = data[start + 2 : start + 2 + 12 * count]
+    more = b"".join(struct.pack("<HHLL", 40_000, 4, 1, 0) for _ in range(60_000))
+    rest = struct.pack("<H", count + 60_000) + own + more + bytes(4)
+    assert "tags" in refusal(data[:4] + struct.pack("<L", len(data)) + data[8:] + rest)
+    assert decoded(data).shape == PIXELS.shape
+
+
+def test_a_bmp_of_very_many_runs_is_refused_and_a_usual_one_is_not() -> None:
+    def packed(runs: bytes) -> bytes:
+        head = struct.pack("<LllHHLLllLL", 40, 16, 16, 1, 8, 1, len(runs), 0, 0, 256, 0)
+        colours = b"".join(bytes([i, i, i, 0]) for i in range(256))
+        start = 14 + len(head) + len(colours)
+        file = b"BM" + struct.pack("<LHHL", start + len(runs), 0, 0, start)
+        return file + head + colours + runs
+
+    rows = b"".join(bytes([16, 10 * row]) + b"\0\0" for row in range(16)) + b"\0\1"
+    np.testing.assert_array_equal(decoded(packed(rows)), as_pillow_reads(packed(rows)))
+    assert "packed runs" in refusal(packed(b"\1\0" * (MAX_RUNS_BYTES // 2 + 1)))
+
+
+def test_turning_an_image_upright_reads_no_other_tag() -> None:
+    """4 MB of rationals in one tag, which take seconds to read and to write again."""
+    block = bytes([1, 0, 0, 0]) * 1_000_000
+    entries = struct.pack("<HHLHH", 0x0112, 3, 1, 6, 0)
+    entries += struct.pack("<HHLL", 40_000, 5, len(block) // 8, 8 + 2 + 24 + 4)
+    exif = b"II*\0" + struct.pack("<LH", 8, 2) + entries + bytes(4) + block
+    data = saved("PNG")
+    begun = time.process_time()
+    found = decoded(data[:33] + chunk(b"eXIf", exif) + data[33:])
+    assert time.process_time() - begun < 0.5
+    np.testing.assert_array_equal(found, np.rot90(PIXELS, -1))

@@ -1,12 +1,15 @@
 """Decoding effort of an image file, foreseen by its bytes before a decoder sees them.
 
 A file of a few hundred kilobytes can keep a decoder busy for minutes: a JPEG is gone over once more
-for each of its scans, and every segment or chunk is a step of a parser. A WebP can have memory set
-aside for a canvas that its pixels never fill. So scans, parts and canvas are counted here, once for
-data sets and for scoring alike; what is over the limit is refused in a sentence. Damage is none of
-this module's business: the decoder says what is wrong.
+for each of its scans, and every segment, chunk, tag or strip is a step of a parser. A WebP can have
+memory set aside for a canvas that its pixels never fill, and the packed runs of a BMP are unpacked
+one by one in Python. So scans, parts, strips, runs and canvas are counted here, once for data sets
+and for scoring alike; what is over the limit is refused in a sentence. Damage is none of this
+module's business: the decoder says what is wrong. Frames of a GIF and elements of a DICOM file are
+counted where they are read.
 
-Source: ITU T.81, annex B (JPEG markers); RFC 2083, section 3 (PNG chunks); RFC 9649 (WebP).
+Source: ITU T.81, annex B (JPEG markers); RFC 2083, section 3 (PNG chunks); RFC 9649 (WebP);
+TIFF 6.0, section 2 (directories); BITMAPINFOHEADER (BMP).
 """
 
 import re
@@ -15,19 +18,28 @@ import struct
 MAX_SCANS = 64  # encoders that search for the best script end below 20
 MAX_PARTS = 1000  # segments or chunks of any size; a larger file may have more:
 PART_BYTES = 1024  # one more for each of these
+MAX_STRIPS = 16_384  # or tiles of a TIFF: one a row, of the tallest images that there are
+MAX_RUNS_BYTES = 2 * 1024**2  # of a BMP whose pixels are packed as runs
 
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_STRIPS, _TILES = 273, 324  # tags: where each of them is
+_RUNS = (1, 2)  # compression of a BMP, of 8 bits and of 4
 _START_OF_SCAN, _END = 0xDA, 0xD9
 _BARE = (0xD8, 0x01)  # markers that nothing belongs to: start of image, temporary
 _MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])")  # restarts stand inside a scan
 
 
 def effort_problem(data: bytes, *, max_pixels: int) -> str | None:
-    """Why a JPEG, PNG or WebP file would cost its decoder too much; None where it does not."""
+    """Why an image file would cost its decoder too much; None where it does not."""
     if data.startswith(_JPEG):
         return _jpeg_problem(data)
     if data.startswith(_PNG):
         return _parts_problem(_chunks(data), data, "chunks")
+    if data.startswith(_TIFF):
+        return _tiff_problem(data)
+    if data.startswith(b"BM"):
+        return _bmp_problem(data)
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         width, height = _canvas(data)
         if width * height > max_pixels:
@@ -80,6 +92,42 @@ def _chunks(data: bytes) -> int:
             break
         position += length + 12
     return count
+
+
+def _tiff_problem(data: bytes) -> str | None:
+    """Of its first image: more than one are refused, and no decoder looks at the others."""
+    order, big = "<" if data[:1] == b"I" else ">", b"+" in data[:4]
+    length, entry = (f"{order}Q", f"{order}HHQ") if big else (f"{order}H", f"{order}HHL")
+    try:
+        (start,) = struct.unpack_from(f"{order}{'Q' if big else 'L'}", data, 8 if big else 4)
+        (tags,) = struct.unpack_from(length, data, start)
+        if problem := _parts_problem(tags, data, "tags"):
+            return problem
+        for i in range(tags):
+            place = start + struct.calcsize(length) + i * (20 if big else 12)
+            tag, _, count = struct.unpack_from(entry, data, place)
+            if tag in (_STRIPS, _TILES) and count > MAX_STRIPS:
+                return (
+                    f"expected a TIFF of at most {MAX_STRIPS} strips or tiles, got {count}: save "
+                    "it again, in larger ones"
+                )
+    except struct.error:  # cut off
+        return None
+    return None
+
+
+def _bmp_problem(data: bytes) -> str | None:
+    try:
+        start, _, _, _, _, packing = struct.unpack_from("<LLllLL", data, 10)
+    except struct.error:
+        return None
+    runs = len(data) - start
+    if packing in _RUNS and runs > MAX_RUNS_BYTES:
+        return (
+            f"expected a BMP of at most {MAX_RUNS_BYTES} bytes of packed runs, got {runs}: save it "
+            "as PNG"
+        )
+    return None
 
 
 def _canvas(data: bytes) -> tuple[int, int]:

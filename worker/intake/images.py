@@ -66,7 +66,15 @@ Odd = Literal["first_frame", "cmyk", "exif", "turned", "reduced", "window", "inv
 """What was done to an image that its sender may not expect."""
 
 _ORIENTATION = 0x0112  # EXIF tag; 1 is upright
-_TURNED = range(2, 9)
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 # all that Pillow's three decoders raise for damaged files, its warnings included
 _UNDECODABLE = (
@@ -311,14 +319,14 @@ def _upright(image: Image.Image, odd: set[Odd]) -> Image.Image:
     if "exif" not in image.info:
         return image
     try:
-        if image.getexif().get(_ORIENTATION) not in _TURNED:
-            return image
-        upright = ImageOps.exif_transpose(image)
+        turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION))
     except _UNDECODABLE:  # of the tags alone: the pixels are decoded
         odd.add("exif")
         return image
+    if turn is None:
+        return image
     odd.add("turned")
-    return upright
+    return image.transpose(turn)  # not ImageOps.exif_transpose, which writes all other tags again
 
 
 def _pixels(image: Image.Image, odd: set[Odd]) -> NDArray[np.uint8]:
