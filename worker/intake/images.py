@@ -319,7 +319,7 @@ def _upright(image: Image.Image, odd: set[Odd]) -> Image.Image:
     if "exif" not in image.info:
         return image
     try:
-        turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION))
+        turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
     except _UNDECODABLE:  # of the tags alone: the pixels are decoded
         odd.add("exif")
         return image
