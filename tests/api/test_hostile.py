@@ -5,11 +5,13 @@ takes, the OpenAPI.
 """
 
 import json
+import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlencode
 
@@ -17,10 +19,12 @@ import httpx
 import pytest
 
 from adap.api.main import create_app
+from adap.api.routes.pages import PAGES
 from adap.store import jobs, keys
 from adap.store.settings import Settings
 from adap.store.tables import JobKind
 from tests.api.conftest import Api, running_in
+from tests.api.test_standings import audit, ranking
 
 Check = Callable[..., dict[str, Any]]
 
@@ -116,10 +120,11 @@ ID = {
 }
 
 
-def address(path: str) -> str:
-    return path.format(
-        **{name: f"{of}_{'0' * 26}" for name, of in ID.items()}, number=1, index=0, queue="compute"
-    )
+def address(path: str, ids: Mapping[str, str] = MappingProxyType({})) -> str:
+    """With the ids of nothing where none are given."""
+    nothing = {name: f"{of}_{'0' * 26}" for name, of in ID.items()}
+    given = {"number": "1", "index": "0", "queue": "compute", **nothing, **ids}
+    return path.format(**given)
 
 
 def requests(text: Text) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -160,6 +165,75 @@ def test_no_text_at_its_bound_holds_the_loop(api: Api, name: str) -> None:
         if seconds >= HELD_S:
             slow[f"{method} {place}"] = seconds
     assert slow == {}
+
+
+UNDOCUMENTED = [*PAGES, "/compare", "/sign-in", "/docs", "/static/page.js"]
+TEXTUAL = re.compile(r'"type": "(string|array)"')
+
+
+def asked_of_what_is_there(api: Api, text: Text) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Queries about things that there are: those of the tests above end at a 404."""
+    ranked, audited = ranking(api), audit(api, tasks=2)
+    ids = {"dataset_id": ranked.dataset_id, "model_id": api.model(), "index": "0"}
+    for method, path, operation in OPERATIONS:
+        of = audited if path.startswith("/v1/audits/") else ranked
+        job = {"job_id": of.path.rpartition("/")[2]}
+        if method != "GET" or "{" not in path or "stream" in path:
+            continue
+        target = address(path, ids | job)
+        for parameter in operation.get("parameters", []):
+            if parameter["in"] != "query" or not TEXTUAL.search(json.dumps(parameter["schema"])):
+                continue
+            value = filled(parameter["schema"], text, room=4000)
+            values = value if isinstance(value, list) else [value]
+            told = [(parameter["name"], one) for one in values]
+            for more in ({}, {"task": "dog"}) if of is audited else ({},):
+                query = urlencode([*told, *more.items()])[:50_000]
+                yield method, f"{target}?{query}", {}
+    for path in UNDOCUMENTED:
+        for names in (["next"], ["ids"] * 200):
+            query = urlencode([(name, text(40_000 // len(names))) for name in names])[:50_000]
+            yield "GET", f"{path}?{query}", {"headers": {"Accept": "text/html"}}
+    kind = {"Content-Type": "application/x-www-form-urlencoded"}
+    for path in ("/sign-in", "/sign-out"):
+        for form in ({"key": text(2500), "next": text(2500)}, {"a" * i: "" for i in range(170)}):
+            yield "POST", path, {"content": urlencode(form)[:16_000], "headers": kind}
+        yield "POST", path, {"content": "&" * 16_000, "headers": kind}
+        yield "POST", path, {"content": "%" * 16_000, "headers": kind}
+    for cookie in (text(7000), "a=" + text(7000), ";" * 7000, "=" * 7000, 'a="' + "\\" * 7000):
+        plain = cookie.encode("ascii", "ignore").decode().strip() or "x"
+        yield "GET", "/v1/jobs", {"headers": {"Cookie": plain}}
+
+
+@pytest.mark.parametrize("name", ["backslashes", "turned", "commas"])
+def test_no_text_holds_the_loop_where_there_is_something_to_look_at(api: Api, name: str) -> None:
+    slow, seen = {}, set()
+    api.http.get("/v1/jobs")
+    for method, target, content in asked_of_what_is_there(api, TEXTS[name]):
+        seconds = held(lambda m=method, t=target, c=content: api.http.request(m, t, **c))
+        seen.add(target.partition("?")[0])
+        if seconds >= HELD_S:
+            slow[f"{method} {target[:100]}"] = seconds
+    assert slow == {}
+    assert len(seen) > 20
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/v1/datasets", "/v1/models", "/v1/audits", "/sign-in"),
+        f"/v1/models/mdl_{'0' * 26}/scores",
+    ],
+)
+@pytest.mark.parametrize("file_name", ["a", '"' * 40])
+def test_no_form_of_very_many_files_or_fields_holds_the_loop(
+    api: Api, path: str, file_name: str
+) -> None:
+    for field in ("file", "images"):
+        files = [(field, (file_name, b"x")) for _ in range(450)]
+        fields = [(field, (None, "x")) for _ in range(450)]
+        for form in (files, fields):
+            assert held(lambda f=form: api.http.post(path, files=f)) < HELD_S, (field, form[0])
 
 
 MANY_KEYS = b"{" + b",".join(b'"k%d":1' % i for i in range(8_000)) + b"}"
