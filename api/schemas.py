@@ -108,6 +108,7 @@ class Model(Answer):
     sha256: str | None
     manifest: Manifest | None = Field(description="architecture, input, output, how it was trained")
     findings: ProbeResult | None = Field(description="what trying it on probe images showed")
+    note: str | None = Field(description="what was noted about it, see PATCH /v1/models/{model_id}")
 
 
 class Progress(Answer):
@@ -469,6 +470,7 @@ def model_answer(row: ModelRow) -> Model:
         sha256=row.content_sha256,
         manifest=Manifest.model_validate(row.manifest) if ready else None,
         findings=None if row.findings is None else ProbeResult.model_validate(row.findings),
+        note=row.note,
     )
 
 

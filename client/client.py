@@ -261,6 +261,10 @@ class Client:
         """POST; the JSON object that comes back."""
         return dict((self.request("POST", path, **content)).json())
 
+    def patch(self, path: str, **content: Any) -> Json:
+        """PATCH; the JSON object that comes back."""
+        return dict((self.request("PATCH", path, **content)).json())
+
     def delete(self, path: str) -> None:
         """DELETE."""
         self.request("DELETE", path)
@@ -547,6 +551,12 @@ class Models(_Asset):
         """Write the model to a file: weights with their manifest, or `onnx`."""
         path = f"{self.path}/{model_id}/content?format={file_format}"
         self._client.download(path, target)
+
+    def change(self, model_id: str, *, name: str | None = None, note: str | None = None) -> Json:
+        """Call one otherwise, or note something about it; an empty note takes it away."""
+        told = {"name": name, "note": note}
+        change = {field: value for field, value in told.items() if value is not None}
+        return self._client.patch(f"{self.path}/{model_id}", json=change)
 
     def remove(self, model_id: str) -> None:
         """Remove one that no job uses."""

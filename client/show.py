@@ -208,6 +208,7 @@ def model(item: Json) -> RenderableType:
         (
             ("id", item["id"]),
             ("name", item["name"]),
+            ("note", item["note"]),
             ("status", status(item["status"])),
             ("reasons", "\n".join(item["reasons"])),
             ("added", when(item["created_at"])),

@@ -97,6 +97,7 @@ class Model(Value):
     sha256: str | None
     manifest: dict[str, Any] | None
     findings: dict[str, Any] | None
+    note: str | None
 
 
 class RankedExample(Value):

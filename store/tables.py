@@ -121,6 +121,7 @@ class ModelRow(Asset, Table):
 
     manifest: Mapped[dict[str, Any] | None]
     findings: Mapped[dict[str, Any] | None]  # of the probe at intake
+    note: Mapped[str | None]  # of whoever looks after it
 
 
 class JobRow(Table):

@@ -1,10 +1,17 @@
-"""Models: upload, look at, download, remove."""
+"""Models: upload, look at, rename and annotate, download, remove."""
 
 from typing import Annotated, Literal, Protocol, TypeVar
 
 from fastapi import APIRouter, BackgroundTasks, Form, Query, Request, Response, UploadFile
 from fastapi.concurrency import run_in_threadpool
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 from sqlalchemy import select
 
 from adap.api import assets, quotas
@@ -31,6 +38,7 @@ from adap.models import catalogue
 from adap.models.header import ONE_LOGIT, Declaration, InputSpec, OutputSpec
 from adap.store import jobs
 from adap.store.tables import AssetStatus, JobKind, JobRow, JobStatus, ModelRow
+from adap.wording import as_written
 
 router = APIRouter(prefix="/v1/models", tags=["models"], route_class=GuardedRoute)
 
@@ -96,6 +104,37 @@ class ModelForm(NamedFields):
         examples=["model_ema"],
     )
     positive: Positive = None
+
+
+def _lines(text: str) -> str:
+    for line in text.splitlines():
+        as_written(line, what="a note")
+    return text.strip()
+
+
+Note = Annotated[str, Field(max_length=2000), AfterValidator(_lines)]
+
+
+class ModelChange(BaseModel):
+    """`PATCH /v1/models/{model_id}`."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        json_schema_extra={"examples": [{"note": "the one that runs at the gate since May"}]},
+    )
+
+    name: Name | None = Field(None, description="what lists call it from now on")
+    note: Note | None = Field(
+        None, description="what to know about it, in lines; an empty text takes it away"
+    )
+
+    @model_validator(mode="after")
+    def _something(self) -> "ModelChange":
+        if self.name is None and self.note is None:
+            raise ValueError("expected name, note or both, got neither")
+        return self
 
 
 class Declared(Protocol):
@@ -308,6 +347,21 @@ def _export_job(house: House, caller: Caller, model_id: str) -> JobRow:
             )
     house.ring(job)
     return job
+
+
+@router.patch("/{model_id}", responses=problems("not_found"))
+def change_model(model_id: AssetId, change: ModelChange, house: HouseDep, caller: Writer) -> Model:
+    """Call a model otherwise, or note something about it; what is left out stays.
+
+    Reports and jobs that there are keep the name that it had.
+    """
+    with house.database.writing() as session:
+        row = assets.find(session, ModelRow, model_id, caller)
+        if change.name is not None:
+            row.name = change.name
+        if change.note is not None:
+            row.note = change.note or None
+        return model_answer(row)
 
 
 @router.delete("/{model_id}", status_code=204, responses=problems("not_found", "in_use"))

@@ -263,6 +263,10 @@ class AsyncClient:
         """POST; the JSON object that comes back."""
         return dict((await self.request("POST", path, **content)).json())
 
+    async def patch(self, path: str, **content: Any) -> Json:
+        """PATCH; the JSON object that comes back."""
+        return dict((await self.request("PATCH", path, **content)).json())
+
     async def delete(self, path: str) -> None:
         """DELETE."""
         await self.request("DELETE", path)
@@ -559,6 +563,14 @@ class Models(_Asset):
         """Write the model to a file: weights with their manifest, or `onnx`."""
         path = f"{self.path}/{model_id}/content?format={file_format}"
         await self._client.download(path, target)
+
+    async def change(
+        self, model_id: str, *, name: str | None = None, note: str | None = None
+    ) -> Json:
+        """Call one otherwise, or note something about it; an empty note takes it away."""
+        told = {"name": name, "note": note}
+        change = {field: value for field, value in told.items() if value is not None}
+        return await self._client.patch(f"{self.path}/{model_id}", json=change)
 
     async def remove(self, model_id: str) -> None:
         """Remove one that no job uses."""

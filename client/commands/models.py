@@ -181,6 +181,24 @@ def export_model(
     here.answer({"path": str(target)}, f"Saved {target}.")
 
 
+@app.command("edit")
+def edit_model(
+    context: typer.Context,
+    model_id: ModelRef,
+    name: Annotated[str | None, typer.Option("--name", help="What to call it from now on.")] = None,
+    note: Annotated[
+        str | None,
+        typer.Option("--note", help="What to know about it; an empty text takes it away."),
+    ] = None,
+) -> None:
+    """Call a model otherwise, or note something about it."""
+    here = session(context)
+    if name is None and note is None:
+        raise typer.BadParameter("expected --name, --note or both, got neither")
+    model = here.client.models.change(here.the(here.client.models, model_id), name=name, note=note)
+    here.answer(model, show.model(model))
+
+
 @app.command("remove")
 def remove_model(context: typer.Context, model_id: ModelRef) -> None:
     """Remove a model that no job uses."""

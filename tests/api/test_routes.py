@@ -122,6 +122,29 @@ def test_a_data_set_says_which_class_is_plainly_the_positive_one(
     assert api.http.get(f"/v1/datasets/{dataset_id}").json()["positive"] == positive
 
 
+def test_a_model_is_called_otherwise_and_noted_about(api: Api, problem: Check) -> None:
+    model_id = api.model(name="first")
+    path = f"/v1/models/{model_id}"
+    noted = api.http.patch(path, json={"note": " at the gate\nsince May \n"}).json()
+    assert (noted["name"], noted["note"]) == ("first", "at the gate\nsince May")
+    renamed = api.http.patch(path, json={"name": "second"}).json()
+    assert (renamed["name"], renamed["note"]) == ("second", noted["note"])
+    for refused in (
+        {},
+        {"name": ""},
+        {"name": "a\nb"},
+        {"note": "x" * 2001},
+        {"note": "to the \u202eleft"},
+        {"status": "ready"},
+    ):
+        problem(api.http.patch(path, json=refused), 422, "invalid_request")
+    assert api.http.get(path).json() == renamed
+    assert [m["id"] for m in api.http.get("/v1/models?match=second").json()["data"]] == [model_id]
+    assert api.http.patch(path, json={"note": ""}).json()["note"] is None
+    unknown = f"/v1/models/mdl_{'0' * 26}"
+    problem(api.http.patch(unknown, json={"note": "lost"}), 404, "not_found")
+
+
 def test_a_multipart_audit_waits_for_the_checks_of_its_files(api: Api) -> None:
     response = api.http.post(
         "/v1/audits",

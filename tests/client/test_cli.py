@@ -40,7 +40,7 @@ NO_KEY = f"key_{'0' * 26}"
 NO_SWEEP = f"swp_{'0' * 26}"
 COMMANDS = """
     up  demo  doctor  backup  restore  dataset add|list|show|remove
-    model add|list|show|export|remove  train  sweep  sweeps list|show|watch|cancel  audit  rank
+    model add|list|show|export|edit|remove  train  sweep  sweeps list|show|watch|cancel  audit  rank
     leaderboard  score  jobs list|show|watch|cancel|retry
     report show|open|save|remove|keygen|canonical|sign|verify
     queue show|pause|drain|resume  key create|list|revoke
@@ -345,6 +345,12 @@ def test_a_model_is_exported_and_added_again(
     assert re.search(r"^positive +cat *$", shown.out, re.M)
     assert added.json["id"] in adap("model", "list").out
     assert added.json["id"] not in adap("model", "list", "--status", "rejected").out
+    noted = adap("model", "edit", added.json["id"], "--name", "a copy", "--note", "of\nthe first")
+    assert noted.code == 0, noted.err
+    assert re.search(r"^note +of *\n +the first *$", adap("model", "show", "a copy").out, re.M)
+    neither = adap("model", "edit", "a copy")
+    assert neither.code == 2
+    assert "expected --name, --note or both" in neither.err
     assert adap("model", "remove", added.json["id"]).out == f"Removed {added.json['id']}.\n"
 
 

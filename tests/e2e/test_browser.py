@@ -25,6 +25,7 @@ from tests.core.browser import chromium
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
 SIZE = 8
+PARTS_ABOVE = 4 * 2**20  # bytes: what is larger is sent in parts
 MANIFEST = {
     "architecture": "small_cnn",
     "input": {"channels": 1, "height": SIZE, "width": SIZE, "mean": [0.5], "std": [0.5]},
@@ -45,7 +46,8 @@ class Visitor:
         self.tab.on("request", self._request)
 
     def _console(self, message: Any) -> None:
-        refused = "the server responded with a status of 422" in message.text
+        signs = ("the server responded with a status of 422", "net::ERR_CONNECTION_FAILED")
+        refused = any(sign in message.text for sign in signs)
         (self.expected if refused else self.complaints).append(message.text)
 
     def _request(self, request: Any) -> None:
@@ -95,7 +97,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with zipfile.ZipFile(path, "w") as archive:
         for name, mean in (("cat", 80), ("dog", 170)):
             for i in range(10):
-                archive.writestr(f"{name}/{i}.png", png(rng, mean, SIZE + 4 * (i % 2)))
+                archive.writestr(f"{name}/{i}.png", png(rng, mean, 560 + 40 * (i % 2)))
+    assert path.stat().st_size > PARTS_ABOVE
     return path
 
 
@@ -108,7 +111,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_from_files_to_a_report_with_what_is_refused_mended_in_place(
-    visitor: Visitor, photos: Path, weights: Path
+    visitor: Visitor, service: str, photos: Path, weights: Path
 ) -> None:
     tab = visitor.tab
     tab.goto("/")
@@ -120,8 +123,23 @@ def test_from_files_to_a_report_with_what_is_refused_mended_in_place(
     tab.wait_for_selector("text=Choose a file first")
     tab.set_input_files("#file", photos)
     tab.fill("[name=name]", "our photos")
+    parts: list[str] = []
+    tab.on("requestfinished", lambda one: parts.append(one.url) if one.method == "PUT" else None)
+    lost = "**/v1/uploads/*/parts/2"
+    tab.route(lost, lambda route: route.abort("connectionfailed"))
     tab.click("button:text-is('Upload')")
+    tab.wait_for_selector("text=goes on by itself")
+    visitor.judge()
+    tab.click("button:text-is('Stop')")
+    tab.wait_for_selector("#said:has-text('nothing was kept')")
+    tab.click("button:text-is('Upload')")
+    tab.wait_for_selector("text=goes on by itself")
+    parts.clear()
+    tab.unroute(lost)
     tab.wait_for_selector("#reasons li:has-text('`resize`')")
+    assert [url[-1] for url in parts] == ["2"], "the first part had stayed there"
+    left = httpx.get(f"{service}/v1/uploads", timeout=60).json()["data"]
+    assert [one["complete"] for one in left] == [True], "the one that was stopped is forgotten"
     visitor.judge()
     # the options are open by now, and what was typed is still there
     assert tab.input_value("[name=name]") == "our photos"
@@ -134,6 +152,7 @@ def test_from_files_to_a_report_with_what_is_refused_mended_in_place(
     tab.fill("[name='resize.height']", str(SIZE))
     tab.click("button:text-is('Upload')")
     tab.wait_for_url("**/v1/datasets/ds_*")
+    assert [url[-1] for url in parts] == ["2"], "what had come was not sent again"
     assert tab.inner_text("h1") == "our photos"
     visitor.judge()
 
@@ -188,6 +207,17 @@ def test_from_files_to_a_report_with_what_is_refused_mended_in_place(
 
     tab.goto("/models")
     tab.click("#list a")
+    tab.click("text=Its name and a note")
+    tab.fill("#change [name=name]", "")
+    tab.click("button:text-is('Save')")
+    tab.wait_for_selector("#change-said:has-text('name expected at least 1')")
+    tab.fill("#change [name=name]", "gatekeeper")
+    tab.fill("#change [name=note]", "runs at the gate\nsince May")
+    tab.click("button:text-is('Save')")
+    tab.wait_for_selector(".note")
+    assert tab.inner_text("h1") == "gatekeeper"
+    assert tab.inner_text(".note") == "runs at the gate\nsince May"
+    visitor.judge()
     tab.click("text=Rank images by it")
     tab.select_option("[name=dataset_id]", label="our photos")
     visitor.judge()

@@ -55,11 +55,14 @@ export async function call(method, path, { json, headers: more } = {}) {
 
 export const get = (path) => call("GET", path);
 
-export function send(path, form, onProgress) {
-  // POST a form with files. onProgress is told bytes sent and bytes in all. The answer has `abort`.
+export const send = (path, form, onProgress) => sending("POST", path, form, onProgress);
+export const put = (path, part, onProgress) => sending("PUT", path, part, onProgress);
+
+function sending(method, path, body, onProgress) {
+  // A form or bytes. onProgress is told bytes sent and bytes in all. The answer has `abort`.
   const request = new XMLHttpRequest();
   const answer = new Promise((resolve, reject) => {
-    request.open("POST", path);
+    request.open(method, path);
     Object.entries(headers()).forEach(([name, value]) => request.setRequestHeader(name, value));
     request.upload.addEventListener("progress", (event) => onProgress(event.loaded, event.total));
     request.addEventListener("load", () => {
@@ -73,7 +76,7 @@ export function send(path, form, onProgress) {
     request.addEventListener("abort", () =>
       reject(new Problem({ code: "aborted", detail: "Stopped: nothing was kept." })),
     );
-    request.send(form);
+    request.send(body);
   });
   return { answer, abort: () => request.abort() };
 }

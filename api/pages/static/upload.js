@@ -4,6 +4,7 @@ import { get, send, untilEnded } from "./api.js";
 import { refused, remember } from "./ask.js";
 import { byId, make, say } from "./dom.js";
 import { clear, NotRead, place } from "./fields.js";
+import { PART_BYTES, sendInParts } from "./parts.js";
 import { bytes, progressSentence, queueSentence } from "./words.js";
 import { dropped } from "./zip.js";
 
@@ -117,9 +118,18 @@ export function upload({ path, fields, form: read, what }) {
       refused({ errors: [item] }, fields, said);
       return;
     }
-    sent.set("file", file, file.name);
     busy(true);
     try {
+      if (file.size > PART_BYTES) {
+        const { answer, abort } = sendInParts(file, show);
+        stop.onclick = abort;
+        sent.set("upload_id", await answer);
+        if (!sent.has("name")) {
+          sent.set("name", file.name);
+        }
+      } else {
+        sent.set("file", file, file.name);
+      }
       const { answer, abort } = send(path, sent, (done, total) =>
         show(done < total ? `Sent: ${bytes(done)} of ${bytes(total)}` : "Sent; it is being kept.", done, total),
       );

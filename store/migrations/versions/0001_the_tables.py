@@ -93,6 +93,7 @@ def upgrade() -> None:
         "models",
         sa.Column("manifest", sa.JSON(none_as_null=True), nullable=True),
         sa.Column("findings", sa.JSON(none_as_null=True), nullable=True),
+        sa.Column("note", sa.String(), nullable=True),
         sa.Column("id", sa.String(), nullable=False),
         sa.Column("tenant", sa.String(), nullable=False),
         sa.Column("name", sa.String(), nullable=False),
