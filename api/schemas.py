@@ -5,7 +5,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
 
-from adap.core.config import Split
+from adap.core.config import PipelineStep, Split
 from adap.core.report import APFigure, Difference, Verdict
 from adap.core.resolve import DatasetSummary, plainly_positive
 from adap.models.header import Manifest, ProbeResult
@@ -257,6 +257,7 @@ class LeaderboardSetting(Answer):
     split: str | None
     norm: str
     epsilon: float
+    pipeline: list[PipelineStep] = Field(description="through which they were attacked")
     sample: int | None = Field(description="examples sampled; null where all were audited")
     sample_seed: int | None = Field(description="by which they were; null where all were audited")
 

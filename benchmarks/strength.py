@@ -120,8 +120,13 @@ def cifar10(folder: Path) -> Problem:
     )
 
 
-def read_zip(path: Path, *, positives: int, negatives: int, skip: int = 0) -> Examples:
-    """Images of a zip of class folders, the negatives evenly over the other classes."""
+def read_zip(
+    path: Path, *, positives: int, negatives: int, skip: int = 0, reduced: int = 2
+) -> Examples:
+    """Images of a zip of class folders, the negatives evenly over the other classes.
+
+    reduced: how many pixels become one, each way.
+    """
     with zipfile.ZipFile(path) as archive:
         names: dict[str, list[str]] = {}
         for name in sorted(archive.namelist()):
@@ -131,7 +136,7 @@ def read_zip(path: Path, *, positives: int, negatives: int, skip: int = 0) -> Ex
         in_turn = [name for group in zip(*names.values(), strict=False) for name in group]
         chosen += in_turn[skip * len(names) :][:negatives]
         pixels = [
-            np.asarray(Image.open(io.BytesIO(archive.read(name))).reduce(2)) for name in chosen
+            np.asarray(Image.open(io.BytesIO(archive.read(name))).reduce(reduced)) for name in chosen
         ]
     images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
     return images, (torch.arange(len(images)) < positives).long()

@@ -12,6 +12,7 @@ Pixels are in [0, 1] everywhere, and so are `epsilon` and `step_size`: 0.0314, o
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated, Any, Literal, get_args
 
@@ -923,6 +924,129 @@ CURVE_ATTACK = APGDAttack(steps=10)
 """The attack behind every point of the epsilon curve."""
 
 
+ImageSize = tuple[int, int, int]  # channels, height, width
+
+
+class ResizeStep(Config):
+    """Every image becomes one of this size, whatever that does to its proportions."""
+
+    name: Literal["resize"] = "resize"
+    height: int = Field(ge=1, le=2048, description="pixels")
+    width: int = Field(ge=1, le=2048, description="pixels")
+    filter: Literal["bilinear", "bicubic", "nearest"] = "bilinear"
+    antialias: bool = Field(
+        True, description="as Pillow and torchvision do; OpenCV and Keras do not by default"
+    )
+
+    @property
+    def words(self) -> str:
+        """What it does, for a sentence."""
+        rough = "" if self.antialias or self.filter == "nearest" else ", without antialiasing"
+        return f"resize to {self.width}x{self.height} ({self.filter}{rough})"
+
+    def after(self, image: ImageSize) -> ImageSize:
+        """What comes of an image of this size."""
+        return image[0], self.height, self.width
+
+
+class CropStep(Config):
+    """The middle of the image."""
+
+    name: Literal["crop"] = "crop"
+    height: int = Field(ge=1, le=2048, description="pixels")
+    width: int = Field(ge=1, le=2048, description="pixels")
+
+    @property
+    def words(self) -> str:
+        """What it does, for a sentence."""
+        return f"crop to the middle {self.width}x{self.height}"
+
+    def after(self, image: ImageSize) -> ImageSize:
+        """What comes of an image of this size. Raises ConfigError for one that is too small."""
+        channels, height, width = image
+        if self.height > height or self.width > width:
+            raise ConfigError(
+                f"expected images of at least {self.height}x{self.width} pixels to crop in the "
+                f"pipeline, got {height}x{width}"
+            )
+        return channels, self.height, self.width
+
+
+class JPEGStep(Config):
+    """Into a JPEG file and out of it."""
+
+    name: Literal["jpeg"] = "jpeg"
+    quality: int = Field(75, ge=1, le=100, description="libjpeg's")
+    least_quality: int | None = Field(
+        None,
+        ge=1,
+        le=100,
+        description="where the quality varies: drawn anew each time, evenly from this to `quality`",
+    )
+
+    @model_validator(mode="after")
+    def _rising(self) -> "JPEGStep":
+        if self.least_quality is not None and self.least_quality >= self.quality:
+            raise ValueError(
+                f"expected a least_quality below the quality, {self.quality}, got "
+                f"{self.least_quality}"
+            )
+        return self
+
+    @property
+    def words(self) -> str:
+        """What it does, for a sentence."""
+        if self.least_quality is None:
+            return f"JPEG of quality {self.quality}"
+        return f"JPEG of any quality from {self.least_quality} to {self.quality}"
+
+    def after(self, image: ImageSize) -> ImageSize:
+        """The size itself. Raises ConfigError for channels that no JPEG has."""
+        if image[0] not in (1, 3):
+            raise ConfigError(
+                f"expected images of 1 or 3 channels to write as JPEG, got {image[0]}"
+            )
+        return image
+
+
+class QuantiseStep(Config):
+    """Each value becomes the nearest of so many levels, evenly spaced from 0 to 1."""
+
+    name: Literal["quantise"] = "quantise"
+    levels: int = Field(256, ge=2, le=65_536)
+
+    @property
+    def words(self) -> str:
+        """What it does, for a sentence."""
+        return f"rounding to {self.levels} levels"
+
+    def after(self, image: ImageSize) -> ImageSize:
+        """The size itself."""
+        return image
+
+
+PipelineStep = Annotated[
+    ResizeStep | CropStep | JPEGStep | QuantiseStep, Field(discriminator="name")
+]
+
+
+def pipeline_in_words(pipeline: Sequence[PipelineStep]) -> str:
+    """The steps in order, and how scores come about where a step draws random numbers."""
+    steps = ", then ".join(step.words for step in pipeline)
+    drawn = pipeline_draws(pipeline)
+    return steps if drawn == 1 else f"{steps}; scores and gradients are means over {drawn} draws"
+
+
+def pipeline_draws(pipeline: Sequence[PipelineStep]) -> int:
+    """Behind each score: more than one where a step draws random numbers."""
+    varies = [s for s in pipeline if isinstance(s, JPEGStep) and s.least_quality is not None]
+    return DRAWS if varies else 1
+
+
+DRAWS = 16
+"""Behind each score and each gradient of what draws random numbers, unless others are asked for."""
+
+
 class Surrogate(Config):
     """The attacker's own model, used by the transfer attack: one that is here, or a new one."""
 
@@ -1015,6 +1139,13 @@ class AuditConfig(Config):
         description="common corruptions to measure beside the attacks, {} for all of them; by "
         "default none. They are no part of the threat, so they never enter its worst case",
     )
+    pipeline: list[PipelineStep] = Field(
+        [],
+        max_length=8,
+        description="what the deployment does to an image before the model sees it, in order: "
+        "images are attacked before it, and clean and attacked ones are scored behind it",
+        examples=[[{"name": "jpeg", "quality": 80}, {"name": "resize", "height": 32, "width": 32}]],
+    )
     epsilons: list[PixelSize] | None = Field(
         None,
         max_length=20,
@@ -1093,6 +1224,24 @@ class AuditConfig(Config):
                 f"for {' and '.join(BOUNDED_NORMS)} alone, got {self.certify}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _nothing_is_bounded_behind_a_pipeline(self) -> "AuditConfig":
+        if self.pipeline and self.certify not in ("auto", "off"):
+            raise ValueError(
+                "expected certify auto or off beside a pipeline, as no bounds are known of what "
+                f"it does, got {self.certify}"
+            )
+        return self
+
+    def behind_pipeline(self, image: ImageSize) -> ImageSize:
+        """What the model is given of images of this size.
+
+        Raises ConfigError for a step that cannot be done to them.
+        """
+        for step in self.pipeline:
+            image = step.after(image)
+        return image
 
     def sampled(self, examples: int) -> int | None:
         """How many of so many examples are looked at; None where all of them are."""

@@ -16,6 +16,7 @@ from adap.core.config import (
     AnyTask,
     AuditConfig,
     EachClass,
+    ImageSize,
     RankingRequest,
     Resize,
     Split,
@@ -72,6 +73,11 @@ class DatasetSummary(BaseModel):
     )
     reading: Reading | None = Field(None, description="how the upload was understood")
     warnings: list[str] = Field([], description="what to know before trusting figures of it")
+
+    @property
+    def image(self) -> ImageSize:
+        """Channels, height and width of each image."""
+        return self.channels, self.height, self.width
 
     def examples_in(self, split: Split | None) -> int:
         """How many examples there are in a split, or in the whole data set."""
@@ -210,7 +216,7 @@ def resolve_audit(
         check_both_sides(task, summary, split)
         _check_side(task.positive, ranker, meant=config.other_positive)
         _check_sample(config, task, summary, split)
-    _fits(summary, ranker)
+    _fits(summary, ranker, config)
     config.threat.refuse_beyond_images(summary.height, summary.width)
     if config.corruptions is not None:
         refuse_too_small(summary.height, summary.width)
@@ -221,7 +227,7 @@ def resolve_audit(
         check_surrogate(each, surrogate, other_positive=config.other_positive)
         for task in tasks:
             surrogate.ranker.output.columns(task.positive)
-        _fits(summary, surrogate.ranker)
+        _fits(summary, surrogate.ranker, config)
     return tasks, split
 
 
@@ -320,9 +326,22 @@ def _check_trainable(
         )
 
 
-def _fits(summary: DatasetSummary, ranker: Ranker) -> None:
+def _fits(summary: DatasetSummary, ranker: Ranker, config: AuditConfig | None = None) -> None:
+    """Raise ConfigError for images that the model cannot be given.
+
+    config: of an audit, whose pipeline may change their size.
+    """
     spec = ranker.input
-    check_fits(summary, channels=spec.channels, height=spec.height, width=spec.width)
+    wanted, got = (spec.channels, spec.height, spec.width), summary.image
+    if config is None or not config.pipeline:
+        check_fits(summary, channels=spec.channels, height=spec.height, width=spec.width)
+    elif config.behind_pipeline(got) != wanted:
+        behind = config.behind_pipeline(got)
+        raise ConfigError(
+            "expected images of the model's input size {}x{}x{} (channels, height, width) behind "
+            "the pipeline".format(*wanted)
+            + "; it makes {}x{}x{} of this data set's {}x{}x{}".format(*behind, *got)
+        )
 
 
 def training_tasks(asked: AnyTask | None, summary: DatasetSummary) -> list[Task]:
@@ -414,11 +433,10 @@ def _check_sample(
 
 def check_fits(summary: DatasetSummary, *, channels: int, height: int, width: int) -> None:
     """Raise ConfigError unless the images have the size that a model declares as its input."""
-    got = (summary.channels, summary.height, summary.width)
-    if got != (channels, height, width):
+    if summary.image != (channels, height, width):
         raise ConfigError(
             f"expected images of the model's input size {channels}x{height}x{width} "
-            "(channels, height, width); this data set has {}x{}x{}".format(*got)
+            "(channels, height, width); this data set has {}x{}x{}".format(*summary.image)
         )
 
 

@@ -18,7 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from adap.models import onnx_fitting, rounding
+from adap import rounding
+from adap.models import onnx_fitting
 from adap.models.errors import ModelFileError
 from adap.models.graphs import (
     LARGEST_OPSET,

@@ -8,6 +8,7 @@ from fastapi import Response
 from adap.api.pages import page
 from adap.api.pages.plots import Point, front, intervals, scatter
 from adap.api.schemas import Contender, Leaderboard, LeaderboardSetting, Sweep
+from adap.core.config import pipeline_in_words
 from adap.core.report import APFigure
 
 DRAWN = 60  # models with a line each; the table has all
@@ -82,6 +83,7 @@ def _words(setting: LeaderboardSetting) -> str:
             else f"{' and '.join(positive)} first",
             "all images" if setting.split is None else f"{setting.split} split",
             f"{setting.norm} up to {setting.epsilon:.4g}",
+            *([f"through {pipeline_in_words(setting.pipeline)}"] if setting.pipeline else []),
             *([] if setting.sample is None else [f"a sample of {setting.sample:,}"]),
         ]
     )

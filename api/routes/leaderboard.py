@@ -123,11 +123,12 @@ def leaderboard(
 ) -> Leaderboard | Response:
     """The models that were audited on a data set, the highest worst-case AP first.
 
-    Audits are comparable where task, split, sample and threat agree. Of several such settings that
-    fit what is asked for, the one with most models is shown (of equal ones the oldest), and
-    `other_settings` says which others there are. Ranked are checked audits that ran every attack
-    of the strongest of them; weaker or unchecked ones follow without a rank, with what is
-    `missing`. Of each model the newest ranked audit counts. Differences to the leader are paired:
+    Audits are comparable where task, split, sample, threat and pipeline agree. Of several such
+    settings that fit what is asked for, the one with most models is shown (of equal ones the
+    oldest), and `other_settings` says which others there are. Ranked are checked audits that
+    ran every attack of the strongest of them; weaker or unchecked ones follow without a rank,
+    with what is `missing`. Of each model the newest ranked audit counts. Differences to the
+    leader are paired:
     both rankings on the same resamples of the same images. Also as a page (`text/html`).
     """
     as_page = wants_page(request, response)
@@ -183,6 +184,7 @@ def _setting(job: JobRow, config: AuditConfig, summary: DatasetSummary) -> Leade
         sample_seed=None if sample is None else config.seed,
         norm=config.threat.norm,
         epsilon=config.threat.epsilon,
+        pipeline=config.pipeline,
     )
 
 

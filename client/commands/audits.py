@@ -20,7 +20,14 @@ from adap.client.commands.options import (
     Split,
     Watch,
 )
-from adap.client.commands.requests import build_request, corruptions, number, parse_json, task
+from adap.client.commands.requests import (
+    build_request,
+    corruptions,
+    number,
+    parse_json,
+    pipeline_step,
+    task,
+)
 from adap.client.commands.session import queued, session
 
 
@@ -62,6 +69,15 @@ def audit(
         list[int] | None,
         typer.Option(
             help="Of the corruptions, 1 to 5; by default all. May be given several times."
+        ),
+    ] = None,
+    pipeline: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="STEP",
+            help="What the deployment does to an image before the model sees it: jpeg:80, "
+            "jpeg:60-90, resize:WIDTHxHEIGHT, crop:WIDTHxHEIGHT or quantise:256. Images are "
+            "attacked before it. Several times for several steps, in order.",
         ),
     ] = None,
     require: Annotated[
@@ -106,6 +122,7 @@ def audit(
             "attacks": attack or None,
             "surrogate": None if surrogate is None else {"model_id": surrogate},
             "corruptions": corruptions(corruption, severity),
+            "pipeline": [pipeline_step(step) for step in pipeline or []] or None,
             "thresholds": require or None,
             "sample": sample,
             "statement": None

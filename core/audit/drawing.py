@@ -23,7 +23,6 @@ from adap.core.attacks.base import loss_and_gradient
 from adap.core.attacks.holding import attacking
 from adap.core.audit.network import generator_of, logits_of
 
-DRAWS = 16  # behind each score and each gradient of a model that draws, unless others are asked for
 TRIES = 3  # a model that chooses among few things may answer twice alike
 
 

@@ -42,6 +42,11 @@ DRAWN = (
 )
 
 
+BEHIND_PIPELINE = (
+    "Images reach the network through a deployment pipeline, of which no bounds are known."
+)
+
+
 def unbounded(norm: Norm) -> str:
     """Why there are no bounds in a norm."""
     return f"Bounds are known for {' and '.join(BOUNDED_NORMS)} alone: nothing is proven of {norm}."
@@ -119,6 +124,8 @@ class Measured:
                     lambda done: on_progress(done // len(attacks)),
                 )
                 return replace(searched, hidden=reason)
+            case BoundsSample() | Bounds() if self.piece.config.pipeline:
+                return replace(found[Clean().name], no_bounds=BEHIND_PIPELINE)
             case BoundsSample() | Bounds() if self.piece.draws > 1:
                 return replace(found[Clean().name], no_bounds=DRAWN)
             case BoundsSample(threat=threat) | Bounds(threat=threat) if (

@@ -25,10 +25,12 @@ from adap.core.config import (
     AuditConfig,
     Config,
     Corruption,
+    PipelineStep,
     Split,
     Task,
     Threat,
     TransferAttack,
+    pipeline_draws,
 )
 
 SCORES_VERSION = 3  # of the code that attacks: another one makes other scores
@@ -333,6 +335,7 @@ class Origin(Config):
     dataset: str
     split: Split | None
     positive: list[str]
+    pipeline: list[PipelineStep]
     recipe: Recipe
     draws: int
     sample: Sample | None
@@ -349,6 +352,7 @@ def make_plan(config: AuditConfig, tasks: Sequence[Task], subject: Subject) -> l
     asked = measures(config, recovery=config.recovery_attacks(*subject.image))
     sampled = config.sampled(subject.examples)
     examples = subject.examples if sampled is None else sampled
+    draws = max(subject.draws, pipeline_draws(config.pipeline))
     sample = None if sampled is None else Sample(count=sampled, seed=config.seed)
     for number, task in enumerate(tasks):
         if config.resolved_checks() != "off":
@@ -358,7 +362,7 @@ def make_plan(config: AuditConfig, tasks: Sequence[Task], subject: Subject) -> l
                     task=task,
                     task_number=number,
                     split=subject.split,
-                    draws=subject.draws,
+                    draws=draws,
                     images=NOMINAL_CHECKS,
                 )
             )
@@ -380,8 +384,9 @@ def make_plan(config: AuditConfig, tasks: Sequence[Task], subject: Subject) -> l
                     dataset=subject.dataset,
                     split=subject.split,
                     positive=task.positive,
+                    pipeline=config.pipeline,
                     recipe=measure.recipe(subject.surrogate),
-                    draws=subject.draws,
+                    draws=draws,
                     sample=sample,
                     batches=None if of_all else batches,
                 )
@@ -393,7 +398,7 @@ def make_plan(config: AuditConfig, tasks: Sequence[Task], subject: Subject) -> l
                     task=task,
                     task_number=number,
                     split=subject.split,
-                    draws=subject.draws,
+                    draws=draws,
                     images=(stop - start) * counted,
                     shard=shard,
                     start=start,

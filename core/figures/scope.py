@@ -91,8 +91,9 @@ def _topics(
     )
     yield (
         "system",
-        "The system around the model: sensors, preparation of images, thresholds in use, people, "
-        "and access to weights and data.",
+        "The system around the model: sensors, "
+        + ("preparation of images" if not config.pipeline else "what the pipeline leaves out")
+        + ", thresholds in use, people, and access to weights and data.",
     )
     if images is None or images.seen_in_training is None:
         yield (

@@ -16,9 +16,9 @@ from adap.core.attacks.base import LossFn, perturbed
 from adap.core.attacks.holding import attacking
 from adap.core.attacks.registry import build_attack
 from adap.core.attacks.threat_model import ThreatModel
-from adap.core.audit.drawing import DRAWS, drawing, mean_of
+from adap.core.audit.drawing import drawing, mean_of
 from adap.core.audit.network import as_input, generator_of, loss_of
-from adap.core.config import EPSILON_PAPER, Norm, TransferAttack
+from adap.core.config import DRAWS, EPSILON_PAPER, Norm, TransferAttack
 from adap.core.errors import ConfigError, ModelError
 from adap.core.library.draws import refuse_other_draws, wandering
 from adap.core.library.examples import as_float, columns_in, listed, pixels_of, targets_of

@@ -23,11 +23,13 @@ from adap.core.attacks.holding import attacking
 from adap.core.audit import measuring
 from adap.core.audit.checks import verdicts
 from adap.core.audit.checks.figures import above_chance, positive_class
-from adap.core.audit.drawing import DRAWS, drawing
+from adap.core.audit.deployed import deployed, prepared
+from adap.core.audit.drawing import drawing
 from adap.core.audit.leakage import Leakage, audited_images, digests
 from adap.core.audit.network import logits_of
 from adap.core.audit.plan import Subject, make_plan, recovery_of
 from adap.core.config import (
+    DRAWS,
     EPSILON_PAPER,
     Attack,
     AuditConfig,
@@ -83,6 +85,7 @@ def audit(
     draws: int = DRAWS,
     require: Sequence[str] | str = (),
     statement: Statement | Mapping[str, Any] | None = None,
+    pipeline: Sequence[Any] = (),
     epsilons: Sequence[float] | None = None,
     certify: str = "auto",
     checks: Checks | None = None,
@@ -121,6 +124,9 @@ def audit(
     require: thresholds, for example "worst_case_ap >= 0.4"; see `.passed`.
     statement: what is stated of the audit (purpose, threat, people, dates), carried into the
     report; see `docs/sign-off.md`.
+    pipeline: what the deployment does to an image before the model sees it, for example
+    [{"name": "jpeg", "quality": 80}, {"name": "resize", "height": 32, "width": 32}]: images are
+    attacked before it, and scored behind it. See `docs/attacks.md`.
     epsilons, certify, checks: as in the service: of the epsilon curve; 'off', 'auto', 'ibp',
     'crown_ibp' or 'crown'; 'off', 'quick' or 'full'.
     batch_size: images at once, which bounds the memory.  shard_size: images between two saves.
@@ -146,6 +152,7 @@ def audit(
         "preset": preset,
         "certify": certify,
         "checks": checks,
+        "pipeline": list(pipeline),
         "epsilons": epsilons if epsilons is None or np.ndim(epsilons) == 0 else list(epsilons),
         "thresholds": list(require) if isinstance(require, list | tuple | set) else [require],
         "batch_size": batch_size,
@@ -210,9 +217,12 @@ def audit(
         config.threat.refuse_beyond_images(*found.images.shape[2:])
         if config.corruptions is not None:
             refuse_too_small(*found.images.shape[2:])
+        config.behind_pipeline(found.images.shape[1:])  # raises where it cannot be done to them
         columns = _columns(positive, classes)
         spread = np.unique(np.linspace(0, len(found) - 1, TRIED, dtype=np.int64))
-        pixels = as_float(found.images[spread])
+        with drawing(torch.device("cpu"), "tried"):
+            tried = torch.from_numpy(as_float(found.images[spread]))
+            pixels = prepared(tried, config.pipeline).numpy()
         made = stack.enter_context(
             ready(
                 model,
@@ -236,7 +246,7 @@ def audit(
             except AdapError as error:
                 raise type(error)(f"the surrogate: {error}") from error
         measuring.refuse_unrankable(
-            made.scorer,
+            deployed(made.scorer, config.pipeline),
             found.images,
             found.targets,
             batch_size=config.batch_size,

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from adap.core.audit import joining
 from adap.core.audit.checks import check
+from adap.core.audit.deployed import deployed
 from adap.core.audit.pieces import Measured, joined_piece, planned_passes
 from adap.core.audit.plan import (
     MADE_OF,
@@ -86,8 +88,8 @@ class Run:
             images=self.examples.images,
             example_ids=self.examples.ids,
             targets=self.examples.targets,
-            scorer=self.model.scorer,
-            surrogate=None if self.surrogate is None else self.surrogate.scorer,
+            scorer=deployed(self.model.scorer, piece.config.pipeline),
+            surrogate=self._surrogate(piece),
             device=self.model.device,
         )
         done = 0
@@ -134,10 +136,10 @@ class Run:
         before = sum(one.images for one in self.pieces) - piece.images
         passes = self._passes(piece)
         found = check.check_audit(
-            self.model.scorer,
+            deployed(self.model.scorer, piece.config.pipeline),
             self.examples.images,
             self.examples.targets,
-            surrogate=None if self.surrogate is None else self.surrogate.scorer,
+            surrogate=self._surrogate(piece),
             seed=piece.config.seed,
             batch_size=piece.config.batch_size,
             device=self.model.device,
@@ -146,6 +148,11 @@ class Run:
         )
         tell(before + piece.images)
         return found
+
+    def _surrogate(self, piece: Piece) -> nn.Module | None:
+        if self.surrogate is None:
+            return None
+        return deployed(self.surrogate.scorer, piece.config.pipeline)
 
     def _passes(self, piece: ChecksPiece) -> int:
         return check.planned_passes(

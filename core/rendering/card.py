@@ -59,7 +59,7 @@ def _lines(report: Report) -> Iterator[str]:
     yield f"# {_text(provenance.model.name)}: average precision under attack"
     yield ""
     yield from _summary(report)
-    yield from _table(("", "audited"), _subject(provenance))
+    yield from _table(("", "audited"), _subject(report))
     if report.thresholds:
         yield from _thresholds(report)
     if len(report.tasks) > 1:
@@ -115,7 +115,8 @@ def _signoff(report: Report) -> Iterator[str]:
         yield from _table(("document", "clause", "asks for", "supported by"), rows)
 
 
-def _subject(provenance: Provenance) -> Iterator[tuple[str, str]]:
+def _subject(report: Report) -> Iterator[tuple[str, str]]:
+    provenance = report.provenance
     model, dataset = provenance.model, provenance.dataset
     threat = provenance.config["threat"]
     yield "model", f"{_text(model.name)} ({_text(model.architecture)})"
@@ -126,6 +127,8 @@ def _subject(provenance: Provenance) -> Iterator[tuple[str, str]]:
             said = [reading.summary, *(fact.message for fact in reading.cautions)]
             yield f"{what} as read", _text("; ".join(said))
     yield "threat model", f"{threat['norm']}, epsilon {threat['epsilon']:.4g}, pixels in 0 to 1"
+    if (steps := signoff.pipeline(report)) is not None:
+        yield "attacked through", steps
     if provenance.surrogate is not None:
         surrogate = provenance.surrogate
         yield "surrogate model", f"{_text(surrogate.name)} ({_text(surrogate.architecture)})"

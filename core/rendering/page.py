@@ -123,6 +123,7 @@ def render(report: Report, scores: Sequence[Scores]) -> str:
         checks=[] if report.trust is None else _gravest_first(report.trust.checks),
         thresholds=sorted(report.thresholds, key=lambda it: it.passed),
         stated=signoff.stated(report),
+        pipeline=signoff.pipeline(report),
         origin=list(signoff.origin(report)),
         documents=signoff.documents(report),
         created=datetime.fromisoformat(report.provenance.created_at),

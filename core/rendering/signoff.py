@@ -3,7 +3,9 @@
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
-from adap.core.config import Threat
+from pydantic import TypeAdapter
+
+from adap.core.config import PipelineStep, Threat, pipeline_in_words
 from adap.core.report import Clause, Report
 
 _NAMES = {
@@ -22,6 +24,7 @@ _ORIGINS = {
     "uploaded": "uploaded",
     "in process": "handed over in the memory of the process that made the audit",
 }
+_STEPS: TypeAdapter[list[PipelineStep]] = TypeAdapter(list[PipelineStep])
 NOTHING_SAID = "nothing says"
 
 
@@ -31,6 +34,12 @@ def stated(report: Report) -> list[tuple[str, str]]:
         return []
     fields = report.statement.model_dump()
     return [(name, fields[key]) for key, name in _NAMES.items() if fields[key] is not None]
+
+
+def pipeline(report: Report) -> str | None:
+    """What images went through on their way to the model, in words; None where nothing."""
+    steps = _STEPS.validate_python(report.provenance.config.get("pipeline", []))
+    return pipeline_in_words(steps) if steps else None
 
 
 def origin(report: Report) -> Iterator[tuple[str, str]]:

@@ -14,6 +14,7 @@ from sklearn.metrics import average_precision_score
 from torch import nn
 from torch.nn import functional as F
 
+from adap import rounding
 from adap.core.attacks.holding import attacking
 from adap.core.attacks.pgd import PGD
 from adap.core.attacks.threat_model import ThreatModel
@@ -31,7 +32,6 @@ from adap.core.config import (
 )
 from adap.core.figures.ranking import floor_ap
 from adap.core.report import Check
-from adap.models import rounding
 from tests.conftest import REPOSITORY
 
 EPSILON = 0.1

@@ -13,11 +13,13 @@ import numpy as np
 import torch
 from pydantic import TypeAdapter
 from safetensors.numpy import save_file
+from torch import nn
 
 from adap.core.audit import joining, measuring
 from adap.core.audit.checks import check, verdicts
 from adap.core.audit.checks.figures import above_chance, positive_class
 from adap.core.audit.checks.files import check_files, doubts
+from adap.core.audit.deployed import deployed
 from adap.core.audit.leakage import Learned, audited_images, find_leakage
 from adap.core.audit.pieces import Measured, joined_piece
 from adap.core.audit.plan import (
@@ -40,7 +42,6 @@ from adap.core.rankings import Own
 from adap.core.rendering import page as report_page
 from adap.core.report import Check, Provenance
 from adap.core.scores import Scores, load_scores, save_scores
-from adap.models.wrappers import Scorer
 from adap.worker.pipelines.inputs import device, load_scorer
 from adap.worker.pipelines.requests import AuditChecks, AuditReport, AuditScores
 from adap.worker.pipelines.results import AuditJoined, AuditSummary, PieceMeasured, TaskSummary
@@ -86,8 +87,8 @@ def _measured(work: Work[AuditScores]) -> Measured:
         images=_Picked(image_set.images, index),
         example_ids=[image_set.example_ids[i] for i in index],
         targets=image_set.targets(piece.task, index),
-        scorer=load_scorer(work.inputs["model"], str(where), tuple(piece.task.positive)),
-        surrogate=_load_surrogate(work, piece.task),
+        scorer=_load(work, "model"),
+        surrogate=_load_surrogate(work),
         device=where,
     )
 
@@ -114,8 +115,7 @@ def check_piece(work: Work[AuditChecks], reporter: Reporter) -> PieceMeasured:
     index = audited_rows(image_set, piece.split, task, config)
     targets = image_set.targets(task, index)
     attacks = config.resolved_attacks()
-    scorer = load_scorer(work.inputs["model"], str(where), tuple(task.positive))
-    surrogate = _load_surrogate(work, task)
+    scorer, surrogate = _load(work, "model"), _load_surrogate(work)
     measuring.refuse_unrankable(
         scorer,
         image_set.images[index[: config.batch_size]],
@@ -266,11 +266,16 @@ def join_pieces(work: Work[AuditReport], reporter: Reporter) -> AuditJoined:
     )
 
 
-def _load_surrogate(work: Work[AuditScores | AuditChecks], task: Task) -> Scorer | None:
-    """The attacker's own model, on the same task; one of a single logit has none to choose."""
-    if "surrogate" not in work.inputs:
-        return None
-    return load_scorer(work.inputs["surrogate"], device(work), tuple(task.positive))
+def _load(work: Work[AuditScores | AuditChecks], name: str) -> nn.Module:
+    """A model of this work on the task of its piece, behind the audit's pipeline."""
+    piece = work.request.piece
+    scorer = load_scorer(work.inputs[name], device(work), tuple(piece.task.positive))
+    return deployed(scorer, piece.config.pipeline)
+
+
+def _load_surrogate(work: Work[AuditScores | AuditChecks]) -> nn.Module | None:
+    """The attacker's own model; whoever attacks through a pipeline knows it."""
+    return _load(work, "surrogate") if "surrogate" in work.inputs else None
 
 
 def _joined_scores(work: Work[AuditReport], image_set: ImageSet, task_number: int) -> Scores:
