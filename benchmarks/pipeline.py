@@ -3,8 +3,9 @@
     python -m benchmarks.pipeline        # some minutes; writes benchmarks/results/pipeline.md
 
 CIFAR-10, automobile above the rest, by a small network; every change is in front of a JPEG file
-(Pillow's) and every score behind it. The peer is ART's PGD with its JpegCompression in front of the network, which
-passes gradients as they are (pip install --no-deps adversarial-robustness-toolbox, and tqdm).
+(Pillow's) and every score behind it. The peer is ART's PGD with its JpegCompression in front of the
+network, which passes gradients as they are (pip install --no-deps adversarial-robustness-toolbox,
+and tqdm).
 """
 
 import argparse
@@ -98,7 +99,9 @@ def ours(network: nn.Module, x: Tensor, targets: Tensor, attack: Attack) -> Tens
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pipeline", description=__doc__)
     parser.add_argument("--print", action="store_true", help="do not write the table")
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="CIFAR-10 as zips")
+    parser.add_argument(
+        "--data", type=Path, default=Path("../shared/data"), help="CIFAR-10 as zips"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     images, targets = read_zip(
@@ -136,7 +139,8 @@ def main() -> None:
             "",
             f"AP left on {len(x)} images of CIFAR-10 ({int(marks.sum())} automobiles; themselves "
             f"from JPEGs of quality 75), L-inf 4/255, {STEPS} gradients an",
-            "image; behind a JPEG file of the quality at the head of each column. `python -m benchmarks.pipeline`, "
+            "image; behind a JPEG file of the quality at the head of each column. "
+            "`python -m benchmarks.pipeline`, "
             f"{time.strftime('%Y-%m-%d')},",
             f"torch {torch.__version__}, Pillow {importlib.metadata.version('pillow')}, ART "
             f"{importlib.metadata.version('adversarial-robustness-toolbox')}, "

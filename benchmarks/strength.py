@@ -136,7 +136,8 @@ def read_zip(
         in_turn = [name for group in zip(*names.values(), strict=False) for name in group]
         chosen += in_turn[skip * len(names) :][:negatives]
         pixels = [
-            np.asarray(Image.open(io.BytesIO(archive.read(name))).reduce(reduced)) for name in chosen
+            np.asarray(Image.open(io.BytesIO(archive.read(name))).reduce(reduced))
+            for name in chosen
         ]
     images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
     return images, (torch.arange(len(images)) < positives).long()

@@ -104,6 +104,7 @@ def test_scores_of_another_subject_have_other_keys(changed: dict[str, object]) -
         ({"shard_size": 5}, {"bounds.sample"}),
         ({"threat": {"epsilon": 0.25}}, {"clean"}),
         ({"attacks": [{"name": "pgd", "steps": 11}]}, {"clean", "bounds.sample", "bounds"}),
+        ({"pipeline": [{"name": "quantise"}]}, set()),
         ({"thresholds": ["clean_ap >= 0.1"], "budgets": [3]}, None),
     ],
 )
@@ -113,6 +114,12 @@ def test_what_changes_the_scores_of_a_column_changes_its_key_and_nothing_else_do
     before, after = keys(plan(attacks=["pgd"]))[0], keys(plan(**{"attacks": ["pgd"], **changed}))[0]
     equal = {name for name in before if after.get(name) == before[name]}
     assert equal == (set(before) if same is None else same)
+
+
+def test_a_pipeline_that_draws_is_scored_by_its_mean() -> None:
+    varying = {"name": "jpeg", "least_quality": 50}
+    assert {piece.draws for piece in plan(pipeline=[varying])} == {16}
+    assert {piece.draws for piece in plan(pipeline=[{"name": "jpeg"}])} == {1}
 
 
 def test_what_an_attack_is_called_does_not_change_its_key() -> None:

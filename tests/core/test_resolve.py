@@ -247,3 +247,32 @@ def test_a_surrogate_and_files_to_come_are_held_to_their_side_too() -> None:
         resolve_audit_of_files(config, declared=None, surrogate=other)
     with pytest.raises(ConfigError, match=r"^task: the model has a single logit, which ranks dog"):
         resolve_audit_of_files(config, declared=["dog"], surrogate=None)
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "said"),
+    [
+        ([], "size 3x4x4 .channels, height, width.; this data set has 3x8x8"),
+        ([{"name": "crop", "height": 6, "width": 4}], "it makes 3x6x4 of this data set's 3x8x8"),
+        ([{"name": "crop", "height": 4, "width": 9}], "at least 4x9 pixels to crop .*, got 8x8"),
+        ([{"name": "resize", "height": 4, "width": 4}], None),
+    ],
+)
+def test_images_fit_the_model_behind_the_pipeline(
+    pipeline: list[dict[str, object]], said: str | None
+) -> None:
+    manifest = Manifest(
+        architecture="small_cnn",
+        input=InputSpec(channels=3, height=4, width=4),
+        output=OutputSpec(kind="logit"),
+    )
+    config = AuditConfig.model_validate({"pipeline": pipeline, "task": {"positive": ["yes"]}})
+
+    def resolved() -> object:
+        return resolve_audit(config, YES_NO, Known(None, manifest), surrogate=None)
+
+    if said is None:
+        resolved()
+        return
+    with pytest.raises(ConfigError, match=said):
+        resolved()

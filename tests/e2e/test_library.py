@@ -21,11 +21,19 @@ pytestmark = pytest.mark.xdist_group("service")
 MEAN, STD = [0.3], [0.25]
 
 
+PIPELINE = [
+    {"name": "jpeg", "quality": 90},
+    {"name": "crop", "height": 6, "width": 7},
+    {"name": "resize", "height": 8, "width": 8},
+]
+
+
 @pytest.mark.parametrize(
-    ("architecture", "outputs", "shards"), [("small_cnn", 1, 40), ("thin_cnn", 3, 1024)]
+    ("architecture", "outputs", "shards", "pipeline"),
+    [("small_cnn", 1, 40, []), ("thin_cnn", 3, 1024, PIPELINE)],
 )
 def test_the_library_gives_the_figures_of_the_service_bit_for_bit(
-    http: httpx.Client, architecture: str, outputs: int, shards: int
+    http: httpx.Client, architecture: str, outputs: int, shards: int, pipeline: list[object]
 ) -> None:
     digits = load_digits()
     kept = np.flatnonzero(digits.target < 3)[:90]
@@ -60,6 +68,7 @@ def test_the_library_gives_the_figures_of_the_service_bit_for_bit(
             "checks": "quick",
             "batch_size": 32,
             "shard_size": shards,
+            "pipeline": pipeline,
             "seed": 3,
             **common,
         },
@@ -81,6 +90,7 @@ def test_the_library_gives_the_figures_of_the_service_bit_for_bit(
             checks="quick",
             batch_size=32,
             shard_size=shards,
+            pipeline=pipeline,
             seed=3,
             **given,  # type: ignore[arg-type]
         )
@@ -91,7 +101,7 @@ def test_the_library_gives_the_figures_of_the_service_bit_for_bit(
         assert found["tasks"] == theirs["tasks"]
         assert found["mean"] == theirs["mean"]
         # what the service knows of files, nobody knows of arrays
-        of_files = {"data_set", "model_file", "leakage", "seen_in_training"}
+        of_files = {"data_set", "model_file", "leakage", "seen_in_training", "positive_class"}
         mine, other = (
             [check for check in report["trust"]["checks"] if check["name"] not in of_files]
             for report in (found, theirs)
