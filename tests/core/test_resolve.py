@@ -263,7 +263,7 @@ def test_images_fit_the_model_behind_the_pipeline(
 ) -> None:
     manifest = Manifest(
         architecture="small_cnn",
-        input=InputSpec(channels=3, height=4, width=4),
+        input=InputSpec(channels=3, height=4, width=4, mean=[0.0] * 3, std=[1.0] * 3),
         output=OutputSpec(kind="logit"),
     )
     config = AuditConfig.model_validate({"pipeline": pipeline, "task": {"positive": ["yes"]}})
