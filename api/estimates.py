@@ -1,6 +1,6 @@
 """What an audit or a training will cost: its passes, times what like ones have taken here."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -9,9 +9,10 @@ from sqlalchemy.orm import Session
 
 from adap.api.deps import Caller
 from adap.api.schemas import Estimate
-from adap.core.config import Attack, AuditRequest, Split, TrainingRequest
+from adap.core.audit.foreseen import Extent, Foreseen, of_task
+from adap.core.config import VALIDATION_STEPS, AuditRequest, Split, Task, TrainingRequest
 from adap.core.errors import AdapError
-from adap.core.resolve import DatasetSummary
+from adap.core.resolve import DatasetSummary, resolve_split, resolve_tasks
 from adap.core.training.cautions import no_test_split
 from adap.models.header import Manifest
 from adap.store.tables import DatasetRow, JobKind, JobRow, JobStatus, ModelRow
@@ -19,6 +20,7 @@ from adap.store.tables import DatasetRow, JobKind, JobRow, JobStatus, ModelRow
 LOOKED_AT = 50  # of the newest jobs of the kind
 MOST_ALIKE = 5
 UNATTACKED = ("ce", "ap")  # methods that train on images as they are
+STEP = 3  # a forward pass, and a backward one to the weights that costs two
 
 Passes = Callable[[JobRow], int | None]
 
@@ -31,10 +33,9 @@ def of_audit(
     model: ModelRow,
     summary: DatasetSummary,
     split: Split | None,
-    tasks: int,
+    tasks: Sequence[Task],
 ) -> Estimate:
     """Of an audit that was found to be possible."""
-    images = request.sampled(summary.examples_in(split)) or summary.examples_in(split)
     manifest = Manifest.model_validate(model.manifest)
 
     def passes_of(job: JobRow) -> int | None:
@@ -43,13 +44,59 @@ def of_audit(
             return None
         known = DatasetSummary.model_validate(_dataset(session, job).summary)
         asked = AuditRequest.model_validate(job.request)
-        count = asked.sampled(known.examples_in(asked.split)) or known.examples_in(asked.split)
-        return count * _passes_of_audit(asked)
+        theirs = resolve_tasks(
+            asked.task,
+            known,
+            trained_for=Manifest.model_validate(other.manifest).positive,
+            outputs=Manifest.model_validate(other.manifest).output.classes,
+        )
+        found = _foreseen(asked, known, resolve_split(asked.split, known), theirs)
+        return found.most if _went_on(job, asked, known) else found.sure
 
-    passes = images * tasks * _passes_of_audit(request)
-    attacks = [attack.key for attack in request.resolved_attacks()]
-    work = Estimate(images=images, attacks=attacks, passes=passes, seconds=None, basis="")
+    found = _foreseen(request, summary, split, tasks)
+    searching = request.recovery_attacks(summary.height, summary.width)
+    work = Estimate(
+        images=_examples(request, summary, split),
+        attacks=[attack.key for attack in request.resolved_attacks()],
+        corruptions=0 if request.corruptions is None else len(request.corruptions.each()),
+        passes=found.sure,
+        search_on=[attack.key for attack in searching],
+        most_passes=found.most if searching else None,
+        seconds=None,
+        most_seconds=None,
+        basis="",
+    )
     return _timed(session, caller, JobKind.AUDIT, work, passes_of)
+
+
+def _examples(request: AuditRequest, summary: DatasetSummary, split: Split | None) -> int:
+    examples = summary.examples_in(split)
+    return request.sampled(examples) or examples
+
+
+def _foreseen(
+    request: AuditRequest, summary: DatasetSummary, split: Split | None, tasks: Sequence[Task]
+) -> Foreseen:
+    images, examples = _examples(request, summary, split), summary.examples_in(split)
+    counts, found = summary.counts(split), Foreseen(0, 0)
+    for task in tasks:
+        of_each = [counts.get(name, 0) for name in task.positive]
+        positives = max(of_each) if summary.multilabel else sum(of_each)
+        extent = Extent(
+            images=images,
+            positives=round(positives * images / examples),
+            height=summary.height,
+            width=summary.width,
+        )
+        found += of_task(request, extent)
+    return found
+
+
+def _went_on(job: JobRow, asked: AuditRequest, summary: DatasetSummary) -> bool:
+    """Whether an audit that has ended searched on by the attacks that see past the gradient."""
+    keys = {attack.key for attack in asked.recovery_attacks(summary.height, summary.width)}
+    ran = ((job.result or {}).get("summary") or {}).get("attacks") or {}
+    return bool(keys & ran.keys())
 
 
 def of_training(
@@ -66,7 +113,7 @@ def of_training(
 
     caution = no_test_split(tests="test" in summary.splits)
     work = Estimate(
-        images=_trained_on(summary),
+        images=_trained_on(request, summary),
         attacks=[],
         passes=_passes_of_training(request, summary),
         seconds=None,
@@ -96,8 +143,11 @@ def _timed(
         return work.model_copy(update={"basis": basis})
     basis = f"From {len(rates)} {noun}{'s' if len(rates) > 1 else ''} like it on this service."
     # the slowest, as scores that are kept from before make others look faster than they are
-    seconds = round(max(rates) * work.passes, 1)
-    return work.model_copy(update={"seconds": seconds, "basis": basis})
+    slowest = max(rates)
+    times = {"seconds": round(slowest * work.passes, 1), "basis": basis}
+    if work.most_passes is not None:
+        times["most_seconds"] = round(slowest * work.most_passes, 1)
+    return work.model_copy(update=times)
 
 
 def _newest(session: Session, caller: Caller, kind: JobKind) -> Iterable[JobRow]:
@@ -129,26 +179,25 @@ def _size(summary: DatasetSummary) -> tuple[Any, ...]:
     return summary.channels, summary.height, summary.width
 
 
-def _passes_of_audit(request: AuditRequest) -> int:
-    """Forward and backward passes for one image and task: clean, and every attack."""
-    return 1 + sum(map(_passes_of_attack, request.resolved_attacks()))
-
-
-def _passes_of_attack(attack: Attack) -> int:
-    match attack.name:
-        case "pgd" | "apgd":
-            return 2 * attack.steps * attack.restarts + 1
-        case "transfer":
-            return 2 * attack.steps + 1
-        case "square":
-            return attack.queries
-    return 3
-
-
 def _passes_of_training(request: TrainingRequest, summary: DatasetSummary) -> int:
-    attacking = 0 if request.method.name in UNATTACKED else 2 * request.attack.steps
-    return request.epochs * _trained_on(summary) * (3 + attacking)
+    """Forward and backward passes of one image: those of each step, and of validation."""
+    clean = request.method.name in UNATTACKED
+    step = STEP * (1 if request.weight_perturbation is None else 2)
+    step += 0 if clean else 2 * request.attack.steps
+    select_by = request.validation.select_by or ("clean_ap" if clean else "robust_ap")
+    judging = 1 if select_by == "clean_ap" else 2 + 2 * VALIDATION_STEPS
+    trained = _trained_on(request, summary)
+    judged = summary.split_examples.get("validation", _for_training(summary) - trained)
+    return request.epochs * (trained * step + judged * judging)
 
 
-def _trained_on(summary: DatasetSummary) -> int:
+def _for_training(summary: DatasetSummary) -> int:
     return summary.split_examples.get("train", summary.examples)
+
+
+def _trained_on(request: TrainingRequest, summary: DatasetSummary) -> int:
+    """Images that are trained on: those that choose the epoch are held out of them."""
+    images = _for_training(summary)
+    if "validation" in summary.split_examples:
+        return images
+    return images - round(images * request.validation.fraction)

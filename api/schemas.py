@@ -157,10 +157,21 @@ class Estimate(Answer):
 
     images: int = Field(description="that are attacked, or trained on")
     attacks: list[str] = Field(description="of an audit, by their names")
-    passes: int = Field(description="of single images through the network, forward and backward")
+    corruptions: int = Field(0, description="of an audit: kinds of corruption times severities")
+    passes: int = Field(
+        description="of single images through the network, forward and backward; of an audit with "
+        "those of its checks and without those of bounds"
+    )
+    search_on: list[str] = Field(
+        [], description="attacks by which an audit goes on where the gradient hides something"
+    )
+    most_passes: int | None = Field(
+        None, description="where it does go on; null where no audit like this one does"
+    )
     seconds: float | None = Field(
         description="of one worker, by what like jobs have taken; null where there was none"
     )
+    most_seconds: float | None = Field(None, description="of `most_passes`")
     basis: str = Field(description="where the seconds come from")
     warnings: list[str] = Field([], description="what to know before it is started")
 

@@ -435,14 +435,20 @@ def report(item: Json) -> RenderableType:
 
 def estimate(found: Json, noun: str) -> str:
     """What a job would do and cost, that was not started."""
-    seconds = found["seconds"]
+    seconds, most, longest = found["seconds"], found["most_passes"], found["most_seconds"]
     time = "unknown" if seconds is None else f"about {duration(seconds)} of one worker"
+    more, longer = "", ""
+    if most is not None:
+        by = " and ".join(found["search_on"])
+        more = f", up to {most:,} where the gradient hides something and {by} go on"
+        longer = "" if longest is None else f", up to {duration(longest)}"
     return "\n".join(
         [
             f"Nothing was started. This {noun} takes {found['images']:,} images, and "
-            f"{found['passes']:,} passes of one image through the network.",
+            f"{found['passes']:,} passes of one image through the network{more}.",
             *([f"attacks   {', '.join(found['attacks'])}"] if found["attacks"] else []),
-            f"time      {time}. {found['basis']}",
+            *([f"corrupted {found['corruptions']} times"] if found["corruptions"] else []),
+            f"time      {time}{longer}. {found['basis']}",
             *(f"caution   {warning}" for warning in found["warnings"]),
         ]
     )

@@ -521,6 +521,10 @@ class Augment(Config):
     )
 
 
+VALIDATION_STEPS = 10
+"""Of PGD, by which the epoch is chosen: the paper's attack."""
+
+
 class Validation(Config):
     """Where the best epoch is chosen, and when none better is waited for any more."""
 

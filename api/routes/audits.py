@@ -298,7 +298,7 @@ def estimate_audit(request: AuditRequest, house: HouseDep, caller: Writer) -> Es
             model=model,
             summary=summary,
             split=split,
-            tasks=len(tasks),
+            tasks=tasks,
         )
 
 

@@ -1,7 +1,6 @@
 """A worker's piece of an audit: logits of its examples, clean, under attacks, between bounds.
 
     refuse_unrankable        once a task, before any attack: can these be judged at all?
-    passes_of                what the search of an attack costs, before it starts
     attack_shard             logits of the examples of a shard, clean and under attacks
     corrupt_shard            logits of the examples of a shard as a corruption leaves them
     certify_sample           once a task: would bounds prove anything of this network?
@@ -27,15 +26,13 @@ from adap.core.attacks.holding import attacking
 from adap.core.attacks.registry import build_attack
 from adap.core.attacks.threat_model import ThreatModel
 from adap.core.audit.certify.bounds import Method, certified_bounds
+from adap.core.audit.costs import of_attack
 from adap.core.audit.drawing import drawing
 from adap.core.audit.joining import refuse_constant
-from adap.core.audit.network import Pixels, as_input, generator_of, logits_of, loss_of, per_step
+from adap.core.audit.network import Pixels, as_input, generator_of, logits_of, loss_of
 from adap.core.config import (
-    APGDAttack,
     Attack,
     Corruption,
-    PGDAttack,
-    SquareAttack,
     Threat,
     TransferAttack,
 )
@@ -132,7 +129,7 @@ def attack_shard(
             attack.key: accelerate(
                 _network(attack, scorer, surrogate),
                 as_input(images[:PROBES], device),
-                passes=len(images) * passes_of(attack),
+                passes=len(images) * of_attack(attack).forward,
             )
             for attack in attacks
         }
@@ -311,21 +308,6 @@ def _network(attack: Attack, scorer: nn.Module, surrogate: nn.Module | None) -> 
         return scorer
     assert surrogate is not None
     return surrogate
-
-
-def passes_of(attack: Attack) -> int:
-    """How often an attack shows each image to the network that it follows, about."""
-    match attack:
-        case PGDAttack():
-            return attack.restarts * attack.steps
-        case APGDAttack():
-            return attack.restarts * attack.steps * per_step(attack)
-        case SquareAttack():
-            return attack.queries
-        case TransferAttack():
-            return attack.steps
-        case _:
-            return 1
 
 
 def _most_damaged(

@@ -48,11 +48,6 @@ def loss_of(
     return PerImage(lambda x, signs: signs * network(x), signs)
 
 
-def per_step(attack: APGDAttack) -> int:
-    """Forward passes of an image that a step costs."""
-    return 1 if attack.averaged == 1 else 1 + attack.averaged
-
-
 def generator_of(*parts: object) -> torch.Generator:
     """Random numbers of their own for each piece of work, whoever does it and in whatever order."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()

@@ -17,6 +17,7 @@ from torch import nn
 
 from adap.core.audit import hidden, joining, measuring
 from adap.core.audit.checks.runs import sample_rows
+from adap.core.audit.costs import of_measure
 from adap.core.audit.drawing import mean_of
 from adap.core.audit.network import Pixels
 from adap.core.audit.plan import (
@@ -243,21 +244,18 @@ def joined_piece(
     )
 
 
-def planned_passes(pieces: Sequence[Piece]) -> int:
-    """Forward passes of an image that the scores of an audit cost, about, without their bounds."""
-    passes: dict[str, int] = {}
+def planned_passes(pieces: Sequence[Piece]) -> tuple[int, int]:
+    """Forward passes of an image that the scores of an audit cost, about, without their bounds.
+
+    Those that are sure, and those where the search goes on as the gradient hides something.
+    """
+    sure: dict[str, int] = {}
+    more: dict[str, int] = {}
     for piece in pieces:
         if not isinstance(piece, ScoresPiece):
             continue
         for column in piece.columns:
-            match column.measure:
-                case Clean() | Corrupted():
-                    each = 1
-                case UnderAttack(attack=attack):
-                    each = measuring.passes_of(attack) + 1
-                case CurvePoint():
-                    each = measuring.passes_of(CURVE_ATTACK) + 1
-                case _:
-                    continue
-            passes[column.key] = piece.draws * each * (piece.stop - piece.start)
-    return sum(passes.values())
+            counted = more if isinstance(column.measure, Recovery) else sure
+            each = of_measure(column.measure).forward
+            counted[column.key] = piece.draws * each * (piece.stop - piece.start)
+    return sum(sure.values()), sum(sure.values()) + sum(more.values())

@@ -269,7 +269,11 @@ def audit(
         with kept_in(folder) as place:
             run = Run(pieces, found, made, other, place)
             for said in drawn:
-                cost = f"The audit takes about {run.planned_passes():,} forward passes of an image."
+                sure, most = run.planned_passes()
+                cost = f"The audit takes about {sure:,} forward passes of an image" + (
+                    f", and up to {most:,} where its gradient hides something." * (most > sure)
+                    or "."
+                )
                 warnings.warn(f"{said} {cost}", stacklevel=2)
             with counting(sum(piece.images for piece in pieces), shown=progress) as tell:
                 scores = run.scores(tell)

@@ -50,10 +50,14 @@ class Run:
     surrogate: Ready | None
     folder: Path
 
-    def planned_passes(self) -> int:
-        """Forward passes of an image that all pieces cost, about, if none of them is kept."""
+    def planned_passes(self) -> tuple[int, int]:
+        """Forward passes of an image that all pieces cost, about, if none of them is kept.
+
+        Those that are sure, and those where the search goes on.
+        """
         checks = [self._passes(piece) for piece in self.pieces if isinstance(piece, ChecksPiece)]
-        return planned_passes(self.pieces) + sum(checks)
+        sure, most = planned_passes(self.pieces)
+        return sure + sum(checks), most + sum(checks)
 
     def scores(self, tell: Callable[[int], None]) -> Scores:
         """Every column of every piece, joined; what is kept already is not measured again."""

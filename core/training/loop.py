@@ -33,7 +33,7 @@ from adap.core.attacks.holding import attacking
 from adap.core.attacks.pgd import PGD, START_SIZE
 from adap.core.attacks.threat_model import ThreatModel
 from adap.core.audit.drawing import drawing
-from adap.core.config import EPSILON_PAPER, Optimizer, TrainingConfig
+from adap.core.config import EPSILON_PAPER, VALIDATION_STEPS, Optimizer, TrainingConfig
 from adap.core.errors import ConfigError, DataError, TrainingError
 from adap.core.figures.ranking import average_precision
 from adap.core.objectives.base import Objective
@@ -59,7 +59,6 @@ from adap.reading import Fact
 MAX_PAIRS = 2**28
 """Numbers in a batch's pairwise losses, over all classes: 1 GiB in float32, several times over."""
 
-VALIDATION_STEPS = 10
 VALIDATION_STEP_SIZE = 0.007 / EPSILON_PAPER
 """Step size of the validation attack as a share of epsilon: the paper's 0.007 at 8/255."""
 

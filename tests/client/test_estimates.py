@@ -14,7 +14,19 @@ def test_a_dry_run_says_what_an_audit_would_cost_and_starts_none(
     before = [run.id for run in client.audits.list()]
     whole = client.audits.estimate(model_id=model, dataset_id=dataset, attacks=["pgd"])
     assert whole.images == 24  # of the test split
-    assert whole.passes == 24 * (1 + 2 * 10 + 1)  # clean, and ten steps there and back
+    checks = whole.passes - 24 * (1 + 1 + 2 * 10 + 1)  # clean, and ten steps there and back
+    assert checks == 24 * (128 + 66)  # quick ones, as docs/trust.md has them, on all 24
+    assert (whole.search_on, whole.most_passes, whole.most_seconds) == ([], None, None)
+    fog = {"kinds": ["fog"]}
+    corrupted = client.audits.estimate(
+        model_id=model, dataset_id=dataset, attacks=["pgd"], corruptions=fog
+    )
+    assert corrupted.passes - whole.passes == 24 * 5
+    assert corrupted.corruptions == 5
+    standard = client.audits.estimate(model_id=model, dataset_id=dataset)
+    assert standard.search_on == ["apgd_averaged", "square_long"]
+    assert standard.most_passes is not None
+    assert standard.most_passes - standard.passes > 24 * 1000  # of square_long alone
     done = client.audits.get(audited).job
     assert done.started_at is not None
     assert done.finished_at is not None

@@ -106,12 +106,12 @@ export function refused(problem, fields, said) {
 
 const LATER_MS = 500; // after the last sign that was typed
 
-function cost({ images, attacks, seconds, warnings }) {
+function cost({ images, attacks, seconds, most_seconds: most, warnings }) {
   const by = attacks.length ? `, by ${attacks.join(" and ")}` : "";
   const time =
     seconds === null
       ? "How long it takes is not known yet: nothing like it was run here."
-      : `It should take one worker about ${lasting(seconds)}.`;
+      : `It should take one worker about ${lasting(seconds)}${most === null ? "" : `, up to ${lasting(most)}`}.`;
   return [`${count(images)} images${by}. ${time}`, ...warnings].join(" ");
 }
 

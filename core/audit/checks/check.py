@@ -28,17 +28,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from adap.core.attacks.holding import attacking
-from adap.core.audit.checks.runs import (
+from adap.core.audit.checks.planned import (
     DEPTHS,
-    SCORINGS,
-    STEPS,
-    Bench,
-    Logits,
-    box_epsilon,
     examined_attack,
+    passes_of_image,
     plan_runs,
-    sample_rows,
 )
+from adap.core.audit.checks.runs import Bench, Logits, box_epsilon, sample_rows
 from adap.core.audit.checks.verdicts import (
     Judged,
     batch_independent,
@@ -73,14 +69,8 @@ def planned_passes(
 ) -> int:
     """What `on_progress` of `check_audit` will have been told in the end: forward passes of single
     images, the surrogate's included; each counts for as many as the draws behind a score."""
-    runs = plan_runs(
-        threat, attacks, DEPTHS[level], surrogate=surrogate, box=1.0, gradients=has_gradients
-    )
-    passes = SCORINGS - (not has_gradients) + sum(run.passes for run in runs.values())
-    if "white_box" in runs:
-        passes += 1  # the stored images of the white box
-        passes += 1 + 2 * STEPS  # a gradient, and steps forth and back
-    return draws * passes * len(sample_rows(targets, DEPTHS[level].images))
+    each = passes_of_image(threat, attacks, level, surrogate=surrogate, gradients=has_gradients)
+    return draws * each.forward * len(sample_rows(targets, DEPTHS[level].images))
 
 
 def check_audit(

@@ -1,6 +1,6 @@
 """The attacks and scorings behind the checks of an audit, run on a sample of its images."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
@@ -14,149 +14,24 @@ from adap.core.attacks.base import loss_and_gradient, perturbed
 from adap.core.attacks.pgd import PGD
 from adap.core.attacks.registry import build_attack
 from adap.core.attacks.threat_model import ThreatModel
+from adap.core.audit.checks.planned import STEPS, Run
 from adap.core.audit.drawing import drawing
-from adap.core.audit.network import Pixels, as_input, generator_of, logits_of, loss_of, per_step
+from adap.core.audit.network import Pixels, as_input, generator_of, logits_of, loss_of
 from adap.core.config import (
     LARGEST_LINF,
-    SQUARE_NORMS,
-    APGDAttack,
     Attack,
-    Checks,
-    FGSMAttack,
-    NoiseAttack,
     Norm,
-    PGDAttack,
-    SquareAttack,
     Threat,
-    TransferAttack,
 )
 
 Logits = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class _Depth:
-    """How thorough: images of each class, and the length of each search."""
-
-    images: int
-    steps: int  # of the audit's own attack at most; twice as many when doubled
-    queries: int
-    curve_steps: int
-    floor_steps: int
-    transfer_steps: int
-
-
-DEPTHS: Mapping[Checks, _Depth] = {
-    "quick": _Depth(48, 10, queries=32, curve_steps=5, floor_steps=9, transfer_steps=10),
-    "full": _Depth(128, 50, queries=200, curve_steps=10, floor_steps=20, transfer_steps=20),
-}
-
-SCORINGS = 6  # clean, again, shuffled, alone, alone again, and the gradient at the clean image
-
 # Of `gradient_predicts`: random steps, each taken forth and back. Half of them are FAR, a share of
 # epsilon, where fast terms show; half are no more than NEAR, where deep networks are straight.
-STEPS = 4
 FAR = 1 / 4
 NEAR = 1 / 255
 LEAST_STEP = 1 / 8 / 255  # of a pixel; below it float32 rounds what happens away
-
-CURVE = {"half": 0.5, "same": 1.0, "twice": 2.0}
-
-GradientAttack = FGSMAttack | PGDAttack | APGDAttack
-
-
-@dataclass(frozen=True)
-class Run:
-    """One attack on every image of the sample."""
-
-    attack: Attack
-    threat: Threat
-    start: str  # runs of the same one draw the same numbers
-    uniform_start: bool = False  # of PGD, whose first start else lies beside the image
-
-    @property
-    def on_surrogate(self) -> bool:
-        return isinstance(self.attack, TransferAttack)
-
-    @property
-    def passes(self) -> int:
-        """Forward passes of each image, the scoring of what was found included."""
-        attack = self.attack
-        if isinstance(attack, PGDAttack | TransferAttack):
-            return attack.steps + (attack.iterate == "best") + 1
-        if isinstance(attack, APGDAttack):
-            return attack.steps * per_step(attack) + 2
-        if isinstance(attack, SquareAttack):
-            return attack.queries + 1
-        return 2 if isinstance(attack, FGSMAttack) else 1
-
-
-def plan_runs(
-    threat: Threat,
-    attacks: Sequence[Attack],
-    depth: _Depth,
-    *,
-    surrogate: bool,
-    box: float,
-    gradients: bool = True,
-) -> dict[str, Run]:
-    """The attacks behind the checks, by name; none where no pixel may change.
-
-    box: the epsilon at which every image is within reach of every other.
-    gradients: whether the model has any; otherwise only what needs none is run.
-    """
-    if threat.epsilon == 0:
-        return {}
-    examined = examined_attack(attacks)
-    if isinstance(examined, FGSMAttack):
-        white_box: GradientAttack = examined
-        doubled: GradientAttack = PGDAttack(steps=min(10, depth.steps))  # more than one step
-    else:
-        steps = min(examined.steps, depth.steps)
-        white_box = examined.model_copy(update={"steps": steps, "restarts": 1})
-        doubled = white_box.model_copy(update={"steps": 2 * steps})
-    runs = {
-        "white_box": Run(white_box, threat, start="white_box"),
-        "doubled": Run(doubled, threat, start="white_box"),
-    }
-    if not isinstance(white_box, FGSMAttack):
-        runs["restart"] = Run(white_box, threat, start="restart", uniform_start=True)
-    if not gradients:
-        runs.clear()
-    runs["noise"] = Run(NoiseAttack(), threat, start="noise")
-    if threat.norm in SQUARE_NORMS:
-        runs["square"] = Run(SquareAttack(queries=depth.queries), threat, start="square")
-    if surrogate:
-        runs["transfer"] = Run(TransferAttack(steps=depth.transfer_steps), threat, start="transfer")
-    if not gradients:
-        return runs
-    curve = APGDAttack(steps=depth.curve_steps)
-    for name, multiple in CURVE.items():
-        scaled = threat.scaled(multiple)
-        most = min(scaled.epsilon, max(box, threat.epsilon))
-        scaled = scaled.model_copy(update={"epsilon": most})
-        runs[name] = Run(curve, scaled, start="curve")
-    # the same images in every norm; in these the attacks find them best
-    everything = (
-        threat.model_copy(update={"epsilon": box})
-        if threat.norm in SQUARE_NORMS
-        else Threat(norm="linf", epsilon=LARGEST_LINF)
-    )
-    runs["floor"] = Run(APGDAttack(steps=depth.floor_steps), everything, start="floor")
-    return runs
-
-
-def examined_attack(attacks: Sequence[Attack]) -> GradientAttack:
-    """The audit's attack that evaluates most gradients, or the default one where it has none."""
-    following = [attack for attack in attacks if isinstance(attack, GradientAttack)]
-    return max(following, key=_evaluations, default=APGDAttack())
-
-
-def _evaluations(attack: GradientAttack) -> tuple[int, bool]:
-    """Of gradients, for each image; APGD is the stronger one among equals."""
-    if isinstance(attack, FGSMAttack):
-        return 1, False
-    return attack.steps * attack.restarts, isinstance(attack, APGDAttack)
 
 
 def box_epsilon(threat: Threat, images: Pixels) -> float:

@@ -9,15 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from adap.core.audit.checks.runs import (
-    CURVE,
-    Bench,
-    GradientAttack,
-    Logits,
-    Run,
-    Slopes,
-    examined_attack,
-)
+from adap.core.audit.checks.planned import CURVE, GradientAttack, Run, examined_attack
+from adap.core.audit.checks.runs import Bench, Logits, Slopes
 from adap.core.audit.network import Pixels
 from adap.core.config import (
     COUNTED_NORMS,

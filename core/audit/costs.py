@@ -1,0 +1,70 @@
+"""What attacks and measures of an audit cost, in passes of one image. No torch."""
+
+from dataclasses import dataclass
+
+from adap.core.audit.plan import Clean, Corrupted, CurvePoint, Measure, Recovery, UnderAttack
+from adap.core.config import (
+    CURVE_ATTACK,
+    APGDAttack,
+    Attack,
+    FGSMAttack,
+    PGDAttack,
+    SquareAttack,
+    TransferAttack,
+)
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Of one image through a network."""
+
+    forward: int = 0
+    backward: int = 0
+
+    def __add__(self, other: "Passes") -> "Passes":
+        return Passes(self.forward + other.forward, self.backward + other.backward)
+
+    @property
+    def both(self) -> int:
+        """Each counted once."""
+        return self.forward + self.backward
+
+
+def per_step(attack: APGDAttack) -> int:
+    """Forward passes of an image that a step costs."""
+    return 1 if attack.averaged == 1 else 1 + attack.averaged
+
+
+def of_attack(attack: Attack) -> Passes:
+    """Of an attack on one image, the scoring of what it finds included."""
+    match attack:
+        case PGDAttack():
+            steps = attack.restarts * attack.steps
+            return Passes(steps + attack.restarts * (attack.iterate == "best") + 1, steps)
+        case APGDAttack():
+            forward = attack.restarts * (attack.steps * per_step(attack) + 1) + 1
+            return Passes(forward, attack.restarts * attack.steps * attack.averaged)
+        case SquareAttack():
+            return Passes(attack.queries + 1)
+        case TransferAttack():
+            return Passes(attack.steps + (attack.iterate == "best") + 1, attack.steps)
+        case FGSMAttack():
+            return Passes(2, 1)
+    return Passes(1)  # noise
+
+
+def of_measure(measure: Measure) -> Passes:
+    """Of what is measured of each image; of a search that goes on, what it costs where it does.
+
+    Samples of a few images and bounds count for nothing: beside attacks they are cheap.
+    """
+    match measure:
+        case Clean() | Corrupted():
+            return Passes(1)
+        case UnderAttack(attack=attack):
+            return of_attack(attack)
+        case CurvePoint():
+            return of_attack(CURVE_ATTACK)
+        case Recovery(attacks=attacks):
+            return sum(map(of_attack, attacks), Passes())
+    return Passes()
