@@ -187,7 +187,8 @@ def _read_caller(house: House, key: str | None) -> Caller:
             if keys.any_made(session):
                 raise ApiError(
                     "unauthorized",
-                    "Expected an API key in the header `Authorization: Bearer …`, got none.",
+                    "Expected an API key (--api-key, ADAP_API_KEY; over HTTP in the header "
+                    "`Authorization: Bearer …`), got none.",
                 )
             return Caller(LOCAL_TENANT, frozenset({"read", "write", "admin"}))
         row = keys.find(session, key)

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
 
-from adap.client.client import ENDED, Client, ClientError, Event, Json
+from adap.client.client import ENDED, Client, ClientError, Event, JobFailedError, Json
 
 DRAIN_LOOK_S = 1.0
 LINE_EVERY_S = 5.0  # without a terminal, between two lines that say the same with other numbers
@@ -121,6 +121,9 @@ def follow(client: Client, job: Json, line: Line, *, epochs: bool = True) -> Jso
     line.note(job["id"])
     try:
         ended = client.jobs.wait(job["id"], on_event=on_event)
+    except JobFailedError as error:
+        line.end(error.job["status"], well=False)
+        raise
     except BaseException as error:
         line.end("failed" if isinstance(error, Exception) else "still at work", well=False)
         raise

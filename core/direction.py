@@ -4,7 +4,6 @@ A network with a logit for each class names its sides. A single logit does not s
 for the other side it is a ranking upside down, which looks like a model that was never any good.
 """
 
-import json
 from collections.abc import Sequence
 
 from adap.core.errors import ConfigError
@@ -24,6 +23,6 @@ def refuse_other_side(
     flags = " ".join(f"--positive {name}" for name in known[:20])
     raise ConfigError(
         f"task: {whose} has a single logit, which ranks {names} first; got {others}. Ask for "
-        f'{{"positive": {json.dumps(list(known[:20]), ensure_ascii=False)}}} ({flags}), or say '
-        f"other_positive: true (--other-positive) to read that logit for {others} all the same"
+        f"{names} ({flags}), or say other_positive: true (--other-positive) to read that logit "
+        f"for {others} all the same"
     )

@@ -114,8 +114,9 @@ def resolve_task(
         named = plainly_positive(summary)
         if named is None:
             raise ConfigError(
-                f'expected a task, for example {{"positive": ["{classes[-1]}"]}}: the data set has '
-                f"the classes {', '.join(classes[:20])}, and it is not plain which are positive"
+                f"task: expected the classes to rank first (--positive), for example "
+                f"{classes[-1]}: the data set has the classes {', '.join(classes[:20])}, and it "
+                "is not plain which are positive"
             )
         task = Task(positive=named)
     unknown = [name for name in task.positive if name not in summary.classes]
@@ -146,9 +147,9 @@ def resolve_tasks(
         tasks = [resolve_task(asked, summary, trained_for=trained_for)]
     elif outputs is None:
         raise ConfigError(
-            'expected a model with an output for each class to audit {"each": true}; this one has '
-            'a single output: name its classes, for example {"positive": '
-            f'["{next(iter(summary.classes))}"]}}'
+            "task: expected a model with an output for each class to audit each of them; this one "
+            "has a single output: name the classes that it ranks first (--positive), for example "
+            f"{next(iter(summary.classes))}"
         )
     else:
         tasks = [Task(positive=[name]) for name in summary.classes]

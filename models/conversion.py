@@ -145,6 +145,7 @@ def _from_onnx(
 
 
 def _from_state_dict(path: Path, declared: Declaration | None, target: Path) -> Converted:
+    state_dicts.check(path)  # what it is comes before what is missing beside it
     if declared is None or declared.architecture == GRAPH:
         raise ModelFileError(
             "expected an input declaration (`input`, --size) with a state dict, and the "

@@ -110,10 +110,7 @@ def read(path: Path) -> Weights:
 
     Values that are no tensors are named and left out. Raises ModelFileError for everything else.
     """
-    size = path.stat().st_size
-    if size > MAX_BYTES:
-        raise ModelFileError(f"expected a checkpoint of at most {MAX_BYTES} bytes, got {size}")
-    named = _check_archive(path, size)
+    named = check(path)
     try:
         with torch.serialization.safe_globals(list(named)), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the pickle's protocol
@@ -123,6 +120,17 @@ def read(path: Path) -> Weights:
             f"one that PyTorch's reader of plain tensors does not understand ({_kind(error)})"
         ) from error
     return _weights(content)
+
+
+def check(path: Path) -> set[Any]:
+    """Raise ModelFileError for what is no state dict, by its archive and the pickle's opcodes.
+
+    Returns what stands in for harmless values beside tensors, with the name of each.
+    """
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise ModelFileError(f"expected a checkpoint of at most {MAX_BYTES} bytes, got {size}")
+    return _check_archive(path, size)
 
 
 def _check_archive(path: Path, size: int) -> set[Any]:
@@ -171,6 +179,8 @@ def _check_globals(pickled: bytes) -> set[Any]:
         stand_in = next((kind for names, kind in _STAND_INS if names.fullmatch(name)), None)
         if stand_in is None:
             way = ""
+            if name.startswith(("torch.nn.modules", "__main__")):
+                way = ", as torch.save(model) of a whole network makes it"
             if name.startswith("ultralytics"):
                 way = " (YOLO('model.pt').export(format='onnx') writes ONNX)"
             raise _refused(f"a pickle that calls {name.replace(' ', '.')!r:.100}{way}")

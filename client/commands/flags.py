@@ -37,6 +37,7 @@ _FLAGS = {
     "search.parameters": "--vary",
 }
 _FIELD = re.compile(r"([a-z_]+(?:\.[a-z_]+)*): ")
+_KEY = re.compile(r"\(--api-key, ADAP_API_KEY;[^()]*\)")  # what only HTTP needs is left out
 _MORE = re.compile(r" \(\d+ more[^()]* in `errors`\)$")
 
 
@@ -61,7 +62,7 @@ class Line:
 
     def explain(self, error: ProblemError) -> tuple[str, list[str]]:
         """The sentence about the first fault, and those about the others."""
-        first = error.detail
+        first = _KEY.sub("(--api-key, or ADAP_API_KEY in the environment)", error.detail)
         if len(error.errors) > 1:
             first = _MORE.sub("", first)
         others = [f"{item['pointer']}: {item['detail']}" for item in error.errors[1:]]

@@ -122,7 +122,7 @@ def test_what_is_not_there_or_not_valid_is_a_problem(
         ({"architecture": "resnet18"}, "at least 32 pixels a side, this data set has 8x8"),
         ({"task": {"positive": ["dgo"]}}, "among cat, dog; got dgo; did you mean dog?"),
         ({"task": {"positive": ["horse"]}}, "among cat, dog; got horse"),
-        ({"task": None}, "expected a task"),
+        ({"task": None}, "task: expected the classes to rank first"),
         ({"batch_size": 8, "positives_per_batch": 8}, "below batch_size 8, got 8"),
         (
             {"method": {"name": "ap", "gamma1": 0}},
@@ -420,7 +420,7 @@ def test_unknown_form_fields_are_refused(api: Api, problem: Check) -> None:
             },
             "expected 3 values in mean, one a channel, got 1",
         ),
-        ({"output": json.dumps(PETS)}, "with `architecture`, `output` or `weights`"),
+        ({"output": json.dumps(PETS)}, "with `architecture`, `output`, `weights` or `positive`"),
         ({**DECLARED, "output": "cat,dog"}, "/body/output: Invalid JSON"),
         (
             {**DECLARED, "output": '{"kind": "softmax"}'},

@@ -893,7 +893,7 @@ def test_keys_are_made_used_and_revoked_and_the_machine_itself_always_gets_in(
         locked = run("list")
         assert (locked.code, locked.err) == (
             1,
-            "Expected an API key in the header `Authorization: Bearer …`, got none.\n",
+            "Expected an API key (--api-key, or ADAP_API_KEY in the environment), got none.\n",
         )
         listed = run("list", ADAP_API_KEY=made["key"])
         assert re.search(rf"^{made['id']} +me +local +read, write, admin", listed.out, re.M)

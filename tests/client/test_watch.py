@@ -51,6 +51,19 @@ def test_a_job_that_waits_says_its_place_and_what_runs_before_it(
             client.jobs.cancel(job["id"])
 
 
+def test_a_job_that_was_cancelled_is_not_called_failed(
+    client: Client, adap: Adap, dataset: str
+) -> None:
+    asked = {**TINY, "epochs": 1000, "seed": 9, "dataset_id": dataset}
+    job = client.train({**asked, "task": {"positive": ["cat"]}})
+    client.jobs.cancel(job["id"])
+    run = adap("jobs", "watch", job["id"])
+    assert run.code == 1
+    assert "train adap_lpn: cancelled\n" in run.err
+    assert f"The job {job['id']} was cancelled." in run.err
+    assert "failed" not in run.err
+
+
 def test_progress_is_told_while_a_job_is_queued_too() -> None:
     waiting = {"status": "queued", "progress": None, "queue_position": 3}
     assert progress_of(Event("progress", waiting, None)) == Progress(

@@ -82,8 +82,8 @@ def test_each_class_of_a_model_of_one_logit_is_refused(trained_for: list[str] | 
     with pytest.raises(ConfigError) as caught:
         resolve_tasks(EACH, PETS, trained_for=trained_for)
     assert str(caught.value) == (
-        'expected a model with an output for each class to audit {"each": true}; this one has a '
-        'single output: name its classes, for example {"positive": ["cat"]}'
+        "task: expected a model with an output for each class to audit each of them; this one "
+        "has a single output: name the classes that it ranks first (--positive), for example cat"
     )
 
 
@@ -129,7 +129,7 @@ def test_a_class_that_the_data_set_lacks_is_refused(
 
 @pytest.mark.parametrize("classes", [("cat", "dog"), ("yes", "no", "maybe"), ("yes", "true")])
 def test_where_nothing_is_obvious_a_task_is_asked_for(classes: tuple[str, ...]) -> None:
-    with pytest.raises(ConfigError, match=rf'\{{"positive": \["{classes[-1]}"\]\}}.*not plain'):
+    with pytest.raises(ConfigError, match=rf"for example {classes[-1]}: the data set.*not plain"):
         resolve_tasks(None, summary(*classes))
 
 
@@ -211,8 +211,8 @@ def resolve(asked: Task | None, model: Manifest, **options: object) -> list[Task
 def test_a_single_logit_is_refused_for_other_classes_than_it_was_trained_for() -> None:
     expected = (
         "task: the model has a single logit, which ranks dog first; got cat. Ask for "
-        '{"positive": ["dog"]} (--positive dog), or say other_positive: true (--other-positive) '
-        "to read that logit for cat all the same"
+        "dog (--positive dog), or say other_positive: true (--other-positive) to read that logit "
+        "for cat all the same"
     )
     with pytest.raises(ConfigError) as caught:
         resolve(task("cat"), ranker(["dog"]))

@@ -243,6 +243,15 @@ def take_in(path: Path, folder: Path) -> None:
     loading.load(converted.path, MANIFEST, device="cpu")
 
 
+def test_a_whole_network_is_named_before_what_is_missing_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    path.write_bytes(saved(nn.Sequential(nn.Flatten(), nn.Linear(4, 1))))
+    with pytest.raises(ModelFileError) as caught:
+        conversion.to_safetensors(path, None, folder=tmp_path)
+    assert "as torch.save(model) of a whole network makes it" in str(caught.value)
+    assert str(caught.value).startswith("expected a state dict of tensors alone")
+
+
 def test_the_corpus_is_large_enough() -> None:
     assert len(EVIL) >= 30
 

@@ -409,7 +409,7 @@ def test_images_of_several_sizes_are_refused_with_the_sizes_and_an_example_of_ea
         "expected images of one size, got 1 of 9x8 (width x height), for example 'dog/3.png'",
         "expected images of one size, got 1 of 8x9 (width x height), for example 'dog/4.png'",
         "got 3 sizes: to have all images made one size, declare how with `resize`, for example "
-        '{"height": 8, "width": 8, "fit": "crop"} (fit: stretch, crop or pad)',
+        "8x8, crop (--resize 8x8:crop; or stretch, pad)",
     ]
 
 

@@ -178,8 +178,7 @@ def _decode_files(
         (height, width), _ = sizes.most_common(1)[0]
         reasons.add(
             f"got {len(sizes)} sizes: to have all images made one size, declare how with `resize`, "
-            f'for example {{"height": {height}, "width": {width}, "fit": "crop"}} '
-            "(fit: stretch, crop or pad)"
+            f"for example {width}x{height}, crop (--resize {width}x{height}:crop; or stretch, pad)"
         )
     if deep is not None:
         _judge_deep(deep, asked, reasons)
