@@ -492,7 +492,7 @@ def test_a_class_asked_of_one_logit_is_refused(api: Api, problem: Check) -> None
         data={"positive": ["dog"]},
     )
     body = problem(answer, 422, "invalid_config")
-    assert "has one logit; got dog" in body["detail"]
+    assert "has one logit, which ranks cat first; got dog" in body["detail"]
 
 
 def test_an_empty_file_is_refused(api: Api, problem: Check) -> None:
