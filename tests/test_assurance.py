@@ -2,6 +2,7 @@
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 from tests.conftest import REPOSITORY
@@ -11,6 +12,7 @@ NAMED = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
 ROWS = [*(f"R{n}" for n in range(1, 36)), *(f"S{n}" for n in range(1, 24))]
 
 
+@cache
 def names_in(file: Path) -> set[str]:
     """The names of the tests of a file, those in classes included."""
     if not file.is_file():
