@@ -306,13 +306,20 @@ def harden(headers: MutableHeaders) -> None:
         headers.setdefault(name, value)
 
 
+_described: dict[str, Any] = {}  # the OpenAPI, once it was made: half a second's work
+
+
 def _complete_openapi(app: FastAPI) -> None:
     """Add to the OpenAPI what FastAPI does not say by itself.
 
     Error answers refer to Problem; the route for audits reads its two kinds of body itself; and
-    generators of clients know a file by `format: binary`.
+    generators of clients know a file by `format: binary`. No setting changes it, so that all
+    applications of a process share it.
     """
-    schema = app.openapi()  # which keeps it
+    if _described:
+        app.openapi_schema = _described
+        return
+    schema = app.openapi()
     _, ours = models_json_schema(
         [(cls, "validation") for cls in READ_BY_ROUTES],
         ref_template="#/components/schemas/{model}",
@@ -328,6 +335,7 @@ def _complete_openapi(app: FastAPI) -> None:
                 operation["responses"]["408"] = too_slow
     _mark_files(schemas)
     errors.document_writes(schema)
+    _described.update(schema)
 
 
 def _mark_files(value: Any) -> None:

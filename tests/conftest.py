@@ -1,8 +1,10 @@
 """Fixtures that every room uses.
 
-The service that tests talk to is real, and each process of pytest starts one at most. What takes
-long runs first, so that no process is left with it at the end, and a file that uses the service
-stays in one process (`--dist loadgroup`, in `pyproject.toml`), whose service holds what it uploads.
+The service that tests talk to is real, and each process of pytest starts one at most. Tests that
+share what takes long to make stay in one process (`--dist loadgroup`, in `pyproject.toml`): those
+of a folder that use the service, which holds what they upload, and those of a file that use what
+it makes once. Such groups run first, the largest before the others, then what is slow, so that no
+process is left with it at the end.
 """
 
 import json
@@ -35,16 +37,20 @@ PROCESSES = ("benchmarks", "client", "e2e", "worker")  # folders whose tests mos
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep files that use the service together, and begin with what takes long."""
+    """Keep together what shares a service or a fixture of its file, and begin with what is slow."""
     for item in items:
-        if "service" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+        place = item.path.relative_to(REPOSITORY)
+        known = item._fixtureinfo.name2fixturedefs if isinstance(item, pytest.Function) else {}
+        if "service" in known and place.parts[1] in PROCESSES:
+            item.add_marker(pytest.mark.xdist_group(str(place.parent)))
+        elif any(made.scope == "module" for (*_, made) in known.values()):
+            item.add_marker(pytest.mark.xdist_group(str(place)))
 
     def turn(item: pytest.Item) -> int:
+        if item.get_closest_marker("slow") is not None:
+            return 0
         folder = item.path.relative_to(REPOSITORY / "tests").parts[0]
-        if folder not in PROCESSES:
-            return 2
-        return 0 if item.get_closest_marker("slow") is not None else 1
+        return 1 if folder in PROCESSES else 2
 
     items.sort(key=turn)  # stable: else in the order of the files
 

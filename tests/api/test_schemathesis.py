@@ -5,6 +5,7 @@ request taken that the schema forbids, none refused that it allows, and no way a
 """
 
 from collections.abc import Iterable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -100,18 +101,14 @@ def described(modes: Iterable[GenerationMode]) -> Any:
     """The OpenAPI, the same whatever the settings are; requests of these modes are made of it."""
     with TemporaryDirectory() as home:
         app = create_app(Settings(home=Path(home), broker_url="redis://127.0.0.1:1/0")).app
-        schema = schemathesis.openapi.from_dict(app.openapi())
+        schema = schemathesis.openapi.from_dict(deepcopy(app.openapi()))
     schema.config.generation.update(modes=list(modes))
     accepted = schema.config.checks.positive_data_acceptance.expected_statuses
     schema.config.checks.positive_data_acceptance.expected_statuses = [*accepted, *REFUSED]
     return schema
 
 
-schema = described(GenerationMode)
-
-
-@schema.parametrize()
-@settings(
+few = settings(
     max_examples=EXAMPLES,
     deadline=None,
     derandomize=True,
@@ -119,7 +116,38 @@ schema = described(GenerationMode)
     phases=(Phase.explicit, Phase.generate),
     suppress_health_check=list(HealthCheck),
 )
+ESTIMATES = "/estimate$"
+schema = described(GenerationMode)
+# Their bodies are those of the calls that they estimate: every bound of these is tried there.
+estimates = described(GenerationMode).include(path_regex=ESTIMATES)
+estimates.config.phases.coverage.enabled = False
+
+
+@schema.exclude(path_regex=ESTIMATES).parametrize()
+@few
 def test_every_route_keeps_to_the_openapi(case: schemathesis.Case, service: Fuzzed) -> None:
+    keep_to_the_openapi(case, service)
+
+
+@estimates.parametrize()
+@few
+def test_every_estimate_keeps_to_the_openapi(case: schemathesis.Case, service: Fuzzed) -> None:
+    keep_to_the_openapi(case, service)
+
+
+def test_an_estimate_takes_the_body_of_what_it_estimates() -> None:
+    paths = schema.raw_schema["paths"]
+    found = [path for path in paths if path.endswith("/estimate")]
+    assert len(found) >= 2
+    for path in found:
+        estimated, asked = (
+            paths[each]["post"]["requestBody"]["content"]["application/json"]
+            for each in (path, path.removesuffix("/estimate"))
+        )
+        assert estimated == asked
+
+
+def keep_to_the_openapi(case: schemathesis.Case, service: Fuzzed) -> None:
     ids = service.ids
     if case.meta is not None and case.meta.generation.mode == GenerationMode.POSITIVE:
         for place in (case.path_parameters, case.body, case.query):

@@ -13,7 +13,8 @@ from sklearn.metrics import average_precision_score
 
 pytestmark = pytest.mark.slow
 
-TRAIN_PER_CLASS, TEST_PER_CLASS = 160, 40  # 2,000 images of ten classes
+TRAIN_PER_CLASS, TEST_PER_CLASS = 64, 16  # 800 images of ten classes
+EXAMPLES = 10 * (TRAIN_PER_CLASS + TEST_PER_CLASS)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def test_upload_train_audit_report_and_rank(service: str, archive: bytes) -> Non
         dataset = http.post("/v1/datasets", files={"file": ("photos.zip", archive)}).json()
         finished(http, dataset["job_id"])
         dataset = http.get(f"/v1/datasets/{dataset['id']}").json()
-        assert dataset["summary"]["examples"] == 2000
+        assert dataset["summary"]["examples"] == EXAMPLES
         assert dataset["summary"]["splits"]["test"]["truck"] == TEST_PER_CLASS
 
         request = {
@@ -75,7 +76,7 @@ def test_upload_train_audit_report_and_rank(service: str, archive: bytes) -> Non
         audit = finished(http, http.post("/v1/audits", json=request).json()["id"])
         report = http.get(audit["links"]["report"]).json()
         (task,) = report["tasks"]
-        assert (task["examples"], task["positives"]) == (400, TEST_PER_CLASS)
+        assert (task["examples"], task["positives"]) == (10 * TEST_PER_CLASS, TEST_PER_CLASS)
         assert task["prevalence"] == pytest.approx(0.1)
         lowest = min(figure["ap"] for figure in task["attacks"].values())
         assert task["floor"] <= task["worst_case"]["ap"] <= lowest < task["clean"]["ap"]
@@ -94,7 +95,7 @@ def test_upload_train_audit_report_and_rank(service: str, archive: bytes) -> Non
             body = http.get(ranking["links"]["ranking"], params=query).json()
             rows += body["data"]
             cursor = body["next_cursor"]
-        assert len(rows) == 400
+        assert len(rows) == 10 * TEST_PER_CLASS
         judged = average_precision_score(
             [row["positive"] for row in rows], [row["score"] for row in rows]
         )
@@ -106,7 +107,7 @@ def test_upload_train_audit_report_and_rank(service: str, archive: bytes) -> Non
             assert by_id[row["example_id"]] == pytest.approx(row["clean"], abs=1e-4)
 
         stored = load_safetensors(http.get(f"/v1/datasets/{dataset['id']}/content").content)
-        assert stored["images"].shape == (2000, 3, 32, 32)
+        assert stored["images"].shape == (EXAMPLES, 3, 32, 32)
         assert stored["images"].dtype == np.uint8
 
 

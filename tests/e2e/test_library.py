@@ -16,8 +16,6 @@ from tests.e2e.test_audit import add_dataset, finished, http, report_of
 
 __all__ = ["http"]  # the fixture
 
-pytestmark = pytest.mark.xdist_group("service")
-
 MEAN, STD = [0.3], [0.25]
 
 

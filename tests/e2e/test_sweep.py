@@ -23,12 +23,12 @@ from tests.conftest import REPOSITORY
 
 pytestmark = pytest.mark.slow
 
-PER_FILE = 20  # images of each class
+PER_FILE = 8  # images of each class
 
 
 @pytest.fixture(scope="module")
 def root(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """CIFAR-10 as published, with 1,000 images for training and 200 for testing."""
+    """CIFAR-10 as published, with 400 images for training and 80 for testing."""
     made = tmp_path_factory.mktemp("published")
     folder = made / "cifar-10-batches-bin"
     folder.mkdir()
@@ -54,10 +54,10 @@ def root(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_photographs_come_back_and_a_fifth_of_each_class_is_held_out(root: Path) -> None:
     read = load("cifar10", root)
-    assert read.images.shape == (1200, 3, 32, 32)
+    assert read.images.shape == (480, 3, 32, 32)
     assert 90 < read.images.mean() < 150, "photographs, and not noise or nothing"
     made = hold_out(read, fraction=0.2, seed=1)
-    for split, count in (("train", 80), ("validation", 20), ("test", 20)):
+    for split, count in (("train", 32), ("validation", 8), ("test", 8)):
         index = made.in_split(split)  # type: ignore[arg-type]
         assert np.bincount(made.labels[index]).tolist() == [count] * 10
 
@@ -72,8 +72,8 @@ def test_a_search_over_photographs_finds_a_front_whose_models_can_be_audited(
         added = client.datasets.add(packed)
         client.jobs.wait(added["job_id"])
         summary = client.datasets.show(added["id"])["summary"]
-        assert summary["classes"] == dict.fromkeys(CIFAR10_CLASSES, 120)
-        assert summary["splits"]["test"]["truck"] == 20
+        assert summary["classes"] == dict.fromkeys(CIFAR10_CLASSES, 6 * PER_FILE)
+        assert summary["splits"]["test"]["truck"] == PER_FILE
 
         made = client.sweep(
             {
@@ -110,5 +110,5 @@ def test_a_search_over_photographs_finds_a_front_whose_models_can_be_audited(
         )
         client.jobs.wait(audit["id"])
         (task,) = client.report(audit["id"])["tasks"]
-        assert (task["examples"], task["positives"]) == (200, 20)
+        assert (task["examples"], task["positives"]) == (10 * PER_FILE, PER_FILE)
         assert task["worst_case"]["ap"] < task["clean"]["ap"]
