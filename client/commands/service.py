@@ -11,6 +11,8 @@ from adap.client import demo as demo_
 from adap.client.client import ClientError
 from adap.client.commands.session import session
 
+Home = Annotated[Path | None, typer.Option(help="Where everything is kept.")]
+
 
 class DemoFailedError(ClientError):
     """The demonstration did not show what it is there to show."""
@@ -22,7 +24,7 @@ def up(
     port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="By default 8000; 0 takes a free one.")
     ] = None,
-    home: Annotated[Path | None, typer.Option(help="Where everything is kept.")] = None,
+    home: Home = None,
 ) -> NoReturn:
     """Run the service on this machine until Ctrl-C."""
     options = {"--host": host, "--port": port, "--home": home}
@@ -37,7 +39,7 @@ def up(
 
 def backup(
     file: Annotated[Path, typer.Argument(help="Where to write it, whole or not at all.")],
-    home: Annotated[Path | None, typer.Option(help="Where everything is kept.")] = None,
+    home: Home = None,
     files: Annotated[
         str | None,
         typer.Option(help="include or refer; by default files in a folder are taken along."),
@@ -49,7 +51,7 @@ def backup(
 
 def restore(
     file: Annotated[Path, typer.Argument(help="A file that `adap backup` wrote.")],
-    home: Annotated[Path | None, typer.Option(help="Where everything is kept.")] = None,
+    home: Home = None,
 ) -> NoReturn:
     """Fill an empty service from a backup, before it is started."""
     _run_on_the_database("restore", file, home)
@@ -63,7 +65,7 @@ def _run_on_the_database(action: str, file: Path, home: Path | None, *options: s
 
 def doctor(
     context: typer.Context,
-    home: Annotated[Path | None, typer.Option(help="Where everything is kept.")] = None,
+    home: Home = None,
     repair: Annotated[
         bool, typer.Option("--repair", help="Mend what can be mended without a loss, then look.")
     ] = False,
