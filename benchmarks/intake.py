@@ -1,12 +1,14 @@
 """Time and memory that checking a large data set or model takes.
 
     python -m benchmarks.intake --images 100000 --form jpeg
+    python -m benchmarks.intake --images 24 --side 3464 --form jpeg --resize 224
     python -m benchmarks.intake --model
 
 Random colour images, all different: as JPEG or PNG files in a zip of class folders, as JPEG files
 in Parquet (row groups of 10,000), or as an NPZ that is not compressed. Small images (32x32) are
 noise; larger ones are noise of an eighth of their size made larger, so that their files are as
-large as those of photographs. The pipeline runs as a worker runs it, in its sandboxed child.
+large as those of photographs (3464x3464 are 12 Mpixel). The pipeline runs as a worker runs it, in
+its sandboxed child.
 
 Beside it, in the same run, the bare cost: Pillow decodes the same files in one thread, NumPy loads
 the same NPZ. Seconds of wall clock are those of the machine's state; seconds of CPU less so. Memory
@@ -26,6 +28,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from threading import Event, Thread
 from typing import Literal
@@ -36,10 +39,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from adap.client.client import Client
+from adap.core.config import DatasetOptions, Resize
 from adap.models.header import Declaration, InputSpec, OutputSpec
 from adap.store.settings import Settings
 from adap.worker.child import Child
 from adap.worker.pipelines.requests import DatasetCheck, ModelCheck
+from adap.worker.pipelines.results import DatasetOpened, ModelOpened
 from adap.worker.sandbox import make_sandbox
 from adap.worker.work import Work
 
@@ -176,8 +181,8 @@ def _kib(status: str, name: str) -> int:
     return int(found[1]) if found else 0
 
 
-def measure(form: str, count: int, side: int, folder: Path) -> str:
-    """A row of the table."""
+def measure(form: str, count: int, side: int, folder: Path, resize: int | None = None) -> str:
+    """A row of the table; resize: the side that all images are made, in pixels."""
     write, read = FORMS[form]
     upload = folder / "upload"
     write(upload, count, side)
@@ -189,17 +194,20 @@ def measure(form: str, count: int, side: int, folder: Path) -> str:
     (folder / "work").mkdir()
     (folder / "home").mkdir()
     sandbox = make_sandbox(Settings(home=folder / "home"))
-    work = Work(DatasetCheck(), {"upload": upload}, folder / "work")
+    made = None if resize is None else Resize(height=resize, width=resize, fit="crop")
+    check = DatasetCheck(options=DatasetOptions(resize=made))
+    work = Work(check, {"upload": upload}, folder / "work")
     usage = Usage()
     started = time.perf_counter()
     with Child(sandbox=sandbox) as child, usage:
         result = child.run(work, on_message=lambda _: None, check=lambda: None)
         seconds = time.perf_counter() - started
         usage.look()
-    assert result["summary"]["examples"] == count
+    assert isinstance(result, DatasetOpened), result
+    assert result.summary.examples == count
     stored = (folder / "work" / "content.safetensors").stat().st_size
     cells = [
-        f"{form}, {side}x{side}",
+        f"{form}, {side}x{side}{'' if resize is None else f' to {resize}x{resize}'}",
         f"{count:,}",
         f"{sent / MIB:.0f}",
         f"{stored / MIB:.0f}",
@@ -267,13 +275,21 @@ for count in (2, 3, 1):
 """
 
 
-def measure_model(folder: Path) -> str:
-    """A row: ResNet-50 as ONNX, taken in, beside onnxruntime on the same file and images."""
+def measure_model(name: str, folder: Path) -> str:
+    """A row: a network as ONNX, taken in, beside onnxruntime on the same file and images.
+
+    name: ResNet-50, or a convolution alone, of which nearly all is the start of the child.
+    """
     import torch
+    from torch import nn
     from torchvision.models import resnet50
 
     upload = folder / "upload"
-    network = resnet50(num_classes=2).eval()
+    network: nn.Module = resnet50(num_classes=2)
+    if name != RESNET:
+        head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+        network = nn.Sequential(nn.Conv2d(3, 4, 3, stride=8), nn.ReLU(), *head)
+    network.eval()
     axes = {"x": {0: "batch"}, "y": {0: "batch"}}
     images = torch.rand(2, 3, 224, 224)
     torch.onnx.export(
@@ -305,24 +321,28 @@ def measure_model(folder: Path) -> str:
         )
         seconds = time.perf_counter() - started
         usage.look()
-    assert "manifest" in result, result
+    assert isinstance(result, ModelOpened), result
     sent = upload.stat().st_size / MIB
     cells = [
-        f"{sent:.0f}",
+        name,
+        f"{sent:.1f}",
         f"{seconds:.1f}",
         f"{usage.cpu_s:.1f}",
         f"{bare.cpu_s:.1f}",
-        f"{usage.cpu_s / bare.cpu_s:.2f}",
+        f"{usage.cpu_s / bare.cpu_s:.1f}",
         f"{usage.peak_kib / 1024:.0f}",
-        f"{usage.peak_kib / 1024 / sent:.1f}",
+        f"{usage.anonymous_kib / 1024:.0f}",
         f"{bare.peak_kib / 1024:.0f}",
     ]
     return f"| {' | '.join(cells)} |"
 
 
+RESNET = "ResNet-50"
+
 MODEL_HEAD = """\
-| MiB sent | s | CPU s | onnxruntime: CPU s | CPU ratio | peak MiB | of the file | its MiB |
-|---|---|---|---|---|---|---|---|"""
+| network | MiB sent | s | CPU s | onnxruntime: CPU s | CPU ratio | peak MiB | of it anonymous | \
+onnxruntime: peak MiB |
+|---|---|---|---|---|---|---|---|---|"""
 
 PARTS = ("api", "worker", "worker.child")
 
@@ -345,14 +365,17 @@ def main() -> None:
     parser.add_argument(
         "--service", action="store_true", help="sent to the whole service, for the memory of each"
     )
+    parser.add_argument("--resize", type=int, help="side that images are made, in pixels")
     parser.add_argument("--model", action="store_true", help="ResNet-50 as ONNX instead")
     arguments = parser.parse_args()
     if arguments.model:
         print(f"load average {os.getloadavg()[0]:.1f}\n\n{MODEL_HEAD}")
-        with tempfile.TemporaryDirectory() as home:
-            print(measure_model(Path(home)))
+        for name in ("a convolution", RESNET):
+            with tempfile.TemporaryDirectory() as home:
+                print(measure_model(name, Path(home)), flush=True)
         return
-    row, head = (measure_service, SERVICE_HEAD) if arguments.service else (measure, HEAD)
+    measured = partial(measure, resize=arguments.resize)
+    row, head = (measure_service, SERVICE_HEAD) if arguments.service else (measured, HEAD)
     print(f"load average {os.getloadavg()[0]:.1f} before, {os.cpu_count()} cores\n\n{head}")
     for form in arguments.form:
         with tempfile.TemporaryDirectory() as home:

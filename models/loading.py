@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as read_tensors
-from safetensors.torch import save as write_tensors
+from safetensors.torch import save_file as write_tensors
 from torch import Tensor, nn
 
 from adap.models import catalogue, networks
@@ -76,14 +76,15 @@ def write(tensors: Mapping[str, Tensor], path: Path, manifest: Manifest) -> None
     """Write tensors as they are, with a manifest that is not compared with them."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     # one metadata key only: the library writes several in an order of its own choosing
-    content = write_tensors(dict(tensors), metadata={MANIFEST_KEY: manifest.as_json()})
-    header_bytes = int.from_bytes(content[:8], "little")
+    write_tensors(dict(tensors), path, metadata={MANIFEST_KEY: manifest.as_json()})
+    with path.open("rb") as file:
+        header_bytes = int.from_bytes(file.read(8), "little")
     if header_bytes > MAX_HEADER_BYTES:  # a thousand long names, each character escaped
+        path.unlink()
         raise ModelFileError(
             f"expected a manifest that fits a header of {MAX_HEADER_BYTES} bytes, "
             f"got one of {header_bytes}"
         )
-    path.write_bytes(content)
 
 
 def graph_tensors(network: GraphNetwork) -> dict[str, Tensor]:
@@ -154,10 +155,9 @@ def probe(scorer: Scorer) -> ProbeResult:
     """
     images = _probe_images(scorer)
     try:
+        together, gradients = _with_gradients(scorer, images)
         with torch.no_grad():
-            together = scorer.outputs(images)  # (B, K)
             alone = torch.cat([scorer.outputs(image[None]) for image in images])
-        gradients = _gradient_norms(scorer, images)
     except (RuntimeError, ValueError) as error:
         problem = f"the model does not run on images of the declared size: {str(error)[:300]}"
         return ProbeResult(images=len(images), problems=[problem], warnings=[])
@@ -347,19 +347,22 @@ def _probe_images(scorer: Scorer) -> Tensor:
     return images.to(scorer.mean.device)
 
 
-def _gradient_norms(scorer: Scorer, images: Tensor) -> list[float]:
-    """L1 norm of the gradient to the pixels, image by image; it may be infinite or NaN."""
+def _with_gradients(scorer: Scorer, images: Tensor) -> tuple[Tensor, list[float]]:
+    """The (B, K) logits, and the L1 norm of the gradient to the pixels, image by image.
+
+    A norm may be infinite or NaN.
+    """
     images = images.clone().requires_grad_()
     with torch.enable_grad():
         logits = scorer.outputs(images)
     if not logits.requires_grad:
-        return [0.0] * len(images)
+        return logits, [0.0] * len(images)
     # weights that differ: the plain sum of logits that add up to a constant has no gradient
     weights = torch.linspace(1, 2, logits.shape[1], device=logits.device, dtype=logits.dtype)
     gradient, *_ = torch.autograd.grad(
         (logits * weights).sum(), images, allow_unused=True, materialize_grads=True
     )
-    return [float(norm) for norm in gradient.flatten(1).abs().sum(dim=1)]
+    return logits.detach(), [float(norm) for norm in gradient.flatten(1).abs().sum(dim=1)]
 
 
 def _finite(value: float) -> float | None:

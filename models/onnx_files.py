@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from adap import rounding
-from adap.models import onnx_fitting
+from adap.models import onnx_fitting, onnx_weights
 from adap.models.errors import ModelFileError
 from adap.models.graphs import (
     LARGEST_OPSET,
@@ -70,6 +70,9 @@ class GraphNetwork(nn.Module):
                 ) from error
         makers = {name: node for node in graph.nodes for name in node.outputs}
         self.rounds = False
+        for node in model.graph.node:  # of which the library has left out what it joined
+            given = [tensors[name] for name in node.input if name in tensors]
+            _share(getattr(self.converted, self.converted.mapping[node.output[0]]), given)
         for node in graph.nodes:
             module = _rounding(node, tensors) or _rounding_of_two(node, makers)
             if module is not None:
@@ -77,8 +80,10 @@ class GraphNetwork(nn.Module):
                 setattr(self.converted, self.converted.mapping[node.outputs[0]], module)
         for name, value in tensors.items():  # one copy of each tensor is enough
             setattr(self.converted, _buffer(name), value)
-        # the library keeps the model for its list of nodes alone
-        del self.converted.onnx_model.graph.initializer[:]
+        # the library keeps the model for its list of nodes alone; a list that is emptied keeps
+        # the memory of what was in it
+        self.converted.onnx_model = type(model)()
+        self.converted.onnx_model.graph.node.extend(model.graph.node)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> the output, by torch operations alone."""
@@ -94,6 +99,16 @@ class GraphNetwork(nn.Module):
     def tensors(self) -> dict[str, Tensor]:
         """What the graph was built from."""
         return {name: getattr(self.converted, _buffer(name)) for name in self.names}
+
+
+def _share(operator: Any, tensors: list[Tensor]) -> None:
+    """Weights that the library copied into a layer are made those of the graph."""
+    if not isinstance(operator, nn.Module):
+        return
+    for own in (*operator.parameters(), *operator.buffers()):
+        for value in tensors:
+            if value.dtype == own.dtype and value.shape == own.shape and torch.equal(value, own):
+                own.data = value
 
 
 class _Rounding(nn.Module):
@@ -234,19 +249,23 @@ def take_in(
             f"--output model.onnx): {error}"
         ) from error
     _check_plain(model)
-    fit = onnx_fitting.simplify(model, output)
-    _Reader(model).read()  # every operator and size is known before the network is run
+    model, held = onnx_weights.take_out(model)
+    fit = onnx_fitting.simplify(model, held, output, path)
+    _Reader(fit).read()  # every operator and size is known before the network is run
     takes = onnx_fitting.arrange(fit, spec)
-    network = _network(model)
+    network = _network(fit)
     check(network)
     original, flattened = onnx_fitting.ask(fit, takes, spec)
-    return Read(_network(model) if flattened else network, original, fit)
+    return Read(_network(fit) if flattened else network, original, fit)
 
 
-def _network(model: Any) -> GraphNetwork:
-    graph, arrays = _Reader(model).read()
-    # copied: onnx hands out views of the file's own bytes
-    tensors = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+def _network(fit: onnx_fitting.Fit) -> GraphNetwork:
+    graph, arrays = _Reader(fit).read()
+    tensors = {
+        # copied where they are views of the file's own bytes, as onnx hands them out
+        name: torch.from_numpy(array if array.flags.writeable else array.copy())
+        for name, array in arrays.items()
+    }
     return GraphNetwork(graph, tensors).eval()
 
 
@@ -288,12 +307,15 @@ def as_onnx(graph: Graph, tensors: Mapping[str, Tensor | NDArray[Any]]) -> Any:
     from onnx import TensorProto, checker, helper, numpy_helper
 
     arrays = {
-        name: numpy_helper.from_array(np.ascontiguousarray(np.asarray(value)), name)
+        name: np.ascontiguousarray(np.asarray(value)).reshape(tuple(value.shape))
         for name, value in tensors.items()
     }
+    large = {name: array for name, array in arrays.items() if array.size > onnx_weights.SMALL}
 
     def value(attribute: Any) -> Any:
-        return arrays[attribute.tensor] if isinstance(attribute, TensorAttribute) else attribute
+        if not isinstance(attribute, TensorAttribute):
+            return attribute
+        return numpy_helper.from_array(arrays[attribute.tensor], attribute.tensor)
 
     output = ["batch", None][: graph.rank]
     try:
@@ -305,12 +327,27 @@ def as_onnx(graph: Graph, tensors: Mapping[str, Tensor | NDArray[Any]]) -> Any:
         made = helper.make_graph(
             nodes,
             "network",
-            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", None, None, None])],
+            [
+                helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", None, None, None]),
+                # for the checker, which would copy their numbers
+                *(
+                    helper.make_tensor_value_info(
+                        name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape
+                    )
+                    for name, array in large.items()
+                ),
+            ],
             [helper.make_tensor_value_info(graph.output, TensorProto.FLOAT, output)],
-            initializer=list(arrays.values()),
+            initializer=[
+                numpy_helper.from_array(array, name)
+                for name, array in arrays.items()
+                if name not in large
+            ],
         )
         model = helper.make_model(made, opset_imports=[helper.make_opsetid("", graph.opset)])
         checker.check_model(model)
+        del model.graph.input[1:]
+        onnx_weights.add(model.graph, large)
     except (checker.ValidationError, ValueError, TypeError) as error:
         raise ModelFileError(
             f"expected operators used as ONNX defines them, got {str(error)[:300]}"
@@ -380,8 +417,8 @@ _ENDINGS: dict[onnx_fitting.Ending | None, Callable[[Tensor], Tensor]] = {
 class _Reader:
     """One ONNX model on its way to a graph: names are replaced, everything else is checked."""
 
-    def __init__(self, model: Any) -> None:
-        self._model = model
+    def __init__(self, fit: onnx_fitting.Fit) -> None:
+        self._model, self._held = fit.model, fit.held
         self._names: dict[str, str] = {"": ""}
         self._tensors: dict[str, NDArray[Any]] = {}
         self._values = 0
@@ -395,7 +432,7 @@ class _Reader:
                 scores = node.input[0] if node.op_type in _CHOICES and node.input else ""
                 raise ModelFileError(refused_operator(domain + node.op_type, scores))
         for tensor in graph.initializer:
-            self._bind(tensor.name, self._add_tensor(tensor))
+            self._bind(tensor.name, self._add_tensor(tensor, self._held.get(tensor.name)))
         self._bind_images()
         nodes = [made for node in graph.node if (made := self._node(node)) is not None]
         if not nodes:
@@ -487,7 +524,7 @@ class _Reader:
             case _:
                 raise ModelFileError("expected a constant made of numbers, got another kind")
 
-    def _add_tensor(self, tensor: Any) -> str:
+    def _add_tensor(self, tensor: Any, held: NDArray[Any] | None = None) -> str:
         from onnx import TensorProto, numpy_helper
 
         kinds = (
@@ -506,7 +543,7 @@ class _Reader:
                 f"expected tensors of at most {MAX_DIMENSIONS} dimensions, got {len(tensor.dims)}"
             )
         try:
-            array = numpy_helper.to_array(tensor)
+            array = numpy_helper.to_array(tensor) if held is None else held
         except (ValueError, TypeError, OverflowError) as error:
             raise ModelFileError(
                 f"expected as many numbers as {shown(tensor.name)} declares, got others: {error}"

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from adap.models import onnx_folding
+from adap.models import onnx_folding, onnx_weights
 from adap.models.errors import ModelFileError
 from adap.models.header import InputSpec, OutputSpec, shown
 from adap.reading import Fact
@@ -52,7 +52,7 @@ class Original:
     @classmethod
     def of(cls, path: Path) -> "Original":
         """A file of ours: channels first, the batch free."""
-        session = onnx_folding.opened(path.read_bytes(), plain=False)
+        session = onnx_folding.opened(path, plain=False)
         (images,) = session.get_inputs()
         return cls(session, Images(images.name))
 
@@ -76,7 +76,8 @@ class Fit:
     """What became of a file: the model, the declaration, and what was done."""
 
     model: Any  # ModelProto
-    whole: bytes  # it before, for onnxruntime
+    held: onnx_weights.Held  # its large tensors
+    original: bytes | Path  # it before, for onnxruntime
     output: OutputSpec
     ending: Ending | None = None  # what was cut off behind the logits
     quantised: bool = False
@@ -84,21 +85,26 @@ class Fit:
     facts: list[Fact] = field(default_factory=list)
 
 
-def simplify(model: Any, output: OutputSpec) -> Fit:
+def simplify(model: Any, held: onnx_weights.Held, output: OutputSpec, path: Path) -> Fit:
     """One output, no constants left to compute, quantised operators written out; in place.
 
+    path: the file that the model was read from.
     Nothing but constants has been run until here. Raises ModelFileError, with what to do.
     """
+    came = len(model.graph.node)
     steps = _choose_output(model, output)
-    whole = model.SerializeToString()
+    original: bytes | Path = path
+    if steps or len(model.graph.node) < came:  # what leads nowhere may be what nobody can run
+        original = onnx_weights.whole(model, held)
     quantised = _dequantise(model)
     if quantised:
         steps.append("quantised operators written out: exact values, gradients straight through")
-    folded = onnx_folding.fold(model)
+    folded = onnx_folding.fold(model, held)
     if folded:
         steps.append(f"{folded} {'constant' if folded == 1 else 'constants'} computed once")
     output = output.model_copy(update={"name": None})
-    return Fit(model, whole, output, quantised=quantised, steps=steps)
+    onnx_weights.keep_used(model, held)
+    return Fit(model, held, original, output, quantised=quantised, steps=steps)
 
 
 def arrange(fit: Fit, spec: InputSpec) -> Images:
@@ -125,8 +131,8 @@ def arrange(fit: Fit, spec: InputSpec) -> Images:
 
 def ask(fit: Fit, takes: Images, spec: InputSpec) -> tuple[Original, bool]:
     """The original, once it is known to answer as declared; whether its output was flattened."""
-    original = Original(onnx_folding.opened(fit.whole, plain=fit.quantised), takes)
-    fit.whole = b""
+    original = Original(onnx_folding.opened(fit.original, plain=fit.quantised), takes)
+    fit.original = b""
     return original, _flatten(fit, original, spec)
 
 
@@ -525,7 +531,7 @@ class _Freer:
         for dim, size in zip(dims[1:], self.sizes, strict=True):
             dim.dim_value = size
         for tensor in self.graph.initializer:
-            if math.prod(tensor.dims) <= onnx_folding.SMALL:
+            if math.prod(tensor.dims) <= onnx_weights.SMALL:
                 small.graph.initializer.append(tensor)
             else:
                 small.graph.input.append(

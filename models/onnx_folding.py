@@ -7,18 +7,19 @@ in the graph, whose cost is looked at as a whole; too much work is refused.
 
 import math
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from adap.models import onnx_weights
 from adap.models.errors import ModelFileError
 from adap.models.graphs import OPERATORS
 
 MAX_NUMBERS = 2**24  # of a computed constant, where no tensor of the file has more: 64 MiB
 MAX_OPERATIONS = 4 * 10**9  # for all constants together: seconds of a slow core
 MAX_ROUNDS = 50  # each makes constants that let the sizes of the next be told
-SMALL = 4096  # numbers of a constant that may be a shape
 
 Shape = tuple[int, ...]
 
@@ -30,7 +31,7 @@ _WINDOWS = ("AveragePool", "LpPool", "MaxPool", "LRN")
 _PLAIN = frozenset(OPERATORS) - {*_PRODUCTS, *_WINDOWS}  # one operation for each number
 
 
-def fold(model: Any) -> int:
+def fold(model: Any, held: onnx_weights.Held) -> int:
     """Compute in place what does not depend on the images; how many values came of it.
 
     Raises ModelFileError where that is too much work, or onnxruntime cannot.
@@ -42,7 +43,7 @@ def fold(model: Any) -> int:
         if not nodes:
             break
         work += more
-        folded += _compute(model, nodes)
+        folded += _compute(model, nodes, held)
     return folded
 
 
@@ -128,7 +129,7 @@ def _shapes(model: Any, nodes: Iterable[Any]) -> dict[str, Shape]:
         )
 
     for tensor in model.graph.initializer:
-        if math.prod(tensor.dims) <= SMALL:
+        if math.prod(tensor.dims) <= onnx_weights.SMALL:
             shapes[tensor.name] = tuple(tensor.dims)
             small.graph.initializer.append(tensor)
         else:
@@ -136,7 +137,11 @@ def _shapes(model: Any, nodes: Iterable[Any]) -> dict[str, Shape]:
     for node in model.graph.node:
         if node.op_type != "Constant":
             continue
-        large = [a.t for a in node.attribute if a.name == "value" and math.prod(a.t.dims) > SMALL]
+        large = [
+            a.t
+            for a in node.attribute
+            if a.name == "value" and math.prod(a.t.dims) > onnx_weights.SMALL
+        ]
         if large:
             show(node.output[0], large[0])
         else:
@@ -155,7 +160,7 @@ def _shapes(model: Any, nodes: Iterable[Any]) -> dict[str, Shape]:
     return shapes
 
 
-def _compute(model: Any, nodes: list[Any]) -> int:
+def _compute(model: Any, nodes: list[Any], held: onnx_weights.Held) -> int:
     """Run these operators and keep what others use of them; how many values that is."""
     from onnx import helper, numpy_helper
 
@@ -177,7 +182,7 @@ def _compute(model: Any, nodes: list[Any]) -> int:
     )
     small = helper.make_model(part, opset_imports=model.opset_import, ir_version=model.ir_version)
     try:
-        values = opened(small.SerializeToString(), plain=True).run(None, {})
+        values = opened(onnx_weights.whole(small, held), plain=True).run(None, {})
     except Exception as error:
         raise ModelFileError(
             f"expected constants that onnxruntime computes, got {str(error)[:200]}"
@@ -197,12 +202,12 @@ def constants(graph: Any) -> dict[str, NDArray[Any]]:
         tensor.name: numpy_helper.to_array(tensor)
         for tensor in graph.initializer
         if tensor.data_type in (TensorProto.INT64, TensorProto.INT32)
-        and 0 <= math.prod(tensor.dims) <= SMALL
+        and 0 <= math.prod(tensor.dims) <= onnx_weights.SMALL
     }
     for node in graph.node:
         if node.op_type == "Constant" and len(node.attribute) == 1:
             attribute = node.attribute[0]
-            if attribute.name == "value" and math.prod(attribute.t.dims) <= SMALL:
+            if attribute.name == "value" and math.prod(attribute.t.dims) <= onnx_weights.SMALL:
                 if attribute.t.data_type in (TensorProto.INT64, TensorProto.INT32):
                     found[node.output[0]] = numpy_helper.to_array(attribute.t)
             elif attribute.name == "value_ints":
@@ -224,7 +229,7 @@ def drop_dead(model: Any) -> None:
         del model.graph.initializer[i]
 
 
-def opened(content: bytes, *, plain: bool) -> Any:
+def opened(content: bytes | Path, *, plain: bool) -> Any:
     """onnxruntime on a file; plain: its operators one by one, none fused with another."""
     import onnxruntime
 
@@ -234,7 +239,8 @@ def opened(content: bytes, *, plain: bool) -> Any:
     if plain:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        file = str(content) if isinstance(content, Path) else content
+        return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise ModelFileError(
             f"expected a network that onnxruntime runs, got {str(error)[:300]}"

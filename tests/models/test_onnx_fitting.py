@@ -272,6 +272,27 @@ def test_what_is_ambiguous_is_refused_with_what_to_say(
     assert said in refused(model, tmp_path, output)
 
 
+def test_large_weights_computed_in_the_graph_are_kept_and_held_once(tmp_path: Path) -> None:
+    left = RANDOM.normal(0, 0.1, (4, 3000)).astype(np.float32)
+    right = RANDOM.normal(0, 0.1, (3000, 2)).astype(np.float32)
+    model = classifier(
+        node("Mul", "l two", "m"),  # of constants: computed once, and as large as before
+        node("MatMul", "f m", "h"),
+        node("MatMul", "h r", "y"),
+        weights={"l": left, "r": right, "two": np.array(2, np.float32)},
+    )
+    _, scorer = take_in(model, tmp_path)
+    images = torch.rand(3, 3, 8, 8)
+    maps = nn.functional.conv2d(images, torch.from_numpy(KERNEL), padding=1).mean((2, 3))
+    expected = maps @ torch.from_numpy(2 * left) @ torch.from_numpy(right)
+    assert torch.allclose(scorer.outputs(images), expected, atol=1e-4)
+    of_shape: dict[Any, set[int]] = {}
+    for held in (*scorer.network.parameters(), *scorer.network.buffers()):
+        of_shape.setdefault(tuple(held.shape), set()).add(held.data_ptr())
+    for shape in (KERNEL.shape, left.shape, right.shape):
+        assert len(of_shape[shape]) == 1  # also where a layer of the library has it, too
+
+
 def test_a_choice_behind_the_scores_is_refused_and_the_scores_can_be_named(tmp_path: Path) -> None:
     model = classifier(node("ArgMax", "z", "y", axis=1, keepdims=0), shape=["batch"])
     said = refused(model, tmp_path)
