@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pyarrow.parquet as pq
+import pytest
 import torch
 from safetensors.numpy import load_file
 from sqlalchemy import delete, select, update
@@ -43,6 +45,7 @@ from tests.worker.conftest import (
     children_that_work,
     descendants,
     kill_children,
+    plant_on,
     ringing,
     same_weights,
     still_alive,
@@ -66,6 +69,14 @@ def freeze(process: subprocess.Popen[bytes], plant: Plant) -> list[psutil.Proces
             connection.rollback()
             connection.close()
             return family
+
+
+@pytest.fixture(scope="module")
+def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plant]:
+    """A home with a worker that nobody harms, for what comes of jobs when nothing happens."""
+    with plant_on(tmp_path_factory.mktemp("busy")) as made:
+        made.start_worker()
+        yield made
 
 
 def test_a_killed_training_goes_on_elsewhere_to_the_same_weights(plant: Plant) -> None:
@@ -192,10 +203,9 @@ def test_retries_go_on_from_what_failed_and_was_cancelled_to_the_same_weights(pl
     plant.wait(lambda: len(others()) == 1, because="the data set, and no checkpoint")
 
 
-def test_an_epoch_is_told_with_its_figures_and_what_is_left(plant: Plant) -> None:
-    plant.start_worker()
-    job = plant.wait_done(plant.train(plant.dataset(), epochs=3))
-    told = [data for name, data in plant.events(job.id) if name == "epoch"]
+def test_an_epoch_is_told_with_its_figures_and_what_is_left(busy: Plant) -> None:
+    job = busy.wait_done(busy.train(busy.dataset(), epochs=3))
+    told = [data for name, data in busy.events(job.id) if name == "epoch"]
     assert [data["epoch"] for data in told] == [1, 2, 3]
     for data in told:
         assert data["lr"] > 0
@@ -205,53 +215,52 @@ def test_an_epoch_is_told_with_its_figures_and_what_is_left(plant: Plant) -> Non
     assert [data["eta_s"] > 0 for data in told] == [True, True, False]
 
 
-def test_a_training_that_no_epoch_improves_ends_early_and_says_so(plant: Plant) -> None:
-    plant.start_worker()
+def test_a_training_that_no_epoch_improves_ends_early_and_says_so(busy: Plant) -> None:
     # No step worth the name; BatchNorm's statistics alone move, and the AP with them at first.
     still = {"name": "sgd", "lr": 1e-9, "momentum": 0.0}
-    queued = plant.train(
-        plant.dataset(), method="ce", epochs=500, optimizer=still, validation={"patience": 3}
+    queued = busy.train(
+        busy.dataset(), method="ce", epochs=500, optimizer=still, validation={"patience": 3}
     )
-    job = plant.wait_done(queued)
+    job = busy.wait_done(queued)
     assert job.status == JobStatus.SUCCEEDED, job.error
     summary = (job.result or {})["summary"]
     assert summary["stopped_early"]
     done, best = len(summary["history"]), summary["best"]["epoch"]
     assert done == best + 3 < 500
-    (told,) = [data for name, data in plant.events(queued) if name == "stopped_early"]
+    (told,) = [data for name, data in busy.events(queued) if name == "stopped_early"]
     assert told == {"epoch": done, "best_epoch": best}
 
 
 def test_a_training_that_turns_to_nan_fails_with_the_last_good_checkpoint_kept(
-    plant: Plant,
+    busy: Plant,
 ) -> None:
-    plant.start_worker()
     # Decay times rate is 10: each step multiplies the weights by -9, until float32 overflows.
     wild = {"name": "sgd", "lr": 10.0, "weight_decay": 1.0, "momentum": 0.9, "milestones": []}
-    job = plant.wait_done(plant.train(plant.dataset(), method="ce", epochs=200, optimizer=wild))
+    with busy.database.reading() as session:
+        before = set(session.scalars(select(ModelRow.id)))
+    job = busy.wait_done(busy.train(busy.dataset(), method="ce", epochs=200, optimizer=wild))
     assert job.status == JobStatus.FAILED
     assert job.error is not None
     assert job.error["code"] == "training_failed"
     assert "expected" in job.error["message"]
     assert "got" in job.error["message"]
-    done = [data["epoch"] for name, data in plant.events(job.id) if name == "epoch"]
+    done = [data["epoch"] for name, data in busy.events(job.id) if name == "epoch"]
     assert job.checkpoint_sha256 is not None
-    path = open_blobs(plant.settings).local_path(job.checkpoint_sha256)
+    path = open_blobs(busy.settings).local_path(job.checkpoint_sha256)
     kept = torch.load(path, weights_only=True)
     assert kept["epoch"] == done[-1] > 0
     assert all(value.isfinite().all() for value in kept["network"].values())
-    with plant.database.reading() as session:
-        assert session.scalars(select(ModelRow)).all() == [], "no model is published"
+    with busy.database.reading() as session:
+        assert set(session.scalars(select(ModelRow.id))) == before, "no model is published"
 
 
-def test_too_few_positives_to_hold_any_out_fail_before_any_step(plant: Plant) -> None:
-    plant.start_worker()
-    queued = plant.train(plant.dataset(4))  # one of them positive
-    job = plant.wait_done(queued)
+def test_too_few_positives_to_hold_any_out_fail_before_any_step(busy: Plant) -> None:
+    queued = busy.train(busy.dataset(4))  # one of them positive
+    job = busy.wait_done(queued)
     assert job.error is not None
     assert job.error["code"] == "invalid_data"
     assert "expected at least 2 positives and 2 negatives" in job.error["message"]
-    assert "epoch" not in [name for name, _ in plant.events(queued)]
+    assert "epoch" not in [name for name, _ in busy.events(queued)]
 
 
 def test_a_job_whose_child_dies_is_tried_again_and_in_the_end_given_up(plant: Plant) -> None:
@@ -518,23 +527,27 @@ def test_an_audit_survives_the_loss_of_the_process_of_each_shard_in_turn(plant: 
     assert (scores_of(plant, row).attacked["pgd"] == scores_of(plant, whole).attacked["pgd"]).all()
 
 
-def test_what_was_attacked_once_is_not_attacked_again(plant: Plant) -> None:
-    dataset = plant.dataset(64)
-    trained = plant.train(dataset, method="ce", epochs=1)
-    plant.start_worker()
-    model = (plant.wait_done(trained).result or {})["model_id"]
+def test_what_was_attacked_once_is_not_attacked_again(busy: Plant) -> None:
+    dataset = busy.dataset(64, seed=2)  # of its own: no other test knows its scores
+    trained = busy.train(dataset, method="ce", epochs=1)
+    model = (busy.wait_done(trained).result or {})["model_id"]
 
     def columns(row: JobRow) -> list[dict[str, str]]:
-        with plant.database.reading() as session:
+        with busy.database.reading() as session:
             query = select(JobRow).where(JobRow.parent_id == row.id).order_by(JobRow.shard)
             return [(shard.result or {})["blobs"] for shard in session.scalars(query)]
 
+    def kept() -> int:
+        with busy.database.reading() as session:
+            return len(session.scalars(select(ScoresRow)).all())
+
+    others = kept()
     pgd = {"name": "pgd", "steps": 5}
-    first = plant.wait_done(audit(plant, model, dataset, attacks=[pgd]))
+    first = busy.wait_done(audit(busy, model, dataset, attacks=[pgd]))
     known = columns(first)
-    again = plant.wait_done(
+    again = busy.wait_done(
         audit(
-            plant,
+            busy,
             model,
             dataset,
             attacks=[{**pgd, "label": "renamed"}, "noise"],
@@ -547,99 +560,94 @@ def test_what_was_attacked_once_is_not_attacked_again(plant: Plant) -> None:
         assert after["clean"] == before["clean"]
         assert after["attack.renamed"] == before["attack.pgd"]
         assert set(after) == {"clean", "attack.renamed", "attack.noise"}
-    with plant.database.reading() as session:
-        kept = session.scalars(select(ScoresRow)).all()
-    assert len(kept) == 4 * 3, "four shards, each clean, under PGD and under noise"
-    other = plant.wait_done(audit(plant, model, dataset, attacks=[pgd], seed=1))
+    assert kept() - others == 4 * 3, "four shards, each clean, under PGD and under noise"
+    other = busy.wait_done(audit(busy, model, dataset, attacks=[pgd], seed=1))
     assert columns(other)[0]["attack.pgd"] != known[0]["attack.pgd"], "another seed is another run"
 
 
 def test_an_audit_warns_of_data_that_a_model_was_trained_on_before_it_was_this_model(
-    plant: Plant,
+    busy: Plant,
 ) -> None:
-    seen_first, seen_last = plant.dataset(96), plant.dataset(80)
-    unseen = plant.dataset(64, seed=1)
-    plant.start_worker()
+    seen_first, seen_last = busy.dataset(96), busy.dataset(80)
+    unseen = busy.dataset(64, seed=1)
 
     def trained(dataset: str, **fields: Any) -> str:
-        queued = plant.train(dataset, method="ce", epochs=1, **fields)
-        return str((plant.wait_done(queued).result or {})["model_id"])
+        queued = busy.train(dataset, method="ce", epochs=1, **fields)
+        return str((busy.wait_done(queued).result or {})["model_id"])
 
     start = trained(seen_first)
     model = trained(seen_last, model_id=start, warm_start={"model_id": start})
     for dataset, warned in ((seen_first, True), (seen_last, True), (unseen, False)):
-        row = plant.wait_done(audit(plant, model, dataset, attacks=["fgsm"]))
+        row = busy.wait_done(audit(busy, model, dataset, attacks=["fgsm"]))
         assert row.status == JobStatus.SUCCEEDED, row.error
         warnings = (row.result or {})["summary"]["warnings"]
         assert any("trained on" in warning for warning in warnings) == warned, warnings
 
 
-def test_whether_to_bound_is_asked_once_an_audit(plant: Plant) -> None:
-    dataset = plant.dataset(64)
-    trained = plant.train(dataset, method="ce", epochs=1)
-    plant.start_worker()
-    model = (plant.wait_done(trained).result or {})["model_id"]
+def test_whether_to_bound_is_asked_once_an_audit(busy: Plant) -> None:
+    dataset = busy.dataset(64, seed=3)  # of its own: what is told of it is wrong
+    trained = busy.train(dataset, method="ce", epochs=1)
+    model = (busy.wait_done(trained).result or {})["model_id"]
     noise = [{"name": "noise"}]
 
     def bounds(row: JobRow) -> tuple[list[str], list[str]]:
         """The blobs of each shard's sample and of its bounds."""
         assert row.status == JobStatus.SUCCEEDED, row.error
         assert (row.progress or {})["completed"] == (row.progress or {})["total"]
-        with plant.database.reading() as session:
+        with busy.database.reading() as session:
             query = select(JobRow).where(JobRow.parent_id == row.id).order_by(JobRow.shard)
             found = [(shard.result or {})["blobs"] for shard in session.scalars(query)]
         return [blobs["bounds.sample"] for blobs in found], [blobs["bounds"] for blobs in found]
 
     for epsilon, proves in ((1e-5, True), (0.1, False)):
         changes = {"threat": {"epsilon": epsilon}, "certify": "auto", "attacks": noise}
-        row = plant.wait_done(audit(plant, model, dataset, **changes))
+        row = busy.wait_done(audit(busy, model, dataset, **changes))
         samples, columns = bounds(row)
         assert (len(samples), len(set(samples)), len(set(columns))) == (4, 1, 4)
-        (sample,) = load_scores(open_blobs(plant.settings).local_path(samples[0]))
+        (sample,) = load_scores(open_blobs(busy.settings).local_path(samples[0]))
         assert len(sample) == 16
         assert sample.targets.sum() == 8
         assert (sample.no_bounds is None) == proves
-        assert scores_of(plant, row).no_bounds == sample.no_bounds
-        assert (scores_of(plant, row).bounds is not None) == proves
-        with plant.database.reading() as session:
+        assert scores_of(busy, row).no_bounds == sample.no_bounds
+        assert (scores_of(busy, row).bounds is not None) == proves
+        with busy.database.reading() as session:
             keys = session.scalars(select(ScoresRow.key).where(ScoresRow.blob_sha256 == samples[0]))
             assert len(keys.all()) == 1
 
         # a decision that is known is not taken again: what stands there is believed
         told = replace(sample, bounds=None, no_bounds="Because somebody said so.")
-        file = plant.settings.home / "told"
+        file = busy.settings.home / "told"
         save_scores([told], file)
-        sha256 = open_blobs(plant.settings).put(file)
-        with plant.database.writing() as session:
+        sha256 = open_blobs(busy.settings).put(file)
+        with busy.database.writing() as session:
             of_sample = ScoresRow.blob_sha256 == samples[0]
             session.execute(update(ScoresRow).where(of_sample).values(blob_sha256=sha256))
             session.execute(delete(ScoresRow).where(ScoresRow.blob_sha256.in_(columns)))
-        again = plant.wait_done(audit(plant, model, dataset, **changes))
-        assert scores_of(plant, again).no_bounds == "Because somebody said so."
+        again = busy.wait_done(audit(busy, model, dataset, **changes))
+        assert scores_of(busy, again).no_bounds == "Because somebody said so."
 
 
-def test_a_ranking_is_sorted_and_complete(plant: Plant) -> None:
-    dataset = plant.dataset()
-    plant.start_worker()
-    model = (plant.wait_done(plant.train(dataset)).result or {})["model_id"]
+def test_a_ranking_is_sorted_and_complete(busy: Plant) -> None:
+    dataset = busy.dataset()
+    model = (busy.wait_done(busy.train(dataset)).result or {})["model_id"]
     request = RankingRequest(model_id=model, dataset_id=dataset, batch_size=10)
-    job = plant.enqueue(JobKind.RANK, request.as_json(), dataset_id=dataset, model_id=model)
-    row = plant.wait_done(job)
+    job = busy.enqueue(JobKind.RANK, request.as_json(), dataset_id=dataset, model_id=model)
+    row = busy.wait_done(job)
     assert row.result is not None, row.error
-    path = open_blobs(plant.settings).local_path(row.result["blobs"]["ranking"])
+    path = open_blobs(busy.settings).local_path(row.result["blobs"]["ranking"])
     ranking = [json.loads(line) for line in path.read_text().splitlines()]
     assert [item["rank"] for item in ranking] == list(range(1, 97))
     scores = [item["score"] for item in ranking]
     assert scores == sorted(scores, reverse=True)
     assert len({item["example_id"] for item in ranking}) == 96
     assert {item["positive"] for item in ranking} == {True, False}
-    blobs = open_blobs(plant.settings)
+    blobs = open_blobs(busy.settings)
     assert pq.read_table(blobs.local_path(row.result["blobs"]["parquet"])).to_pylist() == ranking
     with blobs.local_path(row.result["blobs"]["csv"]).open(newline="") as file:
         table = [(line["example_id"], float(line["score"])) for line in csv.DictReader(file)]
     assert table == [(item["example_id"], item["score"]) for item in ranking]
     standing = load_file(blobs.local_path(row.result["blobs"]["standing"]))
-    with plant.database.reading() as session:
+    with busy.database.reading() as session:
         content = session.get_one(DatasetRow, dataset).content_sha256
     assert content is not None
     example_ids = ImageSet.load(blobs.local_path(content)).example_ids
@@ -651,7 +659,7 @@ def test_a_ranking_is_sorted_and_complete(plant: Plant) -> None:
     ] == [{key: item[key] for key in ("example_id", "score", "positive")} for item in ranking]
 
 
-def test_equal_images_are_ranked_by_their_ids(plant: Plant) -> None:
+def test_equal_images_are_ranked_by_their_ids(busy: Plant) -> None:
     images = np.random.default_rng(0).integers(0, 256, (2, 1, 8, 8), np.uint8)
     ids = [f"{i:02d}" for i in np.random.default_rng(1).permutation(40)]
     image_set = ImageSet(
@@ -660,19 +668,18 @@ def test_equal_images_are_ranked_by_their_ids(plant: Plant) -> None:
         classes=["negative", "positive"],
         example_ids=ids,
     )
-    path = plant.settings.home / "twins"
+    path = busy.settings.home / "twins"
     image_set.save(path)
-    dataset = plant.dataset()
-    plant.start_worker()
-    model = (plant.wait_done(plant.train(dataset)).result or {})["model_id"]
-    with plant.database.writing() as session:
+    dataset = busy.dataset()
+    model = (busy.wait_done(busy.train(dataset)).result or {})["model_id"]
+    with busy.database.writing() as session:
         row = session.get_one(DatasetRow, dataset)
-        row.content_sha256 = open_blobs(plant.settings).put(path)
+        row.content_sha256 = open_blobs(busy.settings).put(path)
         row.summary = {**summarise(image_set), "splits": {}}
     request = RankingRequest(model_id=model, dataset_id=dataset)
-    job = plant.enqueue(JobKind.RANK, request.as_json(), dataset_id=dataset, model_id=model)
-    blobs = (plant.wait_done(job).result or {})["blobs"]
-    ranking = pq.read_table(open_blobs(plant.settings).local_path(blobs["parquet"])).to_pylist()
+    job = busy.enqueue(JobKind.RANK, request.as_json(), dataset_id=dataset, model_id=model)
+    blobs = (busy.wait_done(job).result or {})["blobs"]
+    ranking = pq.read_table(open_blobs(busy.settings).local_path(blobs["parquet"])).to_pylist()
     first, second = ranking[:20], ranking[20:]
     for half in (first, second):
         assert len({item["score"] for item in half}) == 1
