@@ -48,6 +48,8 @@ POLICY = {
     "frame-ancestors": "'none'",
 }
 NORMS = {"linf": "L-inf", "l2": "L2", "l1": "L1"}  # those that people write otherwise
+WORDS = {"lr": "learning rate", "fpr": "false positive rate", "std": "deviation"}
+OF_MACHINES = frozenset({"worker", "images_per_s", "eta_s"})  # figures of events
 OF_PIXELS = frozenset({"epsilon", "epsilons", "step_size"})
 _JSON = frozenset({"", "*/*", "application/json"})  # what nearly every program sends
 
@@ -88,7 +90,7 @@ def _prepared() -> tuple[Environment, Mapping[str, str]]:
     }
     environment.filters |= {
         "ap": "{:.3f}".format,
-        "brief": _brief,
+        "brief": brief,
         "told": _told,
         "lasting": _lasting,
         "share": _share,
@@ -122,14 +124,16 @@ def _share(value: float) -> str:
 
 
 def _told(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What an event tells people: not which process of which machine it was."""
-    return {name: value for name, value in values.items() if name != "worker"}
+    """What an event tells people: its sentence, else its figures but for those of the machine."""
+    if isinstance(values.get("message"), str):
+        return {"name": values["message"]}
+    return {name: value for name, value in values.items() if name not in OF_MACHINES}
 
 
 def asked(request: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What a job was asked for, beside the things it is of: each setting and its value in words."""
     return [
-        (name.replace("_", " ").capitalize(), _brief(value) or "as usual")
+        (name.replace("_", " ").capitalize(), brief(value) or "as usual")
         if isinstance(value, Mapping)
         else (name.replace("_", " ").capitalize(), _figure(name, value))
         for name, value in request.items()
@@ -137,10 +141,12 @@ def asked(request: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _brief(values: Mapping[str, Any]) -> str:
+def brief(values: Mapping[str, Any]) -> str:
     """Values in one line, figures to four digits, absent ones left out: `pgd, steps 10`."""
     return ", ".join(
-        _figure(name, value) if name == "name" else f"{name} {_figure(name, value)}"
+        _figure(name, value)
+        if name == "name"
+        else f"{WORDS.get(name, name).replace('_', ' ')} {_figure(name, value)}"
         for name, value in values.items()
         if value is not None and value != {}
     )
@@ -151,7 +157,7 @@ def _figure(name: str, value: Any) -> str:
     if isinstance(value, str):
         return NORMS.get(value, value) if name == "norm" else value
     if isinstance(value, Mapping):
-        return f"({_brief(value)})"
+        return f"({brief(value)})"
     if isinstance(value, list):
         return ", ".join(_figure(name, one) for one in value)
     if not isinstance(value, float):

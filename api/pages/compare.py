@@ -5,7 +5,7 @@ from urllib.parse import urlencode
 
 from fastapi import Response
 
-from adap.api.pages import page
+from adap.api.pages import brief, page
 from adap.api.pages.plots import Point, front, intervals, scatter
 from adap.api.schemas import Contender, Leaderboard, LeaderboardSetting, Sweep
 from adap.core.config import pipeline_in_words
@@ -74,7 +74,7 @@ def _point(contender: Contender, *, leads: bool) -> Point:
 
 
 def _words(setting: LeaderboardSetting) -> str:
-    """A setting in a line: `8 first, test split, linf up to 0.03137`."""
+    """A setting in a line: `8 first, test split, norm L-inf, epsilon 8/255`."""
     positive = setting.positive
     return ", ".join(
         [
@@ -82,7 +82,7 @@ def _words(setting: LeaderboardSetting) -> str:
             if positive is None
             else f"{' and '.join(positive)} first",
             "all images" if setting.split is None else f"{setting.split} split",
-            f"{setting.norm} up to {setting.epsilon:.4g}",
+            brief({"norm": setting.norm, "epsilon": setting.epsilon}),
             *([f"through {pipeline_in_words(setting.pipeline)}"] if setting.pipeline else []),
             *([] if setting.sample is None else [f"a sample of {setting.sample:,}"]),
         ]

@@ -78,6 +78,7 @@ def test_models_are_compared_with_their_intervals_and_front(api: Api) -> None:
             assert f"{one['to_leader']['value']:+.3f}".replace("-", "\N{MINUS SIGN}") in shown
     assert HOSTILE[0] in page.one("main").text
     assert "elsewhere" not in shown
+    assert "norm L-inf, epsilon 8/255" in shown
     (other,) = [a.attributes["href"] for a in page.all("a") if "norm=l2" in a.attributes["href"]]
     assert "elsewhere" in seen(api, other).one("main").words
     for link in {a.attributes["href"] for a in page.all("a")}:

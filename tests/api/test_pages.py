@@ -342,21 +342,23 @@ def test_the_page_of_a_job_says_how_far_it_is_and_follows_it_until_the_end(api: 
     with api.database.writing() as session:
         claim = jobs.claim(session, job["id"], worker="w", lease_s=30)
         assert claim is not None
-        jobs.record(session, claim, "epoch", {"epoch": 3, "loss": 0.123456})
+        told = {"epoch": 3, "lr": 0.001, "loss": 0.123456, "images_per_s": 99.5}
+        jobs.record(session, claim, "epoch", told)
         progress = {"phase": "training", "completed": 3, "total": 8, "unit": "epochs", "eta_s": 200}
         session.execute(update(JobRow).where(JobRow.id == job["id"]).values(progress=progress))
     running = seen(api, path)
     assert "Training: 3 of 8 epochs, about 3 min 20 s left" in running.one("main").words
     bar = running.one("progress").attributes
     assert (bar["value"], bar["max"]) == ("3", "8")
-    assert "epoch 3, loss 0.1235" in running.one("main").words
+    assert "epoch 3, learning rate 0.001, loss 0.1235" in running.one("main").words
+    assert "99.5" not in running.one("main").words
 
     with api.database.writing() as session:
         error = jobs.JobError("worker_lost", "The worker died 3 times.", retryable=True)
         jobs.fail(session, claim, error)
     failed = seen(api, path)
     for text in (
-        *("failed", "worker_lost", "The worker died 3 times.", "may well succeed when it is run"),
+        *("failed", "Worker lost", "The worker died 3 times.", "may well succeed when it is run"),
         f"adap jobs retry {job['id']}",
     ):
         assert text in failed.one("main").words, text

@@ -34,16 +34,20 @@ SECTION_BOX = """heading => {
 }"""
 
 
+def save(picture: Image.Image, file: Path) -> None:
+    """Keep a picture as a small PNG."""
+    # A palette makes it a third as large; this way of choosing one keeps hues and greys.
+    small = picture.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE)
+    small.save(file, optimize=True)
+
+
 def take(page: Path, folder: Path, *, browser: Any) -> list[Path]:
     """The pictures of a page, and where they are."""
     written = []
 
     def keep(name: str, picture: Image.Image) -> None:
         file = folder / f"{page.stem}-{name}.png"
-        # A palette makes it a third as large; this way of choosing one keeps hues and greys.
-        picture.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE).save(
-            file, optimize=True
-        )
+        save(picture, file)
         written.append(file)
 
     for scheme in ("light", "dark"):

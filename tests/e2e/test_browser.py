@@ -20,6 +20,7 @@ from PIL import Image
 
 from adap.models import architectures, loading
 from adap.models.header import Manifest
+from tests.api.take_pictures import take
 from tests.core.browser import chromium
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
@@ -111,7 +112,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_from_files_to_a_report_with_what_is_refused_mended_in_place(
-    visitor: Visitor, service: str, photos: Path, weights: Path
+    visitor: Visitor, service: str, photos: Path, weights: Path, tmp_path: Path
 ) -> None:
     tab = visitor.tab
     tab.goto("/")
@@ -234,6 +235,11 @@ def test_from_files_to_a_report_with_what_is_refused_mended_in_place(
         visitor.judge()
     assert "expected images of one size" in tab.inner_text("#list")
     assert visitor.expected, "the refusal was one of the API"
+    pictures = take(service, tmp_path, browser=tab.context.browser)
+    assert [picture.name for picture in pictures] == [
+        *("page-home.png", "page-audit.png", "page-compare.png", "page-model.png")
+    ]
+    assert all(5_000 < picture.stat().st_size < 150_000 for picture in pictures)
 
 
 def test_a_training_is_started_cancelled_and_gone_on_with(
