@@ -1,10 +1,10 @@
 """Fixtures that every room uses.
 
 The service that tests talk to is real, and each process of pytest starts one at most. Tests that
-share what takes long to make stay in one process (`--dist loadgroup`, in `pyproject.toml`): those
-of a folder that use the service, which holds what they upload, and those of a file that use what
-it makes once. Such groups run first, the largest before the others, then what is slow, so that no
-process is left with it at the end.
+share what takes long to make stay in one process (`--dist loadgroup`, in `pyproject.toml`): the
+client's that use the service, the others that do, and those of a file that use what it makes once.
+Such groups run first, the largest before the others, then what is slow, so that no process is left
+with it at the end.
 """
 
 import json
@@ -42,7 +42,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         place = item.path.relative_to(REPOSITORY)
         known = item._fixtureinfo.name2fixturedefs if isinstance(item, pytest.Function) else {}
         if "service" in known and place.parts[1] in PROCESSES:
-            item.add_marker(pytest.mark.xdist_group(str(place.parent)))
+            item.add_marker(pytest.mark.xdist_group("client" if "client" in place.parts else "e2e"))
         elif any(made.scope == "module" for (*_, made) in known.values()):
             item.add_marker(pytest.mark.xdist_group(str(place)))
 

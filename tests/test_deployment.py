@@ -11,7 +11,6 @@ import stat
 import subprocess
 import sys
 import tomllib
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -389,29 +388,3 @@ def test_the_bill_of_materials_lists_what_is_pinned(tmp_path: Path) -> None:
     assert bill["bomFormat"] == "CycloneDX"
     listed = {(canonicalize_name(c["name"]), f"=={c['version']}") for c in bill["components"]}
     assert listed == {(name, pin) for name, pin, _ in locked()}
-
-
-def test_an_installation_holds_every_file_of_the_packages(tmp_path: Path) -> None:
-    # The image installs a wheel, not the checkout: templates and migrations must be inside it.
-    ignore = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(REPOSITORY / "adap", tmp_path / "adap", symlinks=True)
-    for package in PACKAGES:
-        shutil.copytree(REPOSITORY / package, tmp_path / package, ignore=ignore)
-    files = {
-        f"adap/{path.relative_to(tmp_path)}"
-        for package in PACKAGES
-        for path in (tmp_path / package).rglob("*")
-        if path.is_file()
-    }
-    for name in ("LICENSE", "README.md", "pyproject.toml"):
-        shutil.copy(REPOSITORY / name, tmp_path)
-
-    build = "import setuptools.build_meta as backend; print(backend.build_wheel('dist'))"
-    run = subprocess.run(
-        [sys.executable, "-c", build], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 0, run.stderr
-    (wheel,) = (tmp_path / "dist").glob("*.whl")
-    held = set(zipfile.ZipFile(wheel).namelist())
-    assert files - held == set()
-    assert {name.split("/")[0] for name in held if ".dist-info/" not in name} == {"adap"}
