@@ -4,7 +4,8 @@ One rule for all that people read again: names of things, of classes, groups and
 statements. Whoever reads one sees all of it, in its order, and nothing of what stands around it is
 shown otherwise.
 
-Source: Default_Ignorable_Code_Point (UAX 44), marks of direction (UAX 9), joiners (UAX 31).
+Source: Default_Ignorable_Code_Point (UAX 44), marks of direction (UAX 9), joiners (UAX 31), and
+what is no character (Unicode, 23.7), which no XML file may hold.
 """
 
 import re
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 _COMMANDS = ("Cc", "Zl", "Zp", "Cs")  # C0 and C1, ends of lines and paragraphs, half characters
 _UNSEEN = re.compile(
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e"
-    "\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb"
+    "\u2060-\u206f\u3164\ufdd0-\ufdef\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\ufffe\uffff"
     "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
 _JOINERS = "\u200c\u200d"  # without which Persian, Hindi and some emoji are written wrongly

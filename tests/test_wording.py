@@ -39,7 +39,8 @@ HONEST = [
 
 
 def test_what_is_shown_as_nothing_has_no_place_between_letters() -> None:
-    for code in [*IGNORABLE, *range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029]:
+    no_characters = [0xFFFE, 0xFFFF, *range(0xFDD0, 0xFDF0)]
+    for code in [*IGNORABLE, *no_characters, *range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029]:
         text = f"ap{chr(code)}ple"
         assert hidden(text) == [f"U+{code:04X}"], hex(code)
         assert visible(text) == "apple"
