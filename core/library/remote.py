@@ -31,6 +31,7 @@ from adap.core.library.running import made_folder
 
 MOST_WAITED_S = 600.0  # for one Retry-After: who asks for more is given up
 FIRST_BACKOFF_S, MOST_BACKOFF_S = 0.5, 60.0
+MOST_ANSWERED_BYTES = 1024**2  # of the answer to one image, unpacked
 AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
@@ -73,6 +74,7 @@ class HTTPRanker:
     score: the answer of httpx to a number; by default `score` of a JSON object.
     per_second: requests at most.  queries: requests in all, tries again included.
     tries: of one image, with a longer wait each time, or as long as Retry-After says.
+    timeout_s: for each step of an answer, and for the whole of it; more than 1 MiB is refused.
     folder: where answers are kept; without one they are forgotten with this object.
 
     A call raises ModelError, in one sentence, where the budget is spent, where a server keeps
@@ -157,8 +159,8 @@ class HTTPRanker:
             self._pace()
             self.left -= 1
             try:
-                response = client.post(self.url, content=body, headers=self.headers)
-            except _httpx().TransportError as error:
+                response = self._answer(client, body)
+            except _httpx().RequestError as error:
                 said, asked = f"{type(error).__name__}: {error}", None
             else:
                 if response.status_code not in AGAIN:
@@ -174,6 +176,24 @@ class HTTPRanker:
             wait = min(2 * wait, MOST_BACKOFF_S)
         raise ModelError(f"expected an answer within {self.tries} tries, and {said}")
 
+    def _answer(self, client: Any, body: bytes) -> Any:
+        """What a server answers, read as far as an answer goes: it may never end, or unpack to
+        anything."""
+        httpx, begun, content = _httpx(), self._clock(), bytearray()
+        with client.stream("POST", self.url, content=body, headers=self.headers) as response:
+            for part in response.iter_bytes():
+                content += part
+                if len(content) > MOST_ANSWERED_BYTES:
+                    raise ModelError(
+                        f"expected an answer of at most {MOST_ANSWERED_BYTES} bytes to one image, "
+                        "got more"
+                    )
+                if self._clock() - begun > self.timeout_s:
+                    raise httpx.ReadTimeout(f"no whole answer within {self.timeout_s:g} s")
+        unpacked = {"content-encoding", "content-length", "transfer-encoding"}
+        headers = [one for one in response.headers.items() if one[0].lower() not in unpacked]
+        return httpx.Response(response.status_code, headers=headers, content=bytes(content))
+
     def _pace(self) -> None:
         """Wait until another request may go: never two within 1 / per_second."""
         now = self._clock()
@@ -188,7 +208,7 @@ class HTTPRanker:
             )
         try:
             value = float(self.score(response))
-        except (ValueError, TypeError, LookupError) as error:
+        except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError) as error:
             raise ModelError(
                 f"expected an answer with a number, got {response.text[:200]!r}: score= reads "
                 "answers of another form"

@@ -1,5 +1,6 @@
 """A ranker behind HTTP, asked through a real server that fails and says when to come again."""
 
+import gzip
 import io
 import json
 import threading
@@ -122,6 +123,28 @@ def test_never_more_than_so_many_a_second_and_longer_waits_after_each_failure(
     ask(images[:1] / 2)
     waits = [seconds for seconds in clock.slept if seconds != 0.25]
     assert waits == [0.5, 1, 2, 4]
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "said"),
+    [
+        ({}, b" " * 2**20 + b"1.5", "at most 1048576 bytes"),
+        ({"content-encoding": "gzip"}, gzip.compress(bytes(2**24)), "at most 1048576 bytes"),
+        ({}, b"[" * 200_000 + b"]" * 200_000, "an answer with a number"),
+        ({}, b"1" + b"0" * 400, "an answer with a number"),
+        ({}, b'{"score": 1e999}', "a finite score"),
+        ({"content-encoding": "gzip"}, b"no gzip at all", "an answer within 1 tries"),
+    ],
+)
+def test_a_hostile_answer_is_refused_in_a_sentence_and_never_read_whole(
+    server: Server, images: np.ndarray, headers: dict[str, str], body: bytes, said: str
+) -> None:
+    server.faults = [(200, headers, body)]
+    with pytest.raises(adap.ModelError, match=said):
+        ranker(server, tries=1)(images[:1])
+    packed = gzip.compress(b'{"score": 2.5}')
+    server.faults = [(200, {"content-encoding": "gzip"}, packed)]
+    assert ranker(server)(images[:1]).tolist() == [2.5]
 
 
 @pytest.mark.parametrize(
