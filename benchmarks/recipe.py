@@ -28,6 +28,7 @@ from adap.core.config import TrainingConfig
 from adap.core.figures.ranking import average_precision
 from adap.core.objectives.registry import build_objective
 from adap.core.objectives.surrogates import negative_margin
+from adap.core.presets import TRAINING_PRESETS
 from adap.core.training.loop import fit
 
 TRAIN, VALIDATION = 900, 300  # and 597 to test on
@@ -35,6 +36,11 @@ METHOD = {"name": "adap_lpn", "lambda": 1.0, "gamma1": 0.9, "gamma2": 0.9}
 ATTACK = {"epsilon": 0.1, "steps": 3, "step_size": 0.05}
 ADAM = {"name": "adam", "lr": 0.01}
 COSINE = {"schedule": "cosine", "warmup_epochs": 1}
+ROBUST = {
+    "ema": TRAINING_PRESETS["robust"]["ema"],
+    "method": {**METHOD, **TRAINING_PRESETS["robust"]["method"]},
+    "optimizer": {**ADAM, **TRAINING_PRESETS["robust"]["optimizer"]},
+}
 OPTIONS: dict[str, Mapping[str, Any]] = {
     "none": {},
     "cosine, 1 epoch of warm-up": {"optimizer": {**ADAM, **COSINE}},
@@ -53,6 +59,8 @@ OPTIONS: dict[str, Mapping[str, Any]] = {
     },
     "EMA 0.95 as anchor": {"ema": 0.95, "method": {**METHOD, "anchor": "ema"}},
 }
+# Chosen by what the options did: to be judged by other seeds.
+PRESET = {"none": {}, "preset `robust`": ROBUST}
 
 Found = tuple[float, float, float]
 """Robust AP (PGD-20), clean AP, both on test images, and CPU seconds of the training."""
@@ -75,7 +83,7 @@ def network_of(seed: int) -> nn.Module:
         )
 
 
-def measured(option: str, *, seed: int, epochs: int) -> Found:
+def measured(option: Mapping[str, Any], *, seed: int, epochs: int) -> Found:
     """A training with an option, judged on images that nothing was chosen by."""
     digits = load_digits()
     images = torch.from_numpy((digits.images / 16 * 255).astype(np.uint8))[:, None]
@@ -90,7 +98,7 @@ def measured(option: str, *, seed: int, epochs: int) -> Found:
             "optimizer": ADAM,
             "attack": ATTACK,
             "seed": seed,
-            **OPTIONS[option],
+            **option,
         }
     )
     network = network_of(seed)
@@ -162,14 +170,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.recipe", description=__doc__)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--preset", action="store_true", help="`robust` alone, by other seeds")
     parser.add_argument("--write", type=Path, help="a file for the table, written as it grows")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    found: dict[str, list[Found]] = {option: [] for option in OPTIONS}
-    for seed in range(arguments.seeds):  # all options of a seed, so that what is there compares
-        for option, values in found.items():
-            values.append(measured(option, seed=seed, epochs=arguments.epochs))
-            print(f"seed {seed}, {option}: {values[-1]}", flush=True)
+    options = PRESET if arguments.preset else OPTIONS
+    found: dict[str, list[Found]] = {name: [] for name in options}
+    first = arguments.seeds if arguments.preset else 0  # not those by which it was chosen
+    for seed in range(first, first + arguments.seeds):  # all options of a seed: they compare
+        for name, values in found.items():
+            values.append(measured(options[name], seed=seed, epochs=arguments.epochs))
+            print(f"seed {seed}, {name}: {values[-1]}", flush=True)
         print(table(found), flush=True)
         if arguments.write:
             arguments.write.write_text(table(found) + "\n")

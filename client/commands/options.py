@@ -53,7 +53,7 @@ OtherPositive = Annotated[
 TrainingPreset = Annotated[
     str | None,
     typer.Option(
-        help="Of what is not said otherwise: paper-cifar, paper-celeba, paper-bdd or quick."
+        help="Of what is not said otherwise: paper-cifar, paper-celeba, paper-bdd, robust or quick."
     ),
 ]
 Seed = Annotated[int | None, typer.Option(help="Of every random choice.")]

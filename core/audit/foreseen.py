@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from adap.core.audit.checks.planned import DEPTHS, passes_of_image
 from adap.core.audit.costs import Passes, of_measure
 from adap.core.audit.plan import Recovery, measures
-from adap.core.config import AuditConfig
+from adap.core.config import AuditConfig, pipeline_draws
 
 
 @dataclass(frozen=True)
@@ -51,5 +51,6 @@ def of_task(config: AuditConfig, extent: Extent) -> Foreseen:
         most = DEPTHS[level].images
         negatives = extent.images - extent.positives
         checks = of_image.both * (min(most, extent.positives) + min(most, negatives))
-    found = extent.images * each + checks
-    return Foreseen(found, found + extent.images * more.both)
+    draws = pipeline_draws(config.pipeline)
+    found = draws * (extent.images * each + checks)
+    return Foreseen(found, found + draws * extent.images * more.both)

@@ -237,7 +237,7 @@ def test_the_openapi_describes_searches_and_presets(api: Api) -> None:
     kinds = schemas["SweepRequest"]["properties"]["search"]["discriminator"]["mapping"]
     assert set(kinds) == {"grid", "tpe"}
     presets = {entry["name"]: entry for entry in api.http.get("/v1/presets").json()}
-    assert presets.keys() == {"paper-cifar", "paper-celeba", "paper-bdd", "quick"}
+    assert presets.keys() == {"paper-cifar", "paper-celeba", "paper-bdd", "robust", "quick"}
     assert presets["paper-cifar"]["parameters"]["epochs"] == 60
     (preset,) = (
         choice["enum"]

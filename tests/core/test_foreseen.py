@@ -65,3 +65,11 @@ def test_the_cost_of_an_audit_is_known_beforehand(
     expected = foreseen.most if stepped else foreseen.sure
     assert network.count.passes == pytest.approx(expected, rel=ASIDE)
     assert (foreseen.most > 2 * foreseen.sure) == stepped
+
+
+def test_a_pipeline_that_draws_costs_as_many_times_its_draws() -> None:
+    extent = Extent(images=COUNT, positives=COUNT // 3, height=SIDE, width=SIDE)
+    once = of_task(AuditConfig.model_validate({"pipeline": [{"name": "jpeg"}]}), extent)
+    varying = [{"name": "jpeg", "least_quality": 50}]
+    often = of_task(AuditConfig.model_validate({"pipeline": varying}), extent)
+    assert (often.sure, often.most) == (16 * once.sure, 16 * once.most)
