@@ -182,6 +182,13 @@ def test_from_files_to_a_report_with_what_is_refused_mended_in_place(
     tab.fill("[name='corruptions.kinds']", "fog")
     tab.click("text=The same without this page")
     assert "--set 'corruptions.kinds=[\"fog\"]'" in tab.inner_text("#same pre >> nth=0")
+    tab.check("[name='pipeline.jpeg']")
+    tab.check("[name='pipeline.resize']")
+    tab.fill("[name='pipeline.resize.height']", "8")
+    pipeline = '--set \'pipeline=[{"name":"jpeg"},{"name":"resize","height":8}]\''
+    assert pipeline in tab.inner_text("#same pre >> nth=0")
+    tab.uncheck("[name='pipeline.jpeg']")
+    tab.uncheck("[name='pipeline.resize']")
     tab.uncheck("[name=corruptions]")  # so that none are tried: the command below has none
     tab.click("button:text-is('Start the audit')")
     tab.wait_for_selector("text=write 8/255")

@@ -30,7 +30,7 @@ export function flags(request, named) {
     const flag = named[path];
     if (flag) {
       [value].flat().forEach((one) => line.push(flag, quoted(String(one))));
-    } else if (value !== null && typeof value === "object" && Object.keys(value).length > 0 && !Array.isArray(value)) {
+    } else if (value !== null && typeof value === "object" && (path === "" || Object.keys(value).length > 0) && !Array.isArray(value)) {
       Object.entries(value).forEach(([name, inner]) => walk(inner, path ? `${path}.${name}` : name));
     } else {
       const text = typeof value === "string" ? value : JSON.stringify(value);

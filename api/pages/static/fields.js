@@ -237,31 +237,46 @@ function oneOf(path, label, schema, all) {
   return { ...made, faults: [...made.faults, ...parts.flatMap(([, , part]) => part.faults)], shows: show };
 }
 
-function several(path, label, schema, item) {
-  // A list of objects told apart by `name`, each with its defaults: boxes to tick.
-  const names = Object.keys(item.discriminator.mapping);
-  const boxes = names.map((name) => {
+function several(path, label, schema, item, all) {
+  // A list of objects told apart by `name`: boxes to tick. Where names alone are taken each has its
+  // defaults; else the fields of what is ticked are asked for, and it counts in the order of ticks.
+  const bare = schema.items.anyOf !== undefined;
+  const { mapping, propertyName } = item.discriminator;
+  const order = [];
+  const parts = Object.keys(mapping).map((name) => {
     const box = make("input", { type: "checkbox", name: [...path, name].join("."), value: name });
-    return [box, make("label", { class: "tick" }, box, name)];
+    const { [propertyName]: _, ...properties } = resolve({ $ref: mapping[name] }, all).properties;
+    const inner = bare ? null : group([...path, name], "", { properties }, all);
+    const show = () => {
+      order.splice(0, order.length, ...order.filter((one) => one !== name), ...(box.checked ? [name] : []));
+      inner?.element.toggleAttribute("hidden", !box.checked);
+    };
+    box.addEventListener("change", show);
+    show();
+    return { name, box, inner, shown: make("label", { class: "tick" }, box, name) };
   });
   const wrong = make("p", { class: "wrong", hidden: true });
   const element = make(
     "fieldset",
     { class: "field" },
     make("legend", {}, label),
-    boxes.map(([, shown]) => shown),
+    parts.flatMap(({ shown, inner }) => [shown, inner?.element]),
     wrong,
     schema.description ? make("p", { class: "help" }, sentence(schema.description)) : null,
   );
   const read = () => {
-    const ticked = boxes.filter(([box]) => box.checked).map(([box]) => box.value);
-    return ticked.length ? ticked : undefined;
+    const ticked = order.map((name) => parts.find((one) => one.name === name));
+    return ticked.length
+      ? ticked.map(({ name, inner }) => (inner ? { [propertyName]: name, ...inner.read() } : name))
+      : undefined;
   };
   const say = (fault) => {
     wrong.textContent = fault;
     wrong.hidden = fault === "";
   };
-  return { element, read, hint: () => {}, faults: [[path, say, boxes[0][0]]] };
+  const within = ({ name, inner }) =>
+    (inner?.faults ?? []).map(([at, ...rest]) => [at.filter((one) => one !== name), ...rest]);
+  return { element, read, hint: () => {}, faults: [[path, say, parts[0].box], ...parts.flatMap(within)] };
 }
 
 function resolve(schema, all) {
@@ -318,7 +333,7 @@ export function field(path, schema, all, label = words(path.at(-1))) {
       return numeric(path, label, found, { whole: found.type === "integer", fraction: found.fraction });
     case "array": {
       const item = resolve(found.items, all);
-      return item.discriminator ? several(path, label, found, item) : list(path, label, found, item);
+      return item.discriminator ? several(path, label, found, item, all) : list(path, label, found, item);
     }
     case "object": {
       const optional = schema.anyOf?.some((one) => one.type === "null") ?? false;

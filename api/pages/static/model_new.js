@@ -13,11 +13,12 @@ const USUAL = {
   "by ImageNet's mean and deviation": [[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]],
 };
 
-const { name, weights } = await fieldsOf("ModelForm", {
-  only: ["name", "weights"],
-  labels: { weights: "Which weights" },
+const { name, positive, weights } = await fieldsOf("ModelForm", {
+  only: ["name", "positive", "weights"],
+  labels: { positive: "Ranks first", weights: "Which weights" },
   helps: {
     name: "By default the file's name",
+    positive: "Of a network with one output: the class that it ranks first, several with commas between them",
     weights: "Of a checkpoint with several sets of them, such as model_ema",
   },
 });
@@ -65,11 +66,11 @@ input.element.children[0].after(
 );
 input.element.insertBefore(usual.element, input.element.children[5]);
 
-fill("main-fields", [name, architecture, input]);
+fill("main-fields", [name, architecture, positive, input]);
 byId("main-fields").append(listed);
 fill("more-fields", [output, weights]);
 
-const parts = { name, architecture, input, output, weights };
+const parts = { name, architecture, positive, input, output, weights };
 upload({
   path: "/v1/models",
   what: "model",

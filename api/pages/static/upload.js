@@ -147,4 +147,4 @@ export function upload({ path, fields, form: read, what }) {
   button.disabled = false; // until here a press would have sent the form as browsers do
 }
 
-const FLAGS = { size: "input", positive: "output" }; // what the command calls otherwise
+const FLAGS = { size: "input" }; // what the command calls otherwise
