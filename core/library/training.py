@@ -296,12 +296,7 @@ def batches(
     _refuse_no_loss(loss)
     settings = configured(
         TrainingConfig,
-        {
-            "method": loss.options,
-            "batch_size": batch_size,
-            "positives_per_batch": positives_per_batch,
-            "seed": seed,
-        },
+        {"batch_size": batch_size, "positives_per_batch": positives_per_batch, "seed": seed},
     )
     marks = targets_of(targets, loss.examples, both_sides=False)
     return loop.build_sampler(loss, torch.from_numpy(marks), settings)

@@ -151,5 +151,6 @@ def passes_of_image(
     found += Passes(SCORINGS - (not gradients), int(gradients))
     if "white_box" in runs:
         found += Passes(1)  # the stored images of the white box
-        found += Passes(1 + 2 * STEPS, 1)  # a gradient, and steps forth and back
+        # a gradient, steps forth and back, and one along the mean of the gradients after far ones
+        found += Passes(1 + 2 * STEPS + 1, 1 + STEPS)
     return found

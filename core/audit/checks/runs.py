@@ -27,11 +27,14 @@ from adap.core.config import (
 Logits = NDArray[np.float64]
 
 
-# Of `gradient_predicts`: random steps, each taken forth and back. Half of them are FAR, a share of
-# epsilon, where fast terms show; half are no more than NEAR, where deep networks are straight.
+# Of `gradient_predicts`: random steps, each taken forth and back. The first two are by a sign for
+# each pixel: NEAR, where the deepest honest networks are straight, and COARSE, for pixels and
+# scores that are rounded, which nearer steps hardly change. The others are of uniform noise, FAR as
+# a share of epsilon in its root mean square, where fast terms show, and the gradients at their ends
+# are averaged for one step of a search.
+NEAR = 1 / 8 / 255  # of a pixel; below it float32 rounds what happens away
+COARSE = 1 / 255
 FAR = 1 / 4
-NEAR = 1 / 255
-LEAST_STEP = 1 / 8 / 255  # of a pixel; below it float32 rounds what happens away
 
 
 def box_epsilon(threat: Threat, images: Pixels) -> float:
@@ -81,23 +84,25 @@ def _rounding_in(network: nn.Module) -> list[Rounds]:
 
 @dataclass(frozen=True)
 class Slopes:
-    """What the gradient at each of n clean images says, and what S small steps beside it do.
+    """What the gradient at each of n clean images says, and what S small steps beside it do: the
+    first is NEAR, the second COARSE, the others are far.
 
     zero, broken: (n,) whose gradient is zero everywhere, and whose is not finite.
-    sizes: (S,) of the steps, a pixel; the nearest first.
     predicted: (S, n) change of the logit by a step, by the gradient.
     back, forth: (S, n) logits after that step against it and along it. Of a network that rounds and
     is followed straight through, they are those of the network without its rounding: that is the
     function whose gradient the search follows.
+    averaged: (n,) logits after one step of epsilon along the mean of the gradients at the ends of
+    the far steps; None where it was not asked for.
     rounds: whether it is such a one.
     """
 
     zero: NDArray[np.bool_]
     broken: NDArray[np.bool_]
-    sizes: NDArray[np.float64]
     predicted: NDArray[np.float64]
     back: NDArray[np.float64]
     forth: NDArray[np.float64]
+    averaged: Logits | None = None
     rounds: bool = False
 
 
@@ -148,20 +153,34 @@ class Bench:
             self._tell(1)
         return logits
 
-    def gradients(self, network: nn.Module, attack: Attack, threat: Threat) -> "Slopes":
-        """The gradient at each clean image, and whether the one beside it foretells small steps."""
-        unit = ThreatModel(threat.norm, threat.epsilon).reach
-        far = max(FAR * unit, LEAST_STEP)
-        sizes = np.repeat([min(far, NEAR), far], STEPS // 2) if threat.epsilon > 0 else np.empty(0)
+    def gradients(
+        self,
+        network: nn.Module,
+        attack: Attack,
+        threat: Threat,
+        *,
+        averaged: bool = False,
+    ) -> "Slopes":
+        """The gradient at each clean image, and whether the one beside it foretells small steps.
+
+        averaged: whether to take a step along averaged gradients.
+        """
+        ball = ThreatModel(threat.norm, threat.epsilon)
+        far = FAR * ball.reach
         if threat.norm == "l2":
-            sizes /= np.sqrt(self.images[0].size)
+            far /= np.sqrt(self.images[0].size)
         if threat.norm == "l1":
-            sizes /= self.images[0].size
-        steps, margin = len(sizes), sizes.max(initial=0)
+            far /= self.images[0].size
+        far = max(far, NEAR)
+        by_sign = (NEAR, max(min(COARSE, far / FAR), NEAR))
+        widest = np.sqrt(3) * far  # of uniform noise
+        margin = max(widest, *by_sign)
+        steps = STEPS if threat.epsilon > 0 else 0
         zero, broken = np.empty((2, len(self.images)), dtype=bool)
         predicted, back, forth = np.empty((3, steps, len(self.images)))
+        after = np.empty(len(self.images)) if steps and averaged else None
         for rows in self._batches():
-            x = self._input(self.images[rows])
+            x = clean = self._input(self.images[rows])
             _, ascended = loss_and_gradient(
                 loss_of(attack, network, self.targets[rows], self.device), x
             )
@@ -172,27 +191,41 @@ class Bench:
             if not steps:
                 continue
             generator = generator_of(self.seed, "checks", rows.start, "gradients")
-            # Beside the image, where a search goes: a gradient may be whole on stored pixels alone.
-            beside = sizes[0] * (torch.rand(x.shape, generator=generator).to(x.device) - 0.5)
+
+            def uniform(x: Tensor = x, generator: torch.Generator = generator) -> Tensor:
+                return 2 * torch.rand(x.shape, generator=generator).to(x.device) - 1
+
+            # Where a search goes: a gradient may be whole on stored pixels, or between them, alone.
             # No step leaves [0, 1]: what a network makes of such pixels is nobody's business.
-            x = (x + beside).clamp(margin, 1 - margin)
+            x = (x + widest * uniform()).clamp(margin, 1 - margin)
             with self._drawing(rows, "slopes"):
                 _, gradient = loss_and_gradient(network, x)
-            for step, size in enumerate(sizes.tolist()):
-                drawn = torch.rand(x.shape, generator=generator).to(x.device)
-                d = torch.where(drawn < 0.5, -size, size)
+            total = torch.zeros_like(x)
+            for step in range(steps):
+                is_far = step >= len(by_sign)
+                d = widest * uniform() if is_far else by_sign[step] * uniform().sign()
                 predicted[step, rows] = (gradient * d).double().flatten(1).sum(1).cpu().numpy()
                 for found, moved in ((back, x - d), (forth, x + d)):
                     with self._drawing(rows, "slopes"), without_rounding(network):
-                        found[step, rows] = logits_of(network, moved)
+                        if is_far and averaged:
+                            logits, there = loss_and_gradient(network, moved)
+                            found[step, rows] = logits.double().cpu().numpy()
+                            total += there.nan_to_num(0, 0, 0)
+                        else:
+                            found[step, rows] = logits_of(network, moved)
             self._tell((1 + 2 * steps) * len(x))
+            if after is not None:
+                down = torch.tensor(1 - 2 * self.targets[rows]).to(x).view(-1, 1, 1, 1)
+                with self._drawing(rows, "scores"):
+                    after[rows] = logits_of(network, ball.furthest(clean, down * total))
+                self._tell(len(x))
         return Slopes(
             zero=zero,
             broken=broken,
-            sizes=sizes,
             predicted=predicted,
             back=back,
             forth=forth,
+            averaged=after,
             rounds=bool(_rounding_in(network)),
         )
 

@@ -68,12 +68,24 @@ BLOCKED = Limit(caution=0.01, fail=0.1)
 # in the ranking, but its gradient may be whole: `gradients` and `gradient_predicts` tell.
 SHARED = Limit(caution=0.01)
 
-# Of what the gradient foretells of small random steps with what they do: the correlation, and the
-# slope (1 where all of it is foretold). Each is lost by some that tell half the truth. Far steps
-# are a caution at most: there an honest deep network may bend as much as a drowned gradient.
-CORRELATION = Limit(caution=0.9, fail=0.8, side="below")
+# Of what the gradient foretells of small random steps with what they do: the slope (1 where all of
+# it is foretold), which a hidden part lowers, and the correlation, which noise in a gradient lowers
+# too. Near steps or coarse ones will do: of an honest deep network the near ones are foretold, of
+# pixels in levels whose gradient goes straight through the coarse ones, of what is hidden neither.
+# Where the rounding of scores leaves the coarse ones alone, a deep network may bend in them, so
+# that their correlation is a caution at most. A gradient that is PARALLEL may be of any length.
+CORRELATION = Limit(caution=0.8, fail=0.6, side="below")
+CORRELATION_COARSE = Limit(caution=0.8, side="below")
+PARALLEL = Limit(caution=0.999, side="below")
 SLOPE = Limit(caution=0.8, fail=0.65, side="below")
+NEAR_ONE, COARSE_ONE, FAR_ONES = slice(0, 1), slice(1, 2), slice(2, None)
+
+# The correlation of far steps, where no search tells what it means: honest deep networks bend.
 CORRELATION_FAR = Limit(caution=0.9, side="below")
+
+# Share of images on which one step along an averaged gradient beats the whole search by more than
+# REAL_MARGIN: terms too fast to follow drown the gradient that the search sees.
+AVERAGED_WINS = Limit(caution=0.05, fail=0.15)
 
 # Of a network that rounds, followed straight through: the correlation of its scores with those that
 # it would give if nothing in it rounded. Below it the gradient is that of another ranking.
@@ -82,9 +94,11 @@ UNROUNDED = Limit(caution=0.95, fail=0.8, side="below")
 # Share of the change by small steps that is no more than the rounding of the logits: above it the
 # rest is not told apart.
 ROUNDING = Limit(caution=0.1)
+MOST_ROUNDING = 0.9  # that is taken off: little is left to compare with beyond it
 
 NOTHING = 1e-12  # of what is squared and near 1
 TOLERANCE = 1e-6  # of a multiple of a step
+ULPS = 8  # from one float32 to the next, by which the arithmetic of a deep network is off
 
 # Largest change of a logit that should not change at all, as a share of the same deviation. Another
 # batch size chooses another algorithm: float32 then differs by 1e-6, TF32 by up to 1e-3.
@@ -487,42 +501,65 @@ def gradients(clean: Logits, bench: Bench, slopes: Slopes | None) -> Check:
     return _check(name, message, figures, limits)
 
 
-def gradient_predicts(clean: Logits, slopes: Slopes | None) -> Check:
-    """Over all images and steps, without centring; what rounding adds is taken off.
+def gradient_predicts(clean: Logits, slopes: Slopes | None, judged: Judged | None = None) -> Check:
+    """Over all images, without centring, of the size of steps that is foretold best; what rounding
+    adds is taken off.
 
-    Of a network whose rounding is followed straight through, the steps are those of the network
-    without it, and its scores must be nearly the same.
+    judged: the runs of the search that follows this gradient; without them the far steps are judged
+    by themselves. Of a network whose rounding is followed straight through, the steps are those of
+    the network without it, and its scores must be nearly the same.
     """
     name = "gradient_predicts"
     if slopes is None:
         return _skipped(name, NO_GRADIENTS)
     if not len(slopes.predicted):
         return _skipped(name, "Epsilon is 0, so there is no attack to look at.")
-    if not_finite := _not_finite(name, clean, *slopes.back, *slopes.forth):
+    searched = [] if judged is None else [judged.margins("white_box")]
+    after = [] if slopes.averaged is None else [slopes.averaged]
+    if not_finite := _not_finite(name, clean, *slopes.back, *slopes.forth, *searched, *after):
         return not_finite
-    near = slopes.sizes == slopes.sizes.min()
-    correlation, slope, rounding = _foretold(slopes, near)
-    figures = {"correlation": correlation, "slope": slope, "rounding": rounding}
-    limits = {"correlation": CORRELATION, "slope": SLOPE, "rounding": ROUNDING}
-    if not near.all():
-        figures["correlation_far"] = _foretold(slopes, ~near)[0]
-        limits["correlation_far"] = CORRELATION_FAR
+    near, coarse, far_steps = (_foretold(slopes, of) for of in (NEAR_ONE, COARSE_ONE, FAR_ONES))
+    sharp = ROUNDING.status(near.rounding) == "pass"
+    best = max(near, coarse, key=lambda found: found.quality) if sharp else coarse
+    correlation, slope, rounding = best.correlation, best.slope, best.rounding
+    figures = {
+        "correlation": correlation,
+        "slope": slope,
+        "rounding": rounding,
+        "correlation_far": far_steps.correlation,
+    }
+    steps = {"correlation": CORRELATION if sharp else CORRELATION_COARSE}
+    if PARALLEL.status(correlation) != "pass":  # else all of it points the right way
+        steps["slope"] = SLOPE
+    limits = {**steps, "rounding": ROUNDING}
+    far = {"correlation_far": CORRELATION_FAR}
+    if judged is not None and slopes.averaged is not None:
+        margins = (2 * judged.targets - 1) * slopes.averaged
+        wins = float((margins < searched[0] - judged.real_margin).mean())
+        figures["averaged_wins"] = wins
+        far = {"averaged_wins": AVERAGED_WINS}
+    limits |= far
     if slopes.rounds:
-        unrounded = (slopes.back[near] + slopes.forth[near]).mean(axis=0) / 2
+        unrounded = (slopes.back[NEAR_ONE] + slopes.forth[NEAR_ONE]).mean(axis=0) / 2
         figures["unrounded"] = _correlation(clean, unrounded)
         limits["unrounded"] = UNROUNDED
     if ROUNDING.status(rounding) != "pass":
         message = (
             f"{rounding:.0%} of what small steps do to the scores is their rounding, as to "
-            "bfloat16 or float16, so nothing tells whether the gradient foretells the rest: audit "
-            "the network before that step."
+            "bfloat16 or float16 (or to float32, where scores are nearly all alike), so nothing "
+            "tells whether the gradient foretells the rest: audit the network before that step."
         )
-        return _check(name, message, figures, {"rounding": ROUNDING})
+        return _check(name, message, figures, {"rounding": ROUNDING, **far})
     message = (
         f"What the gradient foretells of small random steps correlates {correlation:.3f} with what "
         f"they do, and is {slope:.2f} of it"
     )
-    if not near.all():
+    if "averaged_wins" in figures:
+        message += (
+            "; one step along the gradient averaged over noise is clearly stronger than the search "
+            f"on {figures['averaged_wins']:.0%} of the images"
+        )
+    else:
         message += (
             f"; of steps of a quarter of epsilon it correlates {figures['correlation_far']:.3f}"
         )
@@ -534,7 +571,7 @@ def gradient_predicts(clean: Logits, slopes: Slopes | None) -> Check:
         )
     if _judge(figures, limits) == "pass":
         message += "."
-    elif _judge(figures, {of: limits[of] for of in ("correlation", "slope")}) == "pass":
+    elif _judge(figures, steps) == "pass":
         message += (
             ": within epsilon the gradient turns faster than a search follows it, as fast terms or "
             "a very rough network make it do. Give the attack more steps, or trust `square` with "
@@ -724,29 +761,44 @@ def _correlation(one: Logits, other: Logits) -> float:
     return float(np.corrcoef(one, other)[0, 1])
 
 
-def _foretold(slopes: Slopes, of: NDArray[np.bool_]) -> tuple[float, float, float]:
-    """Over these steps: correlation and slope of what is foretold with what happens, not centred,
-    and the share of what happens that is rounding; the rounding is taken off the other two."""
+@dataclass(frozen=True)
+class _Foretold:
+    """Of steps: correlation and slope of what is foretold with what happens, not centred, and the
+    share of what happens that is rounding, which is taken off the other two."""
+
+    correlation: float
+    slope: float
+    rounding: float
+
+    @property
+    def quality(self) -> float:
+        """The lower of the two; a gradient that promises too much is no hidden one."""
+        return min(self.correlation, self.slope)
+
+
+def _foretold(slopes: Slopes, of: slice) -> _Foretold:
     back, forth = slopes.back[of], slopes.forth[of]
     seen, predicted = (forth - back) / 2, slopes.predicted[of]
     predicted = np.where(np.isfinite(predicted), predicted, 0)
     # In units of the largest, so that no square leaves float64.
     unit = max(float(np.abs(seen).max()), float(np.abs(predicted).max()))
     if unit == 0:  # no step changes a score, and none is foretold to
-        return 1.0, 1.0, 0.0
+        return _Foretold(1.0, 1.0, 0.0)
     happened, foretold = np.square(seen / unit).mean(), np.square(predicted / unit).mean()
     together = float((seen / unit * (predicted / unit)).mean())
     rounded = min(_rounding(back, forth) / unit**2 / max(happened, NOTHING), 1.0)
-    real = max(float(happened) * (1 - rounded), NOTHING)
+    real = max(float(happened) * (1 - min(rounded, MOST_ROUNDING)), NOTHING)
     correlation = together / float(np.sqrt(real * max(foretold, NOTHING)))
-    return min(correlation, 1.0), together / real, float(rounded)
+    return _Foretold(float(np.clip(correlation, -1, 1)), together / real, float(rounded))
 
 
 def _rounding(*logits: NDArray[np.float64]) -> float:
-    """Mean square error of half a difference of two logits, if all were rounded to 16 bits or to
-    multiples of one step; 0 if they were not."""
+    """Mean square error of half a difference of two logits by their rounding to 16 bits or to
+    multiples of one step, or, if they are of float32, by its arithmetic."""
     values = np.concatenate([of.ravel() for of in logits])
     steps = [_step(values, kind) for kind in (torch.bfloat16, torch.float16)]
+    if (single := _step(values, torch.float32)) is not None:
+        steps.append(ULPS * single)
     distinct = np.unique(values)
     if len(distinct) > 1:
         step = np.diff(distinct).min()

@@ -197,6 +197,15 @@ def test_a_training_on_several_devices_says_how_it_is_started() -> None:
         adap.fit(Shaped(1), X, Y, "ce", devices=0, **CALM)
 
 
+def test_batches_of_an_objective_with_an_anchor_are_those_of_one_without() -> None:
+    plain, anchored = (
+        [index.tolist() for index in adap.batches(loss, Y, batch_size=8, seed=3)]
+        for loss in (adap.AdapLPN(examples=24), adap.AdapLPN(examples=24, anchor="ema"))
+    )
+    assert anchored == plain
+    assert all(int(Y[index].sum()) == 4 for index in plain)
+
+
 def test_a_folder_of_another_training_is_refused_with_the_way_out(tmp_path: Path) -> None:
     adap.fit(Shaped(1), X, Y, folder=tmp_path, **CALM)
     for model, images, options, said in (
