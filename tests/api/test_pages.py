@@ -209,7 +209,10 @@ def test_every_link_of_a_page_leads_to_something(api: Api) -> None:
         for target in targets:
             # no worker runs here, so that there is nothing behind these
             if not re.search("/report$|format=onnx$|/leaderboard|/audits/.*/images$", target):
-                assert get(api, target).status_code == 200, target
+                answer = get(api, target)
+                assert answer.status_code == 200, target
+                kept = "attachment" in answer.headers.get("content-disposition", "")
+                assert kept or answer.headers["content-type"].startswith("text/html"), target
 
 
 def test_pages_need_the_key_that_json_needs_and_show_the_tenants_own(
