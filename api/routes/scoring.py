@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from fastapi import APIRouter, Query, Request, UploadFile
 from fastapi.concurrency import run_in_threadpool
 from pydantic import ConfigDict, Field, ValidationError
+from starlette.datastructures import UploadFile as FormPart
 
 from adap.api import assets, bodies
 from adap.api.assets import AssetId
@@ -30,6 +31,7 @@ from adap.worker.scoring.link import ScoringGoneError
 router = APIRouter(prefix="/v1/models", tags=["models"], route_class=GuardedRoute)
 
 MAX_IMAGES = 1000
+FEW_FIELDS = 20  # of a form, that are read in less time than a thread takes to start
 Read = TypeVar("Read")
 Positive = Annotated[
     list[ClassName] | None,
@@ -263,24 +265,37 @@ def _from_json(body: bytes) -> Images:
 async def _from_form(request: Request) -> Images:
     # one more file than is taken, so that too many are told by number
     async with request.form(max_files=MAX_IMAGES + 1, max_fields=MAX_IMAGES + 1) as form:
-        given: dict[str, Any] = {}
-        for name, value in form.multi_items():
-            if name in ("images", "positive"):
-                given.setdefault(name, []).append(value)
-            else:
-                given[name] = value
-        try:
-            checked = ScoreForm.model_validate(given)
-        except ValidationError as error:
-            raise explain_validation(error) from error
-        return Images(
-            "files",
-            [await image.read() for image in checked.images],
-            names=[assets.display_name(None, image) for image in checked.images],
-            positive=checked.positive,
-            rank=checked.rank,
-            fit=checked.resize,
-        )
+        items = form.multi_items()
+        if len(items) <= FEW_FIELDS and all(
+            _size(value) <= bodies.SHORT_BYTES for _, value in items
+        ):
+            return _of_fields(items)
+        return await run_in_threadpool(_of_fields, items)
+
+
+def _size(value: FormPart | str) -> int:
+    return len(value) if isinstance(value, str) else value.size or 0
+
+
+def _of_fields(items: list[tuple[str, Any]]) -> Images:
+    given: dict[str, Any] = {}
+    for name, value in items:
+        if name in ("images", "positive"):
+            given.setdefault(name, []).append(value)
+        else:
+            given[name] = value
+    try:
+        checked = ScoreForm.model_validate(given)
+    except ValidationError as error:
+        raise explain_validation(error) from error
+    return Images(
+        "files",
+        [image.file.read() for image in checked.images],
+        names=[assets.display_name(None, image) for image in checked.images],
+        positive=checked.positive,
+        rank=checked.rank,
+        fit=checked.resize,
+    )
 
 
 def _ranks(scores: list[float]) -> list[int | None]:

@@ -20,6 +20,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from adap.api.routes.scoring import FEW_FIELDS
 from adap.models import architectures, loading
 from adap.models.header import Manifest
 from adap.store import keys
@@ -57,6 +58,22 @@ def values(answer: httpx.Response) -> list[float]:
 
 
 # --- what comes out -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [FEW_FIELDS - 1, FEW_FIELDS + 1, 100])
+def test_images_of_a_form_keep_their_order_however_many_they_are(
+    scoring: Scoring, count: int
+) -> None:
+    """Many are read in a thread, few in the loop; a large file is, too."""
+    model, images = scoring.model(), noise(count)
+    files = [png(image) for image in images]
+    answer = score(scoring, model, *files)
+    np.testing.assert_allclose(
+        values(answer), scoring.expected(model, images / 255), rtol=1e-4, atol=1e-5
+    )
+    assert [one["file_name"] for one in answer.json()["scores"]] == [
+        f"{i}.png" for i in range(count)
+    ]
 
 
 def as_form(images: Uint8) -> dict[str, Any]:
