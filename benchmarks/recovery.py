@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import adap
+from adap import rounding
 from adap.core.figures.ranking import average_precision
-from adap.models import rounding
 
 TRAIN = 1200
 

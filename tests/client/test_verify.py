@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from adap.client.verify import Line, NotAReportError, greedy, verify
-from adap.core.audit.checks.runs import DEPTHS, plan_runs
+from adap.core.audit.checks.planned import DEPTHS, plan_runs
 from adap.core.audit.checks.verdicts import (
     Judged,
     batch_independent,
