@@ -1,12 +1,16 @@
 """Share of image classifiers understood: families of torchvision and timm, in every form.
 
     python -m benchmarks.coverage
+    python -m benchmarks.coverage --files FOLDER
 
 One small network a family with random weights, at the smallest size that it runs at. It is exported
 by torch.onnx.export (by tracing, and where named by torch.export) and taken in as ONNX; its state
 dict is taken in under its own names and behind a prefix, as safetensors. Ready means what it means
 for an upload: converted, within 1e-4 of onnxruntime, opened again and tried on probe images. Cost
 is looked at for batches up to 4 instead of 64, which changes no outcome and saves time.
+
+`--files` takes in each ONNX file below a folder instead, declared as what onnxruntime finds it to
+be.
 """
 
 import argparse
@@ -22,6 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnxruntime
 import timm
 import torch
 import torchvision
@@ -30,11 +36,13 @@ from torch import nn
 
 from adap.models import conversion, loading
 from adap.models.errors import ModelFileError
+from adap.models.graphs import GRAPH
 from adap.models.header import Declaration, InputSpec, OutputSpec
 from adap.models.limits import CostLimits
 
 PAIR = OutputSpec(kind="multiclass", classes=["cat", "dog"])
 LIMITS = CostLimits(batch=4)
+UNSAID_SIZE = 224  # pixels, of a file that takes any
 PREFIX = "module."
 REFUSED = "refused"  # for a reason that no tool could mend, see `HOPELESS`
 HOPELESS = ("a branch", "a loop", "depend on pixel values", "depends on the images")
@@ -171,8 +179,13 @@ def taken(path: Path, size: int, architecture: str) -> str:
     """What speaks against the file; nothing where it is ready."""
     spec = InputSpec(channels=3, height=size, width=size, mean=[0.5] * 3, std=[0.25] * 3)
     declared = Declaration(architecture=architecture, input=spec, output=PAIR)
+    return against(path, declared, path.parent)
+
+
+def against(path: Path, declared: Declaration, folder: Path) -> str:
+    """What speaks against a file that is declared so; nothing where it is ready."""
     try:
-        converted = conversion.to_safetensors(path, declared, folder=path.parent, limits=LIMITS)
+        converted = conversion.to_safetensors(path, declared, folder=folder, limits=LIMITS)
         scorer, _ = loading.load(converted.path, converted.manifest, device="cpu")
         return "; ".join(loading.probe(scorer).problems)
     except ModelFileError as error:
@@ -208,12 +221,61 @@ def outcomes(name: str, size: int, folder: Path) -> Iterable[Outcome]:
             yield judged("weights" if not prefix else f"weights behind {prefix}", name)
 
 
+def found_to_be(path: Path) -> Declaration:
+    """What a file takes and answers, asked of onnxruntime: its first output of floats."""
+    session = onnxruntime.InferenceSession(path)
+    images = session.get_inputs()[0]
+    batch, *sizes = [size if isinstance(size, int) and size > 0 else None for size in images.shape]
+    last = sizes[2] in (1, 3) and sizes[0] not in (1, 3)
+    channels, height, width = [sizes[2], *sizes[:2]] if last else sizes
+    spec = InputSpec(
+        channels=channels or 3,
+        height=height or UNSAID_SIZE,
+        width=width or UNSAID_SIZE,
+        mean=[0.5] * (channels or 3),
+        std=[0.25] * (channels or 3),
+    )
+    shape = (spec.height, spec.width, spec.channels)
+    shape = shape if last else (spec.channels, spec.height, spec.width)
+    outputs = [item.name for item in session.get_outputs() if item.type == "tensor(float)"]
+    zeros = np.zeros((batch or 1, *shape), np.float32)
+    (answer,) = session.run(outputs[:1], {images.name: zeros})
+    count = answer.size // len(zeros)
+    classes = [f"c{i}" for i in range(count)] if count > 1 else None
+    output = OutputSpec(
+        kind="multiclass" if classes else "logit",
+        classes=classes,
+        name=outputs[0] if len(session.get_outputs()) > 1 else None,
+    )
+    return Declaration(architecture=GRAPH, input=spec, output=output)
+
+
+def of_files(folder: Path) -> None:
+    """Print a line for each ONNX file below a folder."""
+    for path in sorted(folder.rglob("*.onnx")):
+        with tempfile.TemporaryDirectory() as scratch:
+            try:
+                declared = found_to_be(path)
+            except Exception as error:  # noqa: BLE001
+                print(f"| {path.name} | onnxruntime: {error!r:.100} |", flush=True)
+                continue
+            reason = against(path, declared, Path(scratch)) or "ready"
+        spec, count = declared.input, declared.output.count
+        taken_as = f"{spec.channels}x{spec.height}x{spec.width}, {count} numbers"
+        name = f"{path.parent.name}/{path.name}"
+        print(f"| {name} | {path.stat().st_size / 2**20:.1f} | {taken_as} | {reason} |", flush=True)
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="*", help="parts of names")
     parser.add_argument("--cpu-seconds", type=float, default=300, help="begin no network after")
+    parser.add_argument("--files", type=Path, help="a folder of ONNX files, instead")
     arguments = parser.parse_args()
+    if arguments.files is not None:
+        of_files(arguments.files)
+        return
     chosen = arguments.only
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)

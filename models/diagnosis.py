@@ -31,6 +31,8 @@ class _Writer:
     do: str
 
 
+_AUXILIARY = re.compile(r"aux\d*$|AuxLogits$")
+
 _WRITERS = (
     _Writer(
         re.compile(r"(^|\.)lora_(A|B|embedding_A|down|up)\."),
@@ -230,6 +232,11 @@ def _by_layers(weights: Weights, expected: Mapping[str, Tensor]) -> str | None:
     ]
     there = len(needed) - len(missing)
     parts = {name.partition(".")[0] for name in missing}
+    if missing and all(_AUXILIARY.match(part) for part in parts):
+        return (
+            f"a network without its auxiliary heads, {', '.join(sorted(parts))}, which serve its "
+            f"training alone: send the whole network as ONNX: {AS_ONNX}"
+        )
     if there and len(parts) > 1 and not _others(weights, expected, best):
         return (
             f"{there} of its {len(needed)} tensors and no others, as in one of several shards "

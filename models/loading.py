@@ -142,7 +142,10 @@ def _network(tensors: dict[str, Tensor], manifest: Manifest) -> nn.Module:
     network = networks.fillable(manifest)
     absent = network.state_dict().keys() - tensors.keys()  # optional counts, if any
     counts = {name: torch.zeros((), dtype=torch.int64) for name in absent}
-    network.load_state_dict({**tensors, **counts}, strict=True, assign=True)
+    state = network.state_dict()  # with the versions of its modules, which MNASNet asks for
+    state.clear()
+    state.update({**tensors, **counts})
+    network.load_state_dict(state, strict=True, assign=True)
     return network
 
 

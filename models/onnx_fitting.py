@@ -93,9 +93,18 @@ def simplify(model: Any, held: onnx_weights.Held, output: OutputSpec, path: Path
     """
     came = len(model.graph.node)
     steps = _choose_output(model, output)
+    tensors = {tensor.name for tensor in model.graph.initializer}
+    used = {name for node in model.graph.node for name in node.input}
+    idle = [i.name for i in model.graph.input if i.name not in used | tensors]
+    if 0 < len(idle) < len(model.graph.input):
+        steps.append(f"left out, as nothing uses them: inputs {', '.join(map(shown, idle[:5]))}")
+        _drop_inputs(model, set(idle))
     original: bytes | Path = path
     if steps or len(model.graph.node) < came:  # what leads nowhere may be what nobody can run
         original = onnx_weights.whole(model, held)
+    # before IR version 4 tensors had to be among the inputs, too
+    _drop_inputs(model, tensors)
+    model.ir_version = max(model.ir_version, 4)
     quantised = _dequantise(model)
     if quantised:
         steps.append("quantised operators written out: exact values, gradients straight through")
@@ -105,6 +114,12 @@ def simplify(model: Any, held: onnx_weights.Held, output: OutputSpec, path: Path
     output = output.model_copy(update={"name": None})
     onnx_weights.keep_used(model, held)
     return Fit(model, held, original, output, quantised=quantised, steps=steps)
+
+
+def _drop_inputs(model: Any, names: set[str]) -> None:
+    onnx_folding.replace(
+        model.graph.input, [item for item in model.graph.input if item.name not in names]
+    )
 
 
 def arrange(fit: Fit, spec: InputSpec) -> Images:

@@ -299,6 +299,13 @@ DIAGNOSES: dict[str, tuple[Callable[[], Mapping[str, Tensor]], dict[str, Any], s
         {},
         "as in one of several shards (model-00001-of-00002.safetensors): join them first",
     ),
+    "without its auxiliary heads": (  # as torchvision gives pretrained weights
+        lambda: torchvision.models.googlenet(
+            num_classes=2, aux_logits=False, init_weights=False
+        ).state_dict(),
+        {"architecture": "torchvision/googlenet"},
+        "a network without its auxiliary heads, aux1, aux2, which serve its training alone: send",
+    ),
     "unknown": (
         lambda: {"a.weight": torch.zeros(1)},
         {"architecture": None},

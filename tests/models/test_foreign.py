@@ -41,6 +41,7 @@ def test_the_lists_are_those_of_the_libraries() -> None:
             lambda: torchvision.shufflenet_v2_x0_5(num_classes=2),
             32,
         ),
+        ("torchvision/mnasnet0_5", lambda: torchvision.mnasnet0_5(num_classes=2), 32),
         ("timm/resnet10t", lambda: timm.create_model("resnet10t", num_classes=2), 32),
         (
             "timm/vit_tiny_patch16_224",

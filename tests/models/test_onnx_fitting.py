@@ -142,6 +142,32 @@ FIT: dict[str, tuple[Callable[[], ModelProto], str]] = {
         ),
         "1 constant computed once",
     ),
+    "constants among the inputs": (  # as Caffe2 wrote them
+        lambda: with_input(
+            classifier(
+                node("Mul", "z two", "y"),
+                first=[node("Ceil", "q", "one"), node("Mul", "one one", "two")],
+                weights={"q": np.array([0.5], np.float32)},
+            ),
+            "q",
+        ),
+        "1 constant computed once",
+    ),
+    "an input that nothing uses": (
+        lambda: with_input(classifier(), "queue"),
+        "left out, as nothing uses them: inputs 'queue'",
+    ),
+    "a batch of one before IR version 4": (
+        lambda: before_ir_4(
+            classifier(
+                node("Reshape", "z s", "y"),
+                weights={"s": np.array([1, 2])},
+                size=[1, 3, 8, 8],
+                opset=9,
+            ),
+        ),
+        "batch of 1 made free",
+    ),
     "a softmax": (lambda: classifier(node("Softmax", "z", "y", axis=1)), "last softmax cut off"),
     "a softmax before a Squeeze": (
         lambda: classifier(
@@ -153,6 +179,20 @@ FIT: dict[str, tuple[Callable[[], ModelProto], str]] = {
         "last softmax cut off",
     ),
 }
+
+
+def with_input(model: ModelProto, name: str) -> ModelProto:
+    model.graph.input.append(value(name, [1]))
+    return model
+
+
+def before_ir_4(model: ModelProto) -> ModelProto:
+    """As Caffe2 and MXNet wrote files: each tensor is an input with a value of its own."""
+    model.ir_version = 3
+    for tensor in model.graph.initializer:
+        kind = helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+        model.graph.input.append(kind)
+    return model
 
 
 def with_outputs(model: ModelProto, *names: str) -> ModelProto:
@@ -304,7 +344,7 @@ def test_a_choice_behind_the_scores_is_refused_and_the_scores_can_be_named(tmp_p
 
 
 def test_what_is_no_network_of_images_alone_is_refused_with_the_way_out(tmp_path: Path) -> None:
-    two = classifier()
+    two = classifier(node("Add", "z age", "y"))
     two.graph.input.append(value("age", ["batch", 1]))
     assert "holds what else its network takes as constants" in refused(two, tmp_path)
     assert "with a batch in front" in refused(classifier(size=[3, 8, 8]), tmp_path)
