@@ -217,7 +217,7 @@ def model(item: Json) -> RenderableType:
             ("architecture", manifest.get("architecture")),
             ("input", _input(manifest.get("input"))),
             ("output", _output(manifest.get("output"))),
-            ("positive", _names(manifest.get("positive"))),
+            ("positive", _side(manifest)),
             ("method", _method(training.get("method"))),
             ("trained on", (training.get("dataset") or {}).get("name")),
             ("started from", _start(training.get("warm_start"))),
@@ -700,6 +700,14 @@ def _input(spec: Json | None) -> str:
     values = f", pixels in {spec['value_range']}" if "value_range" in spec else ""
     order = ", as blue, green, red" if spec.get("channel_order") == "bgr" else ""
     return f"{spec['height']}x{spec['width']}, {channels}{values}{order}"
+
+
+def _side(manifest: Json) -> str:
+    """Which classes a model ranks first; of a single logit, that nobody said it."""
+    known = _names(manifest.get("positive"))
+    if known or not manifest or manifest["output"]["classes"] is not None:
+        return known
+    return "not known: `adap model add --positive` says which class its logit ranks first"
 
 
 def _output(spec: Json | None) -> str:

@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from adap.client.base import POINTER, ProblemError, dotted
+from adap.client.commands.options import WHICH
 
 _FLAGS = {
     "dataset_id": "--dataset",
@@ -38,6 +39,8 @@ _FLAGS = {
 }
 _FIELD = re.compile(r"([a-z_]+(?:\.[a-z_]+)*): ")
 _KEY = re.compile(r"\(--api-key, ADAP_API_KEY;[^()]*\)")  # what only HTTP needs is left out
+_NAMED = ("dataset_id", "model_id")
+_MISSING = "expected a value, got none"
 _MORE = re.compile(r" \(\d+ more[^()]* in `errors`\)$")
 
 
@@ -75,6 +78,8 @@ class Line:
             flag = None if named is None else self._option(named[1])
             return text if named is None or flag is None else f"{flag}: {text[named.end() :]}"
         path = dotted(found[1]).removeprefix("training.")
+        if path in _NAMED and text.endswith(_MISSING):
+            text = f"{text.removesuffix(_MISSING)}expected {WHICH}; got none"
         return f"{self._flag(path)}: {text[found.end() :]}" if path else text[found.end() :]
 
     def _flag(self, path: str) -> str:

@@ -5,14 +5,14 @@ from typing import Annotated
 
 import typer
 
-_WHICH = "its name, its id or the start of it, or @latest."
-DatasetRef = Annotated[str, typer.Argument(metavar="DATASET", help=f"The data set: {_WHICH}")]
-ModelRef = Annotated[str, typer.Argument(metavar="MODEL", help=f"The model: {_WHICH}")]
-JobRef = Annotated[str, typer.Argument(metavar="JOB", help=f"The job: {_WHICH}")]
-AuditRef = Annotated[str, typer.Argument(metavar="AUDIT", help=f"The audit: {_WHICH}")]
-SweepRef = Annotated[str, typer.Argument(metavar="SWEEP", help=f"The sweep: {_WHICH}")]
-OfDataset = Annotated[str | None, typer.Option("--dataset", help=f"The data set: {_WHICH}")]
-OfModel = Annotated[str | None, typer.Option("--model", help=f"The model: {_WHICH}")]
+WHICH = "its name, its id or the start of it, or @latest"
+DatasetRef = Annotated[str, typer.Argument(metavar="DATASET", help=f"The data set: {WHICH}.")]
+ModelRef = Annotated[str, typer.Argument(metavar="MODEL", help=f"The model: {WHICH}.")]
+JobRef = Annotated[str, typer.Argument(metavar="JOB", help=f"The job: {WHICH}.")]
+AuditRef = Annotated[str, typer.Argument(metavar="AUDIT", help=f"The audit: {WHICH}.")]
+SweepRef = Annotated[str, typer.Argument(metavar="SWEEP", help=f"The sweep: {WHICH}.")]
+OfDataset = Annotated[str | None, typer.Option("--dataset", help=f"The data set: {WHICH}.")]
+OfModel = Annotated[str | None, typer.Option("--model", help=f"The model: {WHICH}.")]
 Limit = Annotated[int, typer.Option(min=1, max=100, help="How many to show.")]
 After = Annotated[str | None, typer.Option(help="Where the page before this one ended.")]
 AssetStatus = Annotated[

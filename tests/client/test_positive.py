@@ -5,6 +5,7 @@ from pathlib import Path
 from shutil import make_archive
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from adap.client.client import Client, JobFailedError, ProblemError
 from tests.client.conftest import Adap
@@ -59,6 +60,10 @@ def test_what_an_upload_is_said_to_rank_first_is_held_to(
     run = adap("--json", "model", "add", str(file), *shape, "--positive", "dog", "--watch")
     assert run.code == 0
     assert run.json["manifest"]["positive"] == ["dog"]
+    bare = tmp_path / "bare.safetensors"
+    save_file(load_file(file), bare)  # without the manifest that says it
+    plain = adap("model", "add", bare, *shape, "--watch")
+    assert "not known: `adap model add --positive` says which class" in plain.out
     with pytest.raises(ProblemError, match="ranks dog first; got cat"):
         client.audits.estimate(model_id=run.json["id"], dataset_id=dataset, positive="cat")
     run = adap("model", "add", str(file), *shape, "--positive", "dog", "--classes", "cat,dog")
@@ -86,3 +91,10 @@ def test_an_audit_of_files_is_held_to_it_before_and_after_they_are_read(
     refused = client.http.post("/v1/audits", files=parts, data=told)
     assert refused.status_code == 422
     assert f"the model {SIDE}" in refused.json()["detail"]
+
+
+def test_what_is_missing_is_asked_for_by_all_that_names_it(adap: Adap) -> None:
+    run = adap("rank")
+    assert run.code == 1
+    said = "expected its name, its id or the start of it, or @latest; got none"
+    assert run.err == f"--model: {said}\n  - --dataset: {said}\n"
