@@ -185,6 +185,12 @@ def test_whole_numbers_that_pandas_wrote_as_floats_are_whole(tmp_path: Path) -> 
     assert labels(read({**with_table(frame), "metadata.csv": commas}, tmp_path)) == ["0", "1"] * 4
 
 
+def test_a_table_without_names_of_its_columns_is_refused_with_what_to_write(tmp_path: Path) -> None:
+    bare = FRAME.to_csv(index=False, header=False).encode()
+    with pytest.raises(Rejected, match="write their names in the first line"):
+        read({**with_table(FRAME), "metadata.csv": bare}, tmp_path)
+
+
 def test_labels_that_are_all_different_are_refused_once(tmp_path: Path) -> None:
     frame = FRAME.assign(label=[0.1, 0.7, 0.3, 0.9, 0.2, 0.6, 0.4, 0.8])
     with pytest.raises(Rejected) as caught:

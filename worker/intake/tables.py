@@ -11,6 +11,7 @@ A table is CSV with commas, semicolons or tabs, or JSON Lines. With a column `la
 import csv
 import io
 import json
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -264,6 +265,9 @@ def by_lines(
     return sorted(examples, key=lambda example: example.name), multilabel
 
 
+_PICTURE = re.compile(r"\.(png|jpe?g|webp|bmp|gif|tiff?|dcm)$", re.IGNORECASE)
+
+
 class _Index:
     """Images by what a table may call them, each of which is found once."""
 
@@ -365,7 +369,9 @@ def _find_columns(
             return _Columns(image, listed(hot.columns), *others), hot
         return _Columns(image, require_column("label", columns, _LABEL, options), *others), None
     except Rejected as rejected:
-        raise Rejected(f"{table}: {rejected.reasons[0]}") from rejected
+        bare = any(_PICTURE.search(name) for name in columns)
+        hint = "; write their names in the first line, such as file_name,label" if bare else ""
+        raise Rejected(f"{table}: {rejected.reasons[0]}{hint}") from rejected
 
 
 def _read_row(
@@ -463,4 +469,4 @@ def _text(content: bytes, table: str) -> str:
     try:
         return content.decode("utf-16" if utf16 else "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise Rejected(f"{table}: expected UTF-8, got {error}") from error
+        raise Rejected(f"{table}: expected UTF-8, got {error}: save it as UTF-8") from error
