@@ -316,8 +316,8 @@ def _complete_openapi(app: FastAPI) -> None:
     generators of clients know a file by `format: binary`. No setting changes it, so that all
     applications of a process share it.
     """
-    if _described:
-        app.openapi_schema = _described
+    if _described:  # a schema that is set by hand is made again where it has no version of routes
+        app.openapi = lambda: _described  # type: ignore[method-assign] # as FastAPI documents it
         return
     schema = app.openapi()
     _, ours = models_json_schema(
