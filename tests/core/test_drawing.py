@@ -106,6 +106,7 @@ def test_what_is_drawn_hangs_on_its_name_alone_and_leaves_no_trace() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.slow
 def test_a_model_that_draws_is_audited_by_its_mean_and_noise_flatters_no_attack(
     data: tuple[Tensor, Tensor],
 ) -> None:

@@ -61,6 +61,7 @@ class Waves(nn.Module):
         return plain + 0.005 * (200 * x.flatten(1) * self.signs).sin().sum(1)
 
 
+@pytest.mark.slow
 def test_the_audit_searches_on_where_the_gradient_hides_something_and_says_what_won() -> None:
     images, targets = first_images()
     audited = adap.audit(Mixed(cut=True), images, targets, **CALM)
