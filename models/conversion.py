@@ -24,6 +24,7 @@ from adap.models.header import (
     InputSpec,
     Manifest,
     embedded_manifest,
+    manifest_in,
     read_header,
 )
 from adap.models.limits import CostLimits
@@ -124,13 +125,16 @@ def _from_onnx(
         raise ModelFileError(
             f"expected the architecture {GRAPH!r} with an ONNX file, got {declared.architecture!r}"
         )
+    spec = declared.input
     read = onnx_files.take_in(
         path,
-        declared.input,
+        spec,
         declared.output,
-        check=lambda network: check_cost(network, declared.input, limits),
+        check=lambda network: check_cost(network, spec, limits),
     )
     fit = read.fit
+    if declared.positive is None and read.manifest is not None:  # what an earlier training has said
+        declared = declared.model_copy(update={"positive": manifest_in(read.manifest).positive})
     manifest = declared.model_copy(update={"output": fit.output}).as_manifest(GRAPH)
     network = read.network
     difference = onnx_files.compare(

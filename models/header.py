@@ -400,8 +400,11 @@ def embedded_manifest(header: Header) -> Manifest | None:
     Raises ModelFileError for one that is not valid.
     """
     text = header.metadata.get(MANIFEST_KEY)
-    if text is None:
-        return None
+    return None if text is None else manifest_in(text)
+
+
+def manifest_in(text: str) -> Manifest:
+    """The manifest that the metadata of a file hold. Raises ModelFileError for an invalid one."""
     try:
         return Manifest.model_validate_json(text)
     except ValidationError as error:

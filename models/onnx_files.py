@@ -31,7 +31,7 @@ from adap.models.graphs import (
     TensorAttribute,
     refused_operator,
 )
-from adap.models.header import ONE_LOGIT, InputSpec, OutputSpec, shown
+from adap.models.header import MANIFEST_KEY, ONE_LOGIT, InputSpec, OutputSpec, shown
 
 MAX_BYTES = 1024**3  # protobuf itself ends at 2 GiB
 MAX_TENSORS = 9_000  # the header of the stored form holds as many
@@ -213,6 +213,8 @@ class Read:
     network: GraphNetwork
     original: onnx_fitting.Original
     fit: onnx_fitting.Fit
+    manifest: str | None
+    """What our own export has written into the metadata."""
 
 
 def read(path: Path, spec: InputSpec) -> tuple[Graph, dict[str, NDArray[Any]]]:
@@ -249,6 +251,7 @@ def take_in(
             f"--output model.onnx): {error}"
         ) from error
     _check_plain(model)
+    said = next((it.value for it in model.metadata_props if it.key == MANIFEST_KEY), None)
     model, held = onnx_weights.take_out(model)
     fit = onnx_fitting.simplify(model, held, output, path)
     _Reader(fit).read()  # every operator and size is known before the network is run
@@ -256,7 +259,7 @@ def take_in(
     network = _network(fit)
     check(network)
     original, flattened = onnx_fitting.ask(fit, takes, spec)
-    return Read(_network(fit) if flattened else network, original, fit)
+    return Read(_network(fit) if flattened else network, original, fit, said)
 
 
 def _network(fit: onnx_fitting.Fit) -> GraphNetwork:

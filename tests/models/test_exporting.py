@@ -88,3 +88,15 @@ def test_pytorch_alone_reads_the_safetensors_and_its_manifest(tmp_path: Path) ->
     with torch.no_grad():
         alone = network.eval()((images - mean) / std).flatten()
         assert torch.equal(alone, scorer(images))
+
+
+def test_an_export_still_says_what_its_single_logit_ranks_first(tmp_path: Path) -> None:
+    scorer, manifest = trained()
+    path = tmp_path / "m.onnx"
+    to_onnx(scorer, manifest, path)
+    silent = declaration(manifest.model_copy(update={"architecture": "onnx"}))
+    for said, kept in ((None, ["cat"]), (["dog"], ["dog"])):
+        declared = silent.model_copy(update={"positive": said})
+        converted = conversion.to_safetensors(path, declared, folder=tmp_path)
+        assert converted.manifest is not None
+        assert converted.manifest.positive == kept
