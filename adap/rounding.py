@@ -30,12 +30,17 @@ def left_out() -> Iterator[None]:
         _LEFT_OUT.reset(token)
 
 
+def is_left_out() -> bool:
+    """Whether what goes through `straight_through` here answers the values before it."""
+    return _LEFT_OUT.get()
+
+
 def straight_through(exact: Tensor, values: Tensor) -> Tensor:
     """`exact`, bit for bit, with the gradient of `values`; both of the same floating shape.
 
     `values - values.detach()` is zero for every finite number, so nothing is added to `exact`.
     """
-    if _LEFT_OUT.get():
+    if is_left_out():
         return values
     if not values.requires_grad:
         return exact

@@ -1,6 +1,6 @@
 """What an audit or a training will cost: its passes, times what like ones have taken here."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -10,10 +10,18 @@ from sqlalchemy.orm import Session
 from adap.api.deps import Caller
 from adap.api.schemas import Estimate
 from adap.core.audit.foreseen import Extent, Foreseen, of_task
-from adap.core.config import VALIDATION_STEPS, AuditRequest, Split, Task, TrainingRequest
+from adap.core.config import (
+    VALIDATION_STEPS,
+    AuditRequest,
+    Split,
+    Task,
+    TrainingRequest,
+    pipeline_in_words,
+)
 from adap.core.errors import AdapError
-from adap.core.resolve import DatasetSummary, resolve_split, resolve_tasks
+from adap.core.resolve import DatasetSummary, resolve_split, resolve_tasks, training_tasks
 from adap.core.training.cautions import no_test_split
+from adap.core.training.sweeps import Search, SweepRequest
 from adap.models.header import Manifest
 from adap.store.tables import DatasetRow, JobKind, JobRow, JobStatus, ModelRow
 
@@ -56,6 +64,7 @@ def of_audit(
     found = _foreseen(request, summary, split, tasks)
     searching = request.recovery_attacks(summary.height, summary.width)
     work = Estimate(
+        understood=list(_audit_in_words(request, tasks, split)),
         images=_examples(request, summary, split),
         attacks=[attack.key for attack in request.resolved_attacks()],
         corruptions=0 if request.corruptions is None else len(request.corruptions.each()),
@@ -67,6 +76,24 @@ def of_audit(
         basis="",
     )
     return _timed(session, caller, JobKind.AUDIT, work, passes_of)
+
+
+def _audit_in_words(
+    request: AuditRequest, tasks: Sequence[Task], split: Split | None
+) -> Iterator[str]:
+    images = "every image of the data set" if split is None else f"the {split} split"
+    yield f"ranks {_named(tasks)} above the rest of {images}"
+    yield f"changes within {request.threat.norm} {request.threat.epsilon:.4g}"
+    if request.pipeline:
+        yield f"through {pipeline_in_words(request.pipeline)}"
+    if request.thresholds:
+        yield f"requires {', '.join(request.thresholds)}"
+
+
+def _named(tasks: Sequence[Task]) -> str:
+    if len(tasks) > 1:
+        return f"each of {len(tasks)} classes in turn"
+    return " and ".join(tasks[0].positive)
 
 
 def _examples(request: AuditRequest, summary: DatasetSummary, split: Split | None) -> int:
@@ -113,6 +140,10 @@ def of_training(
 
     caution = no_test_split(tests="test" in summary.splits)
     work = Estimate(
+        understood=[
+            f"trains {request.architecture} by {request.method.name} to rank "
+            f"{_named(training_tasks(request.task, summary))}, {request.epochs} epochs"
+        ],
         images=_trained_on(request, summary),
         attacks=[],
         passes=_passes_of_training(request, summary),
@@ -121,6 +152,41 @@ def of_training(
         warnings=[] if caution is None else [caution.message],
     )
     return _timed(session, caller, JobKind.TRAIN, work, passes_of)
+
+
+def of_sweep(
+    session: Session,
+    caller: Caller,
+    request: SweepRequest,
+    possible: Sequence[TrainingRequest],
+    summary: DatasetSummary,
+) -> Estimate:
+    """Of all trials of a sweep, one after the other.
+
+    possible: the trials of a grid; of a search the corners of its space, the dearest of which
+    every trial is taken for, as nobody knows what will be tried.
+    """
+    of_each = {each.architecture: of_training(session, caller, each, summary) for each in possible}
+    rates = {
+        name: None if one.seconds is None else one.seconds / one.passes
+        for name, one in of_each.items()
+    }
+    costs = [(_passes_of_training(each, summary), rates[each.architecture]) for each in possible]
+    if isinstance(request.search, Search):
+        costs = [max(costs, key=lambda cost: cost[0] * (cost[1] or 1.0))] * request.planned
+    seconds = [None if rate is None else passes * rate for passes, rate in costs]
+    known = [each for each in seconds if each is not None]
+    unknown = next((one for one in of_each.values() if one.seconds is None), None)
+    said = unknown or next(iter(of_each.values()))
+    most = " A search may try cheaper ones: at most." if isinstance(request.search, Search) else ""
+    return said.model_copy(
+        update={
+            "trials": request.planned,
+            "passes": sum(passes for passes, _ in costs),
+            "seconds": None if unknown is not None else round(sum(known), 1),
+            "basis": said.basis + most,
+        }
+    )
 
 
 def _timed(

@@ -155,7 +155,9 @@ class Job(Answer):
 class Estimate(Answer):
     """What a job would cost, which was not made."""
 
+    understood: list[str] = Field(description="what the request asks for, in words")
     images: int = Field(description="that are attacked, or trained on")
+    trials: int | None = Field(None, description="of a sweep, whose passes and seconds are of all")
     attacks: list[str] = Field(description="of an audit, by their names")
     corruptions: int = Field(0, description="of an audit: kinds of corruption times severities")
     passes: int = Field(

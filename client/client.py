@@ -135,7 +135,7 @@ class Client:
         return self.post("/v1/sweeps", json=request)
 
     def estimate(self, path: str, request: Mapping[str, Any]) -> Json:
-        """`POST /v1/audits/estimate`, or of `training-jobs`: what it would cost; none is made."""
+        """What a request to `audits`, `training-jobs` or `sweeps` would cost; none is made."""
         return self.post(f"/v1/{path}/estimate", json=request)
 
     def with_ids(self, request: Mapping[str, Any]) -> Json:

@@ -436,6 +436,7 @@ def report(item: Json) -> RenderableType:
 def estimate(found: Json, noun: str) -> str:
     """What a job would do and cost, that was not started."""
     seconds, most, longest = found["seconds"], found["most_passes"], found["most_seconds"]
+    trials = "" if found["trials"] is None else f"of {found['trials']:,} trials "
     time = "unknown" if seconds is None else f"about {duration(seconds)} of one worker"
     more, longer = "", ""
     if most is not None:
@@ -444,8 +445,9 @@ def estimate(found: Json, noun: str) -> str:
         longer = "" if longest is None else f", up to {duration(longest)}"
     return "\n".join(
         [
-            f"Nothing was started. This {noun} takes {found['images']:,} images, and "
+            f"Nothing was started. This {noun} {trials}takes {found['images']:,} images, and "
             f"{found['passes']:,} passes of one image through the network{more}.",
+            *(f"it        {words}" for words in found["understood"]),
             *([f"attacks   {', '.join(found['attacks'])}"] if found["attacks"] else []),
             *([f"corrupted {found['corruptions']} times"] if found["corruptions"] else []),
             f"time      {time}{longer}. {found['basis']}",
@@ -499,7 +501,7 @@ def _thresholds(results: Sequence[Json]) -> RenderableType:
 
 def _trust(trust: Json) -> RenderableType:
     """The verdict, and the checks that speak against it."""
-    lines = [Text(f"The audit is {trust['verdict']}.", style=STYLES[trust["verdict"]])]
+    lines = [Text(f"Trust in the audit: {trust['verdict']}.", style=STYLES[trust["verdict"]])]
     lines += [
         Text(f"  {check['name']} ({check['status']}): {check['message']}")
         for check in trust["checks"]
@@ -508,10 +510,25 @@ def _trust(trust: Json) -> RenderableType:
     return Group(*lines)
 
 
-def _sample(setting: Json) -> str:
-    if setting["sample"] is None:
-        return ""
-    return f", a sample of {setting['sample']:,} (seed {setting['sample_seed']})"
+def _extent(setting: Json) -> str:
+    """Of which pipeline and sample audits are, where not of all images as they are stored."""
+    found = ""
+    if setting["pipeline"]:
+        found += f", through {', '.join(map(pipeline_step, setting['pipeline']))}"
+    if setting["sample"] is not None:
+        found += f", a sample of {setting['sample']:,} (seed {setting['sample_seed']})"
+    return found
+
+
+def pipeline_step(step: Json) -> str:
+    """A step of a pipeline as `--pipeline` takes it; what is left out there is left out here."""
+    name = step["name"]
+    if name in ("resize", "crop"):
+        return f"{name}:{step['width']}x{step['height']}"
+    if name == "jpeg":
+        least = step["least_quality"]
+        return f"jpeg:{'' if least is None else f'{least}-'}{step['quality']}"
+    return f"{name}:{step['levels']}"
 
 
 def leaderboard(item: Json) -> RenderableType:
@@ -522,7 +539,7 @@ def leaderboard(item: Json) -> RenderableType:
     title = (
         f"{_names(setting['positive']) or 'Each class'} against the rest"
         f"{', ' + setting['split'] + ' split' if setting['split'] else ''}; "
-        f"{setting['norm']} epsilon {setting['epsilon']:.4g}{_sample(setting)}"
+        f"{setting['norm']} epsilon {setting['epsilon']:.4g}{_extent(setting)}"
     )
     below = [row for row in item["contenders"] if row["rank"] is None]
     lines = [
@@ -530,7 +547,7 @@ def leaderboard(item: Json) -> RenderableType:
     ]
     others = [
         f"{_names(other['positive']) or 'each class'}, {other['split'] or 'no split'}, "
-        f"{other['norm']} {other['epsilon']:.4g}{_sample(other)}"
+        f"{other['norm']} {other['epsilon']:.4g}{_extent(other)}"
         for other in item["other_settings"]
     ]
     if others:

@@ -65,15 +65,28 @@ def read_report(text: bytes) -> Json:
         )
         rfc8785.dumps(value)
     except (ValueError, RecursionError) as error:  # of the syntax, of UTF-8, of a number
-        raise SigningError(f"Expected the JSON of a report, got text that is none: {error}.") from (
-            error
-        )
+        raise SigningError(
+            f"Expected the JSON of a report, got text that is none: {error}. "
+            "`adap report save -o report.json` saves one."
+        ) from error
     if not isinstance(value, dict) or "version" not in value or "provenance" not in value:
         raise SigningError(
             "Expected the JSON of a report, with `version` and `provenance`, got another value: "
             "`adap report save -o report.json` saves one."
         )
     return value
+
+
+def cautions(report: Json) -> list[str]:
+    """What whoever signs this report should know: nothing of it stops a signature."""
+    trust = report.get("trust")
+    said = trust.get("verdict") if isinstance(trust, dict) else None
+    found = []
+    if said != "trustworthy":
+        found.append("its audit was not checked" if said is None else f"trust in its audit: {said}")
+    if not report.get("statement"):
+        found.append("it states no purpose, tester or approver")
+    return found
 
 
 def sign(report: bytes, key: Ed25519PrivateKey) -> bytes:
@@ -192,7 +205,10 @@ def _exact(text: str) -> float:
     except InvalidOperation:  # an exponent of twenty digits
         exact = False
     if not exact:
-        raise ValueError(f"the number {text:.40} is rounded as it is read, to {value!r}")
+        raise ValueError(
+            f"the number {text:.40} is rounded as it is read, to {value!r}: no report is written "
+            "so, and this one was changed"
+        )
     return value
 
 

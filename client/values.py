@@ -64,6 +64,7 @@ class Job(Value):
 class Estimate(Value):
     """What a job would cost: `seconds` of one worker, None where nothing like it has run."""
 
+    understood: list[str]
     images: int
     attacks: list[str]
     passes: int

@@ -159,9 +159,21 @@ def resolve_tasks(
         if unknown:
             raise ConfigError(
                 f"expected classes that the model has outputs for ({', '.join(outputs[:20])}); "
-                f"got {', '.join(unknown[:20])}"
+                f"got {', '.join(unknown[:20])}" + _other_letters(unknown[0], outputs)
             )
     return tasks
+
+
+def _other_letters(name: str, outputs: Sequence[str]) -> str:
+    """What to do about a class that the model and the data set write with other letters."""
+    same = [one for one in outputs if one.casefold() == name.casefold()]
+    if not same:
+        return suggestion(name, outputs)
+    return (
+        f": the data set writes {name} what the model calls {same[0]}. Rename it in one of them: "
+        f"add the model again with --classes as the data set has them, or the data set with its "
+        "folders or labels renamed"
+    )
 
 
 class _Input(Protocol):

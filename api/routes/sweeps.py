@@ -7,9 +7,9 @@ from fastapi import APIRouter, Request, Response
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from adap.api import limits
+from adap.api import assets, estimates, limits
 from adap.api.assets import AssetId
-from adap.api.deps import Caller, HouseDep, Reader, Writer
+from adap.api.deps import Caller, House, HouseDep, Reader, Writer
 from adap.api.errors import POSTED, ApiError, ErrorItem, not_found, problems
 from adap.api.guarded import GuardedRoute
 from adap.api.idempotency import IdempotencyDep
@@ -17,7 +17,18 @@ from adap.api.listing import After, Limit, Match, matching, page
 from adap.api.pages import PAGE, wants_page
 from adap.api.pages.compare import sweep_page
 from adap.api.routes.training import resolve
-from adap.api.schemas import JobFailure, Page, Progress, Sweep, SweepInfo, Trial, timestamp
+from adap.api.schemas import (
+    Estimate,
+    JobFailure,
+    Page,
+    Progress,
+    Sweep,
+    SweepInfo,
+    Trial,
+    timestamp,
+)
+from adap.core.config import TrainingRequest
+from adap.core.resolve import DatasetSummary
 from adap.core.training.search import suggest
 from adap.core.training.sweeps import (
     Grid,
@@ -54,16 +65,7 @@ def sweep(
     Each trial is a training job. All trials of a grid are queued at once; a search makes the next
     trial when one has ended.
     """
-    limit = house.settings.max_sweep_trials
-    if request.planned > limit:
-        detail = (
-            f"expected at most {limit:,} trials (ADAP_MAX_SWEEP_TRIALS), got {request.planned:,}"
-        )
-        item = ErrorItem(pointer="/body/search", detail=detail)
-        raise ApiError("invalid_request", f"/body/search: {detail}", errors=[item])
-    possible = refuse_unusable(request)
-    for each in possible:
-        limits.check(house.settings, {"training": each.as_json()})
+    possible = _possible(request, house)
     search = request.search
     first = (
         list(combinations(search))
@@ -74,9 +76,7 @@ def sweep(
         ]
     )
     with once.writing(request.as_json(), new_jobs=len(first)) as session:
-        training, columns = resolve(session, request.training, caller)
-        for other in {(each.architecture, each.method.name): each for each in possible}.values():
-            resolve(session, other, caller)
+        training, columns = _resolve(session, request, possible, caller)
         request = request.model_copy(update={"training": training})
         row = sweeps.create(
             session,
@@ -100,6 +100,20 @@ def sweep(
     for _, job in made:
         house.ring(job)
     return answer
+
+
+@router.post(
+    "/estimate",
+    responses=problems("not_found", "not_ready", "invalid_config", "invalid_data"),
+)
+def estimate_sweep(request: SweepRequest, house: HouseDep, caller: Writer) -> Estimate:
+    """What all trials would cost; nothing is made. It is refused as the sweep would be."""
+    possible = _possible(request, house)
+    with house.database.reading() as session:
+        training, _ = _resolve(session, request, possible, caller)
+        row = assets.find(session, DatasetRow, training.dataset_id, caller)
+        summary = DatasetSummary.model_validate(row.summary)
+        return estimates.of_sweep(session, caller, request, possible, summary)
 
 
 @router.get("", responses=problems())
@@ -156,6 +170,34 @@ def cancel_sweep(sweep_id: AssetId, caller: Writer, once: IdempotencyDep) -> Swe
         session.expire_all()
         answer = _sweep(row, sweeps.trials(session, sweep_id))
         return once.keep(session, answer, status=200)
+
+
+def _possible(request: SweepRequest, house: House) -> list[TrainingRequest]:
+    """The trainings that were looked at. Raises ApiError or ConfigError for what is no sweep."""
+    limit = house.settings.max_sweep_trials
+    if request.planned > limit:
+        detail = (
+            f"expected at most {limit:,} trials (ADAP_MAX_SWEEP_TRIALS), got {request.planned:,}"
+        )
+        item = ErrorItem(pointer="/body/search", detail=detail)
+        raise ApiError("invalid_request", f"/body/search: {detail}", errors=[item])
+    possible = refuse_unusable(request)
+    for each in possible:
+        limits.check(house.settings, {"training": each.as_json()})
+    return possible
+
+
+def _resolve(
+    session: Session,
+    request: SweepRequest,
+    possible: Sequence[TrainingRequest],
+    caller: Caller,
+) -> tuple[TrainingRequest, dict[str, str | None]]:
+    """What `resolve` answers of the training that all have in common; it raises for any trial's."""
+    resolved = resolve(session, request.training, caller)
+    for other in {(each.architecture, each.method.name): each for each in possible}.values():
+        resolve(session, other, caller)
+    return resolved
 
 
 def _find(session: Session, sweep_id: str, caller: Caller) -> SweepRow:

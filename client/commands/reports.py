@@ -152,7 +152,10 @@ def sign_report(
         password = typer.prompt("Password of the key", hide_input=True, err=True)
         private = signing.private_key(pem, password.encode())
     path = output or report.with_name(f"{report.name}.sig")
-    path.write_bytes(signing.sign(report.read_bytes(), private))
+    content = report.read_bytes()
+    path.write_bytes(signing.sign(content, private))
+    for caution in signing.cautions(signing.read_report(content)):
+        here.err.print(f"Caution: {caution}.", highlight=False, soft_wrap=True)
     mark = signing.fingerprint(private.public_key())
     here.answer({"path": str(path), "key": mark}, f"Signed {report} as {path} with {mark}.")
 

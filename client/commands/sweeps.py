@@ -10,6 +10,7 @@ from adap.client.client import ClientError
 from adap.client.commands.options import (
     After,
     ConfigFile,
+    DryRun,
     Limit,
     OfDataset,
     Positive,
@@ -58,6 +59,7 @@ def sweep(
     seed: Annotated[int | None, typer.Option(help="With --trials: of the search.")] = None,
     config: ConfigFile = None,
     set_: Set = None,
+    dry_run: DryRun = False,
     watch_: Watch = False,
 ) -> None:
     """Train many models that differ in some fields, and show which are worth having."""
@@ -78,7 +80,12 @@ def sweep(
         **without_none({"trials": trials, **only_searched}),
     }
     request = without_none({"name": name, "training": training, "search": search})
-    made = here.client.sweep(here.with_ids(request))
+    request = here.with_ids(request)
+    if dry_run:
+        found = here.client.estimate("sweeps", request)
+        here.answer(found, show.estimate(found, "sweep"))
+        return
+    made = here.client.sweep(request)
     if not watch_:
         count = f"{made['planned']:,} trials"
         here.answer(made, f"{made['id']}: {count}. Watch it: adap sweeps watch {made['id']}")

@@ -3,9 +3,10 @@
 A JPEG keeps a change only as far as it moves a coefficient of an 8x8 block across a step of the
 quantisation, so a search that takes JPEG for nothing spends its epsilon on what is rounded away.
 Here the steps are written out in tensors (luma and chroma, chroma at half the size, the cosine
-transform of blocks, division by libjpeg's tables), and rounding has the slope of
-`round(c) + (c - round(c))**3` (Shin & Song, "JPEG-resistant adversarial images", NIPS 2017 workshop
-on machine learning and computer security): none where a change is lost, much near the next step.
+transform of blocks, division by libjpeg's tables), and rounding is softened to a cubic staircase,
+`round(c) + 4 (c - round(c))**3`: no slope where a change is lost, much near the next step. The
+cubic is that of Shin & Song, "JPEG-resistant adversarial images" (NIPS 2017 workshop on machine
+learning and computer security); four times as steep it has no jumps, and rises by one a step.
 """
 
 import io
@@ -41,6 +42,8 @@ def through_jpeg(x: Tensor, qualities: Sequence[int]) -> Tensor:
 
     x: of 1 or 3 channels.  qualities: libjpeg's, 1 to 100, of each image.
     """
+    if rounding.is_left_out():
+        return softly(x, qualities)
     levels = (x.detach() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     found = np.stack([_file(*each) for each in zip(levels, qualities, strict=True)])
     exact = torch.from_numpy(found).permute(0, 3, 1, 2).to(x) / 255
@@ -81,7 +84,7 @@ def _blocks(plane: Tensor, tables: Tensor) -> Tensor:
 
 def _softly_rounded(values: Tensor) -> Tensor:
     whole = values.detach().round()
-    return whole + (values - whole) ** 3
+    return whole + 4 * (values - whole) ** 3
 
 
 def _file(picture: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:

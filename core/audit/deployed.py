@@ -1,6 +1,7 @@
 """A model behind its deployment pipeline: attacked through it, scored behind it.
 
     deployed         a scorer with the pipeline in front of it
+    followed         the same of an attacker's own model, by its mean where a step draws
     prepared         images as they come out of a pipeline
 
 Whoever attacks a detector in use changes what the camera or the upload brings, not what the network
@@ -24,18 +25,28 @@ from torch import Tensor, nn
 
 from adap import rounding
 from adap.core.attacks.jpeg import through_jpeg
+from adap.core.audit.drawing import mean_of
 from adap.core.config import (
     CropStep,
     JPEGStep,
     PipelineStep,
     QuantiseStep,
     ResizeStep,
+    pipeline_draws,
 )
 
 
 def deployed(scorer: nn.Module, pipeline: Sequence[PipelineStep]) -> nn.Module:
     """The scorer behind a pipeline; itself behind none."""
     return Deployed(scorer, pipeline) if pipeline else scorer
+
+
+def followed(surrogate: nn.Module, pipeline: Sequence[PipelineStep]) -> nn.Module:
+    """The attacker's own model behind the pipeline, which whoever attacks through it knows.
+
+    By its mean over draws where a step draws, as the audited model is attacked and scored.
+    """
+    return mean_of(deployed(surrogate, pipeline), pipeline_draws(pipeline))
 
 
 class Deployed(nn.Module):

@@ -66,7 +66,7 @@ def refuse_unrankable(
         )
     spread = np.unique(np.linspace(0, len(images) - 1, batch_size, dtype=np.int64))
     sample = images[spread]
-    with attacking(scorer):
+    with attacking(scorer), drawing(device, "unrankable"):
         logits = _score(scorer, as_input(sample, device))
     if (sample != sample[0]).any():
         refuse_constant(logits)
@@ -125,14 +125,15 @@ def attack_shard(
                     clean[rows] = _score(scorer, as_input(images[rows], device))
                 on_progress(done := rows.stop)
         # Only the search runs on what is cheaper: every score is the scorer's own.
-        searched = {
-            attack.key: accelerate(
-                _network(attack, scorer, surrogate),
-                as_input(images[:PROBES], device),
-                passes=len(images) * of_attack(attack).forward,
-            )
-            for attack in attacks
-        }
+        with drawing(device, "accelerated"):
+            searched = {
+                attack.key: accelerate(
+                    _network(attack, scorer, surrogate),
+                    as_input(images[:PROBES], device),
+                    passes=len(images) * of_attack(attack).forward,
+                )
+                for attack in attacks
+            }
         for batch, rows in enumerate(_batches(len(images), batch_size)):
             x = as_input(images[rows], device)
             positives = np.flatnonzero(targets[rows])

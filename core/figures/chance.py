@@ -17,7 +17,7 @@ def chance_doubt(task: TaskReport) -> str | None:
             f"The model ranks clean images worse than chance (AP {clean.ap:.3f}, chance "
             f"{chance:.3f}), and better than chance when its ranking is read from the end (AP "
             f"{turned.ap:.3f}, at least {turned.interval.low:.3f}): the ranker may rank the "
-            "opposite class first."
+            "opposite class first, or its outputs may be of the classes in another order."
         )
     if clean.ap <= chance:
         return (

@@ -102,6 +102,21 @@ class _Asked:
     asks: str
     places: tuple[str, ...]
     beside: tuple[str, ...] = ()  # told with evidence, no evidence by themselves
+    of: Callable[[Report], bool] = lambda _: True  # reports that can answer it at all
+
+
+def _seen_in_training(report: Report) -> int | None:
+    return None if report.images is None else report.images.seen_in_training
+
+
+def _knows_training(report: Report) -> bool:
+    """Whether anything says on which images the model was trained."""
+    return _seen_in_training(report) is not None
+
+
+def _unseen(report: Report) -> bool:
+    """Whether it is known that the model was trained on none of the audited images."""
+    return _seen_in_training(report) == 0
 
 
 CATALOGUE = (
@@ -166,6 +181,7 @@ CATALOGUE = (
         "Principle 4",
         "training data that are independent of the test data",
         ("images.seen_in_training", "images.in_other_splits"),
+        of=_knows_training,
     ),
     _Asked(
         GMLP,
@@ -186,6 +202,7 @@ CATALOGUE = (
         "performance on data that were not used in development, with its uncertainty and in "
         "subgroups",
         (CLEAN, INTERVAL, GROUPS, "images.seen_in_training"),
+        of=_unseen,
     ),
     _Asked(
         FDA_DRAFT,
@@ -268,6 +285,8 @@ def supported(report: Report) -> list[Clause]:
     """The clauses for which this report holds evidence; places that it lacks are left out."""
     found = []
     for asked in CATALOGUE:
+        if not asked.of(report):
+            continue
         places = [place for place in asked.places if _answers(report, place)]
         if places:
             places += [place for place in asked.beside if _answers(report, place)]

@@ -20,7 +20,7 @@ from torch import nn
 
 from adap.core.audit import joining
 from adap.core.audit.checks import check
-from adap.core.audit.deployed import deployed
+from adap.core.audit.deployed import deployed, followed
 from adap.core.audit.pieces import Measured, joined_piece, planned_passes
 from adap.core.audit.plan import (
     MADE_OF,
@@ -156,7 +156,7 @@ class Run:
     def _surrogate(self, piece: Piece) -> nn.Module | None:
         if self.surrogate is None:
             return None
-        return deployed(self.surrogate.scorer, piece.config.pipeline)
+        return followed(self.surrogate.scorer, piece.config.pipeline)
 
     def _passes(self, piece: ChecksPiece) -> int:
         return check.planned_passes(

@@ -15,7 +15,7 @@ def test_a_dry_run_says_what_an_audit_would_cost_and_starts_none(
     whole = client.audits.estimate(model_id=model, dataset_id=dataset, attacks=["pgd"])
     assert whole.images == 24  # of the test split
     checks = whole.passes - 24 * (1 + 1 + 2 * 10 + 1)  # clean, and ten steps there and back
-    assert checks == 24 * (128 + 66)  # quick ones, as docs/trust.md has them, on all 24
+    assert checks == 24 * (129 + 70)  # quick ones, as docs/trust.md has them, on all 24
     assert (whole.search_on, whole.most_passes, whole.most_seconds) == ([], None, None)
     fog = {"kinds": ["fog"]}
     corrupted = client.audits.estimate(
@@ -48,6 +48,7 @@ def test_a_training_is_estimated_by_those_of_its_network_and_refused_as_it_would
     one = client.trainings.estimate(dataset_id=dataset, positive="cat", epochs=1, batch_size=16)
     ten = client.trainings.estimate(dataset_id=dataset, positive="cat", epochs=10, batch_size=16)
     assert one.seconds is not None
+    assert ten.seconds is not None
     assert ten.passes == 10 * one.passes
     other = client.trainings.estimate(
         dataset_id=dataset, positive="cat", batch_size=16, architecture="thin_cnn"
@@ -55,6 +56,20 @@ def test_a_training_is_estimated_by_those_of_its_network_and_refused_as_it_would
     assert (other.seconds, other.basis[:11]) == (None, "No training")
     with pytest.raises(ProblemError, match="horse"):
         client.trainings.estimate(dataset_id=dataset, positive="horse")
+    training = {"dataset_id": dataset, "task": {"positive": ["cat"]}, "batch_size": 16}
+    search = {"kind": "grid", "parameters": {"epochs": [1, 10]}}
+    both = client.estimate("sweeps", {"training": training, "search": search})
+    assert (both["trials"], both["passes"]) == (2, one.passes + ten.passes)
+    assert both["seconds"] == pytest.approx(one.seconds + ten.seconds, abs=0.2)
+    searched = {"kind": "tpe", "trials": 5, "parameters": {"epochs": {"low": 1, "high": 10}}}
+    most = client.estimate("sweeps", {"training": training, "search": searched})
+    assert (most["trials"], most["passes"]) == (5, 5 * ten.passes)
+    assert most["basis"].endswith("A search may try cheaper ones: at most.")
+    asked = ("sweep", "--dataset", dataset, "--positive", "cat", "--set", "batch_size=16")
+    run = adap(*asked, "--vary", "epochs=[1,10]", "--dry-run")
+    assert (run.code, run.err) == (0, "")
+    assert run.out.startswith("Nothing was started. This sweep of 2 trials takes ")
+    assert client.sweeps.page()["data"] == []
     run = adap(
         "train", "--dataset", dataset, "--positive", "cat", "--method", "adap_lp", "--dry-run"
     )

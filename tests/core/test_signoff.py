@@ -176,7 +176,7 @@ def at(value: Any, place: str) -> list[Any]:
 
 def test_every_clause_points_at_evidence_that_is_there(task):
     seen = AuditedImages(
-        examples=60, lowest=0, highest=1, equal=0, in_other_splits=1, seen_in_training=2
+        examples=60, lowest=0, highest=1, equal=0, in_other_splits=1, seen_in_training=0
     )
     report = built(task, images=seen, statement=STATEMENT)
     value = json.loads(report.model_dump_json())
@@ -252,6 +252,13 @@ def test_that_no_image_was_seen_in_training_is_evidence_of_independence(task):
         "images.seen_in_training",
         "images.in_other_splits",
     }
+    validation = 'Section "Validation"'
+    assert validation in supports(built(task, images=seen))
+    some = supports(built(task, images=seen.model_copy(update={"seen_in_training": 2})))
+    assert "Principle 4" in some
+    assert validation not in some, "images of development"
+    unknown = supports(built(task, images=seen.model_copy(update={"seen_in_training": None})))
+    assert not {"Principle 4", validation} & set(unknown)
 
 
 def test_nothing_says_that_a_clause_is_met(task):

@@ -19,7 +19,7 @@ from adap.core.audit import joining, measuring
 from adap.core.audit.checks import check, verdicts
 from adap.core.audit.checks.figures import above_chance, positive_class
 from adap.core.audit.checks.files import check_files, doubts
-from adap.core.audit.deployed import deployed
+from adap.core.audit.deployed import deployed, followed
 from adap.core.audit.leakage import Learned, audited_images, find_leakage
 from adap.core.audit.pieces import Measured, joined_piece
 from adap.core.audit.plan import (
@@ -82,13 +82,14 @@ def _measured(work: Work[AuditScores]) -> Measured:
     piece, where = work.request.piece, torch.device(device(work))
     image_set = ImageSet.load(work.inputs["dataset"])
     index = audited_rows(image_set, piece.split, piece.task, piece.config)
+    scorer, surrogate = _load(work)
     return Measured(
         piece=piece,
         images=_Picked(image_set.images, index),
         example_ids=[image_set.example_ids[i] for i in index],
         targets=image_set.targets(piece.task, index),
-        scorer=_load(work, "model"),
-        surrogate=_load_surrogate(work),
+        scorer=scorer,
+        surrogate=surrogate,
         device=where,
     )
 
@@ -115,7 +116,7 @@ def check_piece(work: Work[AuditChecks], reporter: Reporter) -> PieceMeasured:
     index = audited_rows(image_set, piece.split, task, config)
     targets = image_set.targets(task, index)
     attacks = config.resolved_attacks()
-    scorer, surrogate = _load(work, "model"), _load_surrogate(work)
+    scorer, surrogate = _load(work)
     measuring.refuse_unrankable(
         scorer,
         image_set.images[index[: config.batch_size]],
@@ -266,16 +267,16 @@ def join_pieces(work: Work[AuditReport], reporter: Reporter) -> AuditJoined:
     )
 
 
-def _load(work: Work[AuditScores | AuditChecks], name: str) -> nn.Module:
-    """A model of this work on the task of its piece, behind the audit's pipeline."""
+def _load(work: Work[AuditScores | AuditChecks]) -> tuple[nn.Module, nn.Module | None]:
+    """The model, and the attacker's own where there is one: on the task, behind the pipeline."""
+
+    def scorer(name: str) -> nn.Module:
+        return load_scorer(work.inputs[name], device(work), tuple(piece.task.positive))
+
     piece = work.request.piece
-    scorer = load_scorer(work.inputs[name], device(work), tuple(piece.task.positive))
-    return deployed(scorer, piece.config.pipeline)
-
-
-def _load_surrogate(work: Work[AuditScores | AuditChecks]) -> nn.Module | None:
-    """The attacker's own model; whoever attacks through a pipeline knows it."""
-    return _load(work, "surrogate") if "surrogate" in work.inputs else None
+    pipeline = piece.config.pipeline
+    other = followed(scorer("surrogate"), pipeline) if "surrogate" in work.inputs else None
+    return deployed(scorer("model"), pipeline), other
 
 
 def _joined_scores(work: Work[AuditReport], image_set: ImageSet, task_number: int) -> Scores:

@@ -5,7 +5,7 @@ import { byId, make, say } from "./dom.js";
 import { clear, NotRead, place } from "./fields.js";
 import { count, lasting } from "./words.js";
 
-const quoted = (text) =>
+export const quoted = (text) =>
   /^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", `'"'"'`)}'`;
 
 function python(value, indent = "") {
@@ -106,13 +106,14 @@ export function refused(problem, fields, said) {
 
 const LATER_MS = 500; // after the last sign that was typed
 
-function cost({ images, attacks, seconds, most_seconds: most, warnings }) {
+function cost({ images, attacks, trials, seconds, most_seconds: most, warnings }) {
+  const models = trials === null ? "" : `${count(trials)} models would be trained, each on `;
   const by = attacks.length ? `, by ${attacks.join(" and ")}` : "";
   const time =
     seconds === null
       ? "How long it takes is not known yet: nothing like it was run here."
       : `It should take one worker about ${lasting(seconds)}${most === null ? "" : `, up to ${lasting(most)}`}.`;
-  return [`${count(images)} images${by}. ${time}`, ...warnings].join(" ");
+  return [`${models}${count(images)} images${by}. ${time}`, ...warnings].join(" ");
 }
 
 function estimating(path, read, complete) {

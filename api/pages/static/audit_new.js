@@ -21,8 +21,7 @@ const NAMED = {
 
 const model = await picker(["model_id"], "Model", "models");
 const dataset = await picker(["dataset_id"], "Data set", "datasets");
-const eachOf = (chosen) => (chosen?.manifest.output.classes ? "each class in turn, and their mean" : null);
-const task = positives(dataset.chosen, () => usualTask(model.chosen()) ?? eachOf(model.chosen()));
+const task = positives(dataset.chosen, () => usualTask(model.chosen()));
 const { threat, preset, sample, thresholds, ...more } = await fieldsOf("AuditRequest", {
   without: ["model_id", "dataset_id", "task"],
   labels: {

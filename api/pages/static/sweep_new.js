@@ -1,10 +1,9 @@
 // The form for a new sweep: a training, and the settings in which its trials differ.
 
-import { ask } from "./ask.js";
-import { byId, make, say } from "./dom.js";
+import { ask, flags, quoted } from "./ask.js";
+import { byId, make } from "./dom.js";
 import { control, fieldsOf, NotRead } from "./fields.js";
 import { trainingFields } from "./training_fields.js";
-import { count } from "./words.js";
 
 const USUAL = ["method.lambda", "optimizer.lr", "attack.steps", "epochs", "batch_size", "seed", "method.name"];
 const LINES = 3;
@@ -77,28 +76,27 @@ function read() {
   };
 }
 
-function tellExtent() {
-  let planned = null;
-  try {
-    const { search: it } = read();
-    planned = it.trials ?? Object.values(it.parameters).reduce((all, one) => all * one.length, 1);
-  } catch (problem) {
-    if (!(problem instanceof NotRead)) {
-      throw problem;
-    }
-  }
-  say(byId("extent"), planned > 1 ? `${count(planned)} models would be trained.` : "");
+const NAMED = { dataset_id: "--dataset", "task.positive": "--positive", "method.name": "--method", preset: "--preset" };
+
+function command({ name: called, training: common, search: { parameters: varied, trials: all } }) {
+  // The request as the command `adap sweep` takes it.
+  const values = (one) =>
+    Array.isArray(one) ? JSON.stringify(one) : `${one.low}..${one.high}${one.log ? ":log" : ""}`;
+  return [
+    "sweep",
+    flags(common, NAMED),
+    ...Object.entries(varied).map(([path, one]) => `--vary ${quoted(`${path}=${values(one)}`)}`),
+    ...(all === undefined ? [] : [`--trials ${all}`]),
+    ...(called ? [`--name ${quoted(called)}`] : []),
+  ].join(" ");
 }
 
-byId("ask").addEventListener("input", tellExtent);
 ask({
   path: "/v1/sweeps",
+  estimate: "/v1/sweeps/estimate",
+  complete: (request) => Object.keys(request.search.parameters).length > 0,
   fields: [...fields, name, search, ...lines.flatMap(({ setting, its }) => [setting, its])],
   read,
-  tools: {
-    command: (request) => `sweep --config /dev/stdin <<< '${JSON.stringify(request).replaceAll("'", `'"'"'`)}'`,
-    method: "sweep",
-  },
+  tools: { command, method: "sweep" },
   leads: ({ links }) => links.self,
 });
-tellExtent();

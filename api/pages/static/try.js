@@ -11,6 +11,8 @@ const standings = new Map(); // by the address of its places: the job
 let model = null;
 let chosen = null; // the file, as it was dropped
 
+// Scores of several classes are no one ranking; those behind a pipeline are of other pixels than these.
+const alike = ({ task, pipeline }) => !task?.each && !pipeline?.length;
 const taskOf = (job) => job.request.task?.positive ?? null;
 
 async function choose(modelId) {
@@ -29,7 +31,7 @@ async function choose(modelId) {
   for (const kind of ["rank", "audit"]) {
     const asked = `kind=${kind}&status=succeeded&model_id=${model.id}&limit=50`;
     const { data } = await get(`/v1/jobs?${asked}`);
-    for (const job of data.filter(({ links, request }) => links.images && !request.task?.each)) {
+    for (const job of data.filter(({ links, request }) => links.images && alike(request))) {
       const where = job.links.images.replace(/images$/, "place");
       standings.set(where, job);
       options.push(make("option", { value: where }, await words(job)));
@@ -44,7 +46,9 @@ async function words(job) {
   const what = job.kind === "rank" ? "the ranking" : "the audit, clean,";
   const { name } = await get(job.links.dataset).catch(() => ({ name: "a data set that is gone" }));
   const first = taskOf(job);
-  return `${what} of ${name}${first ? `, ${first.join(" and ")} first` : ""}`;
+  const called = job.request.name ? `\u201c${job.request.name}\u201d, ` : "";
+  const sampled = job.request.sample ? `, a sample of ${count(job.request.sample)}` : "";
+  return `${called}${what} of ${name}${first ? `, ${first.join(" and ")} first` : ""}${sampled}, ${ago(job.created_at)}`;
 }
 
 function side() {

@@ -29,7 +29,11 @@ def positive_class(task: TaskReport, model: ModelProvenance) -> Check:
     """Whether the model's single logit ranks first what the task asks for."""
     name, asked = "positive_class", ", ".join(task.positive)
     if model.outputs != 1:
-        why = "The model names its outputs, or nobody knows how many it has."
+        why = (
+            "Nobody knows how many outputs the model has."
+            if model.outputs is None
+            else f"The model has an output for each of {model.outputs} classes, by their names."
+        )
         return Check(name=name, status="skipped", message=why, figures={})
     doubt = direction_doubt(task, model)
     message = f"The model's single logit ranks {asked} first, as it was trained or declared to."

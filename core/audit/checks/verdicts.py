@@ -429,8 +429,8 @@ def black_box_weaker(judged: Judged, level: Literal["quick", "full"]) -> Check:
     strongest = max(boxes, key=lambda box: (SEVERITY.index(statuses[box]), wins[box]))
     message = (
         f"`{strongest}`, which sees no gradient of the model, leaves AP {aps[strongest]:.3f} on "
-        f"the sample and is clearly stronger on {wins[strongest]:.0%} of the images; the attacks "
-        f"that see it leave {white_ap:.3f}"
+        "the sample, whose prevalence is its own, and is clearly stronger on "
+        f"{wins[strongest]:.0%} of the images; the attacks that see it leave {white_ap:.3f}"
     )
     if set(statuses.values()) != {"pass"}:
         message += ": the gradients mislead, so read the figures of `square`, with more queries."
@@ -438,7 +438,7 @@ def black_box_weaker(judged: Judged, level: Literal["quick", "full"]) -> Check:
         message += (
             f"; but `square` was too short for images of this size: it lowers the mean margin by "
             f"{share:.0%} of what they do, so a gradient that tells half the truth would look as "
-            "good. Ask for full checks."
+            "good. Ask for full checks (`checks`: full, --set checks=full)."
         )
     else:
         message += "."
