@@ -26,6 +26,10 @@ _FLAGS = {
     "attacks": "--attack",
     "surrogate": "--surrogate",
     "surrogate.model_id": "--surrogate",
+    "pipeline": "--pipeline",
+    "corruptions": "--corruption",
+    "corruptions.kinds": "--corruption",
+    "corruptions.severities": "--severity",
     "thresholds": "--require",
     "warm_start": "--start-from",
     "warm_start.model_id": "--start-from",
@@ -95,8 +99,14 @@ class Line:
         return f"--set {path}" if "--set" in self.options else path
 
     def _option(self, path: str) -> str | None:
-        """The option that stands for a field, or for the whole list that it is an entry of."""
+        """The option that stands for a field, or for the whole list that it is an entry of.
+
+        One that was given stands for all inside its entries, too.
+        """
         whole = re.sub(r"\.\d+$", "", path)
+        outside = re.sub(r"\.\d+\..+$", "", path)
+        if outside != path and _FLAGS.get(outside) in self._given:
+            return _FLAGS[outside]
         own = f"--{whole.removeprefix('search.').replace('_', '-')}"
         return next((flag for flag in (_FLAGS.get(whole), own) if flag in self.options), None)
 

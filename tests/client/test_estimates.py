@@ -39,6 +39,23 @@ def test_a_dry_run_says_what_an_audit_would_cost_and_starts_none(
     assert (run.code, run.err) == (0, "")
     assert "Nothing was started. This audit takes 24 images" in run.out
     assert re.search(r"^time +about .+ of one worker\. From \d audits? like it", run.out, re.M)
+    assert re.search(r"^it +ranks cat above the rest of the test split$", run.out, re.M)
+    through = adap(
+        *("audit", "--model", model, "--dataset", dataset, "--attack", "pgd", "--dry-run"),
+        *("--pipeline", "jpeg:60-90", "--pipeline", "quantise"),
+    )
+    assert re.search(
+        r"^it +through JPEG of any quality from 60 to 90, then round", through.out, re.M
+    )
+    assert f"{16 * whole.passes:,} passes" in through.out
+    for step, said in (
+        ("jpeg:0", "--pipeline: expected at least 1, got 0"),
+        ("jpeg:90-60", "--pipeline: expected a least_quality below the quality, 60, got 90"),
+        ("blur", "expected jpeg:80, jpeg:60-90"),
+    ):
+        run = adap("audit", "--model", model, "--dataset", dataset, "--pipeline", step, "--dry-run")
+        assert run.code != 0
+        assert said in run.err
     assert [run.id for run in client.audits.list()] == before
 
 

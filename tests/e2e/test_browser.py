@@ -289,7 +289,7 @@ def test_a_training_is_started_cancelled_and_gone_on_with(
         tab.fill("[name='search.path.0']", "epochs")
         tab.fill("[name='search.parameters.0']", "1, 2")
         tab.wait_for_selector("text=2 models would be trained")
-        assert tab.inner_text("#same pre >> nth=0") == (
+        assert tab.text_content("#same pre >> nth=0") == (
             f"adap sweep --dataset {dataset['id']} --positive cat --vary 'epochs=[1,2]' --watch"
         )
         visitor.judge()

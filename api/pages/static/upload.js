@@ -91,7 +91,7 @@ export function upload({ path, fields, form: read, what }) {
     reasons.replaceChildren(...why.map((reason) => make("li", {}, make("bdi", {}, reason))));
     for (const named of new Set(why.join(" ").match(/--[a-z][a-z-]+|`[a-z_]+`/g))) {
       const name = named.replace(/^--|`/g, "").replaceAll("-", "_");
-      place(fields, `/body/${FLAGS[name] ?? name}`, `The reasons mean this by ${named}.`);
+      place(fields, `/body/${FLAGS[name] ?? name}`, `The reasons above are about this; ${named.startsWith("--") ? "the command calls" : "programs call"} it ${named}.`);
     }
     show("");
     said.focus();
@@ -147,4 +147,5 @@ export function upload({ path, fields, form: read, what }) {
   button.disabled = false; // until here a press would have sent the form as browsers do
 }
 
-const FLAGS = { size: "input" }; // what the command calls otherwise
+// what the command calls otherwise
+const FLAGS = { size: "input/height", imagenet: "input/mean", pixels: "input/value_range", classes: "output/classes" };
