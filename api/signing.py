@@ -15,7 +15,7 @@ from fastapi import Request, Response
 from starlette.requests import HTTPConnection
 
 from adap.api.accept import choose
-from adap.api.errors import ApiError
+from adap.api.errors import MEDIA_TYPE, ApiError
 from adap.api.pages import FORMS
 
 HEADER = "x-csrf-token"
@@ -77,11 +77,14 @@ def _follows_a_link(request: HTTPConnection) -> bool:
 
 
 def asks_for_page(request: Request) -> bool:
-    """Whether a request is a browser's for a page, which can be led elsewhere."""
+    """Whether a request is a browser's for a page, which can be led elsewhere.
+
+    A program that wants a page, and its problems to read, accepts `application/problem+json` too.
+    """
     try:
         return (
             request.method in READING
-            and choose(request.headers.get("accept", ""), FORMS) == "text/html"
+            and choose(request.headers.get("accept", ""), (MEDIA_TYPE, *FORMS)) == "text/html"
         )
     except ApiError:
         return False

@@ -163,7 +163,9 @@ class Client:
         application/sarif+json.
         """
         path = f"/v1/audits/{job_id}/report"
-        return (self.request("GET", path, headers={"Accept": media_type})).content
+        # and problems as for programs, not as pages
+        accept = f"{media_type}, application/problem+json"
+        return self.request("GET", path, headers={"Accept": accept}).content
 
     def remove_report(self, job_id: str) -> None:
         """Remove the report of an audit with its scores; the job and its figures stay."""

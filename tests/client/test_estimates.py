@@ -73,6 +73,7 @@ def test_a_training_is_estimated_by_those_of_its_network_and_refused_as_it_would
     assert (other.seconds, other.basis[:11]) == (None, "No training")
     with pytest.raises(ProblemError, match="horse"):
         client.trainings.estimate(dataset_id=dataset, positive="horse")
+    before = client.sweeps.page()["data"]
     training = {"dataset_id": dataset, "task": {"positive": ["cat"]}, "batch_size": 16}
     search = {"kind": "grid", "parameters": {"epochs": [1, 10]}}
     both = client.estimate("sweeps", {"training": training, "search": search})
@@ -86,7 +87,7 @@ def test_a_training_is_estimated_by_those_of_its_network_and_refused_as_it_would
     run = adap(*asked, "--vary", "epochs=[1,10]", "--dry-run")
     assert (run.code, run.err) == (0, "")
     assert run.out.startswith("Nothing was started. This sweep of 2 trials takes ")
-    assert client.sweeps.page()["data"] == []
+    assert client.sweeps.page()["data"] == before
     run = adap(
         "train", "--dataset", dataset, "--positive", "cat", "--method", "adap_lp", "--dry-run"
     )

@@ -132,7 +132,7 @@ def test_a_leaderboard_compares_models_on_the_same_images(http: httpx.Client) ->
     audit(http, models[0], pets, threat={"epsilon": 0.01}, certify="off")
     board = http.get("/v1/leaderboard", params={"dataset_id": pets}).json()
     expected = {"positive": ["cat"], "split": "test", "norm": "linf", "epsilon": 0.05}
-    expected |= {"sample": None, "sample_seed": None}
+    expected |= {"pipeline": [], "sample": None, "sample_seed": None}
     assert board["setting"] == expected
     assert board["other_settings"] == [expected | {"epsilon": 0.01}]
     assert http.get("/v1/leaderboard", params={"dataset_id": pets, "epsilon": "1/100"}).json()[

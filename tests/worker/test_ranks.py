@@ -36,13 +36,16 @@ def test_a_killed_rank_ends_all_and_the_training_goes_on_from_its_checkpoint(pla
     # CE without BatchNorm and few steps: what is left of rounding in float32 stays small
     alike = {"method": "ce", "architecture": "thin_cnn", "epochs": 12}
     alone = plant.train(dataset, **alike)
-    shared = plant.train(dataset, devices=2, **alike)
     worker = plant.start_worker()
     reference = plant.wait_done(alone)
-    plant.wait_epoch(shared, 2)
-    (rank,) = ranks_of(worker)
-    rank.kill()
-    finished = plant.wait_done(shared)
+    for _ in range(10):  # a training this short may end before its rank is killed
+        shared = plant.train(dataset, devices=2, **alike)
+        plant.wait_epoch(shared, 2)
+        for rank in ranks_of(worker):
+            rank.kill()
+        finished = plant.wait_done(shared)
+        if finished.attempt > 1:
+            break
     assert finished.status == JobStatus.SUCCEEDED, finished.error
     assert finished.attempt == 2
     events = plant.events(shared)
