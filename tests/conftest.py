@@ -1,10 +1,8 @@
 """Fixtures that every room uses.
 
-The service that tests talk to is real, and each process of pytest starts one at most. Tests that
-share what takes long to make stay in one process (`--dist loadgroup`, in `pyproject.toml`): the
-client's that use the service, the others that do, and those of a file that use what it makes once.
-Such groups run first, the largest before the others, then what is slow, so that no process is left
-with it at the end.
+The service that tests talk to is real, and each process of pytest starts one at most. A file that
+uses the service, or what it makes once for itself, stays in one process (`--dist loadgroup`, in
+`pyproject.toml`). What is slow runs first, so that no process is left with it at the end.
 """
 
 import json
@@ -41,9 +39,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         place = item.path.relative_to(REPOSITORY)
         known = item._fixtureinfo.name2fixturedefs if isinstance(item, pytest.Function) else {}
-        if "service" in known and place.parts[1] in PROCESSES:
-            item.add_marker(pytest.mark.xdist_group("client" if "client" in place.parts else "e2e"))
-        elif any(made.scope == "module" for (*_, made) in known.values()):
+        made_once = any(made.scope == "module" for (*_, made) in known.values())
+        if "service" in known or made_once:
             item.add_marker(pytest.mark.xdist_group(str(place)))
 
     def turn(item: pytest.Item) -> int:

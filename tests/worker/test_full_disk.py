@@ -100,7 +100,7 @@ def enqueue_many(plant: Plant) -> None:
 
 def run_out_of_all_room(plant: Plant, disk: Path) -> None:
     job = plant.train(plant.dataset(), epochs=200)
-    plant.start_worker(ADAP_LEASE_S="20")
+    plant.start_worker(ADAP_LEASE_S="300")  # however long it takes to write the rest full
     plant.wait_epoch(job, 2)
     fill(disk)
     with pytest.raises(OperationalError):
