@@ -135,7 +135,7 @@ class Client:
         return self.post("/v1/sweeps", json=request)
 
     def estimate(self, path: str, request: Mapping[str, Any]) -> Json:
-        """`POST /v1/audits/estimate`, or of `training-jobs`: what it would cost; none is made."""
+        """What a request to `audits`, `training-jobs` or `sweeps` would cost; none is made."""
         return self.post(f"/v1/{path}/estimate", json=request)
 
     def with_ids(self, request: Mapping[str, Any]) -> Json:
@@ -163,7 +163,9 @@ class Client:
         application/sarif+json.
         """
         path = f"/v1/audits/{job_id}/report"
-        return (self.request("GET", path, headers={"Accept": media_type})).content
+        # and problems as for programs, not as pages
+        accept = f"{media_type}, application/problem+json"
+        return (self.request("GET", path, headers={"Accept": accept})).content
 
     def remove_report(self, job_id: str) -> None:
         """Remove the report of an audit with its scores; the job and its figures stay."""

@@ -135,7 +135,7 @@ class AsyncClient:
         return await self.post("/v1/sweeps", json=request)
 
     async def estimate(self, path: str, request: Mapping[str, Any]) -> Json:
-        """`POST /v1/audits/estimate`, or of `training-jobs`: what it would cost; none is made."""
+        """What a request to `audits`, `training-jobs` or `sweeps` would cost; none is made."""
         return await self.post(f"/v1/{path}/estimate", json=request)
 
     async def with_ids(self, request: Mapping[str, Any]) -> Json:
@@ -163,7 +163,9 @@ class AsyncClient:
         application/sarif+json.
         """
         path = f"/v1/audits/{job_id}/report"
-        return (await self.request("GET", path, headers={"Accept": media_type})).content
+        # and problems as for programs, not as pages
+        accept = f"{media_type}, application/problem+json"
+        return (await self.request("GET", path, headers={"Accept": accept})).content
 
     async def remove_report(self, job_id: str) -> None:
         """Remove the report of an audit with its scores; the job and its figures stay."""
