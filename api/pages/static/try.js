@@ -3,7 +3,7 @@
 import { get, send } from "./api.js";
 import { byId, make, say } from "./dom.js";
 import { picture } from "./gallery.js";
-import { count } from "./words.js";
+import { count, when } from "./words.js";
 
 const said = byId("said");
 const [among, positive, file] = ["among", "positive", "file"].map(byId);
@@ -48,7 +48,7 @@ async function words(job) {
   const first = taskOf(job);
   const called = job.request.name ? `\u201c${job.request.name}\u201d, ` : "";
   const sampled = job.request.sample ? `, a sample of ${count(job.request.sample)}` : "";
-  return `${called}${what} of ${name}${first ? `, ${first.join(" and ")} first` : ""}${sampled}, ${ago(job.created_at)}`;
+  return `${called}${what} of ${name}${first ? `, ${first.join(" and ")} first` : ""}${sampled}, ${when(job.created_at)}`;
 }
 
 function side() {
