@@ -200,7 +200,7 @@ def test_journeys_along_the_links_keep_to_the_openapi(
 
     Journey.run(
         settings=settings(
-            max_examples=30,
+            max_examples=60,  # derandomised: which calls come up hangs on the description alone
             stateful_step_count=10,
             deadline=None,
             derandomize=True,
