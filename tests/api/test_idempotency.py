@@ -21,6 +21,7 @@ REPEATABLE = {  # make nothing
     "/v2/models/{model_id}/infer",
     "/v1/audits/estimate",
     "/v1/training-jobs/estimate",
+    "/v1/sweeps/estimate",
 }
 
 
