@@ -14,7 +14,8 @@ from time import monotonic
 from typing import Any, TypeVar, cast
 
 from sqlalchemy import Connection, Double, Engine, Select, bindparam, create_engine, event, select
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.exc import OperationalError, ProgrammingError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.expression import FunctionElement
@@ -150,6 +151,14 @@ def _sqlite(url: str, *, wait_s: float) -> Engine:
             "foreign_keys=ON",
         ):
             connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "handle_error")
+    def _tell_apart(context: ExceptionContext) -> None:
+        # SQLite's error of a table or column that is not there is no sign that it is away: it gets
+        # the class that PostgreSQL's has
+        said = context.original_exception
+        if getattr(said, "sqlite_errorname", None) == "SQLITE_ERROR":
+            raise ProgrammingError(context.statement, None, said) from said
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:

@@ -2,16 +2,22 @@
 
 from pathlib import Path
 
+from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import Connection
+from sqlalchemy import Connection, inspect
 from sqlalchemy.exc import OperationalError
 
 from adap.store import disk
 from adap.store.database import Database
 from adap.store.migrate import config
 from adap.store.settings import Settings
+from adap.store.tables import Table
+
+# Tables of other programs; and an index more or less makes nothing wrong.
+_NO_MATTER = ("remove_table", "remove_index", "add_index")
+_MOST_NAMED = 3
 
 
 class UnusableDatabaseError(Exception):
@@ -23,9 +29,18 @@ def open_database(settings: Settings, *, migrated: bool = True) -> Database:
 
     migrated: whether its tables must be of this version already. Raises UnusableDatabaseError for
     SQLite on a network file system, for one that does not answer, for tables of a newer version,
-    and for older ones if asked.
+    for such as no version has by these names, and for older ones if asked.
     """
     database = Database(settings)
+    try:
+        _look_at(database, home=settings.home, migrated=migrated)
+    except UnusableDatabaseError:
+        database.dispose()
+        raise
+    return database
+
+
+def _look_at(database: Database, *, home: Path, migrated: bool) -> None:
     file = database.engine.url.database
     if database.engine.dialect.name == "sqlite" and file:
         kind = disk.network_file_system(Path(file).parent)
@@ -40,15 +55,26 @@ def open_database(settings: Settings, *, migrated: bool = True) -> Database:
         with database.reading() as session:
             current = revision_of(session.connection())
             script = ScriptDirectory.from_config(config(session.connection()))
+            newest = script.get_current_head()
+            others = _differences(session.connection()) if current == newest else []
+            there = inspect(session.connection()).get_table_names()
     except OperationalError as error:
         got = " ".join(str(error.orig).split())
         raise UnusableDatabaseError(
             f"Expected a database that answers, got: {got}. Start it, or look at "
             "ADAP_DATABASE_URL, and start this again."
         ) from error
-    newest = script.get_current_head()
+    if others:
+        where = "another database by ADAP_DATABASE_URL"
+        if database.engine.dialect.name == "sqlite":
+            where = f"another home than {home} by ADAP_HOME or --home"
+        raise UnusableDatabaseError(
+            f"Expected the tables of this version, got others (they differ in {_some(others)}), "
+            f"made by an AdAP before its first release: choose {where}, or go on with the AdAP "
+            "that made them."
+        )
     if current == newest:
-        return database
+        return
     try:
         known = current is None or script.get_revision(current) is not None
     except CommandError:
@@ -58,11 +84,36 @@ def open_database(settings: Settings, *, migrated: bool = True) -> Database:
             f"Expected a database of at most version {newest}, got {current}: a newer AdAP has "
             "upgraded it. Run that version; this one would damage what it does not know."
         )
+    if current is None and (taken := sorted(Table.metadata.tables.keys() & set(there))):
+        raise UnusableDatabaseError(
+            f"Expected a database of AdAP's or an empty one, got tables that another program made "
+            f"({_some(taken)}): name another one by ADAP_DATABASE_URL."
+        )
     if migrated:
         raise UnusableDatabaseError(
             "The database has no tables of this version yet: run `python -m adap.store` first."
         )
-    return database
+
+
+def _differences(connection: Connection) -> list[str]:
+    """The tables and columns that are not as this version declares them."""
+    found: dict[str, None] = {}
+    for change in compare_metadata(MigrationContext.configure(connection), Table.metadata):
+        # what is changed about one column comes as a list
+        kind, *what = change[0] if isinstance(change, list) else change
+        if kind in _NO_MATTER:
+            continue
+        if kind in ("add_column", "remove_column"):  # schema, table, column
+            found[f"{what[1]}.{what[2].name}"] = None
+        elif kind.startswith("modify"):  # schema, table, column's name, …
+            found[f"{what[1]}.{what[2]}"] = None
+        else:  # a table, or a constraint of one
+            found[getattr(what[0], "table", what[0]).name] = None
+    return list(found)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join([*names[:_MOST_NAMED], *(["…"] if len(names) > _MOST_NAMED else [])])
 
 
 def revision_of(connection: Connection) -> str | None:

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import ProgrammingError
 
 from adap.store import disk
 from adap.store.database import Database
+from adap.store.migrate import migrate
 from adap.store.settings import Settings, child_environment
 from adap.store.start import UnusableDatabaseError, open_database
 
@@ -101,3 +103,60 @@ def test_every_process_says_in_a_sentence_that_no_database_answers(tmp_path: Pat
         assert "Expected a database that answers, got: connection" in refused.stderr
         assert "secret" not in refused.stderr
         assert "Traceback" not in refused.stderr
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def migrated(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
+    """Settings of a database of each kind with the tables of this version."""
+    url = request.getfixturevalue("postgres_url") if request.param == "postgres" else None
+    settings = Settings(home=tmp_path, database_url=url)
+    database = Database(settings)
+    migrate(database)
+    database.dispose()
+    return settings
+
+
+def changed(settings: Settings, *statements: str) -> None:
+    database = Database(settings)
+    with database.writing() as session:
+        for statement in statements:
+            session.execute(text(statement))
+    database.dispose()
+
+
+def test_tables_of_another_make_under_the_same_number_are_refused(migrated: Settings) -> None:
+    changed(migrated, "ALTER TABLE models DROP COLUMN note")
+    with pytest.raises(
+        UnusableDatabaseError, match=r"differ in models\.note\), .* choose another "
+    ):
+        open_database(migrated, migrated=False)
+    changed(migrated, "ALTER TABLE jobs ADD COLUMN priority BIGINT", "DROP TABLE chores")
+    with pytest.raises(UnusableDatabaseError, match=r"in chores, jobs\.priority, models\.note\)"):
+        open_database(migrated)
+
+
+def test_tables_of_other_programs_and_indexes_of_an_operator_are_let_be(migrated: Settings) -> None:
+    changed(
+        migrated,
+        "CREATE TABLE invoices (total BIGINT)",
+        "CREATE INDEX by_name ON models (name)",
+        "DROP INDEX ix_models_tenant",
+    )
+    open_database(migrated).dispose()
+
+
+def test_a_database_of_another_program_is_not_filled(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    database = Database(settings)
+    with database.writing() as session:
+        session.execute(text("CREATE TABLE jobs (id BIGINT)"))
+    database.dispose()
+    refused = run(settings, "store")
+    assert refused.returncode == 1
+    assert "got tables that another program made (jobs)" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_a_missing_table_is_not_taken_for_a_database_that_is_away(database: Database) -> None:
+    with pytest.raises(ProgrammingError), database.reading() as session:
+        session.execute(text("SELECT note FROM nowhere"))
