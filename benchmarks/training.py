@@ -3,12 +3,12 @@
     python -m benchmarks.training                        # the table, on standard output
     python -m benchmarks.training --write benchmarks/results/training.md
 
-The bare cost of a method: for each step of its training attack one forward and one backward pass to
-the images, in eval mode with frozen parameters; one forward pass more where the attack compares
-with clean scores; then one forward pass in train mode for each kind of images that the objective
-reads, one full backward pass and the optimiser's step. It runs in eager mode on the same network
-and images, with the same memory layout as the training. Everything is measured in turn, round after
-round, and a figure is the median of the ratios within a round.
+The bare cost of a method, in the training's precision: for each step of its training attack one
+forward and one backward pass to the images, in eval mode with frozen parameters; one forward pass
+more where the attack compares with clean scores; then one forward pass in train mode for each kind
+of images that the objective reads, one full backward pass and the optimiser's step. It runs in
+eager mode on the same network and images, with the same memory layout as the training. Everything
+is measured in turn, round after round, and a figure is the median of the ratios within a round.
 
 `fit` itself is measured, by the images a second that it reports for an epoch of two steps.
 Memory is the peak of a process of its own, above what it held before the first step.
@@ -30,11 +30,12 @@ from torch import Tensor, nn
 
 from adap.core.attacks.base import loss_and_gradient
 from adap.core.attacks.holding import attacking
-from adap.core.config import Augment, TrainingConfig
+from adap.core.config import Augment, Precision, TrainingConfig
 from adap.core.objectives.registry import OBJECTIVES, build_objective
 from adap.core.objectives.surrogates import negative_margin
 from adap.core.training.augment import augment
 from adap.core.training.loop import EpochRecord, fit
+from adap.core.training.precision import float32_products, forward_in
 from adap.models import architectures
 from benchmarks.attacks import peak_mib
 
@@ -56,7 +57,7 @@ class Setting:
 
     network: str
     device: str
-    bf16: bool = False
+    precision: Precision = "float32"
 
     def build(self) -> nn.Module:
         """A new scorer: (B, 3, 32, 32) in [0, 1] to (B,) logits."""
@@ -69,15 +70,6 @@ class Setting:
         shape = (STEPS * BATCH, 3, 32, 32)
         images = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
         return images.to(self.device), (torch.arange(STEPS * BATCH) % 10 == 0).long()
-
-    def autocast(self) -> torch.autocast:
-        """One pass in bf16, where asked for: the cache would keep the weights of the first step."""
-        return torch.autocast(self.device, torch.bfloat16, enabled=self.bf16, cache_enabled=False)
-
-    @property
-    def precision(self) -> str:
-        """The same, as a field of the training configuration."""
-        return "bfloat16" if self.bf16 else "float32"
 
 
 Measure = Callable[[], float]
@@ -125,18 +117,19 @@ def bare(setting: Setting, method: str) -> Measure:
     def measure() -> float:
         network = setting.build().to(memory_format=torch.channels_last)
         optimizer = torch.optim.Adam(network.parameters())
+        forward = forward_in(setting.precision, network, device=torch.device(setting.device))
         start = _now(setting)
-        with setting.autocast():
+        with float32_products(setting.precision):
             for _ in range(STEPS):
                 with attacking(network):
                     if kind.inner_needs_clean:
                         with torch.no_grad():
-                            network(x)
+                            forward(x)
                     for _ in range(attack_steps):
-                        loss_and_gradient(lambda images: negative_margin(network(images), y), x)
+                        loss_and_gradient(lambda images: negative_margin(forward(images), y), x)
                 network.train()
                 passes = kind.needs_clean + kind.needs_adversarial
-                loss = sum(network(x).sum() for _ in range(passes))
+                loss = sum(forward(x).sum() for _ in range(passes))
                 optimizer.zero_grad()
                 assert isinstance(loss, Tensor)
                 loss.backward()
@@ -246,7 +239,7 @@ def options(network: str, device: str, rounds: int) -> list[str]:
     measures = {
         "default layout": contiguous,
         "channels_last (what `fit` uses)": layout,
-        "channels_last and bf16": bare(Setting(network, device, bf16=True), "adap_lpn"),
+        "channels_last and bf16": bare(Setting(network, device, precision="bfloat16"), "adap_lpn"),
     }
     found = in_turn(measures, rounds)
     lines = ["| bare passes of `adap_lpn` | over the default layout |", "|---|---|"]

@@ -24,7 +24,7 @@ from adap.core.config import TrainingConfig
 from adap.core.errors import ConfigError
 from adap.core.library.examples import ROWS, Examples
 from adap.core.library.rankers import Ranker
-from adap.core.training.resuming import refuse_other_config, refuse_other_tensors
+from adap.core.training.resuming import load_tensors, refuse_other_config, refuse_other_tensors
 
 CHECKPOINT = "checkpoint.pt"
 ROUNDING = 1e-3  # of the largest score: by so much another machine may score otherwise
@@ -133,11 +133,11 @@ class KeptTraining:
     def _refuse_other_scores(self, found: Mapping[str, Any]) -> None:
         """Raise ConfigError where the weights that are kept do not score here as they did there."""
         refuse_other_tensors("network", found["network"], self._scorer)
-        self._scorer.load_state_dict(found["network"])
+        load_tensors(self._scorer, found["network"])
         try:
             now, then = self._scores(), found["scored"].numpy()
         finally:
-            self._scorer.load_state_dict(self._before["network"])
+            load_tensors(self._scorer, self._before["network"])
         change = np.abs(now - then).max()
         if not change <= ROUNDING * np.abs(then).max():
             raise ConfigError(
@@ -158,8 +158,8 @@ class KeptTraining:
             yield
         except BaseException:
             kept = self._load() if self.path.exists() else self._before
-            self._scorer.load_state_dict(kept["network"])
-            self._objective.load_state_dict(kept["objective"])
+            load_tensors(self._scorer, kept["network"])
+            load_tensors(self._objective, kept["objective"])
             raise
 
     def _load(self) -> dict[str, Any]:

@@ -50,7 +50,7 @@ from adap.core.training.precision import (
     refuse_unsupported,
 )
 from adap.core.training.ranks import ALONE, Ranks
-from adap.core.training.resuming import refuse_other_config, refuse_other_tensors
+from adap.core.training.resuming import load_tensors, refuse_other_config, refuse_other_tensors
 from adap.core.training.sampling import ClassSampler, PlainSampler, PositiveSampler, Sampler
 from adap.core.training.schedule import attack_in, learning_rate
 from adap.core.training.synchronised import synchronised
@@ -234,7 +234,7 @@ def fit(
                 save(state.checkpoint())
             on_epoch(record)
 
-    network.load_state_dict(state.best_weights)
+    load_tensors(network, state.best_weights)
     network.eval()
     return TrainingResult(
         best=state.history[state.best_epoch - 1],
@@ -301,12 +301,12 @@ class _State:
         refuse_other_config(checkpoint, self.config)
         refuse_other_tensors("network", checkpoint["network"], self.network)
         refuse_other_tensors("training set and method", checkpoint["objective"], self.objective)
-        self.network.load_state_dict(checkpoint["network"])
-        self.objective.load_state_dict(checkpoint["objective"])
+        load_tensors(self.network, checkpoint["network"])
+        load_tensors(self.objective, checkpoint["objective"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.sampler.load_state_dict(checkpoint["sampler"])
         if self.average is not None:
-            self.average.network.load_state_dict(checkpoint["average"])
+            load_tensors(self.average.network, checkpoint["average"])
         self.history = [
             EpochRecord(**{**record, "epochs": self.config.epochs})
             for record in checkpoint["history"]

@@ -1,4 +1,4 @@
-"""Whether a training may go on from a checkpoint: of the same configuration, network and data."""
+"""Going on from a checkpoint, if it is of the same configuration, network and data."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -72,6 +72,18 @@ def refuse_other_tensors(what: str, saved: Mapping[str, Tensor], module: nn.Modu
                 f"expected a checkpoint of the same {what}, with {name} {own.get(name, 'absent')}, "
                 f"got one with {theirs.get(name, 'absent')}"
             )
+
+
+def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Give a module these tensors by their names, as written by the module as it is now.
+
+    A plain mapping says nothing of the versions of layers that a `state_dict` carries; some, as
+    torchvision's MNASNet, refuse tensors of a version that they are not told.
+    """
+    state = module.state_dict()
+    state.clear()
+    state.update(tensors)
+    module.load_state_dict(state)
 
 
 def _tensors(state: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:

@@ -249,6 +249,28 @@ def test_a_network_with_dropout_draws_from_the_run_and_is_resumed_in_the_same_bi
     assert other[2].history[0].loss != expected[2].history[0].loss
 
 
+class VersionedNet(SmallNet):
+    """Refuses tensors of a version that it is not told, as torchvision's MNASNet does."""
+
+    _version = 2
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *others):
+        assert local_metadata.get("version") == 2
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *others)
+
+
+def test_a_network_that_asks_for_the_version_of_its_weights_is_trained_and_resumed():
+    config = config_for(epochs=2, ema=0.9)
+    checkpoints = []
+    expected = train(
+        config,
+        network=VersionedNet(),
+        save=lambda checkpoint: checkpoints.append(through_a_file(checkpoint)),
+    )
+    found = train(config, network=VersionedNet(), checkpoint=checkpoints[0])
+    assert without_speed(found[2]) == without_speed(expected[2])
+
+
 def test_a_checkpoint_of_another_configuration_is_refused_with_the_fields_that_differ():
     checkpoints = []
     train(config_for(epochs=1), save=lambda checkpoint: checkpoints.append(checkpoint))
