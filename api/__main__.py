@@ -19,7 +19,7 @@ from adap.store.start import UnusableDatabaseError, open_database
 
 def main() -> None:
     """Serve on the address of the settings; refuse to serve strangers without keys."""
-    settings = Settings()
+    settings = Settings.read()
     _stay_on_one_core()
     _open_many_files()
     configure_logging(settings)

@@ -1,4 +1,4 @@
-"""Limits on slow requests and slow readers, and the reading away of bodies unasked for."""
+"""Limits on slow requests, slow readers and crumbled bodies; bodies unasked for are read away."""
 
 import asyncio
 import time
@@ -7,19 +7,16 @@ from typing import Any, cast
 
 import h11
 from starlette.exceptions import HTTPException
-from starlette.types import Message, Receive, Scope
+from starlette.types import Message, Receive
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from adap.api.deps import END, PROVEN
 from adap.api.overload import LET_THROUGH, Overload, path_of
 from adap.api.strangers import Connections, network_of
 
-_BODY_HEADERS = frozenset({b"content-length", b"transfer-encoding"})
-
-
-def has_body(scope: Scope) -> bool:
-    """Whether a request brings a body, or says so."""
-    return any(name in _BODY_HEADERS for name, _ in scope["headers"])
+MOST_HEAD_BYTES = 64 * 1024  # of a request's line and headers, where the server says nothing
+FREE_CHUNKS = 256  # of a body; of more than these each must bring, on average,
+CHUNK_BYTES = 64  # as many, as it costs as much to read a small one as a large one
 
 
 def at_a_pace(
@@ -83,6 +80,28 @@ def _too_slow(got: int, *, size: int, seconds: float) -> HTTPException:
     return HTTPException(408, detail, {"Connection": "close"})
 
 
+class _Reader(h11.Connection):
+    """What reads requests, and ends one that comes in very many small chunks."""
+
+    def __init__(self, most_bytes: int | None) -> None:
+        super().__init__(h11.SERVER, most_bytes or MOST_HEAD_BYTES)
+        self.fault: str | None = None  # why the last request was ended, if by this
+        self._chunks = self._bytes = 0
+
+    def next_event(self) -> Any:
+        """What has come next. Raises RemoteProtocolError."""
+        event = super().next_event()
+        if isinstance(event, h11.Data):
+            self._chunks += event.chunk_end
+            self._bytes += len(event.data)
+            if self._chunks > FREE_CHUNKS + self._bytes / CHUNK_BYTES:
+                self.fault = f"Expected chunks of at least {CHUNK_BYTES} bytes, got many of fewer."
+                raise h11.RemoteProtocolError(self.fault)
+        elif isinstance(event, h11.Request):
+            self._chunks = self._bytes = 0
+        return event
+
+
 def patient_protocol(
     seconds: float, *, overload: Overload, connections: Connections
 ) -> type[asyncio.Protocol]:
@@ -100,6 +119,12 @@ def patient_protocol(
 
     class Patient(H11Protocol):  # not httptools, which takes heads of any length
         """One connection."""
+
+        conn: _Reader
+
+        def __init__(self, *about: Any, **more: Any) -> None:
+            super().__init__(*about, **more)
+            self.conn = _Reader(self.config.h11_max_incomplete_event_size)
 
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             super().connection_made(cast(asyncio.Transport, transport))
@@ -126,6 +151,12 @@ def patient_protocol(
                 if path is not None:
                     overload.let_through(path)
                     scope[LET_THROUGH] = True
+
+        def send_400_response(self, msg: str) -> None:
+            if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+                super().send_400_response(self.conn.fault or msg)
+            else:  # it was answered already, or is being
+                self.transport.abort()
 
         def _proven(self) -> None:
             connections.forget(self, self._address)

@@ -7,6 +7,7 @@ each takes what it sends in the database.
 import asyncio
 import ipaddress
 import logging
+import re
 import socket
 import ssl
 from collections import Counter
@@ -22,6 +23,7 @@ from standardwebhooks import Webhook
 
 from adap.store import webhooks
 from adap.store.database import Database
+from adap.store.settings import entries
 from adap.store.signing import SigningKey
 from adap.store.webhooks import Sending
 
@@ -35,6 +37,7 @@ AT_ONCE_EACH = 2  # of one webhook: a receiver that is slow holds up these
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 LAST_PORT = 65535
 
+_VISIBLE = re.compile(r"[!-~]*")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _COMPATIBLE = ipaddress.ip_network("::/96")  # IPv4 in the last 32 bits, long deprecated
 # Not of the internet, though not all versions of Python know; see the registries of IANA.
@@ -67,20 +70,25 @@ class Allowed:
     def __init__(self, setting: str | None) -> None:
         self.names: set[str] = set()
         self.networks: list[ipaddress.IPv4Network | ipaddress.IPv6Network] = []
-        for entry in filter(None, (part.strip().lower() for part in (setting or "").split(","))):
+        for entry in entries(setting):
             try:
                 self.networks.append(ipaddress.ip_network(entry))
             except ValueError:
-                self.names.add(entry)
+                self.names.add(entry.lower())
 
     def __bool__(self) -> bool:
         return bool(self.names or self.networks)
 
     def check(self, url: str) -> httpx.URL:
         """The URL, if its form and host may be sent to. Raises RefusedError."""
+        if not _VISIBLE.fullmatch(url):
+            raise RefusedError(
+                "expected a URL of visible ASCII characters (other hosts as xn--…, other "
+                f"characters of a path as %xx), got {url!a:.80}"
+            )
         try:
             parsed = httpx.URL(url)
-            _ = parsed.port, parsed.raw_host
+            _ = parsed.port, parsed.raw_host, parsed.host
         except (httpx.InvalidURL, ValueError) as error:
             raise RefusedError(f"expected a URL, got {url!r:.80}") from error
         if parsed.scheme not in ("https", "http") or not parsed.host:
@@ -89,6 +97,11 @@ class Allowed:
             raise RefusedError(f"expected a port of 1 to {LAST_PORT}, got {parsed.port}")
         if parsed.userinfo or parsed.fragment:
             raise RefusedError("expected a URL without user name, password and fragment")
+        if parsed.scheme == "http" and not self.networks:
+            raise RefusedError(
+                "expected https://, as what is not encrypted goes to listed addresses only and "
+                "ADAP_WEBHOOK_HOSTS lists none"
+            )
         literal = _literal(_host(parsed))
         if literal is None and _host(parsed) not in self.names:
             raise RefusedError(f"expected a host among ADAP_WEBHOOK_HOSTS, got {parsed.host!r:.80}")

@@ -3,14 +3,17 @@
 import ipaddress
 import logging
 import time
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Depends, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.requests import HTTPConnection
+from starlette.types import Scope as ScopeOfRequest
 
 from adap.api import signing
 from adap.api.errors import MAX_ITEMS, MAX_NAME_CHARACTERS, ApiError, ErrorItem
@@ -94,6 +97,10 @@ class House:
 PROVEN = "adap.proven"  # in the scope: what to call when somebody was let in
 END = "adap.end"  # in the scope: what to call to hang up
 CALLER = "adap.caller"  # in the scope of a request whose caller is known
+ADMITTED_AT = "adap.admitted_at"  # in the scope of a request whose caller is known: when that was
+BRIEF_S = 1.0  # a body that comes in this time is not worth another look at the key
+
+_BODY_HEADERS = frozenset({b"content-length", b"transfer-encoding"})
 
 _bearer = HTTPBearer(auto_error=False, description="an API key, `Authorization: Bearer adap_…`")
 
@@ -105,6 +112,11 @@ async def _house(request: Request) -> House:  # async: no thread is needed for t
 
 
 HouseDep = Annotated[House, Depends(_house)]
+
+
+def has_body(scope: ScopeOfRequest) -> bool:
+    """Whether a request brings a body, or says so."""
+    return any(name in _BODY_HEADERS for name, _ in scope["headers"])
 
 
 async def admit(request: Request, house: House) -> Caller:
@@ -121,6 +133,7 @@ async def admit(request: Request, house: House) -> Caller:
         require_this_machine(request, house.settings)
     house.rates.take(caller.tenant)
     request.scope[CALLER] = caller
+    request.scope[ADMITTED_AT] = time.monotonic()
     request.scope.get(PROVEN, _nothing)()
     return caller
 
@@ -143,6 +156,12 @@ async def require_still_admitted(request: Request, house: House) -> None:
     """Raise ApiError where the key of a caller ended while the answer was waited for."""
     if not await still_admitted(request, house):
         raise ApiError("unauthorized", "This API key was revoked or has expired meanwhile.")
+
+
+async def require_admitted_at_the_end(request: Request, house: House) -> None:
+    """Raise ApiError where the key of a caller ended while the body, which is here now, came."""
+    if time.monotonic() - request.scope[ADMITTED_AT] > BRIEF_S:
+        await require_still_admitted(request, house)
 
 
 async def _key_of(request: Request) -> str | None:
@@ -177,7 +196,9 @@ async def _caller(
     house: HouseDep,
     _credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
 ) -> Caller:
-    return await admit(request, house)
+    caller = await admit(request, house)
+    await require_admitted_at_the_end(request, house)
+    return caller
 
 
 def _read_caller(house: House, key: str | None) -> Caller:
@@ -228,25 +249,33 @@ def is_forwarding(header: str) -> bool:
 
 
 async def refuse_unknown_query(request: Request) -> None:
-    """Refuse what a path does not take in its query, as unknown fields of a body are refused."""
+    """Refuse what a path does not take in its query, or not twice, as in a body."""
     if not request.scope["query_string"]:
         return
     operation = request.app.openapi()["paths"].get(request.scope["route"].path)
     if operation is None:  # a page, which reads by script what it was called with
         return
     parameters = operation[request.method.lower()].get("parameters", [])
-    known = {parameter["name"] for parameter in parameters if parameter["in"] == "query"}
-    unknown = [name for name in dict.fromkeys(request.query_params) if name not in known]
+    known = {
+        parameter["name"]: _takes_many(parameter["schema"])
+        for parameter in parameters
+        if parameter["in"] == "query"
+    }
+    counts = Counter(name for name, _ in request.query_params.multi_items())
+    faults = {name: f"expected one of {sorted(known)} or nothing" for name in counts}
+    faults |= dict.fromkeys(known, "expected one value, got several")
     items = [
-        ErrorItem(
-            pointer=f"/query/{name:.{MAX_NAME_CHARACTERS}}",
-            detail=f"expected one of {sorted(known)} or nothing",
-        )
-        for name in unknown[:MAX_ITEMS]
-    ]
+        ErrorItem(pointer=f"/query/{name:.{MAX_NAME_CHARACTERS}}", detail=faults[name])
+        for name, count in counts.items()
+        if name not in known or (count > 1 and not known[name])
+    ][:MAX_ITEMS]
     if items:
         first = items[0]
         raise ApiError("invalid_request", f"{first.pointer}: {first.detail}", errors=items)
+
+
+def _takes_many(schema: Mapping[str, Any]) -> bool:
+    return any(one.get("type") == "array" for one in (schema, *schema.get("anyOf", ())))
 
 
 def is_loopback(host: str) -> bool:

@@ -15,8 +15,7 @@ from fastapi.params import Form
 from fastapi.routing import APIRoute
 
 from adap.api import bodies, quotas, signing
-from adap.api.arriving import has_body
-from adap.api.deps import House, Require, admit
+from adap.api.deps import House, Require, admit, has_body
 from adap.api.errors import ApiError
 
 FORM = "multipart/form-data"

@@ -14,9 +14,9 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import Message, Receive, Scope, Send
 
 from adap.api import errors, reference
-from adap.api.arriving import at_a_pace, has_body
+from adap.api.arriving import at_a_pace
 from adap.api.deliveries import Allowed, Deliveries
-from adap.api.deps import House, refuse_unknown_query
+from adap.api.deps import House, has_body, refuse_unknown_query
 from adap.api.metrics import Metrics, route_of
 from adap.api.overload import LET_THROUGH, Overload
 from adap.api.pages import static

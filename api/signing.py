@@ -33,12 +33,21 @@ def token_of(key: str) -> str:
 
 
 def kept_key(request: HTTPConnection) -> str | None:
-    """The key in a browser's cookie, read as it was written: no quotes are taken off."""
+    """The key in a browser's cookie, read as it was written: no quotes are taken off.
+
+    ApiError where there are two: a neighbour of this host may have set one of them, so that what
+    somebody does here would be done for somebody else.
+    """
     wanted = f"{_key_cookie(request)}="
-    for part in request.headers.get("cookie", "").split(";"):
-        if part.strip().startswith(wanted):
-            return part.strip().removeprefix(wanted) or None
-    return None
+    parts = (part.strip() for part in request.headers.get("cookie", "").split(";"))
+    found = {part.removeprefix(wanted) for part in parts if part.startswith(wanted)}
+    if len(found) > 1:
+        raise ApiError(
+            "bad_request",
+            f"Expected one cookie {_key_cookie(request)}, got {len(found)}: remove the cookies of "
+            "this site, then sign in again.",
+        )
+    return next(iter(found), None) or None
 
 
 def require_own_page(request: Request, key: str) -> None:

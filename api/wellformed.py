@@ -9,6 +9,7 @@ SINGLE = frozenset(
         *(b"authorization", b"content-length", b"content-type", b"cookie", b"host"),
         b"idempotency-key",
         *(b"transfer-encoding", b"last-event-id", b"origin", b"prefer", b"range"),
+        *(b"sec-fetch-dest", b"sec-fetch-mode", b"sec-fetch-site", b"x-csrf-token"),
     }
 )
 """Headers that may come once: of two, one reader takes the first, and another the last."""
@@ -39,6 +40,8 @@ def fault_of(scope: Scope) -> str | None:
             for charset in _CHARSET.findall(value):
                 if charset.lower() not in _UTF8:
                     return "Expected text in UTF-8, got another charset in Content-Type."
+    if b"transfer-encoding" in seen and scope["http_version"] == "1.0":
+        return "Expected Content-Length in a request of HTTP/1.0, got chunks (RFC 9112, 6.1)."
     if {b"content-length", b"transfer-encoding"} <= seen:
         return "Expected Content-Length or Transfer-Encoding, got both (RFC 9112, 6.1)."
     return None

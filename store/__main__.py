@@ -16,7 +16,7 @@ from adap.store.storage import BlobsAwayError
 def main() -> None:
     """Prepare the database of the settings; safe to run again at any time."""
     os.umask(0o077)
-    settings = Settings()
+    settings = Settings.read()
     home.take(settings.home)
     try:
         database = open_database(settings, migrated=False)

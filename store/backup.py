@@ -341,7 +341,9 @@ def main() -> None:
         help="take the files along, the default for a folder, or only their names, as for a bucket",
     )
     arguments = parser.parse_args()
-    settings = Settings() if arguments.home is None else Settings(home=arguments.home.absolute())
+    settings = (
+        Settings.read() if arguments.home is None else Settings.read(home=arguments.home.absolute())
+    )
     try:
         if arguments.action == "make":
             said = _make_here(settings, arguments.file, files=arguments.files)

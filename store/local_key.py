@@ -20,7 +20,7 @@ def main() -> None:
     """Make the key; end with 1 and a sentence where there is no database of a service."""
     asked = {name: value for name, value in json.load(sys.stdin).items() if name in FIELDS}
     home = [Path(argument).absolute() for argument in sys.argv[1:]]
-    settings = Settings(home=home[0]) if home else Settings()
+    settings = Settings.read(home=home[0]) if home else Settings.read()
     try:
         database = open_database(settings)
     except UnusableDatabaseError as error:

@@ -3,18 +3,23 @@
 Each field is an environment variable with the prefix `ADAP_`, for example `ADAP_DATABASE_URL`.
 """
 
+import ipaddress
 import os
+import re
+import sys
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from adap.store.home import DATABASE
 
 GIB = 2**30
 MIB = 2**20
+
+_HOST = re.compile(r"(?=.*[a-z])[a-z0-9_-]+(\.[a-z0-9_-]+)*", re.IGNORECASE)  # and no address
 
 
 def _default_home() -> Path:
@@ -24,7 +29,9 @@ def _default_home() -> Path:
 class Settings(BaseSettings):
     """The service's settings; every default works on one machine."""
 
-    model_config = SettingsConfigDict(env_prefix="ADAP_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="ADAP_", frozen=True, extra="ignore", hide_input_in_errors=True
+    )
 
     home: Path = Field(
         default_factory=_default_home, description="database, blobs and work folders live here"
@@ -266,6 +273,45 @@ class Settings(BaseSettings):
         32 * MIB, gt=0, description="largest request body of images to be scored at once"
     )
 
+    @field_validator("webhook_hosts")
+    @classmethod
+    def _hosts(cls, value: str | None) -> str | None:
+        for entry in entries(value):
+            if not _HOST.fullmatch(entry) and not _is_network(entry):
+                raise ValueError(
+                    "expected names of hosts (hooks.example.com), addresses or networks "
+                    f"(10.0.0.0/8), separated by commas, got {entry!r:.80}"
+                )
+        return value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _proxies(cls, value: str | None) -> str | None:
+        for entry in entries(value):
+            if not _is_network(entry):
+                raise ValueError(
+                    "expected addresses or networks (10.0.0.0/8), separated by commas, got "
+                    f"{entry!r:.80}"
+                )
+        return value
+
+    @classmethod
+    def read(cls, **given: Any) -> Self:
+        """Those of the environment, and these instead; what is wrong ends the program, named.
+
+        No value of another setting is told: some are secret.
+        """
+        try:
+            return cls(**given)
+        except ValidationError as error:
+            sys.exit(
+                "\n".join(
+                    f"ADAP_{str(fault['loc'][0]).upper()}: "
+                    f"{fault['msg'].removeprefix('Value error, ')}"
+                    for fault in error.errors()
+                )
+            )
+
     @cached_property
     def database(self) -> str:
         """The database's URL, default filled in."""
@@ -275,6 +321,19 @@ class Settings(BaseSettings):
     def blobs(self) -> str:
         """Where blobs live, default filled in: a path, or an s3:// URL."""
         return self.blobs_url or str(self.home / "blobs")
+
+
+def entries(value: str | None) -> list[str]:
+    """The entries of a setting that is a list with commas."""
+    return [entry for part in (value or "").split(",") if (entry := part.strip())]
+
+
+def _is_network(entry: str) -> bool:
+    try:
+        ipaddress.ip_network(entry)
+    except ValueError:
+        return False
+    return True
 
 
 def child_environment(settings: Settings) -> dict[str, str]:

@@ -27,7 +27,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     queue = arguments.queue
-    settings = Settings()
+    settings = Settings.read()
     if arguments.check:
         sys.exit(not is_alive(settings))
     configure_logging(settings)

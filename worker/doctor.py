@@ -394,7 +394,9 @@ def main() -> None:
     parser.add_argument("--no-device", action="store_true", help="on a machine without workers")
     parser.add_argument("--json", action="store_true", help="print the checks as JSON")
     arguments = parser.parse_args()
-    settings = Settings() if arguments.home is None else Settings(home=arguments.home.absolute())
+    settings = (
+        Settings.read() if arguments.home is None else Settings.read(home=arguments.home.absolute())
+    )
     doctor = Doctor(settings)
     try:
         done = doctor.repair() if arguments.repair else []

@@ -409,7 +409,7 @@ def main() -> None:
         for name in ("host", "port", "home")
         if (value := getattr(arguments, name)) is not None
     }
-    settings = Settings(**given)
+    settings = Settings.read(**given)
     home = settings.home.expanduser().absolute()
     try:
         with held_port(settings.host, settings.port) as port:

@@ -13,7 +13,15 @@ from starlette.datastructures import FormData
 from adap.api import assets, bodies, estimates, quotas
 from adap.api.accept import choose
 from adap.api.assets import AssetId
-from adap.api.deps import Caller, House, HouseDep, Reader, Uploader, Writer
+from adap.api.deps import (
+    Caller,
+    House,
+    HouseDep,
+    Reader,
+    Uploader,
+    Writer,
+    require_admitted_at_the_end,
+)
 from adap.api.errors import POSTED, ApiError, explain_validation, problems
 from adap.api.guarded import GuardedRoute
 from adap.api.idempotency import Idempotency, IdempotencyDep
@@ -114,9 +122,12 @@ async def audit(
     """
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type == "application/json":
-        job = await run_in_threadpool(_audit_by_ids, await _json(request), caller, once)
+        asked = await _json(request)
+        await require_admitted_at_the_end(request, house)
+        job = await run_in_threadpool(_audit_by_ids, asked, caller, once)
     elif content_type == "multipart/form-data":
         async with request.form(max_files=2, max_fields=len(AuditForm.model_fields)) as form:
+            await require_admitted_at_the_end(request, house)
             job = await run_in_threadpool(_audit_files, form, house, caller, once)
     else:
         raise ApiError(

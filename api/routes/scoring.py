@@ -18,7 +18,14 @@ from starlette.datastructures import UploadFile as FormPart
 
 from adap.api import assets, bodies
 from adap.api.assets import AssetId
-from adap.api.deps import Caller, House, HouseDep, Target, Writer
+from adap.api.deps import (
+    Caller,
+    House,
+    HouseDep,
+    Target,
+    Writer,
+    require_admitted_at_the_end,
+)
 from adap.api.errors import ApiError, ErrorItem, explain_validation, problems, try_again
 from adap.api.guarded import GuardedRoute
 from adap.api.schemas import ImageScore, ImageScores
@@ -190,6 +197,7 @@ async def scores_of(request: Request, house: House, target: Target, images: Imag
     Raises ApiError with the scoring process's own reason; 503 where it is away or has too much to
     do; 504 after the time limit. If the client leaves, the work is taken back.
     """
+    await require_admitted_at_the_end(request, house)
     limit_s = house.settings.scoring_limit_s
     question = {
         "ask": "score",

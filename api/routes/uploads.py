@@ -21,7 +21,7 @@ from starlette.requests import ClientDisconnect
 from adap import faults
 from adap.api import assets, quotas
 from adap.api.assets import AssetId
-from adap.api.deps import Caller, House, HouseDep, Reader, Writer
+from adap.api.deps import Caller, House, HouseDep, Reader, Writer, require_admitted_at_the_end
 from adap.api.errors import ApiError, problems
 from adap.api.guarded import GuardedRoute
 from adap.api.idempotency import IdempotencyDep
@@ -192,6 +192,7 @@ async def put_part(
     file = folder / f"{uuid.uuid4().hex}.part"
     try:
         await _write(request.stream(), file, number=number, expected=expected)
+        await require_admitted_at_the_end(request, house)
         await run_in_threadpool(_keep_part, house, caller, upload_id, number, file)
     except ClientDisconnect as error:
         raise ApiError(

@@ -21,6 +21,7 @@ import psutil
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
+from adap.api.arriving import CHUNK_BYTES, FREE_CHUNKS
 from adap.api.main import create_app
 from adap.store.artifacts import open_blobs
 from adap.store.settings import Settings
@@ -124,6 +125,63 @@ def test_a_body_without_length_or_end_is_refused_early_and_costs_no_memory(
     left = [path for path in alone.temporary.rglob("*") if path.is_file()]
     left += list((alone.api.settings.home / "incoming").glob("*"))
     assert left == []
+
+
+@pytest.mark.parametrize("path", ["/v1/audits", "/v1/nothing"])
+def test_a_body_in_very_many_small_chunks_is_ended_before_it_costs_much(
+    alone: Alone, path: str
+) -> None:
+    """Whole, it would hold the loop for seconds, and whoever has no key may send it."""
+    url = alone.api.http.base_url
+    before = sum(alone.process.cpu_times()[:2])
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{url.port}\r\n"
+        "Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    with socket.create_connection((url.host, url.port), timeout=60) as connection:
+        try:
+            connection.sendall(head.encode() + b"1\r\n \r\n" * 200_000)
+            answer = connection.recv(4096)
+            while data := connection.recv(4096):
+                answer += data
+        except (BrokenPipeError, ConnectionResetError):
+            answer = b""  # it had hung up before all was sent
+    assert answer == b"" or answer.startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 404 "))
+    assert sum(alone.process.cpu_times()[:2]) - before < 0.5
+
+
+def test_small_chunks_are_taken_in_moderation(alone: Alone) -> None:
+    def chunks() -> Iterator[bytes]:
+        yield from [b" "] * FREE_CHUNKS
+        yield from [b" " * CHUNK_BYTES] * FREE_CHUNKS
+        yield b"{}"
+
+    headers = {"Content-Type": "application/json"}
+    answer = alone.api.http.post("/v1/audits", content=chunks(), headers=headers)
+    assert answer.status_code == 422
+    many = (b" " for _ in range(FREE_CHUNKS + 10))
+    refused = alone.api.http.post("/v1/audits", content=many, headers=headers)
+    assert (refused.status_code, refused.text) == (
+        400,
+        "Expected chunks of at least 64 bytes, got many of fewer.",
+    )
+
+
+def test_a_body_that_goes_wrong_after_its_answer_ends_the_connection_and_no_more(
+    alone: Alone,
+) -> None:
+    """The log of this process must have no traceback, see `running_alone`."""
+    url = alone.api.http.base_url
+    with socket.create_connection((url.host, url.port), timeout=60) as connection:
+        head = "POST /v1/nothing HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+        connection.sendall(head.encode())
+        assert connection.recv(4096).startswith(b"HTTP/1.1 404 ")
+        connection.sendall(b"zz\r\n")
+        try:
+            while connection.recv(4096):
+                pass
+        except ConnectionResetError:
+            pass
 
 
 def test_what_takes_no_body_reads_none(alone: Alone) -> None:

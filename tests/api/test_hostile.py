@@ -300,6 +300,24 @@ def test_a_name_twice_in_one_object_is_refused_by_name(api: Api) -> None:
     assert "the name 'name' twice in one object" in answer.text
 
 
+def test_a_name_twice_in_a_query_is_refused_by_name(api: Api) -> None:
+    answer = api.http.get("/v1/jobs?limit=1&limit=2")
+    assert answer.status_code == 422
+    assert answer.json()["detail"] == "/query/limit: expected one value, got several"
+
+
+def test_chunks_are_refused_of_a_client_that_cannot_know_them(api: Api) -> None:
+    answer = raw(
+        api,
+        "POST /v1/audits HTTP/1.0",
+        "Content-Type: application/json",
+        "Transfer-Encoding: chunked",
+        body=b"2\r\n{}\r\n0\r\n\r\n",
+    )
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"Expected Content-Length in a request of HTTP/1.0" in answer
+
+
 def raw(api: Api, *lines: str, body: bytes = b"", head_only: bool = False) -> bytes:
     """What comes back until the connection is closed, or the head of it alone."""
     url = httpx.URL(str(api.http.base_url))
@@ -349,6 +367,8 @@ BODIED = [
         ["Authorization: Bearer a", "Authorization: Bearer b"],
         ["Content-Type: application/json", "Content-Type: multipart/form-data"],
         ["Idempotency-Key: a", "Idempotency-Key: b"],
+        ["X-CSRF-Token: a", "X-CSRF-Token: b"],
+        ["Sec-Fetch-Site: same-origin", "Sec-Fetch-Site: cross-site"],
         ["Accept: " + "a," * 5000],
     ],
 )

@@ -6,14 +6,17 @@ The judge is the client's end of the connection: what came before it was closed.
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import httpx
 import pytest
+from sqlalchemy import func, select
 
-from adap.store import jobs, keys
+from adap.api.deps import BRIEF_S
+from adap.api.recent import KEPT_S
+from adap.store import jobs, keys, uploads
 from adap.store.artifacts import open_blobs
-from adap.store.tables import LOCAL_TENANT, ApiKeyRow, JobKind
+from adap.store.tables import LOCAL_TENANT, ApiKeyRow, DatasetRow, JobKind, UploadRow
 from tests.api.conftest import Api, running_alone, wait_for
 
 LENGTH = 48 * 2**20  # far more than both ends of a connection hold
@@ -33,9 +36,9 @@ def job_id(alone: Api) -> str:
         return jobs.enqueue(session, JobKind.TRAIN, tenant=LOCAL_TENANT, request={}).id
 
 
-def new_key(api: Api) -> tuple[str, str]:
+def new_key(api: Api, scopes: Sequence[keys.Scope] = ("read",)) -> tuple[str, str]:
     with api.database.writing() as session:
-        row, key = keys.create(session, name="k", scopes=["read"])
+        row, key = keys.create(session, name="k", scopes=list(scopes))
         return row.id, key
 
 
@@ -121,3 +124,44 @@ def test_a_download_ends_with_its_key(alone: Api) -> None:
         except ConnectionResetError:
             pass
     assert got < LENGTH / 2
+
+
+FORM = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.npz"\r\n\r\nx\r\n--b--\r\n'
+SLOW = {
+    "POST /v1/uploads": ("application/json", b'{"file_name": "a", "size": 1}'),
+    "PUT /v1/uploads/{upload}/parts/1": ("application/octet-stream", b"x"),
+    "POST /v1/datasets": ("multipart/form-data; boundary=b", FORM),
+    "POST /v1/audits": ("multipart/form-data; boundary=b", FORM),
+}
+
+
+@pytest.mark.parametrize("operation", SLOW)
+def test_a_body_that_comes_after_the_end_of_its_key_makes_nothing(
+    alone: Api, operation: str
+) -> None:
+    key_id, key = new_key(alone, ["read", "write"])
+    mine = {"Authorization": f"Bearer {key}"}
+    started = httpx.post(
+        alone.http.base_url.join("/v1/uploads"), headers=mine, json={"file_name": "a", "size": 1}
+    )
+    kind, body = SLOW[operation]
+    line = operation.format(upload=started.json()["id"])
+    url = alone.http.base_url
+    with socket.create_connection((url.host, url.port), timeout=60) as connection:
+        connection.sendall(
+            f"{line} HTTP/1.1\r\nHost: {url.host}:{url.port}\r\nAuthorization: Bearer {key}\r\n"
+            f"Content-Type: {kind}\r\nContent-Length: {len(body)}\r\n"
+            "Expect: 100-continue\r\n\r\n".encode()
+        )
+        assert connection.recv(4096).startswith(b"HTTP/1.1 100 "), "the key was good"
+        revoke(alone, key_id)
+        time.sleep(BRIEF_S + KEPT_S)  # less is not looked at again
+        connection.sendall(body)
+        answer = connection.recv(4096)
+    assert answer.startswith(b"HTTP/1.1 401 ")
+    with alone.database.reading() as session:
+        (upload,) = session.scalars(select(UploadRow)).all()
+        assert uploads.received(session, upload) == {}
+        assert session.scalar(select(func.count()).select_from(DatasetRow)) == 0
+    with alone.database.writing() as session:
+        uploads.remove(session, [upload.id])

@@ -267,3 +267,23 @@ def test_a_host_that_no_url_has_is_refused(api: Api, host: str) -> None:
     answer = api.http.get("/v1/jobs", headers={"Host": host})
     assert answer.status_code == 400
     assert "Host" in answer.json()["detail"]
+
+
+def test_two_keys_in_cookies_are_refused_as_a_neighbour_may_have_set_one(
+    api: Api, browser: Browser
+) -> None:
+    key = made_key(api, "admin", "read", "write")["key"]
+    other = made_key(api, "read", bearer=key)["key"]
+    client = signed_in(browser(), key)
+    (kept,) = (name for name in client.cookies if name.startswith("adap_key_"))
+    ours = f"{kept}={key}"
+    for cookies, status in (
+        (ours, 200),
+        (f"{ours}; {ours}", 200),
+        (f"{kept}={other}; {ours}", 400),
+        (f"{ours}; {kept}={other}", 400),
+    ):
+        answer = api.http.get("/v1/jobs", headers={"Cookie": cookies})
+        assert answer.status_code == status
+        if status == 400:
+            assert "remove the cookies of this site" in answer.json()["detail"]

@@ -247,6 +247,11 @@ def test_webhooks_are_off_until_a_host_is_named(
         "file:///etc/passwd",
         "localhost",
         "https://",
+        "https://xn--/",
+        "https://localhost/\u202e",
+        "https://localhost/ x",
+        "https://localhost:\u0668\u0660/",
+        "http://127\u30020\u30020\u30021/",
         "http://[",
     ],
 )
@@ -275,9 +280,11 @@ def test_a_name_that_means_an_inner_machine_is_not_connected_to(address: str) ->
         with pytest.raises(RefusedError, match="expected a public address"):
             allowed.choose(url, addresses)
     assert allowed.choose(url, [public]) == public
-    with pytest.raises(RefusedError):  # in the clear
-        allowed.choose(allowed.check("http://hooks.example.com/x"), [public])
+    with pytest.raises(RefusedError, match="expected https"):  # in the clear, to nobody listed
+        allowed.check("http://hooks.example.com/x")
     listed = Allowed(f"hooks.example.com,{address}")
+    with pytest.raises(RefusedError, match="expected a public address by https"):
+        listed.choose(listed.check("http://hooks.example.com/x"), [public])
     assert listed.choose(url, [inner]) == inner
 
 

@@ -23,7 +23,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m adap.worker.scoring", description=__doc__)
     parser.add_argument("--check", action="store_true", help="exit 0 if it answers")
     arguments = parser.parse_args()
-    settings = Settings()
+    settings = Settings.read()
     if settings.scoring_url is None:
         sys.exit("ADAP_SCORING_URL is not set: expected unix:///path or tcp://host:port")
     if arguments.check:
