@@ -1,5 +1,6 @@
 """What an audit or a training will cost: its passes, times what like ones have taken here."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -142,9 +143,10 @@ def of_training(
     work = Estimate(
         understood=[
             f"trains {request.architecture} by {request.method.name} to rank "
-            f"{_named(training_tasks(request.task, summary))}, {request.epochs} epochs"
+            f"{_named(training_tasks(request.task, summary))}, {request.epochs} epochs",
+            *_sample_in_words(request, summary),
         ],
-        images=_trained_on(request, summary),
+        images=_looked_at(request, summary)[0],
         attacks=[],
         passes=_passes_of_training(request, summary),
         seconds=None,
@@ -152,6 +154,14 @@ def of_training(
         warnings=[] if caution is None else [caution.message],
     )
     return _timed(session, caller, JobKind.TRAIN, work, passes_of)
+
+
+def _sample_in_words(request: TrainingRequest, summary: DatasetSummary) -> Iterator[str]:
+    whole = _for_training(summary)
+    if request.sample is not None and request.sample < whole:
+        yield (
+            f"on a sample of about {request.sample:,} of {whole:,} images, each class in its share"
+        )
 
 
 def of_sweep(
@@ -252,18 +262,23 @@ def _passes_of_training(request: TrainingRequest, summary: DatasetSummary) -> in
     step += 0 if clean else 2 * request.attack.steps
     select_by = request.validation.select_by or ("clean_ap" if clean else "robust_ap")
     judging = 1 if select_by == "clean_ap" else 2 + 2 * VALIDATION_STEPS
-    trained = _trained_on(request, summary)
-    judged = summary.split_examples.get("validation", _for_training(summary) - trained)
+    trained, judged = _looked_at(request, summary)
     return request.epochs * (trained * step + judged * judging)
 
 
+def _looked_at(request: TrainingRequest, summary: DatasetSummary) -> tuple[int, int]:
+    """Images that are trained on, and those that choose the epoch."""
+    images = summary.split_examples.get("train", summary.examples)
+    declared = summary.split_examples.get("validation")
+    share = min(1.0, (request.sample or math.inf) / _for_training(summary))
+    if declared is not None:
+        return round(images * share), round(declared * share)
+    judged = round(images * share * request.validation.fraction)
+    return round(images * share) - judged, judged
+
+
 def _for_training(summary: DatasetSummary) -> int:
-    return summary.split_examples.get("train", summary.examples)
-
-
-def _trained_on(request: TrainingRequest, summary: DatasetSummary) -> int:
-    """Images that are trained on: those that choose the epoch are held out of them."""
-    images = _for_training(summary)
-    if "validation" in summary.split_examples:
-        return images
-    return images - round(images * request.validation.fraction)
+    """Images to train on and to choose the epoch by."""
+    return summary.split_examples.get("train", summary.examples) + summary.split_examples.get(
+        "validation", 0
+    )

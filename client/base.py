@@ -39,6 +39,7 @@ RECONNECT_FOR_S = 60.0  # as long as a restart of the service may take
 IN_PARTS_ABOVE_BYTES = 64 * 2**20  # a larger file is sent in parts, and goes on after a cut
 HASHED_BYTES = 8 * 2**20  # of a file at a time
 UPLOAD_READ_LIMIT_S = 600.0  # from the last byte sent to the answer: the file is hashed and synced
+EXPORTED = (".safetensors", ".onnx")
 RANKING_FORMS = {
     ".csv": "text/csv",
     ".parquet": "application/vnd.apache.parquet",

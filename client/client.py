@@ -26,6 +26,7 @@ from adap.client import references
 from adap.client.base import (
     DEFAULT_URL,
     ENDED,
+    EXPORTED,
     IN_PARTS_ABOVE_BYTES,
     LONGEST_RETRY_S,
     PING_LIMIT_S,
@@ -549,9 +550,17 @@ class Models(_Asset):
         Run(self._client, self._client.jobs.show(added["job_id"])).wait(on_progress=on_progress)
         return Model.model_validate(self.show(added["id"]))
 
-    def export(self, model_id: str, target: Path, *, file_format: str = "safetensors") -> None:
-        """Write the model to a file: weights with their manifest, or `onnx`."""
-        path = f"{self.path}/{model_id}/content?format={file_format}"
+    def export(self, model_id: str, target: Path) -> None:
+        """Write the model to a file: weights with their manifest as `.safetensors`, or `.onnx`.
+
+        Raises ClientError for a name with another end.
+        """
+        if target.suffix not in EXPORTED:
+            raise ClientError(
+                f"expected a name ending in {' or '.join(EXPORTED)}, got {target.name!r}: what "
+                "PyTorch reads is torch.save(safetensors.torch.load_file(path), target)"
+            )
+        path = f"{self.path}/{model_id}/content?format={target.suffix.removeprefix('.')}"
         self._client.download(path, target)
 
     def change(self, model_id: str, *, name: str | None = None, note: str | None = None) -> Json:

@@ -219,7 +219,7 @@ def model(item: Json) -> RenderableType:
             ("output", _output(manifest.get("output"))),
             ("positive", _side(manifest)),
             ("method", _method(training.get("method"))),
-            ("trained on", (training.get("dataset") or {}).get("name")),
+            ("trained on", _trained_on(training)),
             ("started from", _start(training.get("warm_start"))),
             ("optimiser", _method((training.get("config") or {}).get("optimizer"))),
             ("best epoch", best and f"{best['epoch']} of {len(training.get('history', []))}"),
@@ -232,6 +232,13 @@ def model(item: Json) -> RenderableType:
             ("warnings", "\n".join(findings.get("warnings", []))),
         )
     )
+
+
+def _trained_on(training: Json) -> str | None:
+    name: str | None = (training.get("dataset") or {}).get("name")
+    if name is None or training.get("sample") is None:
+        return name
+    return f"{name}, a sample of about {training['sample']:,} images"
 
 
 def _read(findings: Json) -> list[tuple[str, str]]:

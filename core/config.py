@@ -678,6 +678,14 @@ class TrainingRequest(TrainingConfig):
         None,
         description="a model to start from; by default training starts from scratch",
     )
+    sample: int | None = Field(
+        None,
+        ge=4,
+        le=2**31,
+        description="try the training on about so many examples, drawn by `seed`, each class in "
+        "its share: those that choose the epoch are among them. By default, and where there are "
+        "no more, all of them",
+    )
     name: Name | None = Field(None, description="name of the resulting model")
     devices: int = Field(
         1,

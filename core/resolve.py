@@ -311,6 +311,9 @@ def resolve_training(
     """
     _check_trainable(request.architecture, summary, smallest)
     tasks = training_tasks(request.task, summary)
+    if request.sample is not None:
+        for task in tasks:
+            _check_training_sample(request.sample, task, summary)
     each = isinstance(request.task, EachClass)
     if start is not None:
         _fits(summary, start)
@@ -442,6 +445,27 @@ def _check_sample(
     counts = summary.counts(split)
     positives = sum(counts.get(name, 0) for name in task.positive)
     check_sample(count, positives=positives, examples=examples, named=", ".join(task.positive))
+
+
+def _check_training_sample(count: int, task: Task, summary: DatasetSummary) -> None:
+    """Raise DataError for a sample without two of each side to train on, or to choose the epoch by
+    where a split is declared for that, as far as the counts tell."""
+    if summary.multilabel and len(task.positive) > 1:
+        return
+    splits: list[Split | None] = [s for s in ("train", "validation") if s in summary.splits]
+    splits = splits or [None]
+    whole = sum(summary.examples_in(split) for split in splits)
+    if count >= whole:
+        return
+    for split in splits:
+        check_sample(
+            count,
+            positives=sum(summary.counts(split).get(name, 0) for name in task.positive),
+            examples=summary.examples_in(split),
+            named=", ".join(task.positive),
+            part="" if split is None else f" in the {split} split",
+            whole=whole,
+        )
 
 
 def check_fits(summary: DatasetSummary, *, channels: int, height: int, width: int) -> None:

@@ -117,10 +117,17 @@ def to_safetensors(
 def _from_onnx(
     path: Path, declared: Declaration | None, target: Path, limits: CostLimits
 ) -> Converted:
-    if declared is None:
-        raise ModelFileError(
-            "expected an input declaration (`input`, --size) with an ONNX file, got none"
-        )
+    steps = []
+    if declared is None:  # an export of ours brings its own
+        inside = onnx_files.embedded_manifest(path)
+        if inside is None:
+            raise ModelFileError(
+                "expected an input declaration (`input`, --size) with an ONNX file, got none"
+            )
+        known = manifest_in(inside)
+        positive = known.positive if known.output.classes is None else None
+        declared = Declaration(input=known.input, output=known.output, positive=positive)
+        steps = ["declared by the manifest in its metadata `adap`"]
     if declared.architecture not in (None, GRAPH):
         raise ModelFileError(
             f"expected the architecture {GRAPH!r} with an ONNX file, got {declared.architecture!r}"
@@ -145,7 +152,7 @@ def _from_onnx(
         tolerance=onnx_files.TOLERANCE_QUANTISED if fit.quantised else onnx_files.TOLERANCE,
     )
     write(graph_tensors(network), target, manifest)
-    return Converted(target, "onnx", manifest, difference, fit.steps, fit.facts)
+    return Converted(target, "onnx", manifest, difference, [*steps, *fit.steps], fit.facts)
 
 
 def _from_state_dict(path: Path, declared: Declaration | None, target: Path) -> Converted:

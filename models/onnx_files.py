@@ -226,15 +226,16 @@ def read(path: Path, spec: InputSpec) -> tuple[Graph, dict[str, NDArray[Any]]]:
     return network.graph, {name: value.numpy() for name, value in network.tensors().items()}
 
 
-def take_in(
-    path: Path, spec: InputSpec, output: OutputSpec, *, check: Callable[[GraphNetwork], object]
-) -> Read:
-    """The network of an ONNX file for images of this size.
+def embedded_manifest(path: Path) -> str | None:
+    """What our own export has written into the metadata of a file; None of others."""
+    return _manifest(_opened(path))
 
-    check: looks at the network before it is run, and raises where it would cost too much.
-    For the sandboxed child alone. Raises ModelFileError for a file that is not one network with
-    all its tensors inside, made of known operators, of one input and one output.
-    """
+
+def _manifest(model: Any) -> str | None:
+    return next((it.value for it in model.metadata_props if it.key == MANIFEST_KEY), None)
+
+
+def _opened(path: Path) -> Any:
     size = path.stat().st_size
     if size > MAX_BYTES:
         raise ModelFileError(f"expected an ONNX file of at most {MAX_BYTES} bytes, got {size}")
@@ -250,8 +251,21 @@ def take_in(
             "(Core ML, TensorFlow's SavedModel: python -m tf2onnx.convert --saved-model FOLDER "
             f"--output model.onnx): {error}"
         ) from error
+    return model
+
+
+def take_in(
+    path: Path, spec: InputSpec, output: OutputSpec, *, check: Callable[[GraphNetwork], object]
+) -> Read:
+    """The network of an ONNX file for images of this size.
+
+    check: looks at the network before it is run, and raises where it would cost too much.
+    For the sandboxed child alone. Raises ModelFileError for a file that is not one network with
+    all its tensors inside, made of known operators, of one input and one output.
+    """
+    model = _opened(path)
     _check_plain(model)
-    said = next((it.value for it in model.metadata_props if it.key == MANIFEST_KEY), None)
+    said = _manifest(model)
     model, held = onnx_weights.take_out(model)
     fit = onnx_fitting.simplify(model, held, output, path)
     _Reader(fit).read()  # every operator and size is known before the network is run

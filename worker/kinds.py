@@ -214,6 +214,7 @@ def _prepare_training(session: Session, job: JobRow) -> Prepared:
         Training(
             config=config,
             task=task,
+            sample=request.sample,
             devices=request.devices,
             warm_start=start,
             dataset=TrainedOn(
@@ -447,8 +448,11 @@ def _held_out(model: ModelRow, sha256: str) -> HeldOut | None:
         if training["dataset"]["sha256"] != sha256:
             return None
         config = training["config"]
-        told = {"fraction": config["validation"]["fraction"], "seed": config["seed"]}
-        return HeldOut.model_validate(told)
+        return HeldOut(
+            fraction=config["validation"]["fraction"],
+            seed=config["seed"],
+            sample=training.get("sample"),
+        )
     except (KeyError, TypeError, ValidationError):
         return None
 

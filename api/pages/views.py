@@ -16,6 +16,7 @@ from adap.api.pages.curves import AP, Count, Epoch, curves_of, curves_of_job
 from adap.api.schemas import Dataset, Job, JobEvent, Model, job_answer
 from adap.api.signing import kept_key
 from adap.core.report import ThresholdResult
+from adap.reading import Fact
 from adap.store.tables import DatasetRow, JobKind, JobRow, JobStatus, ModelRow
 
 NEWEST = 10  # audits on the page of a model
@@ -55,6 +56,7 @@ class Training(BaseModel):
     validation_examples: Count
     best: Epoch
     history: list[Epoch]
+    facts: list[Fact] = []
 
     @property
     def positive(self) -> list[str] | None:

@@ -195,7 +195,9 @@ def _resolve(
 ) -> tuple[TrainingRequest, dict[str, str | None]]:
     """What `resolve` answers of the training that all have in common; it raises for any trial's."""
     resolved = resolve(session, request.training, caller)
-    for other in {(each.architecture, each.method.name): each for each in possible}.values():
+    for other in {
+        (each.architecture, each.method.name, each.sample): each for each in possible
+    }.values():
         resolve(session, other, caller)
     return resolved
 

@@ -1,7 +1,10 @@
 """`adap model`: networks, uploaded or trained here."""
 
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -10,10 +13,10 @@ from adap.client import show
 from adap.client.client import JobFailedError, Json
 from adap.client.commands.options import After, AssetStatus, Limit, ModelRef, Watch
 from adap.client.commands.requests import parse_json
-from adap.client.commands.session import session
+from adap.client.commands.session import Session, session
 from adap.client.commands.uploads import RejectedError, being_checked, uploading
 
-EXPORTED = (".safetensors", ".onnx")
+STATE_DICT = (".pt", ".pth")
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])  # mean and std, red, green, blue
 
 app = typer.Typer(no_args_is_help=True, help="Models: networks, uploaded or trained here.")
@@ -163,22 +166,40 @@ def export_model(
     model_id: ModelRef,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="By default ID.safetensors; ONNX if it ends in .onnx."),
+        typer.Option(
+            "--output",
+            "-o",
+            help="By default ID.safetensors; ONNX if it ends in .onnx, a state dict for PyTorch "
+            "if in .pt or .pth.",
+        ),
     ] = None,
 ) -> None:
     """Save the weights, with all that loading them needs, as safetensors; or the model as ONNX."""
     here = session(context)
     model_id = here.the(here.client.models, model_id)
     target = output or Path(f"{model_id}.safetensors")
-    if target.suffix not in EXPORTED:
+    if target.suffix in STATE_DICT:
+        _export_state_dict(here, model_id, target)
+    else:
+        here.client.models.export(model_id, target)
+    here.answer({"path": str(target)}, f"Saved {target}.")
+
+
+def _export_state_dict(here: Session, model_id: str, target: Path) -> None:
+    """Save the weights by their names alone; there is no file unless all of it is written."""
+    manifest = here.client.models.show(model_id)["manifest"] or {}
+    if manifest.get("architecture") == "onnx":
         raise typer.BadParameter(
-            f"expected a name ending in {' or '.join(EXPORTED)}, got {target.name!r}: PyTorch "
-            "reads the former by `safetensors.torch.load_file`",
+            f"expected a name ending in .onnx, got {target.name!r}: the model came as ONNX, and no "
+            "network of PyTorch takes its weights",
             param_hint="--output",
         )
-    file_format = target.suffix.removeprefix(".")
-    here.client.models.export(model_id, target, file_format=file_format)
-    here.answer({"path": str(target)}, f"Saved {target}.")
+    with TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as folder:
+        weights, written = Path(folder, "weights.safetensors"), Path(folder, "weights.pt")
+        here.client.models.export(model_id, weights)
+        rewrite = [sys.executable, "-P", "-m", "adap.models.pytorch_file"]
+        subprocess.run([*rewrite, str(weights), str(written)], check=True)
+        written.replace(target)
 
 
 @app.command("edit")

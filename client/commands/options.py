@@ -56,6 +56,14 @@ TrainingPreset = Annotated[
         help="Of what is not said otherwise: paper-cifar, paper-celeba, paper-bdd, robust or quick."
     ),
 ]
+TrainingSample = Annotated[
+    int | None,
+    typer.Option(
+        "--sample",
+        min=4,
+        help="Try it on about so many examples at random, each class in its share.",
+    ),
+]
 Seed = Annotated[int | None, typer.Option(help="Of every random choice.")]
 Split = Annotated[
     str | None, typer.Option(help="train, validation or test; by default test where there is one.")

@@ -17,6 +17,7 @@ from adap.client.commands.options import (
     Set,
     SweepRef,
     TrainingPreset,
+    TrainingSample,
     Watch,
 )
 from adap.client.commands.requests import build_request, parse_json, task, value_of, without_none
@@ -45,6 +46,7 @@ def sweep(
         str | None, typer.Option(help="ce, ap, pgd, trades, mart, adap_lpn, …")
     ] = None,
     preset: TrainingPreset = None,
+    sample: TrainingSample = None,
     trials: Annotated[
         int | None,
         typer.Option(min=1, help="Search with so many trials; by default every combination."),
@@ -66,7 +68,13 @@ def sweep(
     here = session(context)
     training = build_request(
         config,
-        {"dataset_id": dataset, "task": task(positive), "method": method, "preset": preset},
+        {
+            "dataset_id": dataset,
+            "task": task(positive),
+            "method": method,
+            "preset": preset,
+            "sample": sample,
+        },
         set_,
     )
     only_searched = {"at_once": at_once, "maximise": maximise, "seed": seed}

@@ -13,6 +13,7 @@ from adap.client.commands.options import (
     Seed,
     Set,
     TrainingPreset,
+    TrainingSample,
     Watch,
 )
 from adap.client.commands.requests import build_request, task
@@ -35,6 +36,7 @@ def train(
         str | None, typer.Option(help="The model whose weights to start from.")
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1)] = None,
+    sample: TrainingSample = None,
     name: Annotated[str | None, typer.Option(help="Of the resulting model.")] = None,
     seed: Seed = None,
     config: ConfigFile = None,
@@ -54,6 +56,7 @@ def train(
             "architecture": architecture,
             "warm_start": None if start_from is None else {"model_id": start_from},
             "epochs": epochs,
+            "sample": sample,
             "name": name,
             "seed": seed,
         },

@@ -17,16 +17,17 @@ from pydantic import Field
 from adap.core.config import SPLITS, Config, Split
 from adap.core.datasets import ImageSet
 from adap.core.report import AuditedImages
-from adap.core.training.splitting import validation_part
+from adap.core.training.splitting import training_parts
 
 ROWS = 1024  # read at once
 
 
 class HeldOut(Config):
-    """How a training held out the images that chose its epoch, of a data set that names none."""
+    """How a training drew what it was trained on and what chose its epoch."""
 
     fraction: float = Field(gt=0, lt=1)
     seed: int = Field(ge=0, lt=2**31)
+    sample: int | None = Field(None, ge=1)
 
 
 @dataclass(frozen=True)
@@ -42,17 +43,16 @@ class Learned:
         Where nobody knows which were held out, all count as trained on.
         """
         images = self.image_set
+        trains = images.splits is None or images.has_split("train")
+        if self.held_out is not None and trains:
+            return training_parts(images, **self.held_out.model_dump())
         rows = images.in_split(None)
         if images.splits is not None:
             rows = np.flatnonzero(images.splits != SPLITS.index("test"))
             chosen = np.flatnonzero(images.splits == SPLITS.index("validation"))
             if len(chosen):
                 return np.setdiff1d(rows, chosen), chosen
-        if self.held_out is None:
-            return rows, rows[:0]
-        fraction, seed = self.held_out.fraction, self.held_out.seed
-        chosen = validation_part(images, rows, fraction=fraction, seed=seed)
-        return np.setdiff1d(rows, chosen), chosen
+        return rows, rows[:0]
 
 
 @dataclass(frozen=True)

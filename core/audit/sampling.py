@@ -26,19 +26,24 @@ def positives_of(count: int, *, positives: int, examples: int) -> int:
     return round(count * positives / examples)
 
 
-def check_sample(count: int, *, positives: int, examples: int, named: str) -> None:
+def check_sample(
+    count: int, *, positives: int, examples: int, named: str, part: str = "", whole: int = 0
+) -> None:
     """Raise DataError for a sample with fewer than two positives or two negatives.
 
-    named: the positive classes.
+    named: the positive classes.  part, whole: where these examples are a part of so many that are
+    sampled, its name and how many; it comes in its share.
     """
-    kept = positives_of(count, positives=positives, examples=examples)
-    if min(kept, count - kept) < LEAST:
+    whole = whole or examples
+    share = round(count * examples / whole)
+    kept = positives_of(share, positives=positives, examples=examples)
+    if min(kept, share - kept) < LEAST:
         fewer = min(positives, examples - positives)
-        enough = -(-LEAST * examples // fewer)
+        enough = -(-LEAST * whole // fewer)
         raise DataError(
-            f"expected a sample with at least {LEAST} positives and {LEAST} negatives, got {kept} "
-            f"positives ({named}) and {count - kept} negatives in a sample of {count} of "
-            f"{examples}, each side in its share: sample {enough} or more"
+            f"expected a sample with at least {LEAST} positives and {LEAST} negatives{part}, got "
+            f"{kept} positives ({named}) and {share - kept} negatives in a sample of {count} of "
+            f"{whole}, each side in its share: sample {enough} or more"
         )
 
 
@@ -50,9 +55,9 @@ def sampled_rows(
     targets: (N,) in {0, 1}, N > count.  named: the positive classes.
     Raises DataError as `check_sample` does.
     """
-    asked = {"positives": int(targets.sum()), "examples": len(targets)}
-    check_sample(count, named=named, **asked)
-    kept = positives_of(count, **asked)
+    positives, examples = int(targets.sum()), len(targets)
+    check_sample(count, positives=positives, examples=examples, named=named)
+    kept = positives_of(count, positives=positives, examples=examples)
     generator = np.random.default_rng(seed)
     return np.sort(
         np.concatenate(

@@ -18,6 +18,22 @@ def no_test_split(*, tests: bool) -> Fact | None:
     )
 
 
+def only_a_sample(learned: int, *, examples: int) -> Fact | None:
+    """What follows where a training was tried on a sample; None where it had all examples.
+
+    learned: how many were trained on or chose the epoch.
+    """
+    if learned == examples:
+        return None
+    return Fact(
+        level="caution",
+        code="trained_on_a_sample",
+        message=f"A sample of {learned:,} of {examples:,} examples was trained on or chose the "
+        "epoch: take it for a trial, and train again without `sample` what you mean to use.",
+        figures={"learned": float(learned), "examples": float(examples)},
+    )
+
+
 def tied_epochs(tied: Sequence[int], figure: str) -> Fact | None:
     """What to say of epochs that share the best figure, the first of which is kept; None of one.
 

@@ -43,7 +43,7 @@ def hold_out(
 def validation_part(
     image_set: ImageSet, train: NDArray[np.int64], *, fraction: float, seed: int
 ) -> NDArray[np.int64]:
-    """Which of the examples at these indices choose the epoch, rising: by `held_out_of`."""
+    """A share of the examples at these indices, rising, by `held_out_of`."""
     matrix = image_set.label_matrix()[train]
     chosen = held_out_of(
         matrix,
@@ -136,24 +136,15 @@ def make_rare(image_set: ImageSet, task: Task, *, prevalence: float, seed: int =
 
 
 def training_split(
-    image_set: ImageSet, task: AnyTask, config: TrainingConfig
+    image_set: ImageSet, task: AnyTask, config: TrainingConfig, *, sample: int | None = None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The declared splits, or a validation part held out of the examples that are for training.
+    """What is trained on and what chooses the epoch, as `training_parts` finds them.
 
     Raises DataError where either part lacks positives or negatives of a task.
     """
-    if image_set.has_split("train"):
-        train = image_set.in_split("train")
-    elif image_set.has_split("test") or image_set.has_split("validation"):
-        raise DataError("expected a train split beside the other splits, got none")
-    else:
-        train = image_set.in_split(None)
-    if image_set.has_split("validation"):
-        validation = image_set.in_split("validation")
-    else:
-        fraction = config.validation.fraction
-        validation = validation_part(image_set, train, fraction=fraction, seed=config.seed)
-        train = np.setdiff1d(train, validation)
+    train, validation = training_parts(
+        image_set, fraction=config.validation.fraction, seed=config.seed, sample=sample
+    )
     for asked in _tasks(image_set, task):
         for index, what in ((train, "training"), (validation, "validation")):
             positives = int(image_set.label_matrix(asked.positive)[index].any(axis=1).sum())
@@ -161,7 +152,36 @@ def training_split(
                 raise DataError(
                     f"expected positives ({', '.join(asked.positive)}) and negatives in the "
                     f"{what} part, got {positives} positives among {len(index)} examples"
+                    + ("" if sample is None else ", as a sample was asked for")
                 )
+    return train, validation
+
+
+def training_parts(
+    image_set: ImageSet, *, fraction: float, seed: int, sample: int | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The declared splits, or a validation part held out of the examples that are for training.
+
+    sample: of both about so many together, by the rule of `held_out_of`; None takes all.
+    Raises DataError where other splits are declared and none to train on.
+    """
+    if image_set.has_split("train"):
+        train = image_set.in_split("train")
+    elif image_set.has_split("test") or image_set.has_split("validation"):
+        raise DataError("expected a train split beside the other splits, got none")
+    else:
+        train = image_set.in_split(None)
+    declared = image_set.has_split("validation")
+    validation = image_set.in_split("validation") if declared else train[:0]
+    total = len(train) + len(validation)
+    if sample is not None and sample < total:
+        train, validation = (
+            validation_part(image_set, index, fraction=sample / total, seed=seed)
+            for index in (train, validation)
+        )
+    if not declared:
+        validation = validation_part(image_set, train, fraction=fraction, seed=seed)
+        train = np.setdiff1d(train, validation)
     return train, validation
 
 

@@ -20,12 +20,15 @@ import httpx
 import numpy as np
 import pandas
 import pytest
+import torch
 from pandas.testing import assert_frame_equal
 from PIL import Image, ImageOps
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from sqlalchemy import update
 
 from adap.client import show
+from adap.client.client import Client, ClientError
 from adap.store import jobs
 from adap.store.tables import JobRow
 from tests.api.conftest import running_alone, running_in
@@ -354,11 +357,31 @@ def test_a_model_is_exported_and_added_again(
     assert adap("model", "remove", added.json["id"]).out == f"Removed {added.json['id']}.\n"
 
 
+def test_a_model_is_exported_as_a_state_dict_that_pytorch_alone_reads(
+    adap: Adap, client: Client, model: str, tmp_path: Path
+) -> None:
+    adap("model", "export", model, "-o", "model.safetensors")
+    run = adap("model", "export", model, "-o", "model.pt")
+    assert (run.code, run.out) == (0, "Saved model.pt.\n"), run.err
+    read = torch.load(tmp_path / "model.pt", weights_only=True)
+    wanted = load_file(tmp_path / "model.safetensors")
+    assert list(read) == list(wanted)
+    assert all(torch.equal(read[name], wanted[name]) for name in wanted)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.pt", "model.safetensors"]
+
+    adap("model", "export", model, "-o", "model.onnx")
+    graph = adap("model", "add", "model.onnx", "--watch", "--json")
+    refused = adap("model", "export", graph.json["id"], "-o", "graph.pt")
+    assert refused.code == 2
+    assert "expected a name ending in .onnx, got 'graph.pt'" in refused.err
+    assert not (tmp_path / "graph.pt").exists()
+    with pytest.raises(ClientError, match=r"ending in \.safetensors or \.onnx, got 'm\.pt'"):
+        client.models.export(model, tmp_path / "m.pt")
+
+
 def test_weights_without_architecture_are_described_on_the_command_line(
     adap: Adap, model: str, tmp_path: Path
 ) -> None:
-    from safetensors.numpy import load_file, save_file
-
     adap("model", "export", model, "-o", "copy.safetensors")
     save_file(load_file(tmp_path / "copy.safetensors"), tmp_path / "bare.safetensors")
     spec = {"channels": 1, "height": 8, "width": 8, "mean": [0.4], "std": [0.2]}

@@ -21,15 +21,19 @@ def test_a_training_on_a_folder_without_a_test_split_says_what_follows(
 ) -> None:
     assert adap("dataset", "add", unsplit, "--name", "all of them", "--watch").code == 0
     train = ("train", "--dataset", "all of them", "--positive", "cat", "--preset", "quick")
-    before = adap(*train, "--dry-run")
+    before = adap(*train, "--sample", "16", "--dry-run")
+    assert "on a sample of about 16 of 24 images, each class in its share" in before.out
     assert f"caution   {SAID}" in before.out
     assert "--hold-out 0.2" in before.out
-    small = ("--epochs", "3", "--set", "batch_size=16", "--set", "attack.steps=1")
+    small = ("--sample", "16", "--epochs", "3", "--set", "batch_size=16", "--set", "attack.steps=1")
     run = adap("--json", *train, *small, "--watch")
     assert run.code == 0
     assert run.err.count(SAID) == 1
     facts = run.json["result"]["summary"]["facts"]
-    assert facts[0]["code"] == "no_test_split"
+    assert [fact["code"] for fact in facts[:2]] == ["no_test_split", "trained_on_a_sample"]
+    assert "A sample of 16 of 24 examples was trained on" in run.err
+    learned = ("train_examples", "validation_examples")
+    assert sum(run.json["result"]["summary"][part] for part in learned) == 16
     history = run.json["result"]["summary"]["history"]
     select_by = run.json["result"]["summary"]["select_by"]
     best = max(record[select_by] for record in history)
@@ -37,6 +41,7 @@ def test_a_training_on_a_folder_without_a_test_split_says_what_follows(
     assert ("tied_epochs" in {fact["code"] for fact in facts}) == (tied > 1)
     model = client.models.show(run.json["result"]["model_id"])
     assert model["manifest"]["training"]["facts"] == facts
+    assert "all of them, a sample of about 16 images" in adap("model", "show", model["id"]).out
 
 
 def test_hold_out_keeps_a_share_back_that_no_training_sees(adap: Adap, unsplit: Path) -> None:

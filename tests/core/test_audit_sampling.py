@@ -69,6 +69,10 @@ def test_a_sample_without_two_of_each_side_is_refused_with_the_size_that_would_d
     check_sample(20, positives=10, examples=100, named="cat")
     with pytest.raises(DataError, match="got 13 positives"):
         check_sample(14, positives=90, examples=100, named="cat")
+    part = " in the train split"
+    with pytest.raises(DataError, match=r"in the train split, got 1 .* of 400, .*: sample 80 or"):
+        check_sample(40, positives=10, examples=100, named="cat", part=part, whole=400)
+    check_sample(80, positives=10, examples=100, named="cat", part=part, whole=400)
 
 
 def plan(sample: int | None, seed: int = 0) -> list[Piece]:

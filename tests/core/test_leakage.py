@@ -82,6 +82,16 @@ def test_what_a_training_held_out_to_choose_its_epoch_counts_by_itself() -> None
     assert "By 12 of the 12 it was not trained, but its epoch was chosen" in check.message
 
 
+def test_of_a_training_on_a_sample_only_what_was_drawn_was_seen() -> None:
+    whole = image_set(np.arange(240).reshape(60, 1, 2, 2))
+    config = TrainingConfig(epochs=1, seed=3)
+    train, validation = training_split(whole, Task(positive=["b"]), config, sample=30)
+    held_out = HeldOut(fraction=config.validation.fraction, seed=config.seed, sample=30)
+    found = find_leakage(whole, None, trained_on=[Learned(whole, held_out)])
+    assert (found.seen, found.chosen) == (len(train), len(validation))
+    assert len(train) + len(validation) == 30
+
+
 def test_equal_bytes_of_another_shape_are_another_image():
     wide = image_set(np.zeros((4, 1, 2, 8)))
     found = find_leakage(image_set(np.zeros((4, 1, 4, 4))), None, trained_on=[Learned(wide)])

@@ -62,6 +62,28 @@ def test_a_training_holds_out_what_was_declared_beforehand(several: bool, task: 
         assert 0 < held_out < count or count == 1
 
 
+@pytest.mark.parametrize("test", [False, True])
+def test_a_sample_takes_of_each_class_its_share_and_leaves_the_test_split_alone(test: bool) -> None:
+    made = image_set(test=test)  # the first 86 are for training: 50, 30, 5 and 1 of a class
+    config = TrainingConfig(seed=3, validation=Validation(fraction=0.25))
+    train, validation = training_split(made, TASK, config, sample=43)
+    again = training_split(made, TASK, config, sample=43)
+    assert [rows.tolist() for rows in again] == [train.tolist(), validation.tolist()]
+    both = np.concatenate([train, validation])
+    assert len(set(both.tolist())) == len(both)
+    assert both.max() < 86
+    counts = made.label_matrix()[:86].sum(axis=0)
+    sampled = made.label_matrix()[both].sum(axis=0)
+    shares = [max(0, min(max(round(count / 2), 1), count - 1)) for count in counts.tolist()]
+    assert sampled.tolist() == shares
+    other, _ = training_split(made, TASK, config.model_copy(update={"seed": 4}), sample=43)
+    assert other.tolist() != train.tolist()
+    whole = training_split(made, TASK, config)
+    assert [rows.tolist() for rows in training_split(made, TASK, config, sample=86)] == [
+        rows.tolist() for rows in whole
+    ]
+
+
 @pytest.mark.parametrize("fraction", [0.01, 0.2, 0.99])
 def test_two_positives_are_shared_out_by_either_door(fraction: float) -> None:
     made = replace(image_set(test=False), labels=np.array([0] * 84 + [1] * 2), classes=["n", "p"])

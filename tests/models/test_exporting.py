@@ -55,8 +55,11 @@ def test_an_export_can_be_uploaded_by_the_manifest_inside(tmp_path: Path) -> Non
     path = tmp_path / "m.onnx"
     to_onnx(scorer, manifest, path)
     (entry,) = onnx.load_model(path).metadata_props
-    declared = Manifest.model_validate_json(entry.value)
-    converted = conversion.to_safetensors(path, declaration(declared), folder=tmp_path)
+    converted = conversion.to_safetensors(path, None, folder=tmp_path)
+    told = Manifest.model_validate_json(entry.value)
+    assert converted.manifest is not None
+    assert (converted.manifest.input, converted.manifest.output) == (told.input, told.output)
+    assert "declared by the manifest in its metadata `adap`" in converted.steps
     again, _ = loading.load(converted.path, None, device="cpu", positive=["b"])
     images = torch.rand(4, 3, 8, 8)
     expected = Scorer(scorer.network, manifest.input, output=MANY, positive=["b"]).eval()

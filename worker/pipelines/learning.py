@@ -30,13 +30,17 @@ class Learning:
     manifest: Manifest
     tests: bool
     """Whether the data set has a test split."""
+    examples: int
+    """Of the data set, a test split left out."""
 
 
 def learning_of(work: Work[Training]) -> Learning:
     """Read the data set, hold out the validation part, build or load the network."""
     config, task = work.request.config, work.request.task
     image_set = ImageSet.load(work.inputs["dataset"])
-    train_index, validation_index = training_split(image_set, task, config)
+    train_index, validation_index = training_split(
+        image_set, task, config, sample=work.request.sample
+    )
     parts = image_set.subset(train_index), image_set.subset(validation_index)
     images, targets = tensors(parts[0], task)
 
@@ -54,6 +58,7 @@ def learning_of(work: Work[Training]) -> Learning:
         source, known = loading.load(work.inputs["warm_start"], device="cpu")
         spec = known.input  # its weights belong to its own mean and std
         architectures.start_from(network, source.network.state_dict(), fresh_head=start.fresh_head)
+    tests = image_set.has_split("test")
     return Learning(
         scorer=(Scorer if classes is None else EveryLogit)(network, spec, output=output),
         objective=build_objective(
@@ -68,7 +73,8 @@ def learning_of(work: Work[Training]) -> Learning:
             output=output,
             positive=None if isinstance(task, EachClass) else task.positive,
         ),
-        tests=image_set.has_split("test"),
+        tests=tests,
+        examples=len(image_set) - (len(image_set.in_split("test")) if tests else 0),
     )
 
 

@@ -72,6 +72,7 @@ class Training(Config):
     pipeline: Literal["train"] = "train"
     config: TrainingConfig
     task: AnyTask
+    sample: int | None
     devices: int = 1
     warm_start: Start | None
     dataset: TrainedOn

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from adap.core.training import loop as training
-from adap.core.training.cautions import no_test_split
+from adap.core.training.cautions import no_test_split, only_a_sample
 from adap.models import loading
 from adap.store import disk
 from adap.worker.pipelines.learning import learning_of
@@ -25,9 +25,15 @@ def train(work: Work[Training], reporter: Reporter) -> Trained:
     refuse_more_than_there_are(work)
     config, task, start = work.request.config, work.request.task, work.request.warm_start
     learning = learning_of(work)
-    before = no_test_split(tests=learning.tests)
-    if before is not None and "checkpoint" not in work.inputs:
-        reporter.event("fact", before.model_dump(mode="json"))
+    learned = len(learning.targets) + len(learning.validation[1])
+    found = [
+        no_test_split(tests=learning.tests),
+        only_a_sample(learned, examples=learning.examples),
+    ]
+    before = [fact for fact in found if fact is not None]
+    if "checkpoint" not in work.inputs:
+        for fact in before:
+            reporter.event("fact", fact.model_dump(mode="json"))
 
     def checkpoint_of(epoch: int) -> Path:
         # a name of its own: the worker may still read the one before
@@ -79,7 +85,7 @@ def train(work: Work[Training], reporter: Reporter) -> Trained:
         reporter.event("stopped_early", {"epoch": last, "best_epoch": best})
     for fact in result.facts:
         reporter.event("fact", fact.model_dump(mode="json"))
-    facts = [*([] if before is None else [before]), *result.facts]
+    facts = [*before, *result.facts]
     summary = {
         "facts": [fact.model_dump(mode="json") for fact in facts],
         "method": config.method.as_json(),
@@ -88,6 +94,7 @@ def train(work: Work[Training], reporter: Reporter) -> Trained:
         "config": config.as_json(),
         "config_sha256": config.sha256(),
         "dataset": work.request.dataset.model_dump(mode="json"),
+        "sample": work.request.sample,
         "devices": work.request.devices,
         "train_examples": len(learning.targets),
         "validation_examples": len(learning.validation[1]),

@@ -76,7 +76,13 @@ function read() {
   };
 }
 
-const NAMED = { dataset_id: "--dataset", "task.positive": "--positive", "method.name": "--method", preset: "--preset" };
+const NAMED = {
+  dataset_id: "--dataset",
+  "task.positive": "--positive",
+  "method.name": "--method",
+  preset: "--preset",
+  sample: "--sample",
+};
 
 function command({ name: called, training: common, search: { parameters: varied, trials: all } }) {
   // The request as the command `adap sweep` takes it.

@@ -11,6 +11,7 @@ const LABELS = {
   method: "Method",
   architecture: "Architecture",
   attack: "The attack in training",
+  sample: "Try it on only so many images",
   ema: "Average of the weights (EMA)",
   warm_start: "Model to start from",
 };
@@ -19,6 +20,7 @@ const HELPS = {
   preset: "Values of all that is left empty here",
   method: "How it learns; each is described once it is chosen",
   name: "What lists call it",
+  sample: "Drawn at random, each class in its share; all of them where it is left empty",
 };
 
 export async function trainingFields(path = []) {
@@ -42,8 +44,8 @@ export async function trainingFields(path = []) {
   network.addEventListener("change", () => {
     about.textContent = architectures.find((one) => one.name === network.value)?.description ?? "";
   });
-  const { preset, method, architecture, epochs, name, ...more } = made;
-  fill("main-fields", [dataset, task, preset, method, architecture, epochs, name]);
+  const { preset, method, architecture, epochs, sample, name, ...more } = made;
+  fill("main-fields", [dataset, task, preset, method, architecture, epochs, sample, name]);
   fill("more-fields", Object.values(more));
   const presets = await get("/v1/presets");
   const choose = preset.faults[0][2];
@@ -70,6 +72,7 @@ export const NAMED = {
   preset: "--preset",
   architecture: "--architecture",
   epochs: "--epochs",
+  sample: "--sample",
   name: "--name",
   seed: "--seed",
 };
