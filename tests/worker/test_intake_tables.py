@@ -70,6 +70,24 @@ TABLES = {
         FRAME.rename(columns={"file_name": "Filename", "label": "class"})
     ),
     "another name of the table": with_table(FRAME, "labels.csv"),
+    "bars between columns": with_table(FRAME, sep="|"),
+    "the separator in a line of its own": {
+        **IMAGES,
+        "metadata.csv": b"sep=;\r\n" + FRAME.to_csv(index=False, sep=";").encode(),
+    },
+    "Unicode text without its mark": with_table(FRAME, encoding="utf-16-le"),
+    "capitals and spaces in names of columns": with_table(
+        FRAME.rename(columns={"file_name": "File Name", "label": "Label"})
+    ),
+    "paths of another machine": with_table(
+        FRAME.assign(file_name="C:\\data\\" + FRAME.file_name.str.replace("/", "\\"))
+    ),
+    "addresses": with_table(
+        FRAME.assign(file_name="https://a.example/" + FRAME.file_name + "?v=1")
+    ),
+    "another suffix": with_table(FRAME.assign(file_name=FRAME.file_name.str.replace("png", "JPG"))),
+    "other capitals": with_table(FRAME.assign(file_name=FRAME.file_name.str.upper())),
+    "each line twice": with_table(pd.concat([FRAME, FRAME])),
     "JSON Lines": {
         **IMAGES,
         "metadata.jsonl": FRAME.to_json(orient="records", lines=True).encode(),
@@ -181,6 +199,8 @@ def test_a_column_of_labels_takes_lists_and_refuses_another_separator(tmp_path: 
 def test_whole_numbers_that_pandas_wrote_as_floats_are_whole(tmp_path: Path) -> None:
     frame = FRAME.assign(label=[0.0, 1.0] * 4)
     assert labels(read(with_table(frame), tmp_path)) == ["0", "1"] * 4
+    numpy = frame.to_csv(index=False, float_format="%.18e").encode()  # as np.savetxt writes
+    assert labels(read({**with_table(frame), "metadata.csv": numpy}, tmp_path)) == ["0", "1"] * 4
     commas = frame.to_csv(index=False, sep=";", decimal=",").encode()  # as where commas are used
     assert labels(read({**with_table(frame), "metadata.csv": commas}, tmp_path)) == ["0", "1"] * 4
 
@@ -189,6 +209,34 @@ def test_a_table_without_names_of_its_columns_is_refused_with_what_to_write(tmp_
     bare = FRAME.to_csv(index=False, header=False).encode()
     with pytest.raises(Rejected, match="write their names in the first line"):
         read({**with_table(FRAME), "metadata.csv": bare}, tmp_path)
+
+
+def test_lines_that_say_otherwise_of_the_same_image_are_refused_with_both_ways(
+    tmp_path: Path,
+) -> None:
+    twice = pd.concat([FRAME, FRAME.assign(label="bird")])
+    told = refusal(with_table(twice), tmp_path)
+    assert "8 lines against an earlier one" in told
+    assert "keep one" in told
+    assert "cat|dog" in told
+    short = FRAME.assign(file_name=["a/0.png", "b/0.png", *FRAME.file_name[2:]])  # one file, twice
+    assert "where 'images/0.png' is 'a/0.png'" in refusal(with_table(short), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("table", "told"),
+    [
+        ("file_name,label\nimages/0.png,\n", "leave the line and the image out"),
+        ("file_name,label,split\nimages/0.png,cat,\n", "leave the line and the image out"),
+        ("file_name,label\nimages/8.png,cat\n", "where images are called as 'images/0.png' is"),
+        ("file_name,label\nimages/0.png,cat, small\n", "in quotes"),
+        ("# pets\nfile_name,label\nimages/0.png,cat\n", "names of the columns in the first line"),
+    ],
+)
+def test_a_line_that_cannot_be_read_is_refused_with_what_to_do(
+    table: str, told: str, tmp_path: Path
+) -> None:
+    assert told in refusal({**IMAGES, "metadata.csv": table.encode()}, tmp_path)
 
 
 def test_labels_that_are_all_different_are_refused_once(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 The documented name wins over others that are in use; what could be one or another is refused.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Literal, get_args
 
@@ -51,14 +52,19 @@ def find_column(
             )
         return asked
     found = [name for name in columns if name in documented]
-    found = found or [name for name in columns if name.lower() in SYNONYMS[role]]
-    found = found or [name for name in columns if name.lower() in _WEAK.get(role, ())]
+    for known in (documented, SYNONYMS[role], _WEAK.get(role, ())):
+        found = found or [name for name in columns if plain(name) in known]
     if len(found) > 1:
         raise Rejected(
             f"expected one column {' or '.join(documented)}, got {listed(found)}: say which with "
             f"{option}"
         )
     return found[0] if found else None
+
+
+def plain(column: str) -> str:
+    """The name of a column as it is compared: `file_name` of `File Name`."""
+    return re.sub(r"[\s_-]+", "_", column.strip().lower())
 
 
 def require_column(

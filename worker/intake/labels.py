@@ -11,6 +11,7 @@ from typing import Any
 
 from adap.core.config import DatasetOptions
 from adap.models.header import shown
+from adap.worker.intake.columns import plain
 from adap.worker.intake.limits import Rejected
 from adap.worker.intake.names import tidy
 from adap.worker.intake.notes import Notes, listed
@@ -19,7 +20,9 @@ Value = str | tuple[str, ...]
 """What a table says of one image: a text, or several where the table itself has lists."""
 
 _SEPARATORS = ("|", ";", ",", "/", " ")
-_WHOLE = re.compile(r"(-?\d+)[.,]0+")  # a comma where the table has semicolons between columns
+# 0.0, and 1.000e+00 as NumPy writes it; a comma where the table has semicolons between columns
+_NUMBER = re.compile(r"-?\d{1,15}(?:[.,]\d{1,30})?(?:e[+-]?\d{1,2})?", re.IGNORECASE)
+_EXACT = 2.0**53  # floats below are every whole number
 _MAX_LIST = 20_000  # characters
 
 
@@ -34,7 +37,7 @@ def read_labels(
     if any(isinstance(value, tuple) for value in values):
         return [value if isinstance(value, tuple) else (value,) for value in values], True
     texts = [value for value in values if isinstance(value, str)]
-    several = (column == "labels" or separator is not None) and separator != "none"
+    several = (plain(column) == "labels" or separator is not None) and separator != "none"
     if not several:
         if separator is None:
             _refuse_several(texts, column)
@@ -116,10 +119,15 @@ def split_labels(text: str, separator: str = "|") -> tuple[str, ...]:
 
 def whole_numbers(names: list[str], notes: Notes) -> list[str]:
     """`0.0` as `0`, where all are such: a table that had gaps once writes whole numbers so."""
-    if not names or not all(_WHOLE.fullmatch(name) for name in names):
+    if all(map(str.isdecimal, names)) or not all(map(_NUMBER.fullmatch, names)):
         return names
-    notes.step("labels such as `0.0` are whole numbers")
-    return [_WHOLE.sub(r"\1", name) for name in names]
+    if not all(any(mark in name for mark in ".,eE") for name in names):
+        return names
+    numbers = [float(name.replace(",", ".")) for name in names]
+    if not all(number.is_integer() and abs(number) < _EXACT for number in numbers):
+        return names
+    notes.step(f"labels such as `{names[0]}` are whole numbers")
+    return [str(int(number)) for number in numbers]
 
 
 def check_text_labels(names: set[str], column: str, options: DatasetOptions) -> None:

@@ -31,7 +31,7 @@ from adap.core.datasets import ImageSet
 from adap.models.header import shown
 from adap.wording import is_name
 from adap.worker.intake.asked import Asked
-from adap.worker.intake.columns import note_unread, require_column
+from adap.worker.intake.columns import note_unread, plain, require_column
 from adap.worker.intake.counts import check_class_count, check_counts, label_matrix
 from adap.worker.intake.decoding import File, Undecoded, decode_all
 from adap.worker.intake.labels import LabelColumns, check_text_labels, split_labels
@@ -224,7 +224,7 @@ def _find_columns(schema: pa.Schema, asked: Asked) -> _Columns:
     reasons.settle()
     separator = None
     if _is_text(kind) and not (multilabel or hot) and options.label_separator != "none":
-        separator = options.label_separator or ("|" if label == "labels" else None)
+        separator = options.label_separator or ("|" if plain(label) == "labels" else None)
     return _Columns(
         image=image,
         label=label,

@@ -23,7 +23,8 @@ from adap.worker.intake.labels import Value
 from adap.worker.intake.limits import Reasons, Rejected
 from adap.worker.intake.names import tidy
 from adap.worker.intake.notes import Notes
-from adap.worker.intake.tables import Line, by_lines, json_value
+from adap.worker.intake.rows import json_value
+from adap.worker.intake.tables import Line, by_lines
 
 _CLASS, _JSON, _TEXT = "cls", "json", "txt"
 _MAX_BYTES = 64 * 1024  # of the JSON or text of one image

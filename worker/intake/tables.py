@@ -8,27 +8,23 @@ A table is CSV with commas, semicolons or tabs, or JSON Lines. With a column `la
 `label` an image may have any number of classes: `cat|dog`, or nothing for none of them.
 """
 
-import csv
-import io
-import json
-import re
 import unicodedata
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os.path import commonpath
-from typing import Any
 
 from adap.core.config import DatasetOptions
 from adap.models.header import shown
 from adap.worker.intake.archive import AnyArchive
-from adap.worker.intake.columns import ROLES, Role, find_column, note_unread, require_column
+from adap.worker.intake.columns import ROLES, Role, find_column, note_unread, plain, require_column
 from adap.worker.intake.examples import Example, suffix_of
 from adap.worker.intake.labels import LabelColumns, Value, read_labels
 from adap.worker.intake.limits import Reasons, Rejected
+from adap.worker.intake.lookup import Images, is_picture
 from adap.worker.intake.named import with_splits_of_folders
 from adap.worker.intake.names import cluster_problem, group_problem, labels_problem, tidy
 from adap.worker.intake.notes import Notes, counted, listed
+from adap.worker.intake.rows import rows_of
 from adap.worker.intake.splits import (
     is_called_a_split,
     is_code,
@@ -41,7 +37,6 @@ from adap.worker.intake.splits import (
 METADATA = ("metadata.csv", "metadata.tsv", "metadata.jsonl")
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
 
-_MARKS = ",;\t"
 _HOT = ("0", "1", "0.0", "1.0", "-1", "-1.0")
 _SOME = 6  # different values: a column of splits has no more
 _IMAGE, _LABEL = ("file_name",), ("label", "labels")
@@ -99,7 +94,7 @@ def by_tables(
     lines = (
         Line(where, root, values)
         for table, root in zip(tables, roots, strict=True)
-        for where, values in _rows(archive.read(table), table, reasons)
+        for where, values in rows_of(archive.read(table), table, reasons)
     )
     base = f"{shared}/" if shared else ""
     source = listed(tables)
@@ -165,7 +160,7 @@ def _header(archive: AnyArchive, table: str) -> set[str]:
     """The columns of a table; none of what cannot be read as one."""
     try:
         return set(
-            next((set(values) for _, values in _rows(archive.read(table), table, Reasons())), ())
+            next((set(values) for _, values in rows_of(archive.read(table), table, Reasons())), ())
         )
     except Rejected:
         return set()
@@ -182,7 +177,7 @@ def by_lines(
     reasons: Reasons | None = None,
 ) -> tuple[list[Example], bool]:
     """The same of lines from anywhere; `base` is left out of the names of examples."""
-    index = _Index(images)
+    index = Images(images)
     reasons = Reasons() if reasons is None else reasons
     rows: list[_Row] = []
     columns: _Columns | None = None
@@ -226,22 +221,7 @@ def by_lines(
     else:
         labels = [label for label in told if isinstance(label, tuple)]
         multilabel = hot.several(labels, notes)
-    examples = []
-    for row, names in zip(rows, labels, strict=True):
-        problem = (
-            f"expected the name of an image, once, {index.told(row.file_name)}"
-            if row.name is None
-            else labels_problem(names)
-            or (split_problem(row.split) if row.split is not None else None)
-            or (group_problem(row.group) if row.group is not None else None)
-            or (cluster_problem(row.cluster) if row.cluster is not None else None)
-        )
-        if problem or row.name is None:
-            reasons.add(f"{row.where}: {problem}")
-            continue
-        split = None if row.split is None else splits_of([row.split])[row.split]
-        example_id = row.name.removeprefix(base)
-        examples.append(Example(row.name, example_id, names, split, row.group, row.cluster))
+    examples = _examples(rows, labels, index, base, reasons, notes, one_each=not multilabel)
     named = {example.name.rpartition("/")[0] for example in examples}
     left: dict[str, list[str]] = {}
     for name in index.left():
@@ -265,60 +245,75 @@ def by_lines(
     return sorted(examples, key=lambda example: example.name), multilabel
 
 
-_PICTURE = re.compile(r"\.(png|jpe?g|webp|bmp|gif|tiff?|dcm)$", re.IGNORECASE)
+def _examples(
+    rows: Sequence[_Row],
+    labels: Sequence[tuple[str, ...]],
+    index: Images,
+    base: str,
+    reasons: Reasons,
+    notes: Notes,
+    *,
+    one_each: bool,
+) -> list[Example]:
+    """An example of each image that the rows name; what is wrong with a row becomes a reason."""
+    found: dict[str, tuple[_Row, Example]] = {}
+    again, differ = 0, list[_Row]()
+    for row, names in zip(rows, labels, strict=True):
+        if problem := _problem(row, names, index):
+            reasons.add(f"{row.where}: {problem}")
+            continue
+        assert row.name is not None
+        split = None if row.split is None else splits_of([row.split])[row.split]
+        example_id = row.name.removeprefix(base)
+        example = Example(row.name, example_id, names, split, row.group, row.cluster)
+        first, before = found.setdefault(row.name, (row, example))
+        if first is row:
+            continue
+        if first.file_name != row.file_name:
+            reasons.add(
+                f"{row.where}: expected the name of an image, got {shown(row.file_name)}, where "
+                f"{shown(row.name)} is {shown(first.file_name)} of {first.where}"
+            )
+        elif before == example:
+            again += 1
+        else:
+            differ.append(row)
+    if differ:
+        several = (
+            "; if an image may have several labels, join them in a column `labels`: cat|dog"
+            if one_each
+            else ""
+        )
+        reasons.add(
+            f"expected one line for each image, got {counted(len(differ), 'line')} against an "
+            f"earlier one of the same image, the first {differ[0].where}, for "
+            f"{shown(differ[0].file_name)}: keep one{several}"
+        )
+    if again:
+        notes.step(f"{counted(again, 'line')} left out, which said the same again")
+    return [example for _, example in found.values()]
 
 
-class _Index:
-    """Images by what a table may call them, each of which is found once."""
-
-    def __init__(self, images: Sequence[str]) -> None:
-        self.guessed = 0
-        self._left = dict.fromkeys(images)
-        bases = [name.rpartition("/")[2] for name in images]
-        stems = [base.rpartition(".")[0] or base for base in bases]
-        self._alike = Counter(bases)
-        self._by_base = _unique(bases, images)
-        self._by_stem = _unique(stems, images)
-
-    def find(self, root: str, file_name: str) -> str | None:
-        """The image, by its path from the table's folder; else by its name, where one has it."""
-        path = "/".join(part for part in file_name.replace("\\", "/").split("/") if part != ".")
-        exact = f"{root}/{path}" if root else path
-        if exact in self._left:
-            return self._take(exact)
-        base = path.rpartition("/")[2]
-        guess = self._by_base.get(base) or self._by_stem.get(base)
-        inside = f"{root}/" if root else ""
-        if guess is not None and guess in self._left and guess.startswith(inside):
-            self.guessed += 1
-            return self._take(guess)
-        return None
-
-    def told(self, file_name: str) -> str:
-        """Why a name that was not found names no image."""
-        base = file_name.replace("\\", "/").rpartition("/")[2]
-        if (alike := self._alike[base]) > 1:
-            return f"got {shown(file_name)}, as {alike} images are called: write its folder, too"
-        return f"got {shown(file_name)}"
-
-    def left(self) -> list[str]:
-        """The images that no line named."""
-        return list(self._left)
-
-    def _take(self, name: str) -> str:
-        del self._left[name]
-        return name
-
-
-def _unique(keys: Sequence[str], images: Sequence[str]) -> dict[str, str]:
-    counts = Counter(keys)
-    return {key: name for key, name in zip(keys, images, strict=True) if counts[key] == 1}
+def _problem(row: _Row, labels: tuple[str, ...], index: Images) -> str | None:
+    """What is wrong with a row, if anything is."""
+    if row.name is None:
+        return f"expected the name of an image, {index.told(row.file_name)}"
+    if labels == ("",):
+        return "expected a label, got none: give it one, or leave the line and the image out"
+    if row.split == "":
+        return "expected a split, got none: give it one, or leave the line and the image out"
+    return (
+        labels_problem(labels)
+        or (split_problem(row.split) if row.split is not None else None)
+        or (group_problem(row.group) if row.group is not None else None)
+        or (cluster_problem(row.cluster) if row.cluster is not None else None)
+    )
 
 
 def _refuse_without_labels(rows: Sequence[_Row], columns: _Columns) -> None:
     """Raise Rejected in one sentence for many lines without a label, as of a test split."""
     bare = [row for row in rows if row.label == ""]
-    if columns.label == "labels" or len(bare) < _SOME:
+    if plain(columns.label) == "labels" or len(bare) < _SOME:
         return
     splits = sorted({row.split for row in bare if row.split})
     where = f", those of the split {listed(splits)}" if len(splits) == 1 else ""
@@ -369,7 +364,7 @@ def _find_columns(
             return _Columns(image, listed(hot.columns), *others), hot
         return _Columns(image, require_column("label", columns, _LABEL, options), *others), None
     except Rejected as rejected:
-        bare = any(_PICTURE.search(name) for name in columns)
+        bare = any(is_picture(name) for name in columns)
         hint = "; write their names in the first line, such as file_name,label" if bare else ""
         raise Rejected(f"{table}: {rejected.reasons[0]}{hint}") from rejected
 
@@ -380,7 +375,7 @@ def _read_row(
     hot: LabelColumns | None,
     where: str,
     root: str,
-    index: _Index,
+    index: Images,
 ) -> _Row:
     def text(column: str | None) -> str | None:
         value = None if column is None else row.get(column)
@@ -397,76 +392,3 @@ def _read_row(
         group=text(columns.group),
         cluster=text(columns.cluster),
     )
-
-
-def _rows(
-    content: bytes, table: str, reasons: Reasons
-) -> Iterator[tuple[str, dict[str, Value | None]]]:
-    """The rows of a table by column, each with its table and the number of its (last) line."""
-    text = _text(content, table)
-    if suffix_of(table) in (".jsonl", ".ndjson"):
-        yield from _json_rows(text, table, reasons)
-    else:
-        yield from _csv_rows(text, table, reasons)
-
-
-def _csv_rows(
-    text: str, table: str, reasons: Reasons
-) -> Iterator[tuple[str, dict[str, Value | None]]]:
-    first = text.lstrip().partition("\n")[0]
-    mark = max(_MARKS, key=first.count)
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=mark)
-    header: list[str] | None = None
-    try:
-        for row in reader:
-            if not row or (header is not None and not any(row)):
-                continue
-            if header is None:
-                header = [tidy(name) for name in row]
-                if len(set(header)) < len(header):
-                    raise Rejected(
-                        f"{table}: expected each column once, got {shown(','.join(header))}"
-                    )
-            elif len(row) != len(header):
-                reasons.add(
-                    f"{table}, line {reader.line_num}: expected {len(header)} values, "
-                    f"got {len(row)}"
-                )
-            else:
-                yield f"{table}, line {reader.line_num}", dict(zip(header, row, strict=True))
-    except csv.Error as error:
-        raise Rejected(f"{table}, line {reader.line_num}: expected CSV, got {error}") from error
-
-
-def _json_rows(
-    text: str, table: str, reasons: Reasons
-) -> Iterator[tuple[str, dict[str, Value | None]]]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{table}, line {number}"
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
-        if not isinstance(row, dict):
-            reasons.add(f"{where}: expected a JSON object, got {shown(line[:100])}")
-            continue
-        yield where, {tidy(str(key)): json_value(value) for key, value in row.items()}
-
-
-def json_value(value: Any) -> Value | None:
-    """A text, several, or None; a number is named by its digits, what is nested by none."""
-    if isinstance(value, list) and all(isinstance(item, str | int) for item in value):
-        return tuple(tidy(str(int(item) if isinstance(item, bool) else item)) for item in value)
-    if isinstance(value, bool):
-        return str(int(value))
-    return str(value) if isinstance(value, str | int | float) else None
-
-
-def _text(content: bytes, table: str) -> str:
-    utf16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))  # as Excel writes "Unicode text"
-    try:
-        return content.decode("utf-16" if utf16 else "utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise Rejected(f"{table}: expected UTF-8, got {error}: save it as UTF-8") from error
