@@ -10,15 +10,17 @@ cifar10-test.zip of class folders with JPEGs.
 Three parts, each of which writes what it finds at once, a line of JSON to OUT/results.jsonl:
 
 check   the gradient of every method on the GPU against the CPU in float64; which products are
-        exact float32; that in bfloat16 an attack moves every image that it moves in float32
-speed   images a second of `fit` for CE, PGD, TRADES and AdAP_LPN in each precision, warm
+        exact float32; that in bfloat16 an attack moves every image that it moves in float32; that
+        captured steps end in the losses of steps that are not
+speed   images a second of `fit` for CE, PGD, TRADES and AdAP_LPN in each precision, warm, and why
+        steps were not captured, if they were not
 train   the scale `paper-fixed` (CIFAR-10, automobile): CE, PGD, TRADES, AdAP_LN and AdAP_LPN, seed
         after seed, as many as the time lets; each with the AP of the test images, clean, under
         PGD-10 and under APGD-10
 
 A training that the time cuts short keeps its checkpoint in OUT, and the same command goes on with
 it. A figure stands in the results only with the device that made it. Trainings run one after the
-other: steps are not captured as graphs, so one of them does not fill a large GPU.
+other, each step captured as a CUDA graph.
 """
 
 import argparse
@@ -38,7 +40,8 @@ from torch import Tensor, nn
 from adap.core.config import Precision, TrainingAttack, TrainingConfig
 from adap.core.objectives.registry import OBJECTIVES, build_objective
 from adap.core.training.attacking import attack_batch
-from adap.core.training.loop import EpochRecord, fit
+from adap.core.training.capture import Recorder, Work
+from adap.core.training.loop import EpochRecord, TrainingResult, fit
 from adap.core.training.precision import float32_products, forward_in
 from adap.models import architectures
 from benchmarks.paper import plan
@@ -154,6 +157,32 @@ def check(run: Run) -> None:
         images=still,
         ok=still == 0,
     )
+    for method in TIMED:
+        captured, plain = (
+            _fitted(run, method, "float32", name, 8 * count, count, recorder)
+            for recorder in (None, OneByOne())
+        )
+        losses = [[record.loss for record in result.history] for result in (captured, plain)]
+        off = max(abs(a - b) / max(abs(b), 0.01) for a, b in zip(*losses, strict=True))
+        run.write(
+            "check",
+            what=f"losses of captured steps of {method}",
+            off=off,
+            uncaptured=captured.uncaptured,
+            ok=off < 1e-2 and captured.uncaptured is None,
+        )
+
+
+class OneByOne:
+    """A recorder that records nothing, so that steps run kernel by kernel."""
+
+    def warm_up(self, work: Work) -> Tensor:
+        """Do the work."""
+        return work()
+
+    def record(self, work: Work, generators: Sequence[torch.Generator]) -> Work:  # noqa: ARG002
+        """Refuse."""
+        raise RuntimeError("expected to run kernel by kernel")
 
 
 # --- how fast -------------------------------------------------------------------------------------
@@ -169,21 +198,28 @@ def speed(run: Run) -> None:
         for precision in precisions:
             if run.left() < EVALUATION_S:
                 return
+            result = _fitted(run, method, precision, name, steps * batch, batch)
             run.write(
                 "speed",
                 method=method,
                 network=name,
                 precision=precision,
                 batch=batch,
-                images_per_s=_images_per_s(run, method, precision, name, steps * batch, batch),
+                images_per_s=statistics.median(r.images_per_s for r in result.history[1:]),
+                uncaptured=result.uncaptured,
             )
 
 
-def _images_per_s(
-    run: Run, method: str, precision: Precision, name: str, count: int, batch: int
-) -> float:
+def _fitted(
+    run: Run,
+    method: str,
+    precision: Precision,
+    name: str,
+    count: int,
+    batch: int,
+    recorder: Recorder | None = None,
+) -> TrainingResult:
     x, y = _batch(count)
-    seen: list[EpochRecord] = []
     config = TrainingConfig.model_validate(
         {
             "method": method,
@@ -194,7 +230,7 @@ def _images_per_s(
             "validation": {"select_by": "clean_ap"},
         }
     )
-    fit(
+    return fit(
         _network(name),
         build_objective(config.method, examples=count),
         images=(x * 255).byte().to(run.device),
@@ -202,9 +238,9 @@ def _images_per_s(
         validation=((x[:batch] * 255).byte(), y[:batch].long()),
         config=config,
         device=run.device,
-        on_epoch=seen.append,
+        on_epoch=lambda _: None,
+        recorder=recorder,
     )
-    return statistics.median(record.images_per_s for record in seen[1:])
 
 
 # --- Table 2 --------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ from adap.core.library.rankers import TRIED, Outputs, Ready, device_of, kept_mod
 from adap.core.library.refusals import configured, refuse_unless_whole
 from adap.core.library.running import made_folder
 from adap.core.library.several import ranks_of
-from adap.core.training import attacking, loop
+from adap.core.training import attacking, loop, seeds
 from adap.core.training.loop import EpochRecord, SelectBy
 from adap.core.training.sampling import Sampler
 from adap.core.training.splitting import held_out_of
@@ -375,14 +375,14 @@ def attack_generator(
     """The random numbers of `fit`'s attack in one epoch, counted from 1.
 
     Raises ConfigError for a seed below 0, an epoch below 1, or a device that is not there.
-    Source: `adap.core.training.loop`.
+    Source: `adap.core.training.seeds`.
 
     >>> adap.attack_generator(seed=0, epoch=1).device.type
     'cpu'
     """
     refuse_unless_whole("seed", seed, least=0)
     refuse_unless_whole("epoch", epoch, least=1)
-    return loop.attack_generator(device_of(device), seed, epoch)
+    return seeds.attack_generator(device_of(device), seed, epoch)
 
 
 def _refuse_untrainable(model: nn.Module) -> None:

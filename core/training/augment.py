@@ -95,8 +95,8 @@ def _grey(x: Tensor) -> Tensor:
     """(B, 1, H, W) luma of RGB images (ITU-R BT.601), or the image itself."""
     if x.shape[1] != 3:
         return x
-    weights = torch.tensor([0.2989, 0.587, 0.114], dtype=x.dtype, device=x.device)
-    return (x * weights.view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
+    red, green, blue = x[:, :1], x[:, 1:2], x[:, 2:]
+    return 0.2989 * red + 0.587 * green + 0.114 * blue
 
 
 def random_erasing(images: Tensor, *, share: float, generator: torch.Generator) -> Tensor:

@@ -50,3 +50,15 @@ def tied_epochs(tied: Sequence[int], figure: str) -> Fact | None:
         "images do not tell them apart. More of them would.",
         figures={"tied": float(len(tied))},
     )
+
+
+def not_captured(reason: str | None) -> Fact | None:
+    """What to say of steps that ran kernel by kernel on a GPU, for this reason; None without."""
+    if reason is None:
+        return None
+    return Fact(
+        level="info",
+        code="not_captured",
+        message="The steps of this training could not be captured as a CUDA graph and ran kernel "
+        f"by kernel ({reason}): the weights are the same, and it took longer.",
+    )

@@ -2,8 +2,9 @@
 
     fit(network, objective, images=..., targets=..., validation=..., config=..., device=..., ...)
 
-A step draws a batch, augments it, attacks it where the objective wants attacked images, runs the
-passes that the objective reads, and descends. The loop knows no method by name. Targets are (N,)
+A step (`step`) augments a batch, attacks it where the objective wants attacked images, runs the
+passes that the objective reads, and descends; on a GPU it is captured and replayed (`capture`). The
+loop knows no method by name. Targets are (N,)
 for one task, or (N, K) for a network with a logit for each of K classes, which is trained on, and
 judged by, the mean AP of the classes, each against the rest.
 
@@ -19,53 +20,36 @@ processes may share a training (`ranks`): each then attacks and passes its share
 import math
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from adap.core.attacks.geometry import normal
-from adap.core.attacks.holding import attacking
-from adap.core.attacks.pgd import PGD, START_SIZE
-from adap.core.attacks.threat_model import ThreatModel
 from adap.core.audit.drawing import drawing
-from adap.core.config import EPSILON_PAPER, VALIDATION_STEPS, Optimizer, TrainingConfig
+from adap.core.config import TrainingConfig
 from adap.core.errors import ConfigError, DataError, TrainingError
-from adap.core.figures.ranking import average_precision
 from adap.core.objectives.base import Objective
-from adap.core.objectives.surrogates import negative_margin
-from adap.core.training.attacking import attack_batch, of_images
-from adap.core.training.augment import augment
 from adap.core.training.averaging import WeightAverage
-from adap.core.training.cautions import tied_epochs
-from adap.core.training.perturbation import perturbed
-from adap.core.training.precision import (
-    Forward,
-    float32_products,
-    forward_in,
-    refuse_unsupported,
-)
+from adap.core.training.capture import Captured, CudaGraphs, Recorder
+from adap.core.training.cautions import not_captured, tied_epochs
+from adap.core.training.examples import refuse_unusable, resident
+from adap.core.training.optimizers import load_optimizer, optimizer_of
+from adap.core.training.precision import float32_products, refuse_unsupported
 from adap.core.training.ranks import ALONE, Ranks
 from adap.core.training.resuming import load_tensors, refuse_other_config, refuse_other_tensors
 from adap.core.training.sampling import ClassSampler, PlainSampler, PositiveSampler, Sampler
-from adap.core.training.schedule import attack_in, learning_rate
+from adap.core.training.schedule import learning_rate
+from adap.core.training.seeds import Use, seed
+from adap.core.training.step import Step
 from adap.core.training.synchronised import synchronised
+from adap.core.training.validating import Validator
 from adap.reading import Fact
 
 MAX_PAIRS = 2**28
 """Numbers in a batch's pairwise losses, over all classes: 1 GiB in float32, several times over."""
 
-VALIDATION_STEP_SIZE = 0.007 / EPSILON_PAPER
-"""Step size of the validation attack as a share of epsilon: the paper's 0.007 at 8/255."""
-
 SelectBy = Literal["robust_ap", "clean_ap"]
-
-# What a generator is for: part of its seed, so that no two of a run draw the same numbers.
-_SAMPLING, _AUGMENTING, _ATTACKING, _VALIDATING = range(4)
 
 
 @dataclass(frozen=True)
@@ -103,14 +87,16 @@ class TrainingResult:
     select_by: SelectBy
     stopped_early: bool = False
     """Some epochs were left out, as the figure had not risen for `validation.patience` of them."""
+    uncaptured: str | None = None
+    """Why steps were not replayed as CUDA graphs, where they should have been."""
 
     @property
     def facts(self) -> list[Fact]:
-        """What a reader of the figures must know of how the epoch was chosen."""
+        """What a reader must know of how the epoch was chosen and the steps were run."""
         best = getattr(self.best, self.select_by)
         tied = [r.epoch for r in self.history if getattr(r, self.select_by) == best]
-        said = tied_epochs(tied, self.select_by)
-        return [] if said is None else [said]
+        said = tied_epochs(tied, self.select_by), not_captured(self.uncaptured)
+        return [fact for fact in said if fact is not None]
 
     def as_json(self) -> dict[str, Any]:
         """The same as plain JSON values."""
@@ -130,6 +116,7 @@ def fit(
     checkpoint: dict[str, Any] | None = None,
     save: Callable[[dict[str, Any]], None] | None = None,
     ranks: Ranks = ALONE,
+    recorder: Recorder | None = None,
 ) -> TrainingResult:
     """Train `network` in place; afterwards it holds the weights of its best epoch, in eval mode.
 
@@ -137,13 +124,16 @@ def fit(
     objective that was built for K classes.
     images: (N, C, H, W) uint8, or float32 in [0, 1].  targets: (N,) or (N, K) in {0, 1}.
     validation: more of both, held out.
-    They stay where they are, and batches go to `device`: images that are there save the way.
+    They go to a GPU where they take up less than half of its free memory; else they stay where they
+    are, mapped from a file maybe, and batches go to `device`.
     save: given a checkpoint after every epoch, to be written before it returns, since its tensors
     are the live ones. It holds tensors, numbers, text, lists and dicts only, so
     `torch.load(weights_only=True)` reads it.  checkpoint: such a one, to go on from.
     on_epoch: told of every epoch done, once its checkpoint is saved; what it raises ends training.
     ranks: the processes that share this training, each of which calls with the same. The first
     one's weights, estimators and checkpoint count; it alone saves and is told.
+    recorder: what steps are captured by; by default CUDA graphs on a GPU, for a process alone, and
+    nothing elsewhere.
 
     The best epoch is that of highest validation AP, the first one among equals: by default
     robust AP where the objective trains on attacked images, otherwise clean AP. With `config.ema`
@@ -157,7 +147,7 @@ def fit(
     """
     refuse_unsupported(config.precision, device)
     for name, (pixels, marks) in {"training": (images, targets), "validation": validation}.items():
-        _refuse_unusable(name, pixels, marks)
+        refuse_unusable(name, pixels, marks)
     if validation[1].shape[1:] != targets.shape[1:]:
         raise DataError(
             f"expected validation targets of as many classes as the training targets "
@@ -180,13 +170,30 @@ def fit(
         ranks.refuse_other(config, images, targets, *validation)
         ranks.agree_on(network, objective)
     checkpoint = ranks.told(checkpoint)
+    images, held_out = resident(images, device), resident(validation[0], device)
+    optimizer = optimizer_of(network.parameters(), config.optimizer, device=device)
+    average = None if config.ema is None else WeightAverage(network, decay=config.ema)
+    step = Step(network, objective, optimizer, average, config, device, ranks)
+    if recorder is None and device.type == "cuda" and ranks.count == 1:
+        recorder = CudaGraphs(device)
+    validator = Validator(
+        network if average is None else average.network,
+        held_out,
+        validation[1],
+        config=config,
+        device=device,
+        ranks=ranks,
+        recorder=recorder,
+    )
     state = _State(
         network=network,
         objective=objective,
-        optimizer=_OPTIMIZERS[config.optimizer.name](network.parameters(), config.optimizer),
+        optimizer=optimizer,
         sampler=build_sampler(objective, targets, config),
         config=config,
-        average=None if config.ema is None else WeightAverage(network, decay=config.ema),
+        average=average,
+        step=step,
+        stepping=Captured(step, recorder, step.generators),
     )
     ranks.refuse_indivisible(state.sampler.batch_size)
     if checkpoint is not None:
@@ -196,25 +203,15 @@ def fit(
     while not state.ended(config):
         epoch = len(state.history) + 1
         lr = learning_rate(config.optimizer, done=epoch - 1, epochs=config.epochs)
-        for group in state.optimizer.param_groups:
-            group["lr"] = lr
         draws = (config.seed, epoch) if ranks.leads else (config.seed, epoch, ranks.rank)
         with float32_products(config.precision), drawing(device, *draws):
             started = time.perf_counter()
             with synchronised(network, ranks):
-                loss = _train_epoch(state, images, labels, epoch=epoch, config=config, ranks=ranks)
+                loss = _train_epoch(state, images, labels, epoch=epoch, lr=lr)
             seconds = time.perf_counter() - started
             judged = network if state.average is None else state.average.settle()
             aps = {
-                select: _validation_ap(
-                    judged,
-                    *validation,
-                    attacked=select == "robust_ap",
-                    epoch=epoch,
-                    config=config,
-                    device=device,
-                    ranks=ranks,
-                )
+                select: validator.ap(attacked=select == "robust_ap", epoch=epoch)
                 for select in dict.fromkeys(("clean_ap", select_by))
             }
         record = EpochRecord(
@@ -241,6 +238,7 @@ def fit(
         history=state.history,
         select_by=select_by,
         stopped_early=len(state.history) < config.epochs,
+        uncaptured=state.stepping.refused or validator.refused,
     )
 
 
@@ -254,18 +252,13 @@ class _State:
     sampler: Sampler
     config: TrainingConfig
     average: WeightAverage | None
+    step: Step
+    stepping: Captured
+    """The same step, replayed where it can be."""
     history: list[EpochRecord] = field(default_factory=list)
     best_epoch: int = 0
     best_figure: float = -math.inf
     best_weights: dict[str, Tensor] = field(default_factory=dict)
-
-    def anchor(self, x: Tensor) -> Tensor:
-        """(B,) or (B, K) logits by the averaged weights, in eval mode and without gradients."""
-        assert self.average is not None  # the configuration of such a method has one
-        network = self.average.settle()
-        forward = forward_in(self.config.precision, network, device=x.device)
-        with attacking(network), torch.no_grad():
-            return forward(x)
 
     def ended(self, config: TrainingConfig) -> bool:
         """All epochs are done, or none has been better for too long."""
@@ -303,7 +296,7 @@ class _State:
         refuse_other_tensors("training set and method", checkpoint["objective"], self.objective)
         load_tensors(self.network, checkpoint["network"])
         load_tensors(self.objective, checkpoint["objective"])
-        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        load_optimizer(self.optimizer, checkpoint["optimizer"])
         self.sampler.load_state_dict(checkpoint["sampler"])
         if self.average is not None:
             load_tensors(self.average.network, checkpoint["average"])
@@ -316,176 +309,41 @@ class _State:
         self.best_weights = checkpoint["best_weights"]
 
 
-def _train_epoch(
-    state: _State,
-    images: Tensor,
-    targets: Tensor,
-    *,
-    epoch: int,
-    config: TrainingConfig,
-    ranks: Ranks,
-) -> float:
+def _train_epoch(state: _State, images: Tensor, targets: Tensor, *, epoch: int, lr: float) -> float:
     """One epoch of optimisation; the mean loss. `targets` are floats on the network's device."""
-    network, objective, device = state.network, state.objective, targets.device
-    augment_generator = _generator(device, config.seed, _AUGMENTING, epoch)
-    noise = attack_generator(device, config.seed, epoch)
-    attack = attack_in(config.attack, epoch=epoch)
-    moving = config.weight_perturbation
-    if moving is not None and epoch <= moving.warmup_epochs:
-        moving = None
-    forward = forward_in(config.precision, network, device=device)
-    network.train()
-    objective.train()  # in eval mode its estimators would stay where they are
+    device = targets.device
+    if state.step.begin(epoch, lr=lr):
+        state.stepping.forget()
+    state.network.train()
+    state.objective.train()  # in eval mode its estimators would stay where they are
     total = torch.zeros((), device=device)
     before = (epoch - 1) * len(state.sampler)
     # All indices of the epoch in one transfer, so that no step waits for the host.
     batches = torch.stack(list(state.sampler))  # (steps, B)
-    for step, (rows, index) in enumerate(
+    for number, (rows, index) in enumerate(
         zip(batches.to(images.device), batches.to(device), strict=True), start=1
     ):
-        # Augmented whole and then shared, so that each image changes as on one device.
-        x = augment(images[rows].to(device), config.augment, generator=augment_generator)
-        x, y = _as_input(ranks.own(x)), targets[index]
-        x_adv = (
-            attack_batch(
-                network,
-                objective,
-                x,
-                y,
-                index,
-                settings=attack,
-                generator=noise,
-                forward=forward,
-                ranks=ranks,
-            )
-            if objective.needs_adversarial
-            else None
-        )
-        anchor = ranks.gathered(state.anchor(x)) if objective.needs_anchor else None
-        loss_fn = partial(_loss, objective, forward, ranks, x, x_adv, y, index, anchor)
-        with (
-            nullcontext()
-            if moving is None
-            else perturbed(network, objective, loss_fn, size=moving.size, ranks=ranks)
-        ):
-            loss = loss_fn()
-            state.optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            ranks.add_up([w.grad for w in network.parameters() if w.grad is not None])
-        state.optimizer.step()
+        total += state.stepping(images[rows].to(device), targets[index], index)
         if state.average is not None:
-            state.average.update(step=before + step)
-        total += loss.detach()
+            state.average.update(step=before + number)
         # A loss that is not finite makes the sum so for good: looking seldom misses none.
-        if (step % 50 == 0 or step == len(batches)) and not total.isfinite():
+        if (number % 50 == 0 or number == len(batches)) and not total.isfinite():
             raise TrainingError(
-                f"expected a finite loss, got {float(total)} in epoch {epoch} of {config.epochs}"
+                f"expected a finite loss, got {float(total)} in epoch {epoch} of "
+                f"{state.config.epochs}"
             )
     # A loss may be finite beside weights that are not, for example a variance that overflowed.
-    if not torch.stack([value.isfinite().all() for value in network.state_dict().values()]).all():
+    values = state.network.state_dict().values()
+    if not torch.stack([value.isfinite().all() for value in values]).all():
         raise TrainingError(
-            f"expected finite weights, got NaN or infinity after epoch {epoch} of {config.epochs}"
+            f"expected finite weights, got NaN or infinity after epoch {epoch} of "
+            f"{state.config.epochs}"
         )
     return float(total) / len(batches)
 
 
-def _loss(
-    objective: Objective,
-    forward: Forward,
-    ranks: Ranks,
-    x: Tensor,
-    x_adv: Tensor | None,
-    targets: Tensor,
-    index: Tensor,
-    anchor: Tensor | None,
-) -> Tensor:
-    """() what a step descends, after the passes that the objective reads."""
-    clean = ranks.gathered(forward(x)) if objective.needs_clean else None
-    adv = ranks.gathered(forward(x_adv)) if x_adv is not None else None
-    loss: Tensor = objective(clean, adv, targets, index, anchor)
-    return loss
-
-
-def _validation_ap(
-    network: nn.Module,
-    images: Tensor,
-    targets: Tensor,
-    *,
-    attacked: bool,
-    epoch: int,
-    config: TrainingConfig,
-    device: torch.device,
-    ranks: Ranks,
-) -> float:
-    """AP on clean images, or under PGD-10 within the training attack's ball; of K classes the mean.
-
-    K classes are attacked at once, by the sum of their margins: one attack for each, as an audit
-    runs them, would cost K times as much and find a mean AP that is lower still. The same random
-    start at every epoch, so that epochs are compared on equal terms. The attack searches in the
-    training's precision; the logits that are ranked are the network's own. Each rank scores some of
-    the batches.
-    """
-    threat_model = ThreatModel(config.attack.norm, config.attack.epsilon)
-    generator = _generator(device, config.seed, _VALIDATING)
-    forward = forward_in(config.precision, network, device=device)
-    like = torch.empty(0, device=device)
-    logits = torch.zeros(targets.shape, dtype=torch.float64)
-    with attacking(network), torch.no_grad():
-        for number, start in enumerate(range(0, len(images), config.batch_size)):
-            rows = slice(start, start + config.batch_size)
-            noise = normal(images[rows].shape, like=like, generator=generator) if attacked else None
-            if number % ranks.count != ranks.rank:
-                continue
-            x, y = _as_input(images[rows].to(device)), targets[rows].to(device, torch.float32)
-
-            def margin_loss(x_adv: Tensor, y: Tensor = y) -> Tensor:
-                return of_images(negative_margin(forward(x_adv), y))
-
-            if noise is not None:
-                pgd = PGD(
-                    steps=VALIDATION_STEPS,
-                    step_size=VALIDATION_STEP_SIZE * config.attack.epsilon,
-                    iterate="last",
-                    start=x + START_SIZE * noise,
-                )
-                x = pgd.perturb(margin_loss, x, threat_model=threat_model, generator=generator)
-            logits[rows] = network(x)
-    ranks.add_up([logits])  # of which each rank has some, and zeros
-    if not logits.isfinite().all():
-        raise TrainingError(
-            "expected finite logits on the validation images, got NaN or infinity "
-            f"after epoch {epoch} of {config.epochs}"
-        )
-    columns = zip(
-        logits.reshape(len(logits), -1).T.numpy(),
-        targets.reshape(len(targets), -1).T.cpu().numpy(),
-        strict=True,
-    )
-    return float(np.mean([average_precision(*column) for column in columns]))
-
-
-def _as_input(images: Tensor) -> Tensor:
-    """uint8 to floats in [0, 1]; floats are in it already."""
-    x = images.float() / 255 if images.dtype == torch.uint8 else images
-    return x.contiguous(memory_format=torch.channels_last)
-
-
-_OPTIMIZERS: dict[str, Callable[[Any, Optimizer], torch.optim.Optimizer]] = {
-    "adam": lambda weights, o: torch.optim.Adam(weights, o.lr, weight_decay=o.weight_decay),
-    "adamw": lambda weights, o: torch.optim.AdamW(weights, o.lr, weight_decay=o.weight_decay),
-    "nadam": lambda weights, o: torch.optim.NAdam(weights, o.lr, weight_decay=o.weight_decay),
-    "radam": lambda weights, o: torch.optim.RAdam(weights, o.lr, weight_decay=o.weight_decay),
-    "rmsprop": lambda weights, o: torch.optim.RMSprop(
-        weights, o.lr, momentum=o.momentum, weight_decay=o.weight_decay
-    ),
-    "sgd": lambda weights, o: torch.optim.SGD(
-        weights, o.lr, momentum=o.momentum, weight_decay=o.weight_decay, nesterov=o.nesterov
-    ),
-}
-
-
 def build_sampler(objective: Objective, targets: Tensor, config: TrainingConfig) -> Sampler:
-    generator = _generator(torch.device("cpu"), config.seed, _SAMPLING)
+    generator = seed(torch.Generator(), config.seed, Use.SAMPLING)
     if not objective.needs_positives:
         return PlainSampler(len(targets), batch_size=config.batch_size, generator=generator)
     one_task = targets.ndim == 1 or targets.shape[1] == 1
@@ -496,38 +354,3 @@ def build_sampler(objective: Objective, targets: Tensor, config: TrainingConfig)
         positives_per_batch=config.positives_per_batch or config.batch_size // 2,
         generator=generator,
     )
-
-
-def attack_generator(device: torch.device, seed: int, epoch: int) -> torch.Generator:
-    """The random numbers of the attack on the images of one epoch, counted from 1."""
-    return _generator(device, seed, _ATTACKING, epoch)
-
-
-def _generator(device: torch.device, *key: int) -> torch.Generator:
-    """A generator of its own for each key, which starts with the seed of the run."""
-    (seed,) = np.random.SeedSequence(key).generate_state(1, np.uint64)
-    return torch.Generator(device).manual_seed(int(seed))
-
-
-def _refuse_unusable(name: str, images: Tensor, targets: Tensor) -> None:
-    unit = images.dtype == torch.float32 and bool(((images >= 0) & (images <= 1)).all())
-    if not (images.dtype == torch.uint8 or unit) or images.ndim != 4:
-        raise DataError(
-            f"expected {name} images (N, C, H, W) of uint8, or of float32 in [0, 1], "
-            f"got {tuple(images.shape)} of {images.dtype}"
-        )
-    if targets.shape[:1] != images.shape[:1] or targets.ndim > 2:
-        raise DataError(
-            f"expected {len(images)} {name} targets, one an image (and class), "
-            f"got {tuple(targets.shape)}"
-        )
-    other = int(((targets != 0) & (targets != 1)).sum())
-    if other:
-        raise DataError(f"expected {name} targets in {{0, 1}}, got {other} other values")
-    for number, positives in enumerate((targets == 1).sum(dim=0).reshape(-1).tolist()):
-        if positives in (0, len(images)):
-            of_class = "" if targets.ndim == 1 else f" of class {number}"
-            raise DataError(
-                f"expected positives and negatives{of_class} among the {name} images, "
-                f"got {positives} positives and {len(images) - positives} negatives"
-            )

@@ -61,7 +61,7 @@ def train(work: Work[Training], reporter: Reporter) -> Trained:
 
     checkpoint = None
     if "checkpoint" in work.inputs:
-        checkpoint = torch.load(work.inputs["checkpoint"], weights_only=True)
+        checkpoint = torch.load(work.inputs["checkpoint"], weights_only=True, map_location="cpu")
         reporter.event("resumed", {"epoch": int(checkpoint["epoch"])})
     reporter.progress(
         "training", 0 if checkpoint is None else checkpoint["epoch"], config.epochs, "epochs"

@@ -1,0 +1,109 @@
+"""A function of tensors whose work is recorded once, as a CUDA graph, and replayed from then on.
+
+At 32x32 a step of training is more than a thousand small kernels, and launching them one by one
+takes longer than computing them. A replay launches all of them at once. It is the device's work
+that is recorded: no line of Python runs again. So a function may be captured if what it does hangs
+on tensors alone, which it may change in place, and on generators that the recorder knows.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+WARM_UPS = 3  # calls before the recording, in which libraries choose kernels and states are made
+
+Work = Callable[[], Tensor]
+
+
+class Recorder(Protocol):
+    """What turns work into something to replay."""
+
+    def warm_up(self, work: Work) -> Tensor:
+        """Do the work, as it will be recorded."""
+
+    def record(self, work: Work, generators: Sequence[torch.Generator]) -> Work:
+        """What does the work anew whenever it is called, with a result in the same tensor.
+
+        The work itself is not done meanwhile; generators are all that it draws from, beside torch's
+        own. Raises whatever hinders the recording.
+        """
+
+
+class Captured:
+    """A function of tensors, of one shape each, run by replaying what it did.
+
+    Calls with other shapes than the first run it as it is; so do all of them without a recorder,
+    and from then on if recording it fails. What a call returns is overwritten by the next.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Tensor],
+        recorder: Recorder | None,
+        generators: Sequence[torch.Generator] = (),
+    ) -> None:
+        """generators: that the function draws from, beside torch's own."""
+        self._function, self._recorder, self._generators = function, recorder, generators
+        self._shapes: list[torch.Size] = []
+        self.refused: str | None = None
+        """Why it could not be recorded, if it could not."""
+        self.forget()
+
+    def forget(self) -> None:
+        """Record anew: the function does something else from now on."""
+        self._calls = 0
+        self._inputs: Sequence[Tensor] = ()
+        self._replay: Work | None = None
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        recorder, shapes = self._recorder, [value.shape for value in inputs]
+        self._shapes = self._shapes or shapes
+        if recorder is None or self.refused is not None or shapes != self._shapes:
+            return self._function(*inputs)
+        self._calls += 1
+        if self._calls <= WARM_UPS:
+            return recorder.warm_up(partial(self._function, *inputs))
+        if self._replay is None:
+            self._inputs = [value.clone() for value in inputs]
+            try:
+                work = partial(self._function, *self._inputs)
+                self._replay = recorder.record(work, self._generators)
+            except Exception as error:  # noqa: BLE001  the same work, one kernel after the other
+                self.refused = f"{type(error).__name__}: {error}".splitlines()[0]
+                return self._function(*inputs)
+        for own, given in zip(self._inputs, inputs, strict=True):
+            own.copy_(given)
+        return self._replay()
+
+
+class CudaGraphs:
+    """Records CUDA graphs, on a stream of its own."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def warm_up(self, work: Work) -> Tensor:
+        """See `Recorder`."""
+        here = torch.cuda.current_stream(self._stream.device)
+        self._stream.wait_stream(here)
+        with torch.cuda.stream(self._stream):
+            result = work()
+        here.wait_stream(self._stream)
+        return result
+
+    def record(self, work: Work, generators: Sequence[torch.Generator]) -> Work:
+        """See `Recorder`."""
+        graph = torch.cuda.CUDAGraph()
+        for generator in generators:
+            graph.register_generator_state(generator)
+        with torch.cuda.graph(graph, stream=self._stream):
+            result = work()
+
+        def replay() -> Tensor:
+            graph.replay()
+            return result
+
+        return replay

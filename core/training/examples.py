@@ -1,0 +1,54 @@
+"""The images and targets of a training: what can be trained on, and where and how it lies."""
+
+import torch
+from torch import Tensor
+
+from adap.core.errors import DataError
+
+ROWS = 4096
+"""Images that are looked at together: what is mapped from a file need not fit into memory."""
+
+
+def as_input(images: Tensor) -> Tensor:
+    """uint8 to floats in [0, 1]; floats are in it already."""
+    x = images.float() / 255 if images.dtype == torch.uint8 else images
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def resident(images: Tensor, device: torch.device) -> Tensor:
+    """The images on a GPU where they take up less than half of what is free there; else as they
+    are, and every batch is brought there."""
+    if device.type != "cuda" or 2 * images.nbytes > torch.cuda.mem_get_info(device)[0]:
+        return images
+    return images.to(device)
+
+
+def refuse_unusable(name: str, images: Tensor, targets: Tensor) -> None:
+    """Raise DataError for images or targets of another form, or of one side alone."""
+    if images.ndim != 4 or not (images.dtype == torch.uint8 or _of_unit(images)):
+        raise DataError(
+            f"expected {name} images (N, C, H, W) of uint8, or of float32 in [0, 1], "
+            f"got {tuple(images.shape)} of {images.dtype}"
+        )
+    if targets.shape[:1] != images.shape[:1] or targets.ndim > 2:
+        raise DataError(
+            f"expected {len(images)} {name} targets, one an image (and class), "
+            f"got {tuple(targets.shape)}"
+        )
+    other = int(((targets != 0) & (targets != 1)).sum())
+    if other:
+        raise DataError(f"expected {name} targets in {{0, 1}}, got {other} other values")
+    for number, positives in enumerate((targets == 1).sum(dim=0).reshape(-1).tolist()):
+        if positives in (0, len(images)):
+            of_class = "" if targets.ndim == 1 else f" of class {number}"
+            raise DataError(
+                f"expected positives and negatives{of_class} among the {name} images, "
+                f"got {positives} positives and {len(images) - positives} negatives"
+            )
+
+
+def _of_unit(images: Tensor) -> bool:
+    """Whether these are float32 in [0, 1]."""
+    return images.dtype == torch.float32 and all(
+        bool(((part >= 0) & (part <= 1)).all()) for part in torch.split(images, ROWS)
+    )
