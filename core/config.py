@@ -41,8 +41,8 @@ Split = Literal["train", "validation", "test"]
 BallNorm = Literal["linf", "l2"]
 Norm = Literal["linf", "l2", "l1", "l0", "patch"]
 COUNTED_NORMS: tuple[Norm, ...] = ("l0", "patch")  # whose epsilon is a number of pixels
-SQUARE_NORMS: tuple[Norm, ...] = ("linf", "l2")  # in which the square attack searches
-BOUNDED_NORMS: tuple[Norm, ...] = ("linf", "l2")  # for which bounds are known
+BALL_NORMS: tuple[Norm, ...] = ("linf", "l2")  # in which every pixel may move at once
+BOUNDED_NORMS = BALL_NORMS  # for which bounds are known
 
 EPSILON_PAPER = 8 / 255
 LARGEST_LINF = 1.0  # every pixel is within it of every other
@@ -794,7 +794,8 @@ class APGDAttack(_Attack):
 
 
 class SquareAttack(_Attack):
-    """Random search without gradients, one square at a time (Andriushchenko et al. 2020)."""
+    """Random search without gradients: one square at a time (Andriushchenko et al. 2020), and in
+    l1, l0 and patch a few places at a time (Sparse-RS, Croce et al. 2022)."""
 
     name: Literal["square"] = "square"
     queries: int = Field(
@@ -1216,11 +1217,6 @@ class AuditConfig(Config):
         keys = [attack.key for attack in self.attacks]
         if len(set(keys)) < len(keys):
             raise ValueError(f"expected each attack once, or with labels that differ, got {keys}")
-        if self.threat.norm not in SQUARE_NORMS and "square" in [a.name for a in self.attacks]:
-            raise ValueError(
-                f"expected the square attack with norm {' or '.join(SQUARE_NORMS)}, got "
-                f"{self.threat.norm}"
-            )
         if "transfer" in [attack.name for attack in self.attacks] and self.surrogate is None:
             raise ValueError(
                 "the transfer attack needs `surrogate`: the model on which the attacker "
@@ -1260,21 +1256,19 @@ class AuditConfig(Config):
         return self.sample if self.sample is not None and self.sample < examples else None
 
     def resolved_attacks(self) -> list[Attack]:
-        """The attacks to run; a preset leaves transfer out where no surrogate is named, and
-        square where it cannot search."""
+        """The attacks to run; a preset leaves transfer out where no surrogate is named."""
         if self.attacks is not None:
             return self.attacks
         return [
             attack
             for attack in PRESETS[self.preset]
-            if (attack.name != "transfer" or self.surrogate is not None)
-            and (attack.name != "square" or self.threat.norm in SQUARE_NORMS)
+            if attack.name != "transfer" or self.surrogate is not None
         ]
 
     def recovery_attacks(self, height: int, width: int) -> list[Attack]:
         """What is run besides where the gradient of images of this size hides something."""
         searched = self.attacks is None and self.preset in RECOVERING
-        if not searched or self.threat.epsilon == 0 or self.threat.norm not in SQUARE_NORMS:
+        if not searched or self.threat.epsilon == 0:
             return []
         return recovery_attacks(height, width)
 

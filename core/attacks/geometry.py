@@ -23,6 +23,9 @@ L2_ROUNDS = 5
 # epsilon stops short of it where the box of an L2 ball binds, and pixels at their walls are lost.
 FAR = 1000
 
+# Of a pixel's range: a change of no more is none, as of starts that lie beside the image.
+BESIDE = 0.01
+
 
 class Geometry(ABC):
     """One shape of a given size, or of a size for each image, (B, 1, 1, 1)."""
@@ -176,9 +179,10 @@ class L1Ball(Geometry):
 class _Places(Geometry):
     """Some places of each image, at any value: which ones is what a subclass chooses by a score.
 
-    A step moves the chosen pixels by the sign of the gradient. A place that is not chosen yet
+    A step moves the chosen pixels by the sign of the gradient. A place that is not changed yet
     competes by what it would gain at its wall, and starts there: so the first step from the clean
-    image is the best one of a linear function.
+    image is the best one of a linear function. What a changed place has gained does not show in a
+    gradient that it has flattened, so later steps hold on to most of the places that they have.
     """
 
     @property
@@ -191,6 +195,10 @@ class _Places(Geometry):
 
         score: (B, 1, H, W), not negative.
         """
+
+    @abstractmethod
+    def held(self, gain: Tensor, changed: Tensor, *, size: float | Tensor) -> Tensor:
+        """The (B, 1, H, W) gains of places with more for those changed ones that are to stay."""
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         inside = x_adv.clamp(0, 1)
@@ -208,11 +216,12 @@ class _Places(Geometry):
 
     def step(self, x_adv: Tensor, gradient: Tensor, x: Tensor, *, size: float | Tensor) -> Tensor:
         walls = torch.where(gradient > 0, 1.0, torch.where(gradient < 0, 0.0, x_adv))
-        changed = (x_adv != x).any(dim=1, keepdim=True)
+        changed = (x_adv - x).abs().amax(dim=1, keepdim=True) > BESIDE
         moved = torch.where(changed, (x_adv + size * gradient.sign()).clamp(0, 1), walls)
         gain = (gradient * (moved - x)).sum(dim=1, keepdim=True).clamp_min(0)
         flat = (gradient == 0).flatten(1).all(dim=1).view(-1, 1, 1, 1)
-        return torch.where(flat, x_adv, torch.where(self.chosen(gain), moved, x))
+        chosen = self.chosen(self.held(gain, changed, size=size))
+        return torch.where(flat, x_adv, torch.where(chosen, moved, x))
 
 
 class FewPixels(_Places):
@@ -222,6 +231,13 @@ class FewPixels(_Places):
         flat = score.flatten(1)
         places = flat.topk(min(int(self.size), flat.shape[1]), dim=1).indices
         return torch.zeros_like(flat, dtype=torch.bool).scatter(1, places, True).view_as(score)
+
+    def held(self, gain: Tensor, changed: Tensor, *, size: float | Tensor) -> Tensor:
+        """All but the weakest: `size` / 2 is the share that may give way, at least one of them."""
+        weakest = gain.masked_fill(~changed, torch.inf).flatten(1)
+        rank = weakest.argsort(dim=1, stable=True).argsort(dim=1).view_as(gain)
+        freed = torch.as_tensor(size * int(self.size) / 2, device=gain.device).ceil().clamp_min(1)
+        return gain.masked_fill(changed & (rank >= freed), torch.inf)
 
 
 class SquarePatch(_Places):
@@ -241,6 +257,11 @@ class SquarePatch(_Places):
         down = ((rows >= 0) & (rows < side)).view(-1, 1, height, 1)
         across = ((columns >= 0) & (columns < side)).view(-1, 1, 1, width)
         return down & across
+
+    def held(self, gain: Tensor, changed: Tensor, *, size: float | Tensor) -> Tensor:
+        """The place that it has counts the more, the smaller the steps: long ones look for one."""
+        firm = torch.as_tensor(1 - size / 2, device=gain.device).clamp_min(0)
+        return gain + torch.where(changed, firm * gain.amax(dim=(2, 3), keepdim=True), 0)
 
 
 def unit(v: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from adap.core.attacks.base import Attack
 from adap.core.attacks.fgsm import FGSM
 from adap.core.attacks.noise import Noise
 from adap.core.attacks.pgd import PGD
+from adap.core.attacks.sparse import SparseSearch
 from adap.core.attacks.square import Square
 from adap.core.attacks.threat_model import ThreatModel
 
@@ -41,8 +42,9 @@ def _apgd(attack: config.APGDAttack, threat: config.Threat) -> Attack:  # noqa: 
     )
 
 
-def _square(attack: config.SquareAttack, threat: config.Threat) -> Attack:  # noqa: ARG001
-    return Square(attack.queries, patience=attack.patience)
+def _square(attack: config.SquareAttack, threat: config.Threat) -> Attack:
+    search = Square if threat.norm in config.BALL_NORMS else SparseSearch
+    return search(attack.queries, patience=attack.patience)
 
 
 def _noise(attack: config.NoiseAttack, threat: config.Threat) -> Attack:  # noqa: ARG001

@@ -16,7 +16,7 @@ from adap.core.attacks.base import BestIterate, LossFn, choose
 from adap.core.attacks.geometry import unit
 from adap.core.attacks.patience import with_patience
 from adap.core.attacks.threat_model import ThreatModel
-from adap.core.config import SQUARE_NORMS
+from adap.core.config import BALL_NORMS
 from adap.core.errors import ConfigError
 
 FIRST_SHARE = 0.8  # p: the share of an image that the first squares cover
@@ -49,10 +49,10 @@ class Square:
         self, loss_fn: LossFn, x: Tensor, *, threat_model: ThreatModel, generator: torch.Generator
     ) -> Tensor:
         """See `adap.core.attacks.base.Attack`."""
-        if threat_model.norm not in SQUARE_NORMS:
+        if threat_model.norm not in BALL_NORMS:
             raise ConfigError(
-                f"expected the square attack with norm {' or '.join(SQUARE_NORMS)}, got "
-                f"{threat_model.norm}"
+                f"expected a search by squares with norm {' or '.join(BALL_NORMS)}, got "
+                f"{threat_model.norm}: `adap.core.attacks.sparse.SparseSearch` knows the others"
             )
         search = LinfSearch(threat_model) if threat_model.norm == "linf" else L2Search(threat_model)
         first, each = search.draws(x)

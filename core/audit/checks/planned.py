@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from adap.core.audit.costs import Passes, of_attack
 from adap.core.config import (
+    BALL_NORMS,
     LARGEST_LINF,
-    SQUARE_NORMS,
     APGDAttack,
     Attack,
     Checks,
@@ -100,8 +100,7 @@ def plan_runs(
     if not gradients:
         runs.clear()
     runs["noise"] = Run(NoiseAttack(), threat, start="noise")
-    if threat.norm in SQUARE_NORMS:
-        runs["square"] = Run(SquareAttack(queries=depth.queries), threat, start="square")
+    runs["square"] = Run(SquareAttack(queries=depth.queries), threat, start="square")
     if surrogate:
         runs["transfer"] = Run(TransferAttack(steps=depth.transfer_steps), threat, start="transfer")
     if not gradients:
@@ -115,7 +114,7 @@ def plan_runs(
     # the same images in every norm; in these the attacks find them best
     everything = (
         threat.model_copy(update={"epsilon": box})
-        if threat.norm in SQUARE_NORMS
+        if threat.norm in BALL_NORMS
         else Threat(norm="linf", epsilon=LARGEST_LINF)
     )
     runs["floor"] = Run(APGDAttack(steps=depth.floor_steps), everything, start="floor")

@@ -120,9 +120,6 @@ APART = 3
 LOST_TO_ROUNDING = Limit(caution=0.1, fail=0.5)
 
 HALF_A_LEVEL = 0.5 / 255
-NO_BLACK_BOX = "There is no search without gradients for this norm: Square knows L-inf and L2 only."
-
-
 NO_GRADIENTS = "The model is a function without gradients, so there are none to look at."
 
 
@@ -402,8 +399,6 @@ def noise_weaker(judged: Judged) -> Check:
 
 def black_box_weaker(judged: Judged, level: Literal["quick", "full"]) -> Check:
     name = "black_box_weaker"
-    if judged.found and "square" not in judged.found:
-        return _skipped(name, NO_BLACK_BOX)
     boxes = [box for box in ("square", "transfer") if box in judged.found]
     if unjudgeable := judged.unjudgeable(name, *boxes, "white_box"):
         return unjudgeable

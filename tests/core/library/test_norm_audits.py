@@ -85,9 +85,15 @@ def test_checks_of_an_honest_ranker_pass_and_its_report_is_borne_out(
     )
     assert report.trust is not None
     found = {check.name: check.status for check in report.trust.checks}
-    assert found.pop("black_box_weaker") == "skipped"
     assert {name for name, status in found.items() if status == "fail"} == set()
-    for name in ("units", "reaches_floor", "noise_weaker", "gradient_predicts", "monotone"):
+    for name in (
+        "units",
+        "reaches_floor",
+        "noise_weaker",
+        "gradient_predicts",
+        "monotone",
+        "black_box_weaker",
+    ):
         assert found[name] == "pass", name
     kept = json.loads(report.save(tmp_path / "report.json").read_text())
     content = report.save(tmp_path / "scores.safetensors").read_bytes()
@@ -111,12 +117,39 @@ def test_a_network_that_hides_its_gradients_is_not_trusted_with_a_patch(
     assert report.trust.verdict == "not trustworthy"
 
 
+@pytest.mark.parametrize(("norm", "epsilon"), [("l1", 1), ("l0", 2), ("patch", 2)])
+def test_a_ranker_without_gradients_is_searched_close_to_its_worst_case(
+    norm: Any, epsilon: int, data: tuple[np.ndarray, np.ndarray]
+) -> None:
+    w = Linear().weight.detach().numpy()
+
+    def answers(x: np.ndarray) -> np.ndarray:
+        return x.reshape(len(x), -1) @ w
+
+    report = adap.audit(
+        answers,
+        *data,
+        norm=norm,
+        epsilon=epsilon,
+        attacks=adap.Square(queries=200),
+        progress=False,
+        checks="quick",
+    )
+    expected = average_precision_score(data[1], worst_logits(*data, norm, epsilon))
+    assert expected - 1e-9 <= report.worst_case.ap <= expected + 0.03
+    assert report.worst_case.ap < report.clean.ap - 0.05
+    assert report.trust is not None
+    found = {check.name: check for check in report.trust.checks}
+    assert found["converged"].status == "caution"
+    assert "only `square`, `transfer` and noise" in found["converged"].message
+
+
 def test_the_curve_of_counted_pixels_has_whole_numbers(data: tuple[np.ndarray, np.ndarray]) -> None:
     report = adap.audit(Linear(), *data, norm="l0", epsilon=2, progress=False, checks="off")
     curve = report.task.epsilon_curve
     assert curve is not None
     assert [point.epsilon for point in curve.points] == [1, 2, 3, 4]
-    assert list(report.attacks) == ["pgd", "apgd"]  # of `standard`, without square and transfer
+    assert list(report.attacks) == ["pgd", "apgd", "square"]  # of `standard`, without transfer
 
 
 @pytest.mark.parametrize(
@@ -130,7 +163,6 @@ def test_the_curve_of_counted_pixels_has_whole_numbers(data: tuple[np.ndarray, n
             {"norm": "l1", "epsilon": 1, "certify": "crown_ibp"},
             "certify auto or off with norm l1, .*, got crown_ibp",
         ),
-        ({"norm": "l0", "epsilon": 2, "attacks": "square"}, "square .* norm linf or l2, got l0"),
         (
             {"norm": "l0", "epsilon": 2, "attacks": adap.PGD(step_size=2.0)},
             "a step_size of at most 1, as pixels are in .*, got 2",

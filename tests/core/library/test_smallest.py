@@ -11,7 +11,6 @@ from torch import Tensor, nn
 import adap
 from adap.core.attacks.apgd import APGD
 from adap.core.attacks.threat_model import ThreatModel
-from adap.core.config import AuditConfig, SquareAttack, Threat
 
 
 class Linear(nn.Module):
@@ -136,14 +135,6 @@ def test_what_cannot_be_asked_is_refused(
 ) -> None:
     with pytest.raises(adap.ConfigError, match=message):
         adap.smallest_changes(Linear(), *data, **options)
-
-
-@pytest.mark.parametrize("norm", ["l1", "l0", "patch"])
-def test_an_audit_searches_on_only_where_square_can(norm: Any) -> None:
-    asked = AuditConfig(threat=Threat(norm=norm, epsilon=1))
-    assert asked.recovery_attacks(8, 8) == []
-    usual = AuditConfig().recovery_attacks(8, 8)
-    assert any(isinstance(attack, SquareAttack) for attack in usual)
 
 
 def test_a_positive_at_the_threshold_itself_moves_by_next_to_nothing() -> None:
