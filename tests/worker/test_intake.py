@@ -581,7 +581,7 @@ BAD_ARRAYS: dict[str, tuple[dict[str, NDArray[np.generic]], str]] = {
     "more labels": ({"images": BATCH, "labels": np.arange(6) % 2}, "each of 6 labels, got 4"),
     "labels in two dimensions": (
         {"images": BATCH, "labels": YES_NO[None]},
-        "expected a name for each of the 4 columns of labels",
+        "expected (N,) or (N, K), got (1, 4): send labels.reshape(-1)",
     ),
     "labels that are fractions": ({"images": BATCH, "labels": YES_NO / 2}, "with fractions"),
     "no examples": ({"images": BATCH[:0], "labels": YES_NO[:0]}, "got (0,)"),

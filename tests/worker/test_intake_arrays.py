@@ -40,6 +40,7 @@ def read(folder: Path, notes: Notes | None = None, packed: bool = False, **given
         ("{}_images", "{}_labels", ("train", "val", "test")),  # MedMNIST
         ("x_{}", "y_{}", ("train", "valid", "test")),  # Keras
         ("X_{}", "Y_{}", ("train", "dev", "test")),
+        ("{}X", "{}Y", ("train", "val", "test")),
         ("images_{}", "targets_{}", ("training", "validation", "testing")),
     ],
 )
@@ -78,6 +79,52 @@ def test_one_label_an_image_is_one_in_any_shape(
     made = read(tmp_path, images=IMAGES, labels=labels)
     assert (list(made.classes), made.multilabel) == (classes, False)
     assert made.labels.tolist() == LABELS.tolist()
+
+
+def test_columns_of_several_labels_without_names_are_called_by_their_numbers(
+    tmp_path: Path,
+) -> None:
+    several = RANDOM.integers(0, 2, (8, 14)) | np.eye(8, 14, dtype=int)  # as MedMNIST's chest
+    several[:2], several[2:4] = 0, 1
+    single = np.eye(14, dtype=int)[[3] * 4]  # one label in each row of the other part
+    notes = Notes()
+    made = read(
+        tmp_path,
+        notes,
+        train_images=IMAGES,
+        train_labels=several,
+        test_images=IMAGES[:4] // 2,
+        test_labels=np.concatenate([single[:2], 1 - single[:2]]),
+    )
+    assert made.classes == [str(k) for k in range(14)]
+    np.testing.assert_array_equal(made.labels[:8], several)
+    np.testing.assert_array_equal(made.labels[8:10], single[:2])
+    assert any("any number of labels" in step for step in notes.steps)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"images": IMAGES.reshape(8, -1)}, "images.reshape(-1, 6, 6)"),
+        ({"images": np.zeros((8, 108), np.uint8)}, "images.reshape(-1, 3, 6, 6)"),
+        ({"X": np.zeros((6, 6, 3, 8), np.uint8), "y": LABELS}, "X.transpose(3, 0, 1, 2)"),
+        ({"images": np.zeros((8, 6, 6, 4), np.uint8)}, "images[..., :3]"),
+        ({"images": np.zeros((8, 6, 6, 6), np.uint8)}, "send slices"),
+        ({"images": np.array([b"\x89PNG"] * 8)}, "send their files"),
+        ({"images": IMAGES, "labels": LABELS.astype(object)}, "np.array(list, dtype=str)"),
+        ({"images": IMAGES, "labels": LABELS / [[2.0]] * 8}, "send labels.reshape(-1)"),
+        ({"images": IMAGES, "labels": LABELS / 2}, "labels.argmax(1)"),
+        ({"images": IMAGES, "labels": np.where(LABELS == 1, 1, np.nan)}, "leave images without"),
+        ({"images": RANDOM.uniform(-1, 1, (8, 6, 6))}, "--levels -1:1"),
+        ({"images": RANDOM.uniform(0, 255, (8, 6, 6))}, "--levels 0:255"),
+    ],
+)
+def test_arrays_that_are_no_images_or_labels_are_refused_with_what_makes_them(
+    given: dict[str, Any], told: str, tmp_path: Path
+) -> None:
+    with pytest.raises(Rejected) as caught:
+        read(tmp_path, **({"labels": LABELS} if "X" not in given else {}) | given)
+    assert told in caught.value.reasons[0]
 
 
 def test_a_column_of_labels_takes_its_names(tmp_path: Path) -> None:

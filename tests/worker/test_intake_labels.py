@@ -160,7 +160,6 @@ def test_a_class_without_both_sides_is_refused(
     ("arrays", "reason"),
     [
         ({"labels": MATRIX * 2, "classes": CLASSES}, "expected 0 and 1 in (8, 3), got values from"),
-        ({"labels": MATRIX}, "classes: expected a name for each of the 3 columns of labels"),
         ({"labels": MATRIX, "classes": CLASSES[:2]}, "3 columns of labels, got 2"),
         ({"labels": MATRIX, "classes": ["cat", "dog", "cat"]}, "expected each name once"),
         ({"labels": MATRIX.astype(str), "classes": CLASSES}, "expected 0 and 1 in (8, 3), got <U"),
@@ -298,7 +297,7 @@ def test_all_bad_rows_of_parquet_are_named(tmp_path: Path) -> None:
     images[5] = {"bytes": None, "path": "elsewhere.png"}
     got = reasons(parquet(images=images, label=["a", "b"] * 4), tmp_path)
     assert got[0].startswith("'row 2, bad.gif': expected a sound PNG, JPEG or WebP image")
-    assert got[1] == "'row 5, elsewhere.png': expected the bytes of an image, got none"
+    assert got[1].startswith("'row 5, elsewhere.png': expected the bytes of an image, got none: ")
     columns = {"label": ["a", None, "b", ""] * 2, "split": ["train", "tset"] * 4}
     got = reasons(parquet(**columns), tmp_path)
     assert got[0] == "row 1: expected a split among train, validation, test, got 'tset'"

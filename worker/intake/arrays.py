@@ -7,7 +7,8 @@ images: (N, H, W, C), (N, C, H, W) or (N, H, W), C of 1 or 3; uint8, whole numbe
 bool (black and white), or float in [0, 1], which is rounded to 256 levels and may not be dark
 overall; or numbers of any range, with `levels`.
 labels: (N,) or (N, 1) whole numbers or text; or (N, K) of 0 and 1, a column for each of K classes,
-where an image may have several. Without names for the columns, and one 1 a row, it has one label.
+where an image may have several. Without names for the columns they are called by their numbers,
+and where each row has one 1, an image has one label.
 classes: names of the classes; labels are then indices into them, or some of them, or columns in
 their order.  split: (N,) text.  groups, clusters: (N,) whole numbers or text.
 
@@ -16,7 +17,6 @@ taken only for numbers that are there. Arrays of objects are pickles: refused, n
 """
 
 import math
-import re
 import sys
 import unicodedata
 import warnings
@@ -34,7 +34,7 @@ from adap.models.header import shown
 from adap.worker.intake.archive import Archive, Member
 from adap.worker.intake.asked import Asked
 from adap.worker.intake.counts import MAX_LABELS, check_counts
-from adap.worker.intake.images import resized, scaled
+from adap.worker.intake.images import natural_levels, resized, scaled
 from adap.worker.intake.limits import IntakeLimits, Reasons, Rejected
 from adap.worker.intake.names import (
     MAX_NAME_CHARACTERS,
@@ -43,7 +43,7 @@ from adap.worker.intake.names import (
     label_problem,
 )
 from adap.worker.intake.notes import Notes, counted, listed
-from adap.worker.intake.splits import refuse_codes, split_problem, splits_of
+from adap.worker.intake.splits import refuse_codes, rest_of, split_problem, splits_of
 
 _BLOCK_BYTES = 8 * 1024**2  # images are converted this much at a time
 _MATRIX_BYTES = 256 * 1024**2  # of labels in two dimensions: as many images and classes as may be
@@ -83,6 +83,8 @@ def read_arrays(archive: Archive, asked: Asked) -> ImageSet:
         names = _read_texts(archive, others["classes"], limits=limits)
     raw = [_read_labels(archive, part.labels, names, limits=limits, notes=notes) for part in parts]
     whole = _joined(raw, parts)
+    if whole.ndim == 2 and names is None:
+        whole, names = _without_names(whole, notes)
     classes, labels = (
         _name_columns(whole, names) if whole.ndim == 2 else _name_classes(whole, names)
     )
@@ -171,8 +173,8 @@ def _parts_of_splits(arrays: Sequence[str]) -> list[_Part]:
         return []
     splits = splits_of(arrays)
     for array in arrays:
-        rest = re.sub(r"^[a-z]+_|_[a-z]+$", "", array.lower(), count=1)
-        for candidate in (rest, array.lower().partition("_")[0], array.lower().rpartition("_")[2]):
+        words = array.lower().split("_")
+        for candidate in (rest_of(array), words[0], words[-1]):
             role = "images" if candidate in _IMAGES else "labels" if candidate in _LABELS else None
             if role is not None and array in splits:
                 found.setdefault(splits[array], {}).setdefault(role, array)
@@ -207,10 +209,18 @@ def _read_labels(
     if raw.ndim == 2 and raw.shape[1] == 1 and (names is None or len(names) != 1):
         notes.step(f"{shown(name)} of shape {raw.shape} is one label an image")
         raw = raw[:, 0]
+    if raw.ndim == 2 and raw.shape[0] == 1 < raw.shape[1]:
+        raise Rejected(f"{name}: expected (N,) or (N, K), got {raw.shape}: send {name}.reshape(-1)")
     if raw.dtype.kind == "f":
         if not np.isfinite(raw).all() or (raw != np.rint(raw)).any() or np.abs(raw).max() > 2**53:
+            missing = bool(np.isnan(raw).any())
             raise Rejected(
-                f"{name}: expected whole numbers or text, got {raw.dtype} with fractions"
+                f"{name}: expected whole numbers or text, got {raw.dtype} with "
+                + (
+                    "NaN: leave images without a label out"
+                    if missing
+                    else "fractions: write the class of each image, for example labels.argmax(1)"
+                )
             )
         raw = raw.astype(np.int64)
     if raw.ndim == 1:
@@ -218,10 +228,21 @@ def _read_labels(
     low, high = raw.min(), raw.max()
     if low < 0 or high > 1:
         raise Rejected(f"{name}: expected 0 and 1 in {raw.shape}, got values from {low} to {high}")
-    if names is None and (raw.sum(axis=1, dtype=np.int64) == 1).all():
-        notes.step(f"{shown(name)} of shape {raw.shape} has a single 1 a row: one label an image")
-        return np.asarray(raw.argmax(axis=1).astype(np.int64))
     return np.asarray(raw.astype(np.uint8))
+
+
+def _without_names(
+    matrix: NDArray[np.uint8], notes: Notes
+) -> tuple[NDArray[Any], list[str] | None]:
+    """(N,) of a matrix of 0 and 1 that has one label a row; else the matrix, and names for it."""
+    if (matrix.sum(axis=1, dtype=np.int64) == 1).all():
+        notes.step(f"labels of shape {matrix.shape} have a single 1 a row: one label an image")
+        return np.asarray(matrix.argmax(axis=1).astype(np.int64)), None
+    notes.step(
+        f"labels of shape {matrix.shape}: any number of labels for each image, of classes called "
+        "by the numbers of their columns, as there is no array `classes`"
+    )
+    return matrix, [str(k) for k in range(matrix.shape[1])]
 
 
 def read_pixels(
@@ -253,7 +274,7 @@ def read_pixels(
             )
         pixels = np.frombuffer(member.read(), dtype).reshape(shape)
     if dtype.kind == "f":
-        pixels = _in_range(pixels)
+        pixels = _in_range(pixels, "images")
     if len(shape) == 3:
         return np.repeat(pixels[:, None], channels, axis=1)
     return np.ascontiguousarray(pixels.transpose(layouts[shape[1:]]))
@@ -294,7 +315,11 @@ def _blocks(
     limits, rule, name = asked.limits, asked.options.resize, part.images
     shape, dtype = _read_header(member, name)
     if dtype.kind not in "iufb":
-        raise Rejected(f"{name}: expected uint8, or float in [0, 1], got {dtype}")
+        files = dtype.kind in "SUV"
+        raise Rejected(
+            f"{name}: expected uint8, or float in [0, 1], got {dtype}"
+            + (": decode the images, or send their files as a zip or Parquet" if files else "")
+        )
     shape, channels_last = _layout(shape, name)
     channels, height, width = (shape[3], *shape[1:3]) if channels_last else shape[1:]
     if shape[0] != count:
@@ -349,15 +374,38 @@ def _layout(shape: tuple[int, ...], name: str) -> tuple[tuple[int, ...], bool]:
     """The shape in four dimensions, and whether the channels come last."""
     expected = f"{name}: expected (N, H, W, C) or (N, C, H, W) with C of 1 or 3, or (N, H, W)"
     if len(shape) not in (3, 4) or 0 in shape:
-        raise Rejected(f"{expected}, none of them 0, got {shape}")
+        raise Rejected(f"{expected}, none of them 0, got {shape}{_reshaped(shape, name)}")
     if len(shape) == 3:
         return (shape[0], 1, *shape[1:]), False
     first, last = shape[1] in _CHANNELS, shape[3] in _CHANNELS
     if first and last:
         raise Rejected(f"{expected}; {shape} could be either: send larger images, or (N, H, W)")
     if not (first or last):
-        raise Rejected(f"{expected}, got {shape}")
+        raise Rejected(f"{expected}, got {shape}{_reshaped(shape, name)}")
     return shape, last
+
+
+def _reshaped(shape: tuple[int, ...], name: str) -> str:
+    """What makes images of an array of another shape, where that can be told."""
+    match shape:
+        case (_, pixels) if (side := math.isqrt(pixels)) ** 2 == pixels > 0:
+            return f": send {name}.reshape(-1, {side}, {side})"
+        case (_, values) if (
+            values % 3 == 0 and (side := math.isqrt(values // 3)) ** 2 * 3 == values
+        ):
+            return (
+                f": send {name}.reshape(-1, 3, {side}, {side}), or (-1, {side}, {side}, 3), as "
+                "they were made flat"
+            )
+        case (_, _, 1 | 3, _):
+            return f": send np.ascontiguousarray({name}.transpose(3, 0, 1, 2))"
+        case (_, _, _, 4):
+            return f": leave the fourth channel out, {name}[..., :3]"
+        case (_, 4, _, _):
+            return f": leave the fourth channel out, {name}[:, :3]"
+        case (_, _, _, _):
+            return ": of volumes, send slices"
+    return ""
 
 
 def _as_uint8(block: NDArray[Any], name: str, levels: Levels | None) -> NDArray[np.uint8]:
@@ -372,26 +420,26 @@ def _as_uint8(block: NDArray[Any], name: str, levels: Levels | None) -> NDArray[
         white: NDArray[np.uint8] = np.where(block.view(np.uint8) != 0, 255, 0).astype(np.uint8)
         return white
     if block.dtype.kind == "f":
-        made: NDArray[np.uint8] = np.rint(_in_range(block) * 255).astype(np.uint8)
+        made: NDArray[np.uint8] = np.rint(_in_range(block, name) * 255).astype(np.uint8)
         return made
     low, high = int(block.min()), int(block.max())
     if low < 0 or high > 255:
         raise Rejected(
             f"{name}: expected uint8, or whole numbers from 0 to 255, got {block.dtype} from {low} "
             f"to {high}: say which values become black and white with `levels`, for example "
-            f"--levels {low}:{high}"
+            f"--levels {natural_levels(low, high)}"
         )
     return block.astype(np.uint8)
 
 
-def _in_range(block: NDArray[Any]) -> NDArray[np.float32]:
+def _in_range(block: NDArray[Any], name: str) -> NDArray[np.float32]:
     """Floats in [0, 1], but for rounding; raises Rejected for others."""
     low, high = block.min(), block.max()
     if not (low >= -_SLACK and high <= 1 + _SLACK):  # NaN fails both
         raise Rejected(
-            f"images: expected floats in [0, 1], got values from {low:g} to {high:g}; "
+            f"{name}: expected floats in [0, 1], got values from {low:g} to {high:g}; "
             "undo the normalisation, send uint8, or say which values become black and white with "
-            f"`levels`, for example --levels {low:g}:{high:g}"
+            f"`levels`, for example --levels {natural_levels(low, high)}"
         )
     return block.astype(np.float32).clip(0, 1)
 
@@ -455,7 +503,8 @@ def _read_header(member: Member, name: str) -> tuple[tuple[int, ...], np.dtype[A
     if dtype.hasobject:
         raise Rejected(
             f"{name}: expected numbers or text, got Python objects, which are a pickle and are "
-            "never opened here"
+            "never opened here: save np.stack of images of one size, or texts as "
+            "np.array(list, dtype=str)"
         )
     if dtype.itemsize == 0:
         raise Rejected(

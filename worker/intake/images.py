@@ -117,8 +117,17 @@ def unscaled(what: str, low: float, high: float) -> str:
     """The values that images have, and the option that says which become black and white."""
     return (
         f"values go from {low:g} to {high:g} and {what}: say which become black and white with "
-        f"`levels`, for example --levels {low:g}:{high if high > low else low + 1:g}"
+        f"`levels`, for example --levels {natural_levels(low, high)}"
     )
+
+
+def natural_levels(low: float, high: float) -> str:
+    """The range of numbers that images with these were most likely saved in, else their own."""
+    if not float(low).is_integer() or not float(high).is_integer():
+        for black, white in ((0, 1), (-1, 1), (0, 255)):
+            if black <= low and white / 2 < high <= white and (black == 0 or low < black / 2):
+                return f"{black}:{white}"
+    return f"{low:g}:{high if high > low else low + 1:g}"
 
 
 @dataclass(frozen=True)

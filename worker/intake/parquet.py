@@ -31,14 +31,20 @@ from adap.core.datasets import ImageSet
 from adap.models.header import shown
 from adap.wording import is_name
 from adap.worker.intake.asked import Asked
-from adap.worker.intake.columns import note_unread, plain, require_column
+from adap.worker.intake.columns import Role, find_column, note_unread, plain, require_column
 from adap.worker.intake.counts import check_class_count, check_counts, label_matrix
 from adap.worker.intake.decoding import File, Undecoded, decode_all
 from adap.worker.intake.labels import LabelColumns, check_text_labels, split_labels
 from adap.worker.intake.limits import IntakeLimits, Reasons, Rejected
 from adap.worker.intake.names import cluster_problem, group_problem, labels_problem, tidy
 from adap.worker.intake.notes import counted, listed
-from adap.worker.intake.splits import is_code, refuse_codes, split_problem, splits_of
+from adap.worker.intake.splits import (
+    is_code,
+    names_a_split_alone,
+    refuse_codes,
+    split_problem,
+    splits_of,
+)
 
 IMAGE_ROWS = 32  # read at a time
 TEXT_ROWS = 1024
@@ -46,7 +52,9 @@ MAX_FOOTER_BYTES = 64 * 1024**2
 
 _IMAGES = ("image", "img")
 _LABELS = ("label", "labels")
-_OPTIONAL = ("split", "group", "cluster")
+_OPTIONAL: tuple[Role, ...] = ("split", "group", "cluster")
+_BYTES = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
+_TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
 _DAMAGED = (pa.ArrowException, OSError, ValueError)
 
 
@@ -68,6 +76,11 @@ class _Columns:
     def several(self) -> bool:
         """Whether a row of the column may have several labels."""
         return self.lists or self.separator is not None
+
+    @property
+    def read(self) -> list[str | None]:
+        """All of them, None for what there is none of."""
+        return [self.image, *self.labels, self.split, self.group, self.cluster]
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -127,10 +140,12 @@ def _read(files: Mapping[str, pq.ParquetFile], asked: Asked) -> ImageSet:
     names = next(iter(files.values())).schema_arrow.names
     note_unread(
         names,
-        [columns.image, *columns.labels, columns.split, columns.group, columns.cluster],
+        columns.read,
         asked.notes,
         clustered=columns.cluster is not None,
     )
+    if columns.split is None:
+        _refuse_other_splits(files, [name for name in names if name not in columns.read])
     named, several, splits, groups, clusters = _read_texts(files, columns, asked)
     if splits is None and len(files) > 1:
         splits = _splits_of_files(list(files), counts, asked)
@@ -156,6 +171,7 @@ def _splits_of_files(
     names: Sequence[str], counts: Sequence[int], asked: Asked
 ) -> NDArray[np.int8] | None:
     """The split of each row by the name of its file, where all names say one."""
+    _refuse_configurations(names)
     splits = splits_of(names)
     if not splits:
         return None
@@ -166,6 +182,42 @@ def _splits_of_files(
         )
     asked.notes.step(f"{counted(len(set(splits.values())), 'split')} from names of files")
     return np.repeat(np.array([SPLITS.index(splits[name]) for name in names], np.int8), counts)
+
+
+def _refuse_configurations(names: Sequence[str]) -> None:
+    """Raise Rejected for files called the same in folders that are no splits, as of a Hub's."""
+    places: dict[str, set[str]] = {}
+    for name in names:
+        *folders, base = name.split("/")
+        named = [folder for folder in folders if splits_of([folder])]
+        rest = "/".join(folder for folder in folders if folder not in named)
+        places.setdefault("/".join([*named, base]), set()).add(rest)
+    for base, found in places.items():
+        if len(found) > 1:
+            raise Rejected(
+                f"expected the files of one data set, got {shown(base)} in {listed(sorted(found))},"
+                " as if these were several configurations: send one of these folders, or put all "
+                "files into one, under different names"
+            )
+
+
+def _refuse_other_splits(files: Mapping[str, pq.ParquetFile], unread: Sequence[str]) -> None:
+    """Raise Rejected for a column that is not read and holds the names of splits alone."""
+    schema = next(iter(files.values())).schema_arrow
+    for name in unread:
+        if not _is_text(schema.field(name).type):
+            continue
+        found: set[str] = set()
+        for row in (row for file in files.values() for row in _rows(file, [name], TEXT_ROWS)):
+            found.add(row[name] or "")
+            if len(found) > len(SPLITS) or not names_a_split_alone(row[name] or ""):
+                break
+        else:
+            if len(set(splits_of(found).values())) > 1:
+                raise Rejected(
+                    f"the column {shown(name)} holds {listed(sorted(found))}, as if it were the "
+                    f"split: send `split_column` (--split-column {name}), or leave it out"
+                )
 
 
 def _check_footer(path: Path) -> None:
@@ -184,17 +236,24 @@ def _find_columns(schema: pa.Schema, asked: Asked) -> _Columns:
     image = require_column("image", schema.names, _IMAGES, options)
     hot: tuple[str, ...] = ()
     if options.label_columns is not None:
-        others = [getattr(options, f"{role}_column") or role for role in _OPTIONAL]
+        others = [find_column(role, schema.names, (role,), options) for role in _OPTIONAL]
         hot = tuple(LabelColumns(options.label_columns, schema.names, [image, *others]).columns)
     label = require_column("label", schema.names, _LABELS, options) if not hot else hot[0]
     kind = schema.field(image).type
     if pa.types.is_struct(kind):
         fields = {field.name: field.type for field in kind}
         kind = fields.get("bytes", kind)
-    if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if not any(is_bytes(kind) for is_bytes in _BYTES):
+        instead = (
+            "write the bytes of each file in place of its path or address, or send the images "
+            "with a metadata.csv"
+            if _is_text(kind)
+            else "write each image as PNG, or send an NPZ"
+        )
         reasons.add(
             f"{image}: expected the bytes of image files, or a struct with a field `bytes`, "
-            f"got {shown(str(schema.field(image).type))}"
+            f"got {shown(str(schema.field(image).type))}: {instead}"
         )
     kind = schema.field(label).type
     multilabel = pa.types.is_list(kind) or pa.types.is_large_list(kind)
@@ -203,8 +262,9 @@ def _find_columns(schema: pa.Schema, asked: Asked) -> _Columns:
     numbers = pa.types.is_integer(kind) or pa.types.is_boolean(kind) or floats
     if not (numbers or _is_text(kind) or hot):
         reasons.add(
-            f"{label}: expected text or whole numbers, or lists of them, "
-            f"got {shown(str(schema.field(label).type))}"
+            f"{label}: expected text or whole numbers, or lists of them, got "
+            f"{shown(str(schema.field(label).type))}: write one of these, or name another column "
+            "with `label_column` (--label-column)"
         )
     if not (_is_text(kind) and not multilabel) and options.label_separator not in (None, "none"):
         reasons.add(
@@ -213,14 +273,13 @@ def _find_columns(schema: pa.Schema, asked: Asked) -> _Columns:
         )
     told = {}
     for role in _OPTIONAL:
-        name = getattr(options, f"{role}_column") or role
-        if name in schema.names:
+        name = find_column(role, schema.names, (role,), options)
+        if name is not None:
             told[role] = name
             kind_of = schema.field(name).type
             if not (_is_text(kind_of) or (role != "split" and pa.types.is_integer(kind_of))):
-                reasons.add(f"{name}: expected text, got {shown(str(kind_of))}")
-        elif name != role:
-            reasons.add(f"expected the {role} column {shown(name)} that was asked for, got none")
+                hint = ": write train, validation or test" if role == "split" else ""
+                reasons.add(f"{name}: expected text, got {shown(str(kind_of))}{hint}")
     reasons.settle()
     separator = None
     if _is_text(kind) and not (multilabel or hot) and options.label_separator != "none":
@@ -240,7 +299,7 @@ def _find_columns(schema: pa.Schema, asked: Asked) -> _Columns:
 
 def _is_text(kind: pa.DataType) -> bool:
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+    return any(is_text(kind) for is_text in _TEXTS)
 
 
 def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...] | None:
@@ -250,7 +309,9 @@ def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...] | None:
         return None
     try:
         feature = json.loads(text)["info"]["features"][label]
-        names = feature.get("feature", feature).get("names")
+        while not isinstance(feature, dict) or "feature" in feature:  # a list, in either spelling
+            feature = feature[0] if isinstance(feature, list) else feature["feature"]
+        names = feature.get("names")
     except (ValueError, LookupError, AttributeError, TypeError, RecursionError):
         return None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -409,7 +470,10 @@ def _files(
 
 def _checked(name: str, data: bytes | None, limits: IntakeLimits) -> bytes:
     if data is None:
-        raise Rejected(f"{shown(name)}: expected the bytes of an image, got none")
+        raise Rejected(
+            f"{shown(name)}: expected the bytes of an image, got none: write those of the file "
+            "that its path names, or leave the row out"
+        )
     if len(data) > limits.entry_bytes:
         raise Rejected(
             f"{shown(name)}: expected at most {limits.entry_bytes} bytes, got {len(data)}"

@@ -59,6 +59,11 @@ def names_a_split_alone(name: str) -> bool:
     return bool(rest) and all(word in SPLIT_NAMES or word in _EVALUATION for word in rest)
 
 
+def rest_of(name: str) -> str:
+    """What a name says beside its split: `x` of `trainX` and `x_train`."""
+    return "_".join(word for word in _words(name) if word not in SPLIT_NAMES)
+
+
 def split_problem(split: str) -> str | None:
     """Why a value of a column cannot be the name of a split, if it cannot."""
     if names_a_split_alone(split):
