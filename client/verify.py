@@ -640,7 +640,7 @@ def _derived(name: str, figures: Json, positives: int) -> dict[str, float]:
         drop, further = figures["margin_drop"], figures["margin_drop_doubled"]
         return {
             "ap_lower": figures["ap"] - figures["ap_doubled"],
-            "margin_further": (further - drop) / further if further > 0 else 0.0,
+            "margin_further": _further(further, drop),
             "weight_of_a_positive": 1 / positives,
         }
     if name == "restarts":
@@ -652,6 +652,11 @@ def _derived(name: str, figures: Json, positives: int) -> dict[str, float]:
             f"{box}_ap_lower": figures["ap_white_box"] - figures[f"ap_{box}"]
             for box in BLACK_BOX
             if f"ap_{box}" in figures
+        }
+        lower |= {
+            f"{box}_further": _further(figures[f"margin_drop_{box}"], figures["margin_drop"])
+            for box in BLACK_BOX
+            if f"{box}_further" in figures
         }
         if "square_share" not in figures:
             return lower
@@ -719,6 +724,11 @@ def _checked_rows(scores: "_Scores", config: Json) -> Ints:
 def _share(noise: float, attack: float) -> float:
     """Of the attack's damage that noise does; all of it where the attack does none."""
     return noise / attack if attack > 0 else 1.0
+
+
+def _further(other: float, attack: float) -> float:
+    """Of another's damage, what the attack does not do."""
+    return (other - attack) / other if other > 0 else 0.0
 
 
 def _rise(aps: Sequence[float]) -> float:

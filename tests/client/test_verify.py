@@ -279,7 +279,7 @@ def honest_checks(scores: Scores) -> list[Check]:
         converged(judged, attacks, plan),
         restarts(judged, attacks),
         noise_weaker(judged),
-        black_box_weaker(judged, "quick"),
+        black_box_weaker(judged, "quick", threat.norm),
         monotone(judged, threat),
         reaches_floor(judged),
         repeats,

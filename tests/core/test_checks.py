@@ -546,6 +546,20 @@ def test_a_black_box_that_wins_image_by_image_is_noticed_while_ap_hardly_moves()
     assert check.status == "fail"  # measured: Square is stronger on 79 % of the images
 
 
+def test_a_search_over_places_is_not_blamed_for_single_images_but_for_hidden_damage():
+    # Three pixels of 64: 200 queries come close to trying all that there are.
+    threat, attacks = Threat(norm="l0", epsilon=3), [APGDAttack(steps=50)]
+    honest = audit(trained(small_cnn), threat=threat, attacks=attacks, level="full")
+    check = honest["black_box_weaker"]
+    assert check.figures["square_wins"] > 0.05
+    assert check.status == "pass"
+    assert failed(honest) == set()
+    hiding = Disguised(lambda network, x: network((x * 15).round() / 15))
+    check = audit(hiding, threat=threat, attacks=attacks)["black_box_weaker"]
+    assert check.status == "fail"
+    assert check.figures["square_further"] > 0.5
+
+
 def test_a_black_box_too_short_for_the_images_is_a_caution_of_quick_checks_alone():
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(64, 192, (24, 3, 32, 32), generator=generator, dtype=torch.uint8).numpy()

@@ -149,7 +149,7 @@ def check_audit(
         restarts(judged, attacks),
         reaches_floor(judged),
         noise_weaker(judged),
-        black_box_weaker(judged, level),
+        black_box_weaker(judged, level, threat.norm),
         monotone(judged, threat),
         gradients(clean, bench, slopes),
         gradient_predicts(clean, slopes, judged if found else None),

@@ -18,6 +18,7 @@ from adap.core.config import (
     APGDAttack,
     Attack,
     FGSMAttack,
+    Norm,
     PGDAttack,
     SquareAttack,
     Threat,
@@ -38,7 +39,8 @@ AP_CHANGE = Limit(caution=0.01, fail=0.05)
 VAGUE = 0.1
 
 # Of the fall of the mean margin: how much further the margin falls on doubled steps. AP at its
-# floor, or still at 1, does not show that an attack was on its way.
+# floor, or still at 1, does not show that an attack was on its way. In l0 and with a patch a black
+# box is judged by it, too: on single images the better place is luck, on honest networks as well.
 MARGIN_CHANGE = Limit(caution=0.15, fail=0.5)
 
 # Of the way from a perfect ranking down to the inverted one: how much is left when every pixel may
@@ -397,7 +399,7 @@ def noise_weaker(judged: Judged) -> Check:
     return _check(name, message, figures, {"share": NOISE_SHARE})
 
 
-def black_box_weaker(judged: Judged, level: Literal["quick", "full"]) -> Check:
+def black_box_weaker(judged: Judged, level: Literal["quick", "full"], norm: Norm) -> Check:
     name = "black_box_weaker"
     boxes = [box for box in ("square", "transfer") if box in judged.found]
     if unjudgeable := judged.unjudgeable(name, *boxes, "white_box"):
@@ -405,22 +407,28 @@ def black_box_weaker(judged: Judged, level: Literal["quick", "full"]) -> Check:
     white, white_ap = judged.lowest(*judged.white_box), judged.ap(*judged.white_box)
     wins = {box: float((judged.margins(box) < white - judged.real_margin).mean()) for box in boxes}
     aps = {box: judged.ap(box) for box in boxes}
+    drop = float((judged.margins("clean") - white).mean())
     figures = {"ap_white_box": white_ap}
     limits: dict[str, Limit] = {}
+    statuses: dict[str, Status] = {}
     for box in boxes:
         figures |= {
             f"ap_{box}": aps[box],
             f"{box}_ap_lower": white_ap - aps[box],
             f"{box}_wins": wins[box],
         }
-        limits |= {f"{box}_ap_lower": judged.ap_limit, f"{box}_wins": BLACK_BOX_WINS}
-    square, drop = judged.drop("square"), float((judged.margins("clean") - white).mean())
-    share = square / drop if drop > 0 else 1.0
-    figures |= {"margin_drop_square": square, "margin_drop": drop, "square_share": share}
-    statuses = {
-        box: _judge(figures, {of: limits[of] for of in (f"{box}_ap_lower", f"{box}_wins")})
-        for box in boxes
-    }
+        figures[f"margin_drop_{box}"] = found = judged.drop(box)
+        figures[f"{box}_further"] = (found - drop) / found if found > 0 else 0.0
+        of_box = {f"{box}_ap_lower": judged.ap_limit}
+        of_box |= (
+            {f"{box}_further": MARGIN_CHANGE}
+            if norm in COUNTED_NORMS  # see MARGIN_CHANGE
+            else {f"{box}_wins": BLACK_BOX_WINS}
+        )
+        limits |= of_box
+        statuses[box] = _judge(figures, of_box)
+    share = judged.drop("square") / drop if drop > 0 else 1.0
+    figures |= {"margin_drop": drop, "square_share": share}
     strongest = max(boxes, key=lambda box: (SEVERITY.index(statuses[box]), wins[box]))
     message = (
         f"`{strongest}`, which sees no gradient of the model, leaves AP {aps[strongest]:.3f} on "
