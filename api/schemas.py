@@ -227,6 +227,10 @@ class Place(Answer):
     positives_before: int | None = Field(description="positives of at least this score")
     before: RankedImage | None = Field(description="the image right before it")
     behind: RankedImage | None = Field(description="the image right behind it")
+    cut: int | None = Field(description="how many images count as the first, by default positives")
+    boundary: float | None = Field(
+        description="the score of the last of them: an image below it is not among the first"
+    )
 
 
 class ExampleScores(Answer):
@@ -263,6 +267,9 @@ class Contender(Answer):
     attacks: list[str]
 
 
+NO_PIPELINE = "none"  # in the query of a leaderboard
+
+
 class LeaderboardSetting(Answer):
     """What the audits of a leaderboard have in common."""
 
@@ -284,7 +291,7 @@ class Leaderboard(Answer):
         "audit fits"
     )
     other_settings: list[LeaderboardSetting] = Field(
-        description="the others that fit: ask for one by its fields"
+        description="the others that fit: ask for one by its fields, in a query"
     )
     contenders: list[Contender]
 
@@ -351,6 +358,27 @@ class ImageScores(Answer):
 
     model_id: str
     scores: list[ImageScore]
+
+
+class SmallestChange(Answer):
+    """How little of an image has to change for its score to fall below a bound.
+
+    Found, not proven: a smaller change may exist. Pictures are PNG files in base64, of 8 bits a
+    channel: what is scored are the floats.
+    """
+
+    model_id: str
+    below: float = Field(description="the bound")
+    size: float | None = Field(
+        description="the largest change of a pixel, in [0, 1]; null where none was found, 0 where "
+        "the image is below the bound as it is"
+    )
+    score: float = Field(description=f"of the changed image: {SCORE}")
+    steps: int = Field(description="gradients that it was searched by")
+    original: str = Field(description="the image as the model is given it")
+    changed: str
+    difference: str = Field(description="what changed, `magnified` times, around grey")
+    magnified: float
 
 
 class ApiKey(Answer):

@@ -1,6 +1,7 @@
 """Tables for people of the service's answers."""
 
 import json
+import textwrap
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -28,6 +29,7 @@ STYLES = {
     "not trustworthy": "red",
 }
 
+REQUEST_COLUMNS = 85  # beside the names of facts, within 100
 LEVELS = ("not trustworthy", "caution", "trustworthy")  # as thresholds on trust count them
 
 
@@ -270,15 +272,15 @@ def _probed(findings: Json) -> list[tuple[str, str]]:
 def jobs(items: Sequence[Json]) -> RenderableType:
     """A list of jobs."""
     return table(
-        *("id", "kind", "status", "progress", "created", "finished"),
+        *("id", "name", "kind", "status", "progress", "created"),
         rows=(
             (
                 item["id"],
+                item["request"].get("name"),
                 item["kind"],
                 status(item["status"]),
                 job_progress(item),
                 when(item["created_at"]),
-                when(item["finished_at"]),
             )
             for item in items
         ),
@@ -293,6 +295,7 @@ def job(item: Json) -> RenderableType:
     return facts(
         (
             ("id", item["id"]),
+            ("name", item["request"].get("name")),
             ("kind", item["kind"]),
             ("status", status(item["status"])),
             ("progress", job_progress(item)),
@@ -308,7 +311,7 @@ def job(item: Json) -> RenderableType:
             ("clean AP", figure(best.get("clean_ap", summary.get("clean_ap")))),
             ("robust AP", figure(best.get("robust_ap"))),
             ("worst-case AP", figure(summary.get("worst_case_ap"))),
-            ("request", _values(item["request"])),
+            ("request", _request(item["request"])),
         )
     )
 
@@ -558,7 +561,10 @@ def leaderboard(item: Json) -> RenderableType:
         for other in item["other_settings"]
     ]
     if others:
-        lines.append(f"Not shown, as audits in other settings do not compare: {'; '.join(others)}.")
+        lines.append(
+            f"Not shown, as audits in other settings do not compare: {'; '.join(others)}. "
+            "Ask for one by --epsilon, --pipeline, --sample, --split or --positive."
+        )
     return Group(
         Text(title, style="bold"),
         Text(),
@@ -670,6 +676,40 @@ def _names(values: Sequence[str] | None) -> str:
     return ", ".join(values or [])
 
 
+def _request(request: Json) -> str:
+    """What a job was asked to do, a field a line, but for what stands beside it."""
+    beside = ("name", "model_id", "dataset_id")
+    lines = [
+        textwrap.wrap(
+            f"{key} {_said(value)}",
+            REQUEST_COLUMNS,
+            subsequent_indent="  ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        for key, value in request.items()
+        if value is not None and key not in beside
+    ]
+    return "\n".join(line for wrapped in lines for line in wrapped)
+
+
+def _said(value: Any) -> str:
+    """A value of a request: what is nested in brackets, floats to six digits."""
+    match value:
+        case {"name": str(name), **parameters}:
+            return f"{name} ({_said(parameters)})" if parameters else name
+        case dict():
+            said = [f"{key} {_said(each)}" for key, each in value.items() if each is not None]
+            return ", ".join(said)
+        case list():
+            return ", ".join(_said(each) for each in value)
+        case float():
+            return f"{value:.6g}"
+        case str():
+            return value
+    return json.dumps(value)
+
+
 def _values(values: Json | None) -> str:
     return ", ".join(
         f"{key} {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
@@ -723,7 +763,8 @@ def _input(spec: Json | None) -> str:
     channels = "1 channel" if spec["channels"] == 1 else f"{spec['channels']} channels"
     values = f", pixels in {spec['value_range']}" if "value_range" in spec else ""
     order = ", as blue, green, red" if spec.get("channel_order") == "bgr" else ""
-    return f"{spec['height']}x{spec['width']}, {channels}{values}{order}"
+    order_of_sides = "" if spec["width"] == spec["height"] else " (width x height)"
+    return f"{spec['width']}x{spec['height']}{order_of_sides}, {channels}{values}{order}"
 
 
 def _side(manifest: Json) -> str:

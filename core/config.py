@@ -270,12 +270,12 @@ class Threat(Config):
         if self.norm == "l0" and self.epsilon > height * width:
             raise ConfigError(
                 f"expected an l0 epsilon of at most {height * width} pixels, as many as an image "
-                f"of {height}x{width} has, got {self.epsilon:g}"
+                f"of {width}x{height} has, got {self.epsilon:g}"
             )
         if self.norm == "patch" and self.epsilon > min(height, width):
             raise ConfigError(
                 f"expected a patch of at most {min(height, width)} pixels a side, as images are "
-                f"{height}x{width}, got {self.epsilon:g}"
+                f"{width}x{height}, got {self.epsilon:g}"
             )
 
 
@@ -979,8 +979,8 @@ class CropStep(Config):
         channels, height, width = image
         if self.height > height or self.width > width:
             raise ConfigError(
-                f"expected images of at least {self.height}x{self.width} pixels to crop in the "
-                f"pipeline, got {height}x{width}"
+                f"expected images of at least {self.width}x{self.height} pixels to crop in the "
+                f"pipeline, got {width}x{height} (width x height)"
             )
         return channels, self.height, self.width
 
@@ -1038,8 +1038,37 @@ class QuantiseStep(Config):
         return image
 
 
+_SIZED_STEP = re.compile(r"(resize|crop):(\d{1,5})x(\d{1,5})")
+_JPEG_STEP = re.compile(r"jpeg(?::(?:(\d{1,3})-)?(\d{1,3}))?")
+_QUANTISE_STEP = re.compile(r"quantise(?::(\d{1,6}))?")
+
+
+def _step_in_text(value: Any) -> Any:
+    """The step that a text as `jpeg:60-90` stands for."""
+    if not isinstance(value, str):
+        return value
+    if found := _SIZED_STEP.fullmatch(value):
+        return {"name": found[1], "width": int(found[2]), "height": int(found[3])}
+    if found := _JPEG_STEP.fullmatch(value):
+        numbers = {"least_quality": found[1], "quality": found[2]}
+    elif found := _QUANTISE_STEP.fullmatch(value):
+        numbers = {"levels": found[1]}
+    else:
+        raise ValueError(
+            "expected jpeg:80, jpeg:60-90, resize:WIDTHxHEIGHT, crop:WIDTHxHEIGHT or "
+            f"quantise:256, got {value[:100]!r}"
+        )
+    given = {name: int(number) for name, number in numbers.items() if number is not None}
+    return {"name": value.partition(":")[0], **given}
+
+
+_AnyStep = ResizeStep | CropStep | JPEGStep | QuantiseStep
 PipelineStep = Annotated[
-    ResizeStep | CropStep | JPEGStep | QuantiseStep, Field(discriminator="name")
+    _AnyStep,
+    Field(discriminator="name"),
+    BeforeValidator(
+        _step_in_text, json_schema_input_type=Annotated[_AnyStep, Field(discriminator="name")]
+    ),
 ]
 
 
@@ -1156,7 +1185,8 @@ class AuditConfig(Config):
         [],
         max_length=8,
         description="what the deployment does to an image before the model sees it, in order: "
-        "images are attacked before it, and clean and attacked ones are scored behind it",
+        "images are attacked before it, and clean and attacked ones are scored behind it. A step "
+        "may be a text: jpeg:80, jpeg:60-90, resize:WIDTHxHEIGHT, crop:WIDTHxHEIGHT, quantise:256",
         examples=[[{"name": "jpeg", "quality": 80}, {"name": "resize", "height": 32, "width": 32}]],
     )
     epsilons: list[PixelSize] | None = Field(

@@ -338,7 +338,7 @@ def _check_trainable(
     if min(summary.height, summary.width) < smallest[architecture]:
         raise ConfigError(
             f"architecture: {architecture} expects images of at least {smallest[architecture]} "
-            f"pixels a side, this data set has {summary.height}x{summary.width}"
+            f"pixels a side, this data set has {summary.width}x{summary.height}"
         )
 
 

@@ -105,6 +105,6 @@ def check(manifest: Manifest) -> ArchitectureInfo | None:
     if min(manifest.input.height, manifest.input.width) < info.minimum_size:
         raise ModelFileError(
             f"expected images of at least {info.minimum_size}x{info.minimum_size} pixels for "
-            f"{info.name}, got {manifest.input.height}x{manifest.input.width}"
+            f"{info.name}, got {manifest.input.width}x{manifest.input.height}"
         )
     return info

@@ -257,6 +257,7 @@ def _told(guesses: list[guessing.Guess]) -> tuple[str | None, list[Fact]]:
         return names[0], []
     message = (
         f"the architecture {names[0]} was told from the tensors, which fit {', '.join(others[:3])} "
-        "too, whose answers may differ: name it with --architecture to be sure"
+        "too, variants whose answers differ: if yours is one, send it again with --architecture"
     )
-    return names[0], [Fact(level="caution", code="architecture_told", message=message)]
+    # the usual one of them: of most uploads it would be a caution that nobody can do away with
+    return names[0], [Fact(level="info", code="architecture_told", message=message)]

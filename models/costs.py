@@ -297,7 +297,8 @@ def _is_factory(func: Any) -> bool:
 
 
 def _size(spec: InputSpec) -> str:
-    return f"{spec.channels} x {spec.height} x {spec.width}"
+    channels = f"{spec.channels} channel{'' if spec.channels == 1 else 's'}"
+    return f"{spec.width}x{spec.height} with {channels}"
 
 
 def _untold(what: str) -> ModelFileError:

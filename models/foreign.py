@@ -35,7 +35,8 @@ def build(manifest: Manifest, *, empty: bool) -> nn.Module:
         except (TypeError, ValueError, RuntimeError, AssertionError) as error:
             raise ModelFileError(
                 f"expected images that {manifest.architecture} can be built for, got "
-                f"{manifest.input.height}x{manifest.input.width}: {str(error)[:200]}"
+                f"{manifest.input.width}x{manifest.input.height} (width x height): "
+                f"{str(error)[:200]}"
             ) from error
 
 

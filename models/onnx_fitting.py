@@ -342,7 +342,7 @@ def _size_of(sizes: Sequence[int | None], wanted: Sequence[int]) -> str:
     channels, height, width = sizes[1:] if sizes[1] in (1, 3, 4) else (sizes[3], *sizes[1:3])
     if channels not in (1, 2, 3, 4):
         return ""
-    size = height if height == width else f"{height}x{width}"
+    size = height if height == width else f"{width}x{height}"
     return f": declare --size {size} --channels {channels}"
 
 

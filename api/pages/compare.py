@@ -1,5 +1,6 @@
 """The pages that compare: models that were audited on a data set, and the trials of a sweep."""
 
+import json
 from collections.abc import Sequence
 from urllib.parse import urlencode
 
@@ -7,7 +8,7 @@ from fastapi import Response
 
 from adap.api.pages import brief, page
 from adap.api.pages.plots import Point, front, intervals, scatter
-from adap.api.schemas import Contender, Leaderboard, LeaderboardSetting, Sweep
+from adap.api.schemas import NO_PIPELINE, Contender, Leaderboard, LeaderboardSetting, Sweep
 from adap.core.config import pipeline_in_words
 from adap.core.report import APFigure
 
@@ -93,8 +94,11 @@ def _link(dataset_id: str, setting: LeaderboardSetting) -> str:
     asked = {
         "dataset_id": dataset_id,
         "positive": setting.positive or (),
+        **({"each": "true"} if setting.positive is None else {}),
         "norm": setting.norm,
         "epsilon": setting.epsilon,
         **({} if setting.split is None else {"split": setting.split}),
+        "sample": setting.sample or 0,
+        "pipeline": [json.dumps(step.as_json()) for step in setting.pipeline] or NO_PIPELINE,
     }
     return f"/v1/leaderboard?{urlencode(asked, doseq=True)}"

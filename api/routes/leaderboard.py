@@ -2,24 +2,25 @@
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, Query, Request, Response
 from numpy.typing import NDArray
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 from safetensors.numpy import load
 from sqlalchemy import select
 
 from adap import faults
 from adap.api import assets
 from adap.api.deps import House, HouseDep, Reader
-from adap.api.errors import problems
+from adap.api.errors import explain_validation, problems
 from adap.api.guarded import GuardedRoute
 from adap.api.pages import PAGE, wants_page
 from adap.api.pages.compare import compare_page
-from adap.api.schemas import Contender, Leaderboard, LeaderboardSetting
+from adap.api.schemas import NO_PIPELINE, Contender, Leaderboard, LeaderboardSetting
 from adap.core.config import (
     MAX_CLASSES_IN_URL,
     APGDAttack,
@@ -31,6 +32,7 @@ from adap.core.config import (
     FGSMAttack,
     Norm,
     PGDAttack,
+    PipelineStep,
     Split,
     fraction,
 )
@@ -46,6 +48,8 @@ router = APIRouter(prefix="/v1/leaderboard", tags=["audits"], route_class=Guarde
 
 Sides = dict[str, Resampled]
 """By side: clean and worst_case."""
+
+_PIPELINE: TypeAdapter[list[PipelineStep]] = TypeAdapter(list[PipelineStep])
 
 _LOST = (
     "The scores of this audit are lost, so that there are no intervals: an operator can put them "
@@ -120,6 +124,18 @@ def leaderboard(
         BeforeValidator(fraction),
         Query(ge=0, le=1000, description="a number, or a fraction such as 8/255"),
     ] = None,
+    each: Annotated[bool, Query(description="of a task for each class")] = False,
+    sample: Annotated[
+        int | None, Query(ge=0, le=2**31, description="examples sampled; 0 for all of them")
+    ] = None,
+    pipeline: Annotated[
+        list[Annotated[str, Field(max_length=300)]] | None,
+        Query(
+            max_length=8,
+            description="the steps in order, each as a text (`jpeg:80`) or in JSON; `none` for no "
+            "pipeline",
+        ),
+    ] = None,
 ) -> Leaderboard | Response:
     """The models that were audited on a data set, the highest worst-case AP first.
 
@@ -155,9 +171,13 @@ def leaderboard(
         ]
     asked: dict[str, Any] = {"split": split, "norm": norm, "epsilon": epsilon}
     asked["positive"] = positive and sorted(positive)
+    asked["pipeline"] = None if pipeline is None else _steps(pipeline)
     by_setting: dict[str, list[_Audit]] = {}
     for audit in audits:
-        if all(value in (None, getattr(audit.setting, key)) for key, value in asked.items()):
+        fits = all(value in (None, getattr(audit.setting, key)) for key, value in asked.items())
+        of_each = audit.setting.positive is None
+        sampled = sample is None or (audit.setting.sample or 0) == sample
+        if fits and sampled and (of_each or not each):
             by_setting.setdefault(audit.setting.model_dump_json(), []).append(audit)
     board = Leaderboard(dataset_id=dataset_id, setting=None, other_settings=[], contenders=[])
     if by_setting:
@@ -169,6 +189,23 @@ def leaderboard(
             contenders=_contenders(house, chosen),
         )
     return compare_page(board, dataset_name=dataset.name) if as_page else board
+
+
+def _steps(texts: Sequence[str]) -> list[PipelineStep]:
+    """The pipeline that a query names. ApiError for what names none."""
+    if list(texts) == [NO_PIPELINE]:
+        return []
+    try:
+        return _PIPELINE.validate_python([_read(text) for text in texts])
+    except ValidationError as error:
+        raise explain_validation(error, prefix="query/pipeline") from error
+
+
+def _read(text: str) -> Any:
+    try:
+        return json.loads(text) if text.startswith("{") else text
+    except (ValueError, RecursionError):
+        return text  # and no step either: the refusal says so
 
 
 def _setting(job: JobRow, config: AuditConfig, summary: DatasetSummary) -> LeaderboardSetting:

@@ -6,13 +6,16 @@ This process checks who asks, reads the request and passes bytes on: it opens no
 import asyncio
 import base64
 import binascii
+import math
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
-from fastapi import APIRouter, Query, Request, UploadFile
+import numpy as np
+from fastapi import APIRouter, Form, Query, Request, UploadFile
 from fastapi.concurrency import run_in_threadpool
+from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, ValidationError
 from starlette.datastructures import UploadFile as FormPart
 
@@ -28,8 +31,9 @@ from adap.api.deps import (
 )
 from adap.api.errors import ApiError, ErrorItem, explain_validation, problems, try_again
 from adap.api.guarded import GuardedRoute
-from adap.api.schemas import ImageScore, ImageScores
+from adap.api.schemas import ImageScore, ImageScores, SmallestChange
 from adap.core.config import MAX_CLASSES_IN_URL, ClassName
+from adap.core.rendering.pictures import png
 from adap.faults import NamedFields
 from adap.models.header import Manifest
 from adap.store.tables import ModelRow
@@ -38,6 +42,7 @@ from adap.worker.scoring.link import ScoringGoneError
 router = APIRouter(prefix="/v1/models", tags=["models"], route_class=GuardedRoute)
 
 MAX_IMAGES = 1000
+MOST_MAGNIFIED = 1000.0  # of a difference that is drawn
 FEW_FIELDS = 20  # of a form, that are read in less time than a thread takes to start
 Read = TypeVar("Read")
 Positive = Annotated[
@@ -83,6 +88,17 @@ class ScoreForm(NamedFields):
     )
     positive: Positive = None
     rank: bool = Field(False, description=RANK)
+    resize: Fit | None = Field(None, description=RESIZE)
+
+
+class ChangeForm(NamedFields):
+    """`POST /v1/models/{model_id}/smallest-change`, multipart/form-data."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    image: UploadFile = Field(description="a PNG, JPEG or WebP file of the model's input size")
+    below: float = Field(ge=-1e300, le=1e300, description="the score that it is to fall below")
+    positive: Positive = None
     resize: Fit | None = Field(None, description=RESIZE)
 
 
@@ -165,6 +181,66 @@ async def score_images(
     )
 
 
+@router.post(
+    "/{model_id}/smallest-change",
+    responses=problems(
+        *("not_found", "not_ready", "too_large", "unsupported_media_type", "bad_request"),
+        *("invalid_config", "invalid_data", "invalid_model"),
+        *("overloaded", "scoring_unavailable", "timed_out"),
+    ),
+)
+async def smallest_change(
+    model_id: AssetId,
+    form: Annotated[ChangeForm, Form(media_type="multipart/form-data")],
+    request: Request,
+    house: HouseDep,
+    caller: Writer,
+) -> SmallestChange:
+    """How little of one image has to change for its score to fall below a bound, in L-inf.
+
+    With the `boundary` of a place in a ranking it is the smallest attack found that moves the image
+    out of the first. Searched for by FMN, up to 60 gradients, fewer of a network that is slow.
+    """
+    target = await find_target(house, caller, model_id)
+    images = Images(
+        "files",
+        [await form.image.read()],
+        names=[assets.display_name(None, form.image)],
+        positive=form.positive,
+        fit=form.resize,
+    )
+    answer = await _ask(request, house, target, images, {"ask": "smallest", "below": form.below})
+    return await run_in_threadpool(_change, target, form.below, answer)
+
+
+def _change(target: Target, below: float, answer: dict[str, Any]) -> SmallestChange:
+    """What the scoring process found, with its pictures."""
+    spec = target.manifest.input
+    shape = (spec.channels, spec.height, spec.width)
+    image, changed = (
+        np.frombuffer(answer[name], np.float32).reshape(shape) for name in ("image", "changed")
+    )
+    most = float(np.abs(changed - image).max())
+    magnified = min(0.5 / most, MOST_MAGNIFIED) if most > 0 else 1.0
+    size = answer["size"]
+    return SmallestChange(
+        model_id=target.model_id,
+        below=below,
+        size=size if math.isfinite(size) else None,
+        score=answer["score"],
+        steps=answer["steps"],
+        original=_picture(image),
+        changed=_picture(changed),
+        difference=_picture(0.5 + magnified * (changed - image)),
+        magnified=magnified,
+    )
+
+
+def _picture(pixels: NDArray[np.float32]) -> str:
+    levels = np.rint(255 * pixels.clip(0, 1)).astype(np.uint8)
+    return base64.b64encode(png(levels)).decode()
+
+
 async def off_the_loop(read: Callable[..., Read], body: bytes, *arguments: Any) -> Read:
     """Read a body in a thread where it is long, so that other requests need not wait for it."""
     if len(body) <= bodies.SHORT_BYTES:
@@ -198,9 +274,18 @@ async def scores_of(request: Request, house: House, target: Target, images: Imag
     do; 504 after the time limit. If the client leaves, the work is taken back.
     """
     await require_admitted_at_the_end(request, house)
+    answer = await _ask(request, house, target, images, {"ask": "score"})
+    scores: list[float] = answer["scores"]
+    return scores
+
+
+async def _ask(
+    request: Request, house: House, target: Target, images: Images, what: dict[str, Any]
+) -> dict[str, Any]:
+    """The scoring process's answer about these images. Raises as `scores_of` does."""
     limit_s = house.settings.scoring_limit_s
     question = {
-        "ask": "score",
+        **what,
         "tenant": target.tenant,
         "model_id": target.model_id,
         "sha256": target.sha256,
@@ -229,8 +314,7 @@ async def scores_of(request: Request, house: House, target: Target, images: Imag
         ) from error
     if "error" in answer:
         raise _refusal(answer, images)
-    scores: list[float] = answer["scores"]
-    return scores
+    return answer
 
 
 def _positive(target: Target, asked: list[str] | None) -> list[str] | None:

@@ -43,6 +43,12 @@ router = APIRouter(prefix="/v1", route_class=GuardedRoute)
 Order = Literal["rank", "moved"]
 
 
+Cut = Annotated[
+    int | None,
+    Query(ge=1, le=2**31, description="how many count as the first; by default all positives"),
+]
+
+
 class Choice:
     """Which images of a ranking are shown."""
 
@@ -58,10 +64,7 @@ class Choice:
                 "`false_alarm`: what is among them and is none"
             ),
         ] = None,
-        cut: Annotated[
-            int | None,
-            Query(ge=1, le=2**31, description="by default as many as there are positives"),
-        ] = None,
+        cut: Cut = None,
     ) -> None:
         self.label = label
         self.group = group
@@ -171,9 +174,11 @@ def audited_images(
 @router.get(
     "/rankings/{job_id}/place", tags=["rankings"], responses=problems("not_found", "not_ready")
 )
-def place_in_ranking(job_id: AssetId, house: HouseDep, caller: Reader, score: Score) -> Place:
+def place_in_ranking(
+    job_id: AssetId, house: HouseDep, caller: Reader, score: Score, cut: Cut = None
+) -> Place:
     """Where an image of this score would stand in a finished ranking."""
-    return _place(_of_ranking(house, job_id, caller), score)
+    return _place(_of_ranking(house, job_id, caller), score, cut)
 
 
 @router.get("/audits/{job_id}/place", tags=["audits"], responses=problems("not_found", "not_ready"))
@@ -184,13 +189,16 @@ def place_in_audit(
     score: Score,
     task: Task = None,
     by: By = Own.CLEAN.value,
+    cut: Cut = None,
 ) -> Place:
     """Where an image of this score would stand among the images of an audit."""
-    return _place(_of_audit(house, job_id, caller, task=task, by=by), score)
+    return _place(_of_audit(house, job_id, caller, task=task, by=by), score, cut)
 
 
-def _place(ranked: _Ranked, score: float) -> Place:
+def _place(ranked: _Ranked, score: float, cut: int | None) -> Place:
     rank = ranked.standing.rank_of(score)
+    first = cut or ranked.positives
+    there = first is not None and first <= len(ranked.standing)
     targets, examples = ranked.standing.targets, len(ranked.standing)
     return Place(
         rank=rank,
@@ -199,6 +207,8 @@ def _place(ranked: _Ranked, score: float) -> Place:
         positives_before=None if targets is None else int(targets[: rank - 1].sum()),
         before=ranked.answer(rank - 2) if rank > 1 else None,
         behind=ranked.answer(rank - 1) if rank <= examples else None,
+        cut=first,
+        boundary=float(ranked.standing.scores[first - 1]) if first and there else None,
     )
 
 

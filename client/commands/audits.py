@@ -25,7 +25,6 @@ from adap.client.commands.requests import (
     corruptions,
     number,
     parse_json,
-    pipeline_step,
     task,
 )
 from adap.client.commands.session import queued, session
@@ -122,7 +121,7 @@ def audit(
             "attacks": attack or None,
             "surrogate": None if surrogate is None else {"model_id": surrogate},
             "corruptions": corruptions(corruption, severity),
-            "pipeline": [pipeline_step(step) for step in pipeline or []] or None,
+            "pipeline": pipeline or None,
             "thresholds": require or None,
             "sample": sample,
             "statement": None
@@ -165,6 +164,15 @@ def show_leaderboard(
     split: Split = None,
     norm: Annotated[str | None, typer.Option(help="linf, l2, l1, l0 or patch.")] = None,
     epsilon: Annotated[str | None, typer.Option(help="Of the audits to compare.")] = None,
+    sample: Annotated[
+        int | None, typer.Option(min=0, help="How many examples they took; 0 for all of them.")
+    ] = None,
+    pipeline: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="STEP", help="Through which they attacked, step by step; none for no pipeline."
+        ),
+    ] = None,
 ) -> None:
     """Compare the models that were audited on a data set."""
     here = session(context)
@@ -174,5 +182,7 @@ def show_leaderboard(
         split=split,
         norm=norm,
         epsilon=None if epsilon is None else number(epsilon),
+        sample=sample,
+        pipeline=pipeline or None,
     )
     here.answer(found, show.leaderboard(found))

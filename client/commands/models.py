@@ -48,7 +48,7 @@ def add_model(
         str | None,
         typer.Option(
             metavar="PIXELS",
-            help="Of the images that it takes, 224 or HEIGHTxWIDTH; unless the file says it.",
+            help="Of the images that it takes, 224 or WIDTHxHEIGHT; unless the file says it.",
         ),
     ] = None,
     channels: Annotated[
@@ -250,10 +250,11 @@ class InputOptions:
             return None
         if self.size is None:
             raise typer.BadParameter("expected it with the options for images", param_hint="--size")
-        height, _, width = self.size.lower().partition("x")
-        if not height.isdecimal() or not (width or height).isdecimal():
+        width, _, height = self.size.lower().partition("x")
+        if not width.isdecimal() or not (height or width).isdecimal():
             raise typer.BadParameter(
-                f"expected 224 or 240x320, got {self.size!r}", param_hint="--size"
+                f"expected 224, or WIDTHxHEIGHT as in 320x240, got {self.size!r}",
+                param_hint="--size",
             )
         channels = self.channels or 3
         if self.imagenet and channels != 3:
@@ -268,8 +269,8 @@ class InputOptions:
             mean, std = [255 * v for v in mean], [255 * v for v in std]
         return {
             "channels": channels,
-            "height": int(height),
-            "width": int(width or height),
+            "height": int(height or width),
+            "width": int(width),
             "mean": mean,
             "std": std,
             "value_range": pixels,

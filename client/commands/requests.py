@@ -1,7 +1,6 @@
 """From the options of a command line to the JSON of a request."""
 
 import json as json_
-import re
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -95,26 +94,3 @@ def corruptions(kinds: list[str] | None, severities: list[int] | None) -> dict[s
         kinds = None
     found: dict[str, Any] = {} if not kinds else {"kinds": kinds}
     return found if not severities else {**found, "severities": sorted(severities)}
-
-
-_SIZED = re.compile(r"(resize|crop):(\d{1,5})x(\d{1,5})")
-_JPEG = re.compile(r"jpeg(?::(?:(\d{1,3})-)?(\d{1,3}))?")
-_QUANTISE = re.compile(r"quantise(?::(\d{1,6}))?")
-
-
-def pipeline_step(text: str) -> Json:
-    """The step of a pipeline that `jpeg:60-90` stands for; the service knows its limits."""
-    if found := _SIZED.fullmatch(text):
-        return {"name": found[1], "width": int(found[2]), "height": int(found[3])}
-    if found := _JPEG.fullmatch(text):
-        numbers = {"least_quality": found[1], "quality": found[2]}
-    elif found := _QUANTISE.fullmatch(text):
-        numbers = {"levels": found[1]}
-    else:
-        raise typer.BadParameter(
-            "expected jpeg:80, jpeg:60-90, resize:WIDTHxHEIGHT, crop:WIDTHxHEIGHT or "
-            f"quantise:256, got {text!r}",
-            param_hint="--pipeline",
-        )
-    given = {name: int(number) for name, number in numbers.items() if number is not None}
-    return {"name": text.partition(":")[0], **given}

@@ -34,7 +34,7 @@ def refuse_too_small(height: int, width: int) -> None:
     if min(height, width) < LEAST_SIDE:
         raise DataError(
             f"expected images of at least {LEAST_SIDE}x{LEAST_SIDE} pixels for corruptions, got "
-            f"{height}x{width}"
+            f"{width}x{height}"
         )
 
 

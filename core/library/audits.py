@@ -125,8 +125,8 @@ def audit(
     statement: what is stated of the audit (purpose, threat, people, dates), carried into the
     report; see `docs/sign-off.md`.
     pipeline: what the deployment does to an image before the model sees it, for example
-    [{"name": "jpeg", "quality": 80}, {"name": "resize", "height": 32, "width": 32}]: images are
-    attacked before it, and scored behind it. See `docs/attacks.md`.
+    ["jpeg:60-90", "resize:32x32"] (width x height), or the steps as dicts for all their fields:
+    images are attacked before it, and scored behind it. See `docs/attacks.md`.
     epsilons, certify, checks: as in the service: of the epsilon curve; 'off', 'auto', 'ibp',
     'crown_ibp' or 'crown'; 'off', 'quick' or 'full'.
     batch_size: images at once, which bounds the memory.  shard_size: images between two saves.

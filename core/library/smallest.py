@@ -18,7 +18,7 @@ from adap.core.library.rankers import Outputs
 from adap.core.library.refusals import refuse_unless_whole
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SmallestChanges:
     """How little moves each positive of the first k out of them, all other images as they are.
 
@@ -32,6 +32,9 @@ class SmallestChanges:
     ...     threshold=0.5)
     >>> found.kept(0.02), [kept for _, kept in found.curve()]
     (0.5, [0.5, 0.0])
+    >>> print(found)
+    2 positives among the first 2; changes that move them out: 0.01 to 0.03, median 0.02
+    .kept(8 / 255) is the share that stays, .curve() at every size
     """
 
     k: int
@@ -40,6 +43,16 @@ class SmallestChanges:
     images: Tensor
     threshold: float
     warnings: Sequence[str] = ()
+
+    def __repr__(self) -> str:
+        moved = self.sizes[self.sizes.isfinite()]
+        said = f"{len(self.rows)} positives among the first {self.k}"
+        if len(moved):
+            least, middle, most = (float(moved.quantile(at)) for at in (0.0, 0.5, 1.0))
+            said += f"; changes that move them out: {least:.4g} to {most:.4g}, median {middle:.4g}"
+        if never := len(self.sizes) - len(moved):
+            said += f"; {never} for which none was found"
+        return f"{said}\n.kept(8 / 255) is the share that stays, .curve() at every size"
 
     def kept(self, epsilon: float) -> float:
         """Share of these positives that no change found of at most epsilon moves out."""

@@ -39,6 +39,10 @@ ADMINS = {
 SAFE = {"GET"}
 BODIES: dict[str, dict[str, Any]] = {  # of routes with an id, such that nothing but the id is wrong
     "POST /v1/models/{model_id}/scores": {"json": {"images": [{"data": "aGVsbG8="}]}},
+    "POST /v1/models/{model_id}/smallest-change": {
+        "files": {"image": ("i.png", b"png")},
+        "data": {"below": "0"},
+    },
     "POST /v2/models/{model_id}/infer": {
         "json": {
             "inputs": [{"name": "x", "shape": [1, 1, 1, 1], "datatype": "FP32", "data": [0.0]}]

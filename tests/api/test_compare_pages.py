@@ -1,6 +1,7 @@
 """The pages that compare, read by a parser. The judge is the JSON, and a front by brute force."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from tests.api.test_routes import finish
 from tests.api.test_standings import put
 from tests.api.test_sweeps import end, start
 from tests.core.pages import HOSTILE, Page
+
+Check = Callable[..., dict[str, Any]]
 
 
 def resampled(folder: Path, clean: float, worst: float) -> Path:
@@ -84,6 +87,42 @@ def test_models_are_compared_with_their_intervals_and_front(api: Api) -> None:
     for link in {a.attributes["href"] for a in page.all("a")}:
         assert not re.search("/scores$|/events$|json", link)
     assert get(api, path).headers["vary"] == "Accept"
+
+
+def test_each_other_setting_is_a_link_away_and_asked_for_by_its_fields(
+    api: Api, problem: Check
+) -> None:
+    dataset_id = api.dataset(name="pets")
+    settings = {
+        "plain": {},
+        "pressed": {"pipeline": ["jpeg:80"]},
+        "softened": {"pipeline": [{"name": "jpeg", "quality": 60}, {"name": "quantise"}]},
+        "drawn": {"sample": 8},
+    }
+    for name, more in settings.items():
+        audited(api, dataset_id, name, 0.9, 0.5, **more)
+    path = f"/v1/leaderboard?dataset_id={dataset_id}"
+    board = api.http.get(path).json()
+    assert board["contenders"][0]["model_name"] == "plain"
+    links = [a.attributes["href"] for a in seen(api, path).all("a")]
+    others = [link for link in links if "pipeline=" in link]
+    assert len(others) == len(board["other_settings"]) == 3
+    led_to = [api.http.get(link).json()["contenders"] for link in others]
+    assert [[one["model_name"] for one in some] for some in led_to] == [
+        ["pressed"],
+        ["softened"],
+        ["drawn"],
+    ]
+    for query, name in (
+        ("pipeline=jpeg:80", "pressed"),
+        ("pipeline=jpeg:60&pipeline=quantise", "softened"),
+        ("sample=8", "drawn"),
+        ("pipeline=none&sample=0", "plain"),
+    ):
+        (one,) = api.http.get(f"{path}&{query}").json()["contenders"]
+        assert one["model_name"] == name
+    refused = problem(api.http.get(f"{path}&pipeline=blur"), 422, "invalid_request")
+    assert "expected jpeg:80, " in refused["detail"]
 
 
 def test_a_data_set_without_audits_says_so(api: Api) -> None:

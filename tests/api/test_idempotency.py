@@ -18,6 +18,7 @@ Check = Callable[..., dict[str, Any]]
 ARTEFACTS = {"model": ("m.safetensors", b"m"), "dataset": ("d.zip", b"d")}
 REPEATABLE = {  # make nothing
     "/v1/models/{model_id}/scores",
+    "/v1/models/{model_id}/smallest-change",
     "/v2/models/{model_id}/infer",
     "/v1/audits/estimate",
     "/v1/training-jobs/estimate",

@@ -19,6 +19,7 @@ import psutil
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from adap.api.routes.scoring import FEW_FIELDS
 from adap.models import architectures, loading
@@ -55,6 +56,40 @@ def score(scoring: Scoring, model_id: str, *images: bytes, **data: Any) -> httpx
 def values(answer: httpx.Response) -> list[float]:
     assert answer.status_code == 200, answer.text
     return [item["score"] for item in answer.json()["scores"]]
+
+
+# --- the smallest change --------------------------------------------------------------------------
+
+
+def test_the_smallest_change_is_about_what_the_gradient_foretells(
+    scoring: Scoring, problem: Check
+) -> None:
+    model_id = scoring.model()
+    pixels = noise(1)[0]
+
+    def ask(below: float) -> httpx.Response:
+        path = f"/v1/models/{model_id}/smallest-change"
+        files = {"image": ("i.png", png(pixels))}
+        return scoring.api.http.post(path, files=files, data={"below": str(below)})
+
+    x = torch.from_numpy(pixels.astype(np.float32) / 255)[None, None].requires_grad_()
+    clean = scoring.networks[model_id]((x - 0.5) / 0.5)
+    (gradient,) = torch.autograd.grad(clean.sum(), x)
+    below = clean.item() - 0.001
+    found = ask(below).json()
+    assert found["score"] < below
+    assert found["size"] == pytest.approx(0.001 / gradient.abs().sum().item(), rel=0.1)
+    drawn = {}
+    for name in ("original", "changed", "difference"):
+        with Image.open(io.BytesIO(base64.b64decode(found[name]))) as picture:
+            drawn[name] = np.array(picture).astype(float)
+    assert (drawn["original"] == pixels).all()
+    assert np.abs(drawn["changed"] - pixels).max() <= 255 * found["size"] + 0.5
+    assert np.abs(drawn["difference"] - 127.5).max() == pytest.approx(127.5, abs=1)
+
+    assert ask(clean.item() + 1).json()["size"] == 0
+    assert ask(-1e6).json()["size"] is None
+    problem(ask(float("nan")), 422, "invalid_request")
 
 
 # --- what comes out -------------------------------------------------------------------------------

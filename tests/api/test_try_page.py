@@ -62,6 +62,16 @@ def test_an_image_is_scored_and_placed_among_those_of_a_ranking(
         assert shown is not None
         assert float(shown[1]) == pytest.approx(score, abs=2e-5)
         assert tab.locator("#neighbours img").count() == (1 if rank in (1, 41) else 2)
+        tab.fill("#cut", str(max(rank - 1, 1)))
+        if rank > 1:
+            tab.click("text=Find the smallest change")
+            tab.locator("#found.fail", has_text="It is not among the first").wait_for()
+        tab.fill("#cut", str(rank))
+        tab.click("text=Find the smallest change")
+        moved = tab.locator("#found", has_text=f"takes it from rank {rank} to ")
+        moved.wait_for()
+        assert int(re.search(r"to (\d+),", moved.inner_text())[1]) > rank
+        assert tab.locator("#pictures img").count() == 3
         tab.set_input_files("#file", large)
         tab.click("text=Score it")
         refused = tab.locator("#said.fail", has_text="16")

@@ -29,6 +29,7 @@ from sqlalchemy import update
 
 from adap.client import show
 from adap.client.client import Client, ClientError
+from adap.client.commands.models import InputOptions
 from adap.store import jobs
 from adap.store.tables import JobRow
 from tests.api.conftest import running_alone, running_in
@@ -377,6 +378,14 @@ def test_a_model_is_exported_as_a_state_dict_that_pytorch_alone_reads(
     assert not (tmp_path / "graph.pt").exists()
     with pytest.raises(ClientError, match=r"ending in \.safetensors or \.onnx, got 'm\.pt'"):
         client.models.export(model, tmp_path / "m.pt")
+
+
+def test_a_size_is_width_by_height_as_everywhere() -> None:
+    given = InputOptions("320x240", channels=None, imagenet=False, pixels=None, bgr=False)
+    spec = given.as_json()
+    assert spec is not None
+    assert (spec["width"], spec["height"]) == (320, 240)
+    assert show._input(spec).startswith("320x240 (width x height), 3 channels")
 
 
 def test_weights_without_architecture_are_described_on_the_command_line(
@@ -768,6 +777,8 @@ def test_jobs_are_listed_shown_and_watched(
     assert listed == get(service, "/v1/jobs?kind=audit&status=succeeded")
     assert re.search(rf"^{audited} +audit +succeeded", adap("jobs", "list").out, re.M)
     shown = adap("jobs", "show", trained["id"])
+    assert max(len(line.rstrip()) for line in shown.out.splitlines()) <= 100
+    assert re.search(r"^ +method adap_lpn \(margin ", shown.out, re.M)
     assert re.search(rf"^model +{trained['result']['model_id']} *$", shown.out, re.M)
     watched = adap("jobs", "watch", trained["id"], audited, "--json")
     assert [job["id"] for job in watched.json] == [trained["id"], audited]

@@ -268,7 +268,7 @@ def test_small_images_get_the_values_of_32_pixels_and_large_ones_those_of_224():
 
 
 def test_images_without_room_for_a_kernel_are_refused():
-    with pytest.raises(DataError, match="at least 8x8 pixels for corruptions, got 7x9"):
+    with pytest.raises(DataError, match="at least 8x8 pixels for corruptions, got 9x7"):
         corrupted(
             np.zeros((1, 1, 7, 9), np.uint8),
             ["a"],

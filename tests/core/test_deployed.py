@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pydantic import ValidationError
 from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 from torchvision.transforms.functional import center_crop
@@ -219,7 +220,7 @@ def test_scores_behind_a_varying_quality_are_means_over_draws(
     ("pipeline", "said"),
     [
         ([{"name": "blur"}], "expected one of resize, crop, jpeg, quantise, got 'blur'"),
-        ([{"name": "crop", "height": 64, "width": 4}], "at least 64x4 pixels to crop"),
+        ([{"name": "crop", "height": 64, "width": 4}], "at least 4x64 pixels to crop"),
         ([{"name": "jpeg", "quality": 0}], "expected at least 1, got 0"),
         ([{"name": "jpeg", "quality": 50, "least_quality": 50}], "below the quality, 50, got 50"),
         ([], "expected a model that runs on images"),
@@ -290,3 +291,19 @@ def test_nothing_is_drawn_outside_of_an_audit_and_the_attacker_follows_means_too
     )
     assert torch.equal(torch.get_rng_state(), before)
     assert Counting.passes >= 16 * 2 * len(images), "a mean over 16 draws in each step"
+
+
+def test_a_step_may_be_a_text_as_on_the_command_line() -> None:
+    texts = ["jpeg", "jpeg:80", "jpeg:60-90", "resize:8x4", "crop:3x2", "quantise", "quantise:16"]
+    written = [
+        {"name": "jpeg"},
+        {"name": "jpeg", "quality": 80},
+        {"name": "jpeg", "least_quality": 60, "quality": 90},
+        {"name": "resize", "width": 8, "height": 4},
+        {"name": "crop", "width": 3, "height": 2},
+        {"name": "quantise"},
+        {"name": "quantise", "levels": 16},
+    ]
+    assert AuditConfig(pipeline=texts).pipeline == AuditConfig(pipeline=written).pipeline
+    with pytest.raises(ValidationError, match=r"expected jpeg:80, .*, got 'blur:3'"):
+        AuditConfig(pipeline=["blur:3"])

@@ -254,7 +254,7 @@ def test_a_surrogate_and_files_to_come_are_held_to_their_side_too() -> None:
     [
         ([], "size 3x4x4 .channels, height, width.; this data set has 3x8x8"),
         ([{"name": "crop", "height": 6, "width": 4}], "it makes 3x6x4 of this data set's 3x8x8"),
-        ([{"name": "crop", "height": 4, "width": 9}], "at least 4x9 pixels to crop .*, got 8x8"),
+        ([{"name": "crop", "height": 4, "width": 9}], "at least 9x4 pixels to crop .*, got 8x8"),
         ([{"name": "resize", "height": 4, "width": 4}], None),
     ],
 )

@@ -216,7 +216,9 @@ def test_what_depends_on_pixels_is_refused_and_nothing_of_the_network_changes() 
 def test_a_network_for_other_images_is_refused(size: int) -> None:
     made_for_8 = nn.Sequential(nn.Flatten(), nn.Linear(64, 1))
     spec = SPEC.model_copy(update={"height": size, "width": size})
-    with pytest.raises(ModelFileError, match=f"of the declared size, 1 x {size} x {size}, got"):
+    with pytest.raises(
+        ModelFileError, match=f"of the declared size, {size}x{size} with 1 channel, got"
+    ):
         check_cost(made_for_8, spec, CostLimits())
 
 

@@ -257,7 +257,7 @@ REFUSED: dict[str, tuple[Callable[[], ModelProto | bytes], str]] = {
     ),
     "another size": (
         lambda: graph_of([helper.make_node("ReduceMean", ["x"], ["y"])], size=("batch", 3, 9, 8)),
-        "as declared, got (any, 3, 9, 8): declare --size 9x8 --channels 3",
+        "as declared, got (any, 3, 9, 8): declare --size 8x9 --channels 3",
     ),
     "a flat input": (
         lambda: graph_of([helper.make_node("ReduceMean", ["x"], ["y"])], size=("batch", 192)),

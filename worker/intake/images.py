@@ -374,8 +374,8 @@ def fitted(
     """Decoded pixels as the (C, H, W) that a model takes: grey for all channels, else RGB."""
     if pixels.shape[:2] != (height, width):
         raise UnusableImageError(
-            f"expected {height}x{width} pixels (height x width), "
-            f"got {pixels.shape[0]}x{pixels.shape[1]}"
+            f"expected {width}x{height} pixels (width x height), "
+            f"got {pixels.shape[1]}x{pixels.shape[0]}"
         )
     if pixels.ndim == 2:
         return pixels[None].repeat(channels, axis=0)

@@ -15,7 +15,14 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from adap.worker.scoring.process import EndedError, ModelProcess, PassError, Plan, Positive
+from adap.worker.scoring.process import (
+    EndedError,
+    ModelProcess,
+    PassError,
+    Plan,
+    Positive,
+    Smallest,
+)
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +103,17 @@ class Network:
             )
         self._ends = 0
         return scores
+
+    def smallest(self, positive: Positive, image: NDArray[Any], *, below: float) -> Smallest:
+        """The smallest change found by which the logit of (1, C, H, W) falls below this.
+
+        Raises RefusedError.
+        """
+        with self._used():
+            return self._ask(
+                positive,
+                lambda it: it.smallest(positive, image, below=below, limit_s=self._limit_s),
+            )
 
     def end_if_late(self) -> None:
         """End the process if an answer takes longer than its limit."""

@@ -8,6 +8,7 @@ import copy
 import logging
 import os
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
@@ -18,9 +19,11 @@ import msgpack
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from adap.core.attacks.acceleration import accelerate
+from adap.core.attacks.base import loss_and_gradient
+from adap.core.attacks.smallest import HALVINGS, smallest_change
 from adap.core.errors import AdapError
 from adap.models import loading
 from adap.models.costs import foresee, served_batch
@@ -37,6 +40,7 @@ log = logging.getLogger(__name__)
 NO_LIMITS = CostLimits(flops=2**62, bytes=2**62)
 FOR_EVER = 2**62  # passes that a network is prepared for
 PROBES = 8  # images on which a rewritten network is compared
+SMALLEST_STEPS = 60  # gradients of a search for a smallest change
 SAME = 3e-6  # float32 rounds by up to 8e-7 in a ResNet-18, more or less by processor
 
 
@@ -59,6 +63,14 @@ class Passes:
             scorer, batch = self._scorer(positive)
             if images is None:
                 answer = {"batch": batch, "bytes": self._weights()}
+            elif "below" in question:
+                answer = smallest(
+                    scorer,
+                    images,
+                    below=question["below"],
+                    limit_s=question["limit_s"],
+                    device=self._device,
+                )
             else:
                 logits = forward(scorer, [images], device=self._device, cores=question["cores"])
                 answer = {"scores": logits.tobytes()}
@@ -155,12 +167,52 @@ def forward(
     """
     if torch.get_num_threads() != cores:
         torch.set_num_threads(cores)
-    x = torch.from_numpy(np.concatenate(images)).to(device)
-    if x.dtype == torch.uint8:
-        x = x.float() / 255
+    x = _pixels(np.concatenate(images), device)
     with torch.inference_mode():
         logits: NDArray[np.float64] = _of_this_thread(scorer)(x).double().cpu().numpy()
     return logits
+
+
+def smallest(
+    scorer: nn.Module,
+    images: NDArray[Any],
+    *,
+    below: float,
+    limit_s: float,
+    device: torch.device,
+) -> dict[str, Any]:
+    """The smallest L-inf change found by which the logit of an image falls below this.
+
+    images: (1, C, H, W), uint8 or float32 in [0, 1].  limit_s: within which the search ends, with
+    fewer steps where a step takes long.
+    """
+    network = _of_this_thread(scorer)
+    x = _pixels(images, device)
+
+    def height(at: Tensor) -> Tensor:
+        height: Tensor = network(at) - below
+        return height
+
+    began = time.monotonic()
+    loss_and_gradient(height, x)
+    within = int(limit_s / (time.monotonic() - began)) - HALVINGS
+    steps = max(1, min(SMALLEST_STEPS, within))
+    changed, size = smallest_change(height, x, norm="linf", steps=steps)
+    with torch.no_grad():
+        score = float(network(changed)[0])
+    return {
+        "size": float(size[0]),
+        "score": score,
+        "steps": steps,
+        "image": x[0].cpu().numpy().tobytes(),
+        "changed": changed[0].cpu().numpy().tobytes(),
+    }
+
+
+def _pixels(images: NDArray[Any], device: torch.device) -> Tensor:
+    """(N, C, H, W) float32 in [0, 1]"""
+    x = torch.from_numpy(images).to(device)
+    return x.float() / 255 if x.dtype == torch.uint8 else x
 
 
 _local = threading.local()

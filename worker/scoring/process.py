@@ -58,6 +58,21 @@ class Plan:
     heap_bytes: int | None  # besides what torch takes; None for a GPU, whose driver keeps to none
 
 
+@dataclass(frozen=True)
+class Smallest:
+    """A change of one image, and the image: (C, H, W) float32 in [0, 1] as bytes.
+
+    size: its largest change of a pixel, in [0, 1]; infinite where none was found.
+    score: of the image that was changed.  steps: gradients that it was searched by.
+    """
+
+    size: float
+    score: float
+    steps: int
+    image: bytes
+    changed: bytes
+
+
 class EndedError(Exception):
     """The process has ended.
 
@@ -130,6 +145,21 @@ class ModelProcess:
         }
         answer = self._ask(question, parts, limit_s=limit_s)
         return np.frombuffer(answer["scores"], np.float64, count=shape[0])
+
+    def smallest(
+        self, positive: Positive, image: NDArray[Any], *, below: float, limit_s: float
+    ) -> Smallest:
+        """The smallest change found by which the logit of (1, C, H, W) falls below this.
+
+        Raises as `score` does.
+        """
+        question = {
+            "positive": positive,
+            "below": below,
+            "limit_s": limit_s / 2,  # what is left is for a machine that others use
+            "images": {"shape": list(image.shape), "dtype": image.dtype.str},
+        }
+        return Smallest(**self._ask(question, [image], limit_s=limit_s))
 
     @property
     def asked(self) -> bool:

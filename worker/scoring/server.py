@@ -6,6 +6,7 @@ A question is a frame with `ask` (see `link`):
   `data`, a list of bytes: image `files`, one `npz`, or one `tensor` of raw numbers (N, C, H, W)
   whose `dtype` and `shape` come with it. The answer holds `scores`, or `error` and `message`, with
   `reasons` where images are refused.
+- `smallest`: the same with one file, and `below`. The answer is a `process.Smallest`.
 - `cancel`: whoever asked the question of this number has left. No answer.
 - `forget`: a model was removed. - `status`: what is in memory and how large batches were.
 
@@ -18,6 +19,7 @@ import functools
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -121,6 +123,7 @@ class Server:
         ended = self._lines[writer] = asyncio.Event()
         answers: dict[str, Callable[[Frame], Awaitable[Frame]]] = {
             "score": self._score,
+            "smallest": self._smallest,
             "forget": self._forget,
             "status": self._status,
         }
@@ -191,6 +194,22 @@ class Server:
             with self._counted(lane, len(images) - count):
                 scores = await self._scored(lane, question, images)
         return {"scores": scores.tolist()}
+
+    async def _smallest(self, question: Frame) -> Frame:
+        spec = InputSpec.model_validate(question["spec"])
+        positive = None if question["positive"] is None else tuple(question["positive"])
+        wanted = Wanted(question["model_id"], question["sha256"], positive)
+        with self._lanes.of(question["tenant"]) as lane, self._counted(lane, 1):
+            image = await self._decoded(
+                lane, question["form"], question["data"], spec, fit=question.get("fit")
+            )
+            networks = await asyncio.shield(self._networks)
+            with networks.holding(wanted) as network:
+                search = functools.partial(
+                    network.smallest, positive, image, below=question["below"]
+                )
+                loop = asyncio.get_running_loop()
+                return asdict(await loop.run_in_executor(lane.loading, search))
 
     async def _decoded(
         self, lane: Lane, form: str, data: list[bytes], spec: InputSpec, *, fit: str | None

@@ -2,7 +2,7 @@
 
 import { ENDED, follow, get } from "./api.js";
 import { byId, jobMark, make, say } from "./dom.js";
-import { jobTitle, named, took, whyFailed } from "./job_words.js";
+import { calledBy, jobTitle, named, took, whyFailed } from "./job_words.js";
 import { ap, plural, progressSentence, queueSentence, when } from "./words.js";
 
 const FOLLOWED = 3; // lines that are kept open: a browser has six for a service
@@ -15,7 +15,7 @@ function title(job) {
   return make(
     "span",
     {},
-    make("a", { href: job.links.self }, jobTitle(job).replace(/ of a .*/, "")),
+    make("a", { href: job.links.self }, jobTitle(job).replace(/ of a .*/, ""), calledBy(job)),
     ...joined,
   );
 }

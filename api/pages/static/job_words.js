@@ -9,6 +9,10 @@ const names = new Map(); // by link: what a data set or model is called, once it
 
 export const jobTitle = ({ kind }) => TITLES[kind] ?? kind;
 
+export const calledBy = ({ request }) =>
+  // What whoever asked for it has called it, or what it makes.
+  typeof request.name === "string" ? make("bdi", {}, ` \u201c${request.name}\u201d`) : null;
+
 function nameOf(link) {
   if (!names.has(link)) {
     names.set(

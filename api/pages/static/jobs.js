@@ -1,7 +1,7 @@
 // The list of jobs.
 
 import { jobMark, make } from "./dom.js";
-import { jobTitle, named, took, whyFailed } from "./job_words.js";
+import { calledBy, jobTitle, named, took, whyFailed } from "./job_words.js";
 import { showList } from "./list.js";
 import { share, when } from "./words.js";
 
@@ -12,7 +12,7 @@ showList({
     make(
       "tr",
       {},
-      make("th", { scope: "row" }, make("a", { href: job.links.self }, jobTitle(job))),
+      make("th", { scope: "row" }, make("a", { href: job.links.self }, jobTitle(job), calledBy(job))),
       make(
         "td",
         {},

@@ -1,4 +1,5 @@
-// One image, scored by a model, and its place among images that the model has scored before.
+// One image, scored by a model, its place among images that the model has scored before, and how
+// little moves it out of the first of them.
 
 import { get, send } from "./api.js";
 import { byId, make, say } from "./dom.js";
@@ -10,6 +11,8 @@ const [among, positive, file] = ["among", "positive", "file"].map(byId);
 const standings = new Map(); // by the address of its places: the job
 let model = null;
 let chosen = null; // the file, as it was dropped
+let scored = null; // what came of it, where it was ranked among others
+const short = (value) => String(Number(value.toPrecision(5)));
 
 // Scores of several classes are no one ranking; those behind a pipeline are of other pixels than these.
 const alike = ({ task, pipeline }) => !task?.each && !pipeline?.length;
@@ -67,6 +70,7 @@ function take(one) {
   );
   byId("result").hidden = true;
   say(said, "");
+  offerChange(null);
 }
 
 function neighbour(item, side) {
@@ -80,7 +84,7 @@ function neighbour(item, side) {
 }
 
 function tell(score, place) {
-  const shown = String(Number(score.toPrecision(5)));
+  const shown = short(score);
   byId("result").hidden = false;
   if (place === null) {
     byId("place").textContent = `Its score is ${shown}.`;
@@ -94,6 +98,81 @@ function tell(score, place) {
   byId("neighbours").replaceChildren(neighbour(place.before, "before"), neighbour(place.behind, "behind"));
 }
 
+function formOf(field) {
+  // The image, under the name that a route has for it, and what its score is to be of.
+  const form = new FormData();
+  form.append(field, chosen, chosen.name);
+  if (byId("resize").value !== "") {
+    form.append("resize", byId("resize").value);
+  }
+  const job = standings.get(among.value);
+  if (model.manifest.output.classes) {
+    for (const name of (job && taskOf(job)) ?? [positive.value]) {
+      form.append("positive", name);
+    }
+  }
+  return form;
+}
+
+function offerChange(found) {
+  // Only where there is a ranking whose first it may leave.
+  scored = found;
+  byId("change").hidden = found === null;
+  byId("pictures").replaceChildren();
+  say(byId("found"), "");
+  if (found === null) {
+    return;
+  }
+  const { cut, examples } = found.place;
+  byId("cut").max = examples;
+  byId("cut").value = cut ?? Math.min(10, examples);
+  byId("cut-help").textContent =
+    `of ${count(examples)} images${cut === null ? "" : `, ${count(cut)} of which are positive`}`;
+}
+
+function painted(base64, words) {
+  const bytes = Uint8Array.from(atob(base64), (one) => one.charCodeAt(0));
+  const source = URL.createObjectURL(new Blob([bytes], { type: "image/png" }));
+  const free = () => URL.revokeObjectURL(source);
+  return make(
+    "figure",
+    {},
+    make("img", { class: "pixels", src: source, alt: words, load: free, error: free }),
+    make("figcaption", {}, words),
+  );
+}
+
+async function search() {
+  const { where, score: before, place } = scored;
+  const [cut, found] = [Number(byId("cut").value), byId("found")];
+  byId("pictures").replaceChildren();
+  if (place.rank > cut) {
+    say(found, `It is not among the first ${count(cut)}: its rank is ${count(place.rank)}.`, "fail");
+    return;
+  }
+  say(found, "Looking for it \u2026");
+  try {
+    const { boundary } = await get(`${where}?score=${before}&cut=${cut}`);
+    const form = formOf("image");
+    form.append("below", boundary);
+    const change = await send(`/v1/models/${model.id}/smallest-change`, form, () => {}).answer;
+    if (change.size === null) {
+      say(found, `In ${count(change.steps)} gradients of the model no change was found that moves it out. That proves nothing: where the gradient is 0 the search is blind, and an audit looks at that.`, "fail");
+      return;
+    }
+    const now = await get(`${where}?score=${change.score}`);
+    const size = `${(255 * change.size).toPrecision(3)}/255 (${change.size.toPrecision(3)})`;
+    say(found, `A change of at most ${size} in any pixel takes it from rank ${count(place.rank)} to ${count(now.rank)}, its score from ${short(before)} to ${short(change.score)}. It is the smallest that was found; a smaller one may exist.`);
+    byId("pictures").replaceChildren(
+      painted(change.original, "As the model is given it"),
+      painted(change.changed, "Changed"),
+      painted(change.difference, `The difference, ${count(Math.round(change.magnified))} times`),
+    );
+  } catch (problem) {
+    say(found, problem.detail ?? String(problem), "fail");
+  }
+}
+
 async function score() {
   if (model === null) {
     return say(said, "Choose a model first.", "fail");
@@ -102,23 +181,14 @@ async function score() {
     return say(said, "Choose an image first, or drop one above.", "fail");
   }
   say(said, "Scoring it \u2026");
+  offerChange(null);
   try {
-    const job = standings.get(among.value);
-    const form = new FormData();
-    form.append("images", chosen, chosen.name);
-    if (byId("resize").value !== "") {
-      form.append("resize", byId("resize").value);
-    }
-    const task = job && taskOf(job);
-    if (model.manifest.output.classes) {
-      for (const name of task ?? [positive.value]) {
-        form.append("positive", name);
-      }
-    }
-    const { scores } = await send(`/v1/models/${model.id}/scores`, form, () => {}).answer;
-    const place = job ? await get(`${among.value}?score=${scores[0].score}`) : null;
+    const where = among.value;
+    const { scores } = await send(`/v1/models/${model.id}/scores`, formOf("images"), () => {}).answer;
+    const place = where ? await get(`${where}?score=${scores[0].score}`) : null;
     say(said, "");
     tell(scores[0].score, place);
+    offerChange(place && { where, score: scores[0].score, place });
   } catch (problem) {
     byId("result").hidden = true;
     say(said, problem.detail ?? String(problem), "fail");
@@ -128,6 +198,10 @@ async function score() {
 byId("try").addEventListener("submit", (event) => {
   event.preventDefault();
   score();
+});
+byId("search").addEventListener("submit", (event) => {
+  event.preventDefault();
+  search();
 });
 file.addEventListener("change", () => file.files.length && take(file.files[0]));
 among.addEventListener("change", side);
