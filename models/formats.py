@@ -29,6 +29,10 @@ _WAYS = {  # out of a format whose network PyTorch does not have
     "weights",
     "torch.export": "torch.onnx.export(torch.export.load('model.pt2'), dynamo=True).save("
     "'model.onnx'), where you trust the file, writes ONNX",
+    "SavedModel": f"{_TO_ONNX.format('saved-model', 'FOLDER')} writes ONNX",
+    "Core ML": "Send the network that it was converted from",
+    "tensors lie beside": "onnx.save(onnx.load('model.onnx'), 'whole.onnx') joins them: send that",
+    "zip archive that holds": "Unpack it, and send that file itself",
     "onnxruntime": "Send the ONNX file that it was made from",
     "OpenVINO": "Send the ONNX file that it was converted from",
     "TensorRT": "Send the ONNX file that it was built from",
@@ -37,7 +41,9 @@ _WAYS = {  # out of a format whose network PyTorch does not have
 _BEGINNINGS = (
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file, for example a Keras model"),
     (b"\x93NUMPY", "a NumPy array"),
-    (b"GGUF", "a GGUF file"),
+    (b"GGUF", "a GGUF file, of a language model"),
+    (b"lmgg", "a GGML file, of a language model"),
+    (b"7767517", "a network of ncnn: send the one that it was converted from"),
     (b"version https://git-lfs", "a Git LFS pointer, so the file itself was never downloaded"),
     (b"\x1f\x8b", "a gzip archive"),
     (b"BZh", "a bzip2 archive"),
@@ -77,6 +83,12 @@ _ZIP_MEMBERS = (
     ((b"data.pkl",), _CHECKPOINT),
     ((b"model.weights.h5",), "a Keras archive" + _PROGRAM),
     ((b".npy",), "an NPZ archive of NumPy arrays"),
+    ((b"saved_model.pb",), "a zip archive of a TensorFlow SavedModel"),
+    ((b".mlmodel",), "a zip archive of a Core ML model"),
+    ((b".onnx.data",), "a zip archive of ONNX whose tensors lie beside it"),
+    ((b".onnx",), "a zip archive that holds ONNX"),
+    ((b".safetensors",), "a zip archive that holds safetensors"),
+    ((b"pytorch_model.bin",), "a zip archive that holds a PyTorch checkpoint"),
 )
 
 

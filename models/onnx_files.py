@@ -247,7 +247,8 @@ def _opened(path: Path) -> Any:
         model.ParseFromString(path.read_bytes())  # of bytes: it knows no folder to read beside
     except DecodeError as error:
         raise ModelFileError(
-            "expected a sound ONNX file, got a damaged one, or another format that begins so "
+            "expected a sound ONNX file, got one that was cut or damaged (fetch or export it "
+            "again), or another format that begins so "
             "(Core ML, TensorFlow's SavedModel: python -m tf2onnx.convert --saved-model FOLDER "
             f"--output model.onnx): {error}"
         ) from error

@@ -193,8 +193,10 @@ def _check_globals(pickled: bytes) -> set[Any]:
 
 def _weights(content: Any) -> Weights:
     """All tensors in a tree of mappings, under dotted names."""
-    if not isinstance(content, Mapping) or not content:
-        raise _refused(f"a {type(content).__name__}" if content else "an empty one")
+    if not isinstance(content, Mapping):
+        raise _refused(f"a {type(content).__name__}")
+    if not content:
+        raise _refused("an empty one")
     tensors: dict[str, Tensor] = {}
     containers: set[str] = set()
     lists: dict[str, tuple[Tensor, ...]] = {}

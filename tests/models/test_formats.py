@@ -154,6 +154,22 @@ FOREIGN: dict[str, tuple[Callable[[Path], bytes], str]] = {
     "OpenVINO": (lambda _: b'<?xml version="1.0"?><net/>', "the ONNX file that it was converted"),
     "HDF5": (lambda _: b"\x89HDF\r\n\x1a\n" + bytes(64), "an HDF5 file"),
     "ONNX": (lambda _: ONNX, "an ONNX model"),
+    "a zip of a SavedModel": (
+        lambda _: zip_of(**{"m/saved_model.pb": b"\x08\1"}),
+        "tf2onnx.convert --saved-model",
+    ),
+    "a zip of Core ML": (
+        lambda _: zip_of(**{"m.mlpackage/Data/com.apple.CoreML/model.mlmodel": b"\x08\7"}),
+        "the network that it was converted from",
+    ),
+    "a zip of ONNX in two files": (
+        lambda _: zip_of(**{"m.onnx": b"\x08\7", "m.onnx.data": b"0"}),
+        "onnx.save(onnx.load('model.onnx'), 'whole.onnx')",
+    ),
+    "a zip of a Hub's repository": (
+        lambda _: zip_of(**{"config.json": b"{}", "model.safetensors": b"0"}),
+        "a zip archive that holds safetensors. Unpack it, and send that file itself",
+    ),
     "plain zip": (lambda _: zip_of(readme=b"hello"), "a zip archive"),
     "pickle in a zip in a zip": (
         lambda canary: zip_of(inner=zip_of(payload=pickled(canary))),

@@ -229,6 +229,7 @@ EVIL: dict[str, Callable[[Path], bytes]] = {
     "sparse": lambda _: saved({"w": torch.eye(2).to_sparse()}),
     "no tensors": lambda _: saved({"w": 1.0}),
     "a list": lambda _: saved([torch.zeros(2)]),
+    "a tensor": lambda _: saved(torch.zeros(3)),
     "nothing": lambda _: saved({}),
     "half precision": lambda _: saved({"w": torch.zeros(2, dtype=torch.float16)}),
     "other names": lambda _: saved({"../w\n": torch.zeros(2)}),

@@ -475,7 +475,8 @@ def test_a_file_that_is_not_an_archive_is_named(content: bytes, got: str, tmp_pa
     assert reason.startswith(
         f"expected a zip or tar of class folders, an NPZ or Parquet, got {got}"
     )
-    assert ("adap dataset add FOLDER" in reason) == ("archive" in got)
+    assert ("adap dataset add FOLDER" in reason) != ("NumPy" in got)
+    assert ("unpack it" in reason) == ("archive" in got)
 
 
 def test_the_limit_on_the_file_is_named(tmp_path: Path) -> None:

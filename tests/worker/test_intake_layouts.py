@@ -167,7 +167,27 @@ def test_labels_in_files_that_are_not_read_are_refused_with_the_way_on(
 
 def test_names_that_only_count_are_no_labels(tmp_path: Path) -> None:
     told = reasons(images("x", [f"IMG_{i:04}" for i in range(6)]), tmp_path)
-    assert told == ["expected at least two classes, got 'x' alone: a ranking needs negatives"]
+    assert told == [
+        "expected at least two classes, got 'x' alone: a ranking needs negatives; labels are read "
+        "from class folders, or from a metadata.csv (file_name,label) beside the images"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("beside", "told"),
+    [
+        ({f"labels/{i}.txt": b"cat\n" if i % 2 else b"dog\n" for i in range(8)}, "'dog': write a"),
+        ({f"labels/{i}.txt": b"%d" % (i % 2) for i in range(8)}, "one image, '0': write a"),
+        ({"dataset.json": b'{"labels": [["x/0.png", 0]]}'}, "and not from 'dataset.json'"),
+        ({"data.yaml": b"names: [cat, dog]"}, "and not from 'data.yaml'"),
+    ],
+)
+def test_labels_in_files_of_another_form_are_refused_with_the_table_to_write(
+    beside: dict[str, bytes], told: str, tmp_path: Path
+) -> None:
+    (reason, *_) = reasons({**images("x", range(8)), **beside}, tmp_path)
+    assert told in reason
+    assert "metadata.csv" in reason
 
 
 def test_many_lines_without_a_label_are_one_reason_and_say_which_split(tmp_path: Path) -> None:

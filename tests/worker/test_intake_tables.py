@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from adap.core.config import DatasetOptions
+from adap.core.config import SPLITS, DatasetOptions
 from adap.core.datasets import ImageSet
 from adap.worker.intake import IntakeLimits, Rejected, read_dataset
 from adap.worker.intake.notes import Notes
@@ -290,10 +290,37 @@ def test_labels_that_look_like_no_classes_are_a_caution(odd: Any, tmp_path: Path
 def test_several_tables_by_other_names_are_refused_with_what_to_do(tmp_path: Path) -> None:
     text = FRAME.to_csv(index=False).encode()
     with pytest.raises(Rejected) as caught:
-        read({**IMAGES, "train.csv": text, "test.csv": text}, tmp_path)
-    assert "join them to a metadata.csv with a column `split`" in caught.value.reasons[-1]
+        read({**IMAGES, "first.csv": text, "second.csv": text}, tmp_path)
+    assert "join them to a metadata.csv with a column `split`" in caught.value.reasons[0]
     made = read({**IMAGES, "train.csv": text, "sample_submission.csv": text}, tmp_path)
     assert labels(made) == FRAME.label.tolist()
+
+
+@pytest.mark.parametrize("folders", [("train", "test"), ("images/Train_Images", "images/test")])
+@pytest.mark.parametrize("suffix", [".png", ""])
+def test_a_table_for_each_split_is_read_with_its_split(
+    folders: tuple[str, str], suffix: str, tmp_path: Path
+) -> None:
+    """As competitions have them: names recur, and the test set may have no labels."""
+    train, test = folders
+    members = {f"{train}/{i}.png": png(i) for i in range(6)}
+    members |= {f"{test}/{i}.png": png(50 + i) for i in range(4)}
+    frame = pd.DataFrame({"id": [f"{i}{suffix}" for i in range(6)], "label": ["cat", "dog"] * 3})
+    members["train.csv"] = frame.to_csv(index=False).encode()
+    members["test.csv"] = frame[:4].assign(label=["dog", "cat"] * 2).to_csv(index=False).encode()
+    members["sample_submission.csv"] = frame[:4].to_csv(index=False).encode()
+    made = read(members, tmp_path)
+    assert made.splits is not None
+    found = {
+        name: (made.label_of(i), SPLITS[made.splits[i]]) for i, name in enumerate(made.example_ids)
+    }
+    assert found == {f"{train}/{i}.png": (["cat", "dog"][i % 2], "train") for i in range(6)} | {
+        f"{test}/{i}.png": (["dog", "cat"][i % 2], "test") for i in range(4)
+    }
+    bare = {**members, "test.csv": frame[:4].drop(columns="label").to_csv(index=False).encode()}
+    assert "leave that folder out" in refusal(bare, tmp_path)
+    alone = {name: content for name, content in bare.items() if not name.startswith(test)}
+    assert labels(read(alone, tmp_path)) == frame.label.tolist()
 
 
 CLASS_FOLDERS = {f"{name}/{i}.png": png(9 * k + i) for k, name in enumerate("ab") for i in (1, 2)}

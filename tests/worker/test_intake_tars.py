@@ -250,13 +250,13 @@ def test_a_name_that_is_no_plain_path_is_refused_and_nothing_written(
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
-        (tarfile.SYMTYPE, "a link or a device"),
-        (tarfile.LNKTYPE, "a link or a device"),
-        (tarfile.CHRTYPE, "a link or a device"),
-        (tarfile.BLKTYPE, "a link or a device"),
-        (tarfile.FIFOTYPE, "a link or a device"),
+        (tarfile.SYMTYPE, "got a link: pack it with --dereference"),
+        (tarfile.LNKTYPE, "--hard-dereference"),
+        (tarfile.CHRTYPE, "got a device: leave it out"),
+        (tarfile.BLKTYPE, "got a device: leave it out"),
+        (tarfile.FIFOTYPE, "got a device: leave it out"),
         (tarfile.GNUTYPE_SPARSE, "a sparse one"),
-        (b"M", "a link or a device"),
+        (b"M", "got a device: leave it out"),
     ],
 )
 def test_links_devices_and_sparse_files_are_refused(kind: bytes, said: str, tmp_path: Path) -> None:

@@ -85,7 +85,9 @@ class Archive:
             ) from error
         except (*_DAMAGED, OSError) as error:
             self.close()
-            raise Rejected(f"expected a sound zip archive, got a damaged one: {error}") from error
+            raise Rejected(
+                f"expected a sound zip archive, got a damaged one: {error}: pack or send it again"
+            ) from error
         # sorted, so that the order of examples does not depend on who packed them
         self.names = tuple(sorted(self._members))
 
@@ -206,7 +208,7 @@ class Listing:
         if not name or name == "./":
             return None  # the folder that everything lies in
         if name in self.names:
-            self.reasons.add(f"{shown(name)}: expected each name once, got it again")
+            self.reasons.add(f"{shown(name)}: expected each name once, got it again: pack it anew")
         elif _is_left_behind(name):
             self.left_behind.append(name)
         elif not is_folder:
@@ -269,11 +271,14 @@ class _ShortReads(io.FileIO):
 def _problem(info: zipfile.ZipInfo, limits: IntakeLimits) -> str | None:
     """Why this member is refused, if it is."""
     if info.flag_bits & _ENCRYPTED:
-        return "expected a file that is not encrypted"
+        return "expected a file that is not encrypted: pack it again without a password"
     if S_IFMT(info.external_attr >> 16) not in (0, S_IFREG, S_IFDIR):
         return "expected a plain file, got a link or a device"
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        return "expected a file that is stored or deflated, got another compression"
+        return (
+            "expected a file that is stored or deflated, got another compression: pack it again as "
+            "zip -r does"
+        )
     if info.filename.endswith(_SIZED) and "/" not in info.filename:
         return None
     if info.file_size > max(RATIO_FREE_BYTES, limits.ratio * info.compress_size):
@@ -302,7 +307,10 @@ def _name_problem(name: str) -> str | None:
         return None
     parts = name.removesuffix("/").split("/")
     if "\\" in name or ":" in parts[0] or any(part in ("", ".", "..") for part in parts):
-        return "expected a relative name without empty, '.' or '..' parts, backslashes or drives"
+        return (
+            "expected a relative name without empty, '.' or '..' parts, backslashes or drives: "
+            "pack it again from inside its folder"
+        )
     return None
 
 
@@ -330,4 +338,4 @@ def _check_overlap(infos: Sequence[zipfile.ZipInfo], *, size: int, reasons: Reas
 
 
 def _damaged(name: str, error: Exception) -> Rejected:
-    return Rejected(f"{shown(name)}: expected a sound member of the zip, got {error}")
+    return Rejected(f"{shown(name)}: expected a sound member of the zip, got {error}: pack it anew")

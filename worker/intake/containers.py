@@ -48,8 +48,10 @@ _BEGINNINGS = (
         "write Parquet: dataset.to_parquet('train.parquet')",
     ),
     (re.compile(rb".{16}\xde\xc0\xef\xbe", re.DOTALL), "LMDB", _FILES),
+    # a length of 64 bits and its checksum, then the first field of an Example
+    (re.compile(rb".{4}\0{4}.{4}\n", re.DOTALL), "TFRecord", _FILES),
 )
-_ARCHIVE = re.compile(rb"PK\x03\x04|Rar!|7z\xbc\xaf\x27\x1c")
+_ARCHIVE = re.compile(rb"PK\x03\x04|Rar!|7z\xbc\xaf\x27\x1c|PAR1")
 _NAMES = (  # of a file, with its folders
     (re.compile(r"(.*/)?((data|test)_batch(_\d)?(\.bin)?|cifar-100?-[^/]+/.*)"), "CIFAR", _CIFAR),
     (re.compile(r".*\.tfrec(ord)?s?([-_.]\d+.*)?"), "TFRecord", _FILES),
@@ -94,9 +96,13 @@ def refuse_containers(archive: AnyArchive, images: Sequence[str]) -> None:
             head = archive.read(names[0])[:_HEAD]
         except Rejected:  # larger than an image may be: its name may tell
             head = b""
-        told = f"an archive: {_INNER}" if _ARCHIVE.match(head) else way_on_from(names[0], head)
+        told = f"{_inner(head)}: {_INNER}" if _ARCHIVE.match(head) else way_on_from(names[0], head)
         if told:
             raise Rejected(f"expected images, got {listed(names)}: {told}")
+
+
+def _inner(head: bytes) -> str:
+    return "Parquet" if head.startswith(b"PAR1") else "an archive"
 
 
 def _unpacked(head: bytes) -> bytes:

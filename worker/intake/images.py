@@ -211,7 +211,7 @@ def _by_pillow(data: bytes, rules: Rules) -> Picture:
     except UnidentifiedImageError as error:
         kind = describe(data, data[-64:])
         raise UnusableImageError(
-            f"expected a sound PNG, JPEG or WebP image, got {_foreign(data) or kind}",
+            f"expected a sound PNG, JPEG or WebP image, got {_unread(data, kind)}",
             damaged="archive" not in kind,
         ) from error
     except _UNDECODABLE as error:
@@ -221,10 +221,17 @@ def _by_pillow(data: bytes, rules: Rules) -> Picture:
     return replace(picture, came=came if "reduced" in odd else None, odd=frozenset(odd))
 
 
-def _foreign(data: bytes) -> str | None:
-    """The kind of an image that is not read, with what to do; None for anything else."""
-    kind = next((name for start, name in _FOREIGN if start.match(data)), None)
-    return None if kind is None else f"{kind}: convert to PNG, as {', '.join(FORMATS)} are read"
+def _unread(data: bytes, kind: str) -> str:
+    """What a file is that Pillow does not open, with what to do. `kind`: what its bytes tell."""
+    convert = f"convert to PNG, as {', '.join(FORMATS)} are read"
+    if foreign := next((name for start, name in _FOREIGN if start.match(data)), None):
+        return f"{foreign}: {convert}"
+    if kind.endswith("image"):
+        article, _, name = kind.partition(" ")
+        return f"{article} {name} that is damaged, or of a kind that is not read: {convert}"
+    if kind.endswith("archive"):
+        return f"{kind}: unpack it"
+    return f"{kind}: {convert}" if kind.endswith("known here") else kind
 
 
 def resized(pixels: NDArray[np.uint8], resize: Resize) -> NDArray[np.uint8]:

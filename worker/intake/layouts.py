@@ -13,7 +13,8 @@ from typing import Any
 from adap.models.header import shown
 from adap.worker.intake.archive import AnyArchive
 from adap.worker.intake.examples import suffix_of
-from adap.worker.intake.names import tidy
+from adap.worker.intake.limits import Rejected
+from adap.worker.intake.names import MAX_NAME_CHARACTERS, tidy
 from adap.worker.intake.notes import listed
 
 NAME_MARKS = ("_", "-", ".", " ")
@@ -25,6 +26,7 @@ _BOXES = (
     "boxes of objects and no label of an image: write a metadata.csv (file_name,labels) with the "
     "classes that each image shows, and | between them"
 )
+_TELLING = (".json", ".yaml", ".yml", ".xml", ".txt", ".lst", ".pkl", ".pickle", ".db", ".sqlite")
 _YOLO_LINE = re.compile(r"\d+( -?(\d+\.?\d*|\.\d+)([eE]-?\d+)?){4,}")
 
 
@@ -40,6 +42,16 @@ def way_on(archive: AnyArchive, images: Sequence[str], others: Sequence[str]) ->
         if told is not None:
             return told
     return _in_names(images)
+
+
+def one_class_alone(only: str, others: Sequence[str]) -> Rejected:
+    """The refusal of folders of one class, with where labels are read from and where not."""
+    told = [name for name in others if suffix_of(name) in _TELLING]
+    return Rejected(
+        f"expected at least two classes, got {shown(only)} alone: a ranking needs negatives; "
+        "labels are read from class folders, or from a metadata.csv (file_name,label) beside the "
+        "images" + (f", and not from {listed(told)}" if told else "")
+    )
 
 
 def _of_file(
@@ -60,6 +72,8 @@ def _of_file(
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if beside and lines and all(map(_YOLO_LINE.fullmatch, lines)):
         return f"{shown(name)} holds {_BOXES}"
+    if beside and len(lines) == 1 and len(lines[0]) <= MAX_NAME_CHARACTERS:
+        return f"{shown(name)} holds the label of one image, {shown(lines[0])}: {_WRITE}"
     parts = [line.split() for line in lines[:100]]
     told = sum(len(part) > 1 and _stem(part[0]) in stems for part in parts)
     if told > max(0, len(parts) - 1 - _HEAD_LINES):

@@ -5,7 +5,9 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 
+from adap.core.config import Split
 from adap.models.header import shown
+from adap.worker.intake.splits import splits_of
 
 _SUFFIX = re.compile(r"\.(png|jpe?g|webp|bmp|gif|tiff?|dcm)$", re.IGNORECASE)
 
@@ -23,12 +25,20 @@ class Images:
         self._alike = Counter(bases)
         self._guesses = [_unique(bases, images), _unique(stems, images)]
 
-    def find(self, root: str, file_name: str) -> str | None:
-        """The image, by its path from the table's folder; else by its name, where one has it."""
+    def find(self, root: str, file_name: str, *, split: Split | None = None) -> str | None:
+        """The image, by its path from the table's folder; else by its name, where one has it.
+
+        split: of which the table is one, so that its images may lie in the folder of that split.
+        """
         path = _path(file_name)
         inside = f"{root}/" if root else ""
         if (exact := inside + path) in self._images:
             return self._take(exact)
+        if split is not None and (folder := self._folders.get(split)) is not None:
+            below = f"{folder}/{path}"
+            found = below if below in self._images else self._plainly.get(_plain(below))
+            if found is not None:
+                return self._take(found)
         base = _base(path)
         guess = next(filter(None, (guesses.get(base) for guesses in self._guesses)), None)
         if guess is None:
@@ -47,6 +57,14 @@ class Images:
     def left(self) -> list[str]:
         """The images that no line named."""
         return list(self._left)
+
+    @cached_property
+    def _folders(self) -> dict[Split, str]:
+        """The folder of images of each split, where its name says that and one folder does."""
+        folders = sorted({name.rpartition("/")[0] for name in self._images})
+        splits = splits_of(folders)
+        counts = Counter(splits.values())
+        return {split: folder for folder, split in splits.items() if counts[split] == 1}
 
     @cached_property
     def _plainly(self) -> dict[str, str]:

@@ -25,7 +25,6 @@ from adap.worker.intake.containers import refuse_containers, way_on_from
 from adap.worker.intake.counts import (
     check_class_count,
     check_counts,
-    check_two_classes,
     label_matrix,
     looks_missing,
 )
@@ -34,7 +33,7 @@ from adap.worker.intake.equal import alike
 from adap.worker.intake.examples import Example, is_no_image, suffix_of
 from adap.worker.intake.folders import by_folders
 from adap.worker.intake.held_out import with_test_split
-from adap.worker.intake.layouts import way_on
+from adap.worker.intake.layouts import one_class_alone, way_on
 from adap.worker.intake.limits import IntakeLimits, Rejected
 from adap.worker.intake.masks import refuse_masks
 from adap.worker.intake.named import by_names
@@ -47,8 +46,10 @@ from adap.worker.intake.tables import (
     are_one_each,
     by_tables,
     columns_asked,
+    splits_of_tables,
     tables_among,
     tables_asked,
+    with_labels,
 )
 from adap.worker.intake.tars import SUFFIXES as TAR_SUFFIXES
 from adap.worker.intake.tars import Tars, are_a_series, is_tar, stem
@@ -246,6 +247,8 @@ def _kind(path: Path, size: int) -> Literal["zip", "parquet", "tar"]:
     kind = describe(head, tail)
     if "archive" in kind and told is None:
         kind += ": unpack it, and send the folder (adap dataset add FOLDER) or a zip of it"
+    elif told is None and ":" not in kind:
+        kind += ": put the images into class folders, and send the folder (adap dataset add FOLDER)"
     raise Rejected(f"expected a zip or tar of class folders, an NPZ or Parquet, got {told or kind}")
 
 
@@ -355,7 +358,11 @@ def _arrange(
         notes.step(f"ignored: {listed(archive.left_behind)}")
     refuse_containers(archive, images)
     if not images:
-        raise Rejected("expected images in class folders, got an archive without any")
+        among = f", of {counted(len(others), 'file')} ({listed(others)})" if others else ""
+        raise Rejected(
+            f"expected images in class folders, got an archive without any{among}: add them as PNG "
+            "or JPEG files"
+        )
     multilabel = False
     samples = None if tables else find_samples(images, others, shards=shards)
     if samples is not None:
@@ -382,16 +389,21 @@ def _arrange(
             refuse_masks(images)
             examples = by_folders(images, declared=options.folders, notes=notes)
             if len({example.labels for example in examples}) < 2:
-                check_two_classes([examples[0].labels[0]])
+                raise one_class_alone(examples[0].labels[0], others)
         except Rejected as rejected:
             # a table by another name, where folders say nothing
             tables = tables_among(others)
             several = len(tables) > 1 and not are_one_each(tables, images)
+            if several:
+                labelled = with_labels(archive, tables, options)
+                several = len(labelled) != 1 and not splits_of_tables(labelled)
+                tables = tables if several else labelled
             if several and options.folders is None:
-                rejected.reasons.append(
+                rejected.reasons.insert(
+                    0,
                     f"got the tables {listed(tables)}: if one says the labels, call it "
                     "metadata.csv and leave the others out; if each says those of a split, join "
-                    "them to a metadata.csv with a column `split`"
+                    "them to a metadata.csv with a column `split`",
                 )
             if not tables or several or options.folders is not None:
                 if not tables and (way := way_on(archive, images, others)):

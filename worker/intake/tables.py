@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os.path import commonpath
 
-from adap.core.config import DatasetOptions
+from adap.core.config import DatasetOptions, Split
 from adap.models.header import shown
 from adap.worker.intake.archive import AnyArchive
 from adap.worker.intake.columns import ROLES, Role, find_column, note_unread, plain, require_column
@@ -58,6 +58,8 @@ class Line:
     where: str
     root: str
     values: dict[str, Value | None]
+    place: Split | None = None  # whose folder may hold the image, as the table is called so
+    split: Split | None = None  # that the whole table is of
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,11 @@ def by_tables(
     """The examples that tables name, and whether each may have several labels."""
     roots = [table.rpartition("/")[0] for table in tables]
     inside = [f"{root}/" if root else "" for root in roots]
-    if any(a.startswith(b) for i, a in enumerate(inside) for b in inside[:i] + inside[i + 1 :]):
+    places = splits_of_tables(tables)
+    splits = places if len(tables) > 1 else {}
+    if not splits and any(
+        a.startswith(b) for i, a in enumerate(inside) for b in inside[:i] + inside[i + 1 :]
+    ):
         raise Rejected(
             "expected one metadata.csv beside the folders of images, or one in each split folder, "
             f"got {listed(tables)}: join them to one with a column `split`"
@@ -92,12 +98,15 @@ def by_tables(
     shared = commonpath(roots)
     reasons = Reasons()
     lines = (
-        Line(where, root, values)
+        Line(where, root, values, places.get(table), splits.get(table))
         for table, root in zip(tables, roots, strict=True)
         for where, values in rows_of(archive.read(table), table, reasons)
     )
     base = f"{shared}/" if shared else ""
     source = listed(tables)
+    if splits:
+        told = ", ".join(f"{shown(table)} ({split})" for table, split in splits.items())
+        notes.step(f"{counted(len(splits), 'split')} from tables {told}")
     return by_lines(lines, images, source, base=base, options=options, notes=notes, reasons=reasons)
 
 
@@ -119,6 +128,33 @@ def are_one_each(tables: Sequence[str], images: Sequence[str]) -> bool:
         and len({root.rpartition("/")[0] for root in roots}) == 1
         and all(name.startswith(tuple(f"{root}/" for root in roots)) for name in images)
     )
+
+
+def splits_of_tables(tables: Sequence[str]) -> dict[str, Split]:
+    """The split that each of the tables in one folder is of, where all names say one."""
+    stems = {table: table.rpartition("/")[2].rpartition(".")[0] for table in tables}
+    splits = splits_of(stems.values())
+    if (
+        len({table.rpartition("/")[0] for table in tables}) != 1
+        or len(set(splits.values())) != len(tables)
+        or not all(map(names_a_split_alone, stems.values()))
+    ):
+        return {}
+    return {table: splits[stem] for table, stem in stems.items()}
+
+
+def with_labels(archive: AnyArchive, tables: Sequence[str], options: DatasetOptions) -> list[str]:
+    """Those of several tables that have a column of images and one of labels."""
+    found = []
+    for table in tables:
+        columns = sorted(_header(archive, table))
+        try:
+            require_column("image", columns, _IMAGE, options)
+            require_column("label", columns, _LABEL, options)
+        except Rejected:
+            continue
+        found.append(table)
+    return found
 
 
 def columns_asked(options: DatasetOptions) -> dict[str, str]:
@@ -194,7 +230,7 @@ def by_lines(
             if len(some) <= _SOME and isinstance(text := values.get(name), str):
                 some.add(text)
         try:
-            rows.append(_read_row(values, columns, hot, line.where, line.root, index))
+            rows.append(_read_row(line, columns, hot, index))
         except ValueError as error:
             reasons.add(f"{line.where}: {error}")
     if columns is None:
@@ -240,7 +276,7 @@ def by_lines(
     notes.step(f"labels from {source}")
     if index.guessed:
         notes.step(f"{counted(index.guessed, 'image')} found by the file's name alone")
-    if columns.split is None:
+    if columns.split is None and not any(example.split for example in examples):
         examples = with_splits_of_folders(examples, options.folders, notes)
     return sorted(examples, key=lambda example: example.name), multilabel
 
@@ -369,14 +405,9 @@ def _find_columns(
         raise Rejected(f"{table}: {rejected.reasons[0]}{hint}") from rejected
 
 
-def _read_row(
-    row: Mapping[str, Value | None],
-    columns: _Columns,
-    hot: LabelColumns | None,
-    where: str,
-    root: str,
-    index: Images,
-) -> _Row:
+def _read_row(line: Line, columns: _Columns, hot: LabelColumns | None, index: Images) -> _Row:
+    row = line.values
+
     def text(column: str | None) -> str | None:
         value = None if column is None else row.get(column)
         return None if column is None else tidy(value) if isinstance(value, str) else ""
@@ -384,11 +415,11 @@ def _read_row(
     file_name = unicodedata.normalize("NFC", text(columns.image) or "")
     label = row.get(columns.label) if hot is None else hot.of(row)
     return _Row(
-        where=where,
-        name=index.find(root, file_name),
+        where=line.where,
+        name=index.find(line.root, file_name, split=line.place),
         file_name=file_name,
         label="" if label is None else label,
-        split=text(columns.split),
+        split=line.split if columns.split is None else text(columns.split),
         group=text(columns.group),
         cluster=text(columns.cluster),
     )

@@ -138,7 +138,10 @@ class Tars:
             ) from error
         except (*_DAMAGED, OSError) as error:
             kind = describe(start, start)
-            raise Rejected(f"{what}expected a sound tar, got {kind}: {str(error)[:200]}") from error
+            way = "pack or send it again" if kind == "a tar archive" else "unpack it, and send that"
+            raise Rejected(
+                f"{what}expected a sound tar, got {kind} ({str(error)[:200]}): {way}"
+            ) from error
 
     def _add_member(self, folder: str, info: tarfile.TarInfo, file: int) -> None:
         inside = info.name
@@ -235,7 +238,9 @@ def _problem(info: tarfile.TarInfo) -> str | None:
         return "expected a plain file, got a sparse one: pack it without --sparse"
     if info.isdir() or info.type in _PLAIN:
         return None
-    return "expected a plain file, got a link or a device: pack it with --dereference"
+    if info.issym() or info.islnk():
+        return "expected a plain file, got a link: pack it with --dereference --hard-dereference"
+    return "expected a plain file, got a device: leave it out"
 
 
 def _decompressed(path: Path, head: bytes) -> IO[bytes]:
