@@ -58,6 +58,9 @@ class Dataset(Answer):
         description="the classes that count as positive where neither a request nor a model names "
         "any; null where that is not plain from their names"
     )
+    note: str | None = Field(
+        description="what was noted about it, see PATCH /v1/datasets/{dataset_id}"
+    )
 
 
 class StoredImage(Answer):
@@ -496,6 +499,7 @@ def dataset_answer(row: DatasetRow) -> Dataset:
         sha256=row.content_sha256,
         summary=summary,
         positive=None if summary is None else plainly_positive(summary),
+        note=row.note,
     )
 
 

@@ -117,6 +117,7 @@ def dataset(item: Json) -> RenderableType:
             (
                 ("id", item["id"]),
                 ("name", item["name"]),
+                ("note", item["note"]),
                 ("status", status(item["status"])),
                 ("reasons", "\n".join(reasons(item["reasons"]))),
                 ("added", when(item["created_at"])),

@@ -84,6 +84,7 @@ class Dataset(Value):
     sha256: str | None
     summary: dict[str, Any] | None
     positive: list[str] | None
+    note: str | None
 
 
 class Model(Value):

@@ -103,6 +103,7 @@ class Asset:
     content_sha256: Mapped[str | None] = mapped_column(index=True)  # the stored form, once ready
     stored_bytes: Mapped[int | None]  # of whichever of the two there is
     job_id: Mapped[str | None]  # the job that checks or makes it
+    note: Mapped[str | None]  # of whoever looks after it
     deleted_at: Mapped[float | None]  # the row stays, as reports of old jobs refer to it
 
 
@@ -121,7 +122,6 @@ class ModelRow(Asset, Table):
 
     manifest: Mapped[dict[str, Any] | None]
     findings: Mapped[dict[str, Any] | None]  # of the probe at intake
-    note: Mapped[str | None]  # of whoever looks after it
 
 
 class JobRow(Table):

@@ -1,4 +1,4 @@
-"""Data sets: upload, look at, download, remove."""
+"""Data sets: upload, look at, rename and annotate, download, remove."""
 
 import json
 from typing import Annotated, Any
@@ -14,6 +14,7 @@ from adap.api.errors import POSTED, ApiError, explain_validation, problems
 from adap.api.guarded import GuardedRoute
 from adap.api.idempotency import IdempotencyDep
 from adap.api.listing import After, Limit, Match, Search, SortedBy, having, matching, page
+from adap.api.noting import Change
 from adap.api.pages import PAGE, views, wants_page
 from adap.api.schemas import Dataset, Page, Status, dataset_answer
 from adap.core.config import DatasetOptions, Identifier, Name
@@ -234,6 +235,18 @@ def download_dataset(
         assets.require_ready(row)
     assert row.content_sha256 is not None
     return assets.content(request, house, row.content_sha256, filename=f"{row.id}.safetensors")
+
+
+@router.patch("/{dataset_id}", responses=problems("not_found"))
+def change_dataset(dataset_id: AssetId, change: Change, house: HouseDep, caller: Writer) -> Dataset:
+    """Call a data set otherwise, or note something about it; what is left out stays.
+
+    Reports and jobs that there are keep the name that it had.
+    """
+    with house.database.writing() as session:
+        row = assets.find(session, DatasetRow, dataset_id, caller)
+        change.make(row)
+        return dataset_answer(row)
 
 
 @router.delete("/{dataset_id}", status_code=204, responses=problems("not_found", "in_use"))

@@ -5,12 +5,9 @@ from typing import Annotated, Literal, Protocol, TypeVar
 from fastapi import APIRouter, BackgroundTasks, Form, Query, Request, Response, UploadFile
 from fastapi.concurrency import run_in_threadpool
 from pydantic import (
-    AfterValidator,
-    BaseModel,
     ConfigDict,
     Field,
     ValidationError,
-    model_validator,
 )
 from sqlalchemy import select
 
@@ -29,6 +26,7 @@ from adap.api.errors import POSTED, ApiError, explain_validation, problems
 from adap.api.guarded import GuardedRoute
 from adap.api.idempotency import IdempotencyDep
 from adap.api.listing import After, Limit, Match, Search, SortedBy, having, matching, page
+from adap.api.noting import Change
 from adap.api.pages import PAGE, views, wants_page
 from adap.api.routes.jobs import wait_until_done
 from adap.api.schemas import Model, Page, Status, model_answer
@@ -38,7 +36,6 @@ from adap.models import catalogue
 from adap.models.header import ONE_LOGIT, Declaration, InputSpec, OutputSpec
 from adap.store import jobs
 from adap.store.tables import AssetStatus, JobKind, JobRow, JobStatus, ModelRow
-from adap.wording import as_written
 
 router = APIRouter(prefix="/v1/models", tags=["models"], route_class=GuardedRoute)
 
@@ -104,37 +101,6 @@ class ModelForm(NamedFields):
         examples=["model_ema"],
     )
     positive: Positive = None
-
-
-def _lines(text: str) -> str:
-    for line in text.splitlines():
-        as_written(line, what="a note")
-    return text.strip()
-
-
-Note = Annotated[str, Field(max_length=2000), AfterValidator(_lines)]
-
-
-class ModelChange(BaseModel):
-    """`PATCH /v1/models/{model_id}`."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        strict=True,
-        json_schema_extra={"examples": [{"note": "the one that runs at the gate since May"}]},
-    )
-
-    name: Name | None = Field(None, description="what lists call it from now on")
-    note: Note | None = Field(
-        None, description="what to know about it, in lines; an empty text takes it away"
-    )
-
-    @model_validator(mode="after")
-    def _something(self) -> "ModelChange":
-        if self.name is None and self.note is None:
-            raise ValueError("expected name, note or both, got neither")
-        return self
 
 
 class Declared(Protocol):
@@ -350,17 +316,14 @@ def _export_job(house: House, caller: Caller, model_id: str) -> JobRow:
 
 
 @router.patch("/{model_id}", responses=problems("not_found"))
-def change_model(model_id: AssetId, change: ModelChange, house: HouseDep, caller: Writer) -> Model:
+def change_model(model_id: AssetId, change: Change, house: HouseDep, caller: Writer) -> Model:
     """Call a model otherwise, or note something about it; what is left out stays.
 
     Reports and jobs that there are keep the name that it had.
     """
     with house.database.writing() as session:
         row = assets.find(session, ModelRow, model_id, caller)
-        if change.name is not None:
-            row.name = change.name
-        if change.note is not None:
-            row.note = change.note or None
+        change.make(row)
         return model_answer(row)
 
 

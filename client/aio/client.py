@@ -404,6 +404,14 @@ class _Named(_Resource):
 class _Asset(_Named):
     _among = ({}, {"status": "rejected"})  # which a list leaves out unless it is asked for them
 
+    async def change(
+        self, asset_id: str, *, name: str | None = None, note: str | None = None
+    ) -> Json:
+        """Call one otherwise, or note something about it; an empty note takes it away."""
+        told = {"name": name, "note": note}
+        change = {field: value for field, value in told.items() if value is not None}
+        return await self._client.patch(f"{self.path}/{asset_id}", json=change)
+
 
 class Uploads(_Resource):
     """`/v1/uploads`: files in parts, which `datasets.add` and `models.add` use above 64 MiB."""
@@ -572,14 +580,6 @@ class Models(_Asset):
             )
         path = f"{self.path}/{model_id}/content?format={target.suffix.removeprefix('.')}"
         await self._client.download(path, target)
-
-    async def change(
-        self, model_id: str, *, name: str | None = None, note: str | None = None
-    ) -> Json:
-        """Call one otherwise, or note something about it; an empty note takes it away."""
-        told = {"name": name, "note": note}
-        change = {field: value for field, value in told.items() if value is not None}
-        return await self._client.patch(f"{self.path}/{model_id}", json=change)
 
     async def remove(self, model_id: str) -> None:
         """Remove one that no job uses."""

@@ -15,7 +15,17 @@ from rich.console import Console
 
 from adap.client import show
 from adap.client.client import ClientError, JobFailedError, Json
-from adap.client.commands.options import After, AssetStatus, DatasetRef, Limit, Seed, Watch
+from adap.client.commands.options import (
+    After,
+    AssetStatus,
+    DatasetRef,
+    Limit,
+    NewName,
+    Note,
+    Seed,
+    Watch,
+    change,
+)
 from adap.client.commands.session import session
 from adap.client.commands.uploads import RejectedError, being_checked, uploading
 from adap.client.packing import pack_folder
@@ -205,6 +215,17 @@ def show_dataset(context: typer.Context, dataset_id: DatasetRef) -> None:
     here = session(context)
     dataset_id = here.the(here.client.datasets, dataset_id)
     dataset = here.client.datasets.show(dataset_id)
+    here.answer(dataset, show.dataset(dataset))
+
+
+@app.command("edit")
+def edit_dataset(
+    context: typer.Context, dataset_id: DatasetRef, name: NewName = None, note: Note = None
+) -> None:
+    """Call a data set otherwise, or note something about it."""
+    here = session(context)
+    told = change(name, note)
+    dataset = here.client.datasets.change(here.the(here.client.datasets, dataset_id), **told)
     here.answer(dataset, show.dataset(dataset))
 
 

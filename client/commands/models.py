@@ -11,7 +11,16 @@ import typer
 
 from adap.client import show
 from adap.client.client import JobFailedError, Json
-from adap.client.commands.options import After, AssetStatus, Limit, ModelRef, Watch
+from adap.client.commands.options import (
+    After,
+    AssetStatus,
+    Limit,
+    ModelRef,
+    NewName,
+    Note,
+    Watch,
+    change,
+)
 from adap.client.commands.requests import parse_json
 from adap.client.commands.session import Session, session
 from adap.client.commands.uploads import RejectedError, being_checked, uploading
@@ -204,19 +213,12 @@ def _export_state_dict(here: Session, model_id: str, target: Path) -> None:
 
 @app.command("edit")
 def edit_model(
-    context: typer.Context,
-    model_id: ModelRef,
-    name: Annotated[str | None, typer.Option("--name", help="What to call it from now on.")] = None,
-    note: Annotated[
-        str | None,
-        typer.Option("--note", help="What to know about it; an empty text takes it away."),
-    ] = None,
+    context: typer.Context, model_id: ModelRef, name: NewName = None, note: Note = None
 ) -> None:
     """Call a model otherwise, or note something about it."""
     here = session(context)
-    if name is None and note is None:
-        raise typer.BadParameter("expected --name, --note or both, got neither")
-    model = here.client.models.change(here.the(here.client.models, model_id), name=name, note=note)
+    told = change(name, note)
+    model = here.client.models.change(here.the(here.client.models, model_id), **told)
     here.answer(model, show.model(model))
 
 

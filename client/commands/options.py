@@ -24,6 +24,10 @@ Watch = Annotated[
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Say what it would do and cost, and start nothing.")
 ]
+NewName = Annotated[str | None, typer.Option("--name", help="What to call it from now on.")]
+Note = Annotated[
+    str | None, typer.Option("--note", help="What to know about it; an empty text takes it away.")
+]
 ConfigFile = Annotated[
     Path | None,
     typer.Option(
@@ -68,3 +72,10 @@ Seed = Annotated[int | None, typer.Option(help="Of every random choice.")]
 Split = Annotated[
     str | None, typer.Option(help="train, validation or test; by default test where there is one.")
 ]
+
+
+def change(name: str | None, note: str | None) -> dict[str, str | None]:
+    """What `edit` was told. Raises BadParameter where it was nothing."""
+    if name is None and note is None:
+        raise typer.BadParameter("expected --name, --note or both, got neither")
+    return {"name": name, "note": note}

@@ -50,6 +50,7 @@ BODIES: dict[str, dict[str, Any]] = {  # of routes with an id, such that nothing
     },
     "GET /v1/rankings/{job_id}/place": {"params": {"score": 0}},
     "GET /v1/audits/{job_id}/place": {"params": {"score": 0}},
+    "PATCH /v1/datasets/{dataset_id}": {"json": {"note": "theirs"}},
     "PATCH /v1/models/{model_id}": {"json": {"note": "theirs"}},
     "PUT /v1/uploads/{upload_id}/parts/{number}": {"content": b"0123456789"},
     "POST /v1/uploads/{upload_id}/complete": {"json": {"sha256": "0" * 64}},

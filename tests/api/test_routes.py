@@ -122,9 +122,12 @@ def test_a_data_set_says_which_class_is_plainly_the_positive_one(
     assert api.http.get(f"/v1/datasets/{dataset_id}").json()["positive"] == positive
 
 
-def test_a_model_is_called_otherwise_and_noted_about(api: Api, problem: Check) -> None:
-    model_id = api.model(name="first")
-    path = f"/v1/models/{model_id}"
+@pytest.mark.parametrize(("kind", "prefix"), [("dataset", "ds"), ("model", "mdl")])
+def test_data_sets_and_models_are_called_otherwise_and_noted_about(
+    api: Api, problem: Check, kind: str, prefix: str
+) -> None:
+    asset_id = getattr(api, kind)(name="first")
+    path = f"/v1/{kind}s/{asset_id}"
     noted = api.http.patch(path, json={"note": " at the gate\nsince May \n"}).json()
     assert (noted["name"], noted["note"]) == ("first", "at the gate\nsince May")
     renamed = api.http.patch(path, json={"name": "second"}).json()
@@ -139,9 +142,10 @@ def test_a_model_is_called_otherwise_and_noted_about(api: Api, problem: Check) -
     ):
         problem(api.http.patch(path, json=refused), 422, "invalid_request")
     assert api.http.get(path).json() == renamed
-    assert [m["id"] for m in api.http.get("/v1/models?match=second").json()["data"]] == [model_id]
+    listed = api.http.get(f"/v1/{kind}s?match=second").json()["data"]
+    assert [one["id"] for one in listed] == [asset_id]
     assert api.http.patch(path, json={"note": ""}).json()["note"] is None
-    unknown = f"/v1/models/mdl_{'0' * 26}"
+    unknown = f"/v1/{kind}s/{prefix}_{'0' * 26}"
     problem(api.http.patch(unknown, json={"note": "lost"}), 404, "not_found")
 
 

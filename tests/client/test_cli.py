@@ -43,7 +43,7 @@ NO_JOB = f"job_{'0' * 26}"
 NO_KEY = f"key_{'0' * 26}"
 NO_SWEEP = f"swp_{'0' * 26}"
 COMMANDS = """
-    up  demo  doctor  backup  restore  dataset add|list|show|remove
+    up  demo  doctor  backup  restore  dataset add|list|show|edit|remove
     model add|list|show|export|edit|remove  train  sweep  sweeps list|show|watch|cancel  audit  rank
     leaderboard  score  jobs list|show|watch|cancel|retry
     report show|open|save|remove|keygen|canonical|sign|verify

@@ -213,6 +213,14 @@ def test_from_files_to_a_report_with_what_is_refused_mended_in_place(
     tab.wait_for_url("**/report")
     assert "our photos" in tab.inner_text("main")
 
+    tab.goto("/datasets")
+    tab.click("#list a:has-text('our photos')")
+    tab.click("text=Its name and a note")
+    tab.fill("#change [name=note]", "from the old gate")
+    tab.click("button:text-is('Save')")
+    tab.wait_for_selector(".note:has-text('from the old gate')")
+    visitor.judge()
+
     tab.goto("/models")
     tab.click("#list a")
     tab.click("text=Its name and a note")

@@ -57,6 +57,7 @@ def upgrade() -> None:
     op.create_table(
         "datasets",
         sa.Column("summary", sa.JSON(none_as_null=True), nullable=True),
+        sa.Column("note", sa.String(), nullable=True),
         sa.Column("id", sa.String(), nullable=False),
         sa.Column("tenant", sa.String(), nullable=False),
         sa.Column("name", sa.String(), nullable=False),

@@ -1,4 +1,4 @@
-// The name and the note of a model, changed on its page.
+// The name and the note of a data set or a model, changed on its page.
 
 import { call } from "./api.js";
 import { byId, say } from "./dom.js";
@@ -10,7 +10,7 @@ form.addEventListener("submit", async (event) => {
   event.preventDefault();
   const [name, note] = [form.elements.name.value.trim(), form.elements.note.value];
   try {
-    await call("PATCH", form.dataset.model, { json: { name, note } });
+    await call("PATCH", form.dataset.asset, { json: { name, note } });
     location.reload();
   } catch (problem) {
     const items = problem.errors?.length ? problem.errors : [{ detail: problem.detail ?? String(problem) }];
