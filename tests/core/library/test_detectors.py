@@ -4,8 +4,12 @@ The judges: the detector's own answers, and finite steps along the gradient.
 """
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
+from onnx import helper, numpy_helper
+from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -130,3 +134,78 @@ class Classifier(nn.Module):
 def test_what_is_no_detector_is_refused_in_a_sentence(wrong, said):
     with pytest.raises((adap.ConfigError, adap.ModelError), match=said):
         wrong()
+
+
+THRESHOLD = 0.3  # of the detector that the graph below holds, below which it has no box
+
+
+def onnx_detector(weight: np.ndarray) -> onnx.ModelProto:
+    """An image to boxes that NonMaxSuppression leaves, as exported detectors have it; `raw` is what
+    it chooses from: (1, classes, 16) scores of boxes in a grid of 4 x 4."""
+    corners = [(r, c, r + 5, c + 5) for r in range(0, 16, 4) for c in range(0, 16, 4)]
+    held = {
+        "weight": weight.astype(np.float32),
+        "boxes": np.array([corners], np.float32),
+        "grid": np.array([1, len(weight), 16]),
+        "most": np.array([8]),
+        "overlap": np.array([0.5], np.float32),
+        "least": np.array([THRESHOLD], np.float32),
+        "second": np.array(1),
+    }
+    nodes = [
+        helper.make_node("Conv", ["image", "weight"], ["seen"], strides=[4, 4]),
+        helper.make_node("Sigmoid", ["seen"], ["sure"]),
+        helper.make_node("Reshape", ["sure", "grid"], ["raw"]),
+        helper.make_node(
+            "NonMaxSuppression", ["boxes", "raw", "most", "overlap", "least"], ["selected"]
+        ),
+        helper.make_node("GatherND", ["raw", "selected"], ["scores"]),
+        helper.make_node("Gather", ["selected", "second"], ["labels"], axis=1),
+    ]
+    number, whole = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
+    graph = helper.make_graph(
+        nodes,
+        "detector",
+        [helper.make_tensor_value_info("image", number, [1, 3, 16, 16])],
+        [
+            helper.make_tensor_value_info("scores", number, ["n"]),
+            helper.make_tensor_value_info("labels", whole, ["n"]),
+            helper.make_tensor_value_info("raw", number, [1, len(weight), 16]),
+        ],
+        [numpy_helper.from_array(value, name) for name, value in held.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
+def test_an_onnx_detector_is_audited_as_the_ranker_that_onnxruntime_makes_of_it():
+    rng = np.random.default_rng(0)
+    model = onnx_detector(rng.normal(0, 0.5, (3, 3, 4, 4)))
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    images = rng.integers(0, 256, (40, 3, 16, 16), dtype=np.uint8)
+
+    def ranker(x: np.ndarray) -> np.ndarray:
+        answers = []
+        for image in np.asarray(x, np.float32):
+            scores, labels = session.run(["scores", "labels"], {"image": image[None]})
+            answers.append({"scores": scores, "labels": labels})
+        return adap.largest_score(answers, label=2)
+
+    def judged(x: np.ndarray) -> np.ndarray:
+        """The surest of all places, as no box suppresses a surer one."""
+        raw = [session.run(["raw"], {"image": one[None]})[0][0, 2].max() for one in x]
+        return np.where(np.array(raw) > THRESHOLD, raw, 0)
+
+    x = images.astype(np.float32) / 255
+    clean = judged(x)
+    labels = (clean + rng.normal(0, 0.03, 40) > np.quantile(clean, 0.6)).astype(int)
+    square = adap.Square(queries=25)
+    report = adap.audit(
+        ranker, images, labels, epsilon=0.1, attacks=square, checks="off", progress=False
+    )
+    assert report.clean.ap == pytest.approx(average_precision_score(labels, clean))
+    attacked = adap.attack(ranker, x, labels, square, epsilon=0.1)
+    found = judged(np.asarray(attacked, np.float32))
+    signs = 2 * labels - 1
+    worst = np.where(signs * found < signs * clean, found, clean)
+    assert report.worst_case.ap == pytest.approx(average_precision_score(labels, worst), abs=0.1)
+    assert report.worst_case.ap < report.clean.ap - 0.1
