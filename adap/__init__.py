@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from adap.core.library.audits import audit
     from adap.core.library.certifying import Certified, certify
     from adap.core.library.detectors import Detector, largest_score
+    from adap.core.library.distilling import Distilled, distil
     from adap.core.library.losses import (
         AP,
         CE,
@@ -55,6 +56,7 @@ _HOMES = {
     "adap.core.library.audits": ("audit",),
     "adap.core.library.certifying": ("Certified", "certify"),
     "adap.core.library.detectors": ("Detector", "largest_score"),
+    "adap.core.library.distilling": ("Distilled", "distil"),
     "adap.core.library.losses": (
         *("AP", "CE", "MART", "TRADES", "AdapLN", "AdapLPN", "AdapLZ", "AdapMM", "AdapPZ"),
         "PGDTraining",
@@ -91,6 +93,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "Detector",
+    "Distilled",
     "Fitted",
     "HTTPRanker",
     "ModelError",
@@ -110,6 +113,7 @@ __all__ = [
     "average_precision",
     "batches",
     "certify",
+    "distil",
     "fit",
     "largest_score",
     "smallest_changes",

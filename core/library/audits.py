@@ -48,6 +48,7 @@ from adap.core.figures import gate
 from adap.core.figures import report as reports
 from adap.core.figures import task as figures
 from adap.core.library.attacks import attack_of, columns_of, refuse_blind
+from adap.core.library.distilling import Distilled
 from adap.core.library.draws import refuse_other_draws, wandering
 from adap.core.library.examples import Examples, Layout, as_float, examples_of, listed
 from adap.core.library.progress import Progress, counting
@@ -110,7 +111,8 @@ def audit(
     epsilon: in pixels of [0, 1], a number or '8/255', which is usual for `norm` 'linf'; 'l2' and
     'l1' are lengths, 'l0' a number of pixels changed at will, 'patch' the side of a square of them.
     preset: 'quick', 'standard' or 'paper'; attacks: in its place, for example [adap.APGD(steps=50),
-    "square"].  surrogate: the attacker's own model, for the transfer attack.
+    "square"].  surrogate: the attacker's own model, for the transfer attack,
+    such as what `adap.distil` learnt from a black box.
     corruptions: what happens to images without an attacker, measured beside the attacks: 'all', or
     names such as ['fog', 'jpeg_compression'], at `severities` (1 to 5; by default each). They are
     no part of the threat and never enter `worst_case`; see `.corruptions`.
@@ -292,7 +294,11 @@ def audit(
             [of_task],
             config=config,
             provenance=provenance.model_copy(update={"scores_sha256": digest}),
-            doubts=[*drawn, *made.decided, *found.decided, *_beyond(found, made, classes)],
+            doubts=[
+                *(drawn + made.decided + found.decided),
+                *(surrogate.decided() if isinstance(surrogate, Distilled) else []),
+                *_beyond(found, made, classes),
+            ],
             trust=trust,
             images=_images(found),
             statement=stated,
