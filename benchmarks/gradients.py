@@ -8,8 +8,9 @@ random, or trained by AdAP's own loop for a few dozen steps: by `ce` on clean im
 `adap_lpn` on attacked ones (8/255). Each is looked at as it is, which the check must pass, and with
 part of it hidden, which it must name: half of two passes detached, and the mean of the pixels and
 their rounded selves as input. A row holds, at each epsilon, correlation and slope of near steps,
-the correlation of far ones, and the share of images on which a step along the averaged gradient
-beats APGD-10; `?` is a caution, `!` a failure. Rows are in `results/trust.md`.
+the slope along paths and that with two errors above it, and the share of images on which a step
+along the averaged gradient beats APGD-10; `?` is a caution, `!` a failure. Rows are in
+`results/trust.md`.
 """
 
 import argparse
@@ -157,7 +158,7 @@ def ranker(
 def cell(
     scorer: nn.Module, images: NDArray[np.uint8], targets: NDArray[np.int64], epsilon: float
 ) -> str:
-    """Correlation / slope, correlation of far steps, wins, and what the check says of them."""
+    """Correlation / slope, slope along paths, wins, and what the check says of them."""
     bench = Bench(
         images=images,
         targets=targets,
@@ -170,7 +171,7 @@ def cell(
     run = plan_runs(threat, attacks, DEPTHS["quick"], surrogate=False, box=1)["white_box"]
     with attacking(scorer):
         clean = bench.score(scorer)
-        slopes = bench.gradients(scorer, attacks[0], threat, averaged=True)
+        slopes = bench.gradients(scorer, attacks[0], threat)
         searched, _ = bench.attack(scorer, run, network=scorer)
     found = gradient_predicts(clean, slopes, Judged(targets, clean, {"white_box": searched}))
     figures = found.figures
@@ -179,8 +180,9 @@ def cell(
     if set(found.limits) == {"rounding", "averaged_wins"}:
         return "rounding ?"  # of float32: nothing else tells these scores apart
     text = f"{figures['correlation']:.3f} / {figures['slope']:.2f}"
-    if "correlation_far" in figures:
-        text += f", {figures['correlation_far']:.3f}, {figures['averaged_wins']:.2f}"
+    if "slope_path" in figures:
+        text += f", {figures['slope_path']:.2f} to {figures['slope_path_high']:.2f}"
+    text += f", {figures['averaged_wins']:.2f}"
     return text + {"caution": " ?", "fail": " !"}.get(found.status, "")
 
 

@@ -2,7 +2,8 @@
 
 An audit whose checks find that the gradient tells half the truth has only warned by then. So the
 same two checks, `gradients` and `gradient_predicts`, are asked of a few images before the search,
-and where either is no pass the audit goes on by attacks that see past it (`recovery_attacks`).
+beside three steps of one, and where either is no pass the audit goes on by attacks that see past
+it (`recovery_attacks`).
 """
 
 from collections.abc import Sequence
@@ -13,15 +14,19 @@ from numpy.typing import NDArray
 from torch import nn
 
 from adap.core.attacks.holding import attacking
+from adap.core.audit.checks.planned import Run
 from adap.core.audit.checks.runs import Bench
-from adap.core.audit.checks.verdicts import gradient_predicts, gradients
+from adap.core.audit.checks.verdicts import Judged, gradient_predicts, gradients
 from adap.core.audit.network import Pixels
-from adap.core.config import APGDAttack, Threat
+from adap.core.config import APGDAttack, PGDAttack, Threat
 from adap.core.scores import Scores
 
 SAMPLE = 48  # images of each class, as many as quick checks look at
 # An output that is rounded shares scores and blurs small steps, whatever its gradient is worth.
 ROUNDED = ("equal_scores", "rounding")
+# Enough that one step along averaged gradients beats them where terms too fast to follow drown the
+# gradient, and hardly elsewhere.
+SEARCH = PGDAttack(steps=3)
 
 
 def gradient_sample(
@@ -50,9 +55,11 @@ def gradient_sample(
     with attacking(scorer):
         clean = bench.score(scorer)
         slopes = bench.gradients(scorer, APGDAttack(), threat)
+        searched, _ = bench.attack(scorer, Run(SEARCH, threat, start="white_box"), network=scorer)
+    judged = Judged(bench.targets, clean, {"white_box": searched})
     smells = [
         check.message
-        for check in (gradients(clean, bench, slopes), gradient_predicts(clean, slopes))
+        for check in (gradients(clean, bench, slopes), gradient_predicts(clean, slopes, judged))
         if any(
             limit.status(check.figures[of]) != "pass"
             for of, limit in check.limits.items()

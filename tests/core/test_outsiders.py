@@ -43,7 +43,13 @@ def top_features(network: nn.Module, x: Tensor) -> Tensor:
     return network(x) + features.topk(20, dim=1).values.mean(1)
 
 
+def widened(network: nn.Module, x: Tensor) -> Tensor:
+    """Only the largest of each 3x3 pixels has a gradient, and flat ground is full of ties."""
+    return network(F.max_pool2d(x, 3, stride=1, padding=1))
+
+
 HONEST: dict[str, Disguise] = {
+    "a maximum of neighbours": widened,
     "a temperature of 10,000": lambda network, x: network(x) / 1e4,
     "standardised image by image": standardised,
     "the mean of the largest features": top_features,
@@ -101,6 +107,23 @@ def one_random_member(network: nn.Module, x: Tensor) -> Tensor:
     return 0.9 * network(x) + 0.1 * second()(F.dropout(x, 0.5, training=True))
 
 
+def coarse_logit(network: nn.Module, x: Tensor) -> Tensor:
+    """In whole fours, beside a smooth ranker: no near step meets a jump."""
+    return 4 * (network(x) / 4).round().detach() + 0.3 * second()(x)
+
+
+class CutAtTheEdge(torch.autograd.Function):
+    """Nothing to the image; two of its columns have no gradient."""
+
+    @staticmethod
+    def forward(_ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(_ctx: Any, upstream: Tensor) -> Tensor:
+        return F.pad(upstream[..., 2:], (2, 0))
+
+
 def saturated(network: nn.Module, x: Tensor) -> Tensor:
     return torch.stack([torch.zeros(len(x)), 1e4 * network(x)], 1).softmax(1)[:, 1]
 
@@ -115,6 +138,11 @@ DISHONEST: dict[str, tuple[Disguise, str]] = {
     "one random member of two": (one_random_member, "repeatable"),
     "a backward pass that is wrong": (
         lambda network, x: network(WrongBackward.apply(x)),
+        "gradient_predicts",
+    ),
+    "a logit in coarse steps": (coarse_logit, "gradient_predicts"),
+    "two columns without gradient": (
+        lambda network, x: network(CutAtTheEdge.apply(x)),
         "gradient_predicts",
     ),
     "whole on stored pixels alone": (

@@ -14,8 +14,8 @@ false sense of security" (ICML 2018), Croce & Hein, "Reliable evaluation of adve
 They find what blinds an attack by accident or by a known trick. They prove nothing: a defence made
 against these very checks may pass them, and the certified floor alone would notice.
 
-Cost, in forward passes of each sampled image: up to 483 (`full`, at most 128 positives and 128
-negatives; 256 of them are followed by a backward pass) or 129 (`quick`, at most 48 and 48; 70), and
+Cost, in forward passes of each sampled image: up to 486 (`full`, at most 128 positives and 128
+negatives; 256 of them are followed by a backward pass) or 132 (`quick`, at most 48 and 48; 70), and
 22 or 12 more with a surrogate. A data set's size changes nothing.
 """
 
@@ -132,7 +132,7 @@ def check_audit(
         alone_again = bench.score_alone(scorer, draws="alone again")
         slopes = None
         if has_gradients:
-            slopes = bench.gradients(scorer, examined_attack(attacks), threat, averaged=True)
+            slopes = bench.gradients(scorer, examined_attack(attacks), threat)
         found: dict[str, Logits] = {}
         for name, run in runs.items():
             network = surrogate if run.on_surrogate and surrogate is not None else scorer
@@ -152,7 +152,7 @@ def check_audit(
         black_box_weaker(judged, level, threat.norm),
         monotone(judged, threat),
         gradients(clean, bench, slopes),
-        gradient_predicts(clean, slopes, judged if found else None),
+        gradient_predicts(clean, slopes, judged),
         repeats,
         independent,
         eight_bit(judged, threat),

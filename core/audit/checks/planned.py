@@ -41,7 +41,8 @@ DEPTHS: Mapping[Checks, Depth] = {
 
 SCORINGS = 6  # clean, again, shuffled, alone, alone again, and the gradient at the clean image
 
-STEPS = 4  # of `gradient_predicts`: random ones, each taken forth and back
+# Of `gradient_predicts`: random steps forth and back, and paths with a gradient in each half.
+STEPS, PATHS, HALVES = 2, 2, 2
 
 CURVE = {"half": 0.5, "same": 1.0, "twice": 2.0}
 
@@ -150,6 +151,7 @@ def passes_of_image(
     found += Passes(SCORINGS - (not gradients), int(gradients))
     if "white_box" in runs:
         found += Passes(1)  # the stored images of the white box
-        # a gradient, steps forth and back, and one along the mean of the gradients after far ones
-        found += Passes(1 + 2 * STEPS + 1, 1 + STEPS)
+        # a gradient, steps forth and back, one of unseen pixels, gradients on paths and their ends,
+        # and one step along the mean of these gradients
+        found += Passes(1 + 2 * STEPS + 1 + (HALVES + 1) * PATHS + 1, 1 + HALVES * PATHS)
     return found

@@ -14,7 +14,7 @@ from adap.core.attacks.base import loss_and_gradient, perturbed
 from adap.core.attacks.pgd import PGD
 from adap.core.attacks.registry import build_attack
 from adap.core.attacks.threat_model import ThreatModel
-from adap.core.audit.checks.planned import STEPS, Run
+from adap.core.audit.checks.planned import HALVES, PATHS, Run
 from adap.core.audit.drawing import drawing
 from adap.core.audit.network import Pixels, as_input, generator_of, logits_of, loss_of
 from adap.core.config import (
@@ -27,14 +27,15 @@ from adap.core.config import (
 Logits = NDArray[np.float64]
 
 
-# Of `gradient_predicts`: random steps, each taken forth and back. The first two are by a sign for
-# each pixel: NEAR, where the deepest honest networks are straight, and COARSE, for pixels and
-# scores that are rounded, which nearer steps hardly change. The others are of uniform noise, FAR as
-# a share of epsilon in its root mean square, where fast terms show, and the gradients at their ends
-# are averaged for one step of a search.
+# Of `gradient_predicts`: random steps by a sign for each pixel, each taken forth and back: NEAR,
+# where the deepest honest networks are straight, and COARSE, for pixels and scores that are
+# rounded, which nearer steps hardly change. Then paths of uniform noise, FAR as a share of epsilon
+# in its root mean square, along which jumps lie that no near step meets.
 NEAR = 1 / 8 / 255  # of a pixel; below it float32 rounds what happens away
 COARSE = 1 / 255
 FAR = 1 / 4
+LONG = 3 / 255  # of a path, at least: shorter ones end where bytes are rounded to
+PULLED = 1 / 2  # of the way to where the first step of a search would end, at least
 
 
 def box_epsilon(threat: Threat, images: Pixels) -> float:
@@ -84,17 +85,21 @@ def _rounding_in(network: nn.Module) -> list[Rounds]:
 
 @dataclass(frozen=True)
 class Slopes:
-    """What the gradient at each of n clean images says, and what S small steps beside it do: the
-    first is NEAR, the second COARSE, the others are far.
+    """What the gradient of each of n images says, and what small steps and paths beside it do.
 
-    zero, broken: (n,) whose gradient is zero everywhere, and whose is not finite.
-    predicted: (S, n) change of the logit by a step, by the gradient.
-    back, forth: (S, n) logits after that step against it and along it. Of a network that rounds and
-    is followed straight through, they are those of the network without its rounding: that is the
-    function whose gradient the search follows.
-    averaged: (n,) logits after one step of epsilon along the mean of the gradients at the ends of
-    the far steps; None where it was not asked for.
-    rounds: whether it is such a one.
+    zero, broken: (n,) whose gradient at the clean image is zero everywhere, and is not finite.
+    predicted: (2, n) change of the logit by a NEAR and by a COARSE step, by the gradient.
+    back, forth: (2, n) logits after that step against it and along it. Of a network that rounds and
+    is followed straight through, they and all below are those of the network without its rounding:
+    that is the function whose gradient the search follows.
+    starts: (n,) logits where steps and paths begin.
+    unseen: (n,) logits after the NEAR step of those pixels alone whose gradient is exactly zero
+    here and on the paths, where another pixel is the largest of a maximum.
+    promised: (P, n) change of the logit along a path, by gradients at random places of it, whose
+    mean is the change itself of whatever has a gradient, however rough it is.
+    ends: (P, n) logits at the ends of the paths.
+    averaged: (n,) logits after one step of epsilon along the mean of the gradients on the paths.
+    rounded: (n,) its own logits where steps begin, of a network that rounds; None of others.
     """
 
     zero: NDArray[np.bool_]
@@ -102,8 +107,12 @@ class Slopes:
     predicted: NDArray[np.float64]
     back: NDArray[np.float64]
     forth: NDArray[np.float64]
-    averaged: Logits | None = None
-    rounds: bool = False
+    starts: Logits
+    unseen: Logits
+    promised: NDArray[np.float64]
+    ends: NDArray[np.float64]
+    averaged: Logits
+    rounded: Logits | None = None
 
 
 @dataclass
@@ -153,18 +162,8 @@ class Bench:
             self._tell(1)
         return logits
 
-    def gradients(
-        self,
-        network: nn.Module,
-        attack: Attack,
-        threat: Threat,
-        *,
-        averaged: bool = False,
-    ) -> "Slopes":
-        """The gradient at each clean image, and whether the one beside it foretells small steps.
-
-        averaged: whether to take a step along averaged gradients.
-        """
+    def gradients(self, network: nn.Module, attack: Attack, threat: Threat) -> Slopes:
+        """The gradient at each clean image, and whether the one beside it foretells small steps."""
         ball = ThreatModel(threat.norm, threat.epsilon)
         far = FAR * ball.reach
         if threat.norm == "l2":
@@ -173,60 +172,89 @@ class Bench:
             far /= self.images[0].size
         far = max(far, NEAR)
         by_sign = (NEAR, max(min(COARSE, far / FAR), NEAR))
-        widest = np.sqrt(3) * far  # of uniform noise
-        margin = max(widest, *by_sign)
-        steps = STEPS if threat.epsilon > 0 else 0
-        zero, broken = np.empty((2, len(self.images)), dtype=bool)
-        predicted, back, forth = np.empty((3, steps, len(self.images)))
-        after = np.empty(len(self.images)) if steps and averaged else None
+        widest, longest = np.sqrt(3) * far, np.sqrt(3) * max(far, LONG)  # of uniform noise
+        n, paths = len(self.images), PATHS if threat.epsilon > 0 else 0
+        zero, broken = np.empty((2, n), dtype=bool)
+        predicted, back, forth = np.empty((3, len(by_sign) if paths else 0, n))
+        promised, ends = np.zeros((2, paths, n))
+        starts, unseen, after = np.empty((3, n))
+        rounded = np.empty(n) if _rounding_in(network) else None
         for rows in self._batches():
-            x = clean = self._input(self.images[rows])
+            clean = self._input(self.images[rows])
             _, ascended = loss_and_gradient(
-                loss_of(attack, network, self.targets[rows], self.device), x
+                loss_of(attack, network, self.targets[rows], self.device), clean
             )
-            ascended = ascended.flatten(1)
-            zero[rows] = (ascended == 0).all(dim=1).cpu().numpy()
-            broken[rows] = (~ascended.isfinite()).any(dim=1).cpu().numpy()
-            self._tell(len(x))
-            if not steps:
+            flat = ascended.flatten(1)
+            zero[rows] = (flat == 0).all(dim=1).cpu().numpy()
+            broken[rows] = (~flat.isfinite()).any(dim=1).cpu().numpy()
+            self._tell(len(clean))
+            if not paths:
                 continue
             generator = generator_of(self.seed, "checks", rows.start, "gradients")
 
-            def uniform(x: Tensor = x, generator: torch.Generator = generator) -> Tensor:
-                return 2 * torch.rand(x.shape, generator=generator).to(x.device) - 1
+            def uniform(
+                shape: torch.Size = clean.shape, generator: torch.Generator = generator
+            ) -> Tensor:
+                return torch.rand(shape, generator=generator).to(self.device)
 
-            # Where a search goes: a gradient may be whole on stored pixels, or between them, alone.
-            # No step leaves [0, 1]: what a network makes of such pixels is nobody's business.
-            x = (x + widest * uniform()).clamp(margin, 1 - margin)
+            def noise(uniform: Callable[[], Tensor] = uniform) -> Tensor:
+                return 2 * uniform() - 1
+
+            each = torch.Size([len(clean), 1, 1, 1])
+            # Where a search goes, beside the image and on the way of its first step by turns: a
+            # gradient may be whole on stored pixels, between them, or on smooth images alone.
+            # Nothing leaves [0, 1]: what a network makes of such pixels is nobody's business.
+            first = clean + (PULLED + (1 - PULLED) * uniform(each)) * (
+                ball.furthest(clean, ascended) - clean
+            )
+            first = first + widest / 4 * noise()  # flat parts would be ties of a maximum
+            by_turns = torch.arange(len(clean), device=self.device).view(-1, 1, 1, 1) % 2 == 0
+            x = torch.where(by_turns, clean + widest * noise(), first)
+            x = _inside(x, max(by_sign))
             with self._drawing(rows, "slopes"):
-                _, gradient = loss_and_gradient(network, x)
-            total = torch.zeros_like(x)
-            for step in range(steps):
-                is_far = step >= len(by_sign)
-                d = widest * uniform() if is_far else by_sign[step] * uniform().sign()
-                predicted[step, rows] = (gradient * d).double().flatten(1).sum(1).cpu().numpy()
+                logits, gradient = loss_and_gradient(network, x)
+            starts[rows] = logits.double().cpu().numpy()
+            signs = [noise().sign() for _ in by_sign]
+            for step, d in enumerate(
+                size * sign for size, sign in zip(by_sign, signs, strict=True)
+            ):
+                predicted[step, rows] = _inner(gradient, d)
                 for found, moved in ((back, x - d), (forth, x + d)):
                     with self._drawing(rows, "slopes"), without_rounding(network):
-                        if is_far and averaged:
-                            logits, there = loss_and_gradient(network, moved)
-                            found[step, rows] = logits.double().cpu().numpy()
-                            total += there.nan_to_num(0, 0, 0)
-                        else:
-                            found[step, rows] = logits_of(network, moved)
-            self._tell((1 + 2 * steps) * len(x))
-            if after is not None:
-                down = torch.tensor(1 - 2 * self.targets[rows]).to(x).view(-1, 1, 1, 1)
-                with self._drawing(rows, "scores"):
-                    after[rows] = logits_of(network, ball.furthest(clean, down * total))
-                self._tell(len(x))
+                        found[step, rows] = logits_of(network, moved)
+            if rounded is not None:  # what it would be without lies between two near steps
+                rounded[rows] = starts[rows]
+                starts[rows] = (back[0, rows] + forth[0, rows]) / 2
+            total, blind = torch.zeros_like(x), gradient == 0
+            for path in range(paths):
+                d = _inside(x + longest * noise(), 0) - x
+                for half in range(HALVES):
+                    at = x + (half + uniform(each)) / HALVES * d
+                    with self._drawing(rows, "slopes"), without_rounding(network):
+                        _, there = loss_and_gradient(network, at)
+                    promised[path, rows] += _inner(there, d) / HALVES
+                    total += there.nan_to_num(0, 0, 0)
+                    blind &= there == 0
+                with self._drawing(rows, "slopes"), without_rounding(network):
+                    ends[path, rows] = logits_of(network, x + d)
+            with self._drawing(rows, "slopes"), without_rounding(network):
+                unseen[rows] = logits_of(network, x + NEAR * signs[0] * blind)
+            down = torch.tensor(1 - 2 * self.targets[rows]).to(x).view(-1, 1, 1, 1)
+            with self._drawing(rows, "scores"):
+                after[rows] = logits_of(network, ball.furthest(clean, down * total))
+            self._tell((1 + 2 * len(by_sign) + 1 + (HALVES + 1) * paths + 1) * len(x))
         return Slopes(
             zero=zero,
             broken=broken,
             predicted=predicted,
             back=back,
             forth=forth,
+            starts=starts,
+            unseen=unseen,
+            promised=promised,
+            ends=ends,
             averaged=after,
-            rounds=bool(_rounding_in(network)),
+            rounded=rounded,
         )
 
     def attack(
@@ -265,3 +293,15 @@ class Bench:
     def _tell(self, passes: int) -> None:
         self.done += passes
         self.on_progress(self.done)
+
+
+def _inner(gradient: Tensor, d: Tensor) -> NDArray[np.float64]:
+    """(B,) sums over each image."""
+    product: NDArray[np.float64] = (gradient * d).double().flatten(1).sum(1).cpu().numpy()
+    return product
+
+
+def _inside(x: Tensor, margin: float) -> Tensor:
+    """Pixels within [margin, 1 - margin]; those beyond are mirrored, as clamping makes ties."""
+    mirrored = (1 - 2 * margin - ((x - margin).abs() - (1 - 2 * margin)).abs()) + margin
+    return mirrored.clamp(margin, 1 - margin)

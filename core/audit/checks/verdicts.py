@@ -76,18 +76,24 @@ SHARED = Limit(caution=0.01)
 # pixels in levels whose gradient goes straight through the coarse ones, of what is hidden neither.
 # Where the rounding of scores leaves the coarse ones alone, a deep network may bend in them, so
 # that their correlation is a caution at most. A gradient that is PARALLEL may be of any length.
-CORRELATION = Limit(caution=0.8, fail=0.6, side="below")
+CORRELATION = Limit(caution=0.85, fail=0.6, side="below")
 CORRELATION_COARSE = Limit(caution=0.8, side="below")
 PARALLEL = Limit(caution=0.999, side="below")
-SLOPE = Limit(caution=0.8, fail=0.65, side="below")
-NEAR_ONE, COARSE_ONE, FAR_ONES = slice(0, 1), slice(1, 2), slice(2, None)
+SLOPE = Limit(caution=0.85, fail=0.65, side="below")
+NEAR_ONE, COARSE_ONE = 0, 1
 
-# The correlation of far steps, where no search tells what it means: honest deep networks bend.
-CORRELATION_FAR = Limit(caution=0.9, side="below")
+# Of what is promised along paths, which honest networks keep in the mean however they bend, and of
+# which every jump takes away. Judged is the slope and this many of its errors above, so that
+# neither a rough network nor a single image that crosses a gate decides.
+ERRORS = 2
+
+# Share of the change by steps of all pixels that is had by those alone whose gradient is exactly
+# zero: nothing, but where part of the image is cut off.
+UNSEEN = Limit(caution=0.03, fail=0.05)
 
 # Share of images on which one step along an averaged gradient beats the whole search by more than
 # REAL_MARGIN: terms too fast to follow drown the gradient that the search sees.
-AVERAGED_WINS = Limit(caution=0.05, fail=0.15)
+AVERAGED_WINS = Limit(caution=0.1, fail=0.15)
 
 # Of a network that rounds, followed straight through: the correlation of its scores with those that
 # it would give if nothing in it rounded. Below it the gradient is that of another ranking.
@@ -101,6 +107,7 @@ MOST_ROUNDING = 0.9  # that is taken off: little is left to compare with beyond 
 NOTHING = 1e-12  # of what is squared and near 1
 TOLERANCE = 1e-6  # of a multiple of a step
 ULPS = 8  # from one float32 to the next, by which the arithmetic of a deep network is off
+MOST_ULPS = 256  # by which it may be: no change below it is held against a network
 
 # Largest change of a logit that should not change at all, as a share of the same deviation. Another
 # batch size chooses another algorithm: float32 then differs by 1e-6, TF32 by up to 1e-3.
@@ -504,69 +511,71 @@ def gradients(clean: Logits, bench: Bench, slopes: Slopes | None) -> Check:
     return _check(name, message, figures, limits)
 
 
-def gradient_predicts(clean: Logits, slopes: Slopes | None, judged: Judged | None = None) -> Check:
+def gradient_predicts(clean: Logits, slopes: Slopes | None, judged: Judged) -> Check:
     """Over all images, without centring, of the size of steps that is foretold best; what rounding
     adds is taken off.
 
-    judged: the runs of the search that follows this gradient; without them the far steps are judged
-    by themselves. Of a network whose rounding is followed straight through, the steps are those of
-    the network without it, and its scores must be nearly the same.
+    judged: with the search that follows this gradient, `white_box`. Of a network whose rounding is
+    followed straight through, the steps are those of the network without it, and its scores must
+    be nearly the same.
     """
     name = "gradient_predicts"
     if slopes is None:
         return _skipped(name, NO_GRADIENTS)
     if not len(slopes.predicted):
         return _skipped(name, "Epsilon is 0, so there is no attack to look at.")
-    searched = [] if judged is None else [judged.margins("white_box")]
-    after = [] if slopes.averaged is None else [slopes.averaged]
-    if not_finite := _not_finite(name, clean, *slopes.back, *slopes.forth, *searched, *after):
+    searched = judged.margins("white_box")
+    scored = (*slopes.back, *slopes.forth, slopes.unseen, *slopes.ends, slopes.averaged)
+    if not_finite := _not_finite(name, clean, searched, *scored):
         return not_finite
-    near, coarse, far_steps = (_foretold(slopes, of) for of in (NEAR_ONE, COARSE_ONE, FAR_ONES))
+    near, coarse = (_stepped(slopes, of) for of in (NEAR_ONE, COARSE_ONE))
     sharp = ROUNDING.status(near.rounding) == "pass"
     best = max(near, coarse, key=lambda found: found.quality) if sharp else coarse
     correlation, slope, rounding = best.correlation, best.slope, best.rounding
-    figures = {
-        "correlation": correlation,
-        "slope": slope,
-        "rounding": rounding,
-        "correlation_far": far_steps.correlation,
-    }
-    steps = {"correlation": CORRELATION if sharp else CORRELATION_COARSE}
-    if PARALLEL.status(correlation) != "pass":  # else all of it points the right way
-        steps["slope"] = SLOPE
-    limits = {**steps, "rounding": ROUNDING}
-    far = {"correlation_far": CORRELATION_FAR}
-    if judged is not None and slopes.averaged is not None:
-        margins = (2 * judged.targets - 1) * slopes.averaged
-        wins = float((margins < searched[0] - judged.real_margin).mean())
-        figures["averaged_wins"] = wins
-        far = {"averaged_wins": AVERAGED_WINS}
-    limits |= far
-    if slopes.rounds:
-        unrounded = (slopes.back[NEAR_ONE] + slopes.forth[NEAR_ONE]).mean(axis=0) / 2
-        figures["unrounded"] = _correlation(clean, unrounded)
+    figures = {"correlation": correlation, "slope": slope, "rounding": rounding}
+    limits = {"correlation": CORRELATION if sharp else CORRELATION_COARSE}
+    parallel = PARALLEL.status(correlation) == "pass"  # all of it points the right way
+    if not parallel:
+        limits["slope"] = SLOPE
+    limits["rounding"] = ROUNDING
+    path = _along_paths(slopes)
+    if ROUNDING.status(path.rounding) == "pass":
+        unit = slope if parallel and slope > 0 else 1.0
+        figures |= {
+            "slope_path": path.slope / unit,
+            "slope_path_high": (path.slope + ERRORS * path.error) / unit,
+        }
+        limits["slope_path_high"] = SLOPE
+    if sharp:
+        figures["unseen"] = _unseen(slopes)
+        limits["unseen"] = UNSEEN
+    steps, searching = dict(limits), {"averaged_wins": AVERAGED_WINS}
+    margins = (2 * judged.targets - 1) * slopes.averaged
+    figures["averaged_wins"] = float((margins < searched - judged.real_margin).mean())
+    limits |= searching
+    if slopes.rounded is not None:
+        figures["unrounded"] = _correlation(slopes.rounded, slopes.starts)
         limits["unrounded"] = UNROUNDED
+    if _judge(figures, steps) == "fail":  # unless arithmetic alone may do as much
+        figures["rounding"] = rounding = max(rounding, _arithmetic(slopes))
     if ROUNDING.status(rounding) != "pass":
         message = (
             f"{rounding:.0%} of what small steps do to the scores is their rounding, as to "
             "bfloat16 or float16 (or to float32, where scores are nearly all alike), so nothing "
             "tells whether the gradient foretells the rest: audit the network before that step."
         )
-        return _check(name, message, figures, {"rounding": ROUNDING, **far})
+        return _check(name, message, figures, {"rounding": ROUNDING, **searching})
     message = (
         f"What the gradient foretells of small random steps correlates {correlation:.3f} with what "
         f"they do, and is {slope:.2f} of it"
     )
-    if "averaged_wins" in figures:
-        message += (
-            "; one step along the gradient averaged over noise is clearly stronger than the search "
-            f"on {figures['averaged_wins']:.0%} of the images"
-        )
-    else:
-        message += (
-            f"; of steps of a quarter of epsilon it correlates {figures['correlation_far']:.3f}"
-        )
-    if slopes.rounds:
+    if "slope_path" in figures:
+        message += f", along paths of a quarter of epsilon {figures['slope_path']:.2f} of it"
+    message += (
+        "; one step along the gradient averaged over noise is clearly stronger than the search on "
+        f"{figures['averaged_wins']:.0%} of the images"
+    )
+    if slopes.rounded is not None:
         message += (
             "; the network rounds and is followed straight through, so these are steps of the "
             f"network without its rounding, whose scores correlate {figures['unrounded']:.3f} with "
@@ -766,11 +775,12 @@ def _correlation(one: Logits, other: Logits) -> float:
 
 @dataclass(frozen=True)
 class _Foretold:
-    """Of steps: correlation and slope of what is foretold with what happens, not centred, and the
-    share of what happens that is rounding, which is taken off the other two."""
+    """Of steps: correlation and slope of what is foretold with what happens, not centred, the error
+    of that slope, and the share of what happens that is rounding, which is taken off them."""
 
     correlation: float
     slope: float
+    error: float
     rounding: float
 
     @property
@@ -779,29 +789,63 @@ class _Foretold:
         return min(self.correlation, self.slope)
 
 
-def _foretold(slopes: Slopes, of: slice) -> _Foretold:
+def _stepped(slopes: Slopes, of: int) -> _Foretold:
     back, forth = slopes.back[of], slopes.forth[of]
-    seen, predicted = (forth - back) / 2, slopes.predicted[of]
+    return _foretold(slopes.predicted[of], (forth - back) / 2, _rounding(back, forth))
+
+
+def _along_paths(slopes: Slopes) -> _Foretold:
+    """Rounding doubles where a difference is not halved."""
+    rounded = 4 * _rounding(slopes.back[0], slopes.forth[0], *slopes.ends)
+    return _foretold(slopes.promised, slopes.ends - slopes.starts, rounded)
+
+
+def _arithmetic(slopes: Slopes) -> float:
+    """Share of what steps of a whole level do that the arithmetic of float32 may have done."""
+    back, forth = slopes.back[COARSE_ONE], slopes.forth[COARSE_ONE]
+    rounded = _rounding(back, forth, ulps=MOST_ULPS)
+    return _foretold(slopes.predicted[COARSE_ONE], (forth - back) / 2, rounded).rounding
+
+
+def _foretold(
+    predicted: NDArray[np.float64], seen: NDArray[np.float64], rounded: float
+) -> _Foretold:
+    """predicted, seen: (..., n).  rounded: mean square of what rounding does to a change."""
     predicted = np.where(np.isfinite(predicted), predicted, 0)
     # In units of the largest, so that no square leaves float64.
     unit = max(float(np.abs(seen).max()), float(np.abs(predicted).max()))
     if unit == 0:  # no step changes a score, and none is foretold to
-        return _Foretold(1.0, 1.0, 0.0)
-    happened, foretold = np.square(seen / unit).mean(), np.square(predicted / unit).mean()
-    together = float((seen / unit * (predicted / unit)).mean())
-    rounded = min(_rounding(back, forth) / unit**2 / max(happened, NOTHING), 1.0)
-    real = max(float(happened) * (1 - min(rounded, MOST_ROUNDING)), NOTHING)
-    correlation = together / float(np.sqrt(real * max(foretold, NOTHING)))
-    return _Foretold(float(np.clip(correlation, -1, 1)), together / real, float(rounded))
+        return _Foretold(1.0, 1.0, 0.0, 0.0)
+    n = predicted.shape[-1]
+    predicted, seen = (values.reshape(-1, n) / unit for values in (predicted, seen))
+    together, happened = (predicted * seen).mean(axis=0), np.square(seen).mean(axis=0)
+    foretold = float(np.square(predicted).mean())
+    share = min(rounded / unit**2 / max(float(happened.mean()), NOTHING), 1.0)
+    kept = 1 - min(share, MOST_ROUNDING)
+    real = max(float(happened.mean()) * kept, NOTHING)
+    slope = float(together.mean()) / real
+    correlation = float(together.mean()) / float(np.sqrt(real * max(foretold, NOTHING)))
+    # With each image left out in turn (the jackknife): one that crosses a gate is an error, too.
+    others = [(of.sum() - of) for of in (together, happened)]
+    without = others[0] / np.maximum(others[1] * kept, NOTHING)
+    error = float(np.sqrt((n - 1) / n * np.square(without - without.mean()).sum()))
+    return _Foretold(float(np.clip(correlation, -1, 1)), slope, error, float(share))
 
 
-def _rounding(*logits: NDArray[np.float64]) -> float:
+def _unseen(slopes: Slopes) -> float:
+    """Share of the mean square change by a near step that pixels without gradient make."""
+    whole = np.square(slopes.forth[NEAR_ONE] - slopes.back[NEAR_ONE]).mean() / 4
+    unseen = np.square(slopes.unseen - slopes.starts).mean()
+    return float(unseen / whole) if whole > 0 else float(unseen > 0)
+
+
+def _rounding(*logits: NDArray[np.float64], ulps: int = ULPS) -> float:
     """Mean square error of half a difference of two logits by their rounding to 16 bits or to
     multiples of one step, or, if they are of float32, by its arithmetic."""
     values = np.concatenate([of.ravel() for of in logits])
     steps = [_step(values, kind) for kind in (torch.bfloat16, torch.float16)]
     if (single := _step(values, torch.float32)) is not None:
-        steps.append(ULPS * single)
+        steps.append(ulps * single)
     distinct = np.unique(values)
     if len(distinct) > 1:
         step = np.diff(distinct).min()
