@@ -19,6 +19,7 @@ from safetensors import safe_open
 from adap.core.config import SPLITS, Task
 from adap.core.errors import ConfigError, DataError
 
+_ROWS = 4096  # images that are looked at together
 _HEADER_BYTES = 1024  # of the stored form: seven arrays at most, 120 bytes at most for each
 
 
@@ -192,6 +193,26 @@ class ImageSet:
             )
 
 
+class Picked:
+    """Some of many images, in an order of their own: read when looked at, never as a whole.
+
+    So those of a mapped file take no memory but for what is looked at together.
+    """
+
+    def __init__(self, images: NDArray[Any], index: NDArray[np.int64]) -> None:
+        """images: (N, C, H, W).  index: (n,) places among them."""
+        self._images, self._index = images, index
+        self.shape: tuple[int, ...] = (len(index), *images.shape[1:])
+        self.ndim, self.dtype = images.ndim, images.dtype
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getitem__(self, rows: slice | NDArray[np.int64]) -> NDArray[Any]:
+        """(b, C, H, W), a copy."""
+        return self._images[self._index[rows]]
+
+
 class Draft:
     """The stored form of a data set too large for memory: images are set where they will lie.
 
@@ -285,13 +306,18 @@ def _unpack(packed: NDArray[np.uint8]) -> list[str]:
 
 
 def channel_statistics(
-    images: np.ndarray[Any, np.dtype[np.uint8]],
+    images: NDArray[np.uint8] | Picked,
 ) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each channel, pixels in [0, 1], from the counts of values."""
+    counts = np.zeros((images.shape[1], 256), np.int64)
+    for start in range(0, len(images), _ROWS):
+        part = images[start : start + _ROWS]
+        for channel, own in enumerate(counts):
+            own += np.bincount(part[:, channel].ravel(), minlength=256)
     means, stds = [], []
     values = np.arange(256) / 255
-    for channel in range(images.shape[1]):
-        share = np.bincount(images[:, channel].ravel(), minlength=256) / images[:, channel].size
+    for own in counts:
+        share = own / own.sum()
         mean = float(share @ values)
         means.append(round(mean, 6))
         std = float(np.sqrt(share @ (values - mean) ** 2))

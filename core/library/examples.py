@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, SequentialSampler
 
 from adap.core.audit.sampling import sample_doubt, sampled_rows
+from adap.core.datasets import Picked
 from adap.core.errors import ConfigError, DataError
 
 Layout = Literal["NCHW", "NHWC"]
@@ -75,6 +76,11 @@ class Examples:
             clusters=None if self.clusters is None else [self.clusters[i] for i in rows],
         )
 
+    def part(self, rows: NDArray[np.int64] | None = None) -> "Part":
+        """Those at these places, in this order, or all of them."""
+        rows = np.arange(len(self)) if rows is None else rows
+        return Part(Picked(self.images, rows), self.targets[rows], self.decided)
+
     def sampled(
         self, count: int | np.integer[Any], *, named: Sequence[str], seed: int
     ) -> "Examples":
@@ -91,6 +97,18 @@ class Examples:
         sample = self.at(rows)
         said = sample_doubt(len(rows), len(self), clusters=sample.clusters, seed=seed)
         return replace(sample, decided=[*self.decided, *([] if said is None else [said])])
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some of the examples, to train on or to choose the epoch by; images stay where they are."""
+
+    images: Picked
+    targets: NDArray[np.int64]
+    decided: list[str]
+
+    def __len__(self) -> int:
+        return len(self.targets)
 
 
 @contextmanager

@@ -21,8 +21,9 @@ from adap.core.attacks.holding import in_eval_mode
 from adap.core.audit.drawing import drawing
 from adap.core.audit.network import logits_of
 from adap.core.config import TrainingConfig
+from adap.core.datasets import Picked
 from adap.core.errors import ConfigError
-from adap.core.library.examples import ROWS, Examples
+from adap.core.library.examples import ROWS, Part
 from adap.core.library.rankers import Ranker
 from adap.core.training.resuming import load_tensors, refuse_other_config, refuse_other_tensors
 
@@ -47,7 +48,7 @@ class Start:
     initial_estimators: str
 
 
-def start_of(scorer: Ranker, objective: nn.Module, train: Examples, held_out: Examples) -> Start:
+def start_of(scorer: Ranker, objective: nn.Module, train: Part, held_out: Part) -> Start:
     """What a training of this model by this objective on these examples starts from."""
     trained = [name for name, weight in scorer.named_parameters() if weight.requires_grad]
     pixels = [None if value is None else value.tolist() for value in (scorer.mean, scorer.std)]
@@ -187,7 +188,7 @@ def _hash_of(parts: Iterable[Any]) -> str:
     return digest.hexdigest()
 
 
-def _hash_of_images(images: NDArray[Any]) -> str:
+def _hash_of_images(images: Picked) -> str:
     starts = range(0, len(images), ROWS)
     parts = (np.ascontiguousarray(images[start : start + ROWS]).data for start in starts)
     return _hash_of([f"{images.shape} {images.dtype}".encode(), _hash_of(parts).encode()])

@@ -34,6 +34,7 @@ from adap.core.audit.plan import (
 from adap.core.errors import ConfigError, ModelError
 from adap.core.library.examples import Examples
 from adap.core.library.rankers import Ready
+from adap.core.memory import give_back
 from adap.core.report import Check
 from adap.core.scores import Scores, load_scores, save_scores
 
@@ -115,6 +116,7 @@ class Run:
             if not isinstance(column.measure, SAMPLES):
                 done += piece.stop - piece.start
             tell(done)
+        give_back()
 
     def _refuse_other_scores(self, measured: Measured, kept: Scores) -> None:
         """Raise ModelError unless the first batch is scored as it was when it was kept."""

@@ -27,7 +27,7 @@ from adap.core.attacks.holding import in_eval_mode
 from adap.core.config import TrainingConfig
 from adap.core.errors import ConfigError, DataError, ModelError
 from adap.core.library.attacks import Refusing, columns_of, refuse_no_generator
-from adap.core.library.examples import Examples, Layout, as_float, examples_of, targets_of
+from adap.core.library.examples import Examples, Layout, Part, as_float, examples_of, targets_of
 from adap.core.library.kept_training import KeptTraining, start_of
 from adap.core.library.losses import HALF, LOSSES, Loss
 from adap.core.library.progress import Progress, counting
@@ -194,10 +194,10 @@ def fit(
                     "expected validation as (images, labels), or the share to hold out, got "
                     f"{type(validation).__name__}"
                 )
-            train = found
+            train = found.part()
             held_out = stack.enter_context(
                 examples_of(*validation, positive=positive, layout=layout)
-            )
+            ).part()
         ranks = stack.enter_context(ranks_of(devices))
         objective = _objective(loss, len(train))
         settings = configured(
@@ -249,10 +249,10 @@ def fit(
             result = loop.fit(
                 made.scorer,
                 objective,
-                images=torch.from_numpy(np.ascontiguousarray(train.images)),
+                images=train.images,
                 targets=torch.from_numpy(train.targets),
                 validation=(
-                    torch.from_numpy(np.ascontiguousarray(held_out.images)),
+                    held_out.images,
                     torch.from_numpy(held_out.targets),
                 ),
                 config=settings,
@@ -401,7 +401,7 @@ def _refuse_untrainable(model: nn.Module) -> None:
         )
 
 
-def _refuse_no_gradients(made: Ready, train: Examples) -> None:
+def _refuse_no_gradients(made: Ready, train: Part) -> None:
     """Raise ModelError for a network whose scores autograd cannot follow to its weights."""
     with in_eval_mode(made.scorer):
         scores = made.scorer(torch.from_numpy(as_float(train.images[:2])).to(made.device))
@@ -437,7 +437,7 @@ def _refuse_no_loss(loss: Any) -> None:
         )
 
 
-def _held_out(examples: Examples, share: float, seed: int) -> tuple[Examples, Examples]:
+def _held_out(examples: Examples, share: float, seed: int) -> tuple[Part, Part]:
     """What is trained on, and the share of each side that chooses the epoch."""
     if not 0 < share < 1:
         raise ConfigError(f"expected a share between 0 and 1 to hold out, got {share}")
@@ -455,7 +455,7 @@ def _held_out(examples: Examples, share: float, seed: int) -> tuple[Examples, Ex
         seed=seed,
         clusters=examples.clusters,
     )
-    parts = examples.at(np.flatnonzero(~chosen)), examples.at(np.flatnonzero(chosen))
+    parts = examples.part(np.flatnonzero(~chosen)), examples.part(np.flatnonzero(chosen))
     for part, what in zip(parts, ("training", "validation"), strict=True):
         kept = int(part.targets.sum())
         if not 0 < kept < len(part):

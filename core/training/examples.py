@@ -1,12 +1,20 @@
 """The images and targets of a training: what can be trained on, and where and how it lies."""
 
+import math
+from collections.abc import Iterator
+
+import numpy as np
 import torch
 from torch import Tensor
 
+from adap.core.datasets import Picked
 from adap.core.errors import DataError
 
 ROWS = 4096
 """Images that are looked at together: what is mapped from a file need not fit into memory."""
+
+Images = Tensor | Picked
+"""(N, C, H, W), in memory or where they are stored."""
 
 
 def as_input(images: Tensor) -> Tensor:
@@ -15,17 +23,37 @@ def as_input(images: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def resident(images: Tensor, device: torch.device) -> Tensor:
+def resident(images: Images, device: torch.device) -> Images:
     """The images on a GPU where they take up less than half of what is free there; else as they
     are, and every batch is brought there."""
-    if device.type != "cuda" or 2 * images.nbytes > torch.cuda.mem_get_info(device)[0]:
+    size = math.prod(images.shape) * images.dtype.itemsize
+    if device.type != "cuda" or 2 * size > torch.cuda.mem_get_info(device)[0]:
         return images
-    return images.to(device)
+    return images.to(device) if isinstance(images, Tensor) else taken(images, slice(None), device)
 
 
-def refuse_unusable(name: str, images: Tensor, targets: Tensor) -> None:
+def home(images: Images) -> torch.device:
+    """Where they lie."""
+    return images.device if isinstance(images, Tensor) else torch.device("cpu")
+
+
+def taken(images: Images, rows: slice | Tensor, device: torch.device) -> Tensor:
+    """(B, C, H, W) those at these places, on the device.  rows: where the images lie."""
+    if isinstance(images, Tensor):
+        return images[rows].to(device)
+    return torch.from_numpy(images[rows.numpy() if isinstance(rows, Tensor) else rows]).to(device)
+
+
+def parts(values: Images) -> Iterator[Tensor]:
+    """All of them, in order, so many at once as need little memory; of a tensor no copies."""
+    cpu = torch.device("cpu")
+    for start in range(0, len(values), ROWS):
+        yield taken(values, slice(start, start + ROWS), cpu)
+
+
+def refuse_unusable(name: str, images: Images, targets: Tensor) -> None:
     """Raise DataError for images or targets of another form, or of one side alone."""
-    if images.ndim != 4 or not (images.dtype == torch.uint8 or _of_unit(images)):
+    if images.ndim != 4 or not (images.dtype in (torch.uint8, np.uint8) or _of_unit(images)):
         raise DataError(
             f"expected {name} images (N, C, H, W) of uint8, or of float32 in [0, 1], "
             f"got {tuple(images.shape)} of {images.dtype}"
@@ -47,8 +75,8 @@ def refuse_unusable(name: str, images: Tensor, targets: Tensor) -> None:
             )
 
 
-def _of_unit(images: Tensor) -> bool:
+def _of_unit(images: Images) -> bool:
     """Whether these are float32 in [0, 1]."""
-    return images.dtype == torch.float32 and all(
-        bool(((part >= 0) & (part <= 1)).all()) for part in torch.split(images, ROWS)
+    return images.dtype in (torch.float32, np.float32) and all(
+        bool(((part >= 0) & (part <= 1)).all()) for part in parts(images)
     )

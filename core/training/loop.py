@@ -33,7 +33,7 @@ from adap.core.objectives.base import Objective
 from adap.core.training.averaging import WeightAverage
 from adap.core.training.capture import Captured, CudaGraphs, Recorder
 from adap.core.training.cautions import not_captured, tied_epochs
-from adap.core.training.examples import refuse_unusable, resident
+from adap.core.training.examples import Images, home, refuse_unusable, resident, taken
 from adap.core.training.optimizers import load_optimizer, optimizer_of
 from adap.core.training.precision import float32_products, refuse_unsupported
 from adap.core.training.ranks import ALONE, Ranks
@@ -107,9 +107,9 @@ def fit(
     network: nn.Module,
     objective: Objective,
     *,
-    images: Tensor,
+    images: Images,
     targets: Tensor,
-    validation: tuple[Tensor, Tensor],
+    validation: tuple[Images, Tensor],
     config: TrainingConfig,
     device: torch.device,
     on_epoch: Callable[[EpochRecord], None],
@@ -125,7 +125,7 @@ def fit(
     images: (N, C, H, W) uint8, or float32 in [0, 1].  targets: (N,) or (N, K) in {0, 1}.
     validation: more of both, held out.
     They go to a GPU where they take up less than half of its free memory; else they stay where they
-    are, mapped from a file maybe, and batches go to `device`.
+    are, and batches go to `device`: those `Picked` from a mapped file need no memory.
     save: given a checkpoint after every epoch, to be written before it returns, since its tensors
     are the live ones. It holds tensors, numbers, text, lists and dicts only, so
     `torch.load(weights_only=True)` reads it.  checkpoint: such a one, to go on from.
@@ -309,7 +309,7 @@ class _State:
         self.best_weights = checkpoint["best_weights"]
 
 
-def _train_epoch(state: _State, images: Tensor, targets: Tensor, *, epoch: int, lr: float) -> float:
+def _train_epoch(state: _State, images: Images, targets: Tensor, *, epoch: int, lr: float) -> float:
     """One epoch of optimisation; the mean loss. `targets` are floats on the network's device."""
     device = targets.device
     if state.step.begin(epoch, lr=lr):
@@ -321,9 +321,9 @@ def _train_epoch(state: _State, images: Tensor, targets: Tensor, *, epoch: int, 
     # All indices of the epoch in one transfer, so that no step waits for the host.
     batches = torch.stack(list(state.sampler))  # (steps, B)
     for number, (rows, index) in enumerate(
-        zip(batches.to(images.device), batches.to(device), strict=True), start=1
+        zip(batches.to(home(images)), batches.to(device), strict=True), start=1
     ):
-        total += state.stepping(images[rows].to(device), targets[index], index)
+        total += state.stepping(taken(images, rows, device), targets[index], index)
         if state.average is not None:
             state.average.update(step=before + number)
         # A loss that is not finite makes the sum so for good: looking seldom misses none.

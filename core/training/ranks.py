@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from adap.core.config import TrainingConfig
 from adap.core.errors import ConfigError
+from adap.core.training.examples import Images, parts
 
 
 @dataclass(frozen=True)
@@ -89,12 +90,13 @@ class Ranks:
         dist.broadcast_object_list(box, 0)
         return box[0]
 
-    def refuse_other(self, config: TrainingConfig, *tensors: Tensor) -> None:
+    def refuse_other(self, config: TrainingConfig, *tensors: Images) -> None:
         """Raise ConfigError unless these are the same on every rank."""
         own = hashlib.sha256(config.sha256().encode())
         for tensor in tensors:
             own.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
-            own.update(tensor.cpu().contiguous().numpy().data)
+            for part in parts(tensor):
+                own.update(part.contiguous().numpy().data)
         found: list[Any] = [None] * self.count
         dist.all_gather_object(found, own.hexdigest())
         if len(set(found)) > 1:

@@ -14,7 +14,7 @@ from adap.core.figures.ranking import average_precision
 from adap.core.objectives.surrogates import negative_margin
 from adap.core.training.attacking import of_images
 from adap.core.training.capture import Captured, Recorder
-from adap.core.training.examples import as_input
+from adap.core.training.examples import Images, as_input, taken
 from adap.core.training.precision import forward_in
 from adap.core.training.ranks import Ranks
 from adap.core.training.seeds import Use, seed
@@ -36,7 +36,7 @@ class Validator:
     def __init__(
         self,
         network: nn.Module,
-        images: Tensor,
+        images: Images,
         targets: Tensor,
         *,
         config: TrainingConfig,
@@ -68,11 +68,11 @@ class Validator:
         with attacking(self._network), torch.no_grad():
             for number, start in enumerate(range(0, len(images), self._config.batch_size)):
                 rows = slice(start, start + self._config.batch_size)
-                shape = images[rows].shape
+                shape = torch.Size((len(targets[rows]), *images.shape[1:]))
                 noise = normal(shape, like=like, generator=self._generator) if attacked else None
                 if number % self._ranks.count != self._ranks.rank:
                     continue
-                pixels = images[rows].to(device)
+                pixels = taken(images, rows, device)
                 if noise is None:
                     logits[rows] = self._clean(pixels)
                 else:

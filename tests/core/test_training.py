@@ -27,6 +27,7 @@ from adap.core.config import (
     Validation,
     WeightPerturbation,
 )
+from adap.core.datasets import Picked
 from adap.core.errors import ConfigError, DataError, TrainingError
 from adap.core.figures.ranking import floor_ap
 from adap.core.objectives.registry import OBJECTIVES, build_objective
@@ -1177,3 +1178,37 @@ def test_epochs_that_share_the_best_figure_are_told(figures: list[float], tied: 
         in fact.message
         for fact in facts
     )
+
+
+class Watched(np.ndarray):
+    """An array that notes how many of its images are taken at once."""
+
+    taken: list[int]
+
+    def __getitem__(self, rows):
+        found = np.asarray(self)[rows]
+        self.taken.append(len(found))
+        return found
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_images_of_a_file_are_read_batch_by_batch_to_the_same_weights(dtype, tmp_path):
+    def stored(images):
+        """All of them, in another order, and an image that is none of them."""
+        pixels = images.numpy() if dtype == "uint8" else images.numpy() / np.float32(255)
+        path = tmp_path / f"{len(pixels)}.npy"
+        np.save(path, np.concatenate([pixels[:1] + 1, pixels[::-1]]))
+        mapped = np.load(path, mmap_mode="r").view(Watched)
+        mapped.taken = []
+        return mapped, Picked(mapped, np.arange(len(pixels), 0, -1))
+
+    (images, targets), (others, marks) = pictures(30, seed=1), pictures(20, seed=2)
+    mapped, picked = stored(images)
+    held_out = stored(others)[1]
+    expected = train(config_for())
+    found = train(config_for(), images=picked, targets=targets, validation=(held_out, marks))
+    if dtype == "uint8":
+        assert max(mapped.taken) == 8  # a batch
+        assert without_speed(found[2]) == without_speed(expected[2])
+    for name, value in expected[0].state_dict().items():
+        torch.testing.assert_close(found[0].state_dict()[name], value, rtol=1e-3, atol=1e-4)

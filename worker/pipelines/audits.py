@@ -35,7 +35,7 @@ from adap.core.audit.plan import (
 )
 from adap.core.audit.sampling import audited_rows, sample_doubt
 from adap.core.config import Task
-from adap.core.datasets import ImageSet
+from adap.core.datasets import ImageSet, Picked
 from adap.core.figures import report as reports
 from adap.core.figures import task as figures
 from adap.core.rankings import Own
@@ -85,7 +85,7 @@ def _measured(work: Work[AuditScores]) -> Measured:
     scorer, surrogate = _load(work)
     return Measured(
         piece=piece,
-        images=_Picked(image_set.images, index),
+        images=Picked(image_set.images, index),
         example_ids=[image_set.example_ids[i] for i in index],
         targets=image_set.targets(piece.task, index),
         scorer=scorer,
@@ -135,7 +135,7 @@ def check_piece(work: Work[AuditChecks], reporter: Reporter) -> PieceMeasured:
     total = piece.images
     found = check.check_audit(
         scorer,
-        cast(np.ndarray[Any, np.dtype[np.uint8]], _Picked(image_set.images, index)),
+        cast(np.ndarray[Any, np.dtype[np.uint8]], Picked(image_set.images, index)),
         targets,
         threat=config.threat,
         attacks=attacks,
@@ -303,18 +303,6 @@ def _joined_scores(work: Work[AuditReport], image_set: ImageSet, task_number: in
             )
         )
     return joining.join(parts)
-
-
-class _Picked:
-    """Rows of a memory map by an index, read only when they are looked at."""
-
-    def __init__(
-        self, images: np.ndarray[Any, np.dtype[np.uint8]], index: np.ndarray[Any, Any]
-    ) -> None:
-        self._images, self._index = images, index
-
-    def __getitem__(self, rows: Any) -> Any:
-        return self._images[self._index[rows]]
 
 
 def _write_score_table(scores: Sequence[Scores], tasks: Sequence[Task], path: Path) -> None:

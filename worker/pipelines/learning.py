@@ -4,12 +4,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from adap.core.config import AnyTask, EachClass, Task
-from adap.core.datasets import ImageSet, channel_statistics
+from adap.core.datasets import ImageSet, Picked, channel_statistics
 from adap.core.objectives.base import Objective
 from adap.core.objectives.registry import build_objective
+from adap.core.training.examples import Images
 from adap.core.training.splitting import training_split
 from adap.models import architectures, loading
 from adap.models.header import ONE_LOGIT, InputSpec, Manifest, logit_a_class
@@ -24,9 +26,9 @@ class Learning:
 
     scorer: nn.Module
     objective: Objective
-    images: Tensor
+    images: Images
     targets: Tensor
-    validation: tuple[Tensor, Tensor]
+    validation: tuple[Images, Tensor]
     manifest: Manifest
     tests: bool
     """Whether the data set has a test split."""
@@ -41,8 +43,7 @@ def learning_of(work: Work[Training]) -> Learning:
     train_index, validation_index = training_split(
         image_set, task, config, sample=work.request.sample
     )
-    parts = image_set.subset(train_index), image_set.subset(validation_index)
-    images, targets = tensors(parts[0], task)
+    images, targets = examples(image_set, train_index, task)
 
     channels, height, width = images.shape[1:]
     classes = list(image_set.classes) if isinstance(task, EachClass) else None
@@ -52,7 +53,7 @@ def learning_of(work: Work[Training]) -> Learning:
     )
     start = work.request.warm_start
     if start is None:
-        mean, std = channel_statistics(parts[0].images)
+        mean, std = channel_statistics(images)
         spec = InputSpec(channels=channels, height=height, width=width, mean=mean, std=std)
     else:
         source, known = loading.load(work.inputs["warm_start"], device="cpu")
@@ -66,7 +67,7 @@ def learning_of(work: Work[Training]) -> Learning:
         ),
         images=images,
         targets=targets,
-        validation=tensors(parts[1], task),
+        validation=examples(image_set, validation_index, task),
         manifest=Manifest(
             architecture=config.architecture,
             input=spec,
@@ -78,11 +79,11 @@ def learning_of(work: Work[Training]) -> Learning:
     )
 
 
-def tensors(part: ImageSet, task: AnyTask) -> tuple[Tensor, Tensor]:
-    """Images, and (N,) targets of a task or (N, K) of each class against the rest."""
+def examples(image_set: ImageSet, index: NDArray[np.int64], task: AnyTask) -> tuple[Picked, Tensor]:
+    """The images at these places, and (N,) targets of a task or (N, K) of each class."""
     if isinstance(task, Task):
-        targets = part.targets(task)
+        targets = image_set.targets(task, index)
     else:
-        of_each = [part.targets(Task(positive=[name])) for name in part.classes]
+        of_each = [image_set.targets(Task(positive=[name]), index) for name in image_set.classes]
         targets = np.stack(of_each, axis=1)
-    return torch.from_numpy(part.images), torch.from_numpy(targets)
+    return Picked(image_set.images, index), torch.from_numpy(targets)
