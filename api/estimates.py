@@ -263,7 +263,8 @@ def _passes_of_training(request: TrainingRequest, summary: DatasetSummary) -> in
     select_by = request.validation.select_by or ("clean_ap" if clean else "robust_ap")
     judging = 1 if select_by == "clean_ap" else 2 + 2 * VALIDATION_STEPS
     trained, judged = _looked_at(request, summary)
-    return request.epochs * (trained * step + judged * judging)
+    judgings = math.ceil(request.epochs / request.validation.every)
+    return request.epochs * trained * step + judgings * judged * judging
 
 
 def _looked_at(request: TrainingRequest, summary: DatasetSummary) -> tuple[int, int]:

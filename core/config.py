@@ -539,6 +539,13 @@ class Validation(Config):
         description="figure that chooses the epoch; by default robust_ap (PGD-10) for methods that "
         "train on attacked images, clean_ap for ce and ap, as in the paper",
     )
+    every: int = Field(
+        1,
+        ge=1,
+        le=1000,
+        description="validate after every so many epochs, and after the last: only those can be "
+        "the best, and the others cost no passes over the validation images",
+    )
     patience: int | None = Field(
         None,
         ge=1,

@@ -34,7 +34,7 @@ class Epoch(BaseModel):
     """What one epoch of a training did; AP on the validation images."""
 
     epoch: Count
-    clean_ap: AP
+    clean_ap: AP | None = None
     robust_ap: AP | None = None
     lr: Rate | None = None
     metrics: dict[str, Any] = {}
@@ -57,6 +57,10 @@ class Curves:
     rate: Markup
     legend: Sequence[tuple[str, str]]
     """Of each line what it is called in the sheet, and its words."""
+
+    def last(self, figure: str) -> float:
+        """The last value of a line."""
+        return _points(self.history, figure)[-1][1]
 
 
 def curves_of(history: Sequence[Epoch], *, chosen: int | None = None) -> Curves:

@@ -122,6 +122,7 @@ def fit(
     attack: config.TrainingAttack | None = None,
     augment: config.Augment | None = None,
     select_by: SelectBy | None = None,
+    validate_every: int = 1,
     patience: int | None = None,
     ema: float | None = None,
     precision: config.Precision = "float32",
@@ -150,6 +151,7 @@ def fit(
     drive. The part that is held out holds whole clusters, and its share is of clusters.
     epochs, batch_size, positives_per_batch, optimizer, attack, augment, select_by, patience, ema,
     precision, weight_perturbation: as in the service.
+    validate_every: so many epochs, and after the last: only those can be the best.
     devices: processes that share every batch, on a GPU each, for the same training up to rounding:
     `torchrun --nproc-per-node N script.py`, each process calling with devices=N, the same images
     and labels, and a GPU of its own (device="cuda"). The first keeps, shows and tells.
@@ -210,7 +212,12 @@ def fit(
                 "optimizer": optimizer or Optimizer(),
                 "attack": attack or TrainingAttack(),
                 "augment": augment or Augment(),
-                "validation": {"fraction": share, "select_by": select_by, "patience": patience},
+                "validation": {
+                    "fraction": share,
+                    "select_by": select_by,
+                    "every": validate_every,
+                    "patience": patience,
+                },
                 "ema": ema,
                 "precision": precision,
                 "weight_perturbation": weight_perturbation,

@@ -55,7 +55,7 @@ SelectBy = Literal["robust_ap", "clean_ap"]
 @dataclass(frozen=True)
 class EpochRecord:
     """What one epoch did. Average precisions are the validation set's, ties negatives first; of
-    several classes their mean."""
+    several classes their mean. Epochs that are not validated (`validation.every`) have none."""
 
     epoch: int
     """Counted from 1, so also the number of epochs done."""
@@ -65,7 +65,7 @@ class EpochRecord:
     """Mean over the steps; that of a method with an AP surrogate carries no meaning."""
     metrics: dict[str, float]
     """The objective's own, for example surrogate_ap."""
-    clean_ap: float
+    clean_ap: float | None
     robust_ap: float | None
     """Under PGD-10; None where the epoch is not chosen by it, as it costs as much as training."""
     images_per_s: float
@@ -213,6 +213,7 @@ def fit(
             aps = {
                 select: validator.ap(attacked=select == "robust_ap", epoch=epoch)
                 for select in dict.fromkeys(("clean_ap", select_by))
+                if epoch % config.validation.every == 0 or epoch == config.epochs
             }
         record = EpochRecord(
             epoch=epoch,
@@ -220,12 +221,12 @@ def fit(
             lr=lr,
             loss=loss,
             metrics=objective.metrics(),
-            clean_ap=aps["clean_ap"],
+            clean_ap=aps.get("clean_ap"),
             robust_ap=aps.get("robust_ap"),
             images_per_s=len(state.sampler) * state.sampler.batch_size / seconds,
             eta_s=(time.perf_counter() - begun) / (epoch - done_before) * (config.epochs - epoch),
         )
-        state.keep(record, figure=aps[select_by], weights=judged.state_dict())
+        state.keep(record, figure=aps.get(select_by), weights=judged.state_dict())
         if ranks.leads:
             if save is not None:
                 save(state.checkpoint())
@@ -261,16 +262,20 @@ class _State:
     best_weights: dict[str, Tensor] = field(default_factory=dict)
 
     def ended(self, config: TrainingConfig) -> bool:
-        """All epochs are done, or none has been better for too long."""
+        """All epochs are done, or none has been better for too long, as the last one showed."""
         done, patience = len(self.history), config.validation.patience
         return done >= config.epochs or (
-            patience is not None and done - self.best_epoch >= patience
+            patience is not None
+            and done - self.best_epoch >= patience
+            and self.history[-1].clean_ap is not None
         )
 
-    def keep(self, record: EpochRecord, *, figure: float, weights: dict[str, Tensor]) -> None:
-        """Note the epoch, and its weights if none was better."""
+    def keep(
+        self, record: EpochRecord, *, figure: float | None, weights: dict[str, Tensor]
+    ) -> None:
+        """Note the epoch, and its weights if it was judged and none was better."""
         self.history.append(record)
-        if figure > self.best_figure:
+        if figure is not None and figure > self.best_figure:
             self.best_epoch, self.best_figure = record.epoch, figure
             self.best_weights = {name: tensor.clone() for name, tensor in weights.items()}
 

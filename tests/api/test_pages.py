@@ -460,6 +460,15 @@ def test_whatever_a_file_says_of_its_training_is_shown_and_not_believed(
     assert "All of it, figures to six digits" in shown
 
 
+def test_an_epoch_that_was_not_validated_has_no_figure_in_the_table(api: Api) -> None:
+    history = [{"epoch": 1, "clean_ap": None, "robust_ap": None}, *TRAINING["history"][1:]]
+    training = {**TRAINING, "history": history}
+    page = seen(api, f"/v1/models/{api.model(manifest={**MANIFEST, 'training': training})}")
+    (table,) = [t for t in page.all("table", class_="figures") if "Under attack" in t.words]
+    head = "Epoch Clean AP Under attack Surrogate AP Learning rate"
+    assert table.words == f"{head} 1 2 0.750 0.500 3 0.700 0.400"
+
+
 def test_a_class_in_a_command_is_one_word_for_a_shell(api: Api) -> None:
     evil = "x'; rm -rf ~ #"
     output = {"kind": "multiclass", "classes": [evil, "b"]}

@@ -67,6 +67,11 @@ def test_a_training_is_estimated_by_those_of_its_network_and_refused_as_it_would
     assert one.seconds is not None
     assert ten.seconds is not None
     assert ten.passes == 10 * one.passes
+    settings = {"dataset_id": dataset, "positive": "cat", "epochs": 10, "batch_size": 16}
+    seldom, last = (
+        client.trainings.estimate(**settings, validation={"every": every}) for every in (4, 10)
+    )
+    assert (seldom.passes - last.passes) * 7 == (ten.passes - seldom.passes) * 2  # 10, 3, 1 times
     other = client.trainings.estimate(
         dataset_id=dataset, positive="cat", batch_size=16, architecture="thin_cnn"
     )

@@ -738,6 +738,7 @@ def test_training_stops_when_the_figure_has_not_risen_for_so_long():
         optimizer=Optimizer(lr=1e-9, name="sgd", momentum=0.0),
         validation=Validation(patience=3),
     )
+    seldom = config.model_copy(update={"validation": Validation(patience=3, every=2)})
 
     class Still(SmallNet):
         """Without a BatchNorm, whose statistics would move."""
@@ -750,8 +751,24 @@ def test_training_stops_when_the_figure_has_not_risen_for_so_long():
     _, _, result = train(config, network=Still(), save=lambda c: checkpoints.append(c["epoch"]))
     assert checkpoints == [1, 2, 3, 4]
     assert (result.best.epoch, result.stopped_early) == (1, True)
+    result = train(seldom, network=Still())[2]
+    assert (result.best.epoch, len(result.history)) == (2, 6)  # of 2, 4 and 6, the validated ones
     _, _, whole = train(config_for("ce"))
     assert not whole.stopped_early
+
+
+def test_only_every_so_many_epochs_and_the_last_are_validated_and_can_be_kept():
+    always = train(config_for(epochs=5))[2]
+    result = train(config_for(epochs=5, validation=Validation(every=2)))[2]
+    assert [record.robust_ap is not None for record in result.history] == [False, True] * 2 + [True]
+    for record, known in zip(result.history, always.history, strict=True):
+        assert record.loss == known.loss
+        if record.epoch in (2, 4, 5):
+            assert (record.clean_ap, record.robust_ap) == (known.clean_ap, known.robust_ap)
+        else:
+            assert (record.clean_ap, record.robust_ap) == (None, None)
+    best = max((always.history[i - 1].robust_ap, -i) for i in (2, 4, 5))
+    assert (result.best.robust_ap, -result.best.epoch) == best
 
 
 def test_a_training_that_had_stopped_early_stays_so_when_resumed():
