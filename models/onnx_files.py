@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from adap import rounding
-from adap.models import onnx_fitting, onnx_weights
+from adap.models import onnx_fitting, onnx_plain, onnx_weights
 from adap.models.errors import ModelFileError
 from adap.models.graphs import (
     LARGEST_OPSET,
@@ -58,6 +58,7 @@ class GraphNetwork(nn.Module):
 
         self.graph = graph
         self.names = sorted(tensors)
+        _check_layers(graph, tensors)
         written = _written_out(graph)
         model = as_onnx(written, tensors)
         with warnings.catch_warnings():
@@ -99,6 +100,20 @@ class GraphNetwork(nn.Module):
     def tensors(self) -> dict[str, Tensor]:
         """What the graph was built from."""
         return {name: getattr(self.converted, _buffer(name)) for name in self.names}
+
+
+_LAYERS = ("Conv", "ConvTranspose", "BatchNormalization", "InstanceNormalization")
+
+
+def _check_layers(graph: Graph, tensors: Mapping[str, Tensor]) -> None:
+    """Raise ModelFileError for a layer whose weights are not in the file."""
+    for node in graph.nodes:
+        if node.operator in _LAYERS and any(n and n not in tensors for n in node.inputs[1:]):
+            raise ModelFileError(
+                f"expected weights that are constants, got {node.operator} with computed ones, as "
+                "from the size of the images or their pixels: export it with fixed sizes of images "
+                "and with constants folded (torch.onnx.export with dynamo=True does both)"
+            )
 
 
 def _share(operator: Any, tensors: list[Tensor]) -> None:
@@ -266,9 +281,14 @@ def take_in(
     """
     model = _opened(path)
     _check_plain(model)
-    said = _manifest(model)
+    said, functions = _manifest(model), len(model.functions)
+    if functions:
+        model = onnx_plain.inlined(model)
+        _check_plain(model)
     model, held = onnx_weights.take_out(model)
     fit = onnx_fitting.simplify(model, held, output, path)
+    if functions:
+        fit.steps.insert(0, "local functions put in place of their calls")
     _Reader(fit).read()  # every operator and size is known before the network is run
     takes = onnx_fitting.arrange(fit, spec)
     network = _network(fit)
@@ -293,7 +313,6 @@ def _check_plain(model: Any) -> None:
 
     graph = model.graph
     for found, what in (
-        (model.functions, "local functions"),
         (model.training_info, "training information"),
         (graph.sparse_initializer, "sparse tensors"),
     ):

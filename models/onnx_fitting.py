@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from adap.models import onnx_folding, onnx_weights
+from adap.models import onnx_folding, onnx_plain, onnx_weights
 from adap.models.errors import ModelFileError
 from adap.models.header import InputSpec, OutputSpec, shown
 from adap.reading import Fact
@@ -111,6 +111,7 @@ def simplify(model: Any, held: onnx_weights.Held, output: OutputSpec, path: Path
     folded = onnx_folding.fold(model, held)
     if folded:
         steps.append(f"{folded} {'constant' if folded == 1 else 'constants'} computed once")
+    onnx_plain.write_out(model)
     output = output.model_copy(update={"name": None})
     onnx_weights.keep_used(model, held)
     return Fit(model, held, original, output, quantised=quantised, steps=steps)
@@ -236,7 +237,8 @@ def _as_logits(output: OutputSpec, ending: Ending) -> OutputSpec:
         raise ModelFileError(
             "expected a network of which one class is true, got one that ends in a sigmoid for "
             "each class, so that each probability stands for itself: declare --multilabel (kind "
-            "multilabel), or send it with a logit a class and without the sigmoid"
+            "multilabel), or send it with a logit a class and without the sigmoid; where it "
+            "answers with one number an image, leave --classes out (--positive says what is high)"
         )
     if ending == "softmax" and not one_is_true:
         what = "a single logit" if output.classes is None else "classes of which each may be true"
@@ -417,9 +419,9 @@ class _Freer:
     """Lets the batch be of any size, where constants of the graph hold it.
 
     Shapes are inferred for the batch as it was and for a larger one. Where a Reshape no longer
-    fits, its constant held the batch: the axis that begins where the batch lies in memory becomes
-    -1. A Squeeze of all axes of size 1 keeps to those that are none of the batch's, and a constant
-    row beside the images' own (a class token) is repeated for each image.
+    fits, or another axis grew, its constant held the batch: the axis that begins where the batch
+    lies in memory becomes -1. A Squeeze of all axes of size 1 keeps to those that are none of the
+    batch's, and a constant row beside the images' own (a class token) is repeated for each image.
     """
 
     def __init__(self, model: Any, images: Any, spec: InputSpec, batch: int) -> None:
@@ -491,12 +493,14 @@ class _Freer:
         if len(node.input) < 2 or node.input[1] not in self.constants:
             return False
         axis, out = self._moved(node.input[0]), self.before.get(node.output[0])
-        if axis is None or out is None or self.after.get(node.output[0]) not in (None, out):
+        if axis is None or out is None:
             return False
         place = _axis_of_batch(out, self.before[node.input[0]], axis, self.batch)
-        if place is None:
-            return False
         shape = [-1 if i == place else n for i, n in enumerate(out)]
+        if self.batch == 1 and len(out) == 1 < out[0]:  # without a batch: a row for each image
+            shape = [-1, *out]
+        elif place is None or self._moved(node.output[0]) == place:
+            return False  # where another axis moves, as of [1, -1], images are joined to one row
         node.input[1] = _fresh(self.graph, "shape", np.array(shape, np.int64))
         return True
 

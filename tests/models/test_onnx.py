@@ -249,7 +249,7 @@ REFUSED: dict[str, tuple[Callable[[], ModelProto | bytes], str]] = {
     "an operator of somebody else": (of_a_domain, "got 'com.evil.Relu'"),
     "a branch": (branch, "got 'If'"),
     "a hidden branch": (hidden_branch, "branches and loops are not taken"),
-    "a function": (with_a_function, "got one with local functions"),
+    "a function": (with_a_function, "in a domain of their own, got 'Relu'"),
     "a size from pixels": (of_pixel_dependent_size, "do not depend on pixel values, got Expand"),
     "a mean over the batch": (
         lambda: graph_of([helper.make_node("ReduceMean", ["x"], ["y"])], size=(1, 3, 8, 8)),
@@ -356,8 +356,14 @@ REFUSED: dict[str, tuple[Callable[[], ModelProto | bytes], str]] = {
         lambda: of_a_domain("ai.onnx.ml", "ZipMap"),
         "convert with options={'zipmap': False}",
     ),
-    "a cut file": (lambda: linear().SerializeToString()[:-40], "a sound ONNX file, got a damaged"),
-    "noise": (lambda: b"\x08\x08\x12" + bytes(range(256)), "a sound ONNX file, got a damaged"),
+    "a cut file": (
+        lambda: linear().SerializeToString()[:-40],
+        "a sound ONNX file, got one that was cut",
+    ),
+    "noise": (
+        lambda: b"\x08\x08\x12" + bytes(range(256)),
+        "a sound ONNX file, got one that was cut",
+    ),
     "infinite outputs": (
         lambda: linear(
             helper.make_node("Exp", ["p"], ["q"]),

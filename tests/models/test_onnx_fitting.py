@@ -1,5 +1,6 @@
 """ONNX as exporters write it: made fit and said so; onnxruntime on the file as it came judges."""
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,28 @@ FIT: dict[str, tuple[Callable[[], ModelProto], str]] = {
         lambda: classifier(node("Reshape", "z s", "y"), weights={"s": np.array([1, 2])}),
         "sizes that held a batch of one made free",
     ),
+    "a Reshape that joins the images of a batch to one row": (
+        lambda: classifier(
+            node("Reshape", "z s", "y"),
+            weights={"s": np.array([1, -1])},
+            size=[1, 3, 8, 8],
+        ),
+        "batch of 1 made free",
+    ),
+    "a Reshape without a batch": (
+        lambda: classifier(
+            node("Reshape", "z s", "r"),
+            node("Mul", "r one", "y"),
+            weights={"s": np.array([-1]), "one": np.ones(2, np.float32)},
+            size=[1, 3, 8, 8],
+            shape=[2],
+        ),
+        "batch of 1 made free",
+    ),
+    "a local function": (
+        lambda: with_function(classifier(helper.make_node("Head", ["z"], ["y"], domain="ours"))),
+        "local functions put in place of their calls",
+    ),
     "axes of size 1": (
         lambda: classifier(
             node("Unsqueeze", "z a", "y"),
@@ -186,6 +209,20 @@ def with_input(model: ModelProto, name: str) -> ModelProto:
     return model
 
 
+def with_function(model: ModelProto, *more: Any) -> ModelProto:
+    """`Head` of the domain `ours`, which is `Inner` of it twice, each of which changes nothing."""
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("ours", 1)]
+    twice = [helper.make_node("Neg", [a], [b]) for a, b in (("a", "m"), ("m", "b"))]
+    inner = helper.make_function("ours", "Inner", ["a"], ["b"], twice, opsets)
+    calls = [
+        helper.make_node("Inner", [a], [b], domain="ours") for a, b in (("a", "m"), ("m", "b"))
+    ]
+    head = helper.make_function("ours", "Head", ["a"], ["b"], calls, opsets)
+    model.functions.extend([*more, inner, head])
+    model.opset_import.append(helper.make_opsetid("ours", 1))
+    return model
+
+
 def before_ir_4(model: ModelProto) -> ModelProto:
     """As Caffe2 and MXNet wrote files: each tensor is an input with a value of its own."""
     model.ir_version = 3
@@ -213,6 +250,88 @@ def test_a_file_is_made_fit_and_gives_the_logits_of_the_network(case: str, tmp_p
     assert summary == ("ONNX: as it is" if not said else summary)
     assert said in summary
     assert loading.probe(scorer).problems == []
+
+
+def calling(name: str, called: str, count: int) -> Any:
+    """A function that calls another one after the other."""
+    names = ["a", *(f"v{i}" for i in range(count - 1)), "b"]
+    calls = [
+        helper.make_node(called, [one], [other], domain="ours")
+        for one, other in itertools.pairwise(names)
+    ]
+    return helper.make_function("ours", name, ["a"], ["b"], calls, [helper.make_opsetid("ours", 1)])
+
+
+def test_functions_that_unfold_without_end_are_refused_before_they_do(tmp_path: Path) -> None:
+    def first(name: str) -> ModelProto:
+        return classifier(helper.make_node(name, ["z"], ["y"], domain="ours"))
+
+    bomb = [calling(f"F{i}", f"F{i + 1}" if i < 60 else "Inner", 2) for i in range(61)]
+    assert "unfold to more" in refused(with_function(first("F0"), *bomb), tmp_path)
+    ring = [calling("F0", "F1", 1), calling("F1", "F0", 1)]
+    assert "which calls itself" in refused(with_function(first("F0"), *ring), tmp_path)
+
+
+@pytest.mark.parametrize("given", [{}, {"alpha": 0.5, "beta": 2.0}, {"transA": 1, "transB": 1}])
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_product_with_no_weights_of_its_own_is_that_of_onnxruntime(
+    given: dict[str, Any], side: int, tmp_path: Path
+) -> None:
+    """A Gemm whose one factor is a constant on the left, or follows from the size of the images."""
+    turned = given.get("transA", 0)
+    first = [
+        node("Shape", "x", "s"),
+        node("Slice", "s zero one", "b"),
+        node("Cast", "b", "n", to=1),
+    ]
+    if side == 0:  # z (N, 2) on the right, as columns, and made rows again
+        last = [
+            node("Transpose", "z", "t", perm=[1, 0]) if not turned else node("Identity", "z", "t"),
+            node("Gemm", "w t bias", "g", **given),
+            node("Transpose", "g", "y", perm=[1, 0]),
+        ]
+        weights = {"bias": np.array([[0.5], [2]], np.float32)}
+    else:
+        first += [node("Div", "n n", "i"), node("Mul", "w i", "v")]
+        last = [
+            node("Transpose", "z", "t", perm=[1, 0]) if turned else node("Identity", "z", "t"),
+            node("Gemm", "t v bias", "y", **given),
+        ]
+        weights = {"bias": np.array([0.5, 2], np.float32)}
+    weights |= {"w": np.array([[1, 2], [3, 5]], np.float32)}
+    numbers = {"zero": np.array([0]), "one": np.array([1])}
+    model = classifier(*last, first=first, weights={**weights, **numbers})
+    _, scorer = take_in(model, tmp_path)
+    images = torch.rand(3, 3, 8, 8)
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    (wanted,) = session.run(None, {"x": images.numpy()})
+    with torch.no_grad():
+        np.testing.assert_allclose(scorer.outputs(images).numpy(), wanted, atol=1e-5)
+
+
+def test_a_constant_before_what_it_mixes_is_no_layer(tmp_path: Path) -> None:
+    mixed = [
+        node("Unsqueeze", "z two", "u"),
+        node("MatMul", "m u", "o"),
+        node("Squeeze", "o two", "y"),
+    ]
+    mixing = np.array([[0, 1], [1, 1]], np.float32)
+    model = classifier(*mixed, weights={"m": mixing, "two": np.array([2])})
+    _, scorer = take_in(model, tmp_path)
+    images = torch.rand(3, 3, 8, 8)
+    with torch.no_grad():
+        wanted = logits(images) @ torch.from_numpy(mixing.T)
+        assert torch.allclose(scorer.outputs(images), wanted, atol=1e-5)
+
+
+def test_a_layer_with_computed_weights_is_refused_by_its_name(tmp_path: Path) -> None:
+    first = [
+        *(node("Shape", "x", "s"), node("Slice", "s zero one", "b"), node("Cast", "b", "n", to=1)),
+        *(node("Mul", "e n", "v"), node("Conv", "x v", "h")),
+    ]
+    weights = {"e": np.ones((3, 3, 1, 1), np.float32), "zero": np.array([0]), "one": np.array([1])}
+    told = refused(classifier(first=first, images="h", weights=weights), tmp_path)
+    assert "got Conv with computed ones" in told
 
 
 def test_a_squeeze_of_everything_keeps_the_batch(tmp_path: Path) -> None:
