@@ -163,13 +163,24 @@ class ThresholdResult(Value):
 
 
 class Report(Value):
-    """An audit's report; a notebook shows its figures as a table."""
+    """An audit's report; printed, and in a notebook, it shows its figures as a table."""
 
     tasks: list[TaskReport]
     mean: dict[str, float]
     warnings: list[str]
     thresholds: list[ThresholdResult]
     provenance: dict[str, Any]
+
+    def __str__(self) -> str:
+        rows = [row for task in self.tasks for row in _rows(task)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in rows
+        ]
+        return "\n".join([*lines, *self.warnings])
+
+    __repr__ = __str__
 
     def _repr_html_(self) -> str:
         rows = [row for task in self.tasks for row in _rows(task)]

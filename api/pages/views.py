@@ -99,7 +99,9 @@ def dataset_page(request: Request, dataset: Dataset) -> Response:
     """A data set: what is in it, drawn, or why it was rejected."""
     commands = [("The same as JSON", _curl(request, f"/v1/datasets/{dataset.id}"))]
     if dataset.summary is not None:
-        positive = shlex.join(["--positive", list(dataset.summary.classes)[-1]])
+        counts = dataset.summary.classes
+        meant = dataset.positive or [min(reversed(counts), key=counts.__getitem__)]  # the rarest
+        positive = shlex.join([word for name in meant for word in ("--positive", name)])
         of_this = f"--dataset {dataset.id} {positive} --watch"
         commands = [
             ("Train a model on it", f"adap train {of_this}"),

@@ -159,7 +159,8 @@ def fit(
     weights that the model had at first or those that the training left in it; with other data,
     labels, options or weights it is refused. What ends an epoch half way (Ctrl-C) leaves no trace
     of it in the weights. More `epochs` go on too, where no milestone moves by them.
-    on_epoch: told of each epoch; what it raises ends the training.
+    on_epoch: told of each epoch, whose `scalars()` are what TensorBoard or MLflow draw; what it
+    raises ends the training.
 
     Raises ConfigError, DataError or ModelError before the first step, TrainingError for a loss or
     weights that are not finite. Source: Algorithms 1 to 5 of the paper.

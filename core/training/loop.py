@@ -77,6 +77,11 @@ class EpochRecord:
         """The same as plain JSON values."""
         return asdict(self)
 
+    def scalars(self) -> dict[str, float]:
+        """What a logger of experiments draws by epoch: each figure that there is, by its name."""
+        told = {"lr": self.lr, "loss": self.loss, **self.metrics, "clean_ap": self.clean_ap}
+        return told if self.robust_ap is None else {**told, "robust_ap": self.robust_ap}
+
 
 @dataclass(frozen=True)
 class TrainingResult:

@@ -322,7 +322,7 @@ def test_the_page_of_a_data_set_draws_its_classes_by_split(api: Api) -> None:
         ),
         *("2 duplicates have other labels", "1 image equals one in another split"),
         *("zip: 2 splits from folders `a`, `b`", "Clusters 12"),
-        *("cat 10 25 % 6 30 % 4 20 %", "dog 30 75 % 14 70 % 16 80 %", "--positive dog"),
+        *("cat 10 25 % 6 30 % 4 20 %", "dog 30 75 % 14 70 % 16 80 %", "--positive cat"),
     ):
         assert text in shown, text
     longest = 30

@@ -149,7 +149,7 @@ def test_what_may_come_twice_is_tried_again(method: str, asked: int) -> None:
 
 
 def test_a_proxy_does_not_stand_before_this_machine(service: str) -> None:
-    code = f"from client.client import Client; print(Client({service!r}).ready()['database'])"
+    code = f"from adap.client.client import Client; print(Client({service!r}).ready()['database'])"
     nowhere = "http://127.0.0.1:9"
     run = subprocess.run(
         [sys.executable, "-c", code],

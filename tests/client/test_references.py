@@ -62,7 +62,10 @@ def test_a_name_that_nothing_has_is_answered_with_one_like_it(client: Client, mo
 def test_a_run_is_taken_up_again_by_its_id_or_its_name(
     client: Client, adap: Adap, model: str, dataset: str, audited: str
 ) -> None:
-    assert client.audits.get(audited).report().tasks[0].positive == ["cat"]
+    report = client.audits.get(audited).report()
+    assert report.tasks[0].positive == ["cat"]
+    assert f"clean       {report.tasks[0].clean.ap:.4f}" in str(report)
+    assert len(str(report).splitlines()) == 3 + len(report.tasks[0].attacks) + len(report.warnings)
     asked = adap(
         "audit",
         "--model",

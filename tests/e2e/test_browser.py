@@ -9,7 +9,7 @@ import io
 import re
 import zipfile
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,9 @@ from PIL import Image
 from adap.models import architectures, loading
 from adap.models.header import Manifest
 from tests.api.take_pictures import take
+from tests.conftest import embedded_service
 from tests.core.browser import chromium
+from tests.s3 import Line
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
@@ -67,20 +69,33 @@ class Visitor:
         assert self.complaints == []
 
 
-@pytest.fixture(scope="module", params=["dark"])
-def visitor(service: str, request: pytest.FixtureRequest) -> Iterator[Visitor]:
-    with (
-        chromium() as browser,
-        closing(
-            browser.new_context(
-                base_url=service,
-                color_scheme=request.param,
-                viewport={"width": 400, "height": 800},
-            )
-        ) as context,
-    ):
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A service that nobody has used yet."""
+    with embedded_service(tmp_path_factory.mktemp("home")) as (url, _):
+        yield url
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as made:
+        yield made
+
+
+@contextmanager
+def visiting(browser: Any, url: str) -> Iterator[Visitor]:
+    narrow = {"width": 400, "height": 800}
+    with closing(
+        browser.new_context(base_url=url, color_scheme="dark", viewport=narrow)
+    ) as context:
         context.set_default_timeout(90_000)
-        yield Visitor(context, service)
+        yield Visitor(context, url)
+
+
+@pytest.fixture(scope="module")
+def visitor(browser: Any, service: str) -> Iterator[Visitor]:
+    with visiting(browser, service) as made:
+        yield made
 
 
 def png(rng: np.random.Generator, mean: int, size: int) -> bytes:
@@ -109,6 +124,48 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     network = architectures.build("small_cnn", channels=1, seed=0)
     loading.save(network, path, Manifest.model_validate(MANIFEST))
     return path
+
+
+def test_on_an_empty_service_a_button_runs_the_demonstration(
+    visitor: Visitor, service: str
+) -> None:
+    tab = visitor.tab
+    tab.goto("/")
+    tab.wait_for_selector("text=Nothing yet: three steps")
+    visitor.judge()
+    tab.click("#demo")
+    tab.wait_for_selector("#demo-said:has-text('1 of 3')")
+    visitor.judge()
+    tab.wait_for_url("**/report", timeout=400_000)
+    assert "ring finder (demonstration)" in tab.inner_text("main")
+    visitor.judge()
+    done = httpx.get(f"{service}/v1/jobs?kind=audit", timeout=60).json()["data"]
+    (figures,) = [job["result"]["summary"] for job in done]
+    assert figures["clean_ap"] > 0.9 > figures["worst_case_ap"]
+    tab.goto("/")
+    tab.wait_for_selector("#ended li:has-text('Audit of ring finder')")
+    assert tab.locator("#begin").is_hidden()
+
+
+def test_a_page_whose_line_is_lost_says_so_and_goes_on_when_it_is_back(
+    browser: Any, service: str
+) -> None:
+    line = Line(service)
+    with closing(line), visiting(browser, line.endpoint) as away, httpx.Client(timeout=60) as http:
+        (dataset,) = http.get(f"{service}/v1/datasets").json()["data"]  # of the demonstration
+        asked = {"dataset_id": dataset["id"], "task": {"positive": ["ring"]}, "epochs": 1000}
+        job_id = http.post(f"{service}/v1/training-jobs", json=asked).json()["id"]
+        away.tab.goto(f"/v1/jobs/{job_id}")
+        away.tab.wait_for_selector("#progress-words:has-text('epochs')")
+        line.be("reset")
+        away.tab.wait_for_selector("text=The connection is lost")
+        http.post(f"{service}/v1/jobs/{job_id}/cancel").raise_for_status()
+        waited = {"Prefer": "wait=30"}
+        while not http.get(f"{service}/v1/jobs/{job_id}", headers=waited).json()["done"]:
+            pass
+        line.be("open")
+        away.tab.wait_for_selector("main header >> text=cancelled")
+        assert not away.tab.is_visible("text=The connection is lost")
 
 
 def test_from_files_to_a_report_with_what_is_refused_mended_in_place(

@@ -84,14 +84,15 @@ function sending(method, path, body, onProgress) {
 export const ENDED = ["succeeded", "failed", "cancelled"];
 const FOLLOWED = ["epoch", "attack", "retry", "released"]; // events that pages show as they come
 
-export function follow(events, onState, onEvent = () => {}) {
+export function follow(events, onState, onEvent = () => {}, onLine = () => {}) {
   // Tell how a job is, {status, progress, queue_position}, until it ends; a lost line comes back by
-  // itself, after the last event that came. The answer stops it.
+  // itself, after the last event that came; onLine is told whether there is one. The answer stops it.
   let source;
   let again;
   let seen = "";
   const open = () => {
     source = new EventSource(events);
+    source.addEventListener("open", () => onLine(true));
     source.addEventListener("progress", ({ data }) => {
       const state = JSON.parse(data);
       if (ENDED.includes(state.status)) {
@@ -108,6 +109,7 @@ export function follow(events, onState, onEvent = () => {}) {
       });
     }
     source.addEventListener("error", () => {
+      onLine(false);
       if (source.readyState === EventSource.CLOSED) {
         again = setTimeout(look, 3000); // refused: too many streams, or the key has ended
       }

@@ -77,6 +77,21 @@ def test_clusters_that_cannot_be_kept_whole_are_refused() -> None:
         adap.fit(Shaped(1), X, Y, "ce", clusters=["a"] * 24, **CALM)
 
 
+def test_each_epoch_tells_a_logger_its_figures_by_name() -> None:
+    drawn: dict[str, list[tuple[int, float]]] = {}
+
+    def draw(record: Any) -> None:  # as `writer.add_scalar(name, value, epoch)` of TensorBoard
+        for name, value in record.scalars().items():
+            drawn.setdefault(name, []).append((record.epoch, value))
+
+    fitted = adap.fit(Shaped(1), X, Y, on_epoch=draw, **CALM)
+    assert list(drawn) == ["lr", "loss", "surrogate_ap", "clean_ap", "robust_ap"]
+    assert drawn["robust_ap"] == [(one.epoch, one.robust_ap) for one in fitted.history]
+    assert drawn["surrogate_ap"][-1][1] == fitted.history[-1].metrics["surrogate_ap"]
+    plain = adap.fit(Shaped(1), X, Y, "ce", **CALM)
+    assert "robust_ap" not in plain.history[0].scalars()
+
+
 def test_what_was_decided_about_the_outputs_is_told() -> None:
     fitted = adap.fit(Shaped(2), X, Y, "ce", **CALM)
     assert any("second is the positive class" in text for text in fitted.warnings)
