@@ -16,6 +16,8 @@ from adap.store.logs import configure_logging
 from adap.store.settings import Settings
 from adap.store.start import UnusableDatabaseError, open_database
 
+SWITCH_S = 0.001  # until a thread that computes lets the event loop go on; 5 ms by default
+
 
 def main() -> None:
     """Serve on the address of the settings; refuse to serve strangers without keys."""
@@ -38,6 +40,7 @@ def main() -> None:
         )
     app = create_app(settings)
     gc.collect()
+    sys.setswitchinterval(SWITCH_S)
     gc.freeze()  # what is here will stay: to look through it again and again stops every request
     uvicorn.run(
         app,

@@ -20,6 +20,7 @@ from adap.api.errors import MAX_ITEMS, MAX_NAME_CHARACTERS, ApiError, ErrorItem
 from adap.api.kept import Kept
 from adap.api.quotas import Places, Rates
 from adap.api.recent import Recent, Together
+from adap.api.turns import Turns
 from adap.api.watch import Health, Watch
 from adap.models.header import Manifest
 from adap.store import keys
@@ -84,6 +85,7 @@ class House:
     callers: Recent[str | None, Caller] = field(default_factory=Recent)  # by API key, if any
     asking: Together[str | None, Caller] = field(default_factory=Together)  # who a key is of
     targets: Recent[tuple[str, str], Target] = field(default_factory=Recent)  # by tenant and id
+    turns: Turns = field(default_factory=Turns)
     kept: Kept = field(default_factory=Kept)  # names and scores that pages look at
     health: Health = field(default_factory=Health)
     halted: Recent[str, str] = field(default_factory=Recent)  # by queue: why none works, or ""

@@ -55,10 +55,14 @@ class GuardedRoute(APIRoute):
                         return signing.sign_in_first(request)
                     raise
                 needed.check(caller)
-                if needed.stores and has_body(request.scope):
-                    await _require_room(request, house)
+                if has_body(request.scope):
+                    if needed.stores:
+                        await _require_room(request, house)
+                    if _kind(request) == FORM:
+                        turns = house.turns.receive(request.receive, caller.tenant)
+                        request = Request(request.scope, turns)
             content_type = request.headers.get("content-type", "")
-            kind = content_type.partition(";")[0].strip().lower()
+            kind = _kind(request)
             if takes_form and has_body(request.scope):
                 _require_form(self.forms, kind, _declared_bytes(request))
             if takes_json and bodies.is_json(content_type):
@@ -95,6 +99,11 @@ def _required(dependant: Dependant) -> Iterator[Require]:
         if isinstance(inner.call, Require):
             yield inner.call
         yield from _required(inner)
+
+
+def _kind(request: Request) -> str:
+    """What a body is said to be, without its parameters."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 def _declared_bytes(request: Request) -> float:

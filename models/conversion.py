@@ -11,9 +11,10 @@ from typing import Literal
 
 from safetensors import SafetensorError
 from safetensors.torch import load as read_tensors
+from torch import nn
 
 from adap.models import catalogue, diagnosis, fitting, guessing, networks, onnx_files, state_dicts
-from adap.models.costs import check_cost
+from adap.models.costs import Cost, check_cost
 from adap.models.errors import ModelFileError
 from adap.models.fitting import Weights
 from adap.models.formats import EDGE_BYTES, is_checkpoint, is_onnx
@@ -39,6 +40,7 @@ _TITLES: dict[Format, str] = {
 }
 
 DEFAULT_LIMITS = CostLimits()
+COMPARED_BYTES = 2**28  # of values at once, by onnxruntime and by PyTorch
 
 
 @dataclass(frozen=True)
@@ -133,12 +135,13 @@ def _from_onnx(
             f"expected the architecture {GRAPH!r} with an ONNX file, got {declared.architecture!r}"
         )
     spec = declared.input
-    read = onnx_files.take_in(
-        path,
-        spec,
-        declared.output,
-        check=lambda network: check_cost(network, spec, limits),
-    )
+    one = Cost(0, 0)
+
+    def check(network: nn.Module) -> None:
+        nonlocal one
+        one = check_cost(network, spec, limits)
+
+    read = onnx_files.take_in(path, spec, declared.output, check=check)
     fit = read.fit
     if declared.positive is None and read.manifest is not None:  # what an earlier training has said
         declared = declared.model_copy(update={"positive": manifest_in(read.manifest).positive})
@@ -150,6 +153,7 @@ def _from_onnx(
         manifest.input,
         ending=fit.ending,
         tolerance=onnx_files.TOLERANCE_QUANTISED if fit.quantised else onnx_files.TOLERANCE,
+        together=3 if 3 * one.bytes <= COMPARED_BYTES else 2,
     )
     write(graph_tensors(network), target, manifest)
     return Converted(target, "onnx", manifest, difference, [*steps, *fit.steps], fit.facts)

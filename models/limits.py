@@ -9,5 +9,5 @@ class CostLimits:
     ADAP_SCORING_MAX_BATCH."""
 
     flops: int = 10**12  # of one image; ViT-L at 518 pixels takes 7e11
-    bytes: int = 2**30  # of the values of one image at one moment, weights excepted
+    bytes: int = 2**28  # of the values of one image at one moment, weights excepted
     batch: int = 64  # the most images of a pass

@@ -158,9 +158,11 @@ def probe(scorer: Scorer) -> ProbeResult:
     """
     images = _probe_images(scorer)
     try:
-        together, gradients = _with_gradients(scorer, images)
         with torch.no_grad():
-            alone = torch.cat([scorer.outputs(image[None]) for image in images])
+            together = torch.cat([scorer.outputs(pair) for pair in torch.split(images, 2)])
+        single = [_with_gradients(scorer, image[None]) for image in images]
+        alone = torch.cat([logits for logits, _ in single])
+        gradients = [norm for _, norms in single for norm in norms]
     except (RuntimeError, ValueError) as error:
         problem = f"the model does not run on images of the declared size: {str(error)[:300]}"
         return ProbeResult(images=len(images), problems=[problem], warnings=[])

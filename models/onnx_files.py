@@ -399,16 +399,17 @@ def compare(
     *,
     ending: onnx_fitting.Ending | None = None,
     tolerance: float = TOLERANCE,
+    together: int = 3,
 ) -> float:
     """The largest difference between a network and onnxruntime on the file that it came from.
 
-    On random images, in batches of three and one; relative to the largest output, if above 1.
+    On random images, in batches of `together` and one; relative to the largest output, if above 1.
     ending: what the file has behind the logits that the network answers with.
     For the sandboxed child alone. Raises ModelFileError where either cannot run or they differ.
     """
     generator = torch.Generator().manual_seed(0)
     largest = 0.0
-    for count in (3, 1):
+    for count in (together, 1):
         images = torch.randn(count, spec.channels, spec.height, spec.width, generator=generator)
         try:
             expected = original(images.numpy()).reshape(count, -1)

@@ -118,7 +118,10 @@ class Settings(BaseSettings):
         10**12, ge=1, description="most operations of a network for one image"
     )
     max_model_bytes: int = Field(
-        GIB, ge=1, description="most bytes of values that a network has at once for one image"
+        256 * MIB,
+        ge=1,
+        description="most bytes of values that a network has at once for one image; to try it "
+        "takes some five times as many",
     )
     max_attack_queries: int = Field(10_000, ge=1, description="most queries of one attack")
     max_attack_restarts: int = Field(20, ge=1, description="most restarts of one attack")

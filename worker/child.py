@@ -41,7 +41,7 @@ _context.set_forkserver_preload(["adap.worker.pipelines.table", "torchvision"])
 
 
 DATASET_HEAP_BYTES = 768 * MIB
-MODEL_HEAP_BYTES = 4 * GIB  # of which torch and onnxruntime take one
+MODEL_HEAP_BYTES = 2 * GIB  # of which torch and onnxruntime take one
 REPORT_LIMIT_S = 10.0  # in which the fork server tells that a child has ended
 _NO_MEMORY = (
     "The work needs more memory than the service grants it; "
