@@ -80,7 +80,8 @@ class EpochRecord:
     def scalars(self) -> dict[str, float]:
         """What a logger of experiments draws by epoch: each figure that there is, by its name."""
         told = {"lr": self.lr, "loss": self.loss, **self.metrics, "clean_ap": self.clean_ap}
-        return told if self.robust_ap is None else {**told, "robust_ap": self.robust_ap}
+        told["robust_ap"] = self.robust_ap
+        return {name: value for name, value in told.items() if value is not None}
 
 
 @dataclass(frozen=True)
