@@ -6,6 +6,7 @@ that is recorded: no line of Python runs again. So a function may be captured if
 on tensors alone, which it may change in place, and on generators that the recorder knows.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
@@ -67,16 +68,27 @@ class Captured:
         if self._calls <= WARM_UPS:
             return recorder.warm_up(partial(self._function, *inputs))
         if self._replay is None:
-            self._inputs = [value.clone() for value in inputs]
+            self._inputs, around = [value.clone() for value in inputs], sys.exception()
             try:
                 work = partial(self._function, *self._inputs)
                 self._replay = recorder.record(work, self._generators)
             except Exception as error:  # noqa: BLE001  the same work, one kernel after the other
-                self.refused = f"{type(error).__name__}: {error}".splitlines()[0]
+                first = _first_of(error, around)
+                self.refused = f"{type(first).__name__}: {first}".splitlines()[0]
                 return self._function(*inputs)
         for own, given in zip(self._inputs, inputs, strict=True):
             own.copy_(given)
         return self._replay()
+
+
+def _first_of(error: BaseException, around: BaseException | None) -> BaseException:
+    """What went wrong first: a capture that is broken off fails once more as it is left.
+
+    around: what was being handled before.
+    """
+    while error.__context__ is not None and error.__context__ is not around:
+        error = error.__context__
+    return error
 
 
 class CudaGraphs:
@@ -99,7 +111,8 @@ class CudaGraphs:
         graph = torch.cuda.CUDAGraph()
         for generator in generators:
             graph.register_generator_state(generator)
-        with torch.cuda.graph(graph, stream=self._stream):
+        # other threads of the process may do with the GPU what they like meanwhile
+        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
             result = work()
 
         def replay() -> Tensor:
