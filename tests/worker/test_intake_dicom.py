@@ -236,11 +236,35 @@ def test_a_slice_that_lies_or_cannot_be_shown_is_refused(
     assert said in refusal(saved(made(scan(0), **(SOUND | elements))))
 
 
+def test_runs_are_read_as_pydicom_reads_them() -> None:
+    """A scan that pydicom ships both ways, and slices of 8 and 16 bits that it packs."""
+    packed, plain = (
+        Path(str(get_testdata_file(name))).read_bytes()
+        for name in ("MR_small_RLE.dcm", "MR_small.dcm")
+    )
+    wanted = read_dicom(plain, RULES).pixels
+    np.testing.assert_array_equal(read_dicom(packed, RULES).pixels, wanted)
+    for values in (scan(1), (scan(2) % 256).astype(np.uint8)):
+        dataset = made(values, WindowCenter=100, WindowWidth=300)
+        wanted = read_dicom(saved(dataset), RULES).pixels
+        dataset.compress(RLELossless)
+        np.testing.assert_array_equal(read_dicom(saved(dataset), RULES).pixels, wanted)
+
+
+def test_runs_of_more_than_the_image_are_refused_before_they_are_unpacked() -> None:
+    dataset = made(scan(1))
+    dataset.compress(RLELossless)
+    header = struct.pack("<16L", 2, 64, 64 + 2**20, *[0] * 13)
+    bomb = header + b"\x81\0" * 2**20  # two bytes for 128
+    dataset.PixelData = pydicom.encaps.encapsulate([bomb])
+    with pytest.raises(UnusableImageError, match=r"expected runs \(RLE\) of 120 pixels, got more"):
+        read_dicom(saved(dataset), RULES)
+
+
 @pytest.mark.parametrize(
     ("name", "syntax"),
     [
         ("JPEG2000.dcm", "JPEG 2000"),
-        ("MR_small_RLE.dcm", RLELossless.name),
         ("JPEG-lossy.dcm", "JPEG Extended"),
         ("image_dfl.dcm", DeflatedExplicitVRLittleEndian.name),
         ("MR_small_jpeg_ls_lossless.dcm", "JPEG-LS"),

@@ -230,6 +230,7 @@ def test_lines_that_say_otherwise_of_the_same_image_are_refused_with_both_ways(
         ("file_name,label,split\nimages/0.png,cat,\n", "leave the line and the image out"),
         ("file_name,label\nimages/8.png,cat\n", "where images are called as 'images/0.png' is"),
         ("file_name,label\nimages/0.png,cat, small\n", "in quotes"),
+        ("file_name label\nimages/0.png cat\n", "write commas between the columns"),
         ("# pets\nfile_name,label\nimages/0.png,cat\n", "names of the columns in the first line"),
     ],
 )
@@ -263,6 +264,34 @@ def test_names_of_numbers_are_taken_from_the_list_beside_the_table(tmp_path: Pat
     notes = Notes()
     assert labels(read({**members, "classes.txt": b"zebra\n"}, tmp_path, notes)) == ["0", "1"] * 4
     assert any("'classes.txt'" in fact.message for fact in notes.facts)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("labels.txt", b"0 zebra\n1 ant\n"),
+        ("obj.names", b"zebra\nant\n"),
+        ("class_to_idx.json", b'{"zebra": 0, "ant": 1}'),
+        ("label_num_to_disease_map.json", b'{"0": "zebra", "1": "ant", "2": "bee"}'),
+        ("names.json", b'["zebra", "ant"]'),
+        ("classes.csv", b"class,index\nzebra,0\nant,1\n"),
+        ("class_names.tsv", b"0\tzebra\n1\tant\n"),
+    ],
+)
+def test_names_of_numbers_are_read_in_the_forms_that_people_write(
+    file: str, content: bytes, tmp_path: Path
+) -> None:
+    members = with_table(FRAME.assign(label=[0, 1] * 4))
+    notes = Notes()
+    named = file.replace("obj", "classes")
+    assert labels(read({**members, named: content}, tmp_path, notes)) == ["zebra", "ant"] * 4
+    assert any(f"'{named}'" in step for step in notes.steps)
+    notes = Notes()
+    files = {"files.json": b'{"0": "0.png", "1": "1.png"}'}  # no names of classes
+    assert labels(read({**members, named: content, **files}, tmp_path)) == ["zebra", "ant"] * 4
+    two = {**members, named: content, "more.json": b'{"a": 0, "b": 1}'}  # which are meant?
+    assert labels(read(two, tmp_path, notes)) == ["0", "1"] * 4
+    assert any(f"'{named}'" in fact.message for fact in notes.facts)
 
 
 @pytest.mark.parametrize("prefix", ["./", "data\\", "./data/"])

@@ -230,7 +230,7 @@ def _judge_deep(deep: _Deep, asked: Asked, reasons: Reasons) -> None:
             f"got {counted(deep.images, 'image')} of 16 bits whose values are {used} of 65,535: "
             f"only {left} of 256 grey levels would be left; say which values become black and "
             f"white with `levels`, for example --levels {range_used} for the range that is used, "
-            "or --levels 0:65535"
+            "or --levels 0:65535; colours of 16 bits convert to 8 bits a channel"
         )
         return
     low, high = (0, 65535) if levels is None else (levels.low, levels.high)

@@ -1,4 +1,4 @@
-"""One DICOM file to pixels: a frame of one channel, uncompressed, by its window or by levels.
+"""One DICOM file to pixels: a frame of one channel, uncompressed or RLE, by its window or levels.
 
 Of all elements only those named here are made values: patients' names, ids and dates are passed
 over, never kept, and no message repeats what a file holds. Values are rescaled to their modality's
@@ -6,11 +6,12 @@ unit (Hounsfield, for CT); then `levels` say which become black and white, else 
 the file does, else they are 8 bits as they stand. What is white at low values (MONOCHROME1) is
 inverted. Imported only when such a file comes: pydicom takes a while to start.
 
-Source: DICOM PS3.3, C.7.6.3 (pixels), C.11.1 (rescale), C.11.2.1 (window).
+Source: DICOM PS3.3, C.7.6.3 (pixels), C.11.1 (rescale), C.11.2.1 (window); PS3.5, annex G (RLE).
 """
 
 import io
 import logging
+import struct
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,9 @@ _UNCOMPRESSED = (
     pydicom.uid.ExplicitVRLittleEndian,
     pydicom.uid.ExplicitVRBigEndian,
 )
+_RLE = pydicom.uid.RLELossless
+_RLE_HEADER = struct.Struct("<16L")  # the number of segments, and where each begins
+_RLE_PADDING = 1024  # bytes behind the pixels of a segment that do no harm
 # all of it would be unpacked before any of it could be looked at
 _DEFLATED = str(pydicom.uid.DeflatedExplicitVRLittleEndian).encode()
 _GREY = ("MONOCHROME1", "MONOCHROME2")
@@ -88,7 +92,7 @@ class _CountedReads(io.BytesIO):
 def _check(dataset: Any, rules: Rules) -> None:
     """Raise UnusableImageError where the pixels could not be read or shown, before they are."""
     syntax = dataset.file_meta.TransferSyntaxUID
-    if syntax not in _UNCOMPRESSED:
+    if syntax not in (*_UNCOMPRESSED, _RLE):
         raise _compressed(syntax.name if syntax.is_transfer_syntax else "an unknown syntax")
     if "PixelData" not in dataset:
         raise UnusableImageError("expected a DICOM image, got one without pixels")
@@ -107,11 +111,33 @@ def _check(dataset: Any, rules: Rules) -> None:
             f"expected 1 to {most} pixels (ADAP_MAX_IMAGE_PIXELS), got {pixels} "
             f"({dataset.Columns}x{dataset.Rows})"
         )
+    if syntax == _RLE:
+        _check_runs(dataset.PixelData, pixels=pixels)
     if dataset.get("ModalityLUTSequence"):
         raise UnusableImageError(
             "expected values that a slope and an intercept rescale, got a table (Modality LUT): "
             "apply it and save again"
         )
+
+
+def _check_runs(encapsulated: bytes, *, pixels: int) -> None:
+    """Raise UnusableImageError where runs would unpack to more bytes than the image has pixels.
+
+    Each segment holds one byte of every pixel; two bytes of it may stand for 128.
+    """
+    (frame,) = pydicom.encaps.generate_frames(encapsulated, number_of_frames=1)
+    count, *starts = _RLE_HEADER.unpack_from(frame)
+    ends = [*starts[1:count], len(frame)]
+    for start, end in zip(starts[:count], ends, strict=True):
+        at, unpacked = start, 0
+        while at < end and unpacked <= pixels + _RLE_PADDING:
+            length = frame[at]
+            unpacked += 0 if length == 128 else length + 1 if length < 128 else 257 - length
+            at += 1 if length == 128 else length + 2 if length < 128 else 2
+        if unpacked > pixels + _RLE_PADDING:
+            raise UnusableImageError(
+                f"expected runs (RLE) of {pixels} pixels, got more: save it again", damaged=True
+            )
 
 
 def _picture(dataset: Any, declared: Levels | None) -> Picture:
@@ -170,6 +196,6 @@ def _first(value: Any) -> float | None:
 
 def _compressed(name: str) -> UnusableImageError:
     return UnusableImageError(
-        f"expected uncompressed DICOM, got {name}: decompress it first, for example with pydicom's "
-        "Dataset.decompress(), dcmdjpeg or gdcmconv --raw"
+        f"expected DICOM that is uncompressed or RLE, got {name}: decompress it first, for example "
+        "with pydicom's Dataset.decompress(), dcmdjpeg or gdcmconv --raw"
     )

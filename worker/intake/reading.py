@@ -2,9 +2,8 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -21,6 +20,7 @@ from adap.models.header import shown
 from adap.worker.intake.archive import AnyArchive, Archive
 from adap.worker.intake.arrays import is_arrays, read_arrays
 from adap.worker.intake.asked import Asked, Room, Shape
+from adap.worker.intake.class_names import with_names
 from adap.worker.intake.containers import refuse_containers, way_on_from
 from adap.worker.intake.counts import (
     check_class_count,
@@ -30,14 +30,13 @@ from adap.worker.intake.counts import (
 )
 from adap.worker.intake.decoding import MAX_SIZES, File, Undecoded, decode_all
 from adap.worker.intake.equal import alike
-from adap.worker.intake.examples import Example, is_no_image, suffix_of
+from adap.worker.intake.examples import Example, is_no_image
 from adap.worker.intake.folders import by_folders
 from adap.worker.intake.held_out import with_test_split
 from adap.worker.intake.layouts import one_class_alone, way_on
 from adap.worker.intake.limits import IntakeLimits, Rejected
 from adap.worker.intake.masks import refuse_masks
 from adap.worker.intake.named import by_names
-from adap.worker.intake.names import label_problem, tidy
 from adap.worker.intake.notes import Notes, counted, listed
 from adap.worker.intake.samples import by_samples, find_samples
 from adap.worker.intake.similar import note_near_duplicates
@@ -425,8 +424,9 @@ def _arrange(
             f"{counted(len(empty), 'folder')} without a file, which is no class: {listed(empty)}",
             folders=len(empty),
         )
-    examples, lists = _with_names(archive, examples, others, notes)
-    unread = [name for name in others if name not in tables and name not in lists]
+    others = [name for name in others if name not in tables]
+    examples, lists = with_names(archive, examples, others, notes)
+    unread = [name for name in others if name not in lists]
     if unread:
         notes.fact(
             "info",
@@ -435,41 +435,3 @@ def _arrange(
             files=len(unread),
         )
     return examples, multilabel
-
-
-_NAMES = re.compile(r"(class(es)?|labels?|names|label_map)([-_]?(names|labels|list|map))?")
-
-
-def _with_names(
-    archive: AnyArchive, examples: list[Example], others: Sequence[str], notes: Notes
-) -> tuple[list[Example], list[str]]:
-    """Labels that are numbers by the names in a list beside them, one a line from 0 on."""
-    lists = [
-        name
-        for name in others
-        if suffix_of(name) in (".txt", ".names")
-        and _NAMES.fullmatch(name.rpartition("/")[2].rpartition(".")[0].lower())
-        and archive.size(name) < 2**20
-    ]
-    labels = {label for example in examples for label in example.labels}
-    if len(lists) != 1 or not all(label.isdecimal() for label in labels):
-        return examples, []
-    text = archive.read(lists[0]).decode("utf-8-sig", "replace")
-    names = [tidy(line) for line in text.splitlines() if line.strip()]
-    sound = len(set(names)) == len(names) and not any(map(label_problem, names))
-    numbers = sorted(map(int, labels)) or [0]
-    first = int(numbers[-1] == len(names) and numbers[0] > 0)  # nothing else can be meant
-    if not sound or numbers[-1] - first >= len(names):
-        return examples, []
-    notes.step(f"names of the labels from {shown(lists[0])}, whose first line is {first}")
-    if numbers[0] > first == 0:
-        notes.fact(
-            "caution",
-            "labels_from_one",
-            f"no label is 0, which would be {shown(names[0])}, the first line of "
-            f"{shown(lists[0])}: if the labels count from 1, each name is that of the class after "
-            "it; write names as labels",
-        )
-    return [
-        replace(e, labels=tuple(names[int(n) - first] for n in e.labels)) for e in examples
-    ], lists

@@ -402,6 +402,8 @@ def _find_columns(
     except Rejected as rejected:
         bare = any(is_picture(name) for name in columns)
         hint = "; write their names in the first line, such as file_name,label" if bare else ""
+        if len(columns) == 1 and " " in columns[0]:
+            hint = "; write commas between the columns"
         raise Rejected(f"{table}: {rejected.reasons[0]}{hint}") from rejected
 
 
