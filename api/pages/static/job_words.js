@@ -9,9 +9,11 @@ const names = new Map(); // by link: what a data set or model is called, once it
 
 export const jobTitle = ({ kind }) => TITLES[kind] ?? kind;
 
-export const calledBy = ({ request }) =>
-  // What whoever asked for it has called it, or what it makes.
-  typeof request.name === "string" ? make("bdi", {}, ` \u201c${request.name}\u201d`) : null;
+export const calledBy = ({ kind, links, request }) =>
+  // What whoever asked for it has called it; a model that was made is named beside it.
+  typeof request.name === "string" && !(kind === "train" && links.model)
+    ? make("bdi", {}, ` \u201c${request.name}\u201d`)
+    : null;
 
 function nameOf(link) {
   if (!names.has(link)) {
