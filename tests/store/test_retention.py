@@ -4,7 +4,7 @@ from typing import Any
 
 from sqlalchemy import func, select
 
-from adap.store import jobs, retention
+from adap.store import jobs, retention, sweeps
 from adap.store.database import Database
 from adap.store.ids import new_id
 from adap.store.tables import (
@@ -16,10 +16,12 @@ from adap.store.tables import (
     JobKind,
     JobRow,
     ModelRow,
+    SweepRow,
+    TrialRow,
     WebhookRow,
 )
 from tests.store.test_jobs import must_claim, read
-from tests.store.test_retries import fail, first_trial, retry, train
+from tests.store.test_retries import fail, retry, train
 from tests.store.test_sweeps import make
 
 DAY_S = 86400.0
@@ -48,6 +50,11 @@ def forget(database: Database, job_id: str, *, days: float = 31) -> int:
     """Forget jobs of thirty days, so many days after this one has ended."""
     at = after(database, job_id, days)
     return retention.forget_jobs(database, older_s=30 * DAY_S, at=at)
+
+
+def trials_of(database: Database, sweep_id: str) -> list[str]:
+    with database.reading() as session:
+        return [job.id for _, job in sweeps.trials(session, sweep_id)]
 
 
 def count(database: Database, table: type[Any]) -> int:
@@ -95,11 +102,59 @@ def test_a_job_that_made_a_model_stays_until_the_model_is_removed(database: Data
     assert forget(database, made_it) == 1
 
 
-def test_trials_of_a_sweep_stay(database: Database) -> None:
-    trial = first_trial(database, make(database, made=1))
+def test_a_sweep_goes_with_its_trials_once_all_of_them_would_go(database: Database) -> None:
+    sweep = make(database, made=2, planned=2)
+    first, second = trials_of(database, sweep)
+    fail(database, first)
+    assert forget(database, first) == 0, "the second has not ended"
+    fail(database, second)
+    assert forget(database, second, days=29) == 0
+    assert trials_of(database, sweep) == [first, second]
+    assert forget(database, second) == 2
+    for table in (SweepRow, TrialRow, JobRow, JobEventRow):
+        assert count(database, table) == 0
+
+
+def test_a_sweep_that_makes_more_trials_stays_with_those_that_ended(database: Database) -> None:
+    sweep = make(database, made=1, planned=2)
+    (trial,) = trials_of(database, sweep)
     fail(database, trial)
     assert forget(database, trial) == 0
-    assert read(database, trial).id == trial
+    with database.writing() as session:
+        session.get_one(SweepRow, sweep).cancelled_at = 1.0
+    assert forget(database, trial) == 1
+    assert count(database, SweepRow) == 0
+
+
+def test_a_sweep_stays_while_a_model_of_one_trial_is_there(database: Database) -> None:
+    sweep = make(database, made=2, planned=2)
+    first, second = trials_of(database, sweep)
+    model = ModelRow(
+        id=new_id("mdl"), tenant="local", name="m", status=AssetStatus.READY, job_id=first
+    )
+    with database.writing() as session:
+        session.add(model)
+    for trial in (first, second):
+        fail(database, trial)
+    assert forget(database, second) == 0
+    assert trials_of(database, sweep) == [first, second]
+    with database.writing() as session:
+        session.get_one(ModelRow, model.id).deleted_at = 1.0
+    assert forget(database, second) == 2
+    assert count(database, SweepRow) == 0
+
+
+def test_a_trial_that_was_run_again_goes_with_its_sweep(database: Database) -> None:
+    sweep = make(database, made=1, planned=1)
+    (trial,) = trials_of(database, sweep)
+    fail(database, trial)
+    second, _ = retry(database, trial)
+    assert forget(database, trial) == 0
+    fail(database, second.id)
+    assert forget(database, second.id) == 1  # it refers to the first, which goes the next time
+    assert forget(database, trial) == 1
+    for table in (SweepRow, TrialRow, JobRow):
+        assert count(database, table) == 0
 
 
 def test_a_job_that_was_retried_stays_as_long_as_its_retry(database: Database) -> None:
