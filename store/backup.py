@@ -203,13 +203,15 @@ def check(source: Path) -> Contents:
     return contents
 
 
-def restore(database: Database, blobs: Blobs, source: Path) -> Summary:
+def restore(
+    database: Database, blobs: Blobs, source: Path, *, checked: Contents | None = None
+) -> Summary:
     """Fill an empty database, and store the files of a backup. First the files, then all rows.
 
-    Raises BackupError for a backup that is not whole or of other tables, and for a database that
-    is not empty; then no row was written.
+    checked: what `check` has told of it, if it was asked. Raises BackupError for a backup that is
+    not whole or of other tables, and for a database that is not empty; then no row was written.
     """
-    contents = check(source)
+    contents = check(source) if checked is None else checked
     with database.reading() as session:
         revision = revision_of(session.connection())
         filled = [table.name for table in _tables() if _count(session, table)]
@@ -377,10 +379,11 @@ def _make_here(settings: Settings, file: Path, *, files: str | None) -> str:
 
 
 def _restore_here(settings: Settings, file: Path) -> str:
+    checked = check(file)  # before anything is made
     home.take(settings.home)
     database = open_database(settings, migrated=False)
     migrate(database)
-    found = restore(database, open_blobs(settings), file)
+    found = restore(database, open_blobs(settings), file, checked=checked)
     database.dispose()
     lost = (
         f" {len(found.left_out)} files that rows refer to are not there: put them back, or see "

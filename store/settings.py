@@ -215,8 +215,8 @@ class Settings(BaseSettings):
         None,
         ge=24 * 3600,
         description="jobs that ended this long ago are deleted, with their events, parts and "
-        "results, but for those that a data set, a model or a retry refers to; a sweep once all its "
-        "trials go; unset: never",
+        "results, but for those that a data set, a model or a retry refers to, and sweeps once "
+        "all their trials go; unset: never",
     )
 
     results_kept_s: float | None = Field(

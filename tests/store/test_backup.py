@@ -197,6 +197,11 @@ def test_an_operator_backs_up_loses_the_disk_and_restores(tmp_path: Path) -> Non
     assert "2 files of 13 bytes" in adap("backup")
     assert "empty database" in adap("restore"), "never mixed with what is there"
     shutil.rmtree(home)
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    assert "Expected" in adap("restore")
+    assert not home.exists(), "what cannot be restored makes nothing"
+    file.write_bytes(whole)
     assert "2 files restored" in adap("restore")
     restored = Database(settings)
     assert rows(restored)["datasets"] == before["datasets"]
