@@ -352,6 +352,72 @@ def test_a_table_for_each_split_is_read_with_its_split(
     assert labels(read(alone, tmp_path)) == frame.label.tolist()
 
 
+def test_folders_that_hold_parts_of_a_collection_are_no_classes(tmp_path: Path) -> None:
+    """As of skin lesions and X-rays: the images in parts, the labels in a table of another name."""
+    members = {f"images_part_{1 + i // 4}/ISIC_{i}.png": png(i) for i in range(8)}
+    frame = pd.DataFrame({"image_id": [f"ISIC_{i}" for i in range(8)], "dx": ["nv", "mel"] * 4})
+    table = {"HAM_metadata.csv": frame.to_csv(index=False).encode()}
+    told = refusal({**members, **table}, tmp_path)
+    assert "'HAM_metadata.csv' says 'mel', 'nv'" in told
+    assert "--folders class" in told
+    made = read({**members, **table}, tmp_path, label_column="dx")
+    assert labels(made) == ["nv", "mel"] * 4
+    assert "look like parts of one collection" in refusal(members, tmp_path)
+    assert len(read(members, tmp_path, folders="class").classes) == 2
+
+
+def test_a_table_that_agrees_with_class_folders_or_says_nothing_changes_nothing(
+    tmp_path: Path,
+) -> None:
+    members = {f"{'ab'[i // 4]}/{i}.png": png(i) for i in range(8)}
+    frame = pd.DataFrame({"file": [*members], "class": [i // 4 for i in range(8)]})
+    for table in (frame, frame.rename(columns={"class": "age"}), frame[:3].assign(**{"class": 7})):
+        csv = table.to_csv(index=False).encode()
+        assert labels(read({**members, "more.csv": csv}, tmp_path)) == list("aaaabbbb")
+    other = frame.assign(**{"class": ["x", "y"] * 4}).to_csv(index=False).encode()
+    assert "more than one way" in refusal({**members, "more.csv": other}, tmp_path)
+
+
+def test_tables_of_split_folders_must_have_the_same_columns(tmp_path: Path) -> None:
+    members = {f"{part}/{i}.png": png(i + 9 * k) for k, part in enumerate("ab") for i in range(4)}
+    members = {
+        name.replace("a/", "train/").replace("b/", "valid/"): c for name, c in members.items()
+    }
+    hot = pd.DataFrame({"filename": NAMES[:4], "cat": [0, 1] * 2, "dog": [1, 0] * 2})
+    other = hot.rename(columns={"dog": "bird"})
+    tables = {
+        "train/_classes.csv": hot.to_csv(index=False).encode(),
+        "valid/_classes.csv": other.to_csv(index=False).encode(),
+    }
+    told = refusal({**members, **tables}, tmp_path, label_columns="*")
+    assert "the same columns in all tables, got 'bird', 'dog'" in told
+    tables["valid/_classes.csv"] = hot[["dog", "cat", "filename"]].to_csv(index=False).encode()
+    assert labels(read({**members, **tables}, tmp_path, label_columns="*")) == ["dog", "cat"] * 4
+
+
+def test_a_table_against_the_folders_of_splits_is_followed_with_a_caution(tmp_path: Path) -> None:
+    members = {
+        f"{part}/{i}.png": png(i + 9 * k)
+        for k, part in enumerate(("test", "train"))
+        for i in range(4)
+    }
+    frame = pd.DataFrame({"file_name": [*members], "label": ["cat", "dog"] * 4})
+    notes = Notes()
+    kept = frame.assign(split=["test"] * 4 + ["train"] * 4).to_csv(index=False).encode()
+    read({**members, "metadata.csv": kept}, tmp_path, notes)
+    assert not notes.facts
+    moved = frame.assign(split=["test"] * 2 + ["train"] * 6).to_csv(index=False).encode()
+    made = read({**members, "metadata.csv": moved}, tmp_path, notes)
+    assert made.splits is not None
+    assert [SPLITS[split] for split in made.splits] == ["test"] * 2 + ["train"] * 6
+    (fact,) = notes.facts
+    assert (fact.level, fact.code, fact.figures) == (
+        "caution",
+        "split_against_folder",
+        {"images": 2},
+    )
+
+
 CLASS_FOLDERS = {f"{name}/{i}.png": png(9 * k + i) for k, name in enumerate("ab") for i in (1, 2)}
 
 

@@ -34,7 +34,10 @@ SYNONYMS: dict[Role, tuple[str, ...]] = {
     "group": ("groups",),
     "cluster": ("clusters",),
 }
-_WEAK: dict[Role, tuple[str, ...]] = {"image": ("id", "name")}  # where there is no other
+_WEAK: dict[Role, tuple[str, ...]] = {  # where there is no other
+    "image": ("id", "name"),
+    "label": ("class_id", "classid", "label_id", "category_id", "dx"),
+}
 _LIKE_CLUSTERS = ("patient", "subject", "drive", "scene", "study", "participant")
 
 

@@ -8,8 +8,9 @@ All of it may lie in one more folder; folders inside a class folder mean nothing
 What can be read in two ways is refused with both and with the option `folders` that chooses.
 """
 
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from adap.models.header import shown
 from adap.worker.intake.examples import Example
@@ -47,7 +48,7 @@ def by_folders(names: Sequence[str], *, declared: str | None, notes: Notes) -> l
 def _examples(paths: Paths, roles: Sequence[str], notes: Notes) -> list[Example]:
     reasons = Reasons()
     outside: dict[str, list[str]] = {}  # images by the folder that holds them, and is no class
-    deep = False
+    deep: dict[str, set[str]] = {}  # folders inside of class folders
     level = {role: i for i, role in enumerate(roles) if role != "-"}
     splits = splits_of(
         {path[level["split"]] for path in paths.values() if len(path) > len(roles)}
@@ -59,7 +60,6 @@ def _examples(paths: Paths, roles: Sequence[str], notes: Notes) -> list[Example]
         if len(path) <= len(roles):
             outside.setdefault("/".join(path[:-1]), []).append(name)
             continue
-        deep |= len(path) > len(roles) + 1
         told = {role: path[i] for role, i in level.items()}
         problem = next(
             filter(None, (name_problem(_WORDS[role], text) for role, text in told.items())), None
@@ -72,6 +72,8 @@ def _examples(paths: Paths, roles: Sequence[str], notes: Notes) -> list[Example]
         if problem:
             reasons.add(f"{shown(name)}: {problem}")
             continue
+        if len(path) > len(roles) + 1:
+            deep.setdefault(told["class"], set()).add(path[len(roles)])
         examples.append(
             Example(
                 name,
@@ -101,6 +103,17 @@ def _examples(paths: Paths, roles: Sequence[str], notes: Notes) -> list[Example]
         notes.step(f"{counted(len(set(splits.values())), 'split')} from folders {named}")
     if deep:
         notes.step("folders below these mean nothing")
+    several = {label: below for label, below in deep.items() if len(below) > 1}
+    if several:
+        label, below = min(several.items())
+        notes.fact(
+            "info",
+            "folders_below_classes",
+            f"inside {counted(len(several), 'class folder')} lie several folders, which are not "
+            f"told apart: {listed(sorted(below))} are all {shown(label)}; if each is a class, say "
+            "so with `folders` (--folders -/class)",
+            classes=len(several),
+        )
     return examples
 
 
@@ -130,6 +143,42 @@ def _find_roles(paths: Paths, notes: Notes) -> list[str]:
             f"{listed([top for top in tops if top not in splits])} beside it name no split",
         )
     return _find_inner_roles(paths)
+
+
+_PART = re.compile(
+    r"(.*[\W_])?(part|images?|imgs?|batch|chunk|shard|fold|subset|set|data|dir|folder)[\W_]*\d+",
+    re.IGNORECASE,
+)
+
+
+def refuse_parts(examples: Sequence[Example], tables: Sequence[str]) -> None:
+    """Raise Rejected for class folders that are called as the parts of one collection are."""
+    classes = sorted({label for example in examples for label in example.labels})
+    if all(map(_PART.fullmatch, classes)):
+        beside = f", such as in {listed(tables)}" if tables else ""
+        raise Rejected(
+            f"the folders {listed(classes)} look like parts of one collection and not like "
+            f"classes: name the column of the table that says the labels{beside} (`label_column`, "
+            "--label-column), or, if they are the classes, send `folders` (--folders class)"
+        )
+
+
+def refuse_other_labels(examples: Sequence[Example], told: Mapping[str, Mapping[str, str]]) -> None:
+    """Raise Rejected where a table says other labels than the folders do, of half of the images.
+
+    told: what tables say of images. Other names for the same classes are no other labels.
+    """
+    for table, labels in told.items():
+        both = {(e.labels[0], labels[e.name]) for e in examples if e.name in labels}
+        one_each = len(both) == len({a for a, _ in both}) == len({b for _, b in both})
+        if one_each or 2 * len(labels) < len(examples):
+            continue
+        raise Rejected(
+            f"the labels can be read in more than one way: the folders say "
+            f"{listed(sorted({e.labels[0] for e in examples}))}, and {shown(table)} says "
+            f"{listed(sorted({b for _, b in both}))}; say which with `folders` (--folders class) "
+            "or `label_column` (--label-column COLUMN)"
+        )
 
 
 def _refuse_copies(paths: Paths) -> None:

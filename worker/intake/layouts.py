@@ -108,15 +108,18 @@ def _in_names(images: Sequence[str]) -> str | None:
     """The option that reads labels from the names of images, where these look like cat_12.jpg."""
     for mark in NAME_MARKS:
         cut = [tidy(_base(name)).rpartition(mark) for name in images]
-        labels = Counter(label for label, _, _ in cut)
+        labels = Counter(label for label, _, _ in cut if label)
+        bare = len(cut) - labels.total()  # as of a test split
         if (
-            all(label and number.isdecimal() for label, _, number in cut)
+            all(number.isdecimal() for _, _, number in cut)
             and 1 < len(labels) <= _MOST_CLASSES
             and min(labels.values()) > 1
+            and 2 * bare < len(cut)
         ):
+            without = f", and leave the {bare:,} without one out" if bare else ""
             return (
                 f"the names of the images look like labels with a number ({listed(sorted(labels))})"
-                f": if they are, send `label_in_name` (--label-in-name '{mark}')"
+                f": if they are, send `label_in_name` (--label-in-name '{mark}'){without}"
             )
     return None
 

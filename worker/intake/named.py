@@ -23,13 +23,23 @@ def by_names(
     Raises Rejected, by name, for each image without one.
     """
     reasons, examples = Reasons(), []
+    bare: dict[str, list[str]] = {}  # names without the mark, by folder
     for name in sorted(images):
         base = name.rpartition("/")[2]
         label = tidy((base.rpartition(".")[0] or base).rpartition(mark)[0])
-        if problem := label_problem(label):
+        if not label:
+            bare.setdefault(name.rpartition("/")[0], []).append(name)
+        elif problem := label_problem(label):
             reasons.add(f"{shown(name)}: {problem} before the last {shown(mark)} of its name")
         else:
             examples.append(Example(name, name, (label,)))
+    for folder, names in bare.items():
+        where = f" of {shown(folder)}" if folder else ""
+        reasons.add(
+            f"expected a label before the last {shown(mark)} of each name, got none in "
+            f"{counted(len(names), 'image')}{where}, for example {shown(names[0])}: leave them "
+            "out, as a test split without labels judges nothing"
+        )
     reasons.settle()
     notes.step(f"labels are what stands before the last {shown(mark)} in the names of the images")
     return with_splits_of_folders(examples, options.folders, notes)

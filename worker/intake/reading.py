@@ -31,7 +31,7 @@ from adap.worker.intake.counts import (
 from adap.worker.intake.decoding import MAX_SIZES, File, Undecoded, decode_all
 from adap.worker.intake.equal import alike
 from adap.worker.intake.examples import Example, is_no_image
-from adap.worker.intake.folders import by_folders
+from adap.worker.intake.folders import by_folders, refuse_other_labels, refuse_parts
 from adap.worker.intake.held_out import with_test_split
 from adap.worker.intake.layouts import one_class_alone, way_on
 from adap.worker.intake.limits import IntakeLimits, Rejected
@@ -394,7 +394,7 @@ def _arrange(
             tables = tables_among(others)
             several = len(tables) > 1 and not are_one_each(tables, images)
             if several:
-                labelled = with_labels(archive, tables, options)
+                labelled = list(with_labels(archive, tables, images, options))
                 several = len(labelled) != 1 and not splits_of_tables(labelled)
                 tables = tables if several else labelled
             if several and options.folders is None:
@@ -409,6 +409,11 @@ def _arrange(
                     rejected.reasons.insert(0, way)
                 raise
             del notes.steps[steps:]
+        else:
+            if options.folders is None:
+                beside = tables_among(others)
+                refuse_other_labels(examples, with_labels(archive, beside, images, options))
+                refuse_parts(examples, beside)
     if tables:
         examples, multilabel = by_tables(archive, images, tables, options=options, notes=notes)
     filled = {

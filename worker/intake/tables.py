@@ -58,6 +58,7 @@ class Line:
     where: str
     root: str
     values: dict[str, Value | None]
+    table: str = ""  # that it stands in, where there may be several
     place: Split | None = None  # whose folder may hold the image, as the table is called so
     split: Split | None = None  # that the whole table is of
 
@@ -98,7 +99,7 @@ def by_tables(
     shared = commonpath(roots)
     reasons = Reasons()
     lines = (
-        Line(where, root, values, places.get(table), splits.get(table))
+        Line(where, root, values, table, places.get(table), splits.get(table))
         for table, root in zip(tables, roots, strict=True)
         for where, values in rows_of(archive.read(table), table, reasons)
     )
@@ -143,17 +144,27 @@ def splits_of_tables(tables: Sequence[str]) -> dict[str, Split]:
     return {table: splits[stem] for table, stem in stems.items()}
 
 
-def with_labels(archive: AnyArchive, tables: Sequence[str], options: DatasetOptions) -> list[str]:
-    """Those of several tables that have a column of images and one of labels."""
-    found = []
+def with_labels(
+    archive: AnyArchive, tables: Sequence[str], images: Sequence[str], options: DatasetOptions
+) -> dict[str, dict[str, str]]:
+    """The labels that tables say of images, for each table that has some."""
+    index = Images(images if tables else ())
+    found: dict[str, dict[str, str]] = {}
     for table in tables:
-        columns = sorted(_header(archive, table))
+        place, root = splits_of_tables([table]).get(table), table.rpartition("/")[0]
         try:
-            require_column("image", columns, _IMAGE, options)
-            require_column("label", columns, _LABEL, options)
+            rows = [values for _, values in rows_of(archive.read(table), table, Reasons())]
+            columns = list(rows[0]) if rows else []
+            image = require_column("image", columns, _IMAGE, options)
+            label = require_column("label", columns, _LABEL, options)
         except Rejected:
             continue
-        found.append(table)
+        for row in rows:
+            name, told = row.get(image), row.get(label)
+            if not isinstance(name, str) or told in (None, ""):
+                continue
+            if (known := index.find(root, tidy(name), split=place)) is not None:
+                found.setdefault(table, {})[known] = str(told)
     return found
 
 
@@ -219,13 +230,17 @@ def by_lines(
     columns: _Columns | None = None
     hot: LabelColumns | None = None
     unread: dict[str, set[str]] = {}  # some values of each column that is not read
+    first = Line("", "", {})
     for line in lines:
         values = line.values
         if columns is None:
+            first = line
             columns, hot = _find_columns(values, options, source)
             read = [*columns.__dict__.values(), *(hot.columns if hot else ())]
             note_unread(list(values), read, notes, clustered=columns.cluster is not None)
             unread = {name: set() for name in {*values} - {*read}}
+        elif line.table != first.table:
+            _check_same_columns(line, first, columns, hot)
         for name, some in unread.items():
             if len(some) <= _SOME and isinstance(text := values.get(name), str):
                 some.add(text)
@@ -276,9 +291,50 @@ def by_lines(
     notes.step(f"labels from {source}")
     if index.guessed:
         notes.step(f"{counted(index.guessed, 'image')} found by the file's name alone")
+    _note_other_splits(examples, notes)
     if columns.split is None and not any(example.split for example in examples):
         examples = with_splits_of_folders(examples, options.folders, notes)
     return sorted(examples, key=lambda example: example.name), multilabel
+
+
+def _note_other_splits(examples: Sequence[Example], notes: Notes) -> None:
+    """Note images that a table puts into another split than the folder that they lie in."""
+    folders = {name for example in examples for name in example.example_id.split("/")[:-1]}
+    named = {name: split for name, split in splits_of(folders).items() if names_a_split_alone(name)}
+    against = [
+        example
+        for example in examples
+        if example.split is not None
+        and any(
+            named.get(folder, example.split) != example.split
+            for folder in example.example_id.split("/")[:-1]
+        )
+    ]
+    if against:
+        notes.fact(
+            "caution",
+            "split_against_folder",
+            f"the table puts {counted(len(against), 'image')} into another split than the folder "
+            f"that they lie in, for example {shown(against[0].example_id)} into "
+            f"{against[0].split}: the table was followed",
+            images=len(against),
+        )
+
+
+def _check_same_columns(
+    line: Line, first: Line, columns: _Columns, hot: LabelColumns | None
+) -> None:
+    """Raise Rejected where another table has not the columns that are read, or more classes."""
+    read = {*(hot.columns if hot else [columns.label]), columns.image, columns.split}
+    read |= {columns.group, columns.cluster}
+    odd = {name for name in read - {None} if name not in line.values}
+    if hot is not None:
+        odd |= line.values.keys() - first.values.keys()
+    if odd:
+        raise Rejected(
+            f"expected the same columns in all tables, got {listed(sorted(map(str, odd)))} in one "
+            f"of {shown(first.table)} and {shown(line.table)} alone: give both the same columns"
+        )
 
 
 def _examples(
