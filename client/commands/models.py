@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from adap.client import show
+from adap.client.base import EXPORTED
 from adap.client.client import JobFailedError, Json
 from adap.client.commands.options import (
     After,
@@ -187,6 +188,12 @@ def export_model(
     here = session(context)
     model_id = here.the(here.client.models, model_id)
     target = output or Path(f"{model_id}.safetensors")
+    if target.suffix not in (*EXPORTED, *STATE_DICT):
+        raise typer.BadParameter(
+            f"expected a name ending in {', '.join(EXPORTED)}, {' or '.join(STATE_DICT)}, got "
+            f"{target.name!r}",
+            param_hint="--output",
+        )
     if target.suffix in STATE_DICT:
         _export_state_dict(here, model_id, target)
     else:

@@ -172,7 +172,7 @@ def test_with_json_a_problem_is_also_printed_as_it_came(adap: Adap) -> None:
         "sweep --vary optimizer.lr=1e-5..1e-2:square --trials 3",
         "audit --epsilon a/b",
         f"report save {NO_JOB} -o report.pdf",
-        f"model export {NO_MODEL} -o weights.pt",
+        f"model export {NO_MODEL} -o weights.bin",
         "rank --after cursor",
         "nonsense",
         "score",
@@ -778,7 +778,7 @@ def test_jobs_are_listed_shown_and_watched(
     assert re.search(rf"^{audited} +audit +succeeded", adap("jobs", "list").out, re.M)
     shown = adap("jobs", "show", trained["id"])
     assert max(len(line.rstrip()) for line in shown.out.splitlines()) <= 100
-    assert re.search(r"^ +method adap_lpn \(margin ", shown.out, re.M)
+    assert re.search(r"^(request)? +method adap_lpn \(margin ", shown.out, re.M)
     assert re.search(rf"^model +{trained['result']['model_id']} *$", shown.out, re.M)
     watched = adap("jobs", "watch", trained["id"], audited, "--json")
     assert [job["id"] for job in watched.json] == [trained["id"], audited]
