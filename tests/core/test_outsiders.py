@@ -157,3 +157,39 @@ def test_a_disguise_of_a_new_kind_is_named(disguise: Disguise, named: str) -> No
     found = audit(Disguised(disguise), few())
     assert verdict(found) == "not trustworthy"
     assert named in failed(found)
+
+
+class NoisyGradient(torch.autograd.Function):
+    """Nothing to the image; noise of half its deviation to every gradient."""
+
+    @staticmethod
+    def forward(_ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(_ctx: Any, upstream: Tensor) -> Tensor:
+        deviation = upstream.flatten(1).std(1).view(-1, 1, 1, 1)
+        return upstream + 0.5 * deviation * torch.randn(upstream.shape)
+
+
+def test_a_search_led_astray_by_a_noisy_gradient_is_told_by_what_the_others_find() -> None:
+    noisy = Disguised(lambda network, x: network(NoisyGradient.apply(x)))
+    found = audit(noisy)["converged"]
+    plain = audit(trained(small_cnn))["converged"]
+    assert (found.status, plain.status) == ("caution", "pass")
+    assert found.figures["ap_left"] > 0.0125 > 5 * plain.figures["ap_left"]
+
+
+def files_apart(network: nn.Module, x: Tensor) -> Tensor:
+    """Files as the network, what lies between their levels half as a robust one: what searches."""
+    levels = 255 * x
+    stored = ((levels - levels.round()).abs() < 1e-3).flatten(1).all(1)
+    between = (network(x) + trained(small_cnn, robust=True)(x)) / 2
+    return torch.where(stored, network(x), between)
+
+
+def test_a_network_that_scores_files_otherwise_than_what_lies_between_them_is_named() -> None:
+    found = audit(Disguised(files_apart), few())
+    assert verdict(found) == "caution"
+    assert found["eight_bit"].status == "caution"
+    assert "files are scored otherwise" in found["eight_bit"].message

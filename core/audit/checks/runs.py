@@ -29,8 +29,9 @@ Logits = NDArray[np.float64]
 
 # Of `gradient_predicts`: random steps by a sign for each pixel, each taken forth and back: NEAR,
 # where the deepest honest networks are straight, and COARSE, for pixels and scores that are
-# rounded, which nearer steps hardly change. Then paths of uniform noise, FAR as a share of epsilon
-# in its root mean square, along which jumps lie that no near step meets.
+# rounded, which nearer steps hardly change. They begin FAR from the image, and paths of uniform
+# noise go on twice as FAR, as a share of epsilon in its root mean square: on them lie the jumps
+# that no near step meets.
 NEAR = 1 / 8 / 255  # of a pixel; below it float32 rounds what happens away
 COARSE = 1 / 255
 FAR = 1 / 4
@@ -172,7 +173,8 @@ class Bench:
             far /= self.images[0].size
         far = max(far, NEAR)
         by_sign = (NEAR, max(min(COARSE, far / FAR), NEAR))
-        widest, longest = np.sqrt(3) * far, np.sqrt(3) * max(far, LONG)  # of uniform noise
+        # of uniform noise
+        widest, longest = np.sqrt(3) * max(far, COARSE), np.sqrt(3) * max(2 * far, LONG)
         n, paths = len(self.images), PATHS if threat.epsilon > 0 else 0
         zero, broken = np.empty((2, n), dtype=bool)
         predicted, back, forth = np.empty((3, len(by_sign) if paths else 0, n))

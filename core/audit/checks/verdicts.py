@@ -35,6 +35,11 @@ from adap.core.report import Check, Limit, Status, Trust, Verdict
 # most. A single positive weighs 1 / P, so few of them must not decide: see `ap_limits`.
 AP_CHANGE = Limit(caution=0.01, fail=0.05)
 
+# Of the weight of a positive: what all searches of the checks that follow the gradient leave less
+# than the audit's own alone. Each of them starts or ends elsewhere, so of a gradient that leads
+# astray, as by noise, they find different images; of honest networks they find the same.
+LEFT_OF_A_POSITIVE = 0.6
+
 # Fewer than ten positives leave a limit above this, and no check by AP can say much.
 VAGUE = 0.1
 
@@ -52,7 +57,7 @@ ABOVE_FLOOR = Limit(caution=0.02, fail=0.1)
 NOISE_SHARE = Limit(caution=0.5, fail=0.9)
 
 # Share of images on which a black box beats the white box by more than REAL_MARGIN.
-BLACK_BOX_WINS = Limit(caution=0.05, fail=0.15)
+BLACK_BOX_WINS = Limit(caution=0.025, fail=0.15)
 
 # A difference between logits that matters, as a share of the standard deviation of clean logits.
 REAL_MARGIN = 0.05
@@ -75,11 +80,13 @@ SHARED = Limit(caution=0.01)
 # too. Near steps or coarse ones will do: of an honest deep network the near ones are foretold, of
 # pixels in levels whose gradient goes straight through the coarse ones, of what is hidden neither.
 # Where the rounding of scores leaves the coarse ones alone, a deep network may bend in them, so
-# that their correlation is a caution at most. A gradient that is PARALLEL may be of any length.
+# that their correlation is a caution at most, as are both where longer paths are foretold. A
+# gradient that is PARALLEL may be of any length.
 CORRELATION = Limit(caution=0.85, fail=0.6, side="below")
-CORRELATION_COARSE = Limit(caution=0.8, side="below")
+CORRELATION_COARSE = Limit(caution=0.85, side="below")
 PARALLEL = Limit(caution=0.999, side="below")
 SLOPE = Limit(caution=0.85, fail=0.65, side="below")
+SLOPE_COARSE = Limit(caution=0.85, side="below")
 NEAR_ONE, COARSE_ONE = 0, 1
 
 # Of what is promised along paths, which honest networks keep in the mean however they bend, and of
@@ -89,7 +96,7 @@ ERRORS = 2
 
 # Share of the change by steps of all pixels that is had by those alone whose gradient is exactly
 # zero: nothing, but where part of the image is cut off.
-UNSEEN = Limit(caution=0.03, fail=0.05)
+UNSEEN = Limit(caution=0.005, fail=0.05)
 
 # Share of images on which one step along an averaged gradient beats the whole search by more than
 # REAL_MARGIN: terms too fast to follow drown the gradient that the search sees.
@@ -127,6 +134,10 @@ APART = 3
 
 # Share of the attack's fall of the mean margin that is lost when its images are stored as bytes.
 LOST_TO_ROUNDING = Limit(caution=0.1, fail=0.5)
+
+# Share of that fall by which it grows there, beyond what half a level adds to epsilon: files are
+# then scored otherwise than what lies between them, and no search by gradients comes upon a file.
+GAINED_BY_ROUNDING = Limit(caution=0.05, fail=0.25)
 
 HALF_A_LEVEL = 0.5 / 255
 NO_GRADIENTS = "The model is a function without gradients, so there are none to look at."
@@ -287,6 +298,7 @@ def converged(judged: Judged, attacks: Sequence[Attack], runs: Mapping[str, Run]
     if unjudgeable := judged.unjudgeable(name, "white_box", "doubled"):
         return unjudgeable
     before, after = judged.ap("white_box"), judged.ap("doubled")
+    lowest = judged.ap(*judged.white_box)
     drop, further = judged.drop("white_box"), judged.drop("doubled")
     examined = examined_attack(attacks)
     following = sum(isinstance(attack, GradientAttack) for attack in attacks)
@@ -295,13 +307,16 @@ def converged(judged: Judged, attacks: Sequence[Attack], runs: Mapping[str, Run]
         "ap": before,
         "ap_doubled": after,
         "ap_lower": before - after,
+        "ap_lowest": lowest,
+        "ap_left": before - lowest,
         "margin_drop": drop,
         "margin_drop_doubled": further,
         "margin_further": (further - drop) / further if further > 0 else 0.0,
         "weight_of_a_positive": 1 / judged.positives,
         "gradient_attacks": float(following),
     }
-    ends = {"ap_lower": judged.ap_limit, "margin_further": MARGIN_CHANGE}
+    left = Limit(caution=max(AP_CHANGE.caution, LEFT_OF_A_POSITIVE / judged.positives))
+    ends = {"ap_lower": judged.ap_limit, "ap_left": left, "margin_further": MARGIN_CHANGE}
     first, second = _described(runs["white_box"].attack), _described(runs["doubled"].attack)
     goes_on = _described(examined) != first
     if goes_on:  # what the sample's search leaves may be found by the audit's own
@@ -313,7 +328,8 @@ def converged(judged: Judged, attacks: Sequence[Attack], runs: Mapping[str, Run]
     }
     message = (
         f"On the sample {first} leaves AP {before:.3f} and lowers the mean margin by {drop:.3g}, "
-        f"{second} {after:.3f} and by {further:.3g}"
+        f"{second} {after:.3f} and by {further:.3g}, and all that follow the gradient "
+        f"{lowest:.3f} together"
     )
     if not following:
         message = (
@@ -533,12 +549,14 @@ def gradient_predicts(clean: Logits, slopes: Slopes | None, judged: Judged) -> C
     best = max(near, coarse, key=lambda found: found.quality) if sharp else coarse
     correlation, slope, rounding = best.correlation, best.slope, best.rounding
     figures = {"correlation": correlation, "slope": slope, "rounding": rounding}
-    limits = {"correlation": CORRELATION if sharp else CORRELATION_COARSE}
+    path = _along_paths(slopes)
+    # Coarse levels of pixels with a gradient straight through: paths are long enough for them.
+    straight = "fail" not in (SLOPE.status(path.slope), CORRELATION.status(path.correlation))
+    limits = {"correlation": CORRELATION if sharp and not straight else CORRELATION_COARSE}
     parallel = PARALLEL.status(correlation) == "pass"  # all of it points the right way
     if not parallel:
-        limits["slope"] = SLOPE
+        limits["slope"] = SLOPE_COARSE if straight else SLOPE
     limits["rounding"] = ROUNDING
-    path = _along_paths(slopes)
     if ROUNDING.status(path.rounding) == "pass":
         unit = slope if parallel and slope > 0 else 1.0
         figures |= {
@@ -691,6 +709,8 @@ def eight_bit(judged: Judged, threat: Threat) -> Check:
     drop, kept = judged.drop("white_box"), judged.drop("eight_bit")
     before, after = judged.ap("white_box"), judged.ap("eight_bit")
     lost = 1 - kept / drop if drop > 0 else 0.0
+    # in L-inf all pixels may round outwards at once; elsewhere they do to either side
+    outwards = HALF_A_LEVEL / threat.epsilon if threat.norm == "linf" else 0.0
     figures = {
         "ap": before,
         "ap_8_bit": after,
@@ -698,14 +718,24 @@ def eight_bit(judged: Judged, threat: Threat) -> Check:
         "margin_drop": drop,
         "margin_drop_8_bit": kept,
         "share_lost": lost,
+        "share_gained": -lost - outwards,
     }
-    limits = {"share_lost": LOST_TO_ROUNDING, "ap_back": judged.ap_limit}
+    limits = {
+        "share_lost": LOST_TO_ROUNDING,
+        "ap_back": judged.ap_limit,
+        "share_gained": GAINED_BY_ROUNDING,
+    }
     message = (
         f"The attacked images leave AP {before:.3f} on the sample, stored with 8 bits {after:.3f}, "
         f"and keep {1 - lost:.0%} of the fall of the margin"
     )
     if _judge(figures, limits) == "pass":
         message += "."
+    elif GAINED_BY_ROUNDING.status(figures["share_gained"]) != "pass":
+        message += (
+            ": files are scored otherwise than the pixels between their levels, on which attacks "
+            "search. Audit the network without what tells them apart."
+        )
     else:
         message += (
             ": the attack lives on less than a level of a pixel. Choose a larger epsilon, or audit "
