@@ -87,6 +87,12 @@ def _audit_in_words(
     yield f"changes within {request.threat.norm} {request.threat.epsilon:.4g}"
     if request.pipeline:
         yield f"through {pipeline_in_words(request.pipeline)}"
+    if request.smallest_changes is not None:
+        first = request.smallest_changes.k
+        yield (
+            "searches for the smallest changes that move positives out of the first "
+            f"{'as many as there are positives' if first is None else f'{first:,}'}"
+        )
     if request.thresholds:
         yield f"requires {', '.join(request.thresholds)}"
 

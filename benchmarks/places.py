@@ -1,12 +1,12 @@
-"""AP left by few pixels, by a patch and by one perturbation for all images: ours and the field's.
+"""AP under few pixels, a patch, L1 and one perturbation for all: ours and the field's.
 
     python -m benchmarks.places                        # two minutes; benchmarks/results/places.md
     python -m benchmarks.places --sparse-rs FOLDER     # the authors' Sparse-RS among the peers
 
 Networks of scikit-learn's digits as in `benchmarks.strength`, with its peers; gradients and queries
 of an image are counted inside the network. github.com/fra31/sparse-rs is no package: its folder is
-named. Its search stops an image once a label flips, so it is shown logits so far from zero that
-none does; OnePixel stops as it is.
+named. It and AutoAttack's Square stop an image once a label flips, so they are shown logits so far
+from zero that none does; OnePixel stops as it is.
 """
 
 import argparse
@@ -45,6 +45,7 @@ METHODS = ("ce", "pgd")
 PIXELS, SIDE = 3, 2
 GRADIENTS, QUERIES = 20, 200
 UNIVERSAL = 0.15  # L-inf
+LENGTH = 2.0  # L1
 FAR = 64.0  # logits beyond any that the networks give
 
 
@@ -88,6 +89,24 @@ def authors(pixels: int) -> Run:
             attack = RSAttack(
                 seen, norm="L0", n_queries=QUERIES, eps=pixels, p_init=0.3, device="cpu"
             )
+            attack.init_hyperparam(x[rows])
+            found[rows] = attack.attack_single_run(x[rows], targets[rows])[1]
+        return [found]
+
+    return run
+
+
+def autoattack_square(epsilon: float) -> Run:
+    """Square in L1 as AutoAttack has it, each side by itself, as above."""
+
+    def run(network: TwoLogits, x: Tensor, targets: Tensor) -> list[Tensor]:
+        from pyautoattack.square import SquareAttack
+
+        found = x.clone()
+        for target in (0, 1):
+            rows = targets == target
+            seen = Shifted(network, FAR if target else -FAR).eval()
+            attack = SquareAttack(seen, norm="L1", eps=epsilon, n_queries=QUERIES, device="cpu")
             attack.init_hyperparam(x[rows])
             found[rows] = attack.attack_single_run(x[rows], targets[rows])[1]
         return [found]
@@ -210,6 +229,7 @@ def main() -> None:
     networks = [Counted(trained(problem, method)).eval() for method in METHODS]
     x, targets = problem.test[0][:150].float() / 255, problem.test[1][:150]
     few, patch = ThreatModel("l0", PIXELS), ThreatModel("patch", SIDE)
+    length = ThreatModel("l1", LENGTH)
 
     def gradient_attacks(threat: ThreatModel) -> dict[str, Run]:
         return {
@@ -230,14 +250,19 @@ def main() -> None:
             "ART AdversarialPatch, in the middle": art_patch(SIDE),
             "ours square": ours(patch, SparseSearch(QUERIES)),
         },
+        f"L1, epsilon {LENGTH:g}": {
+            "clean": unattacked,
+            "ours square": ours(length, SparseSearch(QUERIES)),
+            "AutoAttack Square": autoattack_square(LENGTH),
+        },
     }
     parts = [
-        "# Few pixels, patches and one perturbation for all, beside the field\n",
+        "# Few pixels, patches, L1 and one perturbation for all, beside the field\n",
         f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}, Python {platform.python_version()}, "
         f"torch {torch.__version__}, "
         + ", ".join(
             f"{name} {importlib.metadata.version(name)}"
-            for name in ("adversarial-robustness-toolbox", "torchattacks")
+            for name in ("adversarial-robustness-toolbox", "torchattacks", "pyautoattack")
         )
         + f"; `python -m benchmarks.places`. Networks of scikit-learn's digits, {len(x)} test "
         "images; AP, and in brackets the mean margin.",

@@ -419,6 +419,7 @@ def report(item: Json) -> RenderableType:
         if corruptions is not None:
             rows.append(("corruptions, mean", {"ap": corruptions["mean"], "interval": None}))
             rows.append(("corruptions, worst", corruptions["worst_case"]))
+        smallest = task.get("smallest_changes")
         parts += [
             Text(title, style="bold"),
             Text(),
@@ -431,6 +432,7 @@ def report(item: Json) -> RenderableType:
                 ],
                 right=("AP", "lost"),
             ),
+            *([] if smallest is None else [Text(smallest_changes(smallest))]),
             Text(),
         ]
     if len(item["tasks"]) > 1:
@@ -442,6 +444,19 @@ def report(item: Json) -> RenderableType:
         parts.append(_trust(item["trust"]))
     parts += [Text(f"Note: {warning}", style="yellow") for warning in item["warnings"]]
     return Group(*parts)
+
+
+def smallest_changes(found: Json) -> str:
+    """How little moves positives out of the first k."""
+    if found["kept_at_epsilon"] is None:
+        return f"No positive is among the first {found['k']:,}, so no change moves one out of them"
+    median = found["median"]
+    half = "half of them or more were not moved" if median is None else f"median {median:.4g}"
+    return (
+        f"Smallest changes ({found['norm']}) that move a positive out of the first "
+        f"{found['k']:,}, as found, not proven: {half}; {found['kept_at_epsilon']:.0%} of "
+        f"{found['searched']:,} stay at the audited epsilon"
+    )
 
 
 def estimate(found: Json, noun: str) -> str:

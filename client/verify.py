@@ -58,6 +58,7 @@ AP_FAILS = 0.05  # or the weight of two positives
 OTHER_BATCH = 0.01
 WHITE_BOX = ("fgsm", "pgd", "apgd")
 BLACK_BOX = ("square", "transfer")
+TWENTIETHS = 20  # of the positives that were moved: where the curve of smallest changes has points
 SIGN = re.compile(r"(>=|<=|>|<)[^<>=]*\Z")  # the last one; no character is looked at twice
 
 
@@ -254,6 +255,7 @@ def _task(book: _Book, task: Json, scores: "_Scores", config: Json) -> dict[str,
     ranked += [("worst_case", task["worst_case"], worst)]
     ranked += _certified(book, task, scores)
     ranked += _curve(book, task, scores)
+    _smallest(book, task, config, scores)
     corruptions = _corruptions(book, task, config, scores)
     ranked += corruptions.ranked
     resamples = book.resamples(task["resamples"])
@@ -326,6 +328,54 @@ def _curve(book: _Book, task: Json, scores: "_Scores") -> Iterator[tuple[str, Js
     for i, point in enumerate(points):
         if point["epsilon"] in scores.curve:
             yield f"epsilon_curve.{i}", point, scores.curve[point["epsilon"]]
+
+
+def _smallest(book: _Book, task: Json, config: Json, scores: "_Scores") -> None:
+    """Smallest changes: the first k follow from the clean logits, the figures from the sizes."""
+    reported, asked = task.get("smallest_changes"), config.get("smallest_changes")
+    kept = scores.smallest
+    book.same("smallest_changes", reported is not None, asked is not None)
+    book.same("smallest_changes.sizes", reported is not None, kept is not None)
+    if reported is None or asked is None or kept is None:
+        return
+    k = int(scores.targets.sum()) if asked["k"] is None else asked["k"]
+    book.same("smallest_changes.norm", reported["norm"], config["threat"]["norm"])
+    book.same("smallest_changes.k", reported["k"], k)
+    ranks = len(scores.targets) + 1 - _ranks(scores.clean, scores.targets)
+    among = int((scores.targets[ranks <= k] == 1).sum())
+    book.same("smallest_changes.among", reported["among"], among)
+    book.number(
+        "smallest_changes.threshold",
+        reported["threshold"],
+        float(scores.clean[ranks == k + 1].min(initial=np.inf)),
+    )
+    book.same("smallest_changes.searched", reported["searched"], min(among, asked["positives"]))
+    book.same("smallest_changes.sizes of all searched", len(kept), reported["searched"])
+    moved = kept[np.isfinite(kept)]
+    book.same("smallest_changes.found", reported["found"], len(moved))
+    for name, value in (
+        ("least", moved.min() if len(moved) else np.inf),
+        ("median", np.median(kept) if len(kept) else np.inf),
+    ):
+        there = reported[name] is not None
+        book.same(f"smallest_changes.{name} found", there, bool(np.isfinite(value)))
+        if there and np.isfinite(value):
+            book.number(f"smallest_changes.{name}", reported[name], float(value))
+    book.same(
+        "smallest_changes.kept_at_epsilon known",
+        reported["kept_at_epsilon"] is not None,
+        len(kept) > 0,
+    )
+    if reported["kept_at_epsilon"] is None or not len(kept):
+        return
+    share = float((kept > config["threat"]["epsilon"]).mean())
+    book.number("smallest_changes.kept_at_epsilon", reported["kept_at_epsilon"], share)
+    ends = {-(-i * len(moved) // TWENTIETHS) - 1 for i in range(1, TWENTIETHS + 1)}
+    at = np.unique(np.sort(moved)[sorted(ends)]) if len(moved) else moved
+    book.same("smallest_changes.curve", len(reported["curve"]), len(at))
+    for i, (point, epsilon) in enumerate(zip(reported["curve"], at, strict=False)):
+        book.number(f"smallest_changes.curve.{i}.epsilon", point["epsilon"], float(epsilon))
+        book.number(f"smallest_changes.curve.{i}", point["kept"], float((kept > epsilon).mean()))
 
 
 @dataclass(frozen=True)
@@ -749,6 +799,7 @@ class _Scores:
     corrupted: dict[tuple[str, int], Floats]
     corruption_table: str | None
     bounds: Floats | None  # (2, N)
+    smallest: Floats | None  # (n,), infinite where no change was found
     groups: Names | None
     clusters: Names | None
 
@@ -770,6 +821,7 @@ def _read(content: bytes) -> Iterator[_Scores]:
             },
             corruption_table=task["corruption_table"],
             bounds=arrays.get(f"{i}.bounds"),
+            smallest=arrays.get(f"{i}.smallest"),
             groups=groups,
             clusters=clusters,
         )

@@ -946,6 +946,34 @@ CURVE_ATTACK = APGDAttack(steps=10)
 
 ImageSize = tuple[int, int, int]  # channels, height, width
 
+SMALLEST_NORMS: tuple[Norm, ...] = ("linf", "l2", "l1")  # in which smallest changes are searched
+
+
+class SmallestChanges(Config):
+    """How little moves a positive out of the first k of the clean ranking, all others as they are.
+
+    Searched by FMN (Pintor et al. 2021), in the norm of the threat and whatever its epsilon.
+    """
+
+    k: int | None = Field(
+        None, ge=1, description="how many come first; by default as many as there are positives"
+    )
+    steps: int = Field(100, ge=1, le=1000, description="gradients for each positive searched for")
+    positives: int = Field(
+        256,
+        ge=1,
+        le=10_000,
+        description="searched for at most, spread evenly by rank over those among the first k",
+    )
+
+    def refuse_beyond_examples(self, examples: int) -> None:
+        """Raise ConfigError for a k that leaves nobody outside."""
+        if self.k is not None and self.k >= examples:
+            raise ConfigError(
+                "expected smallest_changes with k below the number of images that are audited, "
+                f"{examples:,}, as nobody is outside of all of them, got {self.k:,}"
+            )
+
 
 class ResizeStep(Config):
     """Every image becomes one of this size, whatever that does to its proportions."""
@@ -1188,6 +1216,11 @@ class AuditConfig(Config):
         description="common corruptions to measure beside the attacks, {} for all of them; by "
         "default none. They are no part of the threat, so they never enter its worst case",
     )
+    smallest_changes: SmallestChanges | None = Field(
+        None,
+        description="how little moves positives out of the first k, {} for the defaults; by "
+        "default not asked. Found, not proven, and no part of the worst case",
+    )
     pipeline: list[PipelineStep] = Field(
         [],
         max_length=8,
@@ -1276,6 +1309,23 @@ class AuditConfig(Config):
             raise ValueError(
                 "expected certify auto or off beside a pipeline, as no bounds are known of what "
                 f"it does, got {self.certify}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _smallest_changes_can_be_searched(self) -> "AuditConfig":
+        if self.smallest_changes is None:
+            return self
+        if self.threat.norm not in SMALLEST_NORMS:
+            raise ValueError(
+                f"expected smallest_changes with norm {', '.join(SMALLEST_NORMS)}, got "
+                f"{self.threat.norm}"
+            )
+        if pipeline_draws(self.pipeline) > 1:
+            raise ValueError(
+                "expected smallest_changes without a step of the pipeline that draws random "
+                "numbers, as which side of the first k an image is on would change from one "
+                "scoring to the next"
             )
         return self
 

@@ -138,6 +138,33 @@ class CorruptionFigures(ReportValue):
     )
 
 
+class KeptPoint(ReportValue):
+    """How many positives stay among the first k at this epsilon."""
+
+    epsilon: float
+    kept: float = Field(description="share of those searched for that no change found moves out")
+
+
+class SmallestFigures(ReportValue):
+    """How little moves positives out of the first k, all others as they are: found, not proven."""
+
+    norm: str
+    k: int
+    threshold: float = Field(description="logit below which an image is out of the first k")
+    among: int = Field(description="positives among the first k of the clean ranking")
+    searched: int = Field(description="of them, spread evenly by rank")
+    found: int = Field(description="of those, for which a change was found")
+    least: float | None = Field(description="smallest change found; null where none was")
+    median: float | None = Field(
+        description="of all searched for; null where half or more were not moved"
+    )
+    kept_at_epsilon: float | None = Field(
+        description="share of those searched for that stay at the epsilon of the threat; null "
+        "where no positive is among the first k"
+    )
+    curve: list[KeptPoint] = Field(description="rising, at twentieths of those that were moved")
+
+
 class BudgetPoint(ReportValue):
     """AP that is left when the attacker may change this many images, chosen greedily."""
 
@@ -213,6 +240,9 @@ class TaskReport(ReportValue):
     )
     epsilon_curve: EpsilonCurve | None = None
     corruptions: CorruptionFigures | None = Field(None, description="null where none was asked for")
+    smallest_changes: SmallestFigures | None = Field(
+        None, description="null where they were not asked for"
+    )
     budget_curve: list[BudgetPoint] = []
     groups: Groups | None = Field(None, description="where the data set has a `group` column")
     resamples: int | None = Field(None, description="of the bootstrap behind the intervals")

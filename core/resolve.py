@@ -233,6 +233,9 @@ def resolve_audit(
     config.threat.refuse_beyond_images(summary.height, summary.width)
     if config.corruptions is not None:
         refuse_too_small(summary.height, summary.width)
+    if config.smallest_changes is not None:
+        examples = summary.examples_in(split)
+        config.smallest_changes.refuse_beyond_examples(config.sampled(examples) or examples)
     gate.refuse_unknown(config, tasks, grouped=summary.groups is not None)
     if surrogate is not None:
         check_black_box(model.sha256, surrogate.sha256)

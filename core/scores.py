@@ -34,6 +34,21 @@ class Evidence:
 
 
 @dataclass(frozen=True)
+class SmallestFound:
+    """How little was found to move positives out of the first k of a task's clean ranking.
+
+    threshold: the logit below which they are out.  among: positives that are among the first k.
+    example_ids: those searched for.  sizes: (n,) of their changes; infinite where none was found.
+    """
+
+    k: int
+    threshold: float
+    among: int
+    example_ids: Sequence[str]
+    sizes: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
 class Scores:
     """Logits of the positive class for some examples of one task.
 
@@ -45,6 +60,7 @@ class Scores:
     bounds: (2, N) float64, lowest and highest logit that any perturbation can reach, if certified.
     no_bounds: why there are none.
     hidden: what the gradient hides, where the search went on by attacks that see past it.
+    smallest: the smallest changes that were found, where they were asked for.
     groups, clusters: N names each, where the data set has them.
     """
 
@@ -59,6 +75,7 @@ class Scores:
     bounds: NDArray[np.float64] | None = None
     no_bounds: str | None = None
     hidden: str | None = None
+    smallest: SmallestFound | None = None
     groups: Sequence[str] | None = None
     clusters: Sequence[str] | None = None
 
@@ -91,6 +108,9 @@ def save_scores(tasks: Sequence[Scores], path: Path) -> None:
                 named[name] = np.frombuffer(json.dumps(list(texts)).encode(), np.uint8)
         if scores.bounds is not None:
             named["bounds"] = scores.bounds
+        small = scores.smallest
+        if small is not None:
+            named["smallest"] = small.sizes
         arrays |= {f"{i}.{name}": np.ascontiguousarray(array) for name, array in named.items()}
         header.append(
             {
@@ -101,6 +121,9 @@ def save_scores(tasks: Sequence[Scores], path: Path) -> None:
                 "corruption_table": scores.corruption_table,
                 "no_bounds": scores.no_bounds,
                 "hidden": scores.hidden,
+                "smallest": None
+                if small is None
+                else [small.k, small.threshold, small.among, list(small.example_ids)],
                 "evidence": [
                     [item.example_id, item.attack, item.clean_logit, item.attacked_logit]
                     for item in scores.evidence
@@ -153,6 +176,15 @@ def load_scores(path: Path, *, only: int | None = None) -> list[Scores]:
                 bounds=read(f"{i}.bounds") if f"{i}.bounds" in names else None,
                 no_bounds=task["no_bounds"],
                 hidden=task["hidden"],
+                smallest=None
+                if task["smallest"] is None
+                else SmallestFound(
+                    k=task["smallest"][0],
+                    threshold=task["smallest"][1],
+                    among=task["smallest"][2],
+                    example_ids=task["smallest"][3],
+                    sizes=read(f"{i}.smallest"),
+                ),
                 groups=texts(f"{i}.groups") if f"{i}.groups" in names else None,
                 clusters=texts(f"{i}.clusters") if f"{i}.clusters" in names else None,
             )

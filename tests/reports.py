@@ -25,7 +25,7 @@ from adap.core.report import (
     TaskReport,
     Trust,
 )
-from adap.core.scores import Scores, save_scores
+from adap.core.scores import Scores, SmallestFound, save_scores
 from adap.reading import Reading
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -35,6 +35,7 @@ CONFIG: dict[str, Any] = {
     "attacks": ["pgd", {"name": "apgd", "label": "strong"}],
     "epsilons": [0.05, 0.1],
     "corruptions": {"kinds": ["fog", "jpeg_compression"], "severities": [1, 5]},
+    "smallest_changes": {"k": 10, "positives": 5},
     "budgets": [1, 3],
     "seed": 7,
 }
@@ -64,6 +65,17 @@ def scores_of(examples: int = 60, *, seed: int = 0) -> Scores:
     def pushed(most: float) -> Floats:
         return (clean - signs * random.uniform(-0.2, most, examples)).round(2)
 
+    order = np.lexsort((targets, -clean))
+    among = [int(row) for row in order[:10] if targets[row]]
+    searched = sorted(among[i] for i in np.linspace(0, len(among) - 1, 5).round().astype(int))
+    smallest = SmallestFound(
+        k=10,
+        threshold=float(clean[order[10]]),
+        among=len(among),
+        example_ids=[f"{row}.png" for row in searched],
+        sizes=np.array([0.02, 0.05, 0.05, 0.2, np.inf]),
+    )
+
     attacked = {"pgd": pushed(1.0), "strong": pushed(2.0)}
     return Scores(
         example_ids=[f"{i}.png" for i in range(examples)],
@@ -77,6 +89,7 @@ def scores_of(examples: int = 60, *, seed: int = 0) -> Scores:
             for severity in (1, 5)
         },
         corruption_table="32x32",
+        smallest=smallest,
         bounds=np.stack([clean - 2.5, clean + 2.5]),
         groups=[("day", "night", "<dusk>|")[i % 6 // 2] for i in range(examples)],
     )

@@ -70,6 +70,14 @@ def audit(
             help="Of the corruptions, 1 to 5; by default all. May be given several times."
         ),
     ] = None,
+    smallest_changes: Annotated[
+        bool,
+        typer.Option(
+            "--smallest-changes",
+            help="Search for the smallest change that moves each positive out of the first k as "
+            "well; k is the number of positives, or --set smallest_changes.k=100.",
+        ),
+    ] = False,
     pipeline: Annotated[
         list[str] | None,
         typer.Option(
@@ -121,6 +129,7 @@ def audit(
             "attacks": attack or None,
             "surrogate": None if surrogate is None else {"model_id": surrogate},
             "corruptions": corruptions(corruption, severity),
+            "smallest_changes": {} if smallest_changes else None,
             "pipeline": pipeline or None,
             "thresholds": require or None,
             "sample": sample,

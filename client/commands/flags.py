@@ -30,6 +30,7 @@ _FLAGS = {
     "corruptions": "--corruption",
     "corruptions.kinds": "--corruption",
     "corruptions.severities": "--severity",
+    "smallest_changes": "--smallest-changes",
     "thresholds": "--require",
     "warm_start": "--start-from",
     "warm_start.model_id": "--start-from",

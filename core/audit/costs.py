@@ -9,9 +9,12 @@ from adap.core.config import (
     Attack,
     FGSMAttack,
     PGDAttack,
+    SmallestChanges,
     SquareAttack,
     TransferAttack,
 )
+
+AFTER_SEARCH = 16  # scorings of a positive by which FMN's change is drawn back and looked at
 
 
 @dataclass(frozen=True)
@@ -53,10 +56,17 @@ def of_attack(attack: Attack) -> Passes:
     return Passes(1)  # noise
 
 
+def of_smallest(asked: SmallestChanges, *, images: int, positives: int) -> Passes:
+    """Of smallest changes of a whole task, if all of its positives are among the first k."""
+    searched = min(asked.positives, positives)
+    return Passes(images + searched * (asked.steps + AFTER_SEARCH), searched * asked.steps)
+
+
 def of_measure(measure: Measure) -> Passes:
     """Of what is measured of each image; of a search that goes on, what it costs where it does.
 
-    Samples of a few images and bounds count for nothing: beside attacks they are cheap.
+    Samples of a few images and bounds count for nothing: beside attacks they are cheap. Smallest
+    changes are of the whole task, see `of_smallest`.
     """
     match measure:
         case Clean() | Corrupted():

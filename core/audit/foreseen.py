@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from adap.core.audit.checks.planned import DEPTHS, passes_of_image
-from adap.core.audit.costs import Passes, of_measure
+from adap.core.audit.costs import Passes, of_measure, of_smallest
 from adap.core.audit.plan import Recovery, measures
 from adap.core.config import AuditConfig, pipeline_draws
 
@@ -53,4 +53,8 @@ def of_task(config: AuditConfig, extent: Extent) -> Foreseen:
         checks = of_image.both * (min(most, extent.positives) + min(most, negatives))
     draws = pipeline_draws(config.pipeline)
     found = draws * (extent.images * each + checks)
+    if config.smallest_changes is not None:
+        found += of_smallest(
+            config.smallest_changes, images=extent.images, positives=extent.positives
+        ).both
     return Foreseen(found, found + draws * extent.images * more.both)

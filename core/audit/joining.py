@@ -19,6 +19,7 @@ def combine(
     curve: Mapping[float, Scores],
     corrupted: Mapping[Corruption, Scores],
     recovered: Scores | None = None,
+    smallest: Scores | None = None,
     bounds: Scores | None,
     groups: Sequence[str] | None,
     clusters: Sequence[str] | None,
@@ -26,6 +27,7 @@ def combine(
     """What was measured of the same examples one by one, side by side.
 
     attacked, curve: each with the scores of a single attack, whose own key does not matter.
+    smallest: with the smallest changes of the whole task.
     recovered: with those of the attacks by which the search went on, if it did, under their keys.
     Evidence is kept where the attack that made it is the strongest on that example.
     """
@@ -49,6 +51,7 @@ def combine(
         bounds=None if bounds is None else bounds.bounds,
         no_bounds=None if bounds is None else bounds.no_bounds,
         hidden=None if recovered is None else recovered.hidden,
+        smallest=None if smallest is None else smallest.smallest,
         groups=groups,
         clusters=clusters,
         evidence=list({item.example_id: item for item in evidence}.values()),
@@ -98,6 +101,7 @@ def join(shards: Sequence[Scores], *, evidence: int = EVIDENCE) -> Scores:
         ),
         no_bounds=unbounded[0].no_bounds if unbounded else None,
         hidden=hidden[0] if hidden else None,
+        smallest=shards[0].smallest,
         groups=_joined([shard.groups for shard in shards]),
         clusters=_joined([shard.clusters for shard in shards]),
     )

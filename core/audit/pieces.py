@@ -8,7 +8,6 @@ planned_passes  what all the scores of an audit cost, before it starts
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -31,9 +30,11 @@ from adap.core.audit.plan import (
     Piece,
     Recovery,
     ScoresPiece,
+    Smallest,
     UnderAttack,
     certified_sample,
 )
+from adap.core.audit.smallest import Rows, smallest_changes
 from adap.core.config import BOUNDED_NORMS, CURVE_ATTACK, Attack, Corruption, Norm, Threat
 from adap.core.scores import Scores
 
@@ -51,12 +52,6 @@ BEHIND_PIPELINE = (
 def unbounded(norm: Norm) -> str:
     """Why there are no bounds in a norm."""
     return f"Bounds are known for {' and '.join(BOUNDED_NORMS)} alone: nothing is proven of {norm}."
-
-
-class Rows(Protocol):
-    """Images of a split, (N, C, H, W) once they are looked at: by a slice or by an index."""
-
-    def __getitem__(self, rows: Any, /) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -125,6 +120,19 @@ class Measured:
                     lambda done: on_progress(done // len(attacks)),
                 )
                 return replace(searched, hidden=reason)
+            case Smallest(asked=asked, threat=threat):
+                sizes = smallest_changes(
+                    self.scorer,
+                    self.images,
+                    self.targets,
+                    self.example_ids,
+                    asked=asked,
+                    norm=threat.norm,
+                    batch_size=self.piece.config.batch_size,
+                    device=self.device,
+                    on_batch=lambda: on_progress(0),
+                )
+                return replace(found[Clean().name], smallest=sizes)
             case BoundsSample() | Bounds() if self.piece.config.pipeline:
                 return replace(found[Clean().name], no_bounds=BEHIND_PIPELINE)
             case BoundsSample() | Bounds() if self.piece.draws > 1:
@@ -217,6 +225,7 @@ def joined_piece(
     curve: dict[float, Scores] = {}
     corrupted: dict[Corruption, Scores] = {}
     recovered: Scores | None = None
+    smallest: Scores | None = None
     for column in piece.columns:
         match column.measure:
             case Clean():
@@ -229,6 +238,8 @@ def joined_piece(
                 corrupted[corruption] = load(column.name)
             case Recovery():
                 recovered = load(column.name)
+            case Smallest():
+                smallest = load(column.name)
             case Bounds():
                 bounds = load(column.name)
     assert clean is not None
@@ -238,6 +249,7 @@ def joined_piece(
         curve=curve,
         corrupted=corrupted,
         recovered=recovered,
+        smallest=smallest,
         bounds=bounds,
         groups=None if groups is None else groups[piece.start : piece.stop],
         clusters=None if clusters is None else clusters[piece.start : piece.stop],

@@ -26,6 +26,7 @@ from adap.core.config import (
     Config,
     Corruption,
     PipelineStep,
+    SmallestChanges,
     Split,
     Task,
     Threat,
@@ -53,6 +54,7 @@ class Recipe(Config):
     corruption: Corruption | None = None
     hidden: Literal["sample", "recovered"] | None = None
     recovery: list[Attack] | None = None
+    smallest: SmallestChanges | None = None
 
 
 class Clean(Config):
@@ -158,6 +160,23 @@ class Recovery(Config):
         return Recipe(hidden="recovered", recovery=self.attacks, threat=self.threat)
 
 
+class Smallest(Config):
+    """How little moves positives out of the first k of the whole task: asked by its first piece."""
+
+    measure: Literal["smallest"] = "smallest"
+    asked: SmallestChanges
+    threat: Threat
+
+    @property
+    def name(self) -> str:
+        """Under which its file is handed over."""
+        return self.measure
+
+    def recipe(self, _surrogate: str | None) -> Recipe:
+        """How its sizes come about: by the threat's norm, whatever its epsilon."""
+        return Recipe(smallest=self.asked, threat=self.threat.model_copy(update={"epsilon": 0.0}))
+
+
 class BoundsSample(Config):
     """Bounds on a few images of a task, on which `certify: auto` decides for all of its pieces."""
 
@@ -198,14 +217,15 @@ Measure = Annotated[
     | Corrupted
     | GradientSample
     | Recovery
+    | Smallest
     | BoundsSample
     | Bounds,
     Field(discriminator="measure"),
 ]
 
-# Asked of a few images once for all pieces of a task; and what other columns are made of.
-SAMPLES = (GradientSample, BoundsSample)
-MADE_OF = (Clean, *SAMPLES)
+# Asked once for all pieces of a task; and what other columns are made of.
+SAMPLES = (GradientSample, BoundsSample, Smallest)
+MADE_OF = (Clean, GradientSample, BoundsSample)
 
 
 class Column(Config):
@@ -227,6 +247,8 @@ def measures(config: AuditConfig, *, recovery: Sequence[Attack] = ()) -> list[Me
     """
     threat = config.threat
     found: list[Measure] = [Clean()]
+    if config.smallest_changes is not None:  # before the attacks, as a k may leave nobody to move
+        found.append(Smallest(asked=config.smallest_changes, threat=threat))
     found += [UnderAttack(attack=attack, threat=threat) for attack in config.resolved_attacks()]
     found += [
         CurvePoint(point=point, threat=Threat(norm=threat.norm, epsilon=epsilon))
@@ -377,6 +399,8 @@ def make_plan(config: AuditConfig, tasks: Sequence[Task], subject: Subject) -> l
             )
             columns = []
             for measure in asked:
+                if isinstance(measure, Smallest) and shard > 0:
+                    continue
                 of_all = isinstance(measure, SAMPLES)
                 origin = Origin(
                     tenant=subject.tenant,

@@ -23,6 +23,7 @@ from adap.core.figures.intervals import (
 )
 from adap.core.figures.operating import operating_figures
 from adap.core.figures.ranking import average_precision, chance_ap, count_ties, floor_ap
+from adap.core.figures.smallest import smallest_figures
 from adap.core.figures.worst_case import worst_case, worst_corruption
 from adap.core.rankings import AtEpsilon, Attacked, Own, Ranking
 from adap.core.report import (
@@ -170,6 +171,9 @@ def figures(
             )
             if scores.corrupted
             else None
+        ),
+        smallest_changes=(
+            None if scores.smallest is None else smallest_figures(scores.smallest, config.threat)
         ),
         budget_curve=budget_curve(scores.clean, worst, targets, budgets=config.budgets),
         groups=(

@@ -87,6 +87,7 @@ def audit(
     require: Sequence[str] | str = (),
     statement: Statement | Mapping[str, Any] | None = None,
     pipeline: Sequence[Any] = (),
+    smallest_changes: bool | Mapping[str, int] | None = None,
     epsilons: Sequence[float] | None = None,
     certify: str = "auto",
     checks: Checks | None = None,
@@ -129,6 +130,8 @@ def audit(
     pipeline: what the deployment does to an image before the model sees it, for example
     ["jpeg:60-90", "resize:32x32"] (width x height), or the steps as dicts for all their fields:
     images are attacked before it, and scored behind it. See `docs/attacks.md`.
+    smallest_changes: True, or options such as {"k": 100, "steps": 50}: how little moves positives
+    out of the first k of the clean ranking, as found; see `.smallest_changes`. It takes gradients.
     epsilons, certify, checks: as in the service: of the epsilon curve; 'off', 'auto', 'ibp',
     'crown_ibp' or 'crown'; 'off', 'quick' or 'full'.
     batch_size: images at once, which bounds the memory.  shard_size: images between two saves.
@@ -155,6 +158,7 @@ def audit(
         "certify": certify,
         "checks": checks,
         "pipeline": list(pipeline),
+        "smallest_changes": {} if smallest_changes is True else smallest_changes or None,
         "epsilons": epsilons if epsilons is None or np.ndim(epsilons) == 0 else list(epsilons),
         "thresholds": list(require) if isinstance(require, list | tuple | set) else [require],
         "batch_size": batch_size,
@@ -219,6 +223,8 @@ def audit(
         config.threat.refuse_beyond_images(*found.images.shape[2:])
         if config.corruptions is not None:
             refuse_too_small(*found.images.shape[2:])
+        if config.smallest_changes is not None:
+            config.smallest_changes.refuse_beyond_examples(len(found))
         config.behind_pipeline(found.images.shape[1:])  # raises where it cannot be done to them
         columns = _columns(positive, classes)
         spread = np.unique(np.linspace(0, len(found) - 1, TRIED, dtype=np.int64))
@@ -255,6 +261,7 @@ def audit(
             device=made.device,
         )
         behind, drawn = _draws(made, pixels, draws)
+        _refuse_no_smallest(config, made, behind)
         provenance = _provenance(model, made, pixels, found, surrogate, other, config)
         subject = Subject(
             # another one of these may round differently
@@ -304,6 +311,22 @@ def audit(
             statement=stated,
         )
     return Audit(report, [scores])
+
+
+def _refuse_no_smallest(config: AuditConfig, made: Ready, draws: int) -> None:
+    """Raise unless smallest changes can be searched for, where they are asked for."""
+    if config.smallest_changes is None:
+        return
+    if not made.gradients:
+        raise ModelError(
+            f"expected an nn.Module for smallest_changes=, which follows gradients, got {made.name}"
+        )
+    if draws > 1:
+        raise ModelError(
+            "expected a model that repeats itself for smallest_changes=, got one that draws random "
+            "numbers: which side of the first k an image is on would change from one scoring to "
+            "the next"
+        )
 
 
 def _stated(statement: Statement | Mapping[str, Any] | None) -> Statement | None:

@@ -15,6 +15,7 @@ from adap.core.report import (
     CorruptionFigures,
     Groups,
     Report,
+    SmallestFigures,
     TaskReport,
     ThresholdResult,
     Trust,
@@ -71,6 +72,11 @@ class Audit:
     def corruptions(self) -> CorruptionFigures | None:
         """What common corruptions leave, or None where none was asked for."""
         return self.task.corruptions
+
+    @property
+    def smallest_changes(self) -> SmallestFigures | None:
+        """How little moves positives out of the first k, or None where it was not asked."""
+        return self.task.smallest_changes
 
     @property
     def groups(self) -> Groups | None:

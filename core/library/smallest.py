@@ -6,11 +6,11 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from adap.core.attacks.smallest import smallest_change
 from adap.core.audit.network import logits_of
+from adap.core.audit.smallest import ranked
 from adap.core.errors import ConfigError
 from adap.core.library.examples import Layout
 from adap.core.library.gradients import Options, prepared
@@ -109,7 +109,7 @@ def smallest_changes(
                 f"all of them, got {first}"
             )
         logits = np.concatenate([logits_of(scorer, made.input(rows)) for rows in made.batches()])
-        order = _ranked(logits, targets)
+        order = ranked(logits, targets)
         threshold = float(logits[order[first]])
         inside = np.sort([row for row in order[:first] if targets[row] == 1])
         if not len(inside):
@@ -138,9 +138,3 @@ def smallest_changes(
         threshold=threshold,
         warnings=warnings,
     )
-
-
-def _ranked(logits: NDArray[np.float64], targets: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Rows, best first, the negatives of a tie before its positives."""
-    found: NDArray[np.int64] = np.lexsort((targets, -logits))
-    return found

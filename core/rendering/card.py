@@ -22,6 +22,7 @@ from adap.core.report import (
     Interval,
     Provenance,
     Report,
+    SmallestFigures,
     TaskReport,
     ThresholdResult,
 )
@@ -184,6 +185,8 @@ def _task(task: TaskReport) -> Iterator[str]:
         yield from _figures("epsilon", [(f"{p.epsilon:.4g}", p) for p in task.epsilon_curve.points])
     if task.corruptions is not None:
         yield from _corruptions(task.corruptions)
+    if task.smallest_changes is not None:
+        yield from _smallest(task.smallest_changes)
     if task.budget_curve:
         yield from ("AP when only so many images may be changed:", "")
         yield from _table(
@@ -195,6 +198,22 @@ def _task(task: TaskReport) -> Iterator[str]:
         )
     if task.groups is not None:
         yield from _groups(task.groups)
+
+
+def _smallest(found: SmallestFigures) -> Iterator[str]:
+    if found.kept_at_epsilon is None:
+        yield f"No positive is among the first {found.k:,}, so no change moves one out of them."
+        yield ""
+        return
+    median = "none for half of them" if found.median is None else f"median {found.median:.4g}"
+    least = "" if found.least is None else f", least {found.least:.4g}"
+    yield (
+        f"Smallest changes ({found.norm}) that move a positive out of the first {found.k:,}, as "
+        f"found, not proven: {median}{least}; at the epsilon of the threat "
+        f"{found.kept_at_epsilon:.0%} of {found.searched:,} stay (of {found.among:,} positives "
+        f"among them)."
+    )
+    yield ""
 
 
 def _corruptions(found: CorruptionFigures) -> Iterator[str]:

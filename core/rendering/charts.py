@@ -20,6 +20,7 @@ from adap.core.report import (
     Difference,
     EpsilonCurve,
     GroupFigures,
+    SmallestFigures,
     TaskReport,
 )
 from adap.core.scores import Scores
@@ -247,6 +248,28 @@ def epsilon_chart(task: TaskReport, curve: EpsilonCurve, threat: Threat) -> Mark
     ):
         title = f"{name}, epsilon {x:.4g}: AP {y:.4f}"
         marks.append(svg.dot(area, x, y, title=title, color=color, size=size))
+    return svg.figure(marks, height=area.height, margin=svg.Margin(top=28, right=18))
+
+
+def smallest_chart(found: SmallestFigures, threat: Threat) -> Markup:
+    """Share of positives that stay among the first k over epsilon, falling where one leaves."""
+    top = max([threat.epsilon, *(point.epsilon for point in found.curve)]) or 1.0
+    low, high = -0.03 * top, 1.03 * top
+    across = svg.Axis(low, high, svg.round_ticks(0, high, most=6), title="epsilon")
+    upwards = svg.Axis(0, 1.02, AP_TICKS, title="share that stays")
+    area = svg.Area(across, upwards, height=240)
+    line = [(0.0, 1.0), *((point.epsilon, point.kept) for point in found.curve)]
+    marks = [
+        svg.axes(area),
+        svg.upright(area, threat.epsilon, color="--worst"),
+        svg.note("audited", x=area.across(threat.epsilon), y=-10, anchor="middle"),
+        svg.line(area, line, kind="curve", color="--positives", width=2.5),
+    ]
+    for point in found.curve:
+        title = f"epsilon {point.epsilon:.4g}: {point.kept:.1%} stay"
+        marks.append(
+            svg.dot(area, point.epsilon, point.kept, title=title, color="--positives", size=8)
+        )
     return svg.figure(marks, height=area.height, margin=svg.Margin(top=28, right=18))
 
 

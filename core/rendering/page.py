@@ -149,6 +149,8 @@ def _section(
     }
     if task.epsilon_curve is not None:
         charts["epsilon"] = report_charts.epsilon_chart(task, task.epsilon_curve, threat)
+    if task.smallest_changes is not None and task.smallest_changes.searched:
+        charts["smallest"] = report_charts.smallest_chart(task.smallest_changes, threat)
     if any(group.clean for group in groups):
         charts["groups"] = report_charts.groups_chart(groups)
     if task.budget_curve:

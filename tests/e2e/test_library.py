@@ -67,6 +67,7 @@ def test_the_library_gives_the_figures_of_the_service_bit_for_bit(
             "batch_size": 32,
             "shard_size": shards,
             "pipeline": pipeline,
+            "smallest_changes": {"k": 60, "steps": 20},
             "seed": 3,
             **common,
         },
@@ -89,13 +90,21 @@ def test_the_library_gives_the_figures_of_the_service_bit_for_bit(
             batch_size=32,
             shard_size=shards,
             pipeline=pipeline,
+            smallest_changes={"k": 60, "steps": 20},
             seed=3,
             **given,  # type: ignore[arg-type]
         )
 
+    least = theirs["tasks"][0].pop("smallest_changes")
+    assert least["searched"] > 0
     as_tensors = torch.tensor(images)[:, None].float() / 255
     for ours in (audit(images=images, labels=labels), audit(images=as_tensors, labels=labels)):
         found = json.loads(ours.report.model_dump_json())
+        # A search by the gradient's length, not its signs, shows on how many threads it was summed.
+        sizes = found["tasks"][0].pop("smallest_changes")
+        assert sizes.pop("curve") == [pytest.approx(point, abs=1e-5) for point in least["curve"]]
+        for name, value in sizes.items():
+            assert least[name] == value or least[name] == pytest.approx(value, abs=1e-5), name
         assert found["tasks"] == theirs["tasks"]
         assert found["mean"] == theirs["mean"]
         # what the service knows of files, nobody knows of arrays
