@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Request
 from fastapi.concurrency import run_in_threadpool
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security import HTTPBearer
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.requests import HTTPConnection
 from starlette.types import Scope as ScopeOfRequest
@@ -104,7 +104,7 @@ BRIEF_S = 1.0  # a body that comes in this time is not worth another look at the
 
 _BODY_HEADERS = frozenset({b"content-length", b"transfer-encoding"})
 
-_bearer = HTTPBearer(auto_error=False, description="an API key, `Authorization: Bearer adap_…`")
+bearer = HTTPBearer(auto_error=False, description="an API key, `Authorization: Bearer adap_…`")
 
 
 async def _house(request: Request) -> House:  # async: no thread is needed for this
@@ -168,7 +168,7 @@ async def require_admitted_at_the_end(request: Request, house: House) -> None:
 
 async def _key_of(request: Request) -> str | None:
     """The key that a request brings; ApiError where a browser may not send it with this one."""
-    credentials = await _bearer(request)
+    credentials = await bearer(request)
     if credentials is not None:
         return credentials.credentials
     key = signing.kept_key(request)
@@ -193,11 +193,8 @@ def _nothing() -> None:
     """What a connection is told that nobody counts."""
 
 
-async def _caller(
-    request: Request,
-    house: HouseDep,
-    _credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
-) -> Caller:
+async def _caller(request: Request) -> Caller:
+    house = await _house(request)
     caller = await admit(request, house)
     await require_admitted_at_the_end(request, house)
     return caller
@@ -300,8 +297,9 @@ class Require:
         self.scope = scope
         self.stores = stores
 
-    async def __call__(self, caller: "AnyCaller") -> Caller:
-        return self.check(caller)
+    async def __call__(self, request: Request) -> Caller:
+        # of no dependencies of its own: to solve them costs more than all that they do
+        return self.check(await _caller(request))
 
     def check(self, caller: Caller) -> Caller:
         """The caller. ApiError where the scope is not theirs."""

@@ -15,7 +15,7 @@ from fastapi.params import Form
 from fastapi.routing import APIRoute
 
 from adap.api import bodies, quotas, signing
-from adap.api.deps import House, Require, admit, has_body
+from adap.api.deps import House, Require, admit, bearer, has_body
 from adap.api.errors import ApiError
 
 FORM = "multipart/form-data"
@@ -31,6 +31,14 @@ class GuardedRoute(APIRoute):
 
     forms: ClassVar[Mapping[str, float]] = {FORM: math.inf, SHORT_FORM: SHORT_FORM_BYTES}
     """The kinds of form that it takes, where it takes any, and of how many bytes."""
+
+    def __init__(self, *about: Any, **more: Any) -> None:
+        super().__init__(*about, **more)
+        if any(_required(self.dependant)):
+            self.openapi_extra = {
+                "security": [{bearer.scheme_name: []}],
+                **(self.openapi_extra or {}),
+            }
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """What answers a request."""

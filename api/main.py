@@ -16,7 +16,7 @@ from starlette.types import Message, Receive, Scope, Send
 from adap.api import errors, reference
 from adap.api.arriving import at_a_pace
 from adap.api.deliveries import Allowed, Deliveries
-from adap.api.deps import House, has_body, refuse_unknown_query
+from adap.api.deps import House, bearer, has_body, refuse_unknown_query
 from adap.api.metrics import Metrics, route_of
 from adap.api.overload import LET_THROUGH, Overload
 from adap.api.pages import static
@@ -326,6 +326,8 @@ def _complete_openapi(app: FastAPI) -> None:
     )
     schemas = schema["components"]["schemas"]
     schemas |= ours["$defs"]
+    scheme = bearer.model.model_dump(mode="json", by_alias=True, exclude_none=True)
+    schema["components"]["securitySchemes"] = {bearer.scheme_name: scheme}
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)
     too_slow = errors.problems("too_slow")[408]

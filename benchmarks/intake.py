@@ -344,7 +344,7 @@ MODEL_HEAD = """\
 onnxruntime: peak MiB |
 |---|---|---|---|---|---|---|---|---|"""
 
-PARTS = ("api", "worker", "worker.child")
+PARTS = ("adap.api", "adap.worker", "adap.worker.child")
 
 SERVICE_HEAD = """\
 | form | images | MiB sent | s to send | s until ready | API: MiB before, peak | worker | sandbox |

@@ -216,12 +216,12 @@ def api(
     }
     log = home / "api.log"
     python = (sys.executable, "-P", "-m")
-    with process(*python, "api", log=log, **given) as started:
+    with process(*python, "adap.api", log=log, **given) as started:
         wait_for_answer(f"http://127.0.0.1:{port}/livez", started, log)
         headers = {"Authorization": f"Bearer {key}"}
         made = Api(port, psutil.Process(started.pid), headers, settings, database)
         if worker:
-            with process(*python, "worker", log=home / "worker.log", **given):
+            with process(*python, "adap.worker", log=home / "worker.log", **given):
                 wait_until(lambda: bool(made.get("/readyz")["workers"]), "a worker is alive")
                 yield made
         else:
@@ -240,7 +240,7 @@ def embedded(home: Path, **environment: str) -> Iterator[Api]:
         wait_for_answer(f"http://127.0.0.1:{port}/livez", started, log)
         settings = Settings(home=home)
         database = Database(settings)
-        made = Api(port, part(started.pid, "api"), {}, settings, database)
+        made = Api(port, part(started.pid, "adap.api"), {}, settings, database)
         wait_until(lambda: made.get("/readyz")["status"] == "ok", "the service is ready")
         yield made
         database.dispose()

@@ -132,7 +132,7 @@ def service(home: Path, path: Path) -> Iterator[tuple[int, str]]:
     }
     url = f"http://127.0.0.1:{port}"
     with (
-        process("api", url=f"{url}/livez", **environment),
+        process("adap.api", url=f"{url}/livez", **environment),
         process("adap.worker.scoring", url=f"{url}/v2/health/ready", **environment),
     ):
         yield port, f"/v1/models/{model_id}/scores"
