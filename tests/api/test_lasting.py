@@ -145,7 +145,9 @@ def test_a_body_that_comes_after_the_end_of_its_key_makes_nothing(
         alone.http.base_url.join("/v1/uploads"), headers=mine, json={"file_name": "a", "size": 1}
     )
     kind, body = SLOW[operation]
-    line = operation.format(upload=started.json()["id"])
+    upload_id = started.json()["id"]
+    line = operation.format(upload=upload_id)
+    before = made(alone)
     url = alone.http.base_url
     with socket.create_connection((url.host, url.port), timeout=60) as connection:
         connection.sendall(
@@ -159,9 +161,13 @@ def test_a_body_that_comes_after_the_end_of_its_key_makes_nothing(
         connection.sendall(body)
         answer = connection.recv(4096)
     assert answer.startswith(b"HTTP/1.1 401 ")
+    assert made(alone) == before
     with alone.database.reading() as session:
-        (upload,) = session.scalars(select(UploadRow)).all()
-        assert uploads.received(session, upload) == {}
-        assert session.scalar(select(func.count()).select_from(DatasetRow)) == 0
-    with alone.database.writing() as session:
-        uploads.remove(session, [upload.id])
+        assert uploads.received(session, session.get_one(UploadRow, upload_id)) == {}
+
+
+def made(api: Api) -> list[int]:
+    """How many uploads and data sets there are."""
+    with api.database.reading() as session:
+        counts = [select(func.count()).select_from(table) for table in (UploadRow, DatasetRow)]
+        return [session.scalar(count) or 0 for count in counts]
