@@ -109,6 +109,28 @@ _WRITERS = (
 )
 
 
+SAVE_WEIGHTS = "safetensors.torch.save_file(model.state_dict(), 'model.safetensors') writes them"
+
+
+def _kinds(weights: Weights, expected: Mapping[str, Tensor]) -> str | None:
+    """Where the weights are there, but some are no floating-point numbers."""
+    odd = [
+        name
+        for name, tensor in expected.items()
+        if tensor.is_floating_point()
+        and (found := weights.tensors.get(name)) is not None
+        and not found.is_floating_point()
+    ]
+    if not odd:
+        return None
+    kind = str(weights.tensors[odd[0]].dtype).removeprefix("torch.")
+    return (
+        f"{kind} where floating-point numbers were expected, in {len(odd)} tensors "
+        f"({first(odd, count=3)}): send the network in float32, as it was before it was quantised "
+        "or cast"
+    )
+
+
 def explain(
     weights: Weights,
     expected: Mapping[str, Tensor] | None,
@@ -126,7 +148,9 @@ def explain(
         if asked
         else "tensors of a known architecture, as none was declared"
     )
-    told = _counts(weights, expected, declared) if expected is not None else None
+    told = None if weights.tensors else f"a file without any: {SAVE_WEIGHTS}"
+    if told is None and expected is not None:
+        told = _kinds(weights, expected) or _counts(weights, expected, declared)
     if told is None and guesses:
         told = _by_guess(guesses[0], declared)
     if told is None:

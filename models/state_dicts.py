@@ -183,6 +183,8 @@ def _check_globals(pickled: bytes) -> set[Any]:
                 way = ", as torch.save(model) of a whole network makes it"
             if name.startswith("ultralytics"):
                 way = " (YOLO('model.pt').export(format='onnx') writes ONNX)"
+            if name.startswith(("torch q", "torch.ao", "torch.quantization")):
+                way = ": send the network before torch.quantize, in float32"
             raise _refused(f"a pickle that calls {name.replace(' ', '.')!r:.100}{way}")
         module, _, kind = name.partition(" ")
         if module == "__builtin__":

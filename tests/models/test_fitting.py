@@ -269,6 +269,11 @@ DIAGNOSES: dict[str, tuple[Callable[[], Mapping[str, Tensor]], dict[str, Any], s
         "for images of 1 channel where 3 are declared: declare `channels` 1 (--channels 1) with "
         "--architecture resnet18",
     ),
+    "weights that are whole numbers": (
+        lambda: {name: value.long() for name, value in state().items()},
+        {},
+        "got int64 where floating-point numbers were expected, in 17 tensors",
+    ),
     "another architecture": (
         lambda: resnet(),
         {"architecture": "resnet18_3x3"},
@@ -391,6 +396,18 @@ def test_advice_for_reparametrised_weights_is_what_takes_them_off(tmp_path: Path
 def test_what_does_not_fit_gets_a_diagnosis_and_one_thing_to_do(case: str, tmp_path: Path) -> None:
     make, declared, said = DIAGNOSES[case]
     assert said in refused(saved(dict(make())), tmp_path, **declared)
+
+
+def test_a_file_without_tensors_and_one_that_pytorch_quantised_say_what_to_send(
+    tmp_path: Path,
+) -> None:
+    assert "got a file without any: safetensors.torch.save_file(" in refused(
+        as_safetensors({}), tmp_path
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what is going to be removed
+        quantised = {"fc.weight": torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)}
+    assert "before torch.quantize, in float32" in refused(saved(quantised), tmp_path)
 
 
 def test_architectures_that_tensors_cannot_tell_apart_are_named(tmp_path: Path) -> None:
