@@ -167,6 +167,9 @@ def _check_archive(path: Path, size: int) -> set[Any]:
         raise _refused(f"a damaged archive ({_kind(error)})") from error
 
 
+_QUANTISED = ("torch q", "torch.ao", "torch.quantization", "torch._utils _rebuild_q", "torch Q")
+
+
 def _check_globals(pickled: bytes) -> set[Any]:
     """Looked at, never run: what the pickle would import, by the opcodes that import."""
     leaves: set[Any] = set()
@@ -183,7 +186,7 @@ def _check_globals(pickled: bytes) -> set[Any]:
                 way = ", as torch.save(model) of a whole network makes it"
             if name.startswith("ultralytics"):
                 way = " (YOLO('model.pt').export(format='onnx') writes ONNX)"
-            if name.startswith(("torch q", "torch.ao", "torch.quantization")):
+            if name.startswith(_QUANTISED):
                 way = ": send the network before torch.quantize, in float32"
             raise _refused(f"a pickle that calls {name.replace(' ', '.')!r:.100}{way}")
         module, _, kind = name.partition(" ")
