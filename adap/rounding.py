@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+import torch
 from torch import Tensor
 
 _LEFT_OUT: ContextVar[bool] = ContextVar("left_out", default=False)
@@ -71,3 +72,14 @@ def less_remainder(values: Tensor, remainder: Tensor) -> Tensor:
     """Down to a multiple of what `remainder` is left from a division by: values - remainder."""
     exact = values - remainder
     return straight_through(exact, values.expand_as(exact))
+
+
+def at_the_walls(clipped: Tensor, values: Tensor) -> Tensor:
+    """`clipped`, bit for bit, with the gradient of `values` wherever it left them as they were.
+
+    PyTorch gives none to a value that lies on a bound itself, as black and white pixels do on
+    those of [0, 1], and a search would leave them alone. Beyond the bounds it stays zero.
+    """
+    if not values.requires_grad:
+        return clipped
+    return torch.where(clipped == values, values, clipped)

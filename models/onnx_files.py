@@ -79,6 +79,9 @@ class GraphNetwork(nn.Module):
             if module is not None:
                 self.rounds = True
                 setattr(self.converted, self.converted.mapping[node.outputs[0]], module)
+            elif node.operator == "Clip":
+                name = self.converted.mapping[node.outputs[0]]
+                setattr(self.converted, name, _Clipping(getattr(self.converted, name)))
         for name, value in tensors.items():  # one copy of each tensor is enough
             setattr(self.converted, _buffer(name), value)
         # the library keeps the model for its list of nodes alone; a list that is emptied keeps
@@ -135,6 +138,17 @@ class _Rounding(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         return self.function(*inputs)
+
+
+class _Clipping(nn.Module):
+    """A Clip whose gradient reaches values on its very bounds, too."""
+
+    def __init__(self, clip: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.clip = clip
+
+    def forward(self, values: Tensor, *bounds: Tensor) -> Tensor:
+        return rounding.at_the_walls(self.clip(values, *bounds), values)
 
 
 # Of ONNX, for Cast: the whole numbers that a network may round to.
@@ -212,7 +226,7 @@ def _rounding(node: Node, tensors: Mapping[str, Tensor]) -> _Rounding | None:
         zeros = torch.zeros(()) if zero is None else zero
         bounds = torch.iinfo(kind)
         whole = rounding.round_half_even(values / wide(scale, values)) + wide(zeros, values)
-        return whole.clamp(bounds.min, bounds.max)
+        return rounding.at_the_walls(whole.clamp(bounds.min, bounds.max), whole)
 
     def dequantise(values: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
         zeros = torch.zeros(()) if zero is None else zero

@@ -626,6 +626,40 @@ def quantised(*, as_one_operator: bool) -> ModelProto:
     return graph_of(nodes, weights, outputs=[value("y", ["batch", 2])], opset=17, ir_version=8)
 
 
+@pytest.mark.parametrize(
+    ("operators", "bounds"),
+    [
+        (["Clip x low high p"], {"low": np.float32(0), "high": np.float32(1)}),
+        (
+            ["QuantizeLinear x step zero q", "DequantizeLinear q step zero p"],
+            {"step": np.float32(1 / 255), "zero": np.uint8(0)},
+        ),
+    ],
+    ids=["clipped", "bytes"],
+)
+def test_black_and_white_pixels_keep_their_gradient_where_a_graph_clips_at_them(
+    operators: list[str], bounds: dict[str, Any], tmp_path: Path
+) -> None:
+    nodes = []
+    for text in operators:
+        kind, *names = text.split()
+        nodes.append(node(kind, " ".join(names[:-1]), names[-1]))
+    nodes += [
+        node("Conv", "p w", "c", pads=[1] * 4),
+        node("GlobalAveragePool", "c", "m"),
+        node("Flatten", "m", "f"),
+        node("MatMul", "f d", "y"),
+    ]
+    weights = {**{name: np.asarray(of) for name, of in bounds.items()}, "w": KERNEL, "d": DENSE}
+    model = graph_of(nodes, weights, outputs=[value("y", ["batch", 2])], opset=17, ir_version=8)
+    _, scorer = take_in(model, tmp_path)
+    images = torch.tensor([0.0, 1.0, 100 / 255]).view(3, 1, 1, 1).repeat(1, 3, 8, 8)
+    images.requires_grad_()
+    (gradient,) = torch.autograd.grad(scorer.outputs(images)[:, 0].sum(), images)
+    assert gradient[2].abs().max() > 0
+    torch.testing.assert_close(gradient, gradient[2].expand_as(gradient))  # the graph is linear
+
+
 @pytest.mark.parametrize("as_one_operator", [True, False])
 def test_a_quantised_network_scores_exactly_and_has_a_gradient(
     as_one_operator: bool, tmp_path: Path
