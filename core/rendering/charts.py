@@ -258,7 +258,10 @@ def smallest_chart(found: SmallestFigures, threat: Threat) -> Markup:
     across = svg.Axis(low, high, svg.round_ticks(0, high, most=6), title="epsilon")
     upwards = svg.Axis(0, 1.02, AP_TICKS, title="share that stays")
     area = svg.Area(across, upwards, height=240)
-    line = [(0.0, 1.0), *((point.epsilon, point.kept) for point in found.curve)]
+    line = [(0.0, 1.0)]
+    for point in found.curve:  # in steps: who leaves at an epsilon has stayed until then
+        line += [(point.epsilon, line[-1][1]), (point.epsilon, point.kept)]
+    line.append((top, line[-1][1]))
     marks = [
         svg.axes(area),
         svg.upright(area, threat.epsilon, color="--worst"),
