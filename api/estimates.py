@@ -89,10 +89,8 @@ def _audit_in_words(
         yield f"through {pipeline_in_words(request.pipeline)}"
     if request.smallest_changes is not None:
         first = request.smallest_changes.k
-        yield (
-            "searches for the smallest changes that move positives out of the first "
-            f"{'as many as there are positives' if first is None else f'{first:,}'}"
-        )
+        how_many = "k, the number of positives" if first is None else f"{first:,}"
+        yield f"searches for the smallest changes that move positives out of the first {how_many}"
     if request.thresholds:
         yield f"requires {', '.join(request.thresholds)}"
 

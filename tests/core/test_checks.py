@@ -550,6 +550,7 @@ def test_a_search_over_places_is_not_blamed_for_single_images_but_for_hidden_dam
     # Three pixels of 64: 200 queries come close to trying all that there are.
     threat, attacks = Threat(norm="l0", epsilon=3), [APGDAttack(steps=50)]
     honest = audit(trained(small_cnn), threat=threat, attacks=attacks, level="full")
+    assert honest["gradient_predicts"].limits["averaged_wins"].fail is None
     check = honest["black_box_weaker"]
     assert check.figures["square_wins"] > 0.05
     assert check.status == "pass"

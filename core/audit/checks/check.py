@@ -152,7 +152,7 @@ def check_audit(
         black_box_weaker(judged, level, threat.norm),
         monotone(judged, threat),
         gradients(clean, bench, slopes),
-        gradient_predicts(clean, slopes, judged),
+        gradient_predicts(clean, slopes, judged, norm=threat.norm),
         repeats,
         independent,
         eight_bit(judged, threat),
