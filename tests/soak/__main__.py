@@ -107,11 +107,16 @@ class Soak:
         watching = []
         turns = self._rounds() if self.length.minutes is None else self._turns()
         for name, happen, away_s in turns:
-            hit = self._last_events(WORKED_ON)
-            at = time.monotonic()
-            if happen(away_s):
-                self.happened[name] += 1
-                watching.append(pool.submit(self._watch, name, hit, at))
+            happened = False
+            while not happened:
+                hit = self._last_events(WORKED_ON)
+                at = time.monotonic()
+                happened = happen(away_s)
+                if happened:
+                    self.happened[name] += 1
+                    watching.append(pool.submit(self._watch, name, hit, at))
+                elif self.length.minutes is not None:
+                    break  # its turn comes again
         return watching
 
     def _turns(self) -> Iterator[tuple[str, Outage, float]]:
