@@ -272,7 +272,8 @@ def test_a_data_set_that_cannot_be_read_is_refused_with_the_reason(
     assert run.err.endswith(
         f"The data set {dataset_id} was rejected.\n"
         "  - expected a zip or tar of class folders, an NPZ or Parquet, "
-        "got a file of a kind that is not known here\n"
+        "got a file of a kind that is not known here: put the images into class folders, and send "
+        "the folder (adap dataset add FOLDER)\n"
     )
 
 
@@ -298,7 +299,9 @@ def test_the_first_hundred_reasons_are_listed_by_file(adap: Adap, tmp_path: Path
     dataset_id = one_id(run.err, "ds")
     listed = [
         *(
-            f"'cat/{i:03d}.png': expected a sound PNG, JPEG or WebP image, got a GIF image"
+            f"'cat/{i:03d}.png': expected a sound PNG, JPEG or WebP image, got a GIF image that is "
+            "damaged, or of a kind that is not read: convert to PNG, as PNG, JPEG, WEBP, BMP, GIF, "
+            "TIFF are read"
             for i in range(100)
         ),
         "(the first 100; there may be more)",
@@ -629,7 +632,7 @@ def test_an_image_that_cannot_be_scored_is_named(adap: Adap, model: str, tmp_pat
     assert (run.code, run.out) == (1, "")
     assert run.err == (
         "words.png: expected a sound PNG, JPEG or WebP image, got a file of a kind that is not "
-        "known here\n"
+        "known here: convert to PNG, as PNG, JPEG, WEBP, BMP, GIF, TIFF are read\n"
     )
 
 
