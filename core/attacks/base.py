@@ -78,14 +78,20 @@ def perturbed(
     return threat_model.project(x_adv.to(x), x)
 
 
+BESIDE = 2**-23  # of a pixel in [0, 1]: two steps of float32 below 1
+
+
 def loss_and_gradient(loss_fn: LossFn, x_adv: Tensor) -> tuple[Tensor, Tensor]:
     """(B,) losses and (B, C, H, W) their gradients: one forward, one backward to the input.
 
     A network that lets no gradient through (rounding, for example) has gradient zero: the attack
     stays at its start, and the audit shows it.
+
+    Black and white pixels are asked `BESIDE` their wall: a network that clamps its input to [0, 1]
+    has no gradient on the wall itself, in PyTorch, and the search would leave them alone.
     """
     with torch.enable_grad():
-        x_adv = x_adv.detach().requires_grad_()
+        x_adv = x_adv.detach().clamp(BESIDE, 1 - BESIDE).requires_grad_()
         loss = loss_fn(x_adv)
         if not loss.requires_grad:
             return loss, torch.zeros_like(x_adv)

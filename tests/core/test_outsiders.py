@@ -53,6 +53,7 @@ HONEST: dict[str, Disguise] = {
     "a temperature of 10,000": lambda network, x: network(x) / 1e4,
     "standardised image by image": standardised,
     "the mean of the largest features": top_features,
+    "images clamped to where they are": lambda network, x: network(x.clamp(0, 1)),
     "logits clipped out of reach": lambda network, x: network(x).clamp(-60, 60),
     "a soft maximum of two networks": lambda network, x: torch.stack(
         [network(x), second()(x)]

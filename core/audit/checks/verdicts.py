@@ -553,7 +553,8 @@ def gradient_predicts(
     figures = {"correlation": correlation, "slope": slope, "rounding": rounding}
     path = _along_paths(slopes)
     # Coarse levels of pixels with a gradient straight through: paths are long enough for them.
-    straight = "fail" not in (SLOPE.status(path.slope), CORRELATION.status(path.correlation))
+    kept = path.slope - path.error
+    straight = "fail" not in (SLOPE.status(kept), CORRELATION.status(path.correlation))
     limits = {"correlation": CORRELATION if sharp and not straight else CORRELATION_COARSE}
     parallel = PARALLEL.status(correlation) == "pass"  # all of it points the right way
     if not parallel:
