@@ -19,7 +19,8 @@ from adap.api import quotas
 from adap.api.deps import Caller, House
 from adap.api.errors import ApiError, not_found
 from adap.api.lasting import Download
-from adap.core.config import DatasetOptions, TrainingRequest
+from adap.core.config.data import DatasetOptions
+from adap.core.config.training import TrainingRequest
 from adap.models.header import Declaration
 from adap.store import freed, garbage, incoming, jobs, results, uploads
 from adap.store.database import now, row_by_id

@@ -11,14 +11,11 @@ from sqlalchemy.orm import Session
 from adap.api.deps import Caller
 from adap.api.schemas import Estimate
 from adap.core.audit.foreseen import Extent, Foreseen, of_task
-from adap.core.config import (
-    VALIDATION_STEPS,
-    AuditRequest,
-    Split,
-    Task,
-    TrainingRequest,
-    pipeline_in_words,
-)
+from adap.core.config.audits import AuditRequest
+from adap.core.config.base import Split
+from adap.core.config.data import Task
+from adap.core.config.deployment import pipeline_in_words
+from adap.core.config.training import VALIDATION_STEPS, TrainingRequest
 from adap.core.errors import AdapError
 from adap.core.resolve import DatasetSummary, resolve_split, resolve_tasks, training_tasks
 from adap.core.training.cautions import no_test_split

@@ -47,7 +47,7 @@ from adap.api.routes import (
 from adap.api.strangers import Strangers
 from adap.api.watch import Watch
 from adap.api.wellformed import fault_of
-from adap.core.config import AuditRequest
+from adap.core.config.audits import AuditRequest
 from adap.store.artifacts import open_blobs
 from adap.store.database import Database
 from adap.store.ids import new_id

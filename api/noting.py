@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from adap.core.config import Name
+from adap.core.config.base import Name
 from adap.store.tables import DatasetRow, ModelRow
 from adap.wording import as_written
 

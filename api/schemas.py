@@ -5,7 +5,8 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
 
-from adap.core.config import PipelineStep, Split
+from adap.core.config.base import Split
+from adap.core.config.deployment import PipelineStep
 from adap.core.report import APFigure, Difference, Verdict
 from adap.core.resolve import DatasetSummary, plainly_positive
 from adap.models.header import Manifest, ProbeResult

@@ -19,7 +19,7 @@ from torch import nn
 from adap.core.attacks.holding import attacking
 from adap.core.audit import measuring
 from adap.core.audit.network import as_input
-from adap.core.config import Corruptions
+from adap.core.config.corruptions import Corruptions
 from adap.core.corruptions.suite import corrupted
 from adap.core.figures.corruptions import corruption_figures
 from adap.core.figures.worst_case import worst_corruption

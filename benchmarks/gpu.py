@@ -37,7 +37,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adap.core.config import Precision, TrainingAttack, TrainingConfig
+from adap.core.config.training import Precision, TrainingAttack, TrainingConfig
 from adap.core.objectives.registry import OBJECTIVES, build_objective
 from adap.core.training.attacking import attack_batch
 from adap.core.training.capture import Recorder, Work

@@ -27,10 +27,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adap.core.attacks.holding import attacking
+from adap.core.audit.checks.gradients import gradient_predicts
+from adap.core.audit.checks.judging import Judged
 from adap.core.audit.checks.planned import DEPTHS, plan_runs
 from adap.core.audit.checks.runs import Bench
-from adap.core.audit.checks.verdicts import Judged, gradient_predicts
-from adap.core.config import APGDAttack, Threat, TrainingConfig
+from adap.core.config.attacks import APGDAttack
+from adap.core.config.threats import Threat
+from adap.core.config.training import TrainingConfig
 from adap.core.objectives.registry import build_objective
 from adap.core.training.loop import fit
 from adap.models.header import InputSpec

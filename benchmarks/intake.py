@@ -39,7 +39,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from adap.client.client import Client
-from adap.core.config import DatasetOptions, Resize
+from adap.core.config.data import DatasetOptions, Resize
 from adap.models.header import Declaration, InputSpec, OutputSpec
 from adap.store.settings import Settings
 from adap.worker.child import Child

@@ -25,7 +25,7 @@ from adap.core.attacks.holding import attacking
 from adap.core.attacks.pgd import PGD
 from adap.core.attacks.threat_model import ThreatModel
 from adap.core.audit.deployed import deployed
-from adap.core.config import JPEGStep
+from adap.core.config.deployment import JPEGStep
 from adap.core.figures.ranking import average_precision
 from benchmarks.strength import TwoLogits, read_zip, table
 

@@ -24,7 +24,7 @@ from torch import nn
 from adap.core.attacks.base import LossFn
 from adap.core.attacks.pgd import PGD
 from adap.core.attacks.threat_model import ThreatModel
-from adap.core.config import TrainingConfig
+from adap.core.config.training import TrainingConfig
 from adap.core.figures.ranking import average_precision
 from adap.core.objectives.registry import build_objective
 from adap.core.objectives.surrogates import negative_margin

@@ -30,7 +30,9 @@ import torch
 from torch import nn
 
 import adap
-from adap.core.config import Augment, CEMethod, Task, TrainingConfig
+from adap.core.config.data import Task
+from adap.core.config.methods import CEMethod
+from adap.core.config.training import Augment, TrainingConfig
 from adap.core.datasets import Draft, ImageSet, stored_images
 from adap.core.objectives.registry import build_objective
 from adap.core.training.loop import fit

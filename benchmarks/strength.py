@@ -48,7 +48,8 @@ from adap.core.attacks.holding import attacking
 from adap.core.attacks.pgd import PGD
 from adap.core.attacks.square import Square
 from adap.core.attacks.threat_model import ThreatModel
-from adap.core.config import Norm, TrainingAttack, TrainingConfig
+from adap.core.config.threats import Norm
+from adap.core.config.training import TrainingAttack, TrainingConfig
 from adap.core.figures.ranking import average_precision
 from adap.core.figures.worst_case import worst_case
 from adap.core.objectives.registry import build_objective

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from adap.core.attacks.base import loss_and_gradient
 from adap.core.attacks.holding import attacking
-from adap.core.config import Augment, Precision, TrainingConfig
+from adap.core.config.training import Augment, Precision, TrainingConfig
 from adap.core.objectives.registry import OBJECTIVES, build_objective
 from adap.core.objectives.surrogates import negative_margin
 from adap.core.training.augment import augment

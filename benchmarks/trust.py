@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 
 from adap.core.attacks.acceleration import PROBES, accelerate
 from adap.core.audit.checks.check import check_audit, planned_passes
-from adap.core.audit.checks.verdicts import merge
-from adap.core.config import APGDAttack, Threat, TrainingConfig
+from adap.core.audit.checks.merging import merge
+from adap.core.config.attacks import APGDAttack
+from adap.core.config.threats import Threat
+from adap.core.config.training import TrainingConfig
 from adap.core.figures.ranking import average_precision
 from adap.core.objectives.registry import build_objective
 from adap.core.training.loop import fit

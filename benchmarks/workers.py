@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from adap.core.config import AuditRequest
+from adap.core.config.audits import AuditRequest
 from adap.core.datasets import ImageSet
 from adap.models import architectures, loading
 from adap.models.header import InputSpec, Manifest

@@ -12,17 +12,12 @@ from typing import Protocol
 from pydantic import BaseModel, ConfigDict, Field
 
 from adap.core.audit.sampling import check_sample
-from adap.core.config import (
-    AnyTask,
-    AuditConfig,
-    EachClass,
-    ImageSize,
-    RankingRequest,
-    Resize,
-    Split,
-    Task,
-    TrainingRequest,
-)
+from adap.core.config.audits import AuditConfig
+from adap.core.config.base import Split
+from adap.core.config.data import AnyTask, EachClass, Resize, Task
+from adap.core.config.deployment import ImageSize
+from adap.core.config.rankings import RankingRequest
+from adap.core.config.training import TrainingRequest
 from adap.core.corruptions.parameters import refuse_too_small
 from adap.core.direction import refuse_other_side
 from adap.core.errors import ConfigError, DataError

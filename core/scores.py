@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from adap.core.config import Corruption
+from adap.core.config.corruptions import Corruption
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 import adap
-from adap.core.config import AuditConfig, Corruption
+from adap.core.config.audits import AuditConfig
+from adap.core.config.corruptions import Corruption
 from adap.core.figures import task as task_figures
 from adap.core.figures.report import build_report
 from adap.core.report import (

@@ -23,14 +23,10 @@ from adap.core.audit.plan import (
     piece_input,
     trained_on_input,
 )
-from adap.core.config import (
-    AuditConfig,
-    AuditRequest,
-    DatasetOptions,
-    RankingRequest,
-    TrainingConfig,
-    TrainingRequest,
-)
+from adap.core.config.audits import AuditConfig, AuditRequest
+from adap.core.config.data import DatasetOptions
+from adap.core.config.rankings import RankingRequest
+from adap.core.config.training import TrainingConfig, TrainingRequest
 from adap.core.errors import AdapError
 from adap.core.report import DatasetProvenance, ModelProvenance
 from adap.core.resolve import (

@@ -9,7 +9,7 @@ from fastapi import Response
 from adap.api.pages import brief, page
 from adap.api.pages.plots import Point, front, intervals, scatter
 from adap.api.schemas import NO_PIPELINE, Contender, Leaderboard, LeaderboardSetting, Sweep
-from adap.core.config import pipeline_in_words
+from adap.core.config.deployment import pipeline_in_words
 from adap.core.report import APFigure
 
 DRAWN = 60  # models with a line each; the table has all

@@ -4,7 +4,7 @@ from fastapi import Response
 
 from adap.api.pages import page
 from adap.api.schemas import Dataset
-from adap.core.config import SPLITS
+from adap.core.config.base import SPLITS
 
 
 def images_page(dataset: Dataset) -> Response:

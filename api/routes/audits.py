@@ -31,16 +31,11 @@ from adap.api.routes.datasets import DatasetFields
 from adap.api.routes.jobs import describe_job, find_job, finished_blob, remove_files
 from adap.api.routes.models import Positive, declared_model
 from adap.api.schemas import Estimate, ExampleScores, Job, Page
-from adap.core.config import (
-    AuditConfig,
-    AuditRequest,
-    CEMethod,
-    EachClass,
-    Identifier,
-    StatedAudit,
-    Task,
-    TrainingRequest,
-)
+from adap.core.config.audits import AuditConfig, AuditRequest, StatedAudit
+from adap.core.config.base import Identifier
+from adap.core.config.data import EachClass, Task
+from adap.core.config.methods import CEMethod
+from adap.core.config.training import TrainingRequest
 from adap.core.errors import ConfigError
 from adap.core.rendering.card import card
 from adap.core.rendering.junit import junit

@@ -9,7 +9,9 @@ from adap.api.errors import problems
 from adap.api.guarded import GuardedRoute
 from adap.api.schemas import CatalogueEntry
 from adap.core import presets
-from adap.core.config import Attack, Config, Method
+from adap.core.config.attacks import Attack
+from adap.core.config.base import Config
+from adap.core.config.methods import Method
 from adap.models import catalogue
 
 router = APIRouter(prefix="/v1", tags=["catalogue"], route_class=GuardedRoute)

@@ -17,7 +17,8 @@ from adap.api.listing import After, Limit, Match, Search, SortedBy, having, matc
 from adap.api.noting import Change
 from adap.api.pages import PAGE, views, wants_page
 from adap.api.schemas import Dataset, Page, Status, dataset_answer
-from adap.core.config import DatasetOptions, Identifier, Name
+from adap.core.config.base import Identifier, Name
+from adap.core.config.data import DatasetOptions
 from adap.faults import NamedFields
 from adap.store.tables import AssetStatus, DatasetRow
 

@@ -21,7 +21,7 @@ from adap.api.listing import After, Limit, Start, following, read_start
 from adap.api.pages import PAGE, wants_page
 from adap.api.pages.images import images_page
 from adap.api.schemas import StoredImage, StoredImages, dataset_answer
-from adap.core.config import SPLITS, Split
+from adap.core.config.base import SPLITS, Split
 from adap.core.datasets import ImageSet, stored_images
 from adap.core.rendering.pictures import png
 from adap.store.tables import DatasetRow

@@ -43,7 +43,7 @@ from adap.api.listing import (
 )
 from adap.api.pages import PAGE, views, wants_page
 from adap.api.schemas import Job, JobEvent, Page, job_answer, timestamp
-from adap.core.config import Identifier
+from adap.core.config.base import Identifier
 from adap.store import jobs, queues, results, retries
 from adap.store.database import now, row_by_id
 from adap.store.sweeps import NoPlaceError

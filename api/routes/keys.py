@@ -14,7 +14,7 @@ from adap.api.guarded import GuardedRoute
 from adap.api.idempotency import IdempotencyDep
 from adap.api.listing import After, Limit, Match, matching, page
 from adap.api.schemas import ApiKey, NewApiKey, Page, timestamp
-from adap.core.config import Config, Name
+from adap.core.config.base import Config, Name
 from adap.store import keys
 from adap.store.keys import Scope
 from adap.store.tables import ApiKeyRow

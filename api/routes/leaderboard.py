@@ -21,21 +21,12 @@ from adap.api.guarded import GuardedRoute
 from adap.api.pages import PAGE, wants_page
 from adap.api.pages.compare import compare_page
 from adap.api.schemas import NO_PIPELINE, Contender, Leaderboard, LeaderboardSetting
-from adap.core.config import (
-    MAX_CLASSES_IN_URL,
-    APGDAttack,
-    Attack,
-    AuditConfig,
-    AuditRequest,
-    ClassName,
-    EachClass,
-    FGSMAttack,
-    Norm,
-    PGDAttack,
-    PipelineStep,
-    Split,
-    fraction,
-)
+from adap.core.config.attacks import APGDAttack, Attack, FGSMAttack, PGDAttack
+from adap.core.config.audits import AuditConfig, AuditRequest
+from adap.core.config.base import Split
+from adap.core.config.data import MAX_CLASSES_IN_URL, ClassName, EachClass
+from adap.core.config.deployment import PipelineStep
+from adap.core.config.threats import Norm, fraction
 from adap.core.figures.intervals import Resampled, percentile_interval
 from adap.core.report import APFigure, Difference, Interval
 from adap.core.resolve import DatasetSummary, resolve_split

@@ -30,7 +30,7 @@ from adap.api.noting import Change
 from adap.api.pages import PAGE, views, wants_page
 from adap.api.routes.jobs import wait_until_done
 from adap.api.schemas import Model, Page, Status, model_answer
-from adap.core.config import Identifier, Name
+from adap.core.config.base import Identifier, Name
 from adap.faults import NamedFields, explain
 from adap.models import catalogue
 from adap.models.header import ONE_LOGIT, Declaration, InputSpec, OutputSpec

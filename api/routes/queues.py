@@ -9,7 +9,7 @@ from adap.api.deps import Admin, HouseDep
 from adap.api.errors import problems
 from adap.api.guarded import GuardedRoute
 from adap.api.schemas import QueueInfo, timestamp
-from adap.core.config import Config, Name
+from adap.core.config.base import Config, Name
 from adap.store import queues
 from adap.store.kinds import Queue
 from adap.store.queues import QueueState

@@ -15,7 +15,7 @@ from adap.api.listing import After, Limit
 from adap.api.routes.audits import read_rows
 from adap.api.routes.jobs import describe_job, finished_blob, remove_files
 from adap.api.schemas import Job, Page, RankedExample
-from adap.core.config import RankingRequest
+from adap.core.config.rankings import RankingRequest
 from adap.core.resolve import DatasetSummary, resolve_ranking
 from adap.models.header import Manifest
 from adap.store import jobs

@@ -32,7 +32,7 @@ from adap.api.deps import (
 from adap.api.errors import ApiError, ErrorItem, explain_validation, problems, try_again
 from adap.api.guarded import GuardedRoute
 from adap.api.schemas import ImageScore, ImageScores, SmallestChange
-from adap.core.config import MAX_CLASSES_IN_URL, ClassName
+from adap.core.config.data import MAX_CLASSES_IN_URL, ClassName
 from adap.core.rendering.pictures import png
 from adap.faults import NamedFields
 from adap.models.header import Manifest

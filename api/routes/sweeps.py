@@ -27,7 +27,7 @@ from adap.api.schemas import (
     Trial,
     timestamp,
 )
-from adap.core.config import TrainingRequest
+from adap.core.config.training import TrainingRequest
 from adap.core.resolve import DatasetSummary
 from adap.core.training.search import suggest
 from adap.core.training.sweeps import (

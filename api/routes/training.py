@@ -10,7 +10,7 @@ from adap.api.guarded import GuardedRoute
 from adap.api.idempotency import IdempotencyDep
 from adap.api.routes.jobs import describe_job
 from adap.api.schemas import Estimate, Job
-from adap.core.config import TrainingRequest
+from adap.core.config.training import TrainingRequest
 from adap.core.resolve import DatasetSummary, resolve_training
 from adap.models.catalogue import SMALLEST
 from adap.models.header import Manifest

@@ -27,7 +27,7 @@ from adap.api.guarded import GuardedRoute
 from adap.api.idempotency import IdempotencyDep
 from adap.api.listing import After, Limit, page
 from adap.api.schemas import Page, Upload, upload_answer
-from adap.core.config import Name
+from adap.core.config.base import Name
 from adap.store import garbage, incoming, uploads
 from adap.store.blobs import OtherContentError
 from adap.store.database import now

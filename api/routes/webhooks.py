@@ -15,7 +15,7 @@ from adap.api.guarded import GuardedRoute
 from adap.api.idempotency import IdempotencyDep
 from adap.api.listing import After, Limit, page
 from adap.api.schemas import Delivery, NewWebhook, Page, WebhookAnswer, timestamp
-from adap.core.config import Config
+from adap.core.config.base import Config
 from adap.store import webhooks
 from adap.store.ids import new_id
 from adap.store.tables import DeliveryRow, WebhookRow

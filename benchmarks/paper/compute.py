@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from adap.core.attacks.base import LossFn
 from adap.core.attacks.registry import build_attack
 from adap.core.attacks.threat_model import ThreatModel
-from adap.core.config import PRESETS, Threat
+from adap.core.config.attacks import PRESETS
+from adap.core.config.threats import Threat
 from adap.core.figures.ranking import average_precision
 from adap.core.objectives.registry import build_objective
 from adap.core.objectives.surrogates import negative_margin

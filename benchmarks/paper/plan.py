@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from adap.core.config import Config, TrainingConfig
+from adap.core.config.base import Config
+from adap.core.config.training import TrainingConfig
 from benchmarks.paper import data
 from benchmarks.paper.runs import DataSpec, Evaluation, Piece, Training
 
@@ -43,7 +44,7 @@ class Own(Config):
     """What a data set has of its own, in place of the scale's."""
 
     epochs: int | None = None
-    optimizer: dict[str, Any] = Field({}, description="fields of `adap.core.config.Optimizer`")
+    optimizer: dict[str, Any] = Field({}, description="of `core/config/training.py`: Optimizer")
 
 
 class Scale(Config):
@@ -64,7 +65,7 @@ class Scale(Config):
     full: Size
     small: Size
     reading: str = Field("", description="what the figures say, written by who has read them")
-    training: dict[str, Any] = Field({}, description="fields of `adap.core.config.TrainingConfig`")
+    training: dict[str, Any] = Field({}, description="of `core/config/training.py`: TrainingConfig")
 
     def of_what_is_in(self, root: Path) -> "Scale":
         """The scale with each source replaced whose files are not below `root`, if it may be."""

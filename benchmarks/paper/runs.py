@@ -10,7 +10,9 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from adap.core.config import EPSILON_PAPER, Config, TrainingConfig
+from adap.core.config.base import Config
+from adap.core.config.threats import EPSILON_PAPER
+from adap.core.config.training import TrainingConfig
 
 
 class DataSpec(Config):

@@ -206,9 +206,11 @@ def verify_report(
     if not isinstance(stated, dict):
         raise typer.BadParameter("expected a JSON object", param_hint="--report")
     content = _score_bytes(here, audit, scores)
-    from adap.client import verify  # scikit-learn takes a second that no other command should wait
+    # scikit-learn takes a second that no other command should wait
+    from adap.client.verify.book import MismatchError
+    from adap.client.verify.reports import verify
 
-    lines = [asdict(line) for line in verify.verify(stated, content)]
+    lines = [asdict(line) for line in verify(stated, content)]
     wrong = [line["figure"] for line in lines if not line["ok"]]
     listed = lines if details else [line for line in lines if not line["ok"]]
     if listed:
@@ -217,7 +219,7 @@ def verify_report(
         shown.append(f"{len(lines):,} figures agree with the stored scores.")
     here.answer({"ok": not wrong, **told, "figures": lines}, *shown)
     if wrong:
-        raise verify.MismatchError(
+        raise MismatchError(
             f"{len(wrong)} of {len(lines)} figures do not come from these scores: "
             + ", ".join(wrong)
         )

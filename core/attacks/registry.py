@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from adap.core import config
 from adap.core.attacks.apgd import APGD
 from adap.core.attacks.base import Attack
 from adap.core.attacks.fgsm import FGSM
@@ -12,18 +11,20 @@ from adap.core.attacks.pgd import PGD
 from adap.core.attacks.sparse import SparseSearch
 from adap.core.attacks.square import Square
 from adap.core.attacks.threat_model import ThreatModel
+from adap.core.config import attacks as config
+from adap.core.config.threats import BALL_NORMS, Threat
 
 
-def build_attack(attack: config.Attack, threat: config.Threat) -> Attack:
+def build_attack(attack: config.Attack, threat: Threat) -> Attack:
     """The attack that a configuration describes, with its defaults for this threat filled in."""
     return ATTACKS[attack.name](attack, threat)
 
 
-def _fgsm(attack: config.FGSMAttack, threat: config.Threat) -> Attack:  # noqa: ARG001
+def _fgsm(attack: config.FGSMAttack, threat: Threat) -> Attack:  # noqa: ARG001
     return FGSM()
 
 
-def _pgd(attack: config.PGDAttack, threat: config.Threat) -> Attack:
+def _pgd(attack: config.PGDAttack, threat: Threat) -> Attack:
     return PGD(
         attack.steps,
         _step_size(attack, threat),
@@ -33,7 +34,7 @@ def _pgd(attack: config.PGDAttack, threat: config.Threat) -> Attack:
     )
 
 
-def _apgd(attack: config.APGDAttack, threat: config.Threat) -> Attack:  # noqa: ARG001
+def _apgd(attack: config.APGDAttack, threat: Threat) -> Attack:  # noqa: ARG001
     return APGD(
         attack.steps,
         restarts=attack.restarts,
@@ -42,22 +43,22 @@ def _apgd(attack: config.APGDAttack, threat: config.Threat) -> Attack:  # noqa: 
     )
 
 
-def _square(attack: config.SquareAttack, threat: config.Threat) -> Attack:
-    search = Square if threat.norm in config.BALL_NORMS else SparseSearch
+def _square(attack: config.SquareAttack, threat: Threat) -> Attack:
+    search = Square if threat.norm in BALL_NORMS else SparseSearch
     return search(attack.queries, patience=attack.patience)
 
 
-def _noise(attack: config.NoiseAttack, threat: config.Threat) -> Attack:  # noqa: ARG001
+def _noise(attack: config.NoiseAttack, threat: Threat) -> Attack:  # noqa: ARG001
     return Noise()
 
 
-def _transfer(attack: config.TransferAttack, threat: config.Threat) -> Attack:
+def _transfer(attack: config.TransferAttack, threat: Threat) -> Attack:
     # The caller hands it the surrogate's loss, so the best iterate is the surrogate's: which one
     # is best for the audited model, an attacker with a black box cannot tell.
     return PGD(attack.steps, _step_size(attack, threat), iterate=attack.iterate)
 
 
-def _step_size(attack: config.PGDAttack | config.TransferAttack, threat: config.Threat) -> float:
+def _step_size(attack: config.PGDAttack | config.TransferAttack, threat: Threat) -> float:
     # 2.5: the steps reach anywhere in the ball, with some left to move along its border
     # (Madry et al. 2018).
     reach = ThreatModel(threat.norm, threat.epsilon).reach
@@ -65,7 +66,7 @@ def _step_size(attack: config.PGDAttack | config.TransferAttack, threat: config.
 
 
 # Any: each builder takes its own configuration, and the name guarantees which one it gets.
-ATTACKS: Mapping[str, Callable[[Any, config.Threat], Attack]] = {
+ATTACKS: Mapping[str, Callable[[Any, Threat], Attack]] = {
     "fgsm": _fgsm,
     "pgd": _pgd,
     "apgd": _apgd,

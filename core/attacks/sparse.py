@@ -18,7 +18,7 @@ from adap.core.attacks.base import BestIterate, LossFn
 from adap.core.attacks.patience import with_patience
 from adap.core.attacks.square import share_of
 from adap.core.attacks.threat_model import ThreatModel
-from adap.core.config import Norm
+from adap.core.config.threats import Norm
 from adap.core.errors import ConfigError
 
 FIRST_SHARE = 0.3  # alpha: the share of the changed places that the first moves exchange

@@ -16,7 +16,7 @@ from adap.core.attacks.base import BestIterate, LossFn, choose
 from adap.core.attacks.geometry import unit
 from adap.core.attacks.patience import with_patience
 from adap.core.attacks.threat_model import ThreatModel
-from adap.core.config import BALL_NORMS
+from adap.core.config.threats import BALL_NORMS
 from adap.core.errors import ConfigError
 
 FIRST_SHARE = 0.8  # p: the share of an image that the first squares cover

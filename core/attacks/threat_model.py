@@ -19,7 +19,7 @@ from adap.core.attacks.geometry import (
     LinfBall,
     SquarePatch,
 )
-from adap.core.config import Norm, refuse_beyond_pixels
+from adap.core.config.threats import Norm, refuse_beyond_pixels
 from adap.core.errors import ConfigError
 
 SHAPES: Mapping[Norm, type[Geometry]] = {

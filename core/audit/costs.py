@@ -3,16 +3,15 @@
 from dataclasses import dataclass
 
 from adap.core.audit.plan import Clean, Corrupted, CurvePoint, Measure, Recovery, UnderAttack
-from adap.core.config import (
-    CURVE_ATTACK,
+from adap.core.config.attacks import (
     APGDAttack,
     Attack,
     FGSMAttack,
     PGDAttack,
-    SmallestChanges,
     SquareAttack,
     TransferAttack,
 )
+from adap.core.config.audits import CURVE_ATTACK, SmallestChanges
 
 AFTER_SEARCH = 16  # scorings of a positive by which FMN's change is drawn back and looked at
 

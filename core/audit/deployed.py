@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from adap import rounding
 from adap.core.attacks.jpeg import through_jpeg
 from adap.core.audit.drawing import mean_of
-from adap.core.config import (
+from adap.core.config.deployment import (
     CropStep,
     JPEGStep,
     PipelineStep,

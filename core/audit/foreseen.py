@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from adap.core.audit.checks.planned import DEPTHS, passes_of_image
 from adap.core.audit.costs import Passes, of_measure, of_smallest
 from adap.core.audit.plan import Recovery, measures
-from adap.core.config import AuditConfig, pipeline_draws
+from adap.core.config.audits import AuditConfig
+from adap.core.config.deployment import pipeline_draws
 
 
 @dataclass(frozen=True)

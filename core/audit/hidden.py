@@ -14,11 +14,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from adap.core.attacks.holding import attacking
+from adap.core.audit.checks.gradients import gradient_predicts, gradients
+from adap.core.audit.checks.judging import Judged
 from adap.core.audit.checks.planned import Run
 from adap.core.audit.checks.runs import Bench
-from adap.core.audit.checks.verdicts import Judged, gradient_predicts, gradients
 from adap.core.audit.network import Pixels
-from adap.core.config import APGDAttack, PGDAttack, Threat
+from adap.core.config.attacks import APGDAttack, PGDAttack
+from adap.core.config.threats import Threat
 from adap.core.scores import Scores
 
 SAMPLE = 48  # images of each class, as many as quick checks look at

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from adap.core.config import Corruption
+from adap.core.config.corruptions import Corruption
 from adap.core.errors import DataError, ModelError
 from adap.core.figures.worst_case import worst_case
 from adap.core.scores import EVIDENCE, Scores

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from adap.core.config import SPLITS, Config, Split
+from adap.core.config.base import SPLITS, Config, Split
 from adap.core.datasets import ImageSet
 from adap.core.report import AuditedImages
 from adap.core.training.splitting import training_parts

@@ -30,12 +30,9 @@ from adap.core.audit.costs import of_attack
 from adap.core.audit.drawing import drawing
 from adap.core.audit.joining import refuse_constant
 from adap.core.audit.network import Pixels, as_input, generator_of, logits_of, loss_of
-from adap.core.config import (
-    Attack,
-    Corruption,
-    Threat,
-    TransferAttack,
-)
+from adap.core.config.attacks import Attack, TransferAttack
+from adap.core.config.corruptions import Corruption
+from adap.core.config.threats import Threat
 from adap.core.corruptions.parameters import table_of
 from adap.core.corruptions.suite import corrupted
 from adap.core.errors import ConfigError, DataError, ModelError

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adap.core.attacks.base import PerImage
-from adap.core.config import APGDAttack, Attack
+from adap.core.config.attacks import APGDAttack, Attack
 
 Network = Callable[[Tensor], Tensor]  # (B, C, H, W) to (B,) logits
 

@@ -35,7 +35,10 @@ from adap.core.audit.plan import (
     certified_sample,
 )
 from adap.core.audit.smallest import Rows, smallest_changes
-from adap.core.config import BOUNDED_NORMS, CURVE_ATTACK, Attack, Corruption, Norm, Threat
+from adap.core.config.attacks import Attack
+from adap.core.config.audits import CURVE_ATTACK
+from adap.core.config.corruptions import Corruption
+from adap.core.config.threats import BOUNDED_NORMS, Norm, Threat
 from adap.core.scores import Scores
 
 DRAWN = (

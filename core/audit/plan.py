@@ -19,20 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from adap.core.config import (
-    CURVE_ATTACK,
-    Attack,
-    AuditConfig,
-    Config,
-    Corruption,
-    PipelineStep,
-    SmallestChanges,
-    Split,
-    Task,
-    Threat,
-    TransferAttack,
-    pipeline_draws,
-)
+from adap.core.config.attacks import Attack, TransferAttack
+from adap.core.config.audits import CURVE_ATTACK, AuditConfig, SmallestChanges
+from adap.core.config.base import Config, Split
+from adap.core.config.corruptions import Corruption
+from adap.core.config.data import Task
+from adap.core.config.deployment import PipelineStep, pipeline_draws
+from adap.core.config.threats import Threat
 
 SCORES_VERSION = 3  # of the code that attacks: another one makes other scores
 NOMINAL_CHECKS = 1000  # images that the checks of a task count for in the progress of an audit

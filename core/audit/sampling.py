@@ -14,7 +14,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from adap.core.config import AuditConfig, Split, Task
+from adap.core.config.audits import AuditConfig
+from adap.core.config.base import Split
+from adap.core.config.data import Task
 from adap.core.datasets import ImageSet
 from adap.core.errors import DataError
 

@@ -14,7 +14,8 @@ from torch import nn
 from adap.core.attacks.holding import attacking
 from adap.core.attacks.smallest import smallest_change
 from adap.core.audit.network import as_input, logits_of
-from adap.core.config import Norm, SmallestChanges
+from adap.core.config.audits import SmallestChanges
+from adap.core.config.threats import Norm
 from adap.core.scores import SmallestFound
 
 

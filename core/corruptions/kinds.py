@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from adap.core.config import CorruptionKind
+from adap.core.config.corruptions import CorruptionKind
 from adap.core.corruptions.sampling import (
     convolved,
     dragged,

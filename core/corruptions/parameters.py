@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from adap.core.config import CorruptionKind
+from adap.core.config.corruptions import CorruptionKind
 from adap.core.errors import DataError
 
 Table = Literal["32x32", "224x224"]

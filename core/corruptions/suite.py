@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from adap.core.config import Corruption
+from adap.core.config.corruptions import Corruption
 from adap.core.corruptions.kinds import KINDS
 from adap.core.corruptions.parameters import PARAMETERS, refuse_too_small, table_of
 

@@ -24,7 +24,8 @@ from adap.core.errors import ConfigError
 from adap.core.report import OperatingFigures, Report, TaskReport, ThresholdResult
 
 if TYPE_CHECKING:  # the configuration reads its thresholds with `parse`
-    from adap.core.config import AuditConfig, Task
+    from adap.core.config.audits import AuditConfig
+    from adap.core.config.data import Task
 from adap.core.thresholds import LEVELS, parse
 
 _OPERATING = [name for name in OperatingFigures.model_fields if name != "alarms"]

@@ -15,7 +15,7 @@ module imports no torch.
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from adap.core.config import OperatingPoint
+from adap.core.config.audits import OperatingPoint
 from adap.core.errors import ConfigError
 from adap.core.figures.ranking import checked
 from adap.core.report import Alarms, Operating, OperatingFigures

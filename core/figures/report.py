@@ -4,10 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from adap.core.config import (
-    AuditConfig,
-    Threat,
-)
+from adap.core.config.audits import AuditConfig
+from adap.core.config.threats import Threat
 from adap.core.figures import gate
 from adap.core.figures.chance import chance_doubt
 from adap.core.figures.clauses import supported

@@ -6,7 +6,8 @@ configuration and the figures, never from what anybody states.
 
 from collections.abc import Iterator, Sequence
 
-from adap.core.config import CORRUPTION_KINDS, AuditConfig
+from adap.core.config.audits import AuditConfig
+from adap.core.config.corruptions import CORRUPTION_KINDS
 from adap.core.report import AuditedImages, NotAssessed, TaskReport, Trust
 
 USES_GRADIENTS = frozenset({"fgsm", "pgd", "apgd"})  # of the audited model itself

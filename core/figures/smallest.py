@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from adap.core.config import Threat
+from adap.core.config.threats import Threat
 from adap.core.report import KeptPoint, SmallestFigures
 from adap.core.scores import SmallestFound
 

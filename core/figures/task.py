@@ -6,11 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adap.core.clusters import numbered
-from adap.core.config import (
-    CURVE_ATTACK,
-    Attack,
-    AuditConfig,
-)
+from adap.core.config.attacks import Attack
+from adap.core.config.audits import CURVE_ATTACK, AuditConfig
 from adap.core.errors import DataError
 from adap.core.figures.budget import budget_curve
 from adap.core.figures.corruptions import corruption_figures

@@ -11,14 +11,16 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
-from adap.core import config
 from adap.core.attacks.base import LossFn, perturbed
 from adap.core.attacks.holding import attacking
 from adap.core.attacks.registry import build_attack
 from adap.core.attacks.threat_model import ThreatModel
 from adap.core.audit.drawing import drawing, mean_of
 from adap.core.audit.network import as_input, generator_of, loss_of
-from adap.core.config import DRAWS, EPSILON_PAPER, Norm, TransferAttack
+from adap.core.config import attacks as config
+from adap.core.config.attacks import TransferAttack
+from adap.core.config.deployment import DRAWS
+from adap.core.config.threats import EPSILON_PAPER, Norm, refuse_beyond_pixels
 from adap.core.errors import ConfigError, ModelError
 from adap.core.library.draws import refuse_other_draws, wandering
 from adap.core.library.examples import as_float, columns_in, listed, pixels_of, targets_of
@@ -253,7 +255,7 @@ def refuse_wide_step(attack: config.Attack, norm: Norm) -> None:
     """Raise ConfigError for a step beyond the pixels, as an audit's configuration does."""
     if isinstance(attack, config.PGDAttack | TransferAttack):
         try:
-            config.refuse_beyond_pixels("step_size", attack.step_size, norm)
+            refuse_beyond_pixels("step_size", attack.step_size, norm)
         except ValueError as error:
             raise ConfigError(str(error)) from error
 

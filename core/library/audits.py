@@ -21,27 +21,18 @@ from torch import nn
 
 from adap.core.attacks.holding import attacking
 from adap.core.audit import measuring
-from adap.core.audit.checks import verdicts
 from adap.core.audit.checks.figures import above_chance, positive_class
+from adap.core.audit.checks.merging import merge
 from adap.core.audit.deployed import deployed, prepared
 from adap.core.audit.drawing import drawing
 from adap.core.audit.leakage import Leakage, audited_images, digests
 from adap.core.audit.network import logits_of
 from adap.core.audit.plan import Subject, make_plan, recovery_of
-from adap.core.config import (
-    DRAWS,
-    EPSILON_PAPER,
-    Attack,
-    AuditConfig,
-    Checks,
-    NoiseAttack,
-    Norm,
-    Preset,
-    SquareAttack,
-    Surrogate,
-    Task,
-    TransferAttack,
-)
+from adap.core.config.attacks import Attack, NoiseAttack, Preset, SquareAttack, TransferAttack
+from adap.core.config.audits import AuditConfig, Checks, Surrogate
+from adap.core.config.data import Task
+from adap.core.config.deployment import DRAWS
+from adap.core.config.threats import EPSILON_PAPER, Norm
 from adap.core.corruptions.parameters import refuse_too_small
 from adap.core.errors import AdapError, ConfigError, DataError, ModelError
 from adap.core.figures import gate
@@ -296,7 +287,7 @@ def audit(
         trust = None
         if checked is not None:
             of_figures = [above_chance(of_task), positive_class(of_task, provenance.model)]
-            trust = verdicts.merge({"+".join(named): [*checked, *of_figures]})
+            trust = merge({"+".join(named): [*checked, *of_figures]})
         report = reports.build_report(
             [of_task],
             config=config,

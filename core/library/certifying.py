@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from adap.core.attacks.threat_model import ThreatModel
 from adap.core.audit.certify.bounds import Method, certified_bounds, certified_floor_ap
-from adap.core.config import EPSILON_PAPER, Norm
+from adap.core.config.threats import EPSILON_PAPER, Norm
 from adap.core.library.examples import Layout
 from adap.core.library.gradients import Options, prepared
 from adap.core.library.rankers import Outputs

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from adap.core.attacks.base import loss_and_gradient
 from adap.core.attacks.holding import attacking
-from adap.core.config import EPSILON_PAPER
+from adap.core.config.threats import EPSILON_PAPER
 from adap.core.errors import DataError, ModelError
 from adap.core.library.attacks import columns_of
 from adap.core.library.examples import Layout, as_float, pixels_of

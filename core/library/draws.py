@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from adap.core.audit.checks.verdicts import LOGIT_CHANGE
+from adap.core.audit.checks.limits import LOGIT_CHANGE
 from adap.core.audit.drawing import unsteadiness
 from adap.core.errors import ConfigError
 from adap.core.library.rankers import Ready

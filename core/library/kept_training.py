@@ -20,7 +20,7 @@ from torch import nn
 from adap.core.attacks.holding import in_eval_mode
 from adap.core.audit.drawing import drawing
 from adap.core.audit.network import logits_of
-from adap.core.config import TrainingConfig
+from adap.core.config.training import TrainingConfig
 from adap.core.datasets import Picked
 from adap.core.errors import ConfigError
 from adap.core.library.examples import ROWS, Part

@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from adap.core import config
+from adap.core.config import methods as config
 from adap.core.errors import ConfigError, DataError
 from adap.core.library.refusals import configured, refuse_unless_whole
 from adap.core.objectives.base import Objective
@@ -39,7 +39,7 @@ class Loss(Objective):
     in one step and negative in another, as happens where a shuffle has not reached `index`.
     """
 
-    method: ClassVar[type[Any]]  # one of `adap.core.config.Method`
+    method: ClassVar[type[Any]]  # one of `adap.core.config.methods.Method`
     sides: Tensor | None
     """(N,) or (N, K) int8, what each example was so far: 0 not seen, 1 negative, 2 positive."""
 

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import numpy as np
 from pydantic import BaseModel, ValidationError
 
-from adap.core.config import Norm, Threat
+from adap.core.config.threats import Norm, Threat
 from adap.core.errors import ConfigError
 from adap.faults import explain
 

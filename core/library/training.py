@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from adap.core import config
 from adap.core.attacks.holding import in_eval_mode
-from adap.core.config import TrainingConfig
+from adap.core.config import training as config
+from adap.core.config.training import TrainingConfig
 from adap.core.errors import ConfigError, DataError, ModelError
 from adap.core.library.attacks import Refusing, columns_of, refuse_no_generator
 from adap.core.library.examples import Examples, Layout, Part, as_float, examples_of, targets_of

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from adap.core.attacks.universal import universal_perturbation
 from adap.core.audit.network import logits_of
-from adap.core.config import EPSILON_PAPER, BallNorm
+from adap.core.config.threats import EPSILON_PAPER, BallNorm
 from adap.core.figures.ranking import average_precision
 from adap.core.library.examples import Layout
 from adap.core.library.gradients import Options, Prepared, prepared

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from adap.core.config import AdapLNMethod, AdapLPNMethod, AdapLZMethod, AdapPZMethod
+from adap.core.config.methods import AdapLNMethod, AdapLPNMethod, AdapLZMethod, AdapPZMethod
 from adap.core.objectives.ap import APObjective
 from adap.core.objectives.estimators import ListwiseEstimator
 from adap.core.objectives.surrogates import bernoulli_kl, half_squared_shift, negative_margin

@@ -5,7 +5,7 @@
 
 from torch import Tensor
 
-from adap.core.config import (
+from adap.core.config.methods import (
     AdapLNMethod,
     AdapLPNMethod,
     AdapLZMethod,

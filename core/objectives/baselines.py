@@ -5,7 +5,7 @@
 
 from torch import Tensor
 
-from adap.core.config import CEMethod, MARTMethod, PGDMethod, TRADESMethod
+from adap.core.config.methods import CEMethod, MARTMethod, PGDMethod, TRADESMethod
 from adap.core.objectives.base import Objective
 from adap.core.objectives.surrogates import (
     bernoulli_kl,

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from adap.core.config import FirstVisit
+from adap.core.config.methods import FirstVisit
 from adap.core.objectives.surrogates import squared_hinge
 
 

@@ -1,6 +1,6 @@
-"""The objectives by the names of `adap.core.config.Method`."""
+"""The objectives by the names of `adap.core.config.methods.Method`."""
 
-from adap.core.config import Method
+from adap.core.config.methods import Method
 from adap.core.objectives.adap import AdapLN, AdapLPN, AdapLZ, AdapMM, AdapPZ
 from adap.core.objectives.ap import AP
 from adap.core.objectives.base import Objective

@@ -9,7 +9,7 @@ one for upload. Nothing is downloaded: a file that is missing is named, with whe
 
 from pathlib import Path
 
-from adap.core.config import Task
+from adap.core.config.data import Task
 from adap.core.datasets import ImageSet
 from adap.core.errors import ConfigError, DataError
 from adap.core.published import bdd100k, celeba, cifar, folders

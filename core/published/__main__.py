@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adap.core.config import SPLITS, Task
+from adap.core.config.base import SPLITS
+from adap.core.config.data import Task
 from adap.core.datasets import ImageSet
 from adap.core.errors import AdapError, ConfigError
 from adap.core.published import PUBLISHED, load

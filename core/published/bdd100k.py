@@ -14,7 +14,7 @@ from typing import Any
 import ijson
 import numpy as np
 
-from adap.core.config import SPLITS
+from adap.core.config.base import SPLITS
 from adap.core.datasets import ImageSet
 from adap.core.errors import DataError
 from adap.core.published.base import Published, Reading, alone, decoded, find, replacing

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from adap.core.config import SPLITS
+from adap.core.config.base import SPLITS
 from adap.core.datasets import ImageSet
 from adap.core.errors import DataError
 from adap.core.published.base import Published, Reading, decoded, find

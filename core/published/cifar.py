@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adap.core.config import SPLITS
+from adap.core.config.base import SPLITS
 from adap.core.datasets import ImageSet
 from adap.core.errors import DataError
 from adap.core.published.base import MissingFileError, Published, Reading

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from adap.core.config import SPLITS
+from adap.core.config.base import SPLITS
 from adap.core.datasets import ImageSet
 from adap.core.errors import DataError
 from adap.core.published.base import MissingFileError, Published, Reading

@@ -11,7 +11,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from adap.core.config import Threat
+from adap.core.config.threats import Threat
 from adap.core.figures.ranking import precision_recall_curve
 from adap.core.rendering import svg
 from adap.core.report import (

@@ -23,7 +23,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from adap.core.config import Threat
+from adap.core.config.threats import Threat
 from adap.core.errors import DataError
 from adap.core.figures.gate import got_text
 from adap.core.figures.worst_case import worst_case

@@ -5,7 +5,8 @@ from itertools import groupby
 
 from pydantic import TypeAdapter
 
-from adap.core.config import PipelineStep, Threat, pipeline_in_words
+from adap.core.config.deployment import PipelineStep, pipeline_in_words
+from adap.core.config.threats import Threat
 from adap.core.report import Clause, Report
 
 _NAMES = {

@@ -10,7 +10,7 @@ from adap.core.attacks.geometry import normal
 from adap.core.attacks.holding import attacking
 from adap.core.attacks.pgd import PGD, START_SIZE
 from adap.core.attacks.threat_model import ThreatModel
-from adap.core.config import TrainingAttack
+from adap.core.config.training import TrainingAttack
 from adap.core.errors import ConfigError
 from adap.core.objectives.base import Objective
 from adap.core.training.precision import Forward

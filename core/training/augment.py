@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adap.core.config import Augment
+from adap.core.config.training import Augment
 
 
 def augment(images: Tensor, settings: Augment, *, generator: torch.Generator) -> Tensor:

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from adap.core.audit.drawing import drawing
-from adap.core.config import TrainingConfig
+from adap.core.config.training import TrainingConfig
 from adap.core.errors import ConfigError, DataError, TrainingError
 from adap.core.objectives.base import Objective
 from adap.core.training.averaging import WeightAverage

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adap.core.config import Optimizer
+from adap.core.config.training import Optimizer
 
 _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": lambda weights, o, **how: torch.optim.Adam(

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adap.core.config import Precision
+from adap.core.config.training import Precision
 from adap.core.errors import ConfigError
 
 Forward = Callable[[Tensor], Tensor]

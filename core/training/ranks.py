@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from adap.core.config import TrainingConfig
+from adap.core.config.training import TrainingConfig
 from adap.core.errors import ConfigError
 from adap.core.training.examples import Images, parts
 

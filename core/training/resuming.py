@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from adap.core.config import TrainingConfig
+from adap.core.config.training import TrainingConfig
 from adap.core.errors import ConfigError
 from adap.core.training.schedule import learning_rate
 

@@ -2,7 +2,7 @@
 
 import math
 
-from adap.core.config import Optimizer, TrainingAttack
+from adap.core.config.training import Optimizer, TrainingAttack
 
 
 def learning_rate(optimizer: Optimizer, *, done: int, epochs: int) -> float:

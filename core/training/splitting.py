@@ -12,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adap.core.clusters import numbered
-from adap.core.config import SPLITS, AnyTask, EachClass, Split, Task, TrainingConfig
+from adap.core.config.base import SPLITS, Split
+from adap.core.config.data import AnyTask, EachClass, Task
+from adap.core.config.training import TrainingConfig
 from adap.core.datasets import ImageSet
 from adap.core.errors import ConfigError, DataError
 

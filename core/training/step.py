@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from adap.core.attacks.holding import attacking
-from adap.core.config import TrainingAttack, TrainingConfig, WeightPerturbation
+from adap.core.config.training import TrainingAttack, TrainingConfig, WeightPerturbation
 from adap.core.objectives.base import Objective
 from adap.core.training.attacking import attack_batch
 from adap.core.training.augment import augment

@@ -16,7 +16,8 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from adap import faults
-from adap.core.config import Config, Name, TrainingRequest
+from adap.core.config.base import Config, Name
+from adap.core.config.training import TrainingRequest
 from adap.core.errors import ConfigError
 
 MAX_CORNERS = 10_000

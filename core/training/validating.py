@@ -8,7 +8,8 @@ from adap.core.attacks.geometry import normal
 from adap.core.attacks.holding import attacking
 from adap.core.attacks.pgd import PGD, START_SIZE
 from adap.core.attacks.threat_model import ThreatModel
-from adap.core.config import EPSILON_PAPER, VALIDATION_STEPS, TrainingConfig
+from adap.core.config.threats import EPSILON_PAPER
+from adap.core.config.training import VALIDATION_STEPS, TrainingConfig
 from adap.core.errors import TrainingError
 from adap.core.figures.ranking import average_precision
 from adap.core.objectives.surrogates import negative_margin

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from adap.core.config import SPLITS
+from adap.core.config.base import SPLITS
 from adap.core.datasets import ImageSet
 from adap.store.tables import AssetStatus
 from tests.api.conftest import Api

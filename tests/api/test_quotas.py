@@ -14,7 +14,8 @@ from sqlalchemy import select, update
 from adap.api.errors import ApiError
 from adap.api.limits import LIMITS
 from adap.api.quotas import Rates
-from adap.core.config import PGDAttack, SquareAttack, TrainingAttack, TrainingRequest
+from adap.core.config.attacks import PGDAttack, SquareAttack
+from adap.core.config.training import TrainingAttack, TrainingRequest
 from adap.store import freed, jobs, keys, results
 from adap.store.settings import Settings
 from adap.store.tables import FreedRow, JobKind, JobRow

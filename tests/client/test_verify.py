@@ -16,22 +16,24 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adap.client.verify import Line, NotAReportError, greedy, verify
+from adap.client.verify.book import Line, NotAReportError
+from adap.client.verify.reports import verify
+from adap.client.verify.scores import greedy
+from adap.core.audit.checks.judging import Judged
+from adap.core.audit.checks.merging import merge
 from adap.core.audit.checks.planned import DEPTHS, plan_runs
-from adap.core.audit.checks.verdicts import (
-    Judged,
-    batch_independent,
+from adap.core.audit.checks.scoring import batch_independent, repeatable
+from adap.core.audit.checks.searches import (
     black_box_weaker,
     converged,
-    eight_bit,
-    merge,
     monotone,
     noise_weaker,
     reaches_floor,
-    repeatable,
     restarts,
 )
-from adap.core.config import PGDAttack, Threat
+from adap.core.audit.checks.units import eight_bit
+from adap.core.config.attacks import PGDAttack
+from adap.core.config.threats import Threat
 from adap.core.figures.budget import greedy_changes
 from adap.core.figures.ranking import average_precision
 from adap.core.report import Check

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from adap.core.config import AuditConfig
+from adap.core.config.audits import AuditConfig
 from adap.core.figures import task as task_figures
 from adap.core.figures.report import build_report
 from adap.core.report import (

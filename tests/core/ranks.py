@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adap.core.config import Augment, Optimizer, TrainingAttack, TrainingConfig
+from adap.core.config.training import Augment, Optimizer, TrainingAttack, TrainingConfig
 from adap.core.errors import AdapError
 from adap.core.objectives.registry import build_objective
 from adap.core.training.loop import fit

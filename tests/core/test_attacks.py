@@ -12,7 +12,6 @@ from sklearn.metrics import average_precision_score
 from torch import nn
 
 import adap.core.attacks.apgd
-from adap.core import config
 from adap.core.attacks.apgd import APGD, checkpoints_of
 from adap.core.attacks.base import perturbed
 from adap.core.attacks.holding import attacking
@@ -20,15 +19,16 @@ from adap.core.attacks.pgd import PGD
 from adap.core.attacks.registry import ATTACKS, build_attack
 from adap.core.attacks.square import Square
 from adap.core.attacks.threat_model import ThreatModel
-from adap.core.config import (
+from adap.core.config import attacks as config
+from adap.core.config.attacks import (
     APGDAttack,
     FGSMAttack,
     NoiseAttack,
     PGDAttack,
     SquareAttack,
-    Threat,
     TransferAttack,
 )
+from adap.core.config.threats import Threat
 from adap.core.errors import ConfigError
 
 NORMS = ("linf", "l2")

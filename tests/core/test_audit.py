@@ -14,8 +14,10 @@ from adap.core.attacks.base import loss_and_gradient
 from adap.core.attacks.registry import ATTACKS as ATTACKS_BY_NAME
 from adap.core.audit import joining, measuring
 from adap.core.audit.checks.figures import above_chance, positive_class
-from adap.core.audit.checks.verdicts import merge
-from adap.core.config import APGDAttack, AuditConfig, PGDAttack, Surrogate, Threat, TransferAttack
+from adap.core.audit.checks.merging import merge
+from adap.core.config.attacks import APGDAttack, PGDAttack, TransferAttack
+from adap.core.config.audits import AuditConfig, Surrogate
+from adap.core.config.threats import Threat
 from adap.core.errors import ConfigError, DataError, ModelError
 from adap.core.figures import report as reports
 from adap.core.figures import task as task_figures

@@ -5,7 +5,8 @@ import pytest
 
 from adap.core.audit.plan import Piece, ScoresPiece, Subject, make_plan
 from adap.core.audit.sampling import audited_rows, check_sample, sample_doubt
-from adap.core.config import AuditConfig, Task
+from adap.core.config.audits import AuditConfig
+from adap.core.config.data import Task
 from adap.core.datasets import ImageSet
 from adap.core.errors import DataError
 

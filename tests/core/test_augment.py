@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as torchvision
 
-from adap.core.config import Augment
+from adap.core.config.training import Augment
 from adap.core.training.augment import (
     augment,
     colour_jitter,

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from adap.core.config import Augment, Optimizer, TrainingAttack
+from adap.core.config.training import Augment, Optimizer, TrainingAttack
 from adap.core.objectives.registry import OBJECTIVES, build_objective
 from adap.core.training.attacking import attack_batch
 from adap.core.training.augment import augment

@@ -19,17 +19,17 @@ from adap.core.attacks.holding import attacking
 from adap.core.attacks.pgd import PGD
 from adap.core.attacks.threat_model import ThreatModel
 from adap.core.audit.checks.check import check_audit, planned_passes
-from adap.core.audit.checks.verdicts import merge
-from adap.core.config import (
+from adap.core.audit.checks.merging import merge
+from adap.core.config.attacks import (
     PRESETS,
     APGDAttack,
     FGSMAttack,
     NoiseAttack,
     PGDAttack,
     SquareAttack,
-    Threat,
     TransferAttack,
 )
+from adap.core.config.threats import Threat
 from adap.core.figures.ranking import floor_ap
 from adap.core.report import Check
 from tests.conftest import REPOSITORY

@@ -7,7 +7,9 @@ import pytest
 from pydantic import ValidationError
 
 from adap.core.attacks.threat_model import ThreatModel
-from adap.core.config import AuditConfig, Threat, TrainingConfig, TrainingRequest
+from adap.core.config.audits import AuditConfig
+from adap.core.config.threats import Threat
+from adap.core.config.training import TrainingConfig, TrainingRequest
 from adap.core.errors import ConfigError
 
 BEYOND: dict[str, Callable[[], Any]] = {

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from adap.core.config import CORRUPTION_KINDS, Corruption
+from adap.core.config.corruptions import CORRUPTION_KINDS, Corruption
 from adap.core.corruptions.kinds import KINDS, cloud, disk
 from adap.core.corruptions.parameters import PARAMETERS, table_of
 from adap.core.corruptions.suite import corrupted

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from adap.core.config import Task
+from adap.core.config.data import Task
 from adap.core.datasets import ImageSet
 from adap.core.errors import ConfigError, DataError
 

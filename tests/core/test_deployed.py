@@ -18,8 +18,8 @@ import adap
 from adap.core.attacks.jpeg import softly, through_jpeg
 from adap.core.audit.deployed import deployed, prepared
 from adap.core.audit.drawing import drawing
-from adap.core.config import (
-    AuditConfig,
+from adap.core.config.audits import AuditConfig
+from adap.core.config.deployment import (
     CropStep,
     JPEGStep,
     QuantiseStep,

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 import adap
 from adap.core.audit.checks.check import check_audit, planned_passes
 from adap.core.audit.drawing import drawing, mean_of, unsteadiness
-from adap.core.config import APGDAttack, Threat
+from adap.core.config.attacks import APGDAttack
+from adap.core.config.threats import Threat
 from adap.core.errors import ConfigError
 
 CPU = torch.device("cpu")

@@ -7,7 +7,8 @@ import pytest
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_curve
 
 import adap.core.figures.operating
-from adap.core.config import AuditConfig, OperatingPoint, PGDAttack
+from adap.core.config.attacks import PGDAttack
+from adap.core.config.audits import AuditConfig, OperatingPoint
 from adap.core.errors import ConfigError, DataError
 from adap.core.figures import task as task_figures
 from adap.core.figures.operating import (

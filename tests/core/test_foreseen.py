@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import adap
 from adap.core.audit.foreseen import Extent, of_task
-from adap.core.config import AuditConfig
+from adap.core.config.audits import AuditConfig
 
 COUNT, SIDE = 12, 32  # as small as corruptions allow
 ASIDE = 0.06  # what is tried beforehand: a few images, a sample for the gradient

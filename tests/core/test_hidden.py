@@ -13,7 +13,9 @@ from torch import Tensor, nn
 import adap
 from adap.core.audit.joining import join
 from adap.core.audit.plan import Recovery, ScoresPiece, Subject, make_plan
-from adap.core.config import APGDAttack, AuditConfig, SquareAttack, Task
+from adap.core.config.attacks import APGDAttack, SquareAttack
+from adap.core.config.audits import AuditConfig
+from adap.core.config.data import Task
 from adap.core.scores import Scores
 from tests.core.test_checks import EPSILON, held_out, small_cnn, trained
 

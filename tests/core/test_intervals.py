@@ -9,7 +9,8 @@ from scipy.stats import norm
 from sklearn.metrics import average_precision_score
 
 import adap.core.figures.intervals
-from adap.core.config import AuditConfig, PGDAttack
+from adap.core.config.attacks import PGDAttack
+from adap.core.config.audits import AuditConfig
 from adap.core.errors import ConfigError, DataError
 from adap.core.figures import task as task_figures
 from adap.core.figures.intervals import percentile_interval, resampled_ap, stratified_counts

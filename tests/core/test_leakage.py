@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 
 from adap.core.audit.checks.files import check_files, doubts
-from adap.core.audit.checks.verdicts import merge
+from adap.core.audit.checks.merging import merge
 from adap.core.audit.leakage import HeldOut, Leakage, Learned, find_leakage
-from adap.core.config import SPLITS, Task, TrainingConfig
+from adap.core.config.base import SPLITS
+from adap.core.config.data import Task
+from adap.core.config.training import TrainingConfig
 from adap.core.datasets import ImageSet
 from adap.core.report import Check, Status
 from adap.core.training.splitting import training_split

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from adap.core import config
 from adap.core.attacks.pgd import PGD
 from adap.core.attacks.threat_model import ThreatModel
+from adap.core.config import methods as config
 from adap.core.objectives.estimators import APEstimator, ListwiseEstimator
 from adap.core.objectives.registry import OBJECTIVES, build_objective
 from adap.core.objectives.surrogates import (

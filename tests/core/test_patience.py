@@ -10,7 +10,8 @@ from adap.core.attacks.pgd import PGD
 from adap.core.attacks.registry import build_attack
 from adap.core.attacks.square import Square
 from adap.core.attacks.threat_model import ThreatModel
-from adap.core.config import APGDAttack, PGDAttack, SquareAttack, Threat
+from adap.core.config.attacks import APGDAttack, PGDAttack, SquareAttack
+from adap.core.config.threats import Threat
 from adap.core.errors import ConfigError
 
 LINF = ThreatModel("linf", 0.1)

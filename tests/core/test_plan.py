@@ -15,7 +15,8 @@ from adap.core.audit.plan import (
     certified_sample,
     make_plan,
 )
-from adap.core.config import AuditConfig, Task
+from adap.core.config.audits import AuditConfig
+from adap.core.config.data import Task
 
 SUBJECT = Subject(
     tenant="us",

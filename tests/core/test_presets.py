@@ -5,7 +5,7 @@ from typing import Any, get_args
 import pytest
 from pydantic import ValidationError
 
-from adap.core.config import Optimizer, TrainingConfig, TrainingRequest
+from adap.core.config.training import Optimizer, TrainingConfig, TrainingRequest
 from adap.core.presets import DESCRIPTIONS, TRAINING_PRESETS, TrainingPreset
 from adap.models.architectures import BUILDERS
 

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adap.core.config import Task
+from adap.core.config.data import Task
 from adap.core.datasets import ImageSet
 from adap.core.errors import ConfigError, DataError
 from adap.core.published import PUBLISHED, load, paper_tasks

@@ -5,7 +5,8 @@ import pytest
 from pydantic import ValidationError
 from sklearn.metrics import average_precision_score
 
-from adap.core.config import APGDAttack, AuditConfig, SquareAttack
+from adap.core.config.attacks import APGDAttack, SquareAttack
+from adap.core.config.audits import AuditConfig
 from adap.core.figures import task as figures
 from adap.core.rankings import OWN_NAMES
 from adap.core.scores import Scores

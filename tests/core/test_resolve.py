@@ -2,7 +2,9 @@
 
 import pytest
 
-from adap.core.config import AuditConfig, EachClass, RankingRequest, Task
+from adap.core.config.audits import AuditConfig
+from adap.core.config.data import EachClass, Task
+from adap.core.config.rankings import RankingRequest
 from adap.core.errors import ConfigError, DataError
 from adap.core.resolve import (
     DatasetSummary,

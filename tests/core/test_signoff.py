@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from adap.core.audit.leakage import Leakage, audited_images
-from adap.core.config import AuditConfig, StatedAudit
+from adap.core.config.audits import AuditConfig, StatedAudit
 from adap.core.errors import ConfigError
 from adap.core.figures.clauses import CATALOGUE, WORDS, supported
 from adap.core.figures.report import build_report

@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from adap.core.config import EachClass, Task, TrainingConfig, Validation
+from adap.core.config.data import EachClass, Task
+from adap.core.config.training import TrainingConfig, Validation
 from adap.core.datasets import ImageSet
 from adap.core.errors import ConfigError, DataError
 from adap.core.training.splitting import hold_out, make_rare, training_split

@@ -15,7 +15,7 @@ from adap.core.attacks.holding import attacking
 from adap.core.attacks.pgd import PGD
 from adap.core.attacks.square import Square
 from adap.core.attacks.threat_model import ThreatModel
-from adap.core.config import Optimizer, TrainingAttack, TrainingConfig
+from adap.core.config.training import Optimizer, TrainingAttack, TrainingConfig
 from adap.core.figures.worst_case import worst_case
 from adap.core.objectives.registry import build_objective
 from adap.core.scores import Scores

@@ -9,7 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from adap.core import thresholds
-from adap.core.config import AuditConfig, Task
+from adap.core.config.audits import AuditConfig
+from adap.core.config.data import Task
 from adap.core.errors import ConfigError
 from adap.core.figures import gate
 from adap.core.report import Report, ThresholdResult, Trust, Verdict

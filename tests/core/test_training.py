@@ -17,10 +17,9 @@ from torch import nn
 
 from adap.core.attacks.pgd import PGD
 from adap.core.attacks.threat_model import ThreatModel
-from adap.core.config import (
-    AdapLPNMethod,
+from adap.core.config.methods import AdapLPNMethod, CEMethod
+from adap.core.config.training import (
     Augment,
-    CEMethod,
     Optimizer,
     TrainingAttack,
     TrainingConfig,

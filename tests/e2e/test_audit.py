@@ -12,7 +12,7 @@ from safetensors.torch import load, save
 from sklearn.datasets import load_digits
 from sklearn.metrics import average_precision_score
 
-from adap.client.verify import verify
+from adap.client.verify.reports import verify
 from adap.models import architectures
 from tests.worker.archives import grouped, pack
 

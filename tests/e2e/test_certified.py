@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from adap.client.client import Client
-from adap.client.verify import verify
+from adap.client.verify.reports import verify
 from adap.core.attacks.threat_model import ThreatModel
 from adap.core.audit.certify.bounds import certified_bounds
 from adap.core.scores import load_scores

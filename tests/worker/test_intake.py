@@ -14,7 +14,7 @@ from PIL import Image
 from sklearn.metrics import average_precision_score
 from torchvision.datasets import ImageFolder
 
-from adap.core.config import SPLITS
+from adap.core.config.base import SPLITS
 from adap.core.datasets import ImageSet
 from adap.worker.intake import IntakeLimits, Rejected, read_dataset, summarise
 from tests.worker.archives import (

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from adap.core.config import SPLITS, DatasetOptions
+from adap.core.config.base import SPLITS
+from adap.core.config.data import DatasetOptions
 from adap.core.datasets import ImageSet
 from adap.worker.intake import IntakeLimits, Rejected, read_dataset
 from adap.worker.intake.notes import Notes

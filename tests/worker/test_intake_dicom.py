@@ -24,7 +24,7 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from adap.core.config import DatasetOptions
+from adap.core.config.data import DatasetOptions
 from adap.core.datasets import ImageSet
 from adap.worker.intake import IntakeLimits, Rejected, read_dataset
 from adap.worker.intake.dicom import read_dicom

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adap.core.config import SPLITS, DatasetOptions, Levels
+from adap.core.config.base import SPLITS
+from adap.core.config.data import DatasetOptions, Levels
 from adap.core.datasets import ImageSet
 from adap.worker.intake import IntakeLimits, Rejected, read_dataset
 from adap.worker.intake.notes import Notes

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adap.core.config import DatasetOptions
+from adap.core.config.data import DatasetOptions
 from adap.core.datasets import ImageSet
 from adap.worker.intake import IntakeLimits, Rejected, read_dataset
 from adap.worker.intake.notes import Notes

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from sklearn.preprocessing import MultiLabelBinarizer
 
-from adap.core.config import DatasetOptions, Resize, Task
+from adap.core.config.data import DatasetOptions, Resize, Task
 from adap.core.datasets import ImageSet
 from adap.worker.intake import IntakeLimits, Rejected, read_dataset, summarise
 from adap.worker.intake.notes import Notes

@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from adap.core.config import SPLITS, DatasetOptions
+from adap.core.config.base import SPLITS
+from adap.core.config.data import DatasetOptions
 from adap.core.datasets import ImageSet
 from adap.worker.intake import IntakeLimits, Rejected, read_dataset
 from tests.worker.archives import pack, pixels, png

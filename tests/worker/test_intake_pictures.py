@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adap.core.config import DatasetOptions, Resize
+from adap.core.config.data import DatasetOptions, Resize
 from adap.core.datasets import Draft, ImageSet
 from adap.worker.intake import IntakeLimits, Rejected, read_dataset
 from adap.worker.intake.notes import Notes

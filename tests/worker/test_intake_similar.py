@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adap.core.config import DatasetOptions
+from adap.core.config.data import DatasetOptions
 from adap.reading import Fact
 from adap.worker.intake import IntakeLimits, read_dataset
 from adap.worker.intake.notes import Notes

@@ -20,7 +20,8 @@ from adap.core.audit.plan import (
     piece_input,
     trained_on_input,
 )
-from adap.core.config import AuditConfig, Task
+from adap.core.config.audits import AuditConfig
+from adap.core.config.data import Task
 from adap.core.datasets import ImageSet
 from adap.core.rendering.card import card
 from adap.core.report import DatasetProvenance, ModelProvenance, Report

@@ -22,7 +22,8 @@ import torch
 from safetensors.numpy import load_file
 from sqlalchemy import delete, select, update
 
-from adap.core.config import AuditRequest, RankingRequest
+from adap.core.config.audits import AuditRequest
+from adap.core.config.rankings import RankingRequest
 from adap.core.datasets import ImageSet
 from adap.core.scores import Scores, load_scores, save_scores
 from adap.store import jobs, retries

@@ -28,7 +28,8 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from adap.core.config import SPLITS, Levels, Resize, Split
+from adap.core.config.base import SPLITS, Split
+from adap.core.config.data import Levels, Resize
 from adap.core.datasets import ImageSet, release
 from adap.models.header import shown
 from adap.worker.intake.archive import Archive, Member

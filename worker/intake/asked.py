@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adap.core.config import DatasetOptions
+from adap.core.config.data import DatasetOptions
 from adap.worker.intake.limits import IntakeLimits
 from adap.worker.intake.notes import Notes
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Literal, get_args
 
-from adap.core.config import DatasetOptions
+from adap.core.config.data import DatasetOptions
 from adap.models.header import shown
 from adap.worker.intake.limits import Rejected
 from adap.worker.intake.notes import Notes, listed

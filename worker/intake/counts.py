@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adap.core.config import SPLITS
+from adap.core.config.base import SPLITS
 from adap.models.header import shown
 from adap.worker.intake.limits import Reasons, Rejected
 from adap.worker.intake.notes import listed

@@ -18,7 +18,7 @@ import numpy as np
 import pydicom
 from pydicom.pixels.processing import apply_rescale
 
-from adap.core.config import Levels
+from adap.core.config.data import Levels
 from adap.worker.intake.images import (
     WHOLE_PIXELS,
     Odd,

@@ -9,7 +9,7 @@ from hashlib import blake2b
 
 import numpy as np
 
-from adap.core.config import SPLITS
+from adap.core.config.base import SPLITS
 from adap.core.datasets import ImageSet
 from adap.core.errors import ConfigError
 from adap.core.training.splitting import hold_out

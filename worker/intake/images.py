@@ -31,7 +31,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from adap.core.config import Levels, Resize
+from adap.core.config.data import Levels, Resize
 from adap.models.formats import describe
 from adap.worker.intake.effort import effort_problem
 from adap.worker.intake.plain import decode_plain

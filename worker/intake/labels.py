@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from adap.core.config import DatasetOptions
+from adap.core.config.data import DatasetOptions
 from adap.models.header import shown
 from adap.worker.intake.columns import plain
 from adap.worker.intake.limits import Rejected

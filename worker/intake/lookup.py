@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 
-from adap.core.config import Split
+from adap.core.config.base import Split
 from adap.models.header import shown
 from adap.worker.intake.splits import splits_of
 

@@ -6,7 +6,7 @@ cat_0001.png, train/dog.12.jpg      the label is what stands before the last mar
 from collections.abc import Sequence
 from dataclasses import replace
 
-from adap.core.config import DatasetOptions
+from adap.core.config.data import DatasetOptions
 from adap.models.header import shown
 from adap.worker.intake.examples import Example
 from adap.worker.intake.limits import Reasons, Rejected

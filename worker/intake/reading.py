@@ -13,7 +13,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from adap.core.config import SPLITS, DatasetOptions
+from adap.core.config.base import SPLITS
+from adap.core.config.data import DatasetOptions
 from adap.core.datasets import ImageSet
 from adap.models.formats import EDGE_BYTES, describe
 from adap.models.header import shown

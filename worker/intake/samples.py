@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from adap.core.config import DatasetOptions
+from adap.core.config.data import DatasetOptions
 from adap.models.header import shown
 from adap.worker.intake.archive import AnyArchive
 from adap.worker.intake.columns import SYNONYMS

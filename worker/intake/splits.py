@@ -8,7 +8,7 @@ split, or validation where something else is called test.
 import re
 from collections.abc import Iterable
 
-from adap.core.config import SPLITS, Split
+from adap.core.config.base import SPLITS, Split
 from adap.models.header import shown
 from adap.worker.intake.limits import Rejected
 from adap.worker.intake.notes import listed

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os.path import commonpath
 
-from adap.core.config import DatasetOptions, Split
+from adap.core.config.base import Split
+from adap.core.config.data import DatasetOptions
 from adap.models.header import shown
 from adap.worker.intake.archive import AnyArchive
 from adap.worker.intake.columns import ROLES, Role, find_column, note_unread, plain, require_column

@@ -16,9 +16,10 @@ from safetensors.numpy import save_file
 from torch import nn
 
 from adap.core.audit import joining, measuring
-from adap.core.audit.checks import check, verdicts
+from adap.core.audit.checks import check
 from adap.core.audit.checks.figures import above_chance, positive_class
 from adap.core.audit.checks.files import check_files, doubts
+from adap.core.audit.checks.merging import merge
 from adap.core.audit.deployed import deployed, followed
 from adap.core.audit.leakage import Learned, audited_images, find_leakage
 from adap.core.audit.pieces import Measured, joined_piece
@@ -34,7 +35,7 @@ from adap.core.audit.plan import (
     trained_on_input,
 )
 from adap.core.audit.sampling import audited_rows, sample_doubt
-from adap.core.config import Task
+from adap.core.config.data import Task
 from adap.core.datasets import ImageSet, Picked
 from adap.core.figures import report as reports
 from adap.core.figures import task as figures
@@ -234,7 +235,7 @@ def join_pieces(work: Work[AuditReport], reporter: Reporter) -> AuditJoined:
         config=config,
         provenance=provenance,
         doubts=[*([] if sampled is None else [sampled]), *doubts(of_files)],
-        trust=verdicts.merge(checked, of_files=of_files) if checked else None,
+        trust=merge(checked, of_files=of_files) if checked else None,
         images=audited_images(image_set.images, of_split, leakage),
         statement=asked.statement,
     )

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from adap.core.config import AnyTask, EachClass, Task
+from adap.core.config.data import AnyTask, EachClass, Task
 from adap.core.datasets import ImageSet, Picked, channel_statistics
 from adap.core.objectives.base import Objective
 from adap.core.objectives.registry import build_objective

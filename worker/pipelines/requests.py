@@ -10,14 +10,11 @@ from pydantic import Field, TypeAdapter
 
 from adap.core.audit.leakage import HeldOut
 from adap.core.audit.plan import ChecksPiece, Piece, ScoresPiece
-from adap.core.config import (
-    AnyTask,
-    AuditConfig,
-    Config,
-    DatasetOptions,
-    RankingRequest,
-    TrainingConfig,
-)
+from adap.core.config.audits import AuditConfig
+from adap.core.config.base import Config
+from adap.core.config.data import AnyTask, DatasetOptions
+from adap.core.config.rankings import RankingRequest
+from adap.core.config.training import TrainingConfig
 from adap.core.report import DatasetProvenance, ModelProvenance, ReportValue
 from adap.core.statement import Statement
 from adap.models.header import Declaration

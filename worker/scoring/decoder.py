@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from adap.core.config import Resize
+from adap.core.config.data import Resize
 from adap.models.header import InputSpec
 from adap.store.settings import GIB
 from adap.worker.child import die_with_the_worker

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from adap.core.attacks.threat_model import ThreatModel
 from adap.core.audit.certify.operations import UNIT, Ball, Interval, LogSumExp, Program, ReLU, flat
 from adap.core.audit.certify.tracing import trace
-from adap.core.config import BOUNDED_NORMS
+from adap.core.config.threats import BOUNDED_NORMS
 from adap.core.errors import ConfigError, DataError
 from adap.core.figures.ranking import average_precision
 

@@ -28,6 +28,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from adap.core.attacks.holding import attacking
+from adap.core.audit.checks.gradients import gradient_predicts, gradients
+from adap.core.audit.checks.judging import Judged, fuzzy
 from adap.core.audit.checks.planned import (
     DEPTHS,
     examined_attack,
@@ -35,25 +37,20 @@ from adap.core.audit.checks.planned import (
     plan_runs,
 )
 from adap.core.audit.checks.runs import Bench, Logits, box_epsilon, sample_rows
-from adap.core.audit.checks.verdicts import (
-    Judged,
-    batch_independent,
+from adap.core.audit.checks.scoring import batch_independent, repeatable
+from adap.core.audit.checks.searches import (
     black_box_weaker,
     converged,
-    eight_bit,
-    fuzzy,
-    gradient_predicts,
-    gradients,
     monotone,
     noise_weaker,
     reaches_floor,
-    repeatable,
     restarts,
-    units,
 )
+from adap.core.audit.checks.units import eight_bit, units
 from adap.core.audit.drawing import mean_of
 from adap.core.audit.network import Pixels
-from adap.core.config import Attack, Threat
+from adap.core.config.attacks import Attack
+from adap.core.config.threats import Threat
 from adap.core.report import Check
 
 

@@ -7,19 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from adap.core.audit.costs import Passes, of_attack
-from adap.core.config import (
-    BALL_NORMS,
-    LARGEST_LINF,
+from adap.core.config.attacks import (
     APGDAttack,
     Attack,
-    Checks,
     FGSMAttack,
     NoiseAttack,
     PGDAttack,
     SquareAttack,
-    Threat,
     TransferAttack,
 )
+from adap.core.config.audits import Checks
+from adap.core.config.threats import BALL_NORMS, LARGEST_LINF, Threat
 
 
 @dataclass(frozen=True)

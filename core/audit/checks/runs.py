@@ -17,12 +17,8 @@ from adap.core.attacks.threat_model import ThreatModel
 from adap.core.audit.checks.planned import HALVES, PATHS, Run
 from adap.core.audit.drawing import drawing
 from adap.core.audit.network import Pixels, as_input, generator_of, logits_of, loss_of
-from adap.core.config import (
-    LARGEST_LINF,
-    Attack,
-    Norm,
-    Threat,
-)
+from adap.core.config.attacks import Attack
+from adap.core.config.threats import LARGEST_LINF, Norm, Threat
 
 Logits = NDArray[np.float64]
 

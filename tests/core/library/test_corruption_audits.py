@@ -11,8 +11,8 @@ from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 
 import adap
-from adap.client.verify import verify
-from adap.core.config import CORRUPTION_KINDS, Corruption
+from adap.client.verify.reports import verify
+from adap.core.config.corruptions import CORRUPTION_KINDS, Corruption
 from adap.core.corruptions.suite import corrupted
 from tests.core.pages import Page
 

@@ -11,7 +11,7 @@ from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 
 import adap
-from adap.client.verify import verify
+from adap.client.verify.reports import verify
 
 SIDE = 6
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import adap
-from adap.client.verify import verify
+from adap.client.verify.reports import verify
 from adap.core.rendering.card import card
 
 SIDE, K = 6, 15

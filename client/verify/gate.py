@@ -1,0 +1,55 @@
+"""The means over tasks and the thresholds, computed again from the figures of tasks."""
+
+import operator
+import re
+from collections.abc import Mapping, Sequence
+
+from adap.client.client import Json
+from adap.client.show import LEVELS
+from adap.client.verify.book import Book
+
+OPERATORS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
+SIGN = re.compile(r"(>=|<=|>|<)[^<>=]*\Z")  # the last one; no character is looked at twice
+
+
+def means(book: Book, report: Json, tasks: Sequence[dict[str, float]]) -> None:
+    for name, value in report["mean"].items():
+        figure = name if name == "certified_floor" else f"{name}_ap"
+        of_tasks = [task[figure] for task in tasks]
+        book.number(f"mean.{name}", value, sum(of_tasks) / len(of_tasks))
+
+
+def thresholds_again(book: Book, report: Json, tasks: Mapping[str, dict[str, float]]) -> None:
+    first, *others = tasks.values()
+    found = {
+        name: sum(task[name] for task in tasks.values()) / len(tasks)
+        for name in first
+        if all(name in other for other in others)
+    }
+    found |= {f"{task}.{name}": own[name] for task, own in tasks.items() for name in own}
+    if report["trust"] is not None:
+        found["trust"] = LEVELS.index(report["trust"]["verdict"])
+    asked = report["provenance"]["config"].get("thresholds", [])
+    results = report["thresholds"]
+    book.same("thresholds", [result["threshold"] for result in results], asked)
+    for result in results:
+        text = result["threshold"]
+        parsed = SIGN.search(text)
+        figure = text[: parsed.start()].strip() if parsed else ""
+        limit = _bound(text[parsed.end(1) :].strip(), figure) if parsed else None
+        if parsed is None or limit is None or not figure or figure[-1] in "<>=":
+            book.same(f"threshold {text}", "present", "cannot be read")
+            continue
+        sign = parsed[1]
+        book.number(f"threshold {text}: got", result["got"], found.get(figure, 0.0))
+        # Compared as reported: `got` was found equal above, and rounding may decide at the limit.
+        passed = figure in found and OPERATORS[sign](result["got"], limit)
+        book.same(f"threshold {text}: passed", result["passed"], passed)
+
+
+def _bound(text: str, figure: str) -> float | None:
+    """The number that a figure is compared with, or the place of the level for trust."""
+    try:
+        return LEVELS.index(text) if figure == "trust" else float(text)
+    except ValueError:
+        return None

@@ -1,0 +1,277 @@
+"""Whether the gradient is there, and whether it foretells what small steps do."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from adap.core.audit.checks.judging import (
+    Judged,
+    check_of,
+    correlation_of,
+    refused_numbers,
+    skipping,
+    status_of,
+)
+from adap.core.audit.checks.limits import (
+    AVERAGED_WINS,
+    BLOCKED,
+    COARSE_ONE,
+    CORRELATION,
+    CORRELATION_COARSE,
+    ERRORS,
+    MOST_ROUNDING,
+    MOST_ULPS,
+    NEAR_ONE,
+    NO_GRADIENTS,
+    NOTHING,
+    PARALLEL,
+    ROUNDING,
+    SHARED,
+    SLOPE,
+    SLOPE_COARSE,
+    TOLERANCE,
+    ULPS,
+    UNROUNDED,
+    UNSEEN,
+)
+from adap.core.audit.checks.runs import Bench, Logits, Slopes
+from adap.core.audit.network import Pixels
+from adap.core.config.threats import COUNTED_NORMS, Norm
+from adap.core.report import Check
+
+
+def gradients(clean: Logits, bench: Bench, slopes: Slopes | None) -> Check:
+    name = "gradients"
+    if slopes is None:
+        return skipping(name, NO_GRADIENTS)
+    if not_finite := refused_numbers(name, clean):
+        return not_finite
+    classes = {"positives": bench.targets == 1, "negatives": bench.targets == 0}
+    figures = {f"zero_{of}": float(slopes.zero[rows].mean()) for of, rows in classes.items()}
+    figures |= {
+        f"not_finite_{of}": float(slopes.broken[rows].mean()) for of, rows in classes.items()
+    }
+    blocked = max(figures, key=figures.__getitem__)
+    limits = dict.fromkeys(figures, BLOCKED) | {"equal_scores": SHARED}
+    figures["equal_scores"] = _equal_scores(clean, bench.images)
+    kind, _, of = blocked.rpartition("_")
+    if BLOCKED.status(figures[blocked]) != "pass":
+        what = "exactly zero" if kind == "zero" else "NaN or infinite"
+        message = (
+            f"The gradients of {figures[blocked]:.0%} of the {of} are {what}, so attacks that "
+            "follow them see nothing: audit the network before its sigmoid or its rounding, or "
+            "trust `square` only."
+        )
+    elif SHARED.status(figures["equal_scores"]) != "pass":
+        message = (
+            f"{figures['equal_scores']:.0%} of the images have exactly the score of another image: "
+            "the output is rounded, as to bfloat16 or float16, and ties rank negatives first. "
+            "Audit the network before that step."
+        )
+    else:
+        message = (
+            f"The gradient is zero for {figures['zero_positives']:.1%} of the positives and "
+            f"{figures['zero_negatives']:.1%} of the negatives, and "
+            f"{figures['equal_scores']:.1%} of the images share their score with another."
+        )
+    return check_of(name, message, figures, limits)
+
+
+def gradient_predicts(
+    clean: Logits, slopes: Slopes | None, judged: Judged, *, norm: Norm = "linf"
+) -> Check:
+    """Over all images, without centring, of the size of steps that is foretold best; what rounding
+    adds is taken off.
+
+    judged: with the search that follows this gradient, `white_box`. Of a network whose rounding is
+    followed straight through, the steps are those of the network without it, and its scores must
+    be nearly the same.
+    """
+    name = "gradient_predicts"
+    if slopes is None:
+        return skipping(name, NO_GRADIENTS)
+    if not len(slopes.predicted):
+        return skipping(name, "Epsilon is 0, so there is no attack to look at.")
+    searched = judged.margins("white_box")
+    scored = (*slopes.back, *slopes.forth, slopes.unseen, *slopes.ends, slopes.averaged)
+    if not_finite := refused_numbers(name, clean, searched, *scored):
+        return not_finite
+    near, coarse = (_stepped(slopes, of) for of in (NEAR_ONE, COARSE_ONE))
+    sharp = ROUNDING.status(near.rounding) == "pass"
+    best = max(near, coarse, key=lambda found: found.quality) if sharp else coarse
+    correlation, slope, rounding = best.correlation, best.slope, best.rounding
+    figures = {"correlation": correlation, "slope": slope, "rounding": rounding}
+    path = _along_paths(slopes)
+    # Coarse levels of pixels with a gradient straight through: paths are long enough for them.
+    kept = path.slope - path.error
+    straight = "fail" not in (SLOPE.status(kept), CORRELATION.status(path.correlation))
+    limits = {"correlation": CORRELATION if sharp and not straight else CORRELATION_COARSE}
+    parallel = PARALLEL.status(correlation) == "pass"  # all of it points the right way
+    if not parallel:
+        limits["slope"] = SLOPE_COARSE if straight else SLOPE
+    limits["rounding"] = ROUNDING
+    if ROUNDING.status(path.rounding) == "pass":
+        unit = slope if parallel and slope > 0 else 1.0
+        figures |= {
+            "slope_path": path.slope / unit,
+            "slope_path_high": (path.slope + ERRORS * path.error) / unit,
+        }
+        limits["slope_path_high"] = SLOPE
+    if sharp:
+        figures["unseen"] = _unseen(slopes)
+        limits["unseen"] = UNSEEN
+    wins = AVERAGED_WINS
+    if norm in COUNTED_NORMS:  # which place is found on one image is luck, see MARGIN_CHANGE
+        wins = wins.model_copy(update={"fail": None})
+    steps, searching = dict(limits), {"averaged_wins": wins}
+    margins = (2 * judged.targets - 1) * slopes.averaged
+    figures["averaged_wins"] = float((margins < searched - judged.real_margin).mean())
+    limits |= searching
+    if slopes.rounded is not None:
+        figures["unrounded"] = correlation_of(slopes.rounded, slopes.starts)
+        limits["unrounded"] = UNROUNDED
+    if status_of(figures, steps) == "fail":  # unless arithmetic alone may do as much
+        figures["rounding"] = rounding = max(rounding, _arithmetic(slopes))
+    if ROUNDING.status(rounding) != "pass":
+        message = (
+            f"{rounding:.0%} of what small steps do to the scores is their rounding, as to "
+            "bfloat16 or float16 (or to float32, where scores are nearly all alike), so nothing "
+            "tells whether the gradient foretells the rest: audit the network before that step."
+        )
+        return check_of(name, message, figures, {"rounding": ROUNDING, **searching})
+    message = (
+        f"What the gradient foretells of small random steps correlates {correlation:.3f} with what "
+        f"they do, and is {slope:.2f} of it"
+    )
+    if "slope_path" in figures:
+        message += f", along paths of a quarter of epsilon {figures['slope_path']:.2f} of it"
+    message += (
+        "; one step along the gradient averaged over noise is clearly stronger than the search on "
+        f"{figures['averaged_wins']:.0%} of the images"
+    )
+    if slopes.rounded is not None:
+        message += (
+            "; the network rounds and is followed straight through, so these are steps of the "
+            f"network without its rounding, whose scores correlate {figures['unrounded']:.3f} with "
+            "its own"
+        )
+    if status_of(figures, limits) == "pass":
+        message += "."
+    elif status_of(figures, steps) == "pass":
+        message += (
+            ": within epsilon the gradient turns faster than a search follows it, as fast terms or "
+            "a very rough network make it do. Give the attack more steps, or trust `square` with "
+            "many queries."
+        )
+    else:
+        message += (
+            ": part of the network is hidden from its gradient (rounded, detached, or drowned by "
+            "fast terms), so attacks that follow it find less than there is. Audit the network "
+            "without that part, or trust `square` with many queries."
+        )
+    return check_of(name, message, figures, limits)
+
+
+@dataclass(frozen=True)
+class _Foretold:
+    """Of steps: correlation and slope of what is foretold with what happens, not centred, the error
+    of that slope, and the share of what happens that is rounding, which is taken off them."""
+
+    correlation: float
+    slope: float
+    error: float
+    rounding: float
+
+    @property
+    def quality(self) -> float:
+        """The lower of the two; a gradient that promises too much is no hidden one."""
+        return min(self.correlation, self.slope)
+
+
+def _stepped(slopes: Slopes, of: int) -> _Foretold:
+    back, forth = slopes.back[of], slopes.forth[of]
+    return _foretold(slopes.predicted[of], (forth - back) / 2, _rounding(back, forth))
+
+
+def _along_paths(slopes: Slopes) -> _Foretold:
+    """Rounding doubles where a difference is not halved."""
+    rounded = 4 * _rounding(slopes.back[0], slopes.forth[0], *slopes.ends)
+    return _foretold(slopes.promised, slopes.ends - slopes.starts, rounded)
+
+
+def _arithmetic(slopes: Slopes) -> float:
+    """Share of what steps of a whole level do that the arithmetic of float32 may have done."""
+    back, forth = slopes.back[COARSE_ONE], slopes.forth[COARSE_ONE]
+    rounded = _rounding(back, forth, ulps=MOST_ULPS)
+    return _foretold(slopes.predicted[COARSE_ONE], (forth - back) / 2, rounded).rounding
+
+
+def _foretold(
+    predicted: NDArray[np.float64], seen: NDArray[np.float64], rounded: float
+) -> _Foretold:
+    """predicted, seen: (..., n).  rounded: mean square of what rounding does to a change."""
+    predicted = np.where(np.isfinite(predicted), predicted, 0)
+    # In units of the largest, so that no square leaves float64.
+    unit = max(float(np.abs(seen).max()), float(np.abs(predicted).max()))
+    if unit == 0:  # no step changes a score, and none is foretold to
+        return _Foretold(1.0, 1.0, 0.0, 0.0)
+    n = predicted.shape[-1]
+    predicted, seen = (values.reshape(-1, n) / unit for values in (predicted, seen))
+    together, happened = (predicted * seen).mean(axis=0), np.square(seen).mean(axis=0)
+    foretold = float(np.square(predicted).mean())
+    share = min(rounded / unit**2 / max(float(happened.mean()), NOTHING), 1.0)
+    kept = 1 - min(share, MOST_ROUNDING)
+    real = max(float(happened.mean()) * kept, NOTHING)
+    slope = float(together.mean()) / real
+    correlation = float(together.mean()) / float(np.sqrt(real * max(foretold, NOTHING)))
+    # With each image left out in turn (the jackknife): one that crosses a gate is an error, too.
+    others = [(of.sum() - of) for of in (together, happened)]
+    without = others[0] / np.maximum(others[1] * kept, NOTHING)
+    error = float(np.sqrt((n - 1) / n * np.square(without - without.mean()).sum()))
+    return _Foretold(float(np.clip(correlation, -1, 1)), slope, error, float(share))
+
+
+def _unseen(slopes: Slopes) -> float:
+    """Share of the mean square change by a near step that pixels without gradient make."""
+    whole = np.square(slopes.forth[NEAR_ONE] - slopes.back[NEAR_ONE]).mean() / 4
+    unseen = np.square(slopes.unseen - slopes.starts).mean()
+    return float(unseen / whole) if whole > 0 else float(unseen > 0)
+
+
+def _rounding(*logits: NDArray[np.float64], ulps: int = ULPS) -> float:
+    """Mean square error of half a difference of two logits by their rounding to 16 bits or to
+    multiples of one step, or, if they are of float32, by its arithmetic."""
+    values = np.concatenate([of.ravel() for of in logits])
+    steps = [_step(values, kind) for kind in (torch.bfloat16, torch.float16)]
+    if (single := _step(values, torch.float32)) is not None:
+        steps.append(ulps * single)
+    distinct = np.unique(values)
+    if len(distinct) > 1:
+        step = np.diff(distinct).min()
+        multiples = distinct / step
+        if np.abs(multiples - multiples.round()).max() < TOLERANCE:
+            steps.append(np.full(1, step))
+    # A rounding error is uniform within half a step, of variance step^2 / 12; two are halved.
+    return max(
+        (float(np.square(step).mean() / 24) for step in steps if step is not None), default=0
+    )
+
+
+def _step(logits: NDArray[np.float64], kind: torch.dtype) -> NDArray[np.float64] | None:
+    """From each logit to the next that this type holds; None where it does not hold them all."""
+    exact = torch.tensor(logits)
+    rounded = exact.to(kind)
+    if not (rounded.double() == exact).all():
+        return None
+    step = torch.nextafter(rounded.abs(), torch.full_like(rounded, torch.inf)) - rounded.abs()
+    return step.double().numpy()
+
+
+def _equal_scores(logits: Logits, images: Pixels) -> float:
+    """Share of the distinct images whose logit is also that of another one."""
+    distinct = {image.tobytes(): logit for image, logit in zip(images, logits, strict=True)}
+    counts = Counter(distinct.values())
+    return sum(count for count in counts.values() if count > 1) / len(distinct)
