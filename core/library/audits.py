@@ -6,12 +6,9 @@ bit; `adap.core.library.running` measures the pieces here instead of on workers.
 
 import hashlib
 import os
-import platform
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from datetime import UTC, datetime
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -19,17 +16,15 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from adap.core.attacks.holding import attacking
 from adap.core.audit import measuring
 from adap.core.audit.checks.figures import above_chance, positive_class
 from adap.core.audit.checks.merging import merge
 from adap.core.audit.deployed import deployed, prepared
 from adap.core.audit.drawing import drawing
 from adap.core.audit.leakage import Leakage, audited_images, digests
-from adap.core.audit.network import logits_of
 from adap.core.audit.plan import Subject, make_plan, recovery_of
-from adap.core.config.attacks import Attack, NoiseAttack, Preset, SquareAttack, TransferAttack
-from adap.core.config.audits import AuditConfig, Checks, Surrogate
+from adap.core.config.attacks import Preset
+from adap.core.config.audits import AuditConfig, Checks
 from adap.core.config.data import Task
 from adap.core.config.deployment import DRAWS
 from adap.core.config.threats import EPSILON_PAPER, Norm
@@ -38,16 +33,17 @@ from adap.core.errors import AdapError, ConfigError, DataError, ModelError
 from adap.core.figures import gate
 from adap.core.figures import report as reports
 from adap.core.figures import task as figures
-from adap.core.library.attacks import attack_of, columns_of, refuse_blind
+from adap.core.library.asked import columns_by, configuration, named_by, statement_of
 from adap.core.library.distilling import Distilled
 from adap.core.library.draws import refuse_other_draws, wandering
-from adap.core.library.examples import Examples, Layout, as_float, examples_of, listed
+from adap.core.library.examples import Examples, Layout, as_float, examples_of
+from adap.core.library.origin import hash_of, hash_of_surrogate, provenance_of, reading_of
 from adap.core.library.progress import Progress, counting
-from adap.core.library.rankers import TRIED, Model, Outputs, Ready, hash_of_network, ready
-from adap.core.library.refusals import configured, threat_of
+from adap.core.library.rankers import TRIED, Model, Outputs, Ready, ready
+from adap.core.library.refusals import threat_of
 from adap.core.library.results import Audit
 from adap.core.library.running import Run, kept_in
-from adap.core.report import AuditedImages, DatasetProvenance, ModelProvenance, Provenance
+from adap.core.report import AuditedImages
 from adap.core.scores import save_scores
 from adap.core.statement import Statement
 
@@ -142,9 +138,8 @@ def audit(
     True
     """
     refuse_other_draws(draws)
-    threat = threat_of(epsilon, norm)
-    fields: dict[str, Any] = {
-        "threat": threat,
+    fields = {
+        "threat": threat_of(epsilon, norm),
         "preset": preset,
         "certify": certify,
         "checks": checks,
@@ -156,46 +151,18 @@ def audit(
         "shard_size": shard_size,
         "seed": seed,
     }
-    if surrogate is not None and not isinstance(surrogate, nn.Module):
-        raise ModelError(
-            "expected a surrogate with gradients, an nn.Module, got "
-            f"{type(surrogate).__name__}: the transfer attack follows them"
-        )
-    chosen = None
-    if attacks is not None:
-        several = isinstance(attacks, list | tuple)
-        chosen = [attack_of(attack) for attack in (attacks if several else [attacks])]
-        if not chosen:
-            raise ConfigError("expected at least one attack, or attacks=None for the preset's")
-    if surrogate is None and chosen and any(isinstance(a, TransferAttack) for a in chosen):
-        raise ConfigError("the transfer attack needs surrogate=, the attacker's own nn.Module")
-    if not isinstance(model, nn.Module):
-        for attack in chosen or []:
-            refuse_blind(attack, gradients=False)
-        if chosen is None:
-            transfer: list[Attack] = [TransferAttack()] if surrogate is not None else []
-            chosen = [SquareAttack(), *transfer, NoiseAttack()]
-        if certify not in ("auto", "off") or epsilons:
-            raise ConfigError(
-                "expected no epsilons and no bounds for a function, which gives no gradients, got "
-                f"epsilons={epsilons!r} and certify={certify!r}"
-            )
-        fields["certify"] = "off"
-    if corruptions is None and severities is not None:
-        raise ConfigError(f"expected severities= beside corruptions=, got {severities!r} alone")
-    if corruptions is not None:
-        kinds = [corruptions] if isinstance(corruptions, str) else list(corruptions)
-        fields["corruptions"] = {
-            **({} if kinds == ["all"] else {"kinds": kinds}),
-            **({} if severities is None else {"severities": [int(each) for each in severities]}),
-        }
-    if surrogate is not None:
-        fields["surrogate"] = Surrogate(model_id="mdl_" + hash_of_network(surrogate)[:26])
-    config = configured(AuditConfig, {**fields, "attacks": chosen})
-    named = _named(positive)
+    config = configuration(
+        fields,
+        gradients=isinstance(model, nn.Module),
+        attacks=attacks,
+        surrogate=surrogate,
+        corruptions=corruptions,
+        severities=severities,
+    )
+    named = named_by(positive)
     task = Task(positive=named)
     gate.refuse_unknown(config, [task], grouped=groups is not None)
-    stated = _stated(statement)
+    stated = statement_of(statement)
     with ExitStack() as stack:
         found = stack.enter_context(
             examples_of(
@@ -217,7 +184,7 @@ def audit(
         if config.smallest_changes is not None:
             config.smallest_changes.refuse_beyond_examples(len(found))
         config.behind_pipeline(found.images.shape[1:])  # raises where it cannot be done to them
-        columns = _columns(positive, classes)
+        columns = columns_by(positive, classes)
         spread = np.unique(np.linspace(0, len(found) - 1, TRIED, dtype=np.int64))
         with drawing(torch.device("cpu"), "tried"):
             tried = torch.from_numpy(as_float(found.images[spread]))
@@ -253,13 +220,13 @@ def audit(
         )
         behind, drawn = _draws(made, pixels, draws)
         _refuse_no_smallest(config, made, behind)
-        provenance = _provenance(model, made, pixels, found, surrogate, other, config)
+        provenance = provenance_of(model, made, pixels, found, surrogate, other, config)
         subject = Subject(
             # another one of these may round differently
             tenant=f"torch {torch.__version__} on {made.device.type}",
-            model=_hash(provenance.model.sha256.encode(), _reading(made)),
+            model=hash_of(provenance.model.sha256.encode(), reading_of(made)),
             dataset=provenance.dataset.sha256,
-            surrogate=_hash_of_surrogate(surrogate, other, pixels),
+            surrogate=hash_of_surrogate(surrogate, other, pixels),
             split=None,
             examples=len(found),
             image=(found.images.shape[2], found.images.shape[3]),
@@ -320,16 +287,6 @@ def _refuse_no_smallest(config: AuditConfig, made: Ready, draws: int) -> None:
         )
 
 
-def _stated(statement: Statement | Mapping[str, Any] | None) -> Statement | None:
-    if statement is None or isinstance(statement, Statement):
-        return statement
-    if not isinstance(statement, Mapping):
-        raise ConfigError(
-            f"expected statement= as a mapping of field and text, got {type(statement).__name__}"
-        )
-    return configured(Statement, statement)
-
-
 def _images(examples: Examples) -> AuditedImages:
     rows = np.arange(len(examples))
     own = digests(examples.images, rows)
@@ -350,23 +307,6 @@ def _draws(made: Ready, pixels: NDArray[np.float32], draws: int) -> tuple[int, l
         f"{said} Each score, of clean and attacked images alike, and each gradient of the attacks "
         f"is the mean over {draws} draws."
     ]
-
-
-def _named(positive: Any) -> list[str]:
-    if positive is None:
-        return ["1"]
-    return sorted(str(value) for value in listed(positive))
-
-
-def _columns(positive: Any, classes: Sequence[str] | None) -> list[Any] | None:
-    """Which of K outputs are positive."""
-    if classes is None or positive is None:
-        return columns_of(positive)
-    wanted = listed(positive)
-    missing = [name for name in wanted if name not in classes]
-    if missing:
-        raise ConfigError(f"expected positive among classes {list(classes)[:20]}, got {missing}")
-    return [list(classes).index(name) for name in wanted]
 
 
 def _refuse_several(examples: Examples, made: Ready, outputs: Outputs) -> None:
@@ -411,78 +351,3 @@ def _beyond(examples: Examples, made: Ready, classes: Sequence[str] | None) -> l
         f"0 to {answers.count - 1}: label n is read as output n, and labels beyond as "
         "negatives. classes= names the outputs where they are numbered otherwise."
     ]
-
-
-def _provenance(
-    model: Model,
-    made: Ready,
-    pixels: NDArray[np.float32],
-    examples: Examples,
-    surrogate: nn.Module | None,
-    other: Ready | None,
-    config: AuditConfig,
-) -> Provenance:
-    with torch.no_grad():
-        if isinstance(model, nn.Module):
-            sha256 = hash_of_network(model)
-        else:
-            answered = made.scorer.raw(torch.from_numpy(pixels).to(made.device))
-            sha256 = _hash(made.name.encode(), answered.cpu().numpy().tobytes())
-    data = examples.sha256()
-    return Provenance(
-        model=_model(made, sha256),
-        dataset=DatasetProvenance(id=f"ds_{data[:26]}", name="images", sha256=data, split=None),
-        surrogate=(
-            None
-            if other is None or surrogate is None
-            else _model(other, hash_of_network(surrogate))
-        ),
-        config=config.as_json(),
-        config_sha256=config.sha256(),
-        scores_sha256="",  # not measured yet
-        seed=config.seed,
-        versions={
-            "adap": version("adap-audit"),
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-        },
-        device=str(made.device),
-        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
-
-
-def _model(made: Ready, sha256: str) -> ModelProvenance:
-    answers = made.scorer.answers
-    return ModelProvenance(
-        id=f"mdl_{sha256[:26]}",
-        name=made.name,
-        sha256=sha256,
-        architecture=made.name,
-        origin="in process",
-        outputs=None if answers is None else answers.count,
-    )
-
-
-def _reading(made: Ready) -> bytes:
-    """How pixels become the model's input and its outputs a score: what else a score hangs on."""
-    pixels = [None if v is None else v.tolist() for v in (made.scorer.mean, made.scorer.std)]
-    return repr((made.scorer.answers, pixels)).encode()
-
-
-def _hash_of_surrogate(
-    surrogate: nn.Module | None, other: Ready | None, pixels: NDArray[np.float32]
-) -> str | None:
-    """Of its weights and of what it answers, as none of its scores is kept to compare with."""
-    if surrogate is None or other is None:
-        return None
-    with attacking(other.scorer), drawing(other.device, "surrogate"):
-        answered = logits_of(other.scorer, torch.from_numpy(pixels).to(other.device))
-    return _hash(hash_of_network(surrogate).encode(), _reading(other), answered.tobytes())
-
-
-def _hash(*parts: bytes) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    return digest.hexdigest()
