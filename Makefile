@@ -23,9 +23,9 @@ up: $(VENV)/.installed ## run the service on this machine until Ctrl-C
 # One thread a process: two test processes on two cores would otherwise fight over them. What was
 # compiled is kept, whatever the shell says.
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest
-# Three processes on two cores: what waits for services, kills and leases leaves a core to others.
+# Four processes on two cores: what waits for services, kills and leases leaves a core to others.
 test: $(VENV)/.installed-dev $(TOOLS)/.installed browser ## install what tests need and run all of them
-	$(PYTEST) -n 3
+	$(PYTEST) -n 4
 
 test-fast: $(VENV)/.installed-dev ## run what tests the library, in little more than a minute: no server, no browser
 	$(PYTEST) -n 2 -m "not slow and not browser" tests/core tests/models

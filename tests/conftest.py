@@ -1,7 +1,7 @@
 """Fixtures that every room uses.
 
-The service that tests talk to is real, and each process of pytest starts one at most. A file that
-uses the service, or what it makes once for itself, stays in one process (`--dist loadgroup`, in
+The service that tests talk to is real, and each process of pytest starts one at most. The tests of
+a file stay in one process, which makes what they share once (`--dist loadfile`, in
 `pyproject.toml`). What is slow runs first, so that no process is left with it at the end.
 """
 
@@ -33,21 +33,13 @@ os.environ.setdefault("ADAP_DATABASE_LIMIT_S", "60")
 PROCESSES = ("benchmarks", "client", "e2e", "worker")  # folders whose tests mostly wait for others
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep together what shares a service or a fixture of its file, and begin with what is slow."""
-    for item in items:
-        place = item.path.relative_to(REPOSITORY)
-        known = item._fixtureinfo.name2fixturedefs if isinstance(item, pytest.Function) else {}
-        made_once = any(made.scope == "module" for (*_, made) in known.values())
-        if "service" in known or made_once:
-            item.add_marker(pytest.mark.xdist_group(str(place)))
+    """Begin with the files that have slow tests: no process is left with one of them at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow") is not None}
 
-    def turn(item: pytest.Item) -> int:
-        if item.get_closest_marker("slow") is not None:
-            return 0
+    def turn(item: pytest.Item) -> tuple[bool, bool]:
         folder = item.path.relative_to(REPOSITORY / "tests").parts[0]
-        return 1 if folder in PROCESSES else 2
+        return item.path not in slow, folder not in PROCESSES
 
     items.sort(key=turn)  # stable: else in the order of the files
 
