@@ -450,6 +450,7 @@ def test_hostile_names_change_no_element_of_a_page(api: Api) -> None:
         {**TRAINING, "history": []},
         {**TRAINING, "dataset": {}, "method": {"name": [None]}, "task": {"positive": [5, {}]}},
         {**TRAINING, "train_examples": 10**400},
+        {**TRAINING, "best": {"epoch": 1}},
     ],
 )
 def test_whatever_a_file_says_of_its_training_is_shown_and_not_believed(
