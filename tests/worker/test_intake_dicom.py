@@ -2,6 +2,7 @@
 
 import io
 import logging
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -259,6 +260,28 @@ def test_runs_of_more_than_the_image_are_refused_before_they_are_unpacked() -> N
     dataset.PixelData = pydicom.encaps.encapsulate([bomb])
     with pytest.raises(UnusableImageError, match=r"expected runs \(RLE\) of 120 pixels, got more"):
         read_dicom(saved(dataset), RULES)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        b"\1" * 10,  # no header
+        struct.pack("<16L", 0, *[0] * 15) + bytes(64),  # no segment
+        struct.pack("<16L", 16, *range(64, 79)) + bytes(64),  # more than there is room for
+        struct.pack("<16L", 1, 10, *[0] * 14) + bytes(64),  # in the header
+        struct.pack("<16L", 2, 96, 64, *[0] * 13) + bytes(64),  # that fall
+        struct.pack("<16L", 2, 64, 64, *[0] * 13) + bytes(64),  # twice the same
+        struct.pack("<16L", 2, 64, 128, *[0] * 13) + bytes(64),  # behind the end
+    ],
+)
+def test_runs_without_a_sound_header_are_refused(frame: bytes) -> None:
+    dataset = made(scan(1))
+    dataset.compress(RLELossless)
+    dataset.PixelData = pydicom.encaps.encapsulate([frame])
+    with pytest.raises(UnusableImageError) as caught:
+        read_dicom(saved(dataset), RULES)
+    assert caught.value.damaged
+    assert re.search(r"does not decode as DICOM \(error\)|runs \(RLE\) in order", str(caught.value))
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ Source: DICOM PS3.3, C.7.6.3 (pixels), C.11.1 (rescale), C.11.2.1 (window); PS3.
 import io
 import logging
 import struct
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,10 @@ _RLE_PADDING = 1024  # bytes behind the pixels of a segment that do no harm
 _DEFLATED = str(pydicom.uid.DeflatedExplicitVRLittleEndian).encode()
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 # all that pydicom raises for damaged files
-_DAMAGED = (OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
+_DAMAGED = (
+    *(OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError),
+    struct.error,
+)
 _UNREADABLE = (
     *_DAMAGED,
     Warning,
@@ -127,8 +131,18 @@ def _check_runs(encapsulated: bytes, *, pixels: int) -> None:
     """
     (frame,) = pydicom.encaps.generate_frames(encapsulated, number_of_frames=1)
     count, *starts = _RLE_HEADER.unpack_from(frame)
-    ends = [*starts[1:count], len(frame)]
-    for start, end in zip(starts[:count], ends, strict=True):
+    segments = list(pairwise([*starts[:count], len(frame)]))
+    if not (
+        1 <= count <= len(starts)
+        and starts[0] >= _RLE_HEADER.size
+        and all(start < end for start, end in segments)
+    ):
+        raise UnusableImageError(
+            "expected segments of runs (RLE) in order, got other places in their header: save it "
+            "again",
+            damaged=True,
+        )
+    for start, end in segments:
         at, unpacked = start, 0
         while at < end and unpacked <= pixels + _RLE_PADDING:
             length = frame[at]
