@@ -295,6 +295,40 @@ def test_names_of_numbers_are_read_in_the_forms_that_people_write(
     assert any(f"'{named}'" in fact.message for fact in notes.facts)
 
 
+def test_a_list_beside_a_table_without_a_label_names_nothing(tmp_path: Path) -> None:
+    frame = FRAME.drop(columns="label").assign(labels="")
+    said = refusal({**with_table(frame), "README.txt": b"Cards\n"}, tmp_path)
+    assert said.startswith("expected 1 to 1000 different labels")
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("classes.csv", b"index,class\n0,zebra\n%s,ant\n"),
+        ("classes.csv", b"%s,zebra\n1,ant\n"),
+        ("classes.csv", b"class,index\nzebra,0\nant,%s\n"),
+        ("class_to_idx.json", b'{"0": "zebra", "%s": "ant"}'),
+        ("class_to_idx.json", b'{"zebra": 0, "ant": %s}'),
+    ],
+)
+def test_a_number_of_thousands_of_digits_is_the_number_of_no_class(
+    file: str, content: bytes, tmp_path: Path
+) -> None:
+    members = with_table(FRAME.assign(label=[0, 1] * 4))
+    made = read({**members, file: content % (b"1" * 5000)}, tmp_path)
+    assert labels(made) == ["0", "1"] * 4
+
+
+@pytest.mark.parametrize("mark", [b"e", b'"', b" ", b"\\"])
+def test_no_table_says_that_its_separator_is_a_letter_or_a_quote(
+    mark: bytes, tmp_path: Path
+) -> None:
+    table = b"sep=%s\n" % mark + FRAME.to_csv(index=False).encode()
+    assert "the names of the columns in the first line" in refusal(
+        {**IMAGES, "metadata.csv": table}, tmp_path
+    )
+
+
 @pytest.mark.parametrize("prefix", ["./", "data\\", "./data/"])
 def test_names_in_a_zip_are_read_as_other_archivers_write_them(prefix: str, tmp_path: Path) -> None:
     members = {

@@ -24,6 +24,7 @@ from adap.worker.intake.notes import Notes
 _MAX_BYTES = 1024**2
 _LISTS = (".txt", ".names", ".csv", ".tsv")
 _CALLED = re.compile(r"(class(es)?|labels?|names|label_map)([-_]?(names|labels|list|map))?")
+_NUMBER = re.compile(r"\d{1,18}")
 _NUMBERED = re.compile(r"(\d{1,6})(?:\s*[:=.,;\t]\s*|\s+)(\S.*)")
 
 Names = Mapping[int, str]
@@ -37,7 +38,7 @@ def with_names(
     others: the files beside the images that have not been read for something else.
     """
     labels = {label for example in examples for label in example.labels}
-    if not all(label.isdecimal() for label in labels):
+    if not labels or not all(map(_NUMBER.fullmatch, labels)):
         return examples, []
     numbers = {int(label) for label in labels}
     found: dict[str, Names | list[str]] = {}
@@ -100,7 +101,7 @@ def _of_json(value: Any) -> Names | list[str]:
     if not isinstance(value, dict):
         return []
     pairs = list(value.items())
-    if all(isinstance(item, str) and str(key).isdecimal() for key, item in pairs):
+    if all(isinstance(item, str) and _NUMBER.fullmatch(str(key)) for key, item in pairs):
         return {int(key): tidy(item) for key, item in pairs}
     if all(type(item) is int for _, item in pairs):
         by_number = {item: tidy(key) for key, item in pairs}
@@ -118,8 +119,8 @@ def _of_table(lines: Sequence[str]) -> Names:
     if not rows or any(len(row) != 2 for row in rows):
         return {}
     for number, name in ((0, 1), (1, 0)):
-        below = rows if rows[0][number].isdecimal() else rows[1:]
-        if below and all(row[number].isdecimal() for row in below):
+        below = rows if _NUMBER.fullmatch(rows[0][number]) else rows[1:]
+        if below and all(_NUMBER.fullmatch(row[number]) for row in below):
             named = {int(row[number]): tidy(row[name]) for row in below}
             return named if len(named) == len(below) else {}
     return {}

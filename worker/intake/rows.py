@@ -14,7 +14,7 @@ from adap.worker.intake.limits import Reasons, Rejected
 from adap.worker.intake.names import tidy
 
 _MARKS = ",;\t"
-_DECLARED = re.compile(r'"?sep=(.)"?\r?\n', re.IGNORECASE)  # the first line that Excel writes
+_DECLARED = re.compile(r'"?sep=([,;\t|])"?\r?\n', re.IGNORECASE)  # the first line that Excel writes
 
 Row = tuple[str, dict[str, Value | None]]
 """Where a row stands (its table, and the number of its last line), and its values by column."""
