@@ -105,7 +105,7 @@ def _behind(node: Any, ranks: Mapping[str, int]) -> list[Any]:
     if last < 2:
         return [node]
     swap = [*range(last - 2), last - 1, last - 2]
-    names = [f"{node.output[0]}.{i}" for i in (0, 1)]
+    names = [f"adap.{node.output[0]}.{i}" for i in (0, 1)]
     return [
         helper.make_node("Transpose", [left], names[:1], perm=swap),
         helper.make_node("Transpose", names[:1], names[1:], perm=swap),
@@ -117,7 +117,7 @@ def _product(node: Any, graph: Any, ranks: Mapping[str, int]) -> list[Any]:
     """What a Gemm computes, alpha A B + beta C, either of A and B transposed before."""
     from onnx import helper, numpy_helper
 
-    name, (left, right, *bias) = node.output[0], node.input
+    name, (left, right, *bias) = f"adap.{node.output[0]}", node.input
     given = {item.name: helper.get_attribute_value(item) for item in node.attribute}
     made: list[Any] = []
 
@@ -140,5 +140,5 @@ def _product(node: Any, graph: Any, ranks: Mapping[str, int]) -> list[Any]:
     value = scaled(step("MatMul", left, right), "alpha")
     if bias and bias[0]:
         step("Add", value, scaled(bias[0], "beta"))
-    made[-1].output[0] = name
+    made[-1].output[0] = node.output[0]
     return made

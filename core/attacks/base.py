@@ -88,7 +88,8 @@ def loss_and_gradient(loss_fn: LossFn, x_adv: Tensor) -> tuple[Tensor, Tensor]:
     stays at its start, and the audit shows it.
 
     Black and white pixels are asked `BESIDE` their wall: a network that clamps its input to [0, 1]
-    has no gradient on the wall itself, in PyTorch, and the search would leave them alone.
+    has no gradient on the wall itself, in PyTorch, and the search would leave them alone. The loss
+    is that of the image there; what an audit reports is scored again, as it is.
     """
     with torch.enable_grad():
         x_adv = x_adv.detach().clamp(BESIDE, 1 - BESIDE).requires_grad_()

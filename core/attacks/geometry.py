@@ -24,7 +24,7 @@ L2_ROUNDS = 5
 FAR = 1000
 
 # Of a pixel's range: a change of no more is none, as of starts that lie beside the image.
-BESIDE = 0.01
+UNCHANGED = 0.01
 
 
 class Geometry(ABC):
@@ -216,7 +216,7 @@ class _Places(Geometry):
 
     def step(self, x_adv: Tensor, gradient: Tensor, x: Tensor, *, size: float | Tensor) -> Tensor:
         walls = torch.where(gradient > 0, 1.0, torch.where(gradient < 0, 0.0, x_adv))
-        changed = (x_adv - x).abs().amax(dim=1, keepdim=True) > BESIDE
+        changed = (x_adv - x).abs().amax(dim=1, keepdim=True) > UNCHANGED
         moved = torch.where(changed, (x_adv + size * gradient.sign()).clamp(0, 1), walls)
         gain = (gradient * (moved - x)).sum(dim=1, keepdim=True).clamp_min(0)
         flat = (gradient == 0).flatten(1).all(dim=1).view(-1, 1, 1, 1)

@@ -29,7 +29,7 @@ def smallest_change(height: LossFn, x: Tensor, *, norm: str, steps: int) -> tupl
     height: (B, C, H, W) to (B,), each of its own image alone.  norm: 'linf', 'l2' or 'l1'.
     Where nothing below 0 was found the distance is infinite and the image is `x`; where `x` is
     below 0 itself it is 0. What is found bounds the smallest change from above. It draws nothing.
-    Costs `steps` forward and backward passes, and 1 + HALVINGS forward passes.
+    Costs `steps` forward and backward passes, and HALVINGS + 3 forward passes.
 
     Raises ConfigError for another norm and for no step.
     """

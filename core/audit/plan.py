@@ -27,7 +27,7 @@ from adap.core.config.data import Task
 from adap.core.config.deployment import PipelineStep, pipeline_draws
 from adap.core.config.threats import Threat
 
-SCORES_VERSION = 3  # of the code that attacks: another one makes other scores
+SCORES_VERSION = 4  # of the code that attacks: another one makes other scores
 NOMINAL_CHECKS = 1000  # images that the checks of a task count for in the progress of an audit
 CERTIFIED_SAMPLE = 8  # of each side: what `certify: auto` tries bounds on
 

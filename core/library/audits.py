@@ -144,7 +144,7 @@ def audit(
         "certify": certify,
         "checks": checks,
         "pipeline": list(pipeline),
-        "smallest_changes": {} if smallest_changes is True else smallest_changes or None,
+        "smallest_changes": _smallest(smallest_changes),
         "epsilons": epsilons if epsilons is None or np.ndim(epsilons) == 0 else list(epsilons),
         "thresholds": list(require) if isinstance(require, list | tuple | set) else [require],
         "batch_size": batch_size,
@@ -285,6 +285,13 @@ def _refuse_no_smallest(config: AuditConfig, made: Ready, draws: int) -> None:
             "numbers: which side of the first k an image is on would change from one scoring to "
             "the next"
         )
+
+
+def _smallest(asked: Any) -> Any:
+    """Their settings: True stands for the defaults, as {} does, and False for none."""
+    if isinstance(asked, bool):
+        return {} if asked else None
+    return asked
 
 
 def _images(examples: Examples) -> AuditedImages:

@@ -110,6 +110,8 @@ def distil(
     pixels = torch.from_numpy(as_float(pixels_of(images, layout)))
     if len(pixels) < FEWEST // 2:
         raise DataError(f"expected at least {FEWEST // 2} images to ask about, got {len(pixels)}")
+    if network is not None:
+        _refuse_unfit(network, pixels[:2])
     generator = torch.Generator().manual_seed(seed)
     pixels = pixels[torch.randperm(len(pixels), generator=generator)]
     box = _Counting(model)
@@ -121,7 +123,7 @@ def distil(
         learnt = torch.arange(len(x)) % HELD_OUT != 0
         x, answers = x[learnt], answers[learnt]
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             made_of = _small(pixels.shape[1]) if network is None else network
             scale = float(answers.std())
             if not scale > 0:
@@ -138,6 +140,27 @@ def distil(
         scores = torch.stack([_asked(found, own), kept])
     found.correlation = float(torch.corrcoef(scores)[0, 1].nan_to_num(nan=0.0))
     return found.eval()
+
+
+def _refuse_unfit(network: nn.Module, tried: Tensor) -> None:
+    """Raise ModelError for what cannot learn scores of such images, before anything is asked."""
+    if not isinstance(network, nn.Module):
+        raise ModelError(f"expected network= as an nn.Module, got {type(network).__name__}")
+    elsewhere = {str(w.device) for w in network.parameters() if w.device.type != "cpu"}
+    if elsewhere:
+        raise ModelError(f"expected network= on the CPU, got weights on {', '.join(elsewhere)}")
+    try:
+        with attacking(network), torch.no_grad():
+            shape = tuple(network(tried).shape)
+    except (RuntimeError, ValueError) as error:
+        raise ModelError(
+            f"expected network= that takes images of {tuple(tried.shape[1:])}, got {error}"
+        ) from error
+    if shape not in ((len(tried),), (len(tried), 1)):
+        raise ModelError(
+            f"expected network= with one score an image, (B,) or (B, 1), got {shape} of "
+            f"{len(tried)} images"
+        )
 
 
 class _Counting:

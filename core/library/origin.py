@@ -89,6 +89,7 @@ def hash_of_surrogate(
 
 
 def hash_of(*parts: bytes) -> str:
+    """SHA-256 of the parts, one after the other."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)

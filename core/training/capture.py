@@ -6,11 +6,15 @@ that is recorded: no line of Python runs again. So a function may be captured if
 on tensors alone, which it may change in place, and on generators that the recorder knows.
 """
 
+import random
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -75,6 +79,7 @@ class Captured:
             except Exception as error:  # noqa: BLE001  the same work, one kernel after the other
                 first = _first_of(error, around)
                 self.refused = f"{type(first).__name__}: {first}".splitlines()[0]
+            if self._replay is None:  # and nothing holds on to what was broken off
                 return self._function(*inputs)
         for own, given in zip(self._inputs, inputs, strict=True):
             own.copy_(given)
@@ -89,6 +94,51 @@ def _first_of(error: BaseException, around: BaseException | None) -> BaseExcepti
     while error.__context__ is not None and error.__context__ is not around:
         error = error.__context__
     return error
+
+
+@contextmanager
+def no_draws_on_the_host() -> Iterator[None]:
+    """Refuse what draws random numbers on the CPU: a replay would repeat them for ever.
+
+    Their generators are left as they were. Raises RuntimeError for numbers of torch, Python's
+    `random` or NumPy.
+    """
+    before = _HostState.now()
+    try:
+        yield
+    finally:
+        moved = before.moved()
+        before.put_back()
+    if moved:
+        raise RuntimeError(f"it draws random numbers on the CPU, by {' and '.join(moved)}")
+
+
+@dataclass(frozen=True)
+class _HostState:
+    """Of the generators that a network may draw from on the CPU."""
+
+    torch: Tensor
+    python: tuple[Any, ...]
+    numpy: tuple[Any, ...]
+
+    @classmethod
+    def now(cls) -> "_HostState":
+        numpy = np.random.get_state()  # the generator that networks draw from
+        return cls(torch.get_rng_state(), random.getstate(), tuple(numpy))
+
+    def moved(self) -> list[str]:
+        now = _HostState.now()
+        moved = {
+            "torch": not torch.equal(now.torch, self.torch),
+            "random": now.python != self.python,
+            "NumPy": now.numpy[2] != self.numpy[2] or not (now.numpy[1] == self.numpy[1]).all(),
+        }
+        return [name for name, other in moved.items() if other]
+
+    def put_back(self) -> None:
+        torch.set_rng_state(self.torch)
+        random.setstate(self.python)
+        np.random.set_state(self.numpy)
 
 
 class CudaGraphs:
@@ -112,7 +162,8 @@ class CudaGraphs:
         for generator in generators:
             graph.register_generator_state(generator)
         # other threads of the process may do with the GPU what they like meanwhile
-        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+        recording = torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local")
+        with no_draws_on_the_host(), recording:
             result = work()
 
         def replay() -> Tensor:

@@ -59,6 +59,7 @@ def not_captured(reason: str | None) -> Fact | None:
     return Fact(
         level="info",
         code="not_captured",
-        message="The steps of this training could not be captured as a CUDA graph and ran kernel "
-        f"by kernel ({reason}): the weights are the same, and it took longer.",
+        message="Steps or validation of this training could not be captured as a CUDA graph and "
+        f"ran kernel by kernel ({reason}): the weights are the same up to rounding, and it took "
+        "longer.",
     )

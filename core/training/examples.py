@@ -1,7 +1,7 @@
 """The images and targets of a training: what can be trained on, and where and how it lies."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -23,13 +23,25 @@ def as_input(images: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def resident(images: Images, device: torch.device) -> Images:
-    """The images on a GPU where they take up less than half of what is free there; else as they
-    are, and every batch is brought there."""
-    size = math.prod(images.shape) * images.dtype.itemsize
+def resident(sets: Sequence[Images], device: torch.device) -> list[Images]:
+    """The sets of images on a GPU where all of them take up less than half of what is free there;
+    else as they are, and every batch is brought there."""
+    size = sum(math.prod(images.shape) * images.dtype.itemsize for images in sets)
     if device.type != "cuda" or 2 * size > torch.cuda.mem_get_info(device)[0]:
-        return images
-    return images.to(device) if isinstance(images, Tensor) else taken(images, slice(None), device)
+        return list(sets)
+    return [brought(images, device) for images in sets]
+
+
+def brought(images: Images, device: torch.device) -> Tensor:
+    """All of them on the device, part by part where they are no tensor yet."""
+    if isinstance(images, Tensor):
+        return images.to(device)
+    dtype = taken(images, slice(0, 0), device).dtype
+    found, start = torch.empty(images.shape, dtype=dtype, device=device), 0
+    for part in parts(images):
+        found[start : start + len(part)] = part
+        start += len(part)
+    return found
 
 
 def home(images: Images) -> torch.device:

@@ -176,7 +176,7 @@ def fit(
         ranks.refuse_other(config, images, targets, *validation)
         ranks.agree_on(network, objective)
     checkpoint = ranks.told(checkpoint)
-    images, held_out = resident(images, device), resident(validation[0], device)
+    images, held_out = resident([images, validation[0]], device)
     optimizer = optimizer_of(network.parameters(), config.optimizer, device=device)
     average = None if config.ema is None else WeightAverage(network, decay=config.ema)
     step = Step(network, objective, optimizer, average, config, device, ranks)

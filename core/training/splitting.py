@@ -154,7 +154,7 @@ def training_split(
                 raise DataError(
                     f"expected positives ({', '.join(asked.positive)}) and negatives in the "
                     f"{what} part, got {positives} positives among {len(index)} examples"
-                    + ("" if sample is None else ", as a sample was asked for")
+                    + (f", of a sample of {sample}" if sample is not None else "")
                 )
     return train, validation
 

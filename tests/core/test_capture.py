@@ -5,6 +5,9 @@ without a line of Python, as a CUDA graph does; and as during a capture, nothing
 on the host.
 """
 
+import random
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -16,7 +19,7 @@ from adap.core.config.training import Augment, Optimizer, TrainingAttack
 from adap.core.objectives.registry import OBJECTIVES, build_objective
 from adap.core.training.attacking import attack_batch
 from adap.core.training.augment import augment
-from adap.core.training.capture import WARM_UPS, Captured
+from adap.core.training.capture import WARM_UPS, Captured, no_draws_on_the_host
 from adap.core.training.optimizers import optimizer_of, set_rate
 from tests.core.test_training import (
     RECIPE,
@@ -191,6 +194,26 @@ def test_what_is_replayed_belongs_to_the_first_shape_and_other_shapes_run_as_the
         assert doubled(torch.full((3,), float(number))).tolist() == [2 * number] * 3
         assert doubled(torch.full((1,), float(number))).tolist() == [2 * number]
     assert tape.replays == 2
+
+
+@pytest.mark.parametrize(
+    ("draw", "by"),
+    [
+        (lambda: torch.rand([]), "torch"),
+        (random.random, "random"),
+        (lambda: np.random.rand(), "NumPy"),
+    ],
+)
+def test_what_draws_on_the_host_is_not_recorded_and_draws_the_same_afterwards(draw, by):
+    torch.manual_seed(0)
+    random.seed(0)
+    np.random.seed(0)
+    refused = pytest.raises(RuntimeError, match=f"random numbers on the CPU, by {by}$")
+    with refused, no_draws_on_the_host():
+        first = draw()
+    assert draw() == first
+    with no_draws_on_the_host():
+        torch.ones(3).sum()
 
 
 def test_what_was_recorded_is_forgotten_when_something_beside_the_tensors_changes():

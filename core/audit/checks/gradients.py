@@ -147,7 +147,8 @@ def gradient_predicts(
         f"they do, and is {slope:.2f} of it"
     )
     if "slope_path" in figures:
-        message += f", along paths of a quarter of epsilon {figures['slope_path']:.2f} of it"
+        along = figures["slope_path"]
+        message += f", along paths of half of epsilon (three levels at least) {along:.2f} of it"
     message += (
         "; one step along the gradient averaged over noise is clearly stronger than the search on "
         f"{figures['averaged_wins']:.0%} of the images"

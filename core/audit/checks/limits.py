@@ -8,7 +8,7 @@ from adap.core.report import Limit
 
 # Of an AP that should not change. The sample is half positives, where AP is steadiest, and the runs
 # compared share their images and mostly their starts: on honest networks they differ by 0.005 at
-# most. A single positive weighs 1 / P, so few of them must not decide: see `ap_limits`.
+# most. A single positive weighs 1 / P, so few of them must not decide: see `Judged.ap_limit`.
 AP_CHANGE = Limit(caution=0.01, fail=0.05)
 
 # Of the weight of a positive: what all searches of the checks that follow the gradient leave less

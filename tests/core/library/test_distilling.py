@@ -116,6 +116,27 @@ def test_a_network_of_ones_own_learns_and_nothing_random_outside_is_drawn(digits
         (len, 20, {"queries": 100}, adap.DataError, "at least 32 images to ask about, got 20"),
         (nn.Flatten(), 64, {"queries": 100}, adap.ModelError, "a function .* got Flatten"),
         (
+            len,
+            64,
+            {"queries": 100, "network": len},
+            adap.ModelError,
+            "network= as an nn.Module, got builtin",
+        ),
+        (
+            len,
+            64,
+            {"queries": 100, "network": nn.Sequential(nn.Flatten(), nn.Linear(64, 2))},
+            adap.ModelError,
+            r"one score an image, .* got \(2, 2\) of 2 images",
+        ),
+        (
+            len,
+            64,
+            {"queries": 100, "network": nn.Sequential(nn.Flatten(), nn.Linear(7, 1))},
+            adap.ModelError,
+            r"that takes images of \(1, 8, 8\), got ",
+        ),
+        (
             lambda x: np.zeros(len(x)),
             64,
             {"queries": 100},

@@ -147,6 +147,17 @@ def test_at_most_so_many_are_searched_for(data: tuple[np.ndarray, np.ndarray]) -
     assert found.searched == 4 < found.among
 
 
+def test_an_empty_mapping_stands_for_the_defaults_as_true_does(
+    data: tuple[np.ndarray, np.ndarray],
+) -> None:
+    found, same, none = (
+        audited(data, smallest_changes=asked).smallest_changes for asked in ({}, True, False)
+    )
+    assert found is not None
+    assert found == same
+    assert none is None
+
+
 @pytest.mark.parametrize(
     ("options", "error", "said"),
     [
