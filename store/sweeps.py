@@ -107,6 +107,8 @@ def sweep_of(session: Session, job_id: str) -> str | None:
 def place(session: Session, job: JobRow) -> TrialRow | None:
     """The place of a job in a sweep, for the job that will have it from now on; None outside.
 
+    None, too, where the sweep is deleted while its lock is waited for.
+
     Locks the sweep. Raises NoPlaceError where another job has the place, or nobody shall have it.
     """
     later = select(literal(job.id).label("id")).cte(recursive=True)  # the job and its retries
@@ -115,7 +117,9 @@ def place(session: Session, job: JobRow) -> TrialRow | None:
     trial = session.scalar(query)
     if trial is None:
         return None
-    sweep = lock(session, trial.sweep_id)
+    sweep = session.get(SweepRow, trial.sweep_id, with_for_update=True, populate_existing=True)
+    if sweep is None:
+        return None
     session.refresh(trial)
     if trial.job_id != job.id:
         raise NoPlaceError(

@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import delete, select, text
 
 from adap.store import jobs, retries, sweeps
 from adap.store.blobs import FolderBlobs
 from adap.store.database import Database
 from adap.store.garbage import collect
 from adap.store.jobs import JobError
-from adap.store.tables import JobEventRow, JobKind, JobRow
+from adap.store.tables import JobEventRow, JobKind, JobRow, SweepRow, TrialRow
 from tests.store.test_jobs import must_claim, read
 from tests.store.test_sweeps import make
 from tests.store.test_sweeps import read as statuses
@@ -126,3 +126,22 @@ def test_a_checkpoint_is_kept_for_a_while_and_then_garbage(
             retries.forget_checkpoints(session, older_s=older_s)
         collect(database, blobs, grace_s=-1)
         assert (blobs.root / sha256[:2] / sha256).exists() is left
+
+
+def test_a_retry_that_waited_while_its_sweep_went_is_a_job_of_its_own(postgres: Database) -> None:
+    sweep_id = make(postgres, planned=1, made=1)
+    first = first_trial(postgres, sweep_id)
+    fail(postgres, first)
+    waits = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+    with ThreadPoolExecutor(1) as pool:
+        with postgres.writing() as session:
+            sweeps.lock(session, sweep_id)
+            session.execute(delete(TrialRow).where(TrialRow.sweep_id == sweep_id))
+            session.execute(delete(SweepRow).where(SweepRow.id == sweep_id))
+            again = pool.submit(retry, postgres, first)
+            while not again.done():
+                with postgres.reading() as looking:
+                    if looking.scalar(waits):
+                        break
+        new, told = again.result()
+    assert (new.retry_of, told) == (first, {"of": first, "epoch": 0, "reason": "no_checkpoint"})
