@@ -15,6 +15,7 @@ from starlette.types import Message, Receive
 PIECE_BYTES = 16 * 1024  # read at once: a millisecond's work, if it is of many small parts
 OWED_S = 0.002  # of the loop's time, before a pause as long gives it back
 MOST_OWED_S = 0.05
+MOST_PIECE_S = 0.005  # for a piece, or a form would be charged with what others do while it waits
 
 
 @dataclass(eq=False)
@@ -47,7 +48,7 @@ class Turns:
 
         async def received() -> Message:
             nonlocal rest, began
-            used_s = 0.0 if began is None else time.thread_time() - began
+            used_s = 0.0 if began is None else min(time.thread_time() - began, MOST_PIECE_S)
             if not rest.get("body"):
                 rest = await receive()
                 if rest["type"] != "http.request":

@@ -6,7 +6,7 @@ from collections.abc import Awaitable
 
 from starlette.types import Message, Receive
 
-from adap.api.turns import OWED_S, PIECE_BYTES, Turns
+from adap.api.turns import MOST_PIECE_S, OWED_S, PIECE_BYTES, Turns
 
 BODY = bytes(range(256)) * 400  # some pieces, the last one short
 
@@ -94,3 +94,30 @@ def test_the_forms_of_a_tenant_leave_the_loop_as_much_as_they_take() -> None:
     lasted = asyncio.run(scenario())
     assert used > 0.05
     assert lasted > 1.8 * used
+
+
+def test_a_form_is_not_charged_with_what_others_do_while_its_reader_waits() -> None:
+    burnt = 0
+
+    async def other() -> None:
+        nonlocal burnt
+        while True:
+            began = time.thread_time()
+            while time.thread_time() - began < 1.2 * MOST_PIECE_S:
+                pass
+            burnt += 1
+            await asyncio.sleep(0)
+
+    async def scenario() -> int:
+        going = asyncio.create_task(other())
+        receive = Turns().receive(arriving(BODY, size=len(BODY)), "a")
+        await receive()
+        for _ in range(10):  # as one who writes to a file waits for its thread
+            await asyncio.sleep(0)
+        before = burnt
+        await receive()
+        going.cancel()
+        return burnt - before
+
+    # each turn of the other lasts longer than the pause, so a few end it on any machine
+    assert asyncio.run(scenario()) <= 4
