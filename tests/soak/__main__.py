@@ -36,7 +36,6 @@ from tests.soak.tenants import SEEDS, Tenant
 
 PAUSE_S = (1.0, 8.0)  # between two outages, drawn each time; the next may come before all is well
 RECOVERED_WITHIN_S = 300.0
-ENDED_WITHIN_S = 900.0
 TENANTS, FEW_TENANTS = 3, 2
 GONE_WITHIN_S = 120.0  # until the last process has followed its parent
 KILLED = ("api", "compute", "intake", "child", "broker", "database")
@@ -49,10 +48,14 @@ HEAD = (
 
 @dataclass(frozen=True)
 class Length:
-    """How long a soak is: minutes of outages, or how often each outage comes."""
+    """How long a soak is: minutes of outages, or how often each outage comes.
+
+    patience_s: until what is waited for counts as a fault.
+    """
 
     minutes: float | None = None
     rounds: int = 1
+    patience_s: float = 900.0
 
     def __str__(self) -> str:
         return f"{self.rounds} rounds" if self.minutes is None else f"{self.minutes:g}"
@@ -82,7 +85,7 @@ class Soak:
         with ThreadPoolExecutor(64) as pool:
             working = [pool.submit(tenant.work, over) for tenant in self.tenants]
             try:
-                watching = self._disturb(pool)
+                watching = self.disturb(pool)
             finally:
                 over.set()
             for future in (*working, *watching):
@@ -102,13 +105,16 @@ class Soak:
         figures = (*figures, found.doubled, found.equal, f"{max(self.recoveries, default=0):.0f} s")
         return " | ".join(map(str, (*figures, len(self.faults))))
 
-    def _disturb(self, pool: ThreadPoolExecutor) -> list[Future[None]]:
-        """Outage after outage, each watched until all that it hit has gone on."""
+    def disturb(self, pool: ThreadPoolExecutor) -> list[Future[None]]:
+        """Outage after outage, each watched until all that it hit has gone on.
+
+        Where rounds are counted, the first fault ends them.
+        """
         watching = []
         turns = self._rounds() if self.length.minutes is None else self._turns()
         for name, happen, away_s in turns:
             happened = False
-            while not happened:
+            while not happened and not self.faults:
                 hit = self._last_events(WORKED_ON)
                 at = time.monotonic()
                 happened = happen(away_s)
@@ -117,6 +123,8 @@ class Soak:
                     watching.append(pool.submit(self._watch, name, hit, at))
                 elif self.length.minutes is not None:
                     break  # its turn comes again
+                else:
+                    self._wait_for_work()
         return watching
 
     def _turns(self) -> Iterator[tuple[str, Outage, float]]:
@@ -132,8 +140,13 @@ class Soak:
         """Each outage so often, as soon as jobs run that it can hit; no clock is asked."""
         most = self.length.rounds * len(self.on.outages)
         for turn in islice(in_turns(self.on.outages, self.random), most):
-            self._wait(lambda: self._last_events(WORKED_ON), "a job runs")
+            self._wait_for_work()
+            if self.faults:
+                return
             yield turn
+
+    def _wait_for_work(self) -> None:
+        self._wait(lambda: self._last_events(WORKED_ON), "a job runs")
 
     def _watch(self, name: str, hit: dict[str, int], at: float) -> None:
         """Until the service says that it is ready, and each job that ran has had a new event."""
@@ -158,9 +171,8 @@ class Soak:
             except SQLAlchemyError:
                 time.sleep(0.2)
 
-    def _wait(
-        self, what: Callable[[], object], because: str, limit_s: float = ENDED_WITHIN_S
-    ) -> None:
+    def _wait(self, what: Callable[[], object], because: str, limit_s: float | None = None) -> None:
+        limit_s = self.length.patience_s if limit_s is None else limit_s
         deadline = time.monotonic() + limit_s
         while not what():
             if time.monotonic() > deadline:
