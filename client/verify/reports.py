@@ -49,7 +49,7 @@ def verify(report: Json, content: bytes) -> list[Line]:
         if report["trust"] is not None:
             trust_checks(book, report, dict(zip(names, tasks, strict=False)))
         thresholds_again(book, report, found)
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise NotAReportError(
             f"Expected the JSON of a report and the scores behind it, got {error!r} on the way."
         ) from error

@@ -20,6 +20,7 @@ AP_FAILS = 0.05  # or the weight of two positives
 OTHER_BATCH = 0.01
 WHITE_BOX = ("fgsm", "pgd", "apgd")
 BLACK_BOX = ("square", "transfer")
+HALF_A_LEVEL = 0.5 / 255  # what storing a pixel as a byte may change
 TWENTIETHS = 20  # of the positives that were moved: where the curve of smallest changes has points
 
 
@@ -30,6 +31,7 @@ def trust_checks(book: Book, report: Json, tasks: Mapping[str, Scores]) -> None:
     verdict = {"fail": "not trustworthy", "caution": "caution"}.get(worst, "trustworthy")
     book.same("trust.verdict", report["trust"]["verdict"], verdict)
     statuses = {check["name"]: check["status"] for check in checks}
+    threat = report["provenance"]["config"]["threat"]
     steady = {statuses.get(of) for of in ("repeatable", "batch_independent")} <= {"pass", None}
     for check in checks:
         name, status, figures = check["name"], check["status"], check["figures"]
@@ -45,7 +47,7 @@ def trust_checks(book: Book, report: Json, tasks: Mapping[str, Scores]) -> None:
             book.taken(path, status, reason)
             continue
         book.same(f"{path}.status", status, _by_limits(figures, limits))
-        for figure, recomputed in _derived(name, figures, int(sample.sum())).items():
+        for figure, recomputed in _derived(name, figures, int(sample.sum()), threat).items():
             if figure in figures:
                 book.number(f"{path}.{figure}", figures[figure], recomputed)
         if name == "reaches_floor" and "floor" in figures:
@@ -83,14 +85,15 @@ def _status(value: float, limit: Json) -> str:
     return "caution" if beyond(value, limit["caution"]) else "pass"
 
 
-def _derived(name: str, figures: Json, positives: int) -> dict[str, float]:
+def _derived(name: str, figures: Json, positives: int, threat: Json) -> dict[str, float]:
     """The figures of a check that follow from its others."""
-    if "not_finite" in figures:
+    if "not_finite" in figures or set(figures) == {"gradient_attacks"}:
         return {}
     if name == "converged":
         drop, further = figures["margin_drop"], figures["margin_drop_doubled"]
         return {
             "ap_lower": figures["ap"] - figures["ap_doubled"],
+            "ap_left": figures["ap"] - figures["ap_lowest"],
             "margin_further": _further(further, drop),
             "weight_of_a_positive": 1 / positives,
         }
@@ -124,8 +127,12 @@ def _derived(name: str, figures: Json, positives: int) -> dict[str, float]:
         return {"above": figures["low"] - figures["chance"]}
     if name == "eight_bit":
         drop, kept = figures["margin_drop"], figures["margin_drop_8_bit"]
+        lost = 1 - kept / drop if drop > 0 else 0.0
+        # where all pixels may round outwards at once
+        outwards = HALF_A_LEVEL / threat["epsilon"] if threat["norm"] == "linf" else 0.0
         return {
-            "share_lost": 1 - kept / drop if drop > 0 else 0.0,
+            "share_lost": lost,
+            "share_gained": -lost - outwards,
             "ap_back": figures["ap_8_bit"] - figures["ap"],
         }
     return {}

@@ -308,6 +308,21 @@ def test_what_the_checks_found_is_borne_out_as_far_as_it_can_be(tmp_path: Path) 
     assert lines["trust.monotone by the audit's attacks"].ok
 
 
+def test_the_check_of_a_function_without_gradients_is_borne_out(tmp_path: Path) -> None:
+    scores, attacks = scores_of(), [PGDAttack()]
+    judged = Judged(scores.targets, scores.clean, {"square": scores.clean})
+    plan = plan_runs(Threat(epsilon=0.1), attacks, DEPTHS["quick"], surrogate=False, box=1.0)
+    report, content = with_checks(tmp_path, [converged(judged, attacks, plan)])
+    assert wrong(verify(report, content)) == []
+
+
+def test_a_check_of_rounding_without_an_epsilon_is_no_report(tmp_path: Path) -> None:
+    report, content = with_checks(tmp_path, honest_checks(scores_of()))
+    report["provenance"]["config"]["threat"]["epsilon"] = 0
+    with pytest.raises(NotAReportError):
+        verify(report, content)
+
+
 @pytest.mark.parametrize(
     ("name", "figures", "status"),
     [
@@ -352,6 +367,7 @@ def test_a_check_is_judged_by_the_limits_that_it_carries(tmp_path: Path) -> None
     [
         *(("monotone", "ap_clean"), ("monotone", "rise"), ("reaches_floor", "floor")),
         *(("noise_weaker", "share"), ("converged", "ap_lower"), ("restarts", "ap_lower")),
+        *(("eight_bit", "share_gained"), ("converged", "ap_left")),
         *(("eight_bit", "share_lost"), ("black_box_weaker", "square_ap_lower")),
     ],
 )
