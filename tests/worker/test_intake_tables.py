@@ -4,6 +4,8 @@ Judges: pandas writes the tables and says what is in them; the archives are made
 """
 
 import json
+import tracemalloc
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from adap.core.config.data import DatasetOptions
 from adap.core.datasets import ImageSet
 from adap.worker.intake import IntakeLimits, Rejected, read_dataset
 from adap.worker.intake.notes import Notes
-from tests.worker.archives import pack, png
+from tests.worker.archives import pack, png, two_classes
 
 NAMES = [f"{i}.png" for i in range(8)]
 IMAGES = {f"images/{name}": png(i) for i, name in enumerate(NAMES)}
@@ -541,6 +543,34 @@ def test_names_of_labels_that_may_count_from_one_are_no_silent_guess(
     assert [fact.code for fact in notes.facts if fact.level == "caution"] == (
         [code] if code else []
     )
+
+
+def test_a_long_table_beside_class_folders_is_read_line_by_line(tmp_path: Path) -> None:
+    lines = [f"a/{i}.png,cat" + f",{i}" * 20 for i in range(10_000)]
+    head = "file_name,label," + ",".join(f"c{i}" for i in range(20))
+    table = "\n".join([head, *lines]).encode()
+    path = tmp_path / "upload"
+    path.write_bytes(pack({**two_classes(), "more.csv": table}, method=zipfile.ZIP_STORED))
+    tracemalloc.start()
+    try:
+        made = read_dataset(
+            path,
+            limits=IntakeLimits(),
+            on_progress=lambda done, total: None,
+            options=DatasetOptions(),
+        )
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert list(made.classes) == ["cat", "dog"]
+    assert peak < 12 * len(table)  # a dict of each line would be 22 times as much
+
+
+def test_a_table_that_breaks_off_beside_class_folders_says_no_labels(tmp_path: Path) -> None:
+    table = b"file_name,label\ncat/1.png,x\ncat/2.png,y\ndog/1.png,x\ndog/2.png,y\n"
+    assert "more than one way" in refusal({**two_classes(), "more.csv": table}, tmp_path)
+    broken = {**two_classes(), "more.csv": table + b'"cat/1.png,x\n'}
+    assert set(labels(read(broken, tmp_path))) == {"cat", "dog"}
 
 
 def test_a_folder_without_lines_is_refused_once(tmp_path: Path) -> None:

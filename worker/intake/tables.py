@@ -11,6 +11,7 @@ A table is CSV with commas, semicolons or tabs, or JSON Lines. With a column `la
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from os.path import commonpath
 
 from adap.core.config.base import Split
@@ -153,19 +154,22 @@ def with_labels(
     found: dict[str, dict[str, str]] = {}
     for table in tables:
         place, root = splits_of_tables([table]).get(table), table.rpartition("/")[0]
+        labels: dict[str, str] = {}
         try:
-            rows = [values for _, values in rows_of(archive.read(table), table, Reasons())]
-            columns = list(rows[0]) if rows else []
-            image = require_column("image", columns, _IMAGE, options)
-            label = require_column("label", columns, _LABEL, options)
+            rows = (values for _, values in rows_of(archive.read(table), table, Reasons()))
+            first = next(rows, {})
+            image = require_column("image", list(first), _IMAGE, options)
+            label = require_column("label", list(first), _LABEL, options)
+            for row in chain([first], rows):
+                name, told = row.get(image), row.get(label)
+                if not isinstance(name, str) or told in (None, ""):
+                    continue
+                if (known := index.find(root, tidy(name), split=place)) is not None:
+                    labels[known] = str(told)
         except Rejected:
             continue
-        for row in rows:
-            name, told = row.get(image), row.get(label)
-            if not isinstance(name, str) or told in (None, ""):
-                continue
-            if (known := index.find(root, tidy(name), split=place)) is not None:
-                found.setdefault(table, {})[known] = str(told)
+        if labels:
+            found[table] = labels
     return found
 
 
