@@ -72,6 +72,14 @@ def test_an_image_is_scored_and_placed_among_those_of_a_ranking(
         moved.wait_for()
         assert int(re.search(r"to (\d+),", moved.inner_text())[1]) > rank
         assert tab.locator("#pictures img").count() == 3
+        for choice in ("#among", "#resize"):  # what was found is about the choices of before
+            tab.select_option(choice, index=1 if choice == "#resize" else 0)
+            tab.locator("#change").wait_for(state="hidden")
+            assert not tab.locator("#place").is_visible()
+            tab.select_option(choice, index=0 if choice == "#resize" else 1)
+            tab.click("text=Score it")
+            tab.locator("#change").wait_for()
+            assert tab.locator("#pictures img").count() == 0
         tab.set_input_files("#file", large)
         tab.click("text=Score it")
         refused = tab.locator("#said.fail", has_text="16")

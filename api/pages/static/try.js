@@ -7,10 +7,11 @@ import { picture } from "./gallery.js";
 import { count, when } from "./words.js";
 
 const said = byId("said");
-const [among, positive, file] = ["among", "positive", "file"].map(byId);
+const [among, positive, resize, file] = ["among", "positive", "resize", "file"].map(byId);
 const standings = new Map(); // by the address of its places: the job
 let model = null;
 let chosen = null; // the file, as it was dropped
+let asked = null; // what is to be scored or was, until another choice is made
 let scored = null; // what came of it, where it was ranked among others
 const short = (value) => String(Number(value.toPrecision(5)));
 
@@ -32,8 +33,9 @@ async function choose(modelId) {
   standings.clear();
   const options = [among.options[0]];
   for (const kind of ["rank", "audit"]) {
-    const asked = `kind=${kind}&status=succeeded&model_id=${model.id}&limit=50`;
-    const { data } = await get(`/v1/jobs?${asked}`);
+    const { data } = await get(
+      `/v1/jobs?kind=${kind}&status=succeeded&model_id=${model.id}&limit=50`,
+    );
     for (const job of data.filter(({ links, request }) => links.images && alike(request))) {
       const where = job.links.images.replace(/images$/, "place");
       standings.set(where, job);
@@ -43,6 +45,7 @@ async function choose(modelId) {
   among.replaceChildren(...options);
   among.selectedIndex = options.length > 1 ? 1 : 0;
   side();
+  forget();
 }
 
 async function words(job) {
@@ -61,6 +64,14 @@ function side() {
   byId("positive-field").hidden = !needed;
 }
 
+function forget() {
+  // What was said holds for other choices than those that the form shows now.
+  asked = null;
+  byId("result").hidden = true;
+  say(said, "");
+  offerChange(null);
+}
+
 function take(one) {
   chosen = one;
   const source = URL.createObjectURL(one);
@@ -68,9 +79,7 @@ function take(one) {
   byId("preview").replaceChildren(
     make("img", { src: source, alt: "The image that was chosen", load: free, error: free }),
   );
-  byId("result").hidden = true;
-  say(said, "");
-  offerChange(null);
+  forget();
 }
 
 function neighbour(item, side) {
@@ -98,18 +107,26 @@ function tell(score, place) {
   byId("neighbours").replaceChildren(neighbour(place.before, "before"), neighbour(place.behind, "behind"));
 }
 
-function formOf(field) {
+function choices() {
+  const job = standings.get(among.value);
+  return {
+    modelId: model.id,
+    image: chosen,
+    where: among.value,
+    resize: resize.value,
+    first: model.manifest.output.classes ? ((job && taskOf(job)) ?? [positive.value]) : [],
+  };
+}
+
+function formOf(field, { image, resize, first }) {
   // The image, under the name that a route has for it, and what its score is to be of.
   const form = new FormData();
-  form.append(field, chosen, chosen.name);
-  if (byId("resize").value !== "") {
-    form.append("resize", byId("resize").value);
+  form.append(field, image, image.name);
+  if (resize !== "") {
+    form.append("resize", resize);
   }
-  const job = standings.get(among.value);
-  if (model.manifest.output.classes) {
-    for (const name of (job && taskOf(job)) ?? [positive.value]) {
-      form.append("positive", name);
-    }
+  for (const name of first) {
+    form.append("positive", name);
   }
   return form;
 }
@@ -143,33 +160,41 @@ function painted(base64, words) {
 }
 
 async function search() {
-  const { where, score: before, place } = scored;
-  const [cut, found] = [Number(byId("cut").value), byId("found")];
+  const about = scored;
+  const { of, score: before, place } = about;
+  const tellOf = (words, kind) => scored === about && say(byId("found"), words, kind);
+  const [cut, button] = [Number(byId("cut").value), byId("search").querySelector("button")];
   byId("pictures").replaceChildren();
   if (place.rank > cut) {
-    say(found, `It is not among the first ${count(cut)}: its rank is ${count(place.rank)}.`, "fail");
+    tellOf(`It is not among the first ${count(cut)}: its rank is ${count(place.rank)}.`, "fail");
     return;
   }
-  say(found, "Looking for it \u2026");
+  tellOf("Looking for it \u2026");
+  button.disabled = true;
   try {
-    const { boundary } = await get(`${where}?score=${before}&cut=${cut}`);
-    const form = formOf("image");
+    const { boundary } = await get(`${of.where}?score=${before}&cut=${cut}`);
+    const form = formOf("image", of);
     form.append("below", boundary);
-    const change = await send(`/v1/models/${model.id}/smallest-change`, form, () => {}).answer;
+    const change = await send(`/v1/models/${of.modelId}/smallest-change`, form, () => {}).answer;
     if (change.size === null) {
-      say(found, `In ${count(change.steps)} gradients of the model no change was found that moves it out. That proves nothing: where the gradient is 0 the search is blind, and an audit looks at that.`, "fail");
+      tellOf(`In ${count(change.steps)} gradients of the model no change was found that moves it out. That proves nothing: where the gradient is 0 the search is blind, and an audit looks at that.`, "fail");
       return;
     }
-    const now = await get(`${where}?score=${change.score}`);
+    const now = await get(`${of.where}?score=${change.score}`);
+    if (scored !== about) {
+      return;
+    }
     const size = `${(255 * change.size).toPrecision(3)}/255 (${change.size.toPrecision(3)})`;
-    say(found, `A change of at most ${size} in any pixel takes it from rank ${count(place.rank)} to ${count(now.rank)}, its score from ${short(before)} to ${short(change.score)}. It is the smallest that was found; a smaller one may exist.`);
+    tellOf(`A change of at most ${size} in any pixel takes it from rank ${count(place.rank)} to ${count(now.rank)}, its score from ${short(before)} to ${short(change.score)}. It is the smallest that was found; a smaller one may exist.`);
     byId("pictures").replaceChildren(
       painted(change.original, "As the model is given it"),
       painted(change.changed, "Changed"),
       painted(change.difference, `The difference, ${count(Math.round(change.magnified))} times`),
     );
   } catch (problem) {
-    say(found, problem.detail ?? String(problem), "fail");
+    tellOf(problem.detail ?? String(problem), "fail");
+  } finally {
+    button.disabled = false;
   }
 }
 
@@ -182,16 +207,23 @@ async function score() {
   }
   say(said, "Scoring it \u2026");
   offerChange(null);
+  const of = choices();
+  asked = of;
   try {
-    const where = among.value;
-    const { scores } = await send(`/v1/models/${model.id}/scores`, formOf("images"), () => {}).answer;
-    const place = where ? await get(`${where}?score=${scores[0].score}`) : null;
+    const form = formOf("images", of);
+    const { scores } = await send(`/v1/models/${of.modelId}/scores`, form, () => {}).answer;
+    const place = of.where ? await get(`${of.where}?score=${scores[0].score}`) : null;
+    if (asked !== of) {
+      return;
+    }
     say(said, "");
     tell(scores[0].score, place);
-    offerChange(place && { where, score: scores[0].score, place });
+    offerChange(place && { of, score: scores[0].score, place });
   } catch (problem) {
-    byId("result").hidden = true;
-    say(said, problem.detail ?? String(problem), "fail");
+    if (asked === of) {
+      byId("result").hidden = true;
+      say(said, problem.detail ?? String(problem), "fail");
+    }
   }
 }
 
@@ -205,6 +237,9 @@ byId("search").addEventListener("submit", (event) => {
 });
 file.addEventListener("change", () => file.files.length && take(file.files[0]));
 among.addEventListener("change", side);
+for (const choice of [among, positive, resize]) {
+  choice.addEventListener("change", forget);
+}
 const zone = byId("drop");
 zone.addEventListener("dragover", (event) => event.preventDefault());
 zone.addEventListener("drop", (event) => {
@@ -216,9 +251,9 @@ zone.addEventListener("drop", (event) => {
 });
 
 async function start() {
-  const asked = new URLSearchParams(location.search).get("model_id");
-  if (asked !== null) {
-    await choose(asked);
+  const modelId = new URLSearchParams(location.search).get("model_id");
+  if (modelId !== null) {
+    await choose(modelId);
     return;
   }
   const { data } = await get("/v1/models?status=ready&limit=100");
