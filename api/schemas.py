@@ -233,7 +233,9 @@ class Place(Answer):
     behind: RankedImage | None = Field(description="the image right behind it")
     cut: int | None = Field(description="how many images count as the first, by default positives")
     boundary: float | None = Field(
-        description="the score of the last of them: an image below it is not among the first"
+        description="the score of the last of them: another image below it is not among the "
+        "first; of one of the first k that is in the ranking itself, ask cut=k+1, as at rank k "
+        "this is its own score"
     )
 
 

@@ -177,7 +177,11 @@ def audited_images(
 def place_in_ranking(
     job_id: AssetId, house: HouseDep, caller: Reader, score: Score, cut: Cut = None
 ) -> Place:
-    """Where an image of this score would stand in a finished ranking."""
+    """Where an image of this score would stand in a finished ranking.
+
+    `boundary` is what takes another image out of the first `cut`; for one of the first k of the
+    ranking itself ask `cut=k+1`, as at rank k the boundary is its own score.
+    """
     return _place(_of_ranking(house, job_id, caller), score, cut)
 
 
@@ -191,7 +195,11 @@ def place_in_audit(
     by: By = Own.CLEAN.value,
     cut: Cut = None,
 ) -> Place:
-    """Where an image of this score would stand among the images of an audit."""
+    """Where an image of this score would stand among the images of an audit.
+
+    `boundary` is what takes another image out of the first `cut`; for one of the audit's own first
+    k ask `cut=k+1`, as at rank k the boundary is its own score.
+    """
     return _place(_of_audit(house, job_id, caller, task=task, by=by), score, cut)
 
 
