@@ -126,6 +126,12 @@ def main() -> None:
             details = show.reasons(error.reasons)
         err.print(show.problem(sentence, details), highlight=False, soft_wrap=True)
         sys.exit(1)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        told = show.problem(f"{error.filename2 or error.filename}: {error.strerror}.", [])
+        console(stderr=True).print(told, highlight=False, soft_wrap=True)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

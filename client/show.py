@@ -579,7 +579,8 @@ def leaderboard(item: Json) -> RenderableType:
     if others:
         lines.append(
             f"Not shown, as audits in other settings do not compare: {'; '.join(others)}. "
-            "Ask for one by --epsilon, --pipeline, --sample, --split or --positive."
+            "Ask for one by --norm, --epsilon, --pipeline, --sample, --split, --positive or "
+            "--each."
         )
     return Group(
         Text(title, style="bold"),

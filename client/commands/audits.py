@@ -170,6 +170,9 @@ def show_leaderboard(
     context: typer.Context,
     dataset_id: DatasetRef,
     positive: Positive = None,
+    each: Annotated[
+        bool, typer.Option("--each", help="Of audits of a task for each class.")
+    ] = False,
     split: Split = None,
     norm: Annotated[str | None, typer.Option(help="linf, l2, l1, l0 or patch.")] = None,
     epsilon: Annotated[str | None, typer.Option(help="Of the audits to compare.")] = None,
@@ -187,7 +190,7 @@ def show_leaderboard(
     here = session(context)
     found = here.client.leaderboard(
         here.the(here.client.datasets, dataset_id),
-        positive=positive or None,
+        **(task(positive, each=each) or {}),
         split=split,
         norm=norm,
         epsilon=None if epsilon is None else number(epsilon),

@@ -11,7 +11,7 @@ import typer
 
 from adap.client import show
 from adap.client.base import EXPORTED
-from adap.client.client import JobFailedError, Json
+from adap.client.client import ClientError, JobFailedError, Json
 from adap.client.commands.options import (
     After,
     AssetStatus,
@@ -194,6 +194,11 @@ def export_model(
             f"{target.name!r}",
             param_hint="--output",
         )
+    if not target.parent.is_dir():
+        raise typer.BadParameter(
+            f"expected a name in a folder that is there, got {str(target)!r}",
+            param_hint="--output",
+        )
     if target.suffix in STATE_DICT:
         _export_state_dict(here, model_id, target)
     else:
@@ -214,7 +219,15 @@ def _export_state_dict(here: Session, model_id: str, target: Path) -> None:
         weights, written = Path(folder, "weights.safetensors"), Path(folder, "weights.pt")
         here.client.models.export(model_id, weights)
         rewrite = [sys.executable, "-P", "-m", "adap.models.pytorch_file"]
-        subprocess.run([*rewrite, str(weights), str(written)], check=True)
+        run = subprocess.run(
+            [*rewrite, str(weights), str(written)], capture_output=True, text=True, check=False
+        )
+        if run.returncode != 0:
+            why = run.stderr.strip().rpartition("\n")[2] or f"exit status {run.returncode}"
+            raise ClientError(
+                f"The weights of {model_id} could not be written for PyTorch ({why}): export them "
+                "as .safetensors"
+            )
         written.replace(target)
 
 

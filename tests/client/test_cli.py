@@ -4,6 +4,7 @@ The judges: the service's own HTTP answers, read without our client; the files t
 saved, read by the libraries that own the formats; sentences written out here.
 """
 
+import io
 import json
 import os
 import re
@@ -23,6 +24,7 @@ import pytest
 import torch
 from pandas.testing import assert_frame_equal
 from PIL import Image, ImageOps
+from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from sqlalchemy import update
@@ -383,6 +385,32 @@ def test_a_model_is_exported_as_a_state_dict_that_pytorch_alone_reads(
         client.models.export(model, tmp_path / "m.pt")
 
 
+def test_a_state_dict_that_cannot_be_written_is_told_in_a_sentence(
+    adap: Adap, model: str, audited: str, tmp_path: Path
+) -> None:
+    for name in ("gone/model.pt", "gone/model.safetensors"):
+        nowhere = adap("model", "export", model, "-o", name)
+        assert nowhere.code == 2
+        said = " ".join(nowhere.err.replace("\N{BOX DRAWINGS LIGHT VERTICAL}", "").split())
+        assert f"--output: expected a name in a folder that is there, got '{name}'" in said
+    (tmp_path / "taken.pt").mkdir()
+    taken = adap("model", "export", model, "-o", "taken.pt")
+    assert (taken.code, taken.err) == (1, "taken.pt: Is a directory.\n")
+    elsewhere = adap("report", "save", audited, "-o", "gone/report.html")
+    assert elsewhere.code == 1
+    assert re.fullmatch(r"gone/report.html\S*: No such file or directory.\n", elsewhere.err)
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "torch.py").write_text("raise ImportError('half installed')\n")
+    run = adap("model", "export", model, "-o", "model.pt", PYTHONPATH=str(broken))
+    assert (run.code, run.err) == (
+        1,
+        f"The weights of {model} could not be written for PyTorch (ImportError: half installed): "
+        "export them as .safetensors\n",
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken", "taken.pt"]
+
+
 def test_a_size_is_width_by_height_as_everywhere() -> None:
     given = InputOptions("320x240", channels=None, imagenet=False, pixels=None, bgr=False)
     spec = given.as_json()
@@ -524,6 +552,30 @@ def test_an_audit_is_watched_and_shown(adap: Adap, service: str, dataset: str, m
         "worst case": f"{task['worst_case']['ap']:.4f}",
         "chance": f"{task['chance']:.4f}",
         "floor": f"{task['floor']:.4f}",
+    }
+
+
+def test_a_leaderboard_is_asked_for_one_of_several_settings(
+    adap: Adap, service: str, dataset: str, audited: str
+) -> None:
+    assert audited
+    board = adap("leaderboard", dataset, "--json").json
+    assert board["setting"]["positive"] == ["cat"]
+    assert adap("leaderboard", dataset, "--each", "--json").json == get(
+        service, f"/v1/leaderboard?dataset_id={dataset}&each=true"
+    )
+    none = adap("leaderboard", dataset, "--each")
+    assert (none.code, none.out) == (0, "No finished audit on this data set fits.\n")
+    both = adap("leaderboard", dataset, "--each", "--positive", "cat")
+    assert both.code == 2
+    assert "expected --each or --positive, got both" in both.err
+    out = io.StringIO()
+    two = board | {"other_settings": [board["setting"]]}
+    Console(file=out, width=400).print(show.leaderboard(two))
+    (hint,) = re.findall(r"Ask for one by (.*)\.", out.getvalue())
+    options = set(re.findall(r"--\w+", hint))
+    assert options == {
+        *("--norm", "--epsilon", "--pipeline", "--sample", "--split", "--positive", "--each")
     }
 
 
