@@ -297,12 +297,25 @@ class Scoring:
 
     def decoders(self) -> list[psutil.Process]:
         """The processes that open files: one for each lane, the one that is ready included."""
+        return self._children("adap.worker.scoring.decoder")
+
+    def network_processes(self) -> list[psutil.Process]:
+        """Those of models, the one that was loaded last at the end."""
+        forked = [
+            (process.create_time(), process.pid, process)
+            for process in self._children("multiprocessing.forkserver")
+            if process.ppid() != self.process.pid
+        ]
+        return [process for *_, process in sorted(forked)]
+
+    def _children(self, of: str) -> list[psutil.Process]:
+        """The processes with this on their command line."""
         found = []
         for process in psutil.Process(self.process.pid).children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):  # it ended, or is a zombie
                 if (
                     process.name().startswith("python")  # not bubblewrap around it
-                    and "adap.worker.scoring.decoder" in process.cmdline()
+                    and of in " ".join(process.cmdline())
                 ):
                     found.append(process)
         return found

@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import functools
 import io
 import socket
 import subprocess
@@ -53,6 +54,12 @@ def score(scoring: Scoring, model_id: str, *images: bytes, **data: Any) -> httpx
     return scoring.api.http.post(f"/v1/models/{model_id}/scores", files=files, data=data)
 
 
+def smallest(scoring: Scoring, model_id: str, image: bytes, below: float) -> httpx.Response:
+    path = f"/v1/models/{model_id}/smallest-change"
+    files = {"image": ("i.png", image)}
+    return scoring.api.http.post(path, files=files, data={"below": str(below)})
+
+
 def values(answer: httpx.Response) -> list[float]:
     assert answer.status_code == 200, answer.text
     return [item["score"] for item in answer.json()["scores"]]
@@ -66,12 +73,7 @@ def test_the_smallest_change_is_about_what_the_gradient_foretells(
 ) -> None:
     model_id = scoring.model()
     pixels = noise(1)[0]
-
-    def ask(below: float) -> httpx.Response:
-        path = f"/v1/models/{model_id}/smallest-change"
-        files = {"image": ("i.png", png(pixels))}
-        return scoring.api.http.post(path, files=files, data={"below": str(below)})
-
+    ask = functools.partial(smallest, scoring, model_id, png(pixels))
     x = torch.from_numpy(pixels.astype(np.float32) / 255)[None, None].requires_grad_()
     clean = scoring.networks[model_id]((x - 0.5) / 0.5)
     (gradient,) = torch.autograd.grad(clean.sum(), x)
@@ -90,6 +92,41 @@ def test_the_smallest_change_is_about_what_the_gradient_foretells(
     assert ask(clean.item() + 1).json()["size"] == 0
     assert ask(-1e6).json()["size"] is None
     problem(ask(float("nan")), 422, "invalid_request")
+
+
+@pytest.mark.parametrize(
+    ("layers", "weight", "scores"),
+    [(["fc"], 3e38, torch.isinf), (["norm1", "norm2"], 1e30, torch.isnan)],
+    ids=["infinity", "NaN"],
+)
+def test_a_search_of_a_model_without_finite_scores_is_refused(
+    scoring: Scoring, problem: Check, layers: list[str], weight: float, scores: Any
+) -> None:
+    network = architectures.build("small_cnn", channels=1, seed=0).eval()
+    with torch.no_grad():
+        for layer in layers:
+            network.get_parameter(f"{layer}.weight").fill_(weight)
+        assert scores(network(torch.from_numpy(noise(1)[:, None] / 255).float())).all()
+    path = scoring.api.folder / "not-finite.safetensors"
+    loading.save(network, path, Manifest.model_validate(MANIFEST))
+    broken = scoring.api.model(content_sha256=open_blobs(scoring.api.settings).put(path))
+    problem(smallest(scoring, broken, png(noise(1)[0]), 0.0), 422, "invalid_model")
+
+
+def test_while_a_search_goes_on_other_models_of_the_tenant_are_loaded(scoring: Scoring) -> None:
+    searched, other = scoring.model(seed=11), scoring.model(seed=12)
+    images = noise(1)
+    values(score(scoring, searched, png(images[0])))
+    process = scoring.network_processes()[-1]
+    with ThreadPoolExecutor(1) as pool:
+        process.suspend()
+        asked = pool.submit(smallest, scoring, searched, png(images[0]), -1e6)
+        wait_for(lambda: waiting(scoring) == 1, because="the search waits")
+        found = values(score(scoring, other, png(images[0])))
+        assert not asked.done()
+        process.resume()
+        assert asked.result().status_code == 200
+    assert found == pytest.approx(scoring.expected(other, images / 255), abs=1e-5)
 
 
 # --- what comes out -------------------------------------------------------------------------------

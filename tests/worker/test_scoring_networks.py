@@ -173,6 +173,35 @@ def test_a_network_that_takes_more_memory_than_it_may_is_ended(tmp_path: Path) -
     asyncio.run(scenario())
 
 
+def test_a_search_that_runs_out_of_memory_is_refused_and_its_model_scores(tmp_path: Path) -> None:
+    many = np.zeros((300_000, 1, 8, 8), np.uint8)  # in place of one image with a large gradient
+
+    async def scenario(networks: Networks, models: list[Any]) -> None:
+        (wanted, expected), _ = models
+        with networks.holding(wanted) as network:
+            for _ in range(ENDS):
+                with pytest.raises(RefusedError, match="search the smallest change") as refused:
+                    await asyncio.to_thread(network.smallest, None, many, below=0.0)
+                assert refused.value.code == "invalid_model"
+        assert await score(networks, wanted) == pytest.approx(expected, abs=1e-5)
+
+    run(scenario, tmp_path, scoring_network_bytes=150 * MIB, scoring_pass_limit_s=600)
+
+
+def test_a_search_that_succeeds_ends_the_count_of_ends_in_a_row(tmp_path: Path) -> None:
+    async def scenario(networks: Networks, models: list[Any]) -> None:
+        (wanted, expected), _ = models
+        for _ in range(ENDS - 1):
+            await killed_in_a_pass(networks, wanted)
+        with networks.holding(wanted) as network:
+            found = await asyncio.to_thread(network.smallest, None, IMAGES[:1], below=1e6)
+        assert found.size == 0
+        await killed_in_a_pass(networks, wanted)
+        assert await score(networks, wanted) == pytest.approx(expected, abs=1e-5)
+
+    run(scenario, tmp_path)
+
+
 def test_a_removed_model_ends_its_process_and_its_requests_whatever_it_does(tmp_path: Path) -> None:
     async def scenario(networks: Networks, models: list[Any]) -> None:
         wanted, _ = models[0]

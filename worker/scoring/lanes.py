@@ -32,6 +32,7 @@ class Lane:
     waiting: int = 0  # images of unanswered questions
     questions: int = 0
     loading: Executor = field(default_factory=lambda: ThreadPoolExecutor(1, "loading"))
+    searching: Executor = field(default_factory=lambda: ThreadPoolExecutor(1, "searching"))
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
 

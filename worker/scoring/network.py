@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adap.worker.scoring.process import (
+    OUT_OF_MEMORY,
     EndedError,
     ModelProcess,
     PassError,
@@ -109,11 +110,24 @@ class Network:
 
         Raises RefusedError.
         """
-        with self._used():
-            return self._ask(
-                positive,
-                lambda it: it.smallest(positive, image, below=below, limit_s=self._limit_s),
-            )
+        try:
+            with self._used():
+                found = self._ask(
+                    positive,
+                    lambda it: it.smallest(positive, image, below=below, limit_s=self._limit_s),
+                )
+        except RefusedError as error:
+            if error.code != OUT_OF_MEMORY:
+                raise
+            self.leave()  # what is left of its memory may be in pieces
+            raise RefusedError(
+                "invalid_model",
+                "expected a network whose gradient is computed within ADAP_SCORING_NETWORK_BYTES, "
+                "got one that takes more memory to search the smallest change: it can be scored, "
+                "and not searched",
+            ) from error
+        self._ends = 0
+        return found
 
     def end_if_late(self) -> None:
         """End the process if an answer takes longer than its limit."""

@@ -117,7 +117,7 @@ class Networks:
             path,
             device,
             settings.threads,
-            pipes=min(self._machine.cores, MAX_PIPES),
+            pipes=min(self._machine.cores + 1, MAX_PIPES),  # one for a search
             max_batch=settings.scoring_max_batch,
             weights_bytes=settings.scoring_network_bytes // 4,
             heap_bytes=min(heap, machine_bytes() * 3 // 4) if device == "cpu" else None,

@@ -33,7 +33,7 @@ from adap.models.limits import CostLimits
 from adap.models.wrappers import Scorer
 from adap.store import storage
 from adap.worker import devices
-from adap.worker.scoring.process import MAX_TASKS, Plan, Positive
+from adap.worker.scoring.process import MAX_TASKS, OUT_OF_MEMORY, Plan, Positive
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ class Passes:
             if devices.is_lost(error):
                 raise  # ends this process: the next one finds the device again, or does not
             if devices.is_out_of_memory(error):
-                answer = {"error": "out_of_memory", "message": str(error)}
+                answer = {"error": OUT_OF_MEMORY, "message": str(error)}
             elif (met := storage.trouble(error)) is not None:
                 answer = {"error": met.code, "message": met.message}
             else:
@@ -165,8 +165,7 @@ def forward(
 
     cores: how many to use, which holds for the calling thread from then on.
     """
-    if torch.get_num_threads() != cores:
-        torch.set_num_threads(cores)
+    _use(cores)
     x = _pixels(np.concatenate(images), device)
     with torch.inference_mode():
         logits: NDArray[np.float64] = _of_this_thread(scorer)(x).double().cpu().numpy()
@@ -184,8 +183,9 @@ def smallest(
     """The smallest L-inf change found by which the logit of an image falls below this.
 
     images: (1, C, H, W), uint8 or float32 in [0, 1].  limit_s: within which the search ends, with
-    fewer steps where a step takes long.
+    fewer steps where a step takes long. It uses one core, as others are to be scored meanwhile.
     """
+    _use(1)
     network = _of_this_thread(scorer)
     x = _pixels(images, device)
 
@@ -207,6 +207,12 @@ def smallest(
         "image": x[0].cpu().numpy().tobytes(),
         "changed": changed[0].cpu().numpy().tobytes(),
     }
+
+
+def _use(cores: int) -> None:
+    """For the calling thread, from now on."""
+    if torch.get_num_threads() != cores:
+        torch.set_num_threads(cores)
 
 
 def _pixels(images: NDArray[Any], device: torch.device) -> Tensor:

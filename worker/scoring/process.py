@@ -28,6 +28,7 @@ from adap.worker.sandbox import die_first
 from adap.worker.seccomp import ask_for_little
 
 MAX_PIPES = 64  # a fork server hands on up to 253 descriptors
+OUT_OF_MEMORY = "out_of_memory"  # what a process answers, and nobody outside sees
 MAX_TASKS = 64  # classes asked for whose scorers one process keeps
 
 _context = get_context("forkserver")
@@ -151,7 +152,7 @@ class ModelProcess:
     ) -> Smallest:
         """The smallest change found by which the logit of (1, C, H, W) falls below this.
 
-        Raises as `score` does.
+        Raises as `score` does; a PassError where memory runs out, as passes may need less.
         """
         question = {
             "positive": positive,
@@ -195,7 +196,9 @@ class ModelProcess:
         finally:
             self._deadlines.pop(pipe, None)
             self._free.put(pipe)
-        if answer.get("error") == "out_of_memory":  # what is left of it may be in pieces
+        if (
+            answer.get("error") == OUT_OF_MEMORY and "below" not in question
+        ):  # what is left of it may be in pieces
             self.end("too large")
             raise EndedError(self, begun=True)
         if "error" in answer:

@@ -35,9 +35,9 @@ from adap.worker.scoring.batches import Batches
 from adap.worker.scoring.decoder import MAX_IMAGES, MAX_PIXEL_BYTES, Decoder, UnusableImagesError
 from adap.worker.scoring.lanes import Lane, Lanes
 from adap.worker.scoring.link import BUFFER_BYTES, UNIX, Frame, read_frame, write_frame
-from adap.worker.scoring.network import RefusedError
+from adap.worker.scoring.network import Network, RefusedError
 from adap.worker.scoring.networks import Networks, Wanted
-from adap.worker.scoring.process import measure_machine
+from adap.worker.scoring.process import Positive, measure_machine
 
 log = logging.getLogger(__name__)
 
@@ -205,11 +205,14 @@ class Server:
             )
             networks = await asyncio.shield(self._networks)
             with networks.holding(wanted) as network:
+                await _batch(networks, network, positive, lane)
                 search = functools.partial(
                     network.smallest, positive, image, below=question["below"]
                 )
                 loop = asyncio.get_running_loop()
-                return asdict(await loop.run_in_executor(lane.loading, search))
+                found = await loop.run_in_executor(lane.searching, search)
+        _check_finite(found.score)
+        return asdict(found)
 
     async def _decoded(
         self, lane: Lane, form: str, data: list[bytes], spec: InputSpec, *, fit: str | None
@@ -229,16 +232,11 @@ class Server:
         positive = None if question["positive"] is None else tuple(question["positive"])
         wanted = Wanted(question["model_id"], question["sha256"], positive)
         with networks.holding(wanted) as network:
-            most = network.batch(positive)
-            if most is None:
-                most = await networks.load(network, positive, lane.loading)
+            most = await _batch(networks, network, positive, lane)
             compute = functools.partial(network.score, positive)
             key = (wanted, images.dtype.str)
             scores = await lane.batches.run_through(key, images, compute, most=most)
-        if not np.isfinite(scores).all():
-            raise RefusedError(
-                "invalid_model", "expected finite scores, got NaN or infinity from the model"
-            )
+        _check_finite(scores)
         return scores
 
     @contextlib.contextmanager
@@ -289,6 +287,19 @@ class Server:
 
 def _drop(tasks: dict[int, asyncio.Task[None]], number: int, _: asyncio.Task[None]) -> None:
     del tasks[number]
+
+
+async def _batch(networks: Networks, network: Network, positive: Positive, lane: Lane) -> int:
+    """How many images to score in a pass of a network, which is loaded then."""
+    batch = network.batch(positive)
+    return batch if batch is not None else await networks.load(network, positive, lane.loading)
+
+
+def _check_finite(scores: float | NDArray[np.float64]) -> None:
+    if not np.isfinite(scores).all():
+        raise RefusedError(
+            "invalid_model", "expected finite scores, got NaN or infinity from the model"
+        )
 
 
 def _check_count(count: int, spec: InputSpec) -> None:
