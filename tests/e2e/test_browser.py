@@ -24,6 +24,7 @@ from tests.api.take_pictures import take
 from tests.conftest import embedded_service
 from tests.core.browser import chromium
 from tests.s3 import Line
+from tests.worker.archives import grouped, pack
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
@@ -152,15 +153,18 @@ def test_a_page_whose_line_is_lost_says_so_and_goes_on_when_it_is_back(
 ) -> None:
     line = Line(service)
     with closing(line), visiting(browser, line.endpoint) as away, httpx.Client(timeout=60) as http:
-        (dataset,) = http.get(f"{service}/v1/datasets").json()["data"]  # of the demonstration
-        asked = {"dataset_id": dataset["id"], "task": {"positive": ["ring"]}, "epochs": 1000}
+        pets = pack(grouped("noon", per_class=200))  # so many that it trains until it is cancelled
+        dataset = http.post(f"{service}/v1/datasets", files={"file": ("a.zip", pets)}).json()
+        waited = {"Prefer": "wait=30"}
+        while not http.get(f"{service}/v1/jobs/{dataset['job_id']}", headers=waited).json()["done"]:
+            pass
+        asked = {"dataset_id": dataset["id"], "task": {"positive": ["cat"]}, "epochs": 1000}
         job_id = http.post(f"{service}/v1/training-jobs", json=asked).json()["id"]
         away.tab.goto(f"/v1/jobs/{job_id}")
         away.tab.wait_for_selector("#progress-words:has-text('epochs')")
         line.be("reset")
         away.tab.wait_for_selector("text=The connection is lost")
         http.post(f"{service}/v1/jobs/{job_id}/cancel").raise_for_status()
-        waited = {"Prefer": "wait=30"}
         while not http.get(f"{service}/v1/jobs/{job_id}", headers=waited).json()["done"]:
             pass
         line.be("open")
