@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from adap.core.attacks.acceleration import PROBES, accelerate
 from adap.core.audit.checks.check import check_audit, planned_passes
-from adap.core.audit.checks.merging import merge
+from adap.core.audit.checks.verdicts import merge
 from adap.core.config.attacks import APGDAttack
 from adap.core.config.threats import Threat
 from adap.core.config.training import TrainingConfig

@@ -30,7 +30,7 @@ class ImageSet:
 
     images: (N, C, H, W) uint8.
     labels: (N,) int64, indices into `classes`; or (N, K) uint8, 1 where an image has the class.
-    splits: (N,) int8, indices into `core.config.base.SPLITS`, or None where nothing was declared.
+    splits: (N,) int8, indices into `adap.core.config.SPLITS`, or None where nothing was declared.
     example_ids: N names, unique, in the order of the images.
     groups: N names in the same order, or None where nothing was declared.
     clusters: the same, of what images that are no independent draws have in common: a patient, a

@@ -18,7 +18,7 @@ from torch import nn
 
 from adap.core.audit import measuring
 from adap.core.audit.checks.figures import above_chance, positive_class
-from adap.core.audit.checks.merging import merge
+from adap.core.audit.checks.verdicts import merge
 from adap.core.audit.deployed import deployed, prepared
 from adap.core.audit.drawing import drawing
 from adap.core.audit.leakage import Leakage, audited_images, digests

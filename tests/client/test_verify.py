@@ -20,7 +20,6 @@ from adap.client.verify.book import Line, NotAReportError
 from adap.client.verify.reports import verify
 from adap.client.verify.scores import greedy
 from adap.core.audit.checks.judging import Judged
-from adap.core.audit.checks.merging import merge
 from adap.core.audit.checks.planned import DEPTHS, plan_runs
 from adap.core.audit.checks.scoring import batch_independent, repeatable
 from adap.core.audit.checks.searches import (
@@ -32,6 +31,7 @@ from adap.core.audit.checks.searches import (
     restarts,
 )
 from adap.core.audit.checks.units import eight_bit
+from adap.core.audit.checks.verdicts import merge
 from adap.core.config.attacks import PGDAttack
 from adap.core.config.threats import Threat
 from adap.core.figures.budget import greedy_changes

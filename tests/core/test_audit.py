@@ -14,7 +14,7 @@ from adap.core.attacks.base import loss_and_gradient
 from adap.core.attacks.registry import ATTACKS as ATTACKS_BY_NAME
 from adap.core.audit import joining, measuring
 from adap.core.audit.checks.figures import above_chance, positive_class
-from adap.core.audit.checks.merging import merge
+from adap.core.audit.checks.verdicts import merge
 from adap.core.config.attacks import APGDAttack, PGDAttack, TransferAttack
 from adap.core.config.audits import AuditConfig, Surrogate
 from adap.core.config.threats import Threat

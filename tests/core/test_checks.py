@@ -19,7 +19,7 @@ from adap.core.attacks.holding import attacking
 from adap.core.attacks.pgd import PGD
 from adap.core.attacks.threat_model import ThreatModel
 from adap.core.audit.checks.check import check_audit, planned_passes
-from adap.core.audit.checks.merging import merge
+from adap.core.audit.checks.verdicts import merge
 from adap.core.config.attacks import (
     PRESETS,
     APGDAttack,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from adap.core.audit.checks.files import check_files, doubts
-from adap.core.audit.checks.merging import merge
+from adap.core.audit.checks.verdicts import merge
 from adap.core.audit.leakage import HeldOut, Leakage, Learned, find_leakage
 from adap.core.config.base import SPLITS
 from adap.core.config.data import Task

@@ -19,7 +19,7 @@ from adap.core.audit import joining, measuring
 from adap.core.audit.checks import check
 from adap.core.audit.checks.figures import above_chance, positive_class
 from adap.core.audit.checks.files import check_files, doubts
-from adap.core.audit.checks.merging import merge
+from adap.core.audit.checks.verdicts import merge
 from adap.core.audit.deployed import deployed, followed
 from adap.core.audit.leakage import Learned, audited_images, find_leakage
 from adap.core.audit.pieces import Measured, joined_piece

@@ -9,7 +9,7 @@ false sense of security" (ICML 2018), Croce & Hein, "Reliable evaluation of adve
 
     planned_passes  what the checks of a task will cost, before they run
     check_audit     one task's checks
-    merge           the checks of all tasks, and the verdict (`merging`)
+    merge           the checks of all tasks, and the verdict (`verdicts`)
 
 They find what blinds an attack by accident or by a known trick. They prove nothing: a defence made
 against these very checks may pass them, and the certified floor alone would notice.
