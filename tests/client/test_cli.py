@@ -828,9 +828,9 @@ def test_whoever_drains_is_told_that_another_has_resumed_the_queue(
 def test_jobs_are_listed_shown_and_watched(
     adap: Adap, service: str, trained: dict[str, Any], audited: str
 ) -> None:
-    listed = adap("jobs", "list", "--kind", "audit", "--status", "succeeded", "--json").json
-    assert listed == get(service, "/v1/jobs?kind=audit&status=succeeded")
-    assert re.search(rf"^{audited} +audit +succeeded", adap("jobs", "list").out, re.M)
+    audits = ("jobs", "list", "--kind", "audit", "--status", "succeeded")
+    assert adap(*audits, "--json").json == get(service, "/v1/jobs?kind=audit&status=succeeded")
+    assert re.search(rf"^{audited} .*audit +succeeded", adap(*audits).out, re.M)
     shown = adap("jobs", "show", trained["id"])
     assert max(len(line.rstrip()) for line in shown.out.splitlines()) <= 100
     assert re.search(r"^(request)? +method adap_lpn \(margin ", shown.out, re.M)

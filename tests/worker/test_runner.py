@@ -407,6 +407,7 @@ def test_a_child_that_hangs_and_ignores_sigterm_is_killed_with_all_that_it_start
     assert "no progress for 10 s" in row.error["message"]
     assert still_alive(family, after_s=60) == []
     assert plant.wait_done(plant.train(dataset, epochs=1)).status == JobStatus.SUCCEEDED
+    plant.wait(lambda: not children_that_work(worker), because="the last child has gone")
 
 
 def test_a_doorbell_starts_a_job_before_anybody_sweeps(plant: Plant, tmp_path: Path) -> None:
