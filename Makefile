@@ -27,7 +27,7 @@ PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest
 test: $(VENV)/.installed-dev $(TOOLS)/.installed browser ## install what tests need and run all of them
 	$(PYTEST) -n 4
 
-test-fast: $(VENV)/.installed-dev ## run what tests the library, in little more than a minute: no server, no browser
+test-fast: $(VENV)/.installed-dev ## run what tests the library, in a minute and a half: no server, no browser
 	$(PYTEST) -n 2 -m "not slow and not browser" tests/core tests/models
 
 MINUTES ?= 60
