@@ -15,8 +15,9 @@ import importlib.metadata
 import platform
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -80,6 +81,7 @@ def authors(pixels: int) -> Run:
     """Sparse-RS as its authors wrote it, each side by itself."""
 
     def run(network: TwoLogits, x: Tensor, targets: Tensor) -> list[Tensor]:
+        # a script in the folder that was named, and no package
         from rs_attacks import RSAttack  # type: ignore[import-not-found]
 
         found = x.clone()
@@ -128,7 +130,8 @@ def one_pixel(pixels: int) -> Run:
     return run
 
 
-def classifier(network: TwoLogits, x: Tensor):  # type: ignore[no-untyped-def]
+def classifier(network: TwoLogits, x: Tensor) -> Any:
+    """The network as ART's attacks take it."""
     from art.estimators.classification import PyTorchClassifier
 
     return PyTorchClassifier(
@@ -209,7 +212,12 @@ def art_universal(network: TwoLogits, x: Tensor, targets: Tensor) -> Tensor:
     return torch.from_numpy(attack.noise[0])
 
 
-def under_one(find, network: nn.Module, x: Tensor, targets: Tensor) -> tuple[float, float]:  # type: ignore[no-untyped-def]
+def under_one(
+    find: Callable[[TwoLogits, Tensor, Tensor], Tensor],
+    network: nn.Module,
+    x: Tensor,
+    targets: Tensor,
+) -> tuple[float, float]:
     """AP with one perturbation added to every image, and the gradients of an image behind it."""
     counting = TwoLogits(network).eval()
     torch.manual_seed(0)

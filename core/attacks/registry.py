@@ -20,6 +20,7 @@ def build_attack(attack: config.Attack, threat: Threat) -> Attack:
     return ATTACKS[attack.name](attack, threat)
 
 
+# One signature for all of them, though some attacks need no part of the threat or no settings.
 def _fgsm(attack: config.FGSMAttack, threat: Threat) -> Attack:  # noqa: ARG001
     return FGSM()
 
