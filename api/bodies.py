@@ -21,24 +21,31 @@ MAX_VALUES = 20_000
 MAX_DEPTH = 64
 
 
-def check_size(body: bytes, *, most_values: int | None = MAX_VALUES) -> None:
+def check_size(
+    body: bytes, *, most_values: int | None = MAX_VALUES, pointer: str = "/body"
+) -> None:
     """Raise ApiError for a body that holds too much. Signs within text count too."""
     names, values = body.count(b":"), body.count(b",")
     nested = body.count(b"[") + body.count(b"{")
     if names > MAX_NAMES:
-        raise _too_much(f"at most {MAX_NAMES} names of fields, got {names}")
+        raise _too_much(f"at most {MAX_NAMES} names of fields, got {names}", pointer)
     if most_values is not None and values + nested > most_values:
-        raise _too_much(f"at most {most_values} values, got {values + nested}")
+        raise _too_much(f"at most {most_values} values, got {values + nested}", pointer)
 
 
-def parse(body: bytes) -> Any:
-    """The value of a body. ApiError for what is no JSON (RFC 8259), or too much of it."""
-    check_size(body)
+def parse(body: bytes, *, pointer: str = "/body") -> Any:
+    """The value of a body. ApiError for what is no JSON (RFC 8259), or too much of it.
+
+    pointer: where it stands, if it is the text of a field.
+    """
+    check_size(body, pointer=pointer)
     try:
         value = json.loads(body, parse_constant=_no_number, object_pairs_hook=_no_name_twice)
         _check_depth(value)
     except (ValueError, RecursionError) as error:  # of numbers with thousands of digits, too
-        raise ApiError("invalid_request", f"/body: expected JSON, got {error!s:.200}") from error
+        raise ApiError(
+            "invalid_request", f"{pointer}: expected JSON, got {error!s:.200}"
+        ) from error
     return value
 
 
@@ -95,5 +102,5 @@ def _no_number(name: str) -> NoReturn:
     raise ValueError(f"{name}, which is no number of JSON: numbers are finite")
 
 
-def _too_much(expected: str) -> ApiError:
-    return ApiError("invalid_request", f"/body: expected {expected}.")
+def _too_much(expected: str, pointer: str) -> ApiError:
+    return ApiError("invalid_request", f"{pointer}: expected {expected}.")

@@ -14,7 +14,7 @@ from fastapi.dependencies.models import Dependant
 from fastapi.params import Form
 from fastapi.routing import APIRoute
 
-from adap.api import bodies, quotas, signing
+from adap.api import bodies, forms, quotas, signing
 from adap.api.deps import House, Require, admit, bearer, has_body
 from adap.api.errors import ApiError
 
@@ -47,6 +47,7 @@ class GuardedRoute(APIRoute):
         field = self.body_field
         takes_form = field is not None and isinstance(field.field_info, Form)
         takes_json = field is not None and not takes_form
+        lists = forms.lists_of_route(self.dependant) if takes_form else frozenset()
 
         async def guarded(request: Request) -> Response:
             if request.scope["query_string"].count(b"&") >= MAX_QUERY_PARAMETERS:
@@ -73,6 +74,7 @@ class GuardedRoute(APIRoute):
             kind = _kind(request)
             if takes_form and has_body(request.scope):
                 _require_form(self.forms, kind, _declared_bytes(request))
+                await forms.require_once(request, lists=lists)
             if takes_json and bodies.is_json(content_type):
                 await bodies.replace(request)
             return await answer(request)

@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError
 from sqlalchemy.orm import Session
 from starlette.datastructures import FormData
 
-from adap.api import assets, bodies, estimates, quotas
+from adap.api import assets, bodies, estimates, forms, quotas
 from adap.api.accept import choose
 from adap.api.assets import AssetId
 from adap.api.deps import (
@@ -414,11 +414,12 @@ def _trained_surrogate(
 def _audit_files(form: FormData, house: House, caller: Caller, once: Idempotency) -> Job:
     """The model and the data set become assets of their own; the audit waits for their checks."""
     try:
+        forms.refuse_twice(form.multi_items(), lists=forms.lists_of(AuditForm))
         asked = AuditForm.model_validate(dict(form))
     except ValidationError as error:
         raise explain_validation(error) from error
     try:
-        config = StatedAudit.model_validate_json(asked.config)
+        config = StatedAudit.model_validate(forms.json_of(asked.config, field="config"))
     except ValidationError as error:
         raise explain_validation(error, prefix="body/config") from error
     declared = declared_model(asked)

@@ -1,13 +1,12 @@
 """Data sets: upload, look at, rename and annotate, download, remove."""
 
-import json
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Form, Request, Response, UploadFile
 from pydantic import ConfigDict, Field, ValidationError
 from sqlalchemy import select
 
-from adap.api import assets
+from adap.api import assets, forms
 from adap.api.assets import AssetId
 from adap.api.deps import HouseDep, Reader, Uploader, Writer
 from adap.api.errors import POSTED, ApiError, explain_validation, problems
@@ -92,7 +91,7 @@ class DatasetFields(NamedFields):
             if (value := getattr(self, name)) is not None
         }
         if self.resize is not None:
-            given["resize"] = _parsed("resize", self.resize)
+            given["resize"] = forms.json_of(self.resize, field="resize")
         if self.levels is not None:
             low, _, high = self.levels.partition(":")
             given["levels"] = {"low": _number(low), "high": _number(high)}
@@ -116,13 +115,6 @@ class DatasetForm(DatasetFields):
         None, description="instead of `file`: one that came in parts, see POST /v1/uploads"
     )
     name: Name | None = Field(None, description="by default the file's name")
-
-
-def _parsed(field: str, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ApiError("invalid_request", f"/body/{field}: expected JSON, got {error}") from error
 
 
 def _number(text: str) -> float:

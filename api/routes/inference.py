@@ -12,7 +12,6 @@ or a list of texts. Errors are problems as everywhere, with the protocol's `erro
 """
 
 import asyncio
-import base64
 import struct
 from array import array
 from collections.abc import Iterator
@@ -27,6 +26,7 @@ from adap.api.assets import AssetId
 from adap.api.deps import HouseDep, Reader, Writer
 from adap.api.errors import ApiError, ErrorItem, explain_validation, problems
 from adap.api.guarded import GuardedRoute
+from adap.api.long_texts import LongTexts
 from adap.api.routes.health import ScoringState
 from adap.api.routes.scoring import Images, find_target, off_the_loop, scores_of
 from adap.worker.scoring.link import ScoringGoneError
@@ -35,6 +35,7 @@ router = APIRouter(prefix="/v2", tags=["open inference protocol"], route_class=G
 
 INPUT, OUTPUT = "images", "scores"
 HEADER_BYTES = "Inference-Header-Content-Length"
+MAX_NUMBERS = 800_000  # of one 512x512 image of three channels, and some more
 _DTYPES = {"UINT8": "uint8", "FP32": "float32"}
 
 Parameters = dict[str, Any]
@@ -266,9 +267,16 @@ def _read(body: bytes, header_bytes: int | None) -> tuple[InferenceRequest, Imag
     end = len(body) if header_bytes is None else header_bytes
     if end > len(body):
         raise _refused(f"{HEADER_BYTES}", f"expected at most {len(body)} bytes of JSON, got {end}")
-    bodies.check_size(body[:end], most_values=None)  # numbers are values
+    texts = LongTexts(body[:end])
+    if (numbers := texts.rest.count(b",")) > MAX_NUMBERS:
+        raise _refused(
+            "data",
+            f"expected at most {MAX_NUMBERS} numbers in JSON, got {numbers}: send fewer images, or "
+            "their tensor as binary data, with `binary_data_size`",
+        )
+    bodies.check_size(texts.rest, most_values=None)
     try:
-        asked = InferenceRequest.model_validate_json(body[:end])
+        asked = InferenceRequest.model_validate_json(texts.rest)
     except ValidationError as error:
         raise explain_validation(error) from error
     tensor, binary = asked.inputs[0], body[end:]
@@ -284,7 +292,7 @@ def _read(body: bytes, header_bytes: int | None) -> tuple[InferenceRequest, Imag
     ):
         raise _refused("positive", f"expected a class, or a list of them, got {positive!r:.80}")
     if tensor.datatype == "BYTES":
-        files = list(_elements(binary) if size is not None else _decoded(tensor.data or []))
+        files = list(_elements(binary) if size is not None else _decoded(tensor.data or [], texts))
         if tensor.shape not in ([len(files)], [len(files), 1]):
             raise _refused("shape", f"expected [{len(files)}], got {tensor.shape}")
         return asked, Images("files", files, positive=positive)
@@ -306,10 +314,10 @@ def _elements(binary: bytes) -> Iterator[bytes]:
         yield binary[start:position]
 
 
-def _decoded(data: list[Any]) -> Iterator[bytes]:
+def _decoded(data: list[Any], texts: LongTexts) -> Iterator[bytes]:
     try:
         for text in _flat(data):
-            yield base64.b64decode(text, validate=True)
+            yield texts.decode(text)
     except (ValueError, TypeError) as error:
         raise _refused("data", f"expected files in base64, got {str(error)[:100]}") from error
 

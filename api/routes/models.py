@@ -11,7 +11,7 @@ from pydantic import (
 )
 from sqlalchemy import select
 
-from adap.api import assets, quotas
+from adap.api import assets, forms, quotas
 from adap.api.assets import AssetId
 from adap.api.deps import (
     Caller,
@@ -46,7 +46,7 @@ Positive = Annotated[
     Field(
         max_length=4000,
         description="of a model of one logit: the class that it ranks first, several of them "
-        "separated by commas; audits and rankings of other classes are then refused",
+        "separated by commas, or as a JSON list; audits and rankings of others are then refused",
         examples=["tumour"],
     ),
 ]
@@ -129,7 +129,10 @@ def declared_model(form: Declared) -> Declaration | None:
             "invalid_request",
             f"/body/architecture: expected one of {catalogue.known()}; got {form.architecture!r}",
         )
-    output, positive = form.output, form.positive
+    output = form.output
+    positive = None
+    if form.positive is not None:
+        positive = forms.class_names(form.positive, field="positive", separator=",")
     spec = _parsed(InputSpec, form.input, field="input")
     answers = ONE_LOGIT if output is None else _parsed(OutputSpec, output, field="output")
     try:
@@ -138,7 +141,7 @@ def declared_model(form: Declared) -> Declaration | None:
             input=spec,
             output=answers,
             weights=form.weights,
-            positive=None if positive is None else [name.strip() for name in positive.split(",")],
+            positive=positive,
         )
     except ValidationError as error:
         raise ApiError(
@@ -148,7 +151,7 @@ def declared_model(form: Declared) -> Declaration | None:
 
 def _parsed(kind: type[Spec], text: str, *, field: str) -> Spec:
     try:
-        return kind.model_validate_json(text)
+        return kind.model_validate(forms.json_of(text, field=field))
     except ValidationError as error:
         raise explain_validation(error, prefix=f"body/{field}") from error
 

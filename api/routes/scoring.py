@@ -16,10 +16,10 @@ import numpy as np
 from fastapi import APIRouter, Form, Query, Request, UploadFile
 from fastapi.concurrency import run_in_threadpool
 from numpy.typing import NDArray
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
 from starlette.datastructures import UploadFile as FormPart
 
-from adap.api import assets, bodies
+from adap.api import assets, bodies, forms
 from adap.api.assets import AssetId
 from adap.api.deps import (
     Caller,
@@ -31,6 +31,7 @@ from adap.api.deps import (
 )
 from adap.api.errors import ApiError, ErrorItem, explain_validation, problems, try_again
 from adap.api.guarded import GuardedRoute
+from adap.api.long_texts import LongTexts
 from adap.api.schemas import ImageScore, ImageScores, SmallestChange
 from adap.core.config.data import MAX_CLASSES_IN_URL, ClassName
 from adap.core.rendering.pictures import png
@@ -54,6 +55,24 @@ Positive = Annotated[
         examples=[["cat"]],
     ),
 ]
+
+
+def _named(values: Any) -> Any:
+    """Names of classes in a form or a query: each a text, or a JSON list of them."""
+    if not isinstance(values, list):
+        return values
+    return [
+        name
+        for value in values
+        for name in (
+            forms.class_names(value, field="positive", separator=None)
+            if isinstance(value, str)
+            else [value]
+        )
+    ]
+
+
+FormPositive = Annotated[Positive, BeforeValidator(_named)]
 RANK = "whether to say the place of each image among those of the request"
 
 
@@ -86,7 +105,7 @@ class ScoreForm(NamedFields):
         max_length=MAX_IMAGES,
         description="PNG, JPEG or WebP files of the model's input size",
     )
-    positive: Positive = None
+    positive: FormPositive = None
     rank: bool = Field(False, description=RANK)
     resize: Fit | None = Field(None, description=RESIZE)
 
@@ -98,8 +117,11 @@ class ChangeForm(NamedFields):
 
     image: UploadFile = Field(description="a PNG, JPEG or WebP file of the model's input size")
     below: float = Field(ge=-1e300, le=1e300, description="the score that it is to fall below")
-    positive: Positive = None
+    positive: FormPositive = None
     resize: Fit | None = Field(None, description=RESIZE)
+
+
+_LISTS = forms.lists_of(ScoreForm)
 
 
 @dataclass(frozen=True)
@@ -334,15 +356,15 @@ def _positive(target: Target, asked: list[str] | None) -> list[str] | None:
 
 
 def _from_json(body: bytes) -> Images:
-    bodies.check_size(body)
+    texts = LongTexts(body)
     try:
-        request = ScoreRequest.model_validate_json(body)
+        request = ScoreRequest.model_validate(bodies.parse(texts.rest))
     except ValidationError as error:
         raise explain_validation(error) from error
     files = []
     for place, text in enumerate(request.images):
         try:
-            files.append(base64.b64decode(text, validate=True))
+            files.append(texts.decode(text))
         except (binascii.Error, ValueError) as error:
             detail = f"expected base64, got {str(error)[:100]}"
             pointer = f"/body/images/{place}"
@@ -370,9 +392,10 @@ def _size(value: FormPart | str) -> int:
 
 
 def _of_fields(items: list[tuple[str, Any]]) -> Images:
+    forms.refuse_twice(items, lists=_LISTS)
     given: dict[str, Any] = {}
     for name, value in items:
-        if name in ("images", "positive"):
+        if name in _LISTS:
             given.setdefault(name, []).append(value)
         else:
             given[name] = value

@@ -25,7 +25,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
 
-import msgpack
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -48,7 +47,13 @@ from adap.worker.intake.images import (
 )
 from adap.worker.intake.limits import Rejected
 from adap.worker.sandbox import Sandbox, limit_resources
-from adap.worker.scoring.link import BUFFER_BYTES, Frame, read_frame, write_frame
+from adap.worker.scoring.link import (
+    BUFFER_BYTES,
+    Frame,
+    FrameStream,
+    read_frame,
+    write_frame,
+)
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +110,7 @@ class Decoder:
         self._waiting: deque[Unit] = deque()
         self._more = asyncio.Event()
         self._process: subprocess.Popen[bytes] | None = None
-        self._stream: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        self._stream: FrameStream | None = None
 
     async def decode(
         self, form: str, files: list[bytes], spec: InputSpec, *, fit: str | None = None
@@ -136,7 +141,7 @@ class Decoder:
                 ]
         if reasons:
             raise UnusableImagesError(reasons)
-        return np.concatenate(parts) if len(parts) > 1 else parts[0]
+        return await asyncio.to_thread(np.concatenate, parts) if len(parts) > 1 else parts[0]
 
     async def run(self) -> None:
         """Decode what is asked for until cancelled; the process then ends, too."""
@@ -194,10 +199,8 @@ class Decoder:
         if self._stream is None:
             await self._start()
         assert self._stream is not None
-        reader, writer = self._stream
-        write_frame(writer, {"units": [unit.as_frame() for unit in units]})
-        await writer.drain()
-        answers = (await read_frame(reader, max_bytes=2**31))["answers"]
+        await self._stream.send({"units": [unit.as_frame() for unit in units]})
+        answers = (await self._stream.read(max_bytes=2**31))["answers"]
         if len(answers) != len(units):
             raise ValueError(f"expected {len(units)} answers, got {len(answers)}")
         for unit, answer in zip(units, answers, strict=True):
@@ -219,13 +222,13 @@ class Decoder:
                 folder=self._folder,
                 inputs=[],
             )
-        self._stream = await asyncio.open_connection(sock=ours, limit=BUFFER_BYTES)
+        self._stream = FrameStream(*await asyncio.open_connection(sock=ours, limit=BUFFER_BYTES))
 
     def _stop(self) -> None:
         process, self._process = self._process, None
         stream, self._stream = self._stream, None
         if stream is not None:
-            stream[1].close()
+            stream.close()
         if process is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -264,7 +267,7 @@ def _answer(unit: Frame) -> Frame:
         return {"reasons": error.reasons}
     except MemoryError:
         return {"reasons": [(None, "expected images that fit the memory for decoding, got larger")]}
-    return {"pixels": pixels.tobytes(), "dtype": pixels.dtype.str}
+    return {"pixels": np.ascontiguousarray(pixels).data.cast("B"), "dtype": pixels.dtype.str}
 
 
 def _decode_files(
@@ -326,12 +329,9 @@ def main() -> None:
     stream = socket.socket(fileno=int(sys.argv[1]))
     die_with_the_worker(Connection(os.dup(stream.fileno())))
     with strict_decoding(), stream.makefile("rwb") as file:
-        while head := file.read(4):
+        while frame := read_frame(file):
             signal.setitimer(signal.ITIMER_PROF, float(sys.argv[4]))  # whose signal ends us
-            frame = msgpack.unpackb(file.read(int.from_bytes(head)))
-            content = msgpack.packb({"answers": [_answer(unit) for unit in frame["units"]]})
-            file.write(len(content).to_bytes(4) + content)
-            file.flush()
+            write_frame(file, {"answers": [_answer(unit) for unit in frame["units"]]})
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from adap.store.settings import MIB, Settings
 from adap.worker.scoring.batches import Batches
 from adap.worker.scoring.decoder import MAX_IMAGES, MAX_PIXEL_BYTES, Decoder, UnusableImagesError
 from adap.worker.scoring.lanes import Lane, Lanes
-from adap.worker.scoring.link import BUFFER_BYTES, UNIX, Frame, read_frame, write_frame
+from adap.worker.scoring.link import BUFFER_BYTES, UNIX, Frame, FrameStream
 from adap.worker.scoring.network import Network, RefusedError
 from adap.worker.scoring.networks import Networks, Wanted
 from adap.worker.scoring.process import Positive, measure_machine
@@ -119,6 +119,7 @@ class Server:
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer one API process; its questions end with its connection."""
+        stream = FrameStream(reader, writer)
         mine: dict[int, asyncio.Task[None]] = {}
         ended = self._lines[writer] = asyncio.Event()
         answers: dict[str, Callable[[Frame], Awaitable[Frame]]] = {
@@ -130,13 +131,13 @@ class Server:
         max_bytes = self._settings.max_scoring_bytes + MIB
         try:
             while True:
-                question = await read_frame(reader, max_bytes=max_bytes)
+                question = await stream.read(max_bytes=max_bytes)
                 number = question["number"]
                 if question["ask"] == "cancel":
                     if number in mine:
                         mine[number].cancel()
                     continue
-                task = asyncio.create_task(self._answer(question, answers[question["ask"]], writer))
+                task = asyncio.create_task(self._answer(question, answers[question["ask"]], stream))
                 mine[number] = task
                 self._questions.add(task)
                 task.add_done_callback(self._questions.discard)
@@ -156,7 +157,7 @@ class Server:
         self,
         question: Frame,
         answer: Callable[[Frame], Awaitable[Frame]],
-        writer: asyncio.StreamWriter,
+        stream: FrameStream,
     ) -> None:
         try:
             frame = await answer(question)
@@ -178,8 +179,7 @@ class Server:
                 message = f"The service met an error that it did not expect: {error!r}"
                 frame = {"error": "internal_error", "message": message}
         with contextlib.suppress(OSError):
-            write_frame(writer, {**frame, "number": question["number"]})
-            await writer.drain()
+            await stream.send({**frame, "number": question["number"]})
 
     async def _score(self, question: Frame) -> Frame:
         spec = InputSpec.model_validate(question["spec"])
@@ -188,7 +188,9 @@ class Server:
         _check_count(count, spec)
         with self._lanes.of(question["tenant"]) as lane, self._counted(lane, count):
             if form == "tensor":
-                images = _tensor(data[0], question["dtype"], question["shape"], spec)
+                images = await asyncio.to_thread(
+                    _tensor, data[0], question["dtype"], question["shape"], spec
+                )
             else:
                 images = await self._decoded(lane, form, data, spec, fit=question.get("fit"))
             with self._counted(lane, len(images) - count):

@@ -1,0 +1,97 @@
+"""Forms: each field once, and texts that say there what lists and objects say in JSON."""
+
+import json
+from collections import Counter
+from collections.abc import Collection, Iterable
+from typing import Any, get_args, get_origin
+
+from fastapi import Request
+from fastapi.dependencies.models import Dependant
+from pydantic import BaseModel
+from starlette.requests import ClientDisconnect
+
+from adap import faults
+from adap.api import bodies
+from adap.api.errors import MAX_ITEMS, ApiError, ErrorItem
+
+
+def lists_of(kind: type[BaseModel]) -> frozenset[str]:
+    """The fields of a form that may come several times."""
+    return frozenset(
+        field.alias or name
+        for name, field in kind.model_fields.items()
+        if any(get_origin(one) is list for one in (field.annotation, *get_args(field.annotation)))
+    )
+
+
+def lists_of_route(dependant: Dependant) -> frozenset[str]:
+    """The same, of the form that a route takes as one value; none of a few single fields."""
+    kinds = [param.field_info.annotation for param in dependant.body_params]
+    return frozenset[str]().union(
+        *(
+            lists_of(kind)
+            for kind in kinds
+            if isinstance(kind, type) and issubclass(kind, BaseModel)
+        )
+    )
+
+
+def refuse_twice(items: Iterable[tuple[str, Any]], *, lists: Collection[str]) -> None:
+    """Raise ApiError for a field that came twice: of two, one reader takes the first."""
+    counts = Counter(name for name, _ in items)
+    twice = [name for name, count in counts.items() if count > 1 and name not in lists]
+    faulty = [
+        ErrorItem(
+            pointer=f"/body/{faults.shown(name)[1:-1]}",
+            detail=f"expected the field once, got it {counts[name]} times",
+        )
+        for name in twice[:MAX_ITEMS]
+    ]
+    if faulty:
+        first = faulty[0]
+        raise ApiError("invalid_request", f"{first.pointer}: {first.detail}", errors=faulty)
+
+
+async def require_once(request: Request, *, lists: Collection[str]) -> None:
+    """Read a form, which the request keeps for whoever asks next, and refuse fields of two values.
+
+    Raises ApiError, and gives back then what the form stored.
+    """
+    try:
+        form = await request.form()
+    except ClientDisconnect as error:
+        raise ApiError("bad_request", "Expected a whole body; the connection broke.") from error
+    try:
+        refuse_twice(form.multi_items(), lists=lists)
+    except ApiError:
+        await form.close()
+        raise
+
+
+def class_names(text: str, *, field: str, separator: str | None) -> list[str]:
+    """The names of classes in a text: a JSON list, or one name, or several between separators.
+
+    A text that begins as a list, an object or a quoted text is JSON and nothing else, as who writes
+    `["cat"]` means no class with brackets in its name.
+    """
+    text = text.strip()
+    if not text.startswith(("[", "{", '"')):
+        return [text] if separator is None else [name.strip() for name in text.split(separator)]
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        several = "once for each" if separator is None else f"with {separator!r} between several"
+        raise ApiError(
+            "invalid_request",
+            f"/body/{field}: expected names of classes as they are, {several}, or as a JSON list "
+            f'such as ["cat", "dog"], got {faults.shown(text)}',
+        )
+    return names
+
+
+def json_of(text: str, *, field: str) -> Any:
+    """The value of a field that is JSON. Raises ApiError as for a whole body."""
+    return bodies.parse(text.encode(), pointer=f"/body/{field}")
