@@ -112,6 +112,11 @@ class Decoder:
         self._process: subprocess.Popen[bytes] | None = None
         self._stream: FrameStream | None = None
 
+    @property
+    def pid(self) -> int | None:
+        """Of the process, or of the sandbox around it; None while there is none."""
+        return None if self._process is None else self._process.pid
+
     async def decode(
         self, form: str, files: list[bytes], spec: InputSpec, *, fit: str | None = None
     ) -> NDArray[Any]:

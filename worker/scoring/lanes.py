@@ -10,6 +10,7 @@ whoever comes next.
 import asyncio
 import contextlib
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -21,6 +22,7 @@ from adap.worker.scoring.decoder import Decoder
 log = logging.getLogger(__name__)
 
 MAX_LANES = 4  # besides the one that is ready
+ASKED_S = 10.0  # for which a tenant counts as one who asks
 
 
 @dataclass
@@ -31,6 +33,7 @@ class Lane:
     batches: Batches
     waiting: int = 0  # images of unanswered questions
     questions: int = 0
+    asked_at: float = float("-inf")
     loading: Executor = field(default_factory=lambda: ThreadPoolExecutor(1, "loading"))
     searching: Executor = field(default_factory=lambda: ThreadPoolExecutor(1, "searching"))
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
@@ -52,6 +55,13 @@ class Lanes:
         """Those that run, the one that is ready included."""
         return [*self._of.values(), self._ready]
 
+    @property
+    def contended(self) -> bool:
+        """Whether several tenants ask, or did a moment ago."""
+        since = time.monotonic() - ASKED_S
+        asking = [lane for lane in self.all if lane.questions or lane.asked_at > since]
+        return len(asking) > 1
+
     @contextlib.contextmanager
     def of(self, tenant: str) -> Iterator[Lane]:
         """The lane of a tenant, for one question."""
@@ -61,6 +71,7 @@ class Lanes:
             yield lane
         finally:
             lane.questions -= 1
+            lane.asked_at = time.monotonic()
 
     async def close(self) -> None:
         """End every lane, with its processes."""

@@ -49,6 +49,12 @@ class Networks:
         """The ids of the models whose weights are in memory, the next to leave first."""
         return [model_id for (model_id, _), network in self._of.items() if network.process]
 
+    @property
+    def pids(self) -> list[int]:
+        """Of the processes that there are."""
+        processes = [network.process for network in self._of.values()]
+        return [process.pid for process in processes if process is not None]
+
     @contextlib.contextmanager
     def holding(self, wanted: Wanted) -> Iterator[Network]:
         """The network of a model, for one request."""

@@ -37,6 +37,7 @@ from adap.worker.scoring.lanes import Lane, Lanes
 from adap.worker.scoring.link import BUFFER_BYTES, UNIX, Frame, FrameStream
 from adap.worker.scoring.network import Network, RefusedError
 from adap.worker.scoring.networks import Networks, Wanted
+from adap.worker.scoring.priorities import LOOK_S, Priorities
 from adap.worker.scoring.process import Positive, measure_machine
 
 log = logging.getLogger(__name__)
@@ -66,6 +67,7 @@ class Server:
             self._lanes.broken,
             asyncio.create_task(stop.wait()),
             asyncio.create_task(self._watch()),
+            asyncio.create_task(self._share()),
         ]
         server = await self._listen(url)
         log.info("scoring.ready", extra={"url": url})
@@ -116,6 +118,18 @@ class Server:
 
     async def _watch(self) -> None:
         await (await asyncio.shield(self._networks)).watch()
+
+    async def _share(self) -> None:
+        """Have whoever computes much yield to whoever computes little, until cancelled."""
+        priorities = Priorities()
+        networks = await asyncio.shield(self._networks)
+        while True:
+            await asyncio.sleep(LOOK_S)
+            contended = self._lanes.contended
+            if contended or priorities.any_low:
+                decoders = [lane.decoder.pid for lane in self._lanes.all]
+                pids = [*networks.pids, *(pid for pid in decoders if pid is not None)]
+                await asyncio.to_thread(priorities.look, pids, contended=contended)
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer one API process; its questions end with its connection."""
