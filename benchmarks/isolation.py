@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from multiprocessing.queues import Queue
-from multiprocessing.synchronize import Event
+from multiprocessing.synchronize import Event, Semaphore
 
 import httpx
 import numpy as np
@@ -43,7 +43,6 @@ from torch import nn
 SIDE = 64
 PARALLEL = 4  # requests of the attacker at a time
 ROUNDS = 3
-STARTS_S = 8.0  # of the processes beside
 SETTLES_S = 3.0  # until what the attacker sent last is done
 FORMS = {"forms": (500, 32), "large": (1, 1024)}  # images of a form, and their side
 ATTACKS = ("costly", *FORMS)
@@ -211,13 +210,22 @@ def decoded(files: list[bytes]) -> Iterator[NDArray[np.uint8]]:
             yield np.stack([np.asarray(Image.open(io.BytesIO(image))) for image in batch])
 
 
+def started_as(target: Callable[[Event], None], ready: Semaphore, going: Event) -> None:
+    """Entry of each process."""
+    ready.release()
+    target(going)
+
+
 @contextmanager
 def processes(target: Callable[[Event], None], *, count: int) -> Iterator[Event]:
     """So many of them, which work while the event is set."""
-    going = SPAWN.Event()
-    started = [SPAWN.Process(target=target, args=(going,), daemon=True) for _ in range(count)]
+    going, ready = SPAWN.Event(), SPAWN.Semaphore(0)
+    entry = partial(started_as, target, ready)
+    started = [SPAWN.Process(target=entry, args=(going,), daemon=True) for _ in range(count)]
     for process in started:
         process.start()
+    for _ in started:
+        ready.acquire()  # once torch is loaded
     try:
         yield going
     finally:
@@ -239,7 +247,6 @@ def measure(
         processes(partial(compute, attack), count=os.cpu_count() or 1) as bare,
         processes(through, count=1) as attacking,
     ):
-        time.sleep(STARTS_S)
         for _ in range(ROUNDS):
             alone += waits(victim, own, seconds)
             for going, found in ((bare, beside), (attacking, meanwhile)):

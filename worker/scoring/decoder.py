@@ -263,11 +263,12 @@ def _pixels(unit: Unit, answer: Frame) -> NDArray[Any]:
 
 def _answer(unit: Frame) -> Frame:
     """Decode the files of one unit; every reason against them."""
+    files = [bytes(file) for file in unit["files"]]  # long ones come as views
     try:
         if unit["form"] == "npz":
-            pixels = _decode_npz(unit["files"][0], unit["size"])
+            pixels = _decode_npz(files[0], unit["size"])
         else:
-            pixels = _decode_files(unit["files"], unit["size"], unit["fit"])
+            pixels = _decode_files(files, unit["size"], unit["fit"])
     except UnusableImagesError as error:
         return {"reasons": error.reasons}
     except MemoryError:
