@@ -14,8 +14,8 @@ false sense of security" (ICML 2018), Croce & Hein, "Reliable evaluation of adve
 They find what blinds an attack by accident or by a known trick. They prove nothing: a defence made
 against these very checks may pass them, and the certified floor alone would notice.
 
-Cost, in forward passes of each sampled image: up to 486 (`full`, at most 128 positives and 128
-negatives; 256 of them are followed by a backward pass) or 132 (`quick`, at most 48 and 48; 70), and
+Cost, in forward passes of each sampled image: up to 487 (`full`, at most 128 positives and 128
+negatives; 257 of them are followed by a backward pass) or 133 (`quick`, at most 48 and 48; 71), and
 22 or 12 more with a surrogate. A data set's size changes nothing.
 """
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from adap.core.audit.checks.judging import (
     Judged,
+    change_of,
     check_of,
     correlation_of,
     refused_numbers,
@@ -21,7 +22,9 @@ from adap.core.audit.checks.limits import (
     COARSE_ONE,
     CORRELATION,
     CORRELATION_COARSE,
+    CORRELATION_NEARER,
     ERRORS,
+    LOGIT_CHANGE,
     MOST_ROUNDING,
     MOST_ULPS,
     NEAR_ONE,
@@ -32,11 +35,14 @@ from adap.core.audit.checks.limits import (
     SHARED,
     SLOPE,
     SLOPE_COARSE,
+    SLOPE_PART,
     TOLERANCE,
+    TURNED,
     ULPS,
     UNROUNDED,
     UNSEEN,
 )
+from adap.core.audit.checks.parts import weakest
 from adap.core.audit.checks.runs import Bench, Logits, Slopes
 from adap.core.audit.network import Pixels
 from adap.core.config.threats import COUNTED_NORMS, Norm
@@ -96,12 +102,20 @@ def gradient_predicts(
     if not len(slopes.predicted):
         return skipping(name, "Epsilon is 0, so there is no attack to look at.")
     searched = judged.margins("white_box")
-    scored = (*slopes.back, *slopes.forth, slopes.unseen, *slopes.ends, slopes.averaged)
+    scored = (
+        *slopes.back,
+        *slopes.forth,
+        slopes.unseen,
+        *slopes.ends,
+        slopes.averaged,
+        slopes.again,
+    )
     if not_finite := refused_numbers(name, clean, searched, *scored):
         return not_finite
     near, coarse = (_stepped(slopes, of) for of in (NEAR_ONE, COARSE_ONE))
     sharp = ROUNDING.status(near.rounding) == "pass"
-    best = max(near, coarse, key=lambda found: found.quality) if sharp else coarse
+    by_levels = not sharp or coarse.quality > near.quality
+    best = coarse if by_levels else near
     correlation, slope, rounding = best.correlation, best.slope, best.rounding
     figures = {"correlation": correlation, "slope": slope, "rounding": rounding}
     path = _along_paths(slopes)
@@ -123,6 +137,25 @@ def gradient_predicts(
     if sharp:
         figures["unseen"] = _unseen(slopes)
         limits["unseen"] = UNSEEN
+        # Near steps do nothing to pixels in levels that are followed straight through.
+        if slopes.rounded is None and coarse.wrong > near.wrong / 2:
+            figures["correlation_nearer"] = _nearer(near, coarse, slopes.coarser)
+            limits["correlation_nearer"] = CORRELATION_NEARER
+    step = COARSE_ONE if by_levels else NEAR_ONE
+    part = weakest(
+        slopes.part_names,
+        slopes.by_parts[step],
+        slopes.predicted[step],
+        (slopes.forth[step] - slopes.back[step]) / 2,
+    )
+    if part is not None:
+        figures |= {"slope_part": part.slope, "slope_part_high": part.high}
+        limits["slope_part_high"] = SLOPE_PART
+    # Of a network that draws numbers in its scores, too, `repeatable` tells.
+    _, moved = change_of(slopes.starts, slopes.again, spread=float(slopes.starts.std()))
+    if slopes.rounded is None and LOGIT_CHANGE.status(moved) != "fail":
+        figures["turned"] = float(slopes.turned.mean())
+        limits["turned"] = TURNED
     wins = AVERAGED_WINS
     if norm in COUNTED_NORMS:  # which place is found on one image is luck, see MARGIN_CHANGE
         wins = wins.model_copy(update={"fail": None})
@@ -159,6 +192,13 @@ def gradient_predicts(
             f"network without its rounding, whose scores correlate {figures['unrounded']:.3f} with "
             "its own"
         )
+    if part is not None and SLOPE_PART.status(part.high) != "pass":
+        message += f"; of what {part.name} alone foretell, {part.slope:.2f} happens"
+    if "turned" in figures and TURNED.status(figures["turned"]) != "pass":
+        message += (
+            f"; asked twice, it turns by {figures['turned']:.0%} of its length, as if noise were "
+            "added"
+        )
     if status_of(figures, limits) == "pass":
         message += "."
     elif status_of(figures, steps) == "pass":
@@ -191,10 +231,24 @@ class _Foretold:
         """The lower of the two; a gradient that promises too much is no hidden one."""
         return min(self.correlation, self.slope)
 
+    @property
+    def wrong(self) -> float:
+        """Share of what is foretold that does not happen."""
+        return 1 - max(self.correlation, 0) ** 2
+
 
 def _stepped(slopes: Slopes, of: int) -> _Foretold:
     back, forth = slopes.back[of], slopes.forth[of]
     return _foretold(slopes.predicted[of], (forth - back) / 2, _rounding(back, forth))
+
+
+def _nearer(near: _Foretold, coarse: _Foretold, coarser: float) -> float:
+    """The correlation at no step at all: of a network that bends here and there the share that is
+    wrong falls with the step."""
+    if coarser <= 1:
+        return near.correlation
+    wrong = near.wrong - max(coarse.wrong - near.wrong, 0) / (coarser - 1)
+    return float(np.sqrt(1 - min(max(wrong, 0), 1)))
 
 
 def _along_paths(slopes: Slopes) -> _Foretold:

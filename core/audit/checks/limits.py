@@ -74,6 +74,20 @@ ERRORS = 2
 # zero: nothing, but where part of the image is cut off.
 UNSEEN = Limit(caution=0.005, fail=0.05)
 
+# Of what happens on what a part of the image (a column, its brightest pixels) foretells of small
+# random steps, in units of the whole's: minus one where its sign is turned. Judged is the slope and
+# this many of its errors above, as there are some hundred parts.
+PART_ERRORS = 3
+SLOPE_PART = Limit(caution=0.5, fail=0.0, side="below")
+
+# Of a gradient that is asked twice, 10^-6 apart: by how much of its length it has turned, in the
+# mean over images. Deep networks are straight over such a step; noise of three tenths is 0.4.
+TURNED = Limit(caution=0.1, fail=0.5)
+
+# The correlation that ever smaller steps would tend to. How rough a network is falls with the step;
+# what is wrong in its gradient stays.
+CORRELATION_NEARER = Limit(caution=0.93, side="below")
+
 # Share of images on which one step along an averaged gradient beats the whole search by more than
 # REAL_MARGIN: terms too fast to follow drown the gradient that the search sees.
 AVERAGED_WINS = Limit(caution=0.1, fail=0.15)

@@ -150,6 +150,6 @@ def passes_of_image(
     if "white_box" in runs:
         found += Passes(1)  # the stored images of the white box
         # a gradient, steps forth and back, one of unseen pixels, gradients on paths and their ends,
-        # and one step along the mean of these gradients
-        found += Passes(1 + 2 * STEPS + 1 + (HALVES + 1) * PATHS + 1, 1 + HALVES * PATHS)
+        # one step along the mean of these gradients, and the first gradient again
+        found += Passes(1 + 2 * STEPS + 1 + (HALVES + 1) * PATHS + 2, 2 + HALVES * PATHS)
     return found

@@ -14,6 +14,7 @@ from adap.core.attacks.base import loss_and_gradient, perturbed
 from adap.core.attacks.pgd import PGD
 from adap.core.attacks.registry import build_attack
 from adap.core.attacks.threat_model import ThreatModel
+from adap.core.audit.checks import parts
 from adap.core.audit.checks.planned import HALVES, PATHS, Run
 from adap.core.audit.drawing import drawing
 from adap.core.audit.network import Pixels, as_input, generator_of, logits_of, loss_of
@@ -32,6 +33,7 @@ NEAR = 1 / 8 / 255  # of a pixel; below it float32 rounds what happens away
 COARSE = 1 / 255
 FAR = 1 / 4
 LONG = 3 / 255  # of a path, at least: shorter ones end where bytes are rounded to
+TINY = 2**-20  # from one asking of the gradient to the next
 PULLED = 1 / 2  # of the way to where the first step of a search would end, at least
 
 
@@ -86,6 +88,8 @@ class Slopes:
 
     zero, broken: (n,) whose gradient at the clean image is zero everywhere, and is not finite.
     predicted: (2, n) change of the logit by a NEAR and by a COARSE step, by the gradient.
+    by_parts: (2, G, n) what of it each part of the image contributes.  part_names: of these parts.
+    coarser: how many times the NEAR step the COARSE one is.
     back, forth: (2, n) logits after that step against it and along it. Of a network that rounds and
     is followed straight through, they and all below are those of the network without its rounding:
     that is the function whose gradient the search follows.
@@ -96,12 +100,17 @@ class Slopes:
     mean is the change itself of whatever has a gradient, however rough it is.
     ends: (P, n) logits at the ends of the paths.
     averaged: (n,) logits after one step of epsilon along the mean of the gradients on the paths.
+    again: (n,) logits a TINY step beside the starts.  turned: (n,) how far the gradient there is
+    from the one at the start, as a share of its length, 1 at most.
     rounded: (n,) its own logits where steps begin, of a network that rounds; None of others.
     """
 
     zero: NDArray[np.bool_]
     broken: NDArray[np.bool_]
     predicted: NDArray[np.float64]
+    by_parts: NDArray[np.float64]
+    part_names: list[str]
+    coarser: float
     back: NDArray[np.float64]
     forth: NDArray[np.float64]
     starts: Logits
@@ -109,6 +118,8 @@ class Slopes:
     promised: NDArray[np.float64]
     ends: NDArray[np.float64]
     averaged: Logits
+    again: Logits
+    turned: NDArray[np.float64]
     rounded: Logits | None = None
 
 
@@ -174,8 +185,10 @@ class Bench:
         n, paths = len(self.images), PATHS if threat.epsilon > 0 else 0
         zero, broken = np.empty((2, n), dtype=bool)
         predicted, back, forth = np.empty((3, len(by_sign) if paths else 0, n))
+        part_names = parts.names(*self.images.shape[1:])
+        by_parts = np.empty((len(predicted), len(part_names), n))
         promised, ends = np.zeros((2, paths, n))
-        starts, unseen, after = np.empty((3, n))
+        starts, unseen, after, again, turned = np.empty((5, n))
         rounded = np.empty(n) if _rounding_in(network) else None
         for rows in self._batches():
             clean = self._input(self.images[rows])
@@ -217,6 +230,8 @@ class Bench:
                 size * sign for size, sign in zip(by_sign, signs, strict=True)
             ):
                 predicted[step, rows] = _inner(gradient, d)
+                of_parts = parts.summed((gradient * d).double(), x, gradient)
+                by_parts[step, :, rows] = of_parts.cpu().numpy()
                 for found, moved in ((back, x - d), (forth, x + d)):
                     with self._drawing(rows, "slopes"), without_rounding(network):
                         found[step, rows] = logits_of(network, moved)
@@ -240,11 +255,17 @@ class Bench:
             down = torch.tensor(1 - 2 * self.targets[rows]).to(x).view(-1, 1, 1, 1)
             with self._drawing(rows, "scores"):
                 after[rows] = logits_of(network, ball.furthest(clean, down * total))
-            self._tell((1 + 2 * len(by_sign) + 1 + (HALVES + 1) * paths + 1) * len(x))
+            with self._drawing(rows, "slopes again"):
+                logits, other = loss_and_gradient(network, x + TINY * noise())
+            again[rows], turned[rows] = logits.double().cpu().numpy(), _turned(gradient, other)
+            self._tell((1 + 2 * len(by_sign) + 1 + (HALVES + 1) * paths + 2) * len(x))
         return Slopes(
             zero=zero,
             broken=broken,
             predicted=predicted,
+            by_parts=by_parts,
+            part_names=part_names,
+            coarser=by_sign[1] / by_sign[0],
             back=back,
             forth=forth,
             starts=starts,
@@ -252,6 +273,8 @@ class Bench:
             promised=promised,
             ends=ends,
             averaged=after,
+            again=again,
+            turned=turned,
             rounded=rounded,
         )
 
@@ -297,6 +320,14 @@ def _inner(gradient: Tensor, d: Tensor) -> NDArray[np.float64]:
     """(B,) sums over each image."""
     product: NDArray[np.float64] = (gradient * d).double().flatten(1).sum(1).cpu().numpy()
     return product
+
+
+def _turned(gradient: Tensor, other: Tensor) -> NDArray[np.float64]:
+    """(B,) shares of its length by which another gradient is away from it, 1 at most."""
+    length, apart = (of.double().flatten(1).norm(dim=1) for of in (gradient, other - gradient))
+    share = (apart / length).nan_to_num(0, 1, 1).clamp(max=1)
+    turned: NDArray[np.float64] = share.cpu().numpy()
+    return turned
 
 
 def _inside(x: Tensor, margin: float) -> Tensor:

@@ -1,0 +1,74 @@
+"""The judges: sums written out pixel by pixel, and slopes known beforehand."""
+
+import numpy as np
+import pytest
+import torch
+
+from adap.core.audit.checks.limits import SLOPE_PART
+from adap.core.audit.checks.parts import names, partitions, summed, weakest
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 5, 13), (3, 32, 32), (2, 1, 1)])
+def test_every_way_of_taking_an_image_apart_has_each_pixel_in_one_part(
+    shape: tuple[int, int, int],
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, gradient, products = torch.rand(3, 4, *shape, generator=generator)
+    sums = summed(products, x, gradient)
+    assert sums.shape == (len(names(*shape)), 4)
+    done = 0
+    for partition in partitions(*shape):
+        part = partition.part_of(x, gradient).expand_as(x)
+        for number in range(len(partition.names)):
+            expected = (products * (part == number)).flatten(1).sum(1)
+            torch.testing.assert_close(sums[done + number], expected)
+        of_all = sums[done : done + len(partition.names)].sum(0)
+        torch.testing.assert_close(of_all, products.flatten(1).sum(1))
+        done += len(partition.names)
+    assert done == len(sums)
+
+
+def test_the_names_of_parts_say_where_they_are() -> None:
+    x = torch.full((1, 1, 4, 12), 0.99)
+    x[..., 2, 3] = 0.3
+    where = torch.zeros_like(x)
+    where[..., 2, 3] = 1
+    sums = summed(where, x, where)[:, 0].numpy()
+    assert [name for name, total in zip(names(1, 4, 12), sums, strict=True) if total] == [
+        "columns 3 to 4",
+        "rows 2 to 2",
+        "every second row from 0, column from 1",
+        "pixels from 0.25 to 0.375",
+        "quarter 4 of the pixels by the size of their gradient",
+        "the pixel in row 2, column 3",
+    ]
+
+
+@pytest.mark.parametrize("turned", [1.0, 0.2, -1.0])
+@pytest.mark.parametrize("unit", [1.0, 0.01])
+def test_a_part_that_promises_what_it_does_not_keep_is_found(turned: float, unit: float) -> None:
+    """Of eight parts the third keeps `turned` of what it promises; a gradient may be of any unit."""
+    rng = np.random.default_rng(0)
+    promised = rng.normal(size=(8, 96))
+    kept = promised.copy()
+    kept[2] *= turned
+    seen = kept.sum(0) + 0.1 * rng.normal(size=96)
+    part = weakest(list("abcdefgh"), promised / unit, promised.sum(0) / unit, seen)
+    assert part is not None
+    assert SLOPE_PART.status(part.high) == {1.0: "pass", 0.2: "caution", -1.0: "fail"}[turned]
+    if turned < 1:
+        of_all = float((promised.sum(0) * seen).sum() / np.square(promised.sum(0)).sum())
+        assert part.name == "c"
+        assert part.slope == pytest.approx(turned / of_all, abs=0.2)
+
+
+def test_one_image_says_nothing_of_a_part() -> None:
+    rng = np.random.default_rng(0)
+    promised = rng.normal(size=(2, 96))
+    promised[1] = 0
+    promised[1, 5] = 10
+    seen = promised[0] - promised[1]
+    part = weakest(["whole", "of one image"], promised, promised.sum(0), seen)
+    assert part is None or SLOPE_PART.status(part.high) == "pass"
+    few = slice(0, 10)
+    assert weakest(["a"], promised[:1, few], promised[0, few], -promised[0, few]) is None
