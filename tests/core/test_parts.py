@@ -47,7 +47,7 @@ def test_the_names_of_parts_say_where_they_are() -> None:
 @pytest.mark.parametrize("turned", [1.0, 0.2, -1.0])
 @pytest.mark.parametrize("unit", [1.0, 0.01])
 def test_a_part_that_promises_what_it_does_not_keep_is_found(turned: float, unit: float) -> None:
-    """Of eight parts the third keeps `turned` of what it promises; a gradient may be of any unit."""
+    """Of eight parts the third keeps `turned` of what it promises; a gradient has any unit."""
     rng = np.random.default_rng(0)
     promised = rng.normal(size=(8, 96))
     kept = promised.copy()
