@@ -13,7 +13,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load as read_tensors
 from torch import nn
 
-from adap.models import catalogue, diagnosis, fitting, guessing, networks, onnx_files, state_dicts
+from adap.models import (
+    catalogue,
+    diagnosis,
+    fitting,
+    guessing,
+    networks,
+    onnx_files,
+    onnx_fitting,
+    state_dicts,
+)
 from adap.models.costs import Cost, check_cost
 from adap.models.errors import ModelFileError
 from adap.models.fitting import Weights
@@ -30,6 +39,7 @@ from adap.models.header import (
 )
 from adap.models.limits import CostLimits
 from adap.models.loading import graph_tensors, write
+from adap.models.onnx_files import GraphNetwork
 from adap.reading import Fact, Reading
 
 Format = Literal["safetensors", "onnx", "state dict"]
@@ -51,6 +61,7 @@ class Converted:
     format: Format
     manifest: Manifest | None  # what the file is to be loaded by; None: the one inside
     onnx_difference: float | None = None  # relative, to onnxruntime on random images
+    network: GraphNetwork | None = None  # of an ONNX file, as it was compared and written
     steps: list[str] = field(default_factory=list)
     facts: list[Fact] = field(default_factory=list)
 
@@ -145,18 +156,26 @@ def _from_onnx(
     fit = read.fit
     if declared.positive is None and read.manifest is not None:  # what an earlier training has said
         declared = declared.model_copy(update={"positive": manifest_in(read.manifest).positive})
-    manifest = declared.model_copy(update={"output": fit.output}).as_manifest(GRAPH)
+    made = {"input": fit.spec, "output": fit.output}
+    manifest = declared.model_copy(update=made).as_manifest(GRAPH)
     network = read.network
+    together = 3 if 3 * one.bytes <= COMPARED_BYTES else 2
+    tolerance = onnx_files.TOLERANCE_QUANTISED if fit.quantised else onnx_files.TOLERANCE
+    if fit.widened:  # closely in float32, and with what other precision rounds as it came
+        exact = onnx_fitting.made_fit(fit)
+        onnx_files.compare(exact, network, manifest.input, tolerance=tolerance, together=together)
+        tolerance = onnx_files.TOLERANCE_HALF
     difference = onnx_files.compare(
         read.original,
         network,
         manifest.input,
         ending=fit.ending,
-        tolerance=onnx_files.TOLERANCE_QUANTISED if fit.quantised else onnx_files.TOLERANCE,
-        together=3 if 3 * one.bytes <= COMPARED_BYTES else 2,
+        tolerance=tolerance,
+        together=together,
     )
     write(graph_tensors(network), target, manifest)
-    return Converted(target, "onnx", manifest, difference, [*steps, *fit.steps], fit.facts)
+    steps += fit.steps
+    return Converted(target, "onnx", manifest, difference, network, steps, fit.facts)
 
 
 def _from_state_dict(path: Path, declared: Declaration | None, target: Path) -> Converted:

@@ -184,6 +184,11 @@ class _StandIn(torch.Tensor):
 class _Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Runs every operation on stand-ins, and adds up what it would have cost."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Not asked of the compiler, which nobody calls here and which takes a second to import."""
+        return False
+
     def __init__(self, batch: int, limits: CostLimits, alone: Cost | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.flops = self.largest = 0

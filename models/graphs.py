@@ -28,7 +28,8 @@ OPERATORS: dict[str, frozenset[int]] = {
     **dict.fromkeys(
         (
             *("Abs", "Acos", "Acosh", "Add", "And", "Asin", "Asinh", "Atan", "Atanh"),
-            *("AveragePool", "BatchNormalization", "Cast", "Ceil", "Clip", "Concat", "Conv"),
+            *("AveragePool", "BatchNormalization", "Cast", "Ceil", "Celu", "Clip", "Concat"),
+            *("Conv", "IsInf", "IsNaN"),
             *("ConvTranspose", "Cos", "Cosh", "DepthToSpace", "DequantizeLinear", "Div", "Einsum"),
             *("Elu", "Equal", "Erf", "Exp", "Flatten", "Floor", "Gelu", "Gemm"),
             *("GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "Greater", "GreaterOrEqual"),
@@ -57,10 +58,13 @@ OPERATORS: dict[str, frozenset[int]] = {
     "ReduceSum": frozenset({1}),
     "Reshape": frozenset({1}),
     "Resize": frozenset({1, 2, 3}),
+    "ScatterElements": frozenset({1}),
+    "ScatterND": frozenset({1}),
     "Slice": frozenset({1, 2, 3, 4}),
     "Split": frozenset({1}),
     "Squeeze": frozenset({1}),
     "Tile": frozenset({1}),
+    "Trilu": frozenset({1}),
     "Unsqueeze": frozenset({1}),
     "Upsample": frozenset({1}),
 }
@@ -116,8 +120,14 @@ class Graph(BaseModel):
     nodes: list[Node] = Field(min_length=1, max_length=MAX_NODES)
 
     def encode(self) -> bytes:
-        """The text that is kept: equal graphs, equal bytes."""
-        return self.model_dump_json().encode()
+        """The text that is kept: equal graphs, equal bytes. ModelFileError if it is too long."""
+        content = self.model_dump_json().encode()
+        if len(content) > MAX_GRAPH_BYTES:
+            raise ModelFileError(
+                f"expected operations that take at most {MAX_GRAPH_BYTES} bytes to write down, got "
+                f"{len(content)}"
+            )
+        return content
 
     def check(self, tensors: set[str]) -> None:
         """Every name is made before it is used, and no size depends on a pixel.

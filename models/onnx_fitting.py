@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from adap.models import onnx_folding, onnx_plain, onnx_weights
+from adap.models import onnx_folding, onnx_kinds, onnx_plain, onnx_weights
 from adap.models.errors import ModelFileError
 from adap.models.header import InputSpec, OutputSpec, shown
 from adap.reading import Fact
@@ -40,6 +40,16 @@ class Images:
     name: str  # of its input
     channels_last: bool = False
     batch: int | None = None  # frozen, or None
+    kind: onnx_kinds.Kind = "float32"
+
+    def random(self, count: int, spec: InputSpec) -> NDArray[np.float32]:
+        """(N, C, H, W) network input to compare on, of numbers that its kind holds exactly."""
+        generator = np.random.default_rng(0)
+        shape = (count, spec.channels, spec.height, spec.width)
+        if self.kind == "uint8":
+            return generator.integers(0, 256, shape).astype(np.float32)
+        images = generator.standard_normal(shape, dtype=np.float32)
+        return images.astype(np.float16).astype(np.float32) if self.kind == "float16" else images
 
 
 @dataclass(frozen=True)
@@ -61,11 +71,12 @@ class Original:
         name, batch = self.takes.name, self.takes.batch
         if self.takes.channels_last:
             images = np.ascontiguousarray(images.transpose(0, 2, 3, 1))
+        sent = images.astype(self.takes.kind)
         if batch is None:
-            (answer,) = self.session.run(None, {name: images})
+            (answer,) = self.session.run(None, {name: sent})
             return np.asarray(answer)
         rows = []
-        for image in images:
+        for image in sent:
             (answer,) = self.session.run(None, {name: np.repeat(image[None], batch, 0)})
             rows.append(np.asarray(answer).reshape(batch, -1)[0])
         return np.stack(rows)
@@ -79,18 +90,24 @@ class Fit:
     held: onnx_weights.Held  # its large tensors
     original: bytes | Path  # it before, for onnxruntime
     output: OutputSpec
+    spec: InputSpec
     ending: Ending | None = None  # what was cut off behind the logits
     quantised: bool = False
+    kind: onnx_kinds.Kind = "float32"  # of the images that the file took as it came
+    widened: bool = False  # from another precision
     steps: list[str] = field(default_factory=list)
     facts: list[Fact] = field(default_factory=list)
 
 
-def simplify(model: Any, held: onnx_weights.Held, output: OutputSpec, path: Path) -> Fit:
-    """One output, no constants left to compute, quantised operators written out; in place.
+def simplify(
+    model: Any, held: onnx_weights.Held, spec: InputSpec, output: OutputSpec, path: Path
+) -> Fit:
+    """One output, no constants left to compute, all in float32 and plain operators; in place.
 
     path: the file that the model was read from.
     Nothing but constants has been run until here. Raises ModelFileError, with what to do.
     """
+    onnx_plain.put_in_order(model)
     came = len(model.graph.node)
     steps = _choose_output(model, output)
     tensors = {tensor.name for tensor in model.graph.initializer}
@@ -105,6 +122,18 @@ def simplify(model: Any, held: onnx_weights.Held, output: OutputSpec, path: Path
     # before IR version 4 tensors had to be among the inputs, too
     _drop_inputs(model, tensors)
     model.ir_version = max(model.ir_version, 4)
+    (images,) = _inputs(model)
+    kind = onnx_kinds.image_kind(images)
+    facts = []
+    if kind == "uint8":
+        spec, fact = onnx_kinds.for_bytes(spec)
+        facts.append(fact)
+        onnx_kinds.free_of_bytes(model, images.name)
+        steps.append("images of bytes taken as floats from 0 to 255")
+    widened = onnx_kinds.widen(model, held)
+    if widened:
+        steps.append(f"{' and '.join(sorted(widened))} made float32")
+        facts.append(onnx_kinds.widened_fact(widened))
     quantised = _dequantise(model)
     if quantised:
         steps.append("quantised operators written out: exact values, gradients straight through")
@@ -114,7 +143,14 @@ def simplify(model: Any, held: onnx_weights.Held, output: OutputSpec, path: Path
     onnx_plain.write_out(model)
     output = output.model_copy(update={"name": None})
     onnx_weights.keep_used(model, held)
-    return Fit(model, held, original, output, quantised=quantised, steps=steps)
+    return Fit(
+        *(model, held, original, output, spec),
+        quantised=quantised,
+        kind=kind,
+        widened=bool(widened),
+        steps=steps,
+        facts=facts,
+    )
 
 
 def _drop_inputs(model: Any, names: set[str]) -> None:
@@ -123,14 +159,14 @@ def _drop_inputs(model: Any, names: set[str]) -> None:
     )
 
 
-def arrange(fit: Fit, spec: InputSpec) -> Images:
+def arrange(fit: Fit) -> Images:
     """Images (batch, C, H, W) in, of any number; logits out. Nothing is run.
 
     Returns how the file took them as it came. Raises ModelFileError, with what to do.
     """
-    model = fit.model
+    model, spec = fit.model, fit.spec
     images, last = _images(model, spec)
-    takes = Images(images.name, last, _frozen_batch(images))
+    takes = Images(images.name, last, _frozen_batch(images), fit.kind)
     fit.facts += _own_normalisation(model.graph, images.name, spec)
     if last:
         _turn(model, images, spec)
@@ -145,11 +181,25 @@ def arrange(fit: Fit, spec: InputSpec) -> Images:
     return takes
 
 
-def ask(fit: Fit, takes: Images, spec: InputSpec) -> tuple[Original, bool]:
+def ask(fit: Fit, takes: Images) -> tuple[Original, bool]:
     """The original, once it is known to answer as declared; whether its output was flattened."""
-    original = Original(onnx_folding.opened(fit.original, plain=fit.quantised), takes)
+    try:
+        original = Original(onnx_folding.opened(fit.original, plain=fit.quantised), takes)
+    except ModelFileError:
+        # onnxruntime has few operators of double precision on a processor, and none of bfloat16
+        if not fit.widened:
+            raise
+        original = made_fit(fit)
+        fit.steps.append("compared with onnxruntime in float32, which does not run the file itself")
     fit.original = b""
-    return original, _flatten(fit, original, spec)
+    return original, _flatten(fit, original)
+
+
+def made_fit(fit: Fit) -> Original:
+    """The file as it has become, to be asked by onnxruntime."""
+    content = onnx_weights.whole(fit.model, fit.held)
+    (images,) = _inputs(fit.model)
+    return Original(onnx_folding.opened(content, plain=fit.quantised), Images(images.name))
 
 
 # --- outputs --------------------------------------------------------------------------------------
@@ -191,7 +241,8 @@ def _likely(outputs: Sequence[Any], declared: OutputSpec) -> str:
     from onnx import TensorProto
 
     kinds = {item.name: item.type.tensor_type for item in outputs}
-    floats = [n for n, kind in kinds.items() if kind.elem_type == TensorProto.FLOAT]
+    float_kinds = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
+    floats = [n for n, kind in kinds.items() if kind.elem_type in float_kinds]
     sizes = {n: [dim.dim_value for dim in kinds[n].shape.dim][1:] for n in floats}
     fitting = [n for n, size in sizes.items() if math.prod(size) == declared.count]
     return next(iter([*fitting, *floats, *kinds]), "NAME")
@@ -250,15 +301,12 @@ def _as_logits(output: OutputSpec, ending: Ending) -> OutputSpec:
     return output.model_copy(update={"kind": kinds.get(output.kind, output.kind)})
 
 
-def _flatten(fitted: Fit, original: Original, spec: InputSpec) -> bool:
+def _flatten(fitted: Fit, original: Original) -> bool:
     """The original's answer says how many numbers it gives an image; axes of size 1 go."""
     from onnx import helper
 
-    generator = np.random.default_rng(0)
-    shape = (spec.channels, spec.height, spec.width)
-    images = generator.standard_normal((2, *shape), dtype=np.float32)
     try:
-        answer = original(images)
+        answer = original(original.takes.random(2, fitted.spec))
     except Exception as error:
         raise ModelFileError(
             "expected a network that onnxruntime runs on 2 images of the declared size, got "
@@ -294,24 +342,9 @@ def _flatten(fitted: Fit, original: Original, spec: InputSpec) -> bool:
 
 def _images(model: Any, spec: InputSpec) -> tuple[Any, bool]:
     """The input that the images are, and whether their channels come last."""
-    from onnx import TensorProto
-
-    graph = model.graph
-    named = {tensor.name for tensor in graph.initializer}
-    inputs = [item for item in graph.input if item.name not in named]
-    if len(inputs) != 1:
-        raise ModelFileError(
-            f"expected one input, the images, got {len(inputs)}: "
-            f"{', '.join(shown(item.name) for item in inputs[:5])}{OTHER_INPUTS}"
-        )
-    kind = inputs[0].type.tensor_type
-    if kind.elem_type != TensorProto.FLOAT:
-        name = TensorProto.DataType.Name(kind.elem_type)
-        raise ModelFileError(
-            f"expected images as float32, got an input of {name}; export the network with a "
-            "float32 input, without what reads bytes"
-        )
-    sizes = [dim.dim_value if dim.dim_value > 0 else None for dim in kind.shape.dim]
+    inputs = _inputs(model)
+    dims = inputs[0].type.tensor_type.shape.dim
+    sizes = [dim.dim_value if dim.dim_value > 0 else None for dim in dims]
     first = (spec.channels, spec.height, spec.width)
     last = (spec.height, spec.width, spec.channels)
     if len(sizes) == 4:
@@ -324,6 +357,18 @@ def _images(model: Any, spec: InputSpec) -> tuple[Any, bool]:
         f"expected an input (batch, {', '.join(map(str, first))}) or channels last (batch, "
         f"{', '.join(map(str, last))}) as declared, got ({got})" + _size_of(sizes, first)
     )
+
+
+def _inputs(model: Any) -> list[Any]:
+    """The one input, the images; refused where there are others."""
+    named = {tensor.name for tensor in model.graph.initializer}
+    inputs = [item for item in model.graph.input if item.name not in named]
+    if len(inputs) != 1:
+        raise ModelFileError(
+            f"expected one input, the images, got {len(inputs)}: "
+            f"{', '.join(shown(item.name) for item in inputs[:5])}{OTHER_INPUTS}"
+        )
+    return inputs
 
 
 def _agree(sizes: Sequence[int | None], wanted: Sequence[int]) -> bool:

@@ -6,6 +6,7 @@ as the reader would take it for the weights of a layer, which stand behind. None
 the network is. For the sandboxed child alone.
 """
 
+import heapq
 from collections.abc import Mapping
 from typing import Any
 
@@ -72,6 +73,36 @@ def _check_functions(model: Any) -> None:
         return sizes[key]
 
     size_of(model.graph.node)
+
+
+def put_in_order(model: Any) -> None:
+    """Each operator behind those that it waits for, as onnxruntime runs them; in place.
+
+    Tools that make half precision of a file put their casts last. What waits for ever stays last.
+    """
+    graph = model.graph
+    made_here = {name for node in graph.node for name in node.output if name}
+    waiting = {
+        i: {name for name in node.input if name in made_here} for i, node in enumerate(graph.node)
+    }
+    users: dict[str, list[int]] = {}
+    for i, names in waiting.items():
+        for name in names:
+            users.setdefault(name, []).append(i)
+    ready = [i for i, names in waiting.items() if not names]
+    heapq.heapify(ready)
+    order = []
+    while ready:  # of all that may come next, the one that came first in the file
+        i = heapq.heappop(ready)
+        order.append(i)
+        for name in graph.node[i].output:
+            for user in users.pop(name, ()):
+                waiting[user].discard(name)
+                if not waiting[user]:
+                    heapq.heappush(ready, user)
+    if order != sorted(order):
+        order += sorted(waiting.keys() - set(order))
+        onnx_folding.replace(graph.node, [graph.node[i] for i in order])
 
 
 def write_out(model: Any) -> None:

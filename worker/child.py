@@ -29,7 +29,7 @@ from typing import Any
 from adap.store import storage
 from adap.store.settings import GIB, MIB
 from adap.worker import devices
-from adap.worker.pipelines.requests import AnyRequest, DatasetCheck
+from adap.worker.pipelines.requests import AnyRequest, DatasetCheck, ModelCheck
 from adap.worker.pipelines.results import RESULTS, AnyResult
 from adap.worker.sandbox import Sandbox, limit_resources
 from adap.worker.work import Message, Reporter, Work, decode
@@ -236,11 +236,15 @@ def serve(connection: Connection) -> None:
 
 
 def _pipeline(request: AnyRequest) -> Callable[[Work[Any], Reporter], AnyResult]:
-    """The function of a pipeline; torch is imported only where it is needed."""
+    """The function of a pipeline; what opens a file imports no more than it needs."""
     if isinstance(request, DatasetCheck):
         from adap.worker.intake.pipeline import validate_dataset
 
         return validate_dataset
+    if isinstance(request, ModelCheck):
+        from adap.worker.pipelines.models import validate_model
+
+        return validate_model
     from adap.worker.pipelines.table import PIPELINES
 
     return PIPELINES[type(request)]

@@ -263,12 +263,12 @@ REFUSED: dict[str, tuple[Callable[[], ModelProto | bytes], str]] = {
         lambda: graph_of([helper.make_node("ReduceMean", ["x"], ["y"])], size=("batch", 192)),
         "as declared, got (any, 192)",
     ),
-    "bytes as input": (
+    "whole numbers as input": (
         lambda: graph_of(
             [helper.make_node("Cast", ["x"], ["y"], to=1)],
-            inputs=[helper.make_tensor_value_info("x", TensorProto.UINT8, ["b", 3, 8, 8])],
+            inputs=[helper.make_tensor_value_info("x", TensorProto.INT64, ["b", 3, 8, 8])],
         ),
-        "images as float32, got an input of UINT8",
+        "images as floats or bytes, got an input of INT64",
     ),
     "two inputs": (
         lambda: graph_of(
@@ -308,9 +308,9 @@ REFUSED: dict[str, tuple[Callable[[], ModelProto | bytes], str]] = {
         ),
         "eval mode, got Dropout in training mode; call model.eval() before",
     ),
-    "half precision": (
-        lambda: with_weight(np.zeros(1, np.float16)),
-        "got FLOAT16 in 'bias'; export the network in float32",
+    "complex numbers": (
+        lambda: with_weight(np.zeros(1, np.complex64)),
+        "got COMPLEX64 in 'bias'; export the network in float32",
     ),
     "text": (lambda: with_tensor(data_type=TensorProto.STRING, dims=[1]), "got STRING"),
     "an unknown kind": (lambda: with_tensor(data_type=200, dims=[1]), "got another kind"),

@@ -513,6 +513,10 @@ WEIGHTS = {
     "plane": np.ones((8, 8), np.float32),
     "swap": np.array([2, 0, 1]),
     "repeat": np.array([1, 1, 2, 1]),
+    "corner": np.array([[0, 0, 1, 2], [0, 2, 3, 4]]),
+    "two": np.array([0.3, 0.6], np.float32),
+    "first": np.zeros((1, 3, 8, 1), np.int64),
+    "row": np.full((1, 3, 8, 1), 0.4, np.float32),
 }
 
 SINGLE: dict[str, Any] = {
@@ -552,6 +556,10 @@ SINGLE: dict[str, Any] = {
     "GlobalLpPool": node("GlobalLpPool", "x", "o"),
     "LpPool": node("LpPool", "x", "o", kernel_shape=[2, 2], strides=[2, 2]),
     "Mod": node("Mod", "x half", "o", fmod=1),
+    "Celu": node("Celu", "x", "o", alpha=0.7),
+    "Trilu": node("Trilu", "x", "o"),
+    "ScatterND": node("ScatterND", "x corner two", "o"),
+    "ScatterElements": node("ScatterElements", "x first row", "o", axis=3),
 }
 
 

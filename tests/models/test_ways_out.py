@@ -83,11 +83,6 @@ def tensors_in_another_file(path: Path) -> Callable[[], None]:
     return lambda: onnx.save(onnx.load(path), path)
 
 
-def half_precision(path: Path) -> Callable[[], None]:
-    path.write_bytes(export(network().half(), IMAGES.half(), legacy=True))
-    return lambda: _write(path, export(network(), IMAGES, legacy=True))
-
-
 def with_post_processing(path: Path) -> Callable[[], None]:
     """A branch behind the network, as exporters of detectors write them."""
     content = export(network(), IMAGES, legacy=True)
@@ -115,7 +110,6 @@ WAYS: dict[str, tuple[Callable[[Path], Callable[[], None]], str]] = {
     "TorchScript": (torchscript, "a TorchScript archive"),
     "torch.export": (exported_program, "torch.onnx.export"),
     "tensors in another file": (tensors_in_another_file, "onnx.save(onnx.load('model.onnx')"),
-    "half precision": (half_precision, "float32"),
     "post-processing": (with_post_processing, "without pre- and post-processing"),
 }
 

@@ -5,6 +5,7 @@ import torch
 from adap.models import conversion, exporting, loading
 from adap.models.costs import check_cost
 from adap.models.errors import ModelFileError
+from adap.models.wrappers import Scorer
 from adap.worker.pipelines.inputs import device
 from adap.worker.pipelines.requests import DeviceTrial, Export, ModelCheck
 from adap.worker.pipelines.results import (
@@ -26,8 +27,11 @@ def validate_model(work: Work[ModelCheck], reporter: Reporter) -> ModelOpened | 
         converted = conversion.to_safetensors(
             work.inputs["upload"], declared, folder=work.folder, limits=limits
         )
-        scorer, manifest = loading.load(converted.path, converted.manifest, device="cpu")
-        if converted.format != "onnx":  # that one was looked at before it was first run
+        if converted.network is not None and converted.manifest is not None:
+            manifest = converted.manifest  # its cost was looked at before it was first run
+            scorer = Scorer(converted.network, manifest.input, output=manifest.output).eval()
+        else:
+            scorer, manifest = loading.load(converted.path, converted.manifest, device="cpu")
             check_cost(scorer.network, manifest.input, limits)
         reporter.progress("probing", 1, 2, "steps")
         findings = loading.probe(scorer)
@@ -42,7 +46,11 @@ def validate_model(work: Work[ModelCheck], reporter: Reporter) -> ModelOpened | 
                 "warnings": [fact.message for fact in reading.cautions],
             }
         )
-        loading.save(scorer, work.folder / "content.safetensors", manifest)
+        content = work.folder / "content.safetensors"
+        if converted.network is not None:  # it was written as it is kept
+            converted.path.rename(content)
+        else:
+            loading.save(scorer, content, manifest)
     except ModelFileError as error:
         return Rejected(reasons=[str(error)])
     reporter.progress("probing", 2, 2, "steps")

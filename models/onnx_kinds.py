@@ -1,0 +1,161 @@
+"""ONNX in other numbers than float32: other precision made single, and images of bytes floats.
+
+Weights of half precision are the same numbers in float32, those of double precision are rounded;
+either way the network then computes in float32, which moves its scores a little: onnxruntime on
+the file as it came tells how far. A network that takes bytes makes them floats itself, first of
+all: that first cast is left to do nothing, so that an attack can move between two bytes. For the
+sandboxed child alone.
+"""
+
+from typing import Any, Literal
+
+import numpy as np
+
+from adap.models import onnx_weights
+from adap.models.errors import ModelFileError
+from adap.models.header import InputSpec, shown
+from adap.reading import Fact
+
+Kind = Literal["float32", "float16", "float64", "bfloat16", "uint8"]
+
+_PASSING = ("Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Slice", "Gather", "Split")
+_BYTES_WAY_OUT = "export the network with a float32 input, without what reads bytes"
+
+
+def image_kind(images: Any) -> Kind:
+    """The kind of number that an input takes. Raises ModelFileError for one that is no pixel."""
+    from onnx import TensorProto
+
+    kinds: dict[int, Kind] = {
+        TensorProto.FLOAT: "float32",
+        TensorProto.FLOAT16: "float16",
+        TensorProto.DOUBLE: "float64",
+        TensorProto.BFLOAT16: "bfloat16",
+        TensorProto.UINT8: "uint8",
+    }
+    kind = images.type.tensor_type.elem_type
+    if kind not in kinds:
+        name = TensorProto.DataType.Name(kind) if kind in TensorProto.DataType.values() else kind
+        raise ModelFileError(
+            f"expected images as floats or bytes, got an input of {name}; {_BYTES_WAY_OUT}"
+        )
+    return kinds[kind]
+
+
+def widen(model: Any, held: onnx_weights.Held) -> set[Kind]:
+    """Make every number of another precision float32, in place; which there were.
+
+    A cast alone, between tensors of float32, is left as it is.
+    """
+    from onnx import AttributeProto, TensorProto, numpy_helper
+
+    kinds: dict[int, Kind] = {
+        TensorProto.FLOAT16: "float16",
+        TensorProto.DOUBLE: "float64",
+        TensorProto.BFLOAT16: "bfloat16",
+    }
+    graph = model.graph
+    attributes = [(node, item) for node in graph.node for item in node.attribute]
+    tensors = [item.t for _, item in attributes if item.type == AttributeProto.TENSOR]
+    ends = [item.type.tensor_type for item in (*graph.input, *graph.output)]
+    found = {kinds[t.data_type] for t in (*graph.initializer, *tensors) if t.data_type in kinds}
+    found |= {kinds[end.elem_type] for end in ends if end.elem_type in kinds}
+    if not found:
+        return found
+    for tensor in (*graph.initializer, *tensors):
+        if tensor.data_type not in kinds:
+            continue
+        name = tensor.name
+        try:
+            numbers = numpy_helper.to_array(tensor).astype(np.float32)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise ModelFileError(
+                f"expected as many numbers as {shown(name)} declares, got others: {error}"
+            ) from error
+        inside = any(tensor is other for other in tensors)
+        if inside or numbers.size <= onnx_weights.SMALL or name in held:
+            tensor.CopyFrom(numpy_helper.from_array(numbers, name))
+        else:
+            held[name] = numbers
+            tensor.Clear()
+            tensor.name, tensor.data_type = name, TensorProto.FLOAT
+            tensor.dims.extend(numbers.shape)
+    for node, item in attributes:
+        if item.name == "to" and node.op_type == "Cast" and item.i in kinds:
+            item.i = TensorProto.FLOAT
+    for end in ends:
+        if end.elem_type in kinds:
+            end.elem_type = TensorProto.FLOAT
+    del graph.value_info[:]
+    return found
+
+
+def widened_fact(kinds: set[Kind]) -> Fact:
+    """What is said of a file that was in other precision."""
+    came = " and ".join(sorted(kinds))
+    message = (
+        f"the file computes in {came} and is audited in float32, where gradients exist and batches "
+        "agree: its scores there differ by what that precision rounds"
+    )
+    return Fact(level="info", code="made_float32", message=message)
+
+
+def free_of_bytes(model: Any, name: str) -> None:
+    """Let the input `name` of bytes take floats from 0 to 255, in place.
+
+    Raises ModelFileError where bytes are used as bytes before they are made floats.
+    """
+    from onnx import TensorProto, helper
+
+    graph = model.graph
+    floats = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
+    bytes_, made = {name}, []
+    for node in graph.node:
+        if bytes_.isdisjoint(node.input):
+            made.append(node)
+            continue
+        to = next((item.i for item in node.attribute if item.name == "to"), None)
+        if node.op_type == "Cast" and to in floats:
+            made.append(node)
+        elif node.op_type in _PASSING and node.input[0] in bytes_:
+            bytes_.update(node.output)
+            made.append(node)
+        elif node.op_type == "DequantizeLinear":
+            value, scale, *zero = node.input
+            centred = f"adap.{node.output[0]}.centred"
+            if zero and zero[0]:
+                wide = f"adap.{node.output[0]}.zero"
+                made.append(helper.make_node("Cast", [zero[0]], [wide], to=TensorProto.FLOAT))
+                made.append(helper.make_node("Sub", [value, wide], [centred]))
+                value = centred
+            made.append(helper.make_node("Mul", [value, scale], list(node.output)))
+        else:
+            raise ModelFileError(
+                f"expected a network that makes the bytes of its images floats first, got "
+                f"{node.op_type} of bytes; {_BYTES_WAY_OUT}"
+            )
+    if graph.output[0].name in bytes_:
+        raise ModelFileError("expected scores, got an output that is the image itself")
+    del graph.node[:]
+    graph.node.extend(made)
+    images = next(item for item in graph.input if item.name == name)
+    images.type.tensor_type.elem_type = TensorProto.FLOAT
+    del graph.value_info[:]
+
+
+def for_bytes(spec: InputSpec) -> tuple[InputSpec, Fact]:
+    """The declaration of a network that takes bytes, 0 to 255 as they are, and what is said of it.
+
+    Raises ModelFileError where the declaration normalises, as no byte is normalised.
+    """
+    if any(spec.mean) or any(value != 1 for value in spec.std):
+        raise ModelFileError(
+            "expected no mean and std with a network that takes bytes, which it normalises itself "
+            f"if at all, got mean {spec.mean} and std {spec.std}: declare none (without --imagenet)"
+        )
+    message = (
+        "the network takes bytes, so its pixels are 0..255 as they are; scores of images of 8 bits "
+        "are the file's own, and an attack may move between two bytes"
+    )
+    fact = Fact(level="info", code="takes_bytes", message=message)
+    return spec.model_copy(update={"value_range": "0..255"}), fact
