@@ -13,10 +13,11 @@ check   the gradient of every method on the GPU against the CPU in float64; whic
         exact float32; that in bfloat16 an attack moves every image that it moves in float32; that
         captured steps end in the losses of steps that are not
 speed   images a second of `fit` for CE, PGD, TRADES and AdAP_LPN in each precision, warm, and why
-        steps were not captured, if they were not
-train   the scale `paper-fixed` (CIFAR-10, automobile): CE, PGD, TRADES, AdAP_LN and AdAP_LPN, seed
-        after seed, as many as the time lets; each with the AP of the test images, clean, under
-        PGD-10 and under APGD-10
+        steps were not captured, if they were not; then of 1, 2, 4, 8 and 16 trainings by AdAP_LPN
+        at once, each on a stream of its own, all of their images counted
+train   the scale `paper-fixed` (CIFAR-10, automobile): CE, PGD, TRADES, AdAP_LN and AdAP_LPN at
+        once, seed after seed, as many as the time lets; each with the AP of the test images, clean,
+        under PGD-10 and under APGD-10
 
 A training that the time cuts short keeps its checkpoint in OUT, and the same command goes on with
 it. A figure stands in the results only with the device that made it. Trainings run one after the
@@ -41,15 +42,17 @@ from adap.core.config.training import Precision, TrainingAttack, TrainingConfig
 from adap.core.objectives.registry import OBJECTIVES, build_objective
 from adap.core.training.attacking import attack_batch
 from adap.core.training.capture import Recorder, Work
-from adap.core.training.loop import EpochRecord, TrainingResult, fit
+from adap.core.training.loop import EpochRecord, TrainingResult, fit, fitting
 from adap.core.training.precision import float32_products, forward_in
+from adap.core.training.together import together
 from adap.models import architectures
 from benchmarks.paper import plan
-from benchmarks.paper.compute import compute
+from benchmarks.paper.compute import compute, compute_trainings
 from benchmarks.paper.runs import Evaluation, Training
 
 METHODS = ("ce", "pgd", "trades", "adap_ln", "adap_lpn")
 TIMED = ("ce", "pgd", "trades", "adap_lpn")
+FLEETS = (1, 2, 4, 8, 16)
 EVALUATION_S = 20.0  # left for the test images of a training that ends in time
 
 
@@ -208,6 +211,26 @@ def speed(run: Run) -> None:
                 images_per_s=statistics.median(r.images_per_s for r in result.history[1:]),
                 uncaptured=result.uncaptured,
             )
+    for count in (1, 2) if run.tiny else FLEETS:
+        if run.left() < EVALUATION_S:
+            return
+        works = [
+            fitting(**_training(run, "adap_lpn", "bfloat16", name, steps * batch, batch))
+            for _ in range(count)
+        ]
+        found = [r for r in together(works, device=run.device) if isinstance(r, TrainingResult)]
+        # the time of an epoch is that of all of them, as each has one step in turn
+        rates = [statistics.median(r.images_per_s for r in one.history[1:]) for one in found]
+        run.write(
+            "speed",
+            method="adap_lpn",
+            network=name,
+            precision="bfloat16",
+            batch=batch,
+            at_once=count,
+            images_per_s=sum(rates),
+            uncaptured=next((one.uncaptured for one in found if one.uncaptured), None),
+        )
 
 
 def _fitted(
@@ -219,6 +242,12 @@ def _fitted(
     batch: int,
     recorder: Recorder | None = None,
 ) -> TrainingResult:
+    return fit(**_training(run, method, precision, name, count, batch), recorder=recorder)
+
+
+def _training(
+    run: Run, method: str, precision: Precision, name: str, count: int, batch: int
+) -> dict[str, Any]:
     x, y = _batch(count)
     config = TrainingConfig.model_validate(
         {
@@ -230,24 +259,23 @@ def _fitted(
             "validation": {"select_by": "clean_ap"},
         }
     )
-    return fit(
-        _network(name),
-        build_objective(config.method, examples=count),
-        images=(x * 255).byte().to(run.device),
-        targets=y.long(),
-        validation=((x[:batch] * 255).byte(), y[:batch].long()),
-        config=config,
-        device=run.device,
-        on_epoch=lambda _: None,
-        recorder=recorder,
-    )
+    return {
+        "network": _network(name),
+        "objective": build_objective(config.method, examples=count),
+        "images": (x * 255).byte().to(run.device),
+        "targets": y.long(),
+        "validation": ((x[:batch] * 255).byte(), y[:batch].long()),
+        "config": config,
+        "device": run.device,
+        "on_epoch": lambda _: None,
+    }
 
 
 # --- Table 2 --------------------------------------------------------------------------------------
 
 
-def pieces(run: Run) -> Iterator[tuple[str, int, Training]]:
-    """Method, seed and training, a whole seed before the next."""
+def pieces(run: Run) -> Iterator[list[Training]]:
+    """The trainings of each seed."""
     scale = plan.scale("paper-fixed").of_what_is_in(run.root)
     if run.tiny:
         size = plan.Size(seeds=[0], train=64, validation=32, test=32, epochs=2)
@@ -257,44 +285,51 @@ def pieces(run: Run) -> Iterator[tuple[str, int, Training]]:
     planner = plan.Planner(scale, lambda _: [])
     (task,) = scale.tasks
     for seed in scale.full.seeds:
-        for method in METHODS[-2:] if run.tiny else METHODS:
-            values = planner.tuned(method, task)
-            yield method, seed, planner.training(method, task, values, seed=seed, size=scale.full)
+        yield [
+            planner.training(method, task, planner.tuned(method, task), seed=seed, size=scale.full)
+            for method in (METHODS[-2:] if run.tiny else METHODS)
+        ]
 
 
 def train(run: Run) -> None:
-    """Lines of the kind `result`, and `cut` for the one that the time ends."""
+    """Lines of the kind `result`, and `cut` for those that the time ends."""
     paper = plan.experiments()["table2"]
-    for method, seed, training in pieces(run):
-        told = {"method": method, "seed": seed, "source": training.data.source}
+    for trainings in pieces(run):
 
-        def on_epoch(record: EpochRecord, told: dict[str, Any] = told) -> None:
-            run.write("epoch", **told, **record.as_json())
-            if record.epoch < record.epochs and run.left() < EVALUATION_S:
+        def on_epoch(training: Training, record: EpochRecord) -> None:
+            run.write("epoch", **_told(training), **record.as_json())
+            if record.epoch < record.epochs and run.left() < EVALUATION_S * len(METHODS):
                 raise OutOfTimeError
 
-        if run.left() < EVALUATION_S:
-            run.write("cut", **told, epochs_done=0)
-            return
         try:
-            trained = compute(training, root=run.root, out=run.out, on_epoch=on_epoch)
+            if run.left() < EVALUATION_S:
+                raise OutOfTimeError
+            results = compute_trainings(trainings, root=run.root, out=run.out, on_epoch=on_epoch)
         except OutOfTimeError:
-            run.write("cut", **told)
+            for training in trainings:
+                run.write("cut", **_told(training))
             return
-        evaluation = Evaluation(training=training, attacks=("pgd", "apgd"))
-        found = compute(evaluation, root=run.root, out=run.out)
-        value = paper.of_paper("cifar10/automobile", method, {})
-        run.write(
-            "result",
-            **told,
-            network=training.network,
-            epochs=training.config.epochs,
-            examples=trained["examples"],
-            seconds=sum(trained["examples"][0] / r["images_per_s"] for r in trained["history"]),
-            best_epoch=trained["best"]["epoch"],
-            ap=found["ap"],
-            paper=None if run.tiny else {"robust": value.robust, "clean": value.clean},
-        )
+        for training, trained in zip(trainings, results, strict=True):
+            evaluation = Evaluation(training=training, attacks=("pgd", "apgd"))
+            found = compute(evaluation, root=run.root, out=run.out)
+            value = paper.of_paper("cifar10/automobile", training.config.method.name, {})
+            run.write(
+                "result",
+                **_told(training),
+                network=training.network,
+                epochs=training.config.epochs,
+                examples=trained["examples"],
+                seconds=sum(trained["examples"][0] / r["images_per_s"] for r in trained["history"]),
+                at_once=len(trainings),
+                best_epoch=trained["best"]["epoch"],
+                ap=found["ap"],
+                paper=None if run.tiny else {"robust": value.robust, "clean": value.clean},
+            )
+
+
+def _told(training: Training) -> dict[str, Any]:
+    config = training.config
+    return {"method": config.method.name, "seed": config.seed, "source": training.data.source}
 
 
 PARTS = {"check": check, "speed": speed, "train": train}

@@ -8,56 +8,80 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from adap.core.training.together import MOST_AT_ONCE
 from benchmarks.paper import plan
-from benchmarks.paper.compute import compute
-from benchmarks.paper.runs import Piece, digest
+from benchmarks.paper.compute import compute, compute_trainings
+from benchmarks.paper.runs import Piece, Training, digest
 
 RESULTS = Path(__file__).parents[1] / "results" / "paper"
+
+
+@dataclass(frozen=True)
+class _Share:
+    """Where the result of a piece will be."""
+
+    future: "Future[list[dict[str, Any]]]"
+    place: int
+
+
+def _alone(piece: Piece, *, root: Path, out: Path) -> list[dict[str, Any]]:
+    return [compute(piece, root=root, out=out)]
 
 
 class Pool:
     """Computes pieces in processes of one thread each, every piece once.
 
-    One worker is this process itself: a card is then held by one process, which starts once.
+    One worker is this process itself: a card is then held by one process, which starts once. It
+    makes up to `at_once` of the trainings that are asked for together a step of each in turn: the
+    seeds of an entry, the candidates of a stage of tuning.
     """
 
-    def __init__(self, root: Path, out: Path, workers: int) -> None:
-        self._root, self._out = root, out
+    def __init__(self, root: Path, out: Path, workers: int, at_once: int = 1) -> None:
+        self._root, self._out, self._at_once = root, out, at_once
         context = multiprocessing.get_context("spawn")
         self._executor: Executor = (
             ThreadPoolExecutor(1)
             if workers == 1
             else ProcessPoolExecutor(workers, mp_context=context)
         )
-        self._futures: dict[str, Future[dict[str, Any]]] = {}
+        self._shares: dict[str, _Share] = {}
         self._lock = threading.Lock()
         self._started = time.monotonic()
         self._done = 0
 
     def __call__(self, pieces: Sequence[Piece]) -> list[dict[str, Any]]:
         """The results of these pieces, in their order; returns when all are there."""
-        return [future.result() for future in [self._submit(piece) for piece in pieces]]
-
-    def _submit(self, piece: Piece) -> "Future[dict[str, Any]]":
-        name = digest(piece)
         with self._lock:
-            if name not in self._futures:
-                future = self._executor.submit(compute, piece, root=self._root, out=self._out)
-                future.add_done_callback(lambda done: self._report(name, done))
-                self._futures[name] = future
-            return self._futures[name]
+            new = {digest(p): p for p in pieces if digest(p) not in self._shares}
+            trainings = [p for p in new.values() if isinstance(p, Training)]
+            for start in range(0, len(trainings), self._at_once):
+                chunk = trainings[start : start + self._at_once]
+                self._submit(chunk, compute_trainings, chunk)
+            for piece in new.values():
+                if not isinstance(piece, Training):
+                    self._submit([piece], _alone, piece)
+            shares = [self._shares[digest(piece)] for piece in pieces]
+        return [share.future.result()[share.place] for share in shares]
 
-    def _report(self, name: str, future: "Future[dict[str, Any]]") -> None:
+    def _submit(self, pieces: Sequence[Piece], work: Any, argument: Any) -> None:
+        future = self._executor.submit(work, argument, root=self._root, out=self._out)
+        for place, piece in enumerate(pieces):
+            share = self._shares[digest(piece)] = _Share(future, place)
+            future.add_done_callback(partial(self._report, digest(piece), share))
+
+    def _report(self, name: str, share: "_Share", future: "Future[list[dict[str, Any]]]") -> None:
         self._done += 1
         minutes = (time.monotonic() - self._started) / 60
-        counted = f"{minutes:6.1f} min  {self._done}/{len(self._futures)}"
+        counted = f"{minutes:6.1f} min  {self._done}/{len(self._shares)}"
         if future.cancelled() or (error := future.exception()) is not None:
             print(f"{counted}  {name} failed: {error!r}", flush=True)
             return
-        result = future.result()
+        result = future.result()[share.place]
         piece = result["piece"]
         training = piece.get("training", piece)
         print(
@@ -67,9 +91,11 @@ class Pool:
         )
 
 
-def run(names: Sequence[str], scale: str, *, root: Path, out: Path, workers: int) -> Path:
+def run(
+    names: Sequence[str], scale: str, *, root: Path, out: Path, workers: int, at_once: int
+) -> Path:
     """Compute the experiments and write what they found to benchmarks/results/paper/SCALE.json."""
-    pool = Pool(root, out, workers)
+    pool = Pool(root, out, workers, at_once)
     declared_scale = plan.scale(scale)
     read = declared_scale.of_what_is_in(root)
     for name, source in declared_scale.sources.items():
@@ -113,6 +139,15 @@ def main() -> None:
     running.add_argument(
         "--workers", type=int, help="processes; by default one a core, and one for a GPU"
     )
+    running.add_argument(
+        "--at-once",
+        type=int,
+        default=1,
+        choices=range(1, MOST_AT_ONCE + 1),
+        metavar="N",
+        help="trainings in a process, a step of each in turn, for a GPU that one does not fill; "
+        "the weights are the same, times are then of all of them",
+    )
     rendering = commands.add_parser("render", help="Markdown and pictures from the JSON")
     for command in (running, rendering):
         command.add_argument("--scale", default="cpu", help="a name in scales/")
@@ -135,6 +170,7 @@ def main() -> None:
             root=arguments.data,
             out=arguments.out,
             workers=arguments.workers or _workers(arguments.scale),
+            at_once=arguments.at_once,
         )
     )
 

@@ -1,13 +1,15 @@
-"""Computing one piece, in a process of its own: JSON and weights in a folder named by its hash.
+"""Computing pieces in a process: JSON and weights, each in a folder named by its hash.
 
-A training writes a checkpoint after every epoch and goes on from it. A result is complete when its
-`result.json` exists, which is written last and renamed into place.
+Several trainings are made a step of each in turn, so that they fill a card. A training writes a
+checkpoint after every epoch and goes on from it. A result is complete when its `result.json`
+exists, which is written last and renamed into place.
 """
 
 import json
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,12 @@ from adap.core.attacks.registry import build_attack
 from adap.core.attacks.threat_model import ThreatModel
 from adap.core.config.attacks import PRESETS
 from adap.core.config.threats import Threat
+from adap.core.errors import TrainingError
 from adap.core.figures.ranking import average_precision
 from adap.core.objectives.registry import build_objective
 from adap.core.objectives.surrogates import negative_margin
-from adap.core.training.loop import EpochRecord, fit
+from adap.core.training.loop import EpochRecord, fitting
+from adap.core.training.together import Turns, to_the_end, together
 from benchmarks.paper import data, networks
 from benchmarks.paper.runs import Evaluation, Piece, Training, digest
 
@@ -36,13 +40,47 @@ def _nobody(record: EpochRecord) -> None:
     """Told of an epoch; the history is kept in the result."""
 
 
-def compute(
-    piece: Piece, *, root: Path, out: Path, on_epoch: Callable[[EpochRecord], None] = _nobody
-) -> dict[str, Any]:
+OnEpoch = Callable[[EpochRecord], None]
+
+
+def compute(piece: Piece, *, root: Path, out: Path, on_epoch: OnEpoch = _nobody) -> dict[str, Any]:
     """The result of a piece, from `out` where it is known; what it depends on must be there.
 
     on_epoch: told of each epoch of a training; what it raises ends it, its checkpoint kept.
     """
+    return to_the_end(_computing)(piece, root=root, out=out, on_epoch=on_epoch)
+
+
+def compute_trainings(
+    trainings: Sequence[Training],
+    *,
+    root: Path,
+    out: Path,
+    on_epoch: Callable[[Training, EpochRecord], None] | None = None,
+) -> list[dict[str, Any]]:
+    """The same for trainings on one device, all at once: each with the weights that it has alone.
+
+    Raises TrainingError if one fails, when the others are done.
+    """
+    works = [
+        _computing(
+            training,
+            root=root,
+            out=out,
+            on_epoch=_nobody if on_epoch is None else partial(on_epoch, training),
+        )
+        for training in trainings
+    ]
+    (device,) = {training.device for training in trainings}
+    results = []
+    for result in together(works, device=torch.device(device)):
+        if isinstance(result, TrainingError):
+            raise result
+        results.append(result)
+    return results
+
+
+def _computing(piece: Piece, *, root: Path, out: Path, on_epoch: OnEpoch) -> Turns[dict[str, Any]]:
     folder = out / digest(piece)
     known = folder / "result.json"
     if known.exists():
@@ -52,7 +90,7 @@ def compute(
     folder.mkdir(parents=True, exist_ok=True)
     started = time.process_time()
     measured = (
-        _train(piece, folder, root=root, out=out, on_epoch=on_epoch)
+        (yield from _training(piece, folder, root=root, out=out, on_epoch=on_epoch))
         if isinstance(piece, Training)
         else _evaluate(piece, root=root, out=out)
     )
@@ -71,14 +109,9 @@ def compute(
     return result
 
 
-def _train(
-    training: Training,
-    folder: Path,
-    *,
-    root: Path,
-    out: Path,
-    on_epoch: Callable[[EpochRecord], None],
-) -> dict[str, Any]:
+def _training(
+    training: Training, folder: Path, *, root: Path, out: Path, on_epoch: OnEpoch
+) -> Turns[dict[str, Any]]:
     split = data.load(training.data, root, out / "data")
     network = networks.build(training.network, seed=training.config.seed)
     if training.start is not None:
@@ -93,7 +126,7 @@ def _train(
         written.rename(checkpoint)
 
     device = torch.device(training.device)
-    result = fit(
+    result = yield from fitting(
         network,
         objective,
         images=split.train[0].to(device),

@@ -15,11 +15,12 @@ and resumed gives the same weights, bit for bit on a CPU with the same number of
 that ran through. Torch's own generators are left as they were found. A network that draws from
 elsewhere (NumPy, `random`) is outside this promise. Several
 processes may share a training (`ranks`): each then attacks and passes its share of every batch.
+One process may also run several trainings, a step of each in turn (`together`).
 """
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -43,6 +44,7 @@ from adap.core.training.schedule import learning_rate
 from adap.core.training.seeds import Use, seed
 from adap.core.training.step import Step
 from adap.core.training.synchronised import synchronised
+from adap.core.training.together import to_the_end
 from adap.core.training.validating import Validator
 from adap.reading import Fact
 
@@ -109,7 +111,7 @@ class TrainingResult:
         return asdict(self)
 
 
-def fit(
+def fitting(
     network: nn.Module,
     objective: Objective,
     *,
@@ -123,8 +125,10 @@ def fit(
     save: Callable[[dict[str, Any]], None] | None = None,
     ranks: Ranks = ALONE,
     recorder: Recorder | None = None,
-) -> TrainingResult:
+) -> Generator[None, None, TrainingResult]:
     """Train `network` in place; afterwards it holds the weights of its best epoch, in eval mode.
+
+    `fit` does it at once; as `fitting` it stops after every step, so that others have their turn.
 
     network: (B, C, H, W) floats in [0, 1] -> (B,) logits, normalisation inside; or (B, K), with an
     objective that was built for K classes.
@@ -213,14 +217,14 @@ def fit(
         with float32_products(config.precision), drawing(device, *draws):
             started = time.perf_counter()
             with synchronised(network, ranks):
-                loss = _train_epoch(state, images, labels, epoch=epoch, lr=lr)
+                loss = yield from _train_epoch(state, images, labels, epoch=epoch, lr=lr)
             seconds = time.perf_counter() - started
             judged = network if state.average is None else state.average.settle()
-            aps = {
-                select: validator.ap(attacked=select == "robust_ap", epoch=epoch)
-                for select in dict.fromkeys(("clean_ap", select_by))
-                if epoch % config.validation.every == 0 or epoch == config.epochs
-            }
+            aps: dict[SelectBy, float] = {}
+            if epoch % config.validation.every == 0 or epoch == config.epochs:
+                for figure in dict.fromkeys(("clean_ap", select_by)):
+                    attacked = figure == "robust_ap"
+                    aps[figure] = yield from validator.ap(attacked=attacked, epoch=epoch)
         record = EpochRecord(
             epoch=epoch,
             epochs=config.epochs,
@@ -247,6 +251,9 @@ def fit(
         stopped_early=len(state.history) < config.epochs,
         uncaptured=state.stepping.refused or validator.refused,
     )
+
+
+fit = to_the_end(fitting)
 
 
 @dataclass
@@ -320,7 +327,9 @@ class _State:
         self.best_weights = checkpoint["best_weights"]
 
 
-def _train_epoch(state: _State, images: Images, targets: Tensor, *, epoch: int, lr: float) -> float:
+def _train_epoch(
+    state: _State, images: Images, targets: Tensor, *, epoch: int, lr: float
+) -> Generator[None, None, float]:
     """One epoch of optimisation; the mean loss. `targets` are floats on the network's device."""
     device = targets.device
     if state.step.begin(epoch, lr=lr):
@@ -337,6 +346,7 @@ def _train_epoch(state: _State, images: Images, targets: Tensor, *, epoch: int, 
         total += state.stepping(taken(images, rows, device), targets[index], index)
         if state.average is not None:
             state.average.update(step=before + number)
+        yield
         # A loss that is not finite makes the sum so for good: looking seldom misses none.
         if (number % 50 == 0 or number == len(batches)) and not total.isfinite():
             raise TrainingError(

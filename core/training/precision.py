@@ -7,7 +7,7 @@ round alike, the gradient of their difference is exactly 0, and such an image wo
 So every logit, loss and estimator is float32; weights and the optimiser always are.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -37,14 +37,23 @@ def refuse_unsupported(precision: Precision, device: torch.device) -> None:
 @contextmanager
 def float32_products(precision: Precision) -> Iterator[None]:
     """TF32 in products of float32 numbers where it was asked for, and nowhere else."""
-    found = [(part, part.fp32_precision) for part in _PRODUCTS]
+    found = formats_of_products()
     try:
-        for part in _PRODUCTS:
-            part.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+        set_formats_of_products(["tf32" if precision == "tf32" else "ieee"] * len(found))
         yield
     finally:
-        for part, before in found:
-            part.fp32_precision = before
+        set_formats_of_products(found)
+
+
+def formats_of_products() -> list[str]:
+    """How torch multiplies float32 numbers on a GPU just now: matrices, and in convolutions."""
+    return [part.fp32_precision for part in _PRODUCTS]
+
+
+def set_formats_of_products(formats: Sequence[str]) -> None:
+    """Multiply so from now on."""
+    for part, wanted in zip(_PRODUCTS, formats, strict=True):
+        part.fp32_precision = wanted
 
 
 _PRODUCTS: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn.conv]  # type: ignore[attr-defined]

@@ -1,5 +1,7 @@
 """How well a network ranks the images that were held out: after each epoch, clean and attacked."""
 
+from collections.abc import Generator
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -58,15 +60,16 @@ class Validator:
         """Why its passes could not be captured, if they could not."""
         return self._clean.refused or self._attacked.refused
 
-    def ap(self, *, attacked: bool, epoch: int) -> float:
+    def ap(self, *, attacked: bool, epoch: int) -> Generator[None, None, float]:
         """AP on clean images, or under PGD-10 within the training attack's ball; of K classes the
-        mean. Raises TrainingError for logits that are not finite, with the epoch."""
+        mean. Stops after every batch, so that others have their turn. Raises TrainingError for
+        logits that are not finite, with the epoch."""
         images, targets, device = self._images, self._targets, self._device
         seed(self._generator, self._config.seed, Use.VALIDATING)
         where = device if device.type == "cuda" else torch.device("cpu")
         logits = torch.zeros(targets.shape, dtype=torch.float64, device=where)
         like = torch.empty(0, device=device)
-        with attacking(self._network), torch.no_grad():
+        with attacking(self._network):
             for number, start in enumerate(range(0, len(images), self._config.batch_size)):
                 rows = slice(start, start + self._config.batch_size)
                 shape = torch.Size((len(targets[rows]), *images.shape[1:]))
@@ -74,11 +77,13 @@ class Validator:
                 if number % self._ranks.count != self._ranks.rank:
                     continue
                 pixels = taken(images, rows, device)
-                if noise is None:
-                    logits[rows] = self._clean(pixels)
-                else:
-                    y = targets[rows].to(device, torch.float32)
-                    logits[rows] = self._attacked(pixels, y, noise)
+                with torch.no_grad():
+                    if noise is None:
+                        logits[rows] = self._clean(pixels)
+                    else:
+                        y = targets[rows].to(device, torch.float32)
+                        logits[rows] = self._attacked(pixels, y, noise)
+                yield
         self._ranks.add_up([logits])  # of which each rank has some, and zeros
         if not logits.isfinite().all():
             raise TrainingError(

@@ -157,6 +157,27 @@ def test_one_worker_is_this_process(root: Path, tmp_path: Path) -> None:
     assert not multiprocessing.active_children()
 
 
+def test_seeds_and_candidates_made_at_once_are_those_made_one_after_the_other(
+    root: Path, tmp_path: Path
+) -> None:
+    planner = plan.Planner(small("cpu"), made_up)
+    size = planner.scale.full.model_copy(update={"train": 130, "epochs": 2})
+    pieces = [
+        planner.training(method, "cifar10/truck", {"lr": lr}, seed=seed, size=size)
+        for method, lr, seed in (("ce", 1e-3, 0), ("ce", 1e-2, 1), ("adap_ln", 1e-3, 1))
+    ]
+    alone, at_once = tmp_path / "alone", tmp_path / "at_once"
+    expected = [compute(piece, root=root, out=alone) for piece in pieces]
+    pool = Pool(root, at_once, 1, at_once=2)
+    found = pool([*pieces, pieces[0]])
+    assert found[3] is found[0], "each piece once"
+    for piece, ours, theirs in zip(pieces, found, expected, strict=False):
+        assert ours["hash"] == digest(piece)
+        assert [r["loss"] for r in ours["history"]] == [r["loss"] for r in theirs["history"]]
+        best = [folder / digest(piece) / "best.safetensors" for folder in (alone, at_once)]
+        assert best[0].read_bytes() == best[1].read_bytes()
+
+
 def test_ap_starts_from_the_ce_network_of_the_same_seed() -> None:
     planner = plan.Planner(plan.scale("cpu"), made_up)
     cell = planner.cell(plan.experiments()["table2"], "cifar10/truck", "ap", {})
