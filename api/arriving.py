@@ -111,7 +111,7 @@ def patient_protocol(
     these seconds, or after twice as many at most. What it sends in between does not matter. One
     that reads nothing of its answer is closed after these seconds, too, once the buffers are full.
 
-    Of one address only so many stay that have shown no key; each tells when it has.
+    Of one address only so many stay that have shown no key, and of one tenant so many that have.
 
     Where too many wait, a whole request on a connection that is idle is refused without anybody
     reading its head.
@@ -128,8 +128,8 @@ def patient_protocol(
 
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             super().connection_made(cast(asyncio.Transport, transport))
-            self._address = network_of(self.client[0] if self.client else "")
-            connections.add(self, self._address, self.transport.abort)
+            address = network_of(self.client[0] if self.client else "")
+            connections.add(self, address, self.transport.abort)
             self._refused = False  # a request since the last look
             self._unread: asyncio.TimerHandle | None = None
             self._look(before=_BUSY)
@@ -158,12 +158,13 @@ def patient_protocol(
             else:  # it was answered already, or is being
                 self.transport.abort()
 
-        def _proven(self) -> None:
-            connections.forget(self, self._address)
+        def _proven(self, tenant: str) -> None:
+            if not self.transport.is_closing():
+                connections.prove(self, tenant, self.transport.abort)
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._next_look.cancel()
-            connections.forget(self, self._address)
+            connections.forget(self)
             if self._unread is not None:
                 self._unread.cancel()
             super().connection_lost(exc)

@@ -96,7 +96,7 @@ class House:
         self.bells.ring(job)
 
 
-PROVEN = "adap.proven"  # in the scope: what to call when somebody was let in
+PROVEN = "adap.proven"  # in the scope: what to call with the tenant who was let in
 END = "adap.end"  # in the scope: what to call to hang up
 CALLER = "adap.caller"  # in the scope of a request whose caller is known
 ADMITTED_AT = "adap.admitted_at"  # in the scope of a request whose caller is known: when that was
@@ -136,7 +136,7 @@ async def admit(request: Request, house: House) -> Caller:
     house.rates.take(caller.tenant)
     request.scope[CALLER] = caller
     request.scope[ADMITTED_AT] = time.monotonic()
-    request.scope.get(PROVEN, _nothing)()
+    request.scope.get(PROVEN, _nothing)(caller.tenant)
     return caller
 
 
@@ -189,7 +189,7 @@ async def identify(house: House, key: str | None) -> Caller:
     return caller
 
 
-def _nothing() -> None:
+def _nothing(_: str) -> None:
     """What a connection is told that nobody counts."""
 
 

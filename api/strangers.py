@@ -15,6 +15,7 @@ from adap.api.quotas import Rates
 
 WATCHING = frozenset({"/livez", "/readyz", "/v2/health/live", "/v2/health/ready"})
 CONNECTIONS = 128  # of one address, on which nobody has shown a key yet
+TENANT_CONNECTIONS = 1024  # of one tenant, from wherever
 GOOD_KEPT_S = 3600.0  # how long a key that was good lets a request pass to be checked
 MOST_GOOD = 4096
 
@@ -47,30 +48,56 @@ class Strangers:
 
 
 class Connections:
-    """The connections of each address on which nobody has shown a key yet, the oldest first.
+    """The connections of each address, and once they have shown a key of each tenant.
 
-    One too many ends the oldest: whoever has just come and sends a request is served, however many
-    were opened before and say nothing.
+    One too many ends the one that has shown something longest ago: whoever has just come and sends
+    a request is served, however many were opened before and say nothing.
     """
 
-    def __init__(self, most: int = CONNECTIONS) -> None:
-        self._most = most
-        self._open: dict[str, dict[object, Callable[[], None]]] = {}
+    def __init__(self, most: int = CONNECTIONS, most_of_tenant: int = TENANT_CONNECTIONS) -> None:
+        self._of_address = _Owned(most)
+        self._of_tenant = _Owned(most_of_tenant)
 
     def add(self, connection: object, address: str, end: Callable[[], None]) -> None:
         """Count a connection that was made; `end` closes it."""
-        of_address = self._open.setdefault(address, {})
-        of_address[connection] = end
-        if len(of_address) > self._most:
-            oldest = next(iter(of_address))
-            of_address.pop(oldest)()
+        self._of_address.add(connection, address, end)
 
-    def forget(self, connection: object, address: str) -> None:
-        """It has shown a key, or is closed."""
-        of_address = self._open.get(address, {})
-        of_address.pop(connection, None)
-        if not of_address:
-            self._open.pop(address, None)
+    def prove(self, connection: object, tenant: str, end: Callable[[], None]) -> None:
+        """It has shown a key of this tenant's, now or again."""
+        self.forget(connection)
+        self._of_tenant.add(connection, tenant, end)
+
+    def forget(self, connection: object) -> None:
+        """It is closed."""
+        self._of_address.forget(connection)
+        self._of_tenant.forget(connection)
+
+
+class _Owned:
+    """The connections of each owner, the oldest first."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._owners: dict[object, str] = {}
+        self._open: dict[str, dict[object, Callable[[], None]]] = {}
+
+    def add(self, connection: object, owner: str, end: Callable[[], None]) -> None:
+        self._owners[connection] = owner
+        owned = self._open.setdefault(owner, {})
+        owned[connection] = end
+        if len(owned) > self._most:
+            oldest = next(iter(owned))
+            end_oldest = owned[oldest]
+            self.forget(oldest)
+            end_oldest()
+
+    def forget(self, connection: object) -> None:
+        owner = self._owners.pop(connection, None)
+        if owner is None:
+            return
+        self._open[owner].pop(connection)
+        if not self._open[owner]:
+            del self._open[owner]
 
 
 def address_of(scope: Scope) -> str:

@@ -1,0 +1,140 @@
+"""Connections over real sockets: of whom so many stay, and which one goes."""
+
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from threading import Thread
+
+import pytest
+import uvicorn
+from starlette.types import Receive, Scope, Send
+
+from adap.api.arriving import patient_protocol
+from adap.api.deps import PROVEN
+from adap.api.main import create_app
+from adap.api.strangers import Connections
+from adap.store.settings import Settings
+from tests.api.conftest import wait_for
+
+MOST, MOST_OF_TENANT = 2, 3
+
+
+async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+    """Whose path says so has shown a key of that tenant's; the answer is empty."""
+    tenant = scope["path"].strip("/")
+    if tenant != "nobody":
+        scope[PROVEN](tenant)
+    await send({"type": "http.response.start", "status": 204, "headers": []})
+    await send({"type": "http.response.body"})
+
+
+@contextmanager
+def listening(folder: Path) -> Iterator[uvicorn.Server]:
+    """A server with the protocol of the service and low limits."""
+    overload = create_app(Settings(home=folder)).overload
+    connections = Connections(MOST, MOST_OF_TENANT)
+    http = patient_protocol(600, overload=overload, connections=connections)
+    server = uvicorn.Server(
+        uvicorn.Config(answer, port=0, http=http, lifespan="off", log_config=None)
+    )
+    thread = Thread(target=server.run)
+    thread.start()
+    wait_for(lambda: server.started, because="it listens", timeout_s=60)
+    try:
+        yield server
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+class Client:
+    """A connection of somebody's from one of this machine's addresses."""
+
+    def __init__(self, port: int, address: str) -> None:
+        self.socket = socket.create_connection(
+            ("127.0.0.1", port), source_address=(address, 0), timeout=60
+        )
+
+    def ask(self, whose: str) -> bool:
+        """Whether a request is answered."""
+        try:
+            self.socket.sendall(f"GET /{whose} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+            return self.socket.recv(4096).startswith(b"HTTP/1.1 204")
+        except OSError:
+            return False
+
+    def ended(self) -> bool:
+        """Whether the service has hung up, which this waits for."""
+        try:
+            return self.socket.recv(1) == b""
+        except ConnectionResetError:
+            return True
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[uvicorn.Server]:
+    with listening(tmp_path) as server:
+        yield server
+
+
+@pytest.fixture
+def port(server: uvicorn.Server) -> int:
+    port: int = server.servers[0].sockets[0].getsockname()[1]
+    return port
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+def connect(stack: ExitStack, port: int, address: str) -> Client:
+    client = Client(port, address)
+    stack.callback(client.socket.close)
+    return client
+
+
+def test_one_connection_too_many_of_an_address_ends_its_oldest(port: int, stack: ExitStack) -> None:
+    elsewhere = connect(stack, port, "127.0.0.3")
+    silent = connect(stack, port, "127.0.0.2")
+    assert elsewhere.ask("nobody")
+    second, third = (connect(stack, port, "127.0.0.2") for _ in range(2))
+
+    assert silent.ended()
+    assert all(each.ask("nobody") for each in (second, third, elsewhere))
+
+
+def test_one_connection_too_many_of_a_tenant_ends_the_one_that_asked_longest_ago(
+    port: int, stack: ExitStack
+) -> None:
+    other = connect(stack, port, "127.0.0.9")
+    assert other.ask("b")
+    mine = []
+    for number in range(MOST_OF_TENANT):  # from as many addresses, as nobody's are counted there
+        mine.append(connect(stack, port, f"127.0.0.{2 + number}"))
+        assert mine[-1].ask("a")
+    assert mine[0].ask("a")  # so that another has asked longest ago
+
+    newest = connect(stack, port, "127.0.0.8")
+    assert newest.ask("a")
+
+    assert mine[1].ended()
+    assert all(each.ask("a") for each in (mine[0], mine[2], newest))
+    assert other.ask("b")
+
+
+def test_a_connection_that_was_closed_is_counted_no_more(
+    server: uvicorn.Server, port: int, stack: ExitStack
+) -> None:
+    kept = connect(stack, port, "127.0.0.2")
+    assert kept.ask("a")
+    for _ in range(2 * MOST_OF_TENANT):
+        client = Client(port, "127.0.0.3")
+        assert client.ask("a")
+        client.socket.close()
+        connections = server.server_state.connections
+        wait_for(lambda of=connections: len(of) == 1, because="its end is noticed", timeout_s=60)
+
+    assert kept.ask("a")
