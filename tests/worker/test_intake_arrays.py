@@ -219,3 +219,14 @@ def test_a_single_bright_image_shows_that_dark_floats_are_meant(tmp_path: Path) 
     night = (IMAGES / 255 * 0.06).astype(np.float32)
     night[-1, 0, 0] = 1
     assert read(tmp_path, images=night, labels=LABELS).images.max() == 255
+
+
+def test_a_part_whose_split_is_misspelt_is_not_left_out(tmp_path: Path) -> None:
+    images, labels = np.zeros((4, 4, 4, 3), np.uint8), np.array([0, 1, 0, 1])
+    images[:] = np.arange(4).reshape(4, 1, 1, 1)
+    parts = {"x_test": images, "y_test": labels, "x_trian": images + 9, "y_trian": labels}
+    with pytest.raises(Rejected, match=r"got 'x_trian', 'y_trian' .* rename them"):
+        read(tmp_path, **parts)
+    del parts["x_trian"], parts["y_trian"]
+    named = read(tmp_path, **parts, list_classes=np.array([b"non-cat", b"cat"]))
+    assert named.classes == ["non-cat", "cat"]

@@ -270,3 +270,30 @@ def test_a_folder_that_repeats_the_classes_beside_it_is_refused(tmp_path: Path) 
     assert list(read(members, tmp_path, folders="class").classes) == ["brain", "no", "yes"]
     inside = {f"train/{name}": content for name, content in members.items()}
     assert "inside 'brain'" in reasons(inside, tmp_path)[0]
+
+
+@pytest.mark.parametrize(
+    ("folders", "told"),
+    [
+        (("trian", "tset"), "'trian' like train and 'tset' like test"),  # once classes in silence
+        (("train", "tets"), "'tets' like test"),
+        (("trian/cat", "trian/dog", "validaton/cat", "validaton/dog"), "'validaton' like"),
+        (("seg_trian/cat", "seg_trian/dog", "seg_tst/cat", "seg_tst/dog"), "'seg_tst' like test"),
+        (("train/cat", "train/dog", "vaild/cat", "vaild/dog"), "'vaild' like validation"),
+    ],
+)
+def test_misspelt_splits_are_no_classes_in_silence(
+    folders: tuple[str, ...], told: str, tmp_path: Path
+) -> None:
+    tops = sorted({folder.partition("/")[0] for folder in folders})
+    (reason,) = reasons(filled(*folders), tmp_path)
+    assert told in reason
+    assert "send `folders` (--folders class)" in reason
+    if "/" not in folders[0]:
+        classes = held(read(filled(*folders), tmp_path, folders="class"))
+        assert classes == {(top, None): 2 for top in tops}
+
+
+@pytest.mark.parametrize("names", [("rain", "snow"), ("nest", "vest"), ("brain", "lung", "test")])
+def test_words_that_are_near_a_split_are_classes(names: tuple[str, ...], tmp_path: Path) -> None:
+    assert set(read(filled(*names), tmp_path).classes) == set(names)

@@ -44,7 +44,7 @@ from adap.worker.intake.names import (
     label_problem,
 )
 from adap.worker.intake.notes import Notes, counted, listed
-from adap.worker.intake.splits import refuse_codes, rest_of, split_problem, splits_of
+from adap.worker.intake.splits import meant_split, refuse_codes, rest_of, split_problem, splits_of
 
 _BLOCK_BYTES = 8 * 1024**2  # images are converted this much at a time
 _MATRIX_BYTES = 256 * 1024**2  # of labels in two dimensions: as many images and classes as may be
@@ -52,7 +52,7 @@ _CHANNELS = (1, 3)
 _IMAGES = ("images", "image", "imgs", "img", "x", "data", "pixels")
 _LABELS = ("labels", "label", "y", "targets", "target")
 _OTHERS = {
-    "classes": ("classes", "class_names", "label_names", "names"),
+    "classes": ("classes", "class_names", "label_names", "names", "list_classes"),
     "split": ("split", "splits"),
     "groups": ("groups", "group"),
     "clusters": ("clusters", "cluster"),
@@ -148,6 +148,8 @@ def _find_arrays(archive: Archive, asked: Asked) -> tuple[list[_Part], dict[str,
         notes.step(f"images from {shown(parts[0].images)}, labels from {shown(parts[0].labels)}")
     read = {name for part in parts for name in (part.images, part.labels)} | {*others.values()}
     unread = [name for name in archive.names if name.removesuffix(".npy") not in read]
+    if parts[0].split is not None:
+        _refuse_misspelt([name.removesuffix(".npy") for name in unread])
     if unread:
         notes.fact(
             "info",
@@ -156,6 +158,21 @@ def _find_arrays(archive: Archive, asked: Asked) -> tuple[list[_Part], dict[str,
             arrays=len(unread),
         )
     return parts, others
+
+
+def _refuse_misspelt(unread: Sequence[str]) -> None:
+    """Raise Rejected for arrays called like a part whose split is misspelt, as `x_trian`."""
+    parts = [
+        name
+        for name in unread
+        if meant_split(name) and not {*_IMAGES, *_LABELS}.isdisjoint(name.lower().split("_"))
+    ]
+    if parts:
+        raise Rejected(
+            f"expected parts that name their split, such as train_images and train_labels, got "
+            f"{listed(parts)} beside some that do, as if misspelt: rename "
+            f"{'it' if len(parts) == 1 else 'them'}, or leave out what shall not be read"
+        )
 
 
 def _first(arrays: Sequence[str], names: Sequence[str]) -> str:

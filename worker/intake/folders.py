@@ -17,7 +17,7 @@ from adap.worker.intake.examples import Example
 from adap.worker.intake.limits import Reasons, Rejected
 from adap.worker.intake.names import name_problem
 from adap.worker.intake.notes import Notes, counted, listed
-from adap.worker.intake.splits import names_a_split_alone, splits_of
+from adap.worker.intake.splits import names_a_split_alone, refuse_misspelt, splits_of
 
 _WRAPPERS = {"data", "dataset", "images", "imgs", "img", "jpg", "png"}  # inside a split folder
 
@@ -123,6 +123,7 @@ _WORDS = {"class": "label", "split": "split", "group": "group", "cluster": "clus
 def _find_roles(paths: Paths, notes: Notes) -> list[str]:
     """What each level of folders is. Raises Rejected where it could be one thing or another."""
     tops = sorted({path[0] for path in paths.values() if len(path) > 1})
+    refuse_misspelt(tops)
     splits = splits_of(tops)
     deep = sorted({path[0] for path in paths.values() if len(path) > 2})
     if splits and any(top in splits for top in deep):

@@ -6,7 +6,7 @@ split, or validation where something else is called test.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from adap.core.config.base import SPLITS, Split
 from adap.models.header import shown
@@ -51,6 +51,49 @@ def splits_of(names: Iterable[str]) -> dict[str, Split]:
     for name in evaluations:
         found[name] = "validation" if "test" in found.values() else "test"
     return found
+
+
+def refuse_misspelt(names: Sequence[str]) -> None:
+    """Raise Rejected where all folders seem to be splits, each another, and some are misspelt.
+
+    A name is misspelt that is a letter more, less or other than a split's, or two that are swapped:
+    classes would be made of `trian` and `tset` in silence.
+    """
+    known = splits_of(names)
+    meant = {name: known.get(name) or meant_split(name) for name in names}
+    odd = [name for name in names if name not in known]
+    if not odd or None in meant.values() or len(set(meant.values())) < max(len(names), 2):
+        return
+    told = " and ".join(f"{shown(name)} like {meant[name]}" for name in odd)
+    raise Rejected(
+        f"expected names of splits, or of classes, got {told}, as if misspelt: rename "
+        f"{'it' if len(odd) == 1 else 'them'}, or, if {listed(names)} are the classes, send "
+        "`folders` (--folders class)"
+    )
+
+
+def meant_split(name: str) -> Split | None:
+    """The split that a word of this name is one slip of the hand away from, if it names none."""
+    if splits_of([name]):
+        return None
+    whole = [word.lower() for word in _WORDS.findall(name)]  # of `tset` no `set` is taken off
+    for word in (*whole, *_words(name)):
+        for known, split in SPLIT_NAMES.items():
+            if len(known) > 3 and _one_slip(word, known):
+                return split
+    return None
+
+
+def _one_slip(got: str, meant: str) -> bool:
+    """Whether a letter is missing, added or another, or two neighbours are swapped."""
+    if len(got) == len(meant):
+        off = [i for i, (a, b) in enumerate(zip(got, meant, strict=True)) if a != b]
+        if len(off) != 2:
+            return len(off) == 1
+        first, second = off
+        return second == first + 1 and got[first] + got[second] == meant[second] + meant[first]
+    short, long = sorted((got, meant), key=len)
+    return any(short == long[:i] + long[i + 1 :] for i in range(len(long)))
 
 
 def names_a_split_alone(name: str) -> bool:

@@ -291,7 +291,10 @@ def by_lines(
             )
             continue
         for name in names_left:
-            reasons.add(f"{shown(name)}: expected a line with its label in {source}, got none")
+            reasons.add(
+                f"{shown(name)}: expected a line with its label in {source}, got none: leave the "
+                "image out, or add the line"
+            )
     reasons.settle()
     notes.step(f"labels from {source}")
     if index.guessed:
