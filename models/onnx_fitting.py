@@ -134,6 +134,8 @@ def simplify(
     if widened:
         steps.append(f"{' and '.join(sorted(widened))} made float32")
         facts.append(onnx_kinds.widened_fact(widened))
+    if onnx_kinds.finite_masks(model, held):
+        steps.append("masks of minus infinity made those of the lowest number")
     quantised = _dequantise(model)
     if quantised:
         steps.append("quantised operators written out: exact values, gradients straight through")

@@ -18,6 +18,8 @@ from adap.reading import Fact
 
 Kind = Literal["float32", "float16", "float64", "bfloat16", "uint8"]
 
+_FLOATS = (1, 10, 11)  # of ONNX: float32, float16, float64
+_MASKING = {"Add", "ConstantOfShape", "Expand", "Unsqueeze", "Where"}
 _PASSING = ("Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Slice", "Gather", "Split")
 _BYTES_WAY_OUT = "export the network with a float32 input, without what reads bytes"
 
@@ -87,6 +89,43 @@ def widen(model: Any, held: onnx_weights.Held) -> set[Kind]:
         if end.elem_type in kinds:
             end.elem_type = TensorProto.FLOAT
     del graph.value_info[:]
+    return found
+
+
+def finite_masks(model: Any, held: onnx_weights.Held) -> int:
+    """Make what masks with minus infinity mask with the lowest number, in place; how many did.
+
+    Exporters write the mask of an attention so. Behind a softmax both are 0, and a gradient exists.
+    An infinite weight, of a training that diverged, is left to be refused.
+    """
+    from onnx import numpy_helper
+
+    graph = model.graph
+    users: dict[str, set[str]] = {}
+    for node in graph.node:
+        for name in node.input:
+            users.setdefault(name, set()).add(node.op_type)
+    tensors = [(tensor, users.get(tensor.name, set())) for tensor in graph.initializer]
+    for node in graph.node:
+        used = users.get(node.output[0], set()) if node.op_type == "Constant" else {node.op_type}
+        tensors += [(item.t, used) for item in node.attribute if item.name == "value"]
+    found = 0
+    for tensor, used in tensors:
+        if tensor.data_type not in _FLOATS or not used or not used <= _MASKING:
+            continue
+        name = tensor.name
+        try:
+            numbers = held[name] if name in held else numpy_helper.to_array(tensor)
+        except (ValueError, TypeError, OverflowError):
+            continue  # it lacks numbers, and is refused by its name where it is read
+        infinite = np.isneginf(numbers)
+        if infinite.any() and not numbers[~infinite].any():
+            lowest = np.where(infinite, np.finfo(np.float32).min, 0).astype(np.float32)
+            if name in held:
+                held[name] = lowest
+            else:
+                tensor.CopyFrom(numpy_helper.from_array(lowest, name))
+            found += 1
     return found
 
 

@@ -4,18 +4,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnxruntime.transformers.float16 import convert_float_to_float16
+from torch import nn
 
 from adap.models import conversion, loading
 from adap.models.conversion import Converted
 from adap.models.errors import ModelFileError
 from adap.models.header import Declaration, InputSpec, OutputSpec
 from adap.models.wrappers import Scorer
-from tests.models.exports import graph_of, write
+from tests.models.exports import export, graph_of, write
 
 TWO = OutputSpec(kind="multiclass", classes=["cat", "dog"])
 RANDOM = np.random.default_rng(0)
@@ -145,6 +147,47 @@ def test_images_of_bytes_score_as_in_onnxruntime_and_have_a_gradient(
     assert np.abs(got.numpy(force=True) - expected).max() < 1e-4 * max(1, np.abs(expected).max())
     (gradient,) = torch.autograd.grad(got[:, 0].sum(), images)
     assert gradient.abs().sum() > 0
+
+
+class Masked(nn.Module):
+    """Attention in which no place sees those behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.cut = nn.Conv2d(3, 8, 4, stride=4)
+        self.ask, self.tell, self.end = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        places = self.cut(images).flatten(2).transpose(1, 2)
+        scores = self.ask(places) @ self.tell(places).transpose(1, 2)
+        behind = torch.ones(4, 4, dtype=torch.bool).triu(1)
+        weights = scores.masked_fill(behind, float("-inf")).softmax(-1)
+        answer: torch.Tensor = self.end((weights @ places)[:, 0])
+        return answer
+
+
+def test_a_mask_of_minus_infinity_stays_a_mask_and_infinite_weights_are_refused(
+    tmp_path: Path,
+) -> None:
+    network = Masked().eval()
+    path = tmp_path / "masked.onnx"
+    path.write_bytes(export(network, torch.rand(2, 3, 8, 8), legacy=True))
+    model = onnx.load(path)
+    converted, scorer = take_in(model, tmp_path)
+    assert "masks of minus infinity made those of the lowest number" in converted.steps
+    images = torch.rand(3, 3, 8, 8, requires_grad=True)
+    got = scorer.outputs(images)
+    assert torch.allclose(got, network(images), atol=1e-5)
+    (gradient,) = torch.autograd.grad(got.sum(), images)
+    assert torch.isfinite(gradient).all()
+    assert gradient.abs().sum() > 0
+    for tensor in model.graph.initializer:
+        if tensor.name.endswith("end.bias"):
+            diverged = np.array([-np.inf, 0], np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(diverged, tensor.name))
+    with pytest.raises(ModelFileError, match="finite weights"):
+        take_in(model, tmp_path)
 
 
 def test_bytes_are_not_normalised_by_the_declaration_and_stay_bytes_for_nobody(
