@@ -70,6 +70,8 @@ def explain(fault: ErrorDetails) -> str:
             return "expected a value, got none"
         case "extra_forbidden" if fault["msg"].startswith("Extra inputs"):
             return "no such field"
+        case "value_error" if fault["msg"].startswith("Value error, Expected UploadFile"):
+            return "expected a file, with a file name, got a text"
         case "value_error":
             return str(context.get("error", fault["msg"]))
         case "literal_error" | "enum":

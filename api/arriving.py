@@ -1,9 +1,10 @@
 """Limits on slow requests, slow readers and crumbled bodies; bodies unasked for are read away."""
 
 import asyncio
+import re
 import time
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import h11
 from starlette.exceptions import HTTPException
@@ -15,6 +16,8 @@ from adap.api.overload import LET_THROUGH, Overload, path_of
 from adap.api.strangers import Connections, network_of
 
 MOST_HEAD_BYTES = 64 * 1024  # of a request's line and headers, where the server says nothing
+MOST_LINES = 128  # of a head, or of what follows a body: each costs as much as a short request
+PIECE_BYTES = 2**14  # read at once, or a packet could bring very many lines after a body
 FREE_CHUNKS = 256  # of a body; of more than these each must bring, on average,
 CHUNK_BYTES = 64  # as many, as it costs as much to read a small one as a large one
 
@@ -81,7 +84,11 @@ def _too_slow(got: int, *, size: int, seconds: float) -> HTTPException:
 
 
 class _Reader(h11.Connection):
-    """What reads requests, and ends one that comes in very many small chunks."""
+    """What reads requests, and ends one of very many small chunks or lines, or of odd lines.
+
+    h11 takes a line feed alone for the end of a line, and a line that begins with a space for more
+    of the one before. Others, a proxy for one, take neither, and see other headers.
+    """
 
     def __init__(self, most_bytes: int | None) -> None:
         super().__init__(h11.SERVER, most_bytes or MOST_HEAD_BYTES)
@@ -90,16 +97,29 @@ class _Reader(h11.Connection):
 
     def next_event(self) -> Any:
         """What has come next. Raises RemoteProtocolError."""
+        if self.their_state is h11.IDLE or getattr(self._reader, "_reading_trailer", False):
+            self._check(self.trailing_data[0])
         event = super().next_event()
         if isinstance(event, h11.Data):
             self._chunks += event.chunk_end
             self._bytes += len(event.data)
             if self._chunks > FREE_CHUNKS + self._bytes / CHUNK_BYTES:
-                self.fault = f"Expected chunks of at least {CHUNK_BYTES} bytes, got many of fewer."
-                raise h11.RemoteProtocolError(self.fault)
+                self._end(f"Expected chunks of at least {CHUNK_BYTES} bytes, got many of fewer.")
         elif isinstance(event, h11.Request):
             self._chunks = self._bytes = 0
         return event
+
+    def _check(self, data: bytes) -> None:
+        """End a request whose head, as far as it is there, is no head for everybody."""
+        head, end, _ = data.partition(b"\r\n\r\n")
+        if head.count(b"\n") > MOST_LINES:
+            self._end(f"Expected at most {MOST_LINES} headers, got more.")
+        if _ODD_LINE.search(head + end):
+            self._end("Expected each line of a head to end in CR LF, and none to be continued.")
+
+    def _end(self, fault: str) -> NoReturn:
+        self.fault = fault
+        raise h11.RemoteProtocolError(fault)
 
 
 def patient_protocol(
@@ -143,7 +163,9 @@ def patient_protocol(
                 self.on_response_complete()
                 return
             before = self.cycle
-            super().data_received(data)
+            for start in range(0, len(data), PIECE_BYTES):
+                if not self.transport.is_closing():
+                    super().data_received(data[start : start + PIECE_BYTES])
             if self.cycle is not before:
                 scope = cast(dict[str, Any], self.cycle.scope)
                 scope[PROVEN] = self._proven
@@ -191,6 +213,7 @@ def patient_protocol(
     return Patient
 
 
+_ODD_LINE = re.compile(rb"(?<!\r)\n|\n[ \t]")
 _IDLE = {h11.CLIENT: h11.IDLE, h11.SERVER: h11.IDLE}
 _NOTHING = (b"", False)
 _BUSY = object()  # neither None nor any cycle of a request and its answer

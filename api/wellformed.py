@@ -40,6 +40,8 @@ def fault_of(scope: Scope) -> str | None:
             for charset in _CHARSET.findall(value):
                 if charset.lower() not in _UTF8:
                     return "Expected text in UTF-8, got another charset in Content-Type."
+    if scope["http_version"] not in ("1.0", "1.1"):
+        return f"Expected a request of HTTP/1.1, got one of HTTP/{scope['http_version']}."
     if b"transfer-encoding" in seen and scope["http_version"] == "1.0":
         return "Expected Content-Length in a request of HTTP/1.0, got chunks (RFC 9112, 6.1)."
     if {b"content-length", b"transfer-encoding"} <= seen:

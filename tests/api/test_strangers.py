@@ -1,8 +1,8 @@
-"""Connections over real sockets: of whom so many stay, and which one goes."""
+"""Connections over real sockets: of whom so many stay, which one goes, and what ends one."""
 
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from threading import Thread
 
@@ -10,10 +10,11 @@ import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
-from adap.api.arriving import patient_protocol
+from adap.api.arriving import MOST_LINES, patient_protocol
 from adap.api.deps import PROVEN
 from adap.api.main import create_app
 from adap.api.strangers import Connections
+from adap.api.wellformed import fault_of
 from adap.store.settings import Settings
 from tests.api.conftest import wait_for
 
@@ -63,6 +64,14 @@ class Client:
             return self.socket.recv(4096).startswith(b"HTTP/1.1 204")
         except OSError:
             return False
+
+    def rest(self) -> bytes:
+        """All that still comes, until the service hangs up."""
+        found = b""
+        with suppress(ConnectionResetError):
+            while data := self.socket.recv(65536):
+                found += data
+        return found
 
     def ended(self) -> bool:
         """Whether the service has hung up, which this waits for."""
@@ -138,3 +147,65 @@ def test_a_connection_that_was_closed_is_counted_no_more(
         wait_for(lambda of=connections: len(of) == 1, because="its end is noticed", timeout_s=60)
 
     assert kept.ask("a")
+
+
+SMUGGLED = b"GET /a HTTP/1.1\r\nHost: a\r\n\r\n"
+ODD_HEADS = {
+    "a line feed alone": b"X: a\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "a line feed alone at the end": b"X: a\r\n\n",
+    "a continued line": b"Transfer-Encoding:\r\n chunked\r\n\r\n0\r\n\r\n",
+    "a line continued by a tab": b"X: a\r\n\tb\r\n\r\n",
+    "very many headers": b"a:\r\n" * 60_000 + b"\r\n",
+    "some more than are taken": b"a: b\r\n" * MOST_LINES + b"\r\n",
+}
+
+
+@pytest.mark.parametrize("name", ODD_HEADS)
+@pytest.mark.parametrize("pieces", [1, 7])
+def test_a_head_that_others_read_otherwise_or_not_at_all_ends_its_connection(
+    port: int, stack: ExitStack, name: str, pieces: int
+) -> None:
+    client = connect(stack, port, "127.0.0.2")
+    sent = b"POST /a HTTP/1.1\r\nHost: a\r\n" + ODD_HEADS[name] + SMUGGLED
+    size = -(-len(sent) // pieces)
+    with suppress(OSError):  # it hangs up as soon as it has seen enough
+        for start in range(0, len(sent), size):
+            client.socket.sendall(sent[start : start + size])
+
+    answer = client.rest()
+
+    assert answer.count(b"HTTP/1.1 ") <= 1
+    assert not answer or answer.startswith(b"HTTP/1.1 400 ")
+    assert connect(stack, port, "127.0.0.3").ask("a")
+
+
+def test_heads_of_many_headers_and_of_some_after_a_body_are_taken(
+    port: int, stack: ExitStack
+) -> None:
+    client = connect(stack, port, "127.0.0.2")
+    many = b"a: b\r\n" * (MOST_LINES - 10)
+
+    client.socket.sendall(
+        b"POST /a HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n" + many + b"\r\n"
+        b"3\r\na\nb\r\n0\r\n" + many + b"\r\n"
+    )
+
+    assert client.socket.recv(4096).startswith(b"HTTP/1.1 204")
+    assert client.ask("a")
+
+
+def test_very_many_lines_after_a_body_end_its_connection(port: int, stack: ExitStack) -> None:
+    client = connect(stack, port, "127.0.0.2")
+    with suppress(OSError):
+        client.socket.sendall(
+            b"POST /a HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+            b"1\r\na\r\n0\r\n" + b"a:\r\n" * 60_000 + b"\r\n" + SMUGGLED
+        )
+
+    assert client.rest().count(b"HTTP/1.1 ") <= 1
+
+
+def test_a_version_that_is_not_spoken_here_is_refused() -> None:
+    scope = {"type": "http", "http_version": "2.0", "headers": [(b"host", b"a")]}
+    assert fault_of(scope) == "Expected a request of HTTP/1.1, got one of HTTP/2.0."
+    assert fault_of({**scope, "http_version": "1.1"}) is None
