@@ -244,10 +244,10 @@ def _stepped(slopes: Slopes, of: int) -> _Foretold:
 
 def _nearer(near: _Foretold, coarse: _Foretold, coarser: float) -> float:
     """The correlation at no step at all: of a network that bends here and there the share that is
-    wrong falls with the step, of the deepest at least as its root."""
+    wrong falls with the step, of the deepest at least as its fourth root."""
     if coarser <= 1:
         return near.correlation
-    wrong = near.wrong - max(coarse.wrong - near.wrong, 0) / (np.sqrt(coarser) - 1)
+    wrong = near.wrong - max(coarse.wrong - near.wrong, 0) / (coarser**0.25 - 1)
     return float(np.sqrt(1 - min(max(wrong, 0), 1)))
 
 

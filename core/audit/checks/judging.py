@@ -6,7 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from adap.core.audit.checks.limits import AP_CHANGE, NO_GRADIENTS, NO_NUMBER, REAL_MARGIN
+from adap.core.audit.checks.limits import (
+    AP_CHANGE,
+    LEFT_OF_A_POSITIVE,
+    NO_GRADIENTS,
+    NO_NUMBER,
+    REAL_MARGIN,
+)
 from adap.core.audit.checks.runs import Logits
 from adap.core.figures.ranking import average_precision, floor_ap
 from adap.core.report import Check, Limit, Status
@@ -38,6 +44,11 @@ class Judged:
             caution=max(AP_CHANGE.caution, 1 / self.positives),
             fail=max(AP_CHANGE.fail, 2 / self.positives),
         )
+
+    @property
+    def left_limit(self) -> Limit:
+        """Of what further searches take off an AP: see LEFT_OF_A_POSITIVE."""
+        return Limit(caution=max(AP_CHANGE.caution, LEFT_OF_A_POSITIVE / self.positives))
 
     @property
     def real_margin(self) -> float:

@@ -35,6 +35,13 @@ NOISE_SHARE = Limit(caution=0.5, fail=0.9)
 # Share of images on which a black box beats the white box by more than REAL_MARGIN.
 BLACK_BOX_WINS = Limit(caution=0.025, fail=0.15)
 
+# Where the gradient is true and leads into a dead end, as where a logit is clipped: a search that
+# starts from what helped against other images of their side beats all those that start beside the
+# image. Share of images on which it does by so many standard deviations of the clean logits, and
+# how much lower AP is with it, see LEFT_OF_A_POSITIVE.
+BORROWED_WINS = Limit(caution=0.05, fail=0.15)
+BORROWED_MARGIN = 0.3
+
 # A difference between logits that matters, as a share of the standard deviation of clean logits.
 REAL_MARGIN = 0.05
 
@@ -86,7 +93,7 @@ TURNED = Limit(caution=0.1, fail=0.5)
 
 # The correlation that ever smaller steps would tend to. How rough a network is falls with the step;
 # what is wrong in its gradient stays.
-CORRELATION_NEARER = Limit(caution=0.93, side="below")
+CORRELATION_NEARER = Limit(caution=0.97, side="below")
 
 # Share of images on which one step along an averaged gradient beats the whole search by more than
 # REAL_MARGIN: terms too fast to follow drown the gradient that the search sees.

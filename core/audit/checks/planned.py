@@ -17,7 +17,7 @@ from adap.core.config.attacks import (
     TransferAttack,
 )
 from adap.core.config.audits import Checks
-from adap.core.config.threats import BALL_NORMS, LARGEST_LINF, Threat
+from adap.core.config.threats import BALL_NORMS, COUNTED_NORMS, LARGEST_LINF, Threat
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,8 @@ SCORINGS = 6  # clean, again, shuffled, alone, alone again, and the gradient at 
 # Of `gradient_predicts`: random steps forth and back, and paths with a gradient in each half.
 STEPS, PATHS, HALVES = 2, 2, 2
 
+BORROWED_STEPS = 8  # of a search that starts from what helped against other images
+
 CURVE = {"half": 0.5, "same": 1.0, "twice": 2.0}
 
 GradientAttack = FGSMAttack | PGDAttack | APGDAttack
@@ -55,6 +57,7 @@ class Run:
     threat: Threat
     start: str  # runs of the same one draw the same numbers
     uniform_start: bool = False  # of PGD, whose first start else lies beside the image
+    borrowed: bool = False  # of PGD, from where most helped against other images of its side
 
     @property
     def on_surrogate(self) -> bool:
@@ -96,6 +99,9 @@ def plan_runs(
     }
     if not isinstance(white_box, FGSMAttack):
         runs["restart"] = Run(white_box, threat, start="restart", uniform_start=True)
+        if threat.norm not in COUNTED_NORMS:  # which places matter is each image's own
+            borrowed = PGDAttack(steps=BORROWED_STEPS)
+            runs["borrowed"] = Run(borrowed, threat, start="borrowed", borrowed=True)
     if not gradients:
         runs.clear()
     runs["noise"] = Run(NoiseAttack(), threat, start="noise")

@@ -278,21 +278,40 @@ class Bench:
             rounded=rounded,
         )
 
+    def helped(self, stored: NDArray[np.uint8], drops: Logits) -> Tensor:
+        """(2, C, H, W): what changed in the negatives and in the positives, in the mean.
+
+        stored: (n, C, H, W) attacked images as bytes.  drops: (n,) how far each margin fell, by
+        which an image counts, so that one whose search saw nothing does not.
+        """
+        clean = self.images / (255 if self.images.dtype == np.uint8 else 1)
+        changes = (stored / 255 - clean) * np.maximum(drops, 0)[:, None, None, None]
+        means = np.stack([changes[self.targets == y].mean(axis=0) for y in (0, 1)])
+        return torch.tensor(means, dtype=torch.float32, device=self.device)
+
     def attack(
-        self, scorer: nn.Module, run: Run, *, network: nn.Module
+        self, scorer: nn.Module, run: Run, *, network: nn.Module, helped: Tensor | None = None
     ) -> tuple[Logits, NDArray[np.uint8]]:
-        """(n,) logits of the images that the run finds on `network`, and those images as bytes."""
+        """(n,) logits of the images that the run finds on `network`, and those images as bytes.
+
+        helped: see there; of a run that borrows its start.
+        """
         attack = build_attack(run.attack, run.threat)
+        ball = ThreatModel(run.threat.norm, run.threat.epsilon)
         if run.uniform_start and isinstance(attack, PGD):
             attack = replace(attack, start="uniform")
         logits, stored = np.empty(len(self.images)), np.empty(self.images.shape, np.uint8)
         for rows in self._batches():
+            clean = self._input(self.images[rows])
+            if helped is not None and isinstance(attack, PGD):
+                sides = torch.tensor(self.targets[rows], device=self.device)
+                attack = replace(attack, start=ball.furthest(clean, helped[sides]))
             with self._drawing(rows, run.start):
                 x_adv = perturbed(
                     attack,
                     loss_of(run.attack, network, self.targets[rows], self.device),
-                    self._input(self.images[rows]),
-                    threat_model=ThreatModel(run.threat.norm, run.threat.epsilon),
+                    clean,
+                    threat_model=ball,
                     generator=generator_of(self.seed, "checks", rows.start, run.start),
                 )
             with self._drawing(rows, "scores"):

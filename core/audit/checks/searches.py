@@ -5,12 +5,19 @@ from typing import Literal
 
 import numpy as np
 
-from adap.core.audit.checks.judging import SEVERITY, Judged, check_of, skipping, status_of
+from adap.core.audit.checks.judging import (
+    SEVERITY,
+    Judged,
+    check_of,
+    refused_numbers,
+    skipping,
+    status_of,
+)
 from adap.core.audit.checks.limits import (
     ABOVE_FLOOR,
-    AP_CHANGE,
     BLACK_BOX_WINS,
-    LEFT_OF_A_POSITIVE,
+    BORROWED_MARGIN,
+    BORROWED_WINS,
     MARGIN_CHANGE,
     NOISE_SHARE,
     SQUARE_SHARE,
@@ -52,8 +59,11 @@ def converged(judged: Judged, attacks: Sequence[Attack], runs: Mapping[str, Run]
         "weight_of_a_positive": 1 / judged.positives,
         "gradient_attacks": float(following),
     }
-    left = Limit(caution=max(AP_CHANGE.caution, LEFT_OF_A_POSITIVE / judged.positives))
-    ends = {"ap_lower": judged.ap_limit, "ap_left": left, "margin_further": MARGIN_CHANGE}
+    ends = {
+        "ap_lower": judged.ap_limit,
+        "ap_left": judged.left_limit,
+        "margin_further": MARGIN_CHANGE,
+    }
     first, second = _described(runs["white_box"].attack), _described(runs["doubled"].attack)
     goes_on = _described(examined) != first
     if goes_on:  # what the sample's search leaves may be found by the audit's own
@@ -104,13 +114,35 @@ def restarts(judged: Judged, attacks: Sequence[Attack]) -> Check:
     if restarts > 1:  # the audit took the better one itself, and a third is not known
         limit = limit.model_copy(update={"fail": None})
     figures = {"ap": one, "ap_two_starts": two, "ap_lower": one - two}
+    limits = {"ap_lower": limit}
     matters = limit.status(one - two) != "pass"
     message = (
         f"One start leaves AP {one:.3f} on the sample, the better of two {two:.3f}"
         f"{'' if restarts == 1 else f' (the audit has {restarts})'}"
         f"{': where the search starts matters, add restarts.' if matters else '.'}"
     )
-    return check_of(name, message, figures, {"ap_lower": limit})
+    if "borrowed" in judged.found:
+        if not_finite := refused_numbers(name, judged.margins("borrowed")):
+            return not_finite
+        own, margin = judged.lowest(*judged.white_box), BORROWED_MARGIN * judged.clean.std()
+        lower = judged.ap(*judged.white_box) - judged.ap(*judged.white_box, "borrowed")
+        figures["borrowed_ap_lower"] = lower
+        figures["borrowed_wins"] = float((judged.margins("borrowed") < own - margin).mean())
+        of_borrowed = {
+            "borrowed_ap_lower": judged.ap_limit.model_copy(
+                update={"caution": judged.left_limit.caution}
+            ),
+            "borrowed_wins": BORROWED_WINS,
+        }
+        limits |= of_borrowed
+        if status_of(figures, of_borrowed) != "pass":
+            message += (
+                " Started from what helped against other images a search is far stronger on "
+                f"{figures['borrowed_wins']:.0%} of them than from anywhere beside the image, and "
+                f"AP {lower:.3f} lower with it: there the gradient leads into a dead end, as where "
+                "a part is clipped. Trust `square` with many queries."
+            )
+    return check_of(name, message, figures, limits)
 
 
 def reaches_floor(judged: Judged) -> Check:
