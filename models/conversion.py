@@ -223,8 +223,9 @@ def _from_tensors(
     if name is None:
         guesses = guessing.guesses(weights, declared)
         name, facts = _told(guesses)
-        if name is None and (plain := fitting.unwrapped(weights)) is not None:
-            name, facts = _told(guessing.guesses(plain, declared))
+        for _, plain in fitting.renamed(weights):
+            if name is None:
+                name, facts = _told(guessing.guesses(plain, declared))
         if name is not None:
             steps.append(f"architecture told from the tensors: {name}")
     expected = None

@@ -9,7 +9,7 @@ Whatever is decided on the way is said; where several networks fit, none is take
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -44,6 +44,11 @@ _WRAPPERS = re.compile(
     r"(?:(?<=\.)|^)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|module|_module)\."
 )
 
+# What frameworks call the two halves of a classifier, each half with the names of its own.
+_PARTS = re.compile(
+    r"(?P<before>(?:[^.]+\.)*?)(?P<part>backbone|encoder|head|cls_head|classifier)\.(?P<rest>.+)"
+)
+
 AMBIGUOUS_SHARE = 0.01
 """Tensors left out that are together larger than this share of the network are a caution."""
 
@@ -56,6 +61,7 @@ class Weights:
     containers: frozenset[str] = frozenset({""})  # `state_dict.`: of mappings that held tensors
     lists: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)  # of tensors, unnamed
     others: tuple[str, ...] = ()  # values that are no tensors, as they may stand in a message
+    renamed: bool = False  # from how they came
 
 
 @dataclass(frozen=True)
@@ -89,13 +95,11 @@ def fit(
         if _fits(weights, prefix, expected) and _rest_is_not_of_it(weights, prefix, expected)
     ]
     if not fitting:
-        plain = unwrapped(weights)
-        found = None if plain is None else fit(plain, expected, spec, chosen=chosen)
-        if found is None:
-            return None
-        wrappers = {m for name in weights.tensors for m in _WRAPPERS.findall(name)}
-        step = f"names of wrappers removed: {_listed(sorted(wrappers))}"
-        return Fitted(found.tensors, [step, *found.steps], found.facts)
+        for step, plain in renamed(weights):
+            found = fit(replace(plain, renamed=True), expected, spec, chosen=chosen)
+            if found is not None:
+                return Fitted(found.tensors, [step, *found.steps], found.facts)
+        return None
     prefix, facts = _choose(weights, fitting, expected, chosen)
     steps = _origin(weights, prefix)
     tensors, converted = _converted(weights, prefix, expected)
@@ -105,15 +109,31 @@ def fit(
     return Fitted(tensors, steps + left_out, [*facts, *more])
 
 
-def unwrapped(weights: Weights) -> Weights | None:
-    """The tensors without the names of what wrapped parts of their network.
+def renamed(weights: Weights) -> Iterator[tuple[str, Weights]]:
+    """The tensors under other names that trainers' own would hide, each with what was removed.
 
-    None where there are no such names, or two tensors would then share one.
+    Names of what wrapped parts of the network (`_orig_mod.`); or of the parts that a framework cuts
+    every network into, as `backbone.` and `head.` of mmpretrain. None where two tensors would then
+    share a name, or they were renamed before.
     """
-    tensors = {_WRAPPERS.sub("", name): value for name, value in weights.tensors.items()}
+    if weights.renamed:
+        return
+    wrappers = {m for name in weights.tensors for m in _WRAPPERS.findall(name)}
+    plain = _under(weights, lambda name: _WRAPPERS.sub("", name))
+    if wrappers and plain is not None:
+        yield f"names of wrappers removed: {_listed(sorted(wrappers))}", plain
+    cut = {name: _PARTS.fullmatch(name) for name in weights.tensors}
+    parts = {found["part"] for found in cut.values() if found}
+    plain = _under(weights, lambda name: _PARTS.sub(r"\g<before>\g<rest>", name))
+    if len(parts) > 1 and plain is not None:
+        yield f"names of parts removed: {_listed(sorted(parts))}", plain
+
+
+def _under(weights: Weights, name: Callable[[str], str]) -> Weights | None:
+    tensors = {name(old): value for old, value in weights.tensors.items()}
     if len(tensors) < len(weights.tensors) or tensors.keys() == weights.tensors.keys():
         return None
-    containers = frozenset(_WRAPPERS.sub("", name) for name in weights.containers)
+    containers = frozenset(name(old) for old in weights.containers)
     return replace(weights, tensors=tensors, containers=containers)
 
 

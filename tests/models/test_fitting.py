@@ -128,6 +128,22 @@ TAKEN: dict[str, tuple[Callable[[], Any], str]] = {
 }
 
 
+def test_halves_that_a_framework_names_are_joined_and_said(tmp_path: Path) -> None:
+    halves = {
+        f"{'head.' if name.startswith('fc') else 'backbone.'}{name}": value
+        for name, value in torchvision.models.resnet18(num_classes=2).state_dict().items()
+    }
+    content = saved({"meta": {"mmcv_version": "1.7"}, "state_dict": halves})
+    for declared in (None, "resnet18"):
+        converted = take_in(content, tmp_path, architecture=declared)
+        assert converted.manifest is not None
+        assert converted.manifest.architecture == "resnet18"
+        assert "names of parts removed: `backbone`, `head`" in converted.steps
+    more = {**halves, "head.fc2.weight": torch.zeros(2, 2)}
+    with pytest.raises(ModelFileError):  # a layer more is another network
+        take_in(saved({"state_dict": more}), tmp_path, architecture="resnet18")
+
+
 @pytest.mark.parametrize("case", TAKEN)
 def test_weights_are_taken_as_trainers_save_them_and_it_is_said_how(
     case: str, tmp_path: Path
