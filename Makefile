@@ -9,7 +9,7 @@ PYTHON ?= $(or $(firstword $(foreach name,python3.11 python3.12 python3,$(shell 
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo up test test-fast soak gpu gpu-wheels check lint fmt browser lock sbom audit clean
+.PHONY: help demo up test test-fast test-oldest soak gpu gpu-wheels check lint fmt browser lock sbom audit clean
 
 help: ## list the tasks
 	@awk -F ':.*## ' '/^[.a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,10 @@ test: $(VENV)/.installed-dev $(TOOLS)/.installed browser ## install what tests n
 
 test-fast: $(VENV)/.installed-dev ## run what tests the library, in a minute and a half: no server, no browser
 	$(PYTEST) -n 2 -m "not slow and not browser" tests/core tests/models
+
+OLDEST_PYTHON ?= python3.12
+test-oldest: $(VENV)/.installed-dev ## run what tests the library on OLDEST_PYTHON (python3.12), with the oldest packages allowed
+	ADAP_OLDEST_PYTHON=$(OLDEST_PYTHON) $(PYTEST) -rs tests/test_oldest.py
 
 MINUTES ?= 60
 soak: $(VENV)/.installed-dev ## kill parts of a service at random, MINUTES (60) of each profile

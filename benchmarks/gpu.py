@@ -9,12 +9,14 @@ cifar10-test.zip of class folders with JPEGs.
 
 Three parts, each of which writes what it finds at once, a line of JSON to OUT/results.jsonl:
 
-check   the gradient of every method on the GPU against the CPU in float64; which products are
-        exact float32; that in bfloat16 an attack moves every image that it moves in float32; that
-        captured steps end in the losses of steps that are not
+check   the gradient of every method on the GPU against the CPU in float64; the gradient of a folded
+        attack against the network's own; which products are exact float32; that in bfloat16 an
+        attack moves every image that it moves in float32; that captured steps end in the losses of
+        steps that are not
 speed   images a second of `fit` for CE, PGD, TRADES and AdAP_LPN in each precision, warm, and why
-        steps were not captured, if they were not; then of 1, 2, 4, 8 and 16 trainings by AdAP_LPN
-        at once, each on a stream of its own, all of their images counted
+        steps were not captured, if they were not; of AdAP_LPN with a folded attack; then of 1, 2,
+        4, 8 and 16 trainings by AdAP_LPN at once, each on a stream of its own, all of their images
+        counted
 train   the scale `paper-fixed` (CIFAR-10, automobile): CE, PGD, TRADES, AdAP_LN and AdAP_LPN at
         once, seed after seed, as many as the time lets; each with the AP of the test images, clean,
         under PGD-10 and under APGD-10
@@ -38,10 +40,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adap.core.attacks.base import loss_and_gradient
+from adap.core.attacks.holding import attacking
 from adap.core.config.training import Precision, TrainingAttack, TrainingConfig
 from adap.core.objectives.registry import OBJECTIVES, build_objective
 from adap.core.training.attacking import attack_batch
 from adap.core.training.capture import Recorder, Work
+from adap.core.training.folding import Folded
 from adap.core.training.loop import EpochRecord, TrainingResult, fit, fitting
 from adap.core.training.precision import float32_products, forward_in
 from adap.core.training.together import together
@@ -126,6 +131,14 @@ def check(run: Run) -> None:
         theirs = _gradient(method, there, x.double().to(run.device), y.double().to(run.device))
         off = float((theirs.cpu() - ours).norm() / ours.norm())
         run.write("check", what=f"gradient of {method} in float64", off=off, ok=off < 1e-9)
+    network = _network(name).double().to(run.device)
+    points = x.double().to(run.device)
+    copied = Folded(network, points, precision="float32", device=run.device).settle()
+    with attacking(network):
+        _, own = loss_and_gradient(network, points)
+        _, folded = loss_and_gradient(copied, points)
+    off = float((folded - own).norm() / own.norm())
+    run.write("check", what="gradient of a folded attack in float64", off=off, ok=off < 1e-9)
     a = torch.randn(512, 512, generator=torch.Generator().manual_seed(2))
     exact = a.double() @ a.double()
     products: list[tuple[Precision, float]] = [("float32", 1e-5)]
@@ -197,20 +210,22 @@ def speed(run: Run) -> None:
     precisions: list[Precision] = ["float32", "bfloat16"]
     if run.device.type == "cuda":
         precisions.insert(1, "tf32")
-    for method in TIMED:
-        for precision in precisions:
-            if run.left() < EVALUATION_S:
-                return
-            result = _fitted(run, method, precision, name, steps * batch, batch)
-            run.write(
-                "speed",
-                method=method,
-                network=name,
-                precision=precision,
-                batch=batch,
-                images_per_s=statistics.median(r.images_per_s for r in result.history[1:]),
-                uncaptured=result.uncaptured,
-            )
+    plain = [(method, precision, False) for method in TIMED for precision in precisions]
+    for method, precision, folded in [*plain, ("adap_lpn", "bfloat16", True)]:
+        if run.left() < EVALUATION_S:
+            return
+        training = _training(run, method, precision, name, steps * batch, batch, folded=folded)
+        result = fit(**training)
+        run.write(
+            "speed",
+            method=method,
+            network=name,
+            precision=precision,
+            folded_attack=folded,
+            batch=batch,
+            images_per_s=statistics.median(r.images_per_s for r in result.history[1:]),
+            uncaptured=result.uncaptured,
+        )
     for count in (1, 2) if run.tiny else FLEETS:
         if run.left() < EVALUATION_S:
             return
@@ -246,7 +261,14 @@ def _fitted(
 
 
 def _training(
-    run: Run, method: str, precision: Precision, name: str, count: int, batch: int
+    run: Run,
+    method: str,
+    precision: Precision,
+    name: str,
+    count: int,
+    batch: int,
+    *,
+    folded: bool = False,
 ) -> dict[str, Any]:
     x, y = _batch(count)
     config = TrainingConfig.model_validate(
@@ -255,6 +277,7 @@ def _training(
             "epochs": 3,
             "batch_size": batch,
             "precision": precision,
+            "folded_attack": folded,
             "augment": {"crop_padding": 4, "flip": True},
             "validation": {"select_by": "clean_ap"},
         }

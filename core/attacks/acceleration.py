@@ -134,17 +134,17 @@ class _LogitsInPieces(torch.autograd.Function):
 
 def _rewrite(network: nn.Module, probes: Tensor) -> int:
     """Rewrite the layers of a network in place; the bytes of its largest activation, an image."""
-    seen = _Observed(network)
+    seen = Observed(network)
     with seen:
         network(probes)
     convolutions = seen.convolutions()
     for name, norm_name in seen.pairs():
         norm = network.get_submodule(norm_name)
         assert isinstance(norm, nn.BatchNorm2d)
-        network.set_submodule(name, fuse_conv_bn_eval(_convolution(network, name), norm))
+        network.set_submodule(name, fuse_conv_bn_eval(convolution_of(network, name), norm))
         network.set_submodule(norm_name, nn.Identity())
     for name, (x, y) in convolutions.items():
-        convolution = _convolution(network, name)
+        convolution = convolution_of(network, name)
         if (
             convolution.groups > 1
             or convolution.padding_mode != "zeros"
@@ -158,7 +158,8 @@ def _rewrite(network: nn.Module, probes: Tensor) -> int:
     return max(seen.largest // len(probes), 1)
 
 
-def _convolution(network: nn.Module, name: str) -> nn.Conv2d:
+def convolution_of(network: nn.Module, name: str) -> nn.Conv2d:
+    """The layer of this name, which is known to be one."""
     module = network.get_submodule(name)
     assert isinstance(module, nn.Conv2d)
     return module
@@ -170,7 +171,7 @@ def _padding(convolution: nn.Conv2d) -> tuple[int, int]:
     return above, left
 
 
-class _Observed(TorchFunctionMode):
+class Observed(TorchFunctionMode):
     """What one run of a network shows: the inputs and outputs of its convolutions and BatchNorms,
     how often each tensor is used, and the bytes of the largest result."""
 

@@ -181,6 +181,11 @@ class TrainingConfig(Config):
         description="number format of the passes; weights, the last layer, logits, losses, "
         "estimators and AP are float32 in any case. bfloat16 is for GPUs, and slow on a CPU",
     )
+    folded_attack: bool = Field(
+        False,
+        description="attack a copy of the network with BatchNorm folded into its convolutions, "
+        "made anew in each step: the same gradients up to rounding, in fewer and cheaper passes",
+    )
     ema: float | None = Field(
         None,
         gt=0,

@@ -126,6 +126,7 @@ def fit(
     patience: int | None = None,
     ema: float | None = None,
     precision: config.Precision = "float32",
+    folded_attack: bool = False,
     weight_perturbation: config.WeightPerturbation | None = None,
     devices: int = 1,
     positive: Any = None,
@@ -150,7 +151,7 @@ def fit(
     clusters: (N,) names of what images that are no independent draws have in common: a patient, a
     drive. The part that is held out holds whole clusters, and its share is of clusters.
     epochs, batch_size, positives_per_batch, optimizer, attack, augment, select_by, patience, ema,
-    precision, weight_perturbation: as in the service.
+    precision, folded_attack, weight_perturbation: as in the service.
     validate_every: so many epochs, and after the last: only those can be the best.
     devices: processes that share every batch, on a GPU each, for the same training up to rounding:
     `torchrun --nproc-per-node N script.py`, each process calling with devices=N, the same images
@@ -221,6 +222,7 @@ def fit(
                 },
                 "ema": ema,
                 "precision": precision,
+                "folded_attack": folded_attack,
                 "weight_perturbation": weight_perturbation,
                 "seed": seed,
             },

@@ -71,7 +71,7 @@ def forward_in(precision: Precision, network: nn.Module, *, device: torch.device
     def forward(x: Tensor) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16, cache_enabled=False):
             if not last:
-                last.append(_last_layer(network, x))
+                last.append(last_layer(network, x))
             with _in_float32(last[0], device):
                 logits: Tensor = network(x)
         return logits.float()
@@ -79,7 +79,7 @@ def forward_in(precision: Precision, network: nn.Module, *, device: torch.device
     return forward
 
 
-def _last_layer(network: nn.Module, x: Tensor) -> nn.Module:
+def last_layer(network: nn.Module, x: Tensor) -> nn.Module:
     """The layer with weights that runs last, seen on one image in eval mode and without gradients.
 
     Raises ConfigError for a network that runs none.

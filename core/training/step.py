@@ -19,6 +19,7 @@ from adap.core.training.attacking import attack_batch
 from adap.core.training.augment import augment
 from adap.core.training.averaging import WeightAverage
 from adap.core.training.examples import as_input
+from adap.core.training.folding import Folded
 from adap.core.training.optimizers import set_rate
 from adap.core.training.perturbation import perturbed
 from adap.core.training.precision import forward_in
@@ -49,6 +50,7 @@ class Step:
             if self.average is None
             else forward_in(self.config.precision, self.average.network, device=self.device)
         )
+        self._folded: Folded | None = None  # made by the first attack, as it takes images
         self._augmenting = torch.Generator(self.device)
         self._noise = torch.Generator(self.device)
 
@@ -96,6 +98,12 @@ class Step:
         return loss.detach()
 
     def _attacked(self, x: Tensor, targets: Tensor, index: Tensor) -> Tensor:
+        forward = self._forward
+        if self.config.folded_attack:
+            self._folded = self._folded or Folded(
+                self.network, x, precision=self.config.precision, device=self.device
+            )
+            forward = self._folded.settle()
         return attack_batch(
             self.network,
             self.objective,
@@ -104,7 +112,7 @@ class Step:
             index,
             settings=self.attack,
             generator=self._noise,
-            forward=self._forward,
+            forward=forward,
             ranks=self.ranks,
         )
 

@@ -52,10 +52,14 @@ def test_the_tiny_mode_checks_times_and_trains_and_trains_nothing_twice(
     assert {f"gradient of {name} in float64" for name in OBJECTIVES} < {c["what"] for c in checks}
     assert all(check["ok"] for check in checks)
     timed = [line for line in found if line["kind"] == "speed"]
-    assert [(line["method"], line["precision"]) for line in timed if "at_once" not in line] == [
-        (method, precision)
-        for method in ("ce", "pgd", "trades", "adap_lpn")
-        for precision in ("float32", "bfloat16")
+    alone = [line for line in timed if "at_once" not in line]
+    assert [(line["method"], line["precision"], line["folded_attack"]) for line in alone] == [
+        *(
+            (method, precision, False)
+            for method in ("ce", "pgd", "trades", "adap_lpn")
+            for precision in ("float32", "bfloat16")
+        ),
+        ("adap_lpn", "bfloat16", True),
     ]
     assert [line["at_once"] for line in timed if "at_once" in line] == [1, 2]
     results = [line for line in found if line["kind"] == "result"]

@@ -1,0 +1,115 @@
+"""The network as a training attack may see it: BatchNorm folded into the convolutions, once a step.
+
+While a batch is attacked the weights stand still and BatchNorm, in eval mode, is a scale and a
+shift: so it goes into the convolution before it, and the passes of the attack have a third fewer
+kernels. In bfloat16 the weights are cast here as well, once a step instead of once a pass. Logits
+and gradients are the network's own up to rounding, along whose signs PGD steps: a training so
+attacked ends in other bits. It is the copy that an audit attacks on a CPU (`attacks.acceleration`),
+without what hangs on the shape of the images.
+"""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from adap.core.attacks.acceleration import PROBES, TOLERANCE, Observed, convolution_of
+from adap.core.attacks.holding import in_eval_mode
+from adap.core.config.training import Precision
+from adap.core.errors import ConfigError
+from adap.core.training.precision import Forward, forward_in, last_layer
+
+
+class Folded:
+    """A copy of a network, in eval mode and frozen, that is brought up to date for every step."""
+
+    def __init__(
+        self, network: nn.Module, probes: Tensor, *, precision: Precision, device: torch.device
+    ) -> None:
+        """probes: (B, C, H, W) images of the shape to come, of which a few are tried.
+
+        Raises ConfigError for a network that cannot be copied, whose layers say nothing of what
+        they do, or whose copy answers otherwise.
+        """
+        probes = probes[:PROBES].detach()
+        try:
+            self._copy = copy.deepcopy(network).requires_grad_(False).eval()
+        except Exception as error:
+            raise ConfigError(f"{_WANTED} that can be copied, got {error!r}: {_ELSE}") from error
+        with torch.no_grad(), in_eval_mode(network):
+            expected = network(probes)
+            with Observed(self._copy) as seen:
+                self._copy(probes)
+            names = seen.pairs()
+            self._pairs = [_Pair.of(network, self._copy, *pair) for pair in names]
+            for _, norm_name in names:
+                self._copy.set_submodule(norm_name, nn.Identity())
+            if precision == "bfloat16":
+                last = last_layer(self._copy, probes)
+                for layer in self._copy.modules():
+                    if isinstance(layer, nn.Conv2d | nn.Linear) and layer is not last:
+                        layer.to(torch.bfloat16)
+            live, folded = network.state_dict(), {name for name, _ in names}
+            self._same = [
+                (own, live[name])
+                for name, own in self._copy.state_dict().items()
+                if name.rpartition(".")[0] not in folded
+            ]
+            self._forward = forward_in(precision, self._copy, device=device)
+            off, largest = (self.settle()(probes) - expected).abs().max(), expected.abs().max()
+        if not off <= (ROUNDED if precision == "bfloat16" else TOLERANCE) * largest:
+            raise ConfigError(
+                f"{_WANTED} that answers alike when it is folded, got a logit off by {off:.2g} "
+                f"where the largest is {largest:.2g}: {_ELSE}"
+            )
+
+    def settle(self) -> Forward:
+        """Its forward pass, by the weights as they are now; good until they move."""
+        with torch.no_grad():
+            for own, live in self._same:
+                own.copy_(live)
+            for pair in self._pairs:
+                pair.settle()
+        return self._forward
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A convolution with the BatchNorm that follows it, and the one convolution for both."""
+
+    convolution: nn.Conv2d
+    norm: nn.BatchNorm2d
+    folded: nn.Conv2d
+
+    @classmethod
+    def of(cls, network: nn.Module, copied: nn.Module, name: str, norm_name: str) -> "_Pair":
+        norm, folded = network.get_submodule(norm_name), convolution_of(copied, name)
+        assert isinstance(norm, nn.BatchNorm2d)
+        bias = folded.weight.new_zeros(folded.out_channels)  # its own, which it may not have had
+        folded.bias = nn.Parameter(bias, requires_grad=False)
+        return cls(convolution_of(network, name), norm, folded)
+
+    def settle(self) -> None:
+        layer, norm = self.convolution, self.norm
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        weight, bias = fuse_conv_bn_weights(
+            layer.weight,
+            layer.bias,
+            norm.running_mean,
+            norm.running_var,
+            norm.eps,
+            norm.weight,
+            norm.bias,
+        )
+        assert self.folded.bias is not None
+        self.folded.weight.copy_(weight)
+        self.folded.bias.copy_(bias)
+
+
+ROUNDED = 0.1
+"""Of the largest logit: what bfloat16 may round, over many layers."""
+_WANTED = "expected a network for folded_attack"
+_ELSE = "leave folded_attack out to attack the network itself"
