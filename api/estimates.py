@@ -88,6 +88,8 @@ def _audit_in_words(
         first = request.smallest_changes.k
         how_many = "k, the number of positives" if first is None else f"{first:,}"
         yield f"searches for the smallest changes that move positives out of the first {how_many}"
+    if request.universal is not None:
+        yield "searches for one perturbation that all images share"
     if request.thresholds:
         yield f"requires {', '.join(request.thresholds)}"
 

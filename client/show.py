@@ -415,6 +415,8 @@ def report(item: Json) -> RenderableType:
         rows = [("clean", clean), *task["attacks"].items(), ("worst case", task["worst_case"])]
         if floor is not None:
             rows.append(("certified floor", floor))
+        if task.get("universal") is not None:
+            rows.append(("universal", task["universal"]))
         corruptions = task.get("corruptions")
         if corruptions is not None:
             rows.append(("corruptions, mean", {"ap": corruptions["mean"], "interval": None}))
@@ -516,7 +518,7 @@ def _thresholds(results: Sequence[Json]) -> RenderableType:
                 result["threshold"],
                 LEVELS[int(result["got"])]
                 if result["figure"] == "trust"
-                else figure(result["got"]),
+                else figure(result["got"]) or "infinite",
                 Text("met", style="green") if result["passed"] else Text("not met", style="red"),
             )
             for result in results

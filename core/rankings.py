@@ -1,6 +1,6 @@
 """The rankings that an audit compares, as typed keys that cannot be taken for one another.
 
-Figures, intervals and reports are made from several rankings of the same examples: four of the
+Figures, intervals and reports are made from several rankings of the same examples: five of the
 audit's own, one an attack, one a point of the epsilon curve. In JSON the own ones and the attacks
 stand side by side, so a label of an attack may not be one of the own names.
 """
@@ -16,6 +16,7 @@ class Own(Enum):
     WORST_CASE = "worst_case"
     CERTIFIED_FLOOR = "certified_floor"
     CORRUPTION_WORST_CASE = "corruption_worst_case"
+    UNIVERSAL = "universal"
 
 
 OWN_NAMES = (*(own.value for own in Own), "corruption_mean", "corruption_lowest")

@@ -165,6 +165,16 @@ class SmallestFigures(ReportValue):
     curve: list[KeptPoint] = Field(description="rising, at twentieths of those that were moved")
 
 
+class UniversalFigures(APFigure):
+    """What one perturbation leaves that all images share: found, not proven, and no part of the
+    worst case."""
+
+    size: float = Field(description="of the perturbation, in the threat's norm")
+    searched: int = Field(description="images that it was searched on; its AP is of all")
+    rounds: int = Field(description="steps of the search, each a gradient of all of these")
+    drop: Difference = Field(description="clean AP minus this one, paired")
+
+
 class BudgetPoint(ReportValue):
     """AP that is left when the attacker may change this many images, chosen greedily."""
 
@@ -243,6 +253,7 @@ class TaskReport(ReportValue):
     smallest_changes: SmallestFigures | None = Field(
         None, description="null where they were not asked for"
     )
+    universal: UniversalFigures | None = Field(None, description="null where it was not asked for")
     budget_curve: list[BudgetPoint] = []
     groups: Groups | None = Field(None, description="where the data set has a `group` column")
     resamples: int | None = Field(None, description="of the bootstrap behind the intervals")
@@ -293,7 +304,10 @@ class ThresholdResult(ReportValue):
 
     threshold: str = Field(description="as it was asked for")
     figure: str
-    got: float
+    got: float | None = Field(
+        description="0 where the report has no such figure; null for the size of a change where "
+        "none was found: larger than any"
+    )
     passed: bool
 
 

@@ -49,6 +49,19 @@ class SmallestFound:
 
 
 @dataclass(frozen=True)
+class UniversalFound:
+    """One perturbation that all images of a task share, as it was found.
+
+    delta: (C, H, W) float32.  logits: (N,) of all images under it.  searched: images that it was
+    searched on.
+    """
+
+    delta: NDArray[np.float32]
+    logits: NDArray[np.float64]
+    searched: int
+
+
+@dataclass(frozen=True)
 class Scores:
     """Logits of the positive class for some examples of one task.
 
@@ -60,7 +73,8 @@ class Scores:
     bounds: (2, N) float64, lowest and highest logit that any perturbation can reach, if certified.
     no_bounds: why there are none.
     hidden: what the gradient hides, where the search went on by attacks that see past it.
-    smallest: the smallest changes that were found, where they were asked for.
+    smallest, universal: the smallest changes and the one perturbation for all that were found,
+    where they were asked for.
     groups, clusters: N names each, where the data set has them.
     """
 
@@ -76,6 +90,7 @@ class Scores:
     no_bounds: str | None = None
     hidden: str | None = None
     smallest: SmallestFound | None = None
+    universal: UniversalFound | None = None
     groups: Sequence[str] | None = None
     clusters: Sequence[str] | None = None
 
@@ -111,6 +126,9 @@ def save_scores(tasks: Sequence[Scores], path: Path) -> None:
         small = scores.smallest
         if small is not None:
             named["smallest"] = small.sizes
+        universal = scores.universal
+        if universal is not None:
+            named |= {"universal": universal.logits, "universal.delta": universal.delta}
         arrays |= {f"{i}.{name}": np.ascontiguousarray(array) for name, array in named.items()}
         header.append(
             {
@@ -124,6 +142,7 @@ def save_scores(tasks: Sequence[Scores], path: Path) -> None:
                 "smallest": None
                 if small is None
                 else [small.k, small.threshold, small.among, list(small.example_ids)],
+                "universal": None if universal is None else universal.searched,
                 "evidence": [
                     [item.example_id, item.attack, item.clean_logit, item.attacked_logit]
                     for item in scores.evidence
@@ -184,6 +203,13 @@ def load_scores(path: Path, *, only: int | None = None) -> list[Scores]:
                     among=task["smallest"][2],
                     example_ids=task["smallest"][3],
                     sizes=read(f"{i}.smallest"),
+                ),
+                universal=None
+                if task["universal"] is None
+                else UniversalFound(
+                    delta=read(f"{i}.universal.delta"),
+                    logits=read(f"{i}.universal"),
+                    searched=task["universal"],
                 ),
                 groups=texts(f"{i}.groups") if f"{i}.groups" in names else None,
                 clusters=texts(f"{i}.clusters") if f"{i}.clusters" in names else None,

@@ -4,14 +4,11 @@ import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 from adap.core.errors import ConfigError
+from adap.core.fractions import fraction
 from adap.core.report import Verdict
-
-if TYPE_CHECKING:  # the configuration reads its thresholds with `parse`
-    pass
-
 
 OPERATORS: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
@@ -23,6 +20,9 @@ OPERATORS: dict[str, Callable[[float, float], bool]] = {
 LEVELS = tuple(reversed(get_args(Verdict)))
 
 """The verdicts on an audit from worst to best; `trust` is compared by their places."""
+
+SIZES = ("smallest_least", "smallest_median")
+"""Figures that are sizes of a change in the threat's norm, and so compared with any size."""
 
 MAX_CHARACTERS = 200
 
@@ -45,6 +45,8 @@ class Threshold:
 def parse(text: str) -> Threshold:
     """Read `<figure> <operator> <number>`, or `trust <operator> <level>`.
 
+    Figures are between -1 and 1, but for those in SIZES. A number may be a fraction such as 8/255.
+
     Raises ConfigError for anything else, and for a number that no figure can reach.
 
     >>> parse("worst_case_ap >= 0.4")
@@ -63,16 +65,28 @@ def parse(text: str) -> Threshold:
                 f"expected trust to be compared with {_or(LEVELS)}, got {bound!r:.40}"
             )
         value = float(LEVELS.index(bound))
+    elif figure.rpartition(".")[2] in SIZES:
+        value = _number(bound)
+        if not 0 <= value < math.inf:
+            raise ConfigError(
+                f"expected {figure} to be compared with the size of a change, such as 0.02 or "
+                f"8/255, got {bound!r:.40}"
+            )
     else:
-        try:
-            value = float(bound)
-        except ValueError:
-            value = math.nan
+        value = _number(bound)
         if not -1 <= value <= 1:
             raise ConfigError(
                 f"expected a number between -1 and 1, as every figure is, got {bound!r:.40}"
             )
     return Threshold(text, figure, sign, value)
+
+
+def _number(text: str) -> float:
+    """Of a text such as 0.4 or 8/255; NaN where it is none."""
+    try:
+        return float(fraction(text))
+    except ValueError:
+        return math.nan
 
 
 def _split(text: str) -> tuple[str, str, str] | None:

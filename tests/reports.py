@@ -26,7 +26,7 @@ from adap.core.report import (
     TaskReport,
     Trust,
 )
-from adap.core.scores import Scores, SmallestFound, save_scores
+from adap.core.scores import Scores, SmallestFound, UniversalFound, save_scores
 from adap.reading import Reading
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -37,6 +37,7 @@ CONFIG: dict[str, Any] = {
     "epsilons": [0.05, 0.1],
     "corruptions": {"kinds": ["fog", "jpeg_compression"], "severities": [1, 5]},
     "smallest_changes": {"k": 10, "positives": 5},
+    "universal": {"rounds": 3, "images": 20},
     "budgets": [1, 3],
     "seed": 7,
 }
@@ -91,6 +92,11 @@ def scores_of(examples: int = 60, *, seed: int = 0) -> Scores:
         },
         corruption_table="32x32",
         smallest=smallest,
+        universal=UniversalFound(
+            delta=random.uniform(-0.1, 0.1, (1, 4, 4)).astype(np.float32),
+            logits=pushed(0.4),
+            searched=20,
+        ),
         bounds=np.stack([clean - 2.5, clean + 2.5]),
         groups=[("day", "night", "<dusk>|")[i % 6 // 2] for i in range(examples)],
     )

@@ -662,7 +662,7 @@ class Attempt:
             piece = kinds.piece_of(shard)
             total += piece.images
             completed += (shard.progress or {}).get("completed", 0)
-            if isinstance(piece, ScoresPiece):
+            if isinstance(piece, ScoresPiece) and not piece.whole:
                 images[piece.task_number] += piece.stop - piece.start
         of = max(images.values(), default=total)
         self._progress("attacking", completed, total, "images", shown_of=of)

@@ -26,8 +26,9 @@ from adap.core.config.audits import AuditConfig, AuditRequest
 from adap.core.config.base import Split
 from adap.core.config.data import MAX_CLASSES_IN_URL, ClassName, EachClass
 from adap.core.config.deployment import PipelineStep
-from adap.core.config.threats import Norm, fraction
+from adap.core.config.threats import Norm
 from adap.core.figures.intervals import Resampled, percentile_interval
+from adap.core.fractions import fraction
 from adap.core.report import APFigure, Difference, Interval
 from adap.core.resolve import DatasetSummary, resolve_split
 from adap.store.storage import MissingContentError

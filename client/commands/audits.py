@@ -78,6 +78,14 @@ def audit(
             "well; k is the number of positives, or --set smallest_changes.k=100.",
         ),
     ] = False,
+    universal: Annotated[
+        bool,
+        typer.Option(
+            "--universal",
+            help="Search for one perturbation that all images share as well, within the threat; "
+            "or --set universal.rounds=50.",
+        ),
+    ] = False,
     pipeline: Annotated[
         list[str] | None,
         typer.Option(
@@ -130,6 +138,7 @@ def audit(
             "surrogate": None if surrogate is None else {"model_id": surrogate},
             "corruptions": corruptions(corruption, severity),
             "smallest_changes": {} if smallest_changes else None,
+            "universal": {} if universal else None,
             "pipeline": pipeline or None,
             "thresholds": require or None,
             "sample": sample,

@@ -31,6 +31,7 @@ _FLAGS = {
     "corruptions.kinds": "--corruption",
     "corruptions.severities": "--severity",
     "smallest_changes": "--smallest-changes",
+    "universal": "--universal",
     "thresholds": "--require",
     "warm_start": "--start-from",
     "warm_start.model_id": "--start-from",

@@ -59,7 +59,8 @@ def task_figures(book: Book, task: Json, scores: Scores, config: Json) -> dict[s
     ranked += [("worst_case", task["worst_case"], worst)]
     ranked += _certified(book, task, scores)
     ranked += _curve(book, task, scores)
-    _smallest(book, task, config, scores)
+    smallest = _smallest(book, task, config, scores)
+    ranked += _universal(book, task, config, scores)
     corruptions = _corruptions(book, task, config, scores)
     ranked += corruptions.ranked
     resamples = book.resamples(task["resamples"])
@@ -97,9 +98,11 @@ def task_figures(book: Book, task: Json, scores: Scores, config: Json) -> dict[s
     for side in ("clean", "worst_case"):
         if task[side]["interval"] is not None:
             found[f"{side}_ap_low"] = task[side]["interval"]["low"]
+    if "universal" in ap:
+        found["universal_ap"] = ap["universal"]
     if "certified_floor" in ap:
         found["certified_floor"] = ap["certified_floor"]
-    found |= corruptions.figures
+    found |= corruptions.figures | smallest
     _budget(book, task, config, scores, worst)
     found |= _operating(book, task, config, {"clean": scores.clean, "worst_case": worst}, targets)
     return found | _groups(book, task, scores, worst)
@@ -134,14 +137,17 @@ def _curve(book: Book, task: Json, scores: Scores) -> Iterator[tuple[str, Json, 
             yield f"epsilon_curve.{i}", point, scores.curve[point["epsilon"]]
 
 
-def _smallest(book: Book, task: Json, config: Json, scores: Scores) -> None:
-    """Smallest changes: the first k follow from the clean logits, the figures from the sizes."""
+def _smallest(book: Book, task: Json, config: Json, scores: Scores) -> dict[str, float]:
+    """Smallest changes: the first k follow from the clean logits, the figures from the sizes.
+
+    Answers those that thresholds are set on.
+    """
     reported, asked = task.get("smallest_changes"), config.get("smallest_changes")
     kept = scores.smallest
     book.same("smallest_changes", reported is not None, asked is not None)
     book.same("smallest_changes.sizes", reported is not None, kept is not None)
     if reported is None or asked is None or kept is None:
-        return
+        return {}
     k = int(scores.targets.sum()) if asked["k"] is None else asked["k"]
     book.same("smallest_changes.norm", reported["norm"], config["threat"]["norm"])
     book.same("smallest_changes.k", reported["k"], k)
@@ -157,10 +163,8 @@ def _smallest(book: Book, task: Json, config: Json, scores: Scores) -> None:
     book.same("smallest_changes.sizes of all searched", len(kept), reported["searched"])
     moved = kept[np.isfinite(kept)]
     book.same("smallest_changes.found", reported["found"], len(moved))
-    for name, value in (
-        ("least", moved.min() if len(moved) else np.inf),
-        ("median", np.median(kept) if len(kept) else np.inf),
-    ):
+    least = float(moved.min()) if len(moved) else math.inf
+    for name, value in (("least", least), ("median", np.median(kept) if len(kept) else math.inf)):
         there = reported[name] is not None
         book.same(f"smallest_changes.{name} found", there, bool(np.isfinite(value)))
         if there and np.isfinite(value):
@@ -171,7 +175,7 @@ def _smallest(book: Book, task: Json, config: Json, scores: Scores) -> None:
         len(kept) > 0,
     )
     if reported["kept_at_epsilon"] is None or not len(kept):
-        return
+        return {}
     share = float((kept > config["threat"]["epsilon"]).mean())
     book.number("smallest_changes.kept_at_epsilon", reported["kept_at_epsilon"], share)
     ends = {-(-i * len(moved) // TWENTIETHS) - 1 for i in range(1, TWENTIETHS + 1)}
@@ -180,6 +184,33 @@ def _smallest(book: Book, task: Json, config: Json, scores: Scores) -> None:
     for i, (point, epsilon) in enumerate(zip(reported["curve"], at, strict=False)):
         book.number(f"smallest_changes.curve.{i}.epsilon", point["epsilon"], float(epsilon))
         book.number(f"smallest_changes.curve.{i}", point["kept"], float((kept > epsilon).mean()))
+    return {
+        "smallest_least": least,
+        "smallest_median": float(np.median(kept)),
+        "smallest_kept": share,
+    }
+
+
+def _universal(
+    book: Book, task: Json, config: Json, scores: Scores
+) -> Iterator[tuple[str, Json, Floats]]:
+    """One perturbation for all images: within the threat, and searched on as many as was asked."""
+    reported, asked = task.get("universal"), config.get("universal")
+    delta, kept = scores.universal_delta, scores.universal
+    book.same("universal", reported is not None, asked is not None)
+    book.same("universal.scores", reported is not None, kept is not None and delta is not None)
+    if reported is None or asked is None or kept is None or delta is None:
+        return
+    threat = config["threat"]
+    size = np.linalg.norm(delta.ravel().astype(float), 2 if threat["norm"] == "l2" else np.inf)
+    book.number("universal.size", reported["size"], float(size))
+    book.same("universal.within the threat", bool(size <= threat["epsilon"] * (1 + 1e-6)), True)
+    sides = [int((scores.targets == target).sum()) for target in (0, 1)]
+    searched = sum(min(asked["images"] // 2, side) for side in sides)
+    book.same("universal.searched", reported["searched"], searched)
+    book.same("universal.searched on", scores.universal_searched, searched)
+    book.same("universal.rounds", reported["rounds"], asked["rounds"])
+    yield "universal", reported, kept
 
 
 @dataclass(frozen=True)

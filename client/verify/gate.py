@@ -1,5 +1,6 @@
 """The means over tasks and the thresholds, computed again from the figures of tasks."""
 
+import math
 import operator
 import re
 from collections.abc import Mapping, Sequence
@@ -41,15 +42,21 @@ def thresholds_again(book: Book, report: Json, tasks: Mapping[str, dict[str, flo
             book.same(f"threshold {text}", "present", "cannot be read")
             continue
         sign = parsed[1]
-        book.number(f"threshold {text}: got", result["got"], found.get(figure, 0.0))
+        value = found.get(figure, 0.0)
+        known = None if math.isinf(value) else value  # infinite: no change was found
+        book.number(f"threshold {text}: got", result["got"], known)
         # Compared as reported: `got` was found equal above, and rounding may decide at the limit.
-        passed = figure in found and OPERATORS[sign](result["got"], limit)
+        got = math.inf if result["got"] is None else result["got"]
+        passed = figure in found and OPERATORS[sign](got, limit)
         book.same(f"threshold {text}: passed", result["passed"], passed)
 
 
 def _bound(text: str, figure: str) -> float | None:
     """The number that a figure is compared with, or the place of the level for trust."""
+    above, of, below = text.partition("/")
     try:
-        return LEVELS.index(text) if figure == "trust" else float(text)
-    except ValueError:
+        if figure == "trust":
+            return LEVELS.index(text)
+        return float(above) / float(below) if of else float(text)
+    except (ValueError, ZeroDivisionError):
         return None

@@ -44,6 +44,9 @@ class Scores:
     corruption_table: str | None
     bounds: Floats | None  # (2, N)
     smallest: Floats | None  # (n,), infinite where no change was found
+    universal: Floats | None
+    universal_delta: NDArray[np.float32] | None  # (C, H, W)
+    universal_searched: int | None
     groups: Names | None
     clusters: Names | None
 
@@ -66,12 +69,16 @@ def read_scores(content: bytes) -> Iterator[Scores]:
             corruption_table=task["corruption_table"],
             bounds=arrays.get(f"{i}.bounds"),
             smallest=arrays.get(f"{i}.smallest"),
+            universal=arrays.get(f"{i}.universal"),
+            universal_delta=arrays.get(f"{i}.universal.delta"),
+            universal_searched=task.get("universal"),
             groups=groups,
             clusters=clusters,
         )
         logits = [scores.clean, *scores.attacked.values(), *scores.curve.values()]
         logits += scores.corrupted.values()
         logits += [] if scores.bounds is None else list(scores.bounds)
+        logits += [] if scores.universal is None else [scores.universal]
         named = [names for names in (groups, clusters) if names is not None]
         lengths = {len(values) for values in (scores.targets, *logits, *named)}
         if len(lengths) > 1 or np.isnan(np.stack(logits)).any():

@@ -53,8 +53,11 @@ def trust_checks(book: Book, report: Json, tasks: Mapping[str, Scores]) -> None:
         if name == "reaches_floor" and "floor" in figures:
             floor = ap_of(-sample.astype(np.float64), sample)
             book.number(f"{path}.floor", figures["floor"], floor)
+        own = report["tasks"][list(tasks).index(max(named, key=len)) if named else 0]
+        if name == "universal_no_worse" and own.get("universal") is not None:
+            book.number(f"{path}.ap", figures["ap"], own["universal"]["ap"])
+            book.number(f"{path}.worst_case_ap", figures["worst_case_ap"], own["worst_case"]["ap"])
         if name in OF_CHANCE:
-            own = report["tasks"][list(tasks).index(max(named, key=len)) if named else 0]
             book.number(f"{path}.low", figures["low"], own["clean"]["interval"]["low"])
             book.number(f"{path}.chance", figures["chance"], own["chance"])
         if name == "monotone" and "ap_clean" in figures and steady:
@@ -125,6 +128,8 @@ def _derived(name: str, figures: Json, positives: int, threat: Json) -> dict[str
         return {"share_above_floor": (figures["ap"] - floor) / (1 - floor)}
     if name in OF_CHANCE:
         return {"above": figures["low"] - figures["chance"]}
+    if name == "universal_no_worse":
+        return {"lower": figures["worst_case_ap"] - figures["ap"]}
     if name == "eight_bit":
         drop, kept = figures["margin_drop"], figures["margin_drop_8_bit"]
         lost = 1 - kept / drop if drop > 0 else 0.0

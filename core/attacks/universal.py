@@ -6,52 +6,58 @@ of Shafahi et al., "Universal adversarial training", AAAI 2020: steps along the 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 
 from adap.core.attacks.base import loss_and_gradient
 from adap.core.attacks.geometry import unit
+from adap.core.config.threats import BALL_NORMS
 from adap.core.errors import ConfigError
-
-UNIVERSAL_NORMS = ("linf", "l2")
-
 
 Batch = tuple[Tensor, Callable[[Tensor], Tensor]]
 """(B, C, H, W) images, and what gives (B,) losses of images beside them; losses are added up."""
 
 
 def universal_perturbation(
-    batches: Sequence[Batch], *, norm: str, epsilon: float, rounds: int
+    batches: Callable[[], Iterable[Batch]],
+    *,
+    norm: str,
+    epsilon: float,
+    rounds: int,
+    judge: Callable[[Tensor], float] = lambda losses: float(losses.sum()),
 ) -> Tensor:
-    """(C, H, W) within epsilon: of the perturbations that were tried the one of highest loss.
+    """(C, H, W) within epsilon: of the perturbations that were tried the one that is judged best.
 
-    Perturbed images are clipped to [0, 1]. Starts at 0 and draws nothing; costs `rounds` + 1
-    forward and backward passes of every image.
+    judge: what (N,) losses of all images are worth, the more the better; by default their sum.
+
+    batches: gives all of them anew in each round, one in memory at a time. Perturbed images are
+    clipped to [0, 1]. Starts at 0 and draws nothing; costs `rounds` + 1 forward and backward passes
+    of every image.
 
     Raises ConfigError for another norm and for no round.
     """
-    if norm not in UNIVERSAL_NORMS:
+    if norm not in BALL_NORMS:
         raise ConfigError(
-            f"expected norm {' or '.join(UNIVERSAL_NORMS)} for one perturbation of all images, got "
+            f"expected norm {' or '.join(BALL_NORMS)} for one perturbation of all images, got "
             f"{norm!r}"
         )
     if rounds < 1:
         raise ConfigError(f"expected at least 1 round, got {rounds}")
     size = 2.5 * epsilon / rounds
-    delta = torch.zeros_like(batches[0][0][:1])
-    best, best_loss = delta, -math.inf
+    delta = next(torch.zeros_like(x[:1]) for x, _ in batches())
+    best, worth = delta, -math.inf
     for done in range(rounds + 1):
-        total, ascent = 0.0, torch.zeros_like(delta)
-        for x, loss_fn in batches:
+        losses, ascent = [], torch.zeros_like(delta)
+        for x, loss_fn in batches():
             loss, gradient = loss_and_gradient(loss_fn, (x + delta).clamp(0, 1))
-            total += float(loss.sum())
+            losses.append(loss)
             # a pixel that is clipped feels nothing of a larger perturbation
             felt = ((x + delta) >= 0) & ((x + delta) <= 1)
             ascent += (gradient.nan_to_num(nan=0.0) * felt).sum(dim=0, keepdim=True)
-        if total > best_loss:
-            best, best_loss = delta, total
+        if (now := judge(torch.cat(losses))) > worth:
+            best, worth = delta, now
         if done < rounds:
             delta = _moved(delta, ascent, size=size, norm=norm, epsilon=epsilon)
     return best[0]

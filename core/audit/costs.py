@@ -11,7 +11,7 @@ from adap.core.config.attacks import (
     SquareAttack,
     TransferAttack,
 )
-from adap.core.config.audits import CURVE_ATTACK, SmallestChanges
+from adap.core.config.audits import CURVE_ATTACK, SmallestChanges, UniversalSearch
 
 AFTER_SEARCH = 16  # scorings of a positive by which FMN's change is drawn back and looked at
 
@@ -61,11 +61,17 @@ def of_smallest(asked: SmallestChanges, *, images: int, positives: int) -> Passe
     return Passes(images + searched * (asked.steps + AFTER_SEARCH), searched * asked.steps)
 
 
+def of_universal(asked: UniversalSearch, *, images: int) -> Passes:
+    """Of one perturbation for a whole task, at most: searched on some images, scored on all."""
+    searched = (asked.rounds + 1) * min(asked.images, images)
+    return Passes(searched + 2 * images, searched)
+
+
 def of_measure(measure: Measure) -> Passes:
     """Of what is measured of each image; of a search that goes on, what it costs where it does.
 
-    Samples of a few images and bounds count for nothing: beside attacks they are cheap. Smallest
-    changes are of the whole task, see `of_smallest`.
+    Samples of a few images and bounds count for nothing: beside attacks they are cheap. What
+    is of a whole task has a function of its own.
     """
     match measure:
         case Clean() | Corrupted():

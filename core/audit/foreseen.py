@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from adap.core.audit.checks.planned import DEPTHS, passes_of_image
-from adap.core.audit.costs import Passes, of_measure, of_smallest
+from adap.core.audit.costs import Passes, of_measure, of_smallest, of_universal
 from adap.core.audit.plan import Recovery, measures
 from adap.core.config.audits import AuditConfig
 from adap.core.config.deployment import pipeline_draws
@@ -58,4 +58,6 @@ def of_task(config: AuditConfig, extent: Extent) -> Foreseen:
         found += of_smallest(
             config.smallest_changes, images=extent.images, positives=extent.positives
         ).both
+    if config.universal is not None:
+        found += draws * of_universal(config.universal, images=extent.images).both
     return Foreseen(found, found + draws * extent.images * more.both)

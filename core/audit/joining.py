@@ -19,7 +19,6 @@ def combine(
     curve: Mapping[float, Scores],
     corrupted: Mapping[Corruption, Scores],
     recovered: Scores | None = None,
-    smallest: Scores | None = None,
     bounds: Scores | None,
     groups: Sequence[str] | None,
     clusters: Sequence[str] | None,
@@ -27,7 +26,6 @@ def combine(
     """What was measured of the same examples one by one, side by side.
 
     attacked, curve: each with the scores of a single attack, whose own key does not matter.
-    smallest: with the smallest changes of the whole task.
     recovered: with those of the attacks by which the search went on, if it did, under their keys.
     Evidence is kept where the attack that made it is the strongest on that example.
     """
@@ -51,7 +49,6 @@ def combine(
         bounds=None if bounds is None else bounds.bounds,
         no_bounds=None if bounds is None else bounds.no_bounds,
         hidden=None if recovered is None else recovered.hidden,
-        smallest=None if smallest is None else smallest.smallest,
         groups=groups,
         clusters=clusters,
         evidence=list({item.example_id: item for item in evidence}.values()),
@@ -101,7 +98,6 @@ def join(shards: Sequence[Scores], *, evidence: int = EVIDENCE) -> Scores:
         ),
         no_bounds=unbounded[0].no_bounds if unbounded else None,
         hidden=hidden[0] if hidden else None,
-        smallest=shards[0].smallest,
         groups=_joined([shard.groups for shard in shards]),
         clusters=_joined([shard.clusters for shard in shards]),
     )
@@ -116,6 +112,15 @@ def join(shards: Sequence[Scores], *, evidence: int = EVIDENCE) -> Scores:
     found = [item for shard in shards for item in shard.evidence]
     found.sort(key=lambda item: (-lost[row[item.example_id]], item.example_id))
     return replace(joined, evidence=found[:evidence])
+
+
+def with_whole(scores: Scores, whole: Sequence[Scores]) -> Scores:
+    """The scores of a task with what was measured of all its examples at once, one by one."""
+    return replace(
+        scores,
+        smallest=next((part.smallest for part in whole if part.smallest is not None), None),
+        universal=next((part.universal for part in whole if part.universal is not None), None),
+    )
 
 
 def _under(shard: Scores, names: Sequence[str]) -> Scores:

@@ -5,6 +5,7 @@
     corrupt_shard            logits of the examples of a shard as a corruption leaves them
     certify_sample           once a task: would bounds prove anything of this network?
     certify_shard            the examples of a shard: bounds that no attack can break
+    score_all                logits of all examples of a task, as their shards have them
 
 A scorer maps (B, C, H, W) floats in [0, 1] to (B,) logits of the positive class. It is handed over
 on its device; this module puts it into eval mode while it works and leaves it as it was. Scores of
@@ -29,7 +30,7 @@ from adap.core.audit.certify.bounds import Method, certified_bounds
 from adap.core.audit.costs import of_attack
 from adap.core.audit.drawing import drawing
 from adap.core.audit.joining import refuse_constant
-from adap.core.audit.network import Pixels, as_input, generator_of, logits_of, loss_of
+from adap.core.audit.network import Pixels, Rows, as_input, generator_of, logits_of, loss_of
 from adap.core.config.attacks import Attack, TransferAttack
 from adap.core.config.corruptions import Corruption
 from adap.core.config.threats import Threat
@@ -195,6 +196,39 @@ def corrupt_shard(
             on_progress(rows.stop)
     height, width = images.shape[2:]
     return replace(clean, corrupted={corruption: found}, corruption_table=table_of(height, width))
+
+
+def score_all(
+    scorer: nn.Module,
+    images: Rows,
+    examples: int,
+    *,
+    seed: int,
+    shard_size: int,
+    batch_size: int,
+    device: torch.device,
+    on_images: Callable[[int], None],
+    shift: Tensor | None = None,
+) -> NDArray[np.float64]:
+    """(N,) logits of all examples of a task: in the batches and by the random numbers of their
+    shards, so that they are the same bits.
+
+    images: of the task, N = `examples`.  shift: (1, C, H, W) to add to each, clipped to [0, 1].
+    on_images: told after each batch how many were in it.
+
+    Raises ModelError for logits that are not finite.
+    """
+    found = np.empty(examples)
+    with attacking(scorer):
+        for shard, start in enumerate(range(0, examples, shard_size)):
+            stop = min(start + shard_size, examples)
+            for batch, own in enumerate(_batches(stop - start, batch_size)):
+                rows = slice(start + own.start, start + own.stop)
+                with drawing(device, seed, shard, batch):
+                    x = as_input(images[rows], device)
+                    found[rows] = _score(scorer, x if shift is None else (x + shift).clamp(0, 1))
+                on_images(rows.stop - rows.start)
+    return found
 
 
 def certify_sample(

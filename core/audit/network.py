@@ -5,6 +5,7 @@ Nothing here judges. Logits may be NaN or of a wrong shape; who asks decides wha
 
 import hashlib
 from collections.abc import Callable
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,6 +20,12 @@ Network = Callable[[Tensor], Tensor]  # (B, C, H, W) to (B,) logits
 
 Pixels = NDArray[np.uint8] | NDArray[np.float32]
 """(N, C, H, W): 8-bit as stored, or floats in [0, 1] that a caller of the library has."""
+
+
+class Rows(Protocol):
+    """Images of a split, (N, C, H, W) once they are looked at: by a slice or by an index."""
+
+    def __getitem__(self, rows: Any, /) -> Any: ...
 
 
 def as_input(images: Pixels, device: torch.device) -> Tensor:

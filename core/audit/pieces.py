@@ -1,7 +1,7 @@
 """A piece of an audit, measured: the same for a worker of the service and for the library.
 
 Measured        the examples of a piece and the networks that look at them
-joined_piece    the columns of a piece, side by side
+joined          the scores of a task from its pieces
 planned_passes  what all the scores of an audit cost, before it starts
 """
 
@@ -16,9 +16,9 @@ from torch import nn
 
 from adap.core.audit import hidden, joining, measuring
 from adap.core.audit.checks.runs import sample_rows
-from adap.core.audit.costs import of_measure
+from adap.core.audit.costs import of_measure, of_universal
 from adap.core.audit.drawing import mean_of
-from adap.core.audit.network import Pixels
+from adap.core.audit.network import Pixels, Rows
 from adap.core.audit.plan import (
     Bounds,
     BoundsSample,
@@ -32,9 +32,11 @@ from adap.core.audit.plan import (
     ScoresPiece,
     Smallest,
     UnderAttack,
+    Universal,
     certified_sample,
 )
-from adap.core.audit.smallest import Rows, smallest_changes
+from adap.core.audit.smallest import smallest_changes
+from adap.core.audit.universal import universal_found
 from adap.core.config.attacks import Attack
 from adap.core.config.audits import CURVE_ATTACK
 from adap.core.config.corruptions import Corruption
@@ -124,18 +126,37 @@ class Measured:
                 )
                 return replace(searched, hidden=reason)
             case Smallest(asked=asked, threat=threat):
-                sizes = smallest_changes(
+                clean, smallest = smallest_changes(
                     self.scorer,
                     self.images,
                     self.targets,
                     self.example_ids,
                     asked=asked,
                     norm=threat.norm,
+                    seed=self.piece.config.seed,
+                    shard_size=self.piece.config.shard_size,
                     batch_size=self.piece.config.batch_size,
                     device=self.device,
-                    on_batch=lambda: on_progress(0),
+                    on_share=lambda share: on_progress(int(share * len(self.targets))),
                 )
-                return replace(found[Clean().name], smallest=sizes)
+                return replace(self._of_all(clean), smallest=smallest)
+            case Universal(asked=asked, threat=threat):
+                rows = sample_rows(self.targets, asked.images // 2)
+                most = (asked.rounds + 1) * len(rows) + 2 * len(self.targets)
+                clean, universal = universal_found(
+                    mean_of(self.scorer, self.piece.draws),
+                    self.images,
+                    self.targets,
+                    rows,
+                    threat=threat,
+                    rounds=asked.rounds,
+                    seed=self.piece.config.seed,
+                    shard_size=self.piece.config.shard_size,
+                    batch_size=self.piece.config.batch_size,
+                    device=self.device,
+                    on_passes=lambda done: on_progress(done * len(self.targets) // most),
+                )
+                return replace(self._of_all(clean), universal=universal)
             case BoundsSample() | Bounds() if self.piece.config.pipeline:
                 return replace(found[Clean().name], no_bounds=BEHIND_PIPELINE)
             case BoundsSample() | Bounds() if self.piece.draws > 1:
@@ -170,6 +191,9 @@ class Measured:
                     device=self.device,
                     on_progress=on_progress,
                 )
+
+    def _of_all(self, clean: NDArray[np.float64]) -> Scores:
+        return Scores(list(self.example_ids), self.targets.astype(np.int64), clean, attacked={})
 
     def _attack(
         self,
@@ -228,7 +252,6 @@ def joined_piece(
     curve: dict[float, Scores] = {}
     corrupted: dict[Corruption, Scores] = {}
     recovered: Scores | None = None
-    smallest: Scores | None = None
     for column in piece.columns:
         match column.measure:
             case Clean():
@@ -241,8 +264,6 @@ def joined_piece(
                 corrupted[corruption] = load(column.name)
             case Recovery():
                 recovered = load(column.name)
-            case Smallest():
-                smallest = load(column.name)
             case Bounds():
                 bounds = load(column.name)
     assert clean is not None
@@ -252,10 +273,32 @@ def joined_piece(
         curve=curve,
         corrupted=corrupted,
         recovered=recovered,
-        smallest=smallest,
         bounds=bounds,
         groups=None if groups is None else groups[piece.start : piece.stop],
         clusters=None if clusters is None else clusters[piece.start : piece.stop],
+    )
+
+
+def joined(
+    pieces: Sequence[tuple[ScoresPiece, Callable[[str], Scores]]],
+    *,
+    groups: Sequence[str] | None,
+    clusters: Sequence[str] | None,
+) -> Scores:
+    """The scores of a task from all of its pieces, each with what loads a column of it.
+
+    groups, clusters: as in `joined_piece`. Raises as `joining.join`.
+    """
+    whole = [load(c.name) for piece, load in pieces if piece.whole for c in piece.columns]
+    return joining.with_whole(
+        joining.join(
+            [
+                joined_piece(piece, load, groups=groups, clusters=clusters)
+                for piece, load in pieces
+                if not piece.whole
+            ]
+        ),
+        whole,
     )
 
 
@@ -271,6 +314,9 @@ def planned_passes(pieces: Sequence[Piece]) -> tuple[int, int]:
             continue
         for column in piece.columns:
             counted = more if isinstance(column.measure, Recovery) else sure
-            each = of_measure(column.measure).forward
-            counted[column.key] = piece.draws * each * (piece.stop - piece.start)
+            images = piece.stop - piece.start
+            passes = images * of_measure(column.measure).forward
+            if isinstance(column.measure, Universal):
+                passes = of_universal(column.measure.asked, images=images).forward
+            counted[column.key] = piece.draws * passes
     return sum(sure.values()), sum(sure.values()) + sum(more.values())

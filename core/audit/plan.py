@@ -1,7 +1,7 @@
 """The plan of an audit: its columns, its pieces of work, and the names and keys of both.
 
     make_plan        the pieces of an audit, from what is asked and what is known of its subject
-    ScoresPiece      some examples of a task, measured column by column
+    ScoresPiece      some examples of a task, or all at once, measured column by column
     ChecksPiece      the checks of one task
     Column           one measure of those examples, and the hash of all that it depends on
 
@@ -20,7 +20,12 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from adap.core.config.attacks import Attack, TransferAttack
-from adap.core.config.audits import CURVE_ATTACK, AuditConfig, SmallestChanges
+from adap.core.config.audits import (
+    CURVE_ATTACK,
+    AuditConfig,
+    SmallestChanges,
+    UniversalSearch,
+)
 from adap.core.config.base import Config, Split
 from adap.core.config.corruptions import Corruption
 from adap.core.config.data import Task
@@ -48,6 +53,7 @@ class Recipe(Config):
     hidden: Literal["sample", "recovered"] | None = None
     recovery: list[Attack] | None = None
     smallest: SmallestChanges | None = None
+    universal: UniversalSearch | None = None
 
 
 class Clean(Config):
@@ -154,7 +160,7 @@ class Recovery(Config):
 
 
 class Smallest(Config):
-    """How little moves positives out of the first k of the whole task: asked by its first piece."""
+    """How little moves positives out of the first k of the whole task."""
 
     measure: Literal["smallest"] = "smallest"
     asked: SmallestChanges
@@ -168,6 +174,23 @@ class Smallest(Config):
     def recipe(self, _surrogate: str | None) -> Recipe:
         """How its sizes come about: by the threat's norm, whatever its epsilon."""
         return Recipe(smallest=self.asked, threat=self.threat.model_copy(update={"epsilon": 0.0}))
+
+
+class Universal(Config):
+    """One perturbation that all images of the task share, and their logits under it."""
+
+    measure: Literal["universal"] = "universal"
+    asked: UniversalSearch
+    threat: Threat
+
+    @property
+    def name(self) -> str:
+        """Under which its file is handed over."""
+        return self.measure
+
+    def recipe(self, _surrogate: str | None) -> Recipe:
+        """How its scores come about."""
+        return Recipe(universal=self.asked, threat=self.threat)
 
 
 class BoundsSample(Config):
@@ -211,13 +234,14 @@ Measure = Annotated[
     | GradientSample
     | Recovery
     | Smallest
+    | Universal
     | BoundsSample
     | Bounds,
     Field(discriminator="measure"),
 ]
 
-# Asked once for all pieces of a task; and what other columns are made of.
-SAMPLES = (GradientSample, BoundsSample, Smallest)
+# Of a few examples, once for all pieces of a task; and what other columns are made of.
+SAMPLES = (GradientSample, BoundsSample)
 MADE_OF = (Clean, GradientSample, BoundsSample)
 
 
@@ -240,8 +264,6 @@ def measures(config: AuditConfig, *, recovery: Sequence[Attack] = ()) -> list[Me
     """
     threat = config.threat
     found: list[Measure] = [Clean()]
-    if config.smallest_changes is not None:  # before the attacks, as a k may leave nobody to move
-        found.append(Smallest(asked=config.smallest_changes, threat=threat))
     found += [UnderAttack(attack=attack, threat=threat) for attack in config.resolved_attacks()]
     found += [
         CurvePoint(point=point, threat=Threat(norm=threat.norm, epsilon=epsilon))
@@ -258,6 +280,16 @@ def measures(config: AuditConfig, *, recovery: Sequence[Attack] = ()) -> list[Me
         found.append(BoundsSample(threat=threat))
     if config.certify != "off":
         found.append(Bounds(method=config.certify, threat=threat))
+    return found
+
+
+def measures_of_all(config: AuditConfig) -> list[Measure]:
+    """What an audit measures of all examples of a task at once, as no part of them tells it."""
+    found: list[Measure] = []
+    if config.smallest_changes is not None:
+        found.append(Smallest(asked=config.smallest_changes, threat=config.threat))
+    if config.universal is not None:
+        found.append(Universal(asked=config.universal, threat=config.threat))
     return found
 
 
@@ -292,6 +324,9 @@ class ScoresPiece(_Piece):
     """Some examples of a task, measured column by column."""
 
     part: Literal["scores"] = "scores"
+    whole: bool = Field(
+        False, description="it measures of all examples at once what no part of them tells"
+    )
     shard: int = Field(ge=0, description="its place among the pieces of scores of its task")
     start: int = Field(ge=0, description="first example, counted among those that are audited")
     stop: int = Field(ge=1, description="first example that is not its own")
@@ -358,13 +393,15 @@ class Origin(Config):
 
 
 def make_plan(config: AuditConfig, tasks: Sequence[Task], subject: Subject) -> list[Piece]:
-    """The pieces of an audit, in order: for each task its checks, then its examples.
+    """The pieces of an audit, in order: for each task its checks, what is of all its examples at
+    once, then its examples.
 
     Every column of a piece is kept for itself under its key. Whether to bound at all is a column
     too, with the same key in all pieces of a task: the first to have it saves the others asking.
     """
     pieces: list[Piece] = []
     asked = measures(config, recovery=config.recovery_attacks(*subject.image))
+    of_all = measures_of_all(config)
     sampled = config.sampled(subject.examples)
     examples = subject.examples if sampled is None else sampled
     draws = max(subject.draws, pipeline_draws(config.pipeline))
@@ -381,8 +418,13 @@ def make_plan(config: AuditConfig, tasks: Sequence[Task], subject: Subject) -> l
                     images=NOMINAL_CHECKS,
                 )
             )
-        for shard, start in enumerate(range(0, examples, config.shard_size)):
-            stop = min(start + config.shard_size, examples)
+        parts = [
+            (shard, start, min(start + config.shard_size, examples), asked)
+            for shard, start in enumerate(range(0, examples, config.shard_size))
+        ]
+        if of_all:
+            parts.insert(0, (0, 0, examples, of_all))
+        for shard, start, stop, found in parts:
             batches = Batches(
                 shard=shard,
                 start=start,
@@ -391,10 +433,7 @@ def make_plan(config: AuditConfig, tasks: Sequence[Task], subject: Subject) -> l
                 seed=config.seed,
             )
             columns = []
-            for measure in asked:
-                if isinstance(measure, Smallest) and shard > 0:
-                    continue
-                of_all = isinstance(measure, SAMPLES)
+            for measure in found:
                 origin = Origin(
                     tenant=subject.tenant,
                     model=subject.model,
@@ -405,10 +444,10 @@ def make_plan(config: AuditConfig, tasks: Sequence[Task], subject: Subject) -> l
                     recipe=measure.recipe(subject.surrogate),
                     draws=draws,
                     sample=sample,
-                    batches=None if of_all else batches,
+                    batches=None if isinstance(measure, (*SAMPLES, Smallest)) else batches,
                 )
                 columns.append(Column(measure=measure, key=origin.sha256()))
-            counted = sum(not isinstance(measure, SAMPLES) for measure in asked)
+            counted = sum(not isinstance(measure, SAMPLES) for measure in found)
             pieces.append(
                 ScoresPiece(
                     config=config,
@@ -417,6 +456,7 @@ def make_plan(config: AuditConfig, tasks: Sequence[Task], subject: Subject) -> l
                     split=subject.split,
                     draws=draws,
                     images=(stop - start) * counted,
+                    whole=found is of_all,
                     shard=shard,
                     start=start,
                     stop=stop,
@@ -428,7 +468,7 @@ def make_plan(config: AuditConfig, tasks: Sequence[Task], subject: Subject) -> l
 
 def recovery_of(pieces: Sequence[Piece]) -> list[Attack]:
     """By which attacks an audit goes on where the gradient hides something."""
-    first = next(piece for piece in pieces if isinstance(piece, ScoresPiece))  # all are alike
+    first = next(p for p in pieces if isinstance(p, ScoresPiece) and not p.whole)  # all are alike
     return [
         attack
         for column in first.columns

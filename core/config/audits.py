@@ -21,6 +21,7 @@ from adap.core.config.corruptions import Corruptions
 from adap.core.config.data import AnyTask
 from adap.core.config.deployment import ImageSize, PipelineStep, pipeline_draws
 from adap.core.config.threats import (
+    BALL_NORMS,
     BOUNDED_NORMS,
     LARGEST_LINF,
     Norm,
@@ -68,6 +69,24 @@ class SmallestChanges(Config):
                 "expected smallest_changes with k below the number of images that are audited, "
                 f"{examples:,}, as nobody is outside of all of them, got {self.k:,}"
             )
+
+
+class UniversalSearch(Config):
+    """One perturbation that all images of a task share, within the threat: found, not proven.
+
+    Searched by the ascent of Shafahi et al. (2020).
+    """
+
+    rounds: int = Field(
+        20, ge=1, le=1000, description="steps, each a gradient of every image it is searched on"
+    )
+    images: int = Field(
+        1000,
+        ge=4,
+        le=100_000,
+        description="on which it is searched at most, half of them of each side where there are as "
+        "many, spread evenly; it is measured on all",
+    )
 
 
 class Surrogate(Config):
@@ -163,6 +182,11 @@ class AuditConfig(Config):
     smallest_changes: SmallestChanges | None = Field(
         None,
         description="how little moves positives out of the first k, {} for the defaults; by "
+        "default not asked. Found, not proven, and no part of the worst case",
+    )
+    universal: UniversalSearch | None = Field(
+        None,
+        description="one perturbation for all images within the threat, {} for the defaults; by "
         "default not asked. Found, not proven, and no part of the worst case",
     )
     pipeline: list[PipelineStep] = Field(
@@ -270,6 +294,14 @@ class AuditConfig(Config):
                 "expected smallest_changes without a step of the pipeline that draws random "
                 "numbers, as which side of the first k an image is on would change from one "
                 "scoring to the next"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _universal_can_be_searched(self) -> "AuditConfig":
+        if self.universal is not None and self.threat.norm not in BALL_NORMS:
+            raise ValueError(
+                f"expected universal with norm {' or '.join(BALL_NORMS)}, got {self.threat.norm}"
             )
         return self
 

@@ -1,13 +1,13 @@
 """How far an attacker may change an image, and numbers of pixels as people write them."""
 
-import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from adap import faults
 from adap.core.config.base import Config
 from adap.core.errors import ConfigError
+from adap.core.fractions import fraction
 
 BallNorm = Literal["linf", "l2"]
 Norm = Literal["linf", "l2", "l1", "l0", "patch"]
@@ -17,19 +17,6 @@ BOUNDED_NORMS = BALL_NORMS  # for which bounds are known
 EPSILON_PAPER = 8 / 255
 LARGEST_LINF = 1.0  # every pixel is within it of every other
 LARGE_LINF = 0.25  # a quarter of the way from black to white: hardly ever what was meant
-_FRACTION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*/\s*(\d+(?:\.\d+)?)\s*")
-
-
-def fraction(value: Any) -> Any:
-    """8/255 of the text "8/255", as people write levels of a pixel; what is none stays as it is."""
-    found = _FRACTION.fullmatch(value) if isinstance(value, str) else None
-    if found is None:
-        return value
-    above, below = map(float, found.groups())
-    if below == 0:
-        raise ValueError(f"expected a fraction such as 8/255, got {value!r:.40}")
-    return above / below
-
 
 FractionText = Annotated[str, Field(pattern=faults.FRACTION, max_length=40)]
 AnySize = Annotated[float, Field(ge=0, le=1000)]

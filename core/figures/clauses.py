@@ -46,6 +46,8 @@ GROUPS = "tasks[].groups.groups[].clean"
 GAP = "tasks[].groups.clean_gap"
 WORST_GAP = "tasks[].groups.worst_case_gap"
 CORRUPTIONS = "tasks[].corruptions"
+SMALLEST = "tasks[].smallest_changes.kept_at_epsilon"
+UNIVERSAL = "tasks[].universal"
 OPERATING = "tasks[].operating"
 CHANCE = "tasks[].chance"
 CONFIG = "provenance.config"
@@ -67,6 +69,8 @@ WORDS = {
     GAP: "gap between groups",
     WORST_GAP: "gap between groups under attack",
     CORRUPTIONS: "AP under common corruptions",
+    SMALLEST: "smallest changes that were found",
+    UNIVERSAL: "AP under one perturbation for all images",
     OPERATING: "figures of operation",
     CHANCE: "chance and floor, which the AP is read against",
     CONFIG: "configuration",
@@ -144,7 +148,7 @@ CATALOGUE = (
         "Article 15(5)",
         "resilience against third parties who exploit weaknesses, among them inputs made to "
         "deceive a model (adversarial examples, model evasion)",
-        (ATTACKS, WORST, FLOOR, CURVE, BUDGET),
+        (ATTACKS, WORST, FLOOR, CURVE, BUDGET, SMALLEST, UNIVERSAL),
         beside=(THREAT, "not_assessed"),
     ),
     _Asked(
@@ -208,7 +212,7 @@ CATALOGUE = (
         FDA_DRAFT,
         'Section "Cybersecurity", model evasion',
         "the risk that inputs made to deceive change what the model answers",
-        (ATTACKS, WORST, FLOOR),
+        (ATTACKS, WORST, FLOOR, SMALLEST, UNIVERSAL),
         beside=(THREAT, "statement.attacker_knowledge"),
     ),
     _Asked(
@@ -224,7 +228,7 @@ CATALOGUE = (
         ISO_1,
         "5 Statistical methods",
         "robustness as a statistic of performance on data, with its confidence",
-        (WORST, CURVE, CORRUPTIONS),
+        (WORST, CURVE, CORRUPTIONS, SMALLEST),
         beside=(CLEAN, INTERVAL),
     ),
     _Asked(ISO_1, "6 Formal methods", "properties that are proven over a domain", (FLOOR,)),
@@ -268,7 +272,7 @@ CATALOGUE = (
         NIST,
         "MEASURE 2.7",
         "security and resilience are evaluated and documented",
-        (ATTACKS, WORST, FLOOR),
+        (ATTACKS, WORST, FLOOR, SMALLEST, UNIVERSAL),
         beside=(THREAT,),
     ),
     _Asked(
@@ -324,6 +328,7 @@ def _proves(report: Report) -> bool:
 NEEDS: Mapping[str, Callable[[Report], bool]] = {
     **dict.fromkeys((ATTACKS, WORST, WORST_GAP, CURVE, BUDGET), _searched),
     FLOOR: _proves,
+    UNIVERSAL: lambda report: report.provenance.config["threat"]["epsilon"] > 0,
 }
 """What must hold beyond that something stands at a place."""
 

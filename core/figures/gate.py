@@ -11,8 +11,8 @@ With several tasks a bare name is the mean over them, and `truck.worst_case_ap` 
 task, named by its positive classes (`car+truck` where there are two). `_low` is the lower end of an
 interval; its mean over tasks lies below the lower end of the mean, so it errs on the safe side.
 
-A figure that a report lacks meets no threshold, whatever its direction; it is shown as 0. This
-module imports no torch.
+A figure that a report lacks meets no threshold, whatever its direction; it is shown as 0. A size of
+which no change was found is infinite, and none in JSON. This module imports no torch.
 """
 
 import math
@@ -26,11 +26,19 @@ from adap.core.report import OperatingFigures, Report, TaskReport, ThresholdResu
 if TYPE_CHECKING:  # the configuration reads its thresholds with `parse`
     from adap.core.config.audits import AuditConfig
     from adap.core.config.data import Task
-from adap.core.thresholds import LEVELS, parse
+from adap.core.thresholds import LEVELS, SIZES, parse
 
 _OPERATING = [name for name in OperatingFigures.model_fields if name != "alarms"]
 
 _CORRUPTION = ("corruption_mean_ap", "corruption_lowest_ap", "corruption_worst_case_ap")
+_SMALLEST = (*SIZES, "smallest_kept")
+_UNIVERSAL = "universal_ap"
+_NEEDS = {
+    **dict.fromkeys(_CORRUPTION, "corruptions"),
+    **dict.fromkeys(_SMALLEST, "smallest_changes"),
+    _UNIVERSAL: "universal",
+}
+"""By figure: what an audit must ask for to have it."""
 
 
 def known_figures(config: "AuditConfig", tasks: Sequence["Task"]) -> list[str]:
@@ -43,7 +51,7 @@ def known_figures(config: "AuditConfig", tasks: Sequence["Task"]) -> list[str]:
         *(f"{attack.key}_ap" for attack in config.resolved_attacks()),
         *("clean_ap_low", "worst_case_ap_low"),
         *(["certified_floor"] if config.certify != "off" else []),
-        *(_CORRUPTION if config.corruptions is not None else []),
+        *(figure for figure, asked in _NEEDS.items() if getattr(config, asked) is not None),
         *(f"{side}_{name}" for side in ("clean", "worst_case") for name in _OPERATING),
         "group_gap",
     ]
@@ -72,9 +80,9 @@ def refuse_unknown(
             raise ConfigError(
                 "the threshold on certified_floor needs a certified floor, and `certify` is off"
             )
-        if kind in _CORRUPTION and config.corruptions is None:
+        if kind in _NEEDS and getattr(config, _NEEDS[kind]) is None:
             raise ConfigError(
-                f"the threshold on {kind} needs `corruptions`, and the audit asks for none"
+                f"the threshold on {kind} needs `{_NEEDS[kind]}`, and the audit asks for none"
             )
         if figure == "trust":
             raise ConfigError("the threshold on trust needs a verdict, and `checks` is off")
@@ -110,7 +118,7 @@ def evaluate(report: Report) -> list[ThresholdResult]:
         ThresholdResult(
             threshold=threshold.text,
             figure=threshold.figure,
-            got=found.get(threshold.figure, 0.0),
+            got=_finite(found.get(threshold.figure, 0.0)),
             passed=threshold.figure in found and threshold.met_by(found[threshold.figure]),
         )
         for threshold in map(parse, report.provenance.config.get("thresholds", []))
@@ -119,7 +127,18 @@ def evaluate(report: Report) -> list[ThresholdResult]:
 
 def got_text(result: ThresholdResult, digits: str = "") -> str:
     """What was measured, for people: a verdict by its name, a number in this format."""
+    if result.got is None:
+        return "infinite, as no change was found"
     return LEVELS[int(result.got)] if result.figure == "trust" else format(result.got, digits)
+
+
+def in_json(figures: dict[str, float]) -> dict[str, float | None]:
+    """Figures as JSON can write them."""
+    return {name: _finite(value) for name, value in figures.items()}
+
+
+def _finite(value: float) -> float | None:
+    return None if math.isinf(value) else value
 
 
 def _figures(task: TaskReport) -> Iterator[tuple[str, float]]:
@@ -140,6 +159,13 @@ def _figures(task: TaskReport) -> Iterator[tuple[str, float]]:
     if task.corruptions is not None:
         found = task.corruptions
         yield from zip(_CORRUPTION, (found.mean, found.lowest.ap, found.worst_case.ap), strict=True)
+    if task.smallest_changes is not None and task.smallest_changes.kept_at_epsilon is not None:
+        small = task.smallest_changes
+        for name, size in zip(SIZES, (small.least, small.median), strict=True):
+            yield name, math.inf if size is None else size
+        yield "smallest_kept", task.smallest_changes.kept_at_epsilon
+    if task.universal is not None:
+        yield _UNIVERSAL, task.universal.ap
     if task.groups is not None and task.groups.worst_case_gap is not None:
         yield "group_gap", task.groups.worst_case_gap.difference.value
 

@@ -53,6 +53,9 @@ def build_report(
     certified = [task.certified_floor.ap for task in tasks if task.certified_floor is not None]
     if len(certified) == len(tasks):
         means["certified_floor"] = certified
+    universal = [task.universal.ap for task in tasks if task.universal is not None]
+    if len(universal) == len(tasks):
+        means["universal"] = universal
     warnings = list(doubts)
     if config.threat.epsilon == 0:
         warnings.append("Epsilon is 0: no pixel may change, so every figure equals the clean one.")

@@ -33,6 +33,7 @@ from adap.core.report import (
     EpsilonPoint,
     SearchedOn,
     TaskReport,
+    UniversalFigures,
     WorstCase,
 )
 from adap.core.scores import Scores
@@ -48,6 +49,8 @@ def rankings(scores: Scores) -> dict[Ranking, NDArray[np.float64]]:
     found |= {AtEpsilon(epsilon): logits for epsilon, logits in scores.curve.items()}
     if scores.corrupted:
         found[Own.CORRUPTION_WORST_CASE] = worst_corruption(scores)[0]
+    if scores.universal is not None:
+        found[Own.UNIVERSAL] = scores.universal.logits
     if scores.bounds is not None:
         # in float64, so an attacked float32 logit may lie beyond by its rounding
         lo, hi = scores.bounds
@@ -123,6 +126,17 @@ def figures(
             drop=drop(Attacked(attack.key), found.ap),
         )
 
+    universal = None
+    if scores.universal is not None and config.universal is not None:
+        shared, shared_figure = scores.universal, figure(Own.UNIVERSAL)
+        order = {"linf": np.inf, "l2": 2}[config.threat.norm]
+        universal = UniversalFigures(
+            **dict(shared_figure),
+            size=float(np.linalg.norm(shared.delta.ravel().astype(np.float64), order)),
+            searched=shared.searched,
+            rounds=config.universal.rounds,
+            drop=drop(Own.UNIVERSAL, shared_figure.ap),
+        )
     certified = None
     if scores.bounds is not None:
         lo, hi = scores.bounds
@@ -172,6 +186,7 @@ def figures(
         smallest_changes=(
             None if scores.smallest is None else smallest_figures(scores.smallest, config.threat)
         ),
+        universal=universal,
         budget_curve=budget_curve(scores.clean, worst, targets, budgets=config.budgets),
         groups=(
             None

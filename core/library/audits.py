@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from adap.core.audit import measuring
-from adap.core.audit.checks.figures import above_chance, positive_class
+from adap.core.audit.checks.figures import of_figures
 from adap.core.audit.checks.verdicts import merge
 from adap.core.audit.deployed import deployed, prepared
 from adap.core.audit.drawing import drawing
@@ -75,6 +75,7 @@ def audit(
     statement: Statement | Mapping[str, Any] | None = None,
     pipeline: Sequence[Any] = (),
     smallest_changes: bool | Mapping[str, int] | None = None,
+    universal: bool | Mapping[str, int] | None = None,
     epsilons: Sequence[float] | None = None,
     certify: str = "auto",
     checks: Checks | None = None,
@@ -119,6 +120,8 @@ def audit(
     images are attacked before it, and scored behind it. See `docs/attacks.md`.
     smallest_changes: True, or options such as {"k": 100, "steps": 50}: how little moves positives
     out of the first k of the clean ranking, as found; see `.smallest_changes`. It takes gradients.
+    universal: True, or options such as {"rounds": 50}: one perturbation for all images, as found;
+    see `.universal`. It takes gradients.
     epsilons, certify, checks: as in the service: of the epsilon curve; 'off', 'auto', 'ibp',
     'crown_ibp' or 'crown'; 'off', 'quick' or 'full'.
     batch_size: images at once, which bounds the memory.  shard_size: images between two saves.
@@ -144,7 +147,8 @@ def audit(
         "certify": certify,
         "checks": checks,
         "pipeline": list(pipeline),
-        "smallest_changes": _smallest(smallest_changes),
+        "smallest_changes": _settings(smallest_changes),
+        "universal": _settings(universal),
         "epsilons": epsilons if epsilons is None or np.ndim(epsilons) == 0 else list(epsilons),
         "thresholds": list(require) if isinstance(require, list | tuple | set) else [require],
         "batch_size": batch_size,
@@ -219,7 +223,8 @@ def audit(
             device=made.device,
         )
         behind, drawn = _draws(made, pixels, draws)
-        _refuse_no_smallest(config, made, behind)
+        _refuse_no_gradients(config, made)
+        _refuse_no_smallest(config, behind)
         provenance = provenance_of(model, made, pixels, found, surrogate, other, config)
         subject = Subject(
             # another one of these may round differently
@@ -253,8 +258,8 @@ def audit(
         )
         trust = None
         if checked is not None:
-            of_figures = [above_chance(of_task), positive_class(of_task, provenance.model)]
-            trust = merge({"+".join(named): [*checked, *of_figures]})
+            checked += of_figures(of_task, provenance.model)
+            trust = merge({"+".join(named): checked})
         report = reports.build_report(
             [of_task],
             config=config,
@@ -271,15 +276,19 @@ def audit(
     return Audit(report, [scores])
 
 
-def _refuse_no_smallest(config: AuditConfig, made: Ready, draws: int) -> None:
-    """Raise unless smallest changes can be searched for, where they are asked for."""
-    if config.smallest_changes is None:
-        return
-    if not made.gradients:
-        raise ModelError(
-            f"expected an nn.Module for smallest_changes=, which follows gradients, got {made.name}"
-        )
-    if draws > 1:
+def _refuse_no_gradients(config: AuditConfig, made: Ready) -> None:
+    """Raise unless what follows gradients can be searched for, where it is asked for."""
+    asked = {"smallest_changes": config.smallest_changes, "universal": config.universal}
+    for name, of in asked.items():
+        if of is not None and not made.gradients:
+            raise ModelError(
+                f"expected an nn.Module for {name}=, which follows gradients, got {made.name}"
+            )
+
+
+def _refuse_no_smallest(config: AuditConfig, draws: int) -> None:
+    """Raise where smallest changes are asked for of a model whose scores are not its own."""
+    if config.smallest_changes is not None and draws > 1:
         raise ModelError(
             "expected a model that repeats itself for smallest_changes=, got one that draws random "
             "numbers: which side of the first k an image is on would change from one scoring to "
@@ -287,8 +296,8 @@ def _refuse_no_smallest(config: AuditConfig, made: Ready, draws: int) -> None:
         )
 
 
-def _smallest(asked: Any) -> Any:
-    """Their settings: True stands for the defaults, as {} does, and False for none."""
+def _settings(asked: Any) -> Any:
+    """Those of a search: True stands for the defaults, as {} does, and False for none."""
     if isinstance(asked, bool):
         return {} if asked else None
     return asked

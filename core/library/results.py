@@ -19,6 +19,7 @@ from adap.core.report import (
     TaskReport,
     ThresholdResult,
     Trust,
+    UniversalFigures,
     WorstCase,
 )
 from adap.core.scores import Scores, save_scores
@@ -77,6 +78,11 @@ class Audit:
     def smallest_changes(self) -> SmallestFigures | None:
         """How little moves positives out of the first k, or None where it was not asked."""
         return self.task.smallest_changes
+
+    @property
+    def universal(self) -> UniversalFigures | None:
+        """What one perturbation for all images leaves, or None where it was not asked."""
+        return self.task.universal
 
     @property
     def groups(self) -> Groups | None:
@@ -155,6 +161,8 @@ class Audit:
         rows.append(("worst case", self.worst_case))
         if self.certified_floor is not None:
             rows.append(("certified floor", self.certified_floor))
+        if self.universal is not None:
+            rows.append(("universal", self.universal))
         if self.corruptions is not None:
             rows.append(("corruptions, mean", APFigure(ap=self.corruptions.mean)))
             rows.append(("corruptions, worst", self.corruptions.worst_case))

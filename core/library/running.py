@@ -18,10 +18,9 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from adap.core.audit import joining
 from adap.core.audit.checks import check
 from adap.core.audit.deployed import deployed, followed
-from adap.core.audit.pieces import Measured, joined_piece, planned_passes
+from adap.core.audit.pieces import Measured, joined, planned_passes
 from adap.core.audit.plan import (
     MADE_OF,
     SAMPLES,
@@ -62,7 +61,7 @@ class Run:
 
     def scores(self, tell: Callable[[int], None]) -> Scores:
         """Every column of every piece, joined; what is kept already is not measured again."""
-        done, parts = 0, []
+        done, parts = 0, list[tuple[ScoresPiece, Callable[[str], Scores]]]()
         for piece in self.pieces:
             if not isinstance(piece, ScoresPiece):
                 continue
@@ -71,14 +70,9 @@ class Run:
             tell(done)
             kept = {column.name: self._path(column) for column in piece.columns}
             parts.append(
-                joined_piece(
-                    piece,
-                    lambda name, kept=kept: load_scores(kept[name])[0],  # type: ignore[misc]
-                    groups=self.examples.groups,
-                    clusters=self.examples.clusters,
-                )
+                (piece, lambda name, kept=kept: load_scores(kept[name])[0])  # type: ignore[misc]
             )
-        return joining.join(parts)
+        return joined(parts, groups=self.examples.groups, clusters=self.examples.clusters)
 
     def checks(self, tell: Callable[[int], None]) -> list[Check] | None:
         """The checks of the audit, or None where none are asked for."""

@@ -1,20 +1,18 @@
 """One perturbation for all images: `adap.universal`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from adap.core.attacks.universal import universal_perturbation
-from adap.core.audit.network import logits_of
+from adap.core.audit.universal import universal_found
 from adap.core.config.threats import EPSILON_PAPER, BallNorm
 from adap.core.figures.ranking import average_precision
 from adap.core.library.examples import Layout
-from adap.core.library.gradients import Options, Prepared, prepared
+from adap.core.library.gradients import Options, prepared
 from adap.core.library.rankers import Outputs
 from adap.core.library.refusals import refuse_unless_whole, threat_of
 
@@ -73,30 +71,23 @@ def universal(
     options = Options(positive, outputs, mean, std, layout, batch_size, device)
     because = "whose gradients lead to the perturbation"
     with prepared(model, images, labels, options, because=because) as made:
-        delta = universal_perturbation(
-            [_batch(made, rows) for rows in made.batches()],
-            norm=norm,
-            epsilon=threat.epsilon,
+        images, targets = made.examples.images, made.examples.targets
+        clean, found = universal_found(
+            made.ranker.scorer,
+            images,
+            targets,
+            np.arange(len(targets)),
+            threat=threat,
             rounds=rounds,
+            seed=0,
+            shard_size=len(targets),
+            batch_size=batch_size,
+            device=made.ranker.device,
+            on_passes=lambda _: None,
         )
-        clean, moved = (
-            np.concatenate([_scores(made, rows, delta=each) for rows in made.batches()])
-            for each in (torch.zeros_like(delta), delta)
-        )
-    targets = made.examples.targets
-    clean_ap, ap = (average_precision(each, targets) for each in (clean, moved))
-    if ap > clean_ap:  # the mean logits came closer, and yet the ranking is better than before
-        delta, ap = torch.zeros_like(delta), clean_ap
-    return Universal(delta=delta.cpu(), clean_ap=clean_ap, ap=ap, warnings=made.warnings)
-
-
-def _batch(made: Prepared, rows: slice) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    targets, scorer = made.examples.targets, made.ranker.scorer
-    positives = int(targets.sum())
-    weights = np.where(targets == 1, -1 / positives, 1 / (len(targets) - positives))
-    weight = torch.tensor(weights[rows], dtype=torch.float32, device=made.ranker.device)
-    return made.input(rows), lambda x: weight * scorer(x)
-
-
-def _scores(made: Prepared, rows: slice, *, delta: Tensor) -> NDArray[np.float64]:
-    return logits_of(made.ranker.scorer, (made.input(rows) + delta).clamp(0, 1))
+    return Universal(
+        delta=torch.from_numpy(found.delta),
+        clean_ap=average_precision(clean, targets),
+        ap=average_precision(found.logits, targets),
+        warnings=made.warnings,
+    )

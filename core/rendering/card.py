@@ -25,6 +25,7 @@ from adap.core.report import (
     SmallestFigures,
     TaskReport,
     ThresholdResult,
+    UniversalFigures,
 )
 
 # What Markdown reads inside a line, with the colon and the dot that make bare addresses links.
@@ -187,6 +188,8 @@ def _task(task: TaskReport) -> Iterator[str]:
         yield from _corruptions(task.corruptions)
     if task.smallest_changes is not None:
         yield from _smallest(task.smallest_changes)
+    if task.universal is not None:
+        yield from _universal(task.universal)
     if task.budget_curve:
         yield from ("AP when only so many images may be changed:", "")
         yield from _table(
@@ -212,6 +215,14 @@ def _smallest(found: SmallestFigures) -> Iterator[str]:
         f"found, not proven: {median}{least}; at the epsilon of the threat "
         f"{found.kept_at_epsilon:.0%} of {found.searched:,} stay (of {found.among:,} positives "
         f"among them)."
+    )
+    yield ""
+
+
+def _universal(found: UniversalFigures) -> Iterator[str]:
+    yield (
+        f"One perturbation that all images share, as found, not proven, and no part of the worst "
+        f"case: AP {found.ap:.4f} {_range(found.interval)}, searched on {found.searched:,} images."
     )
     yield ""
 

@@ -71,6 +71,14 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Magnified:
+    """A perturbation around grey, so many times as large, as a data URI."""
+
+    picture: str
+    factor: int
+
+
+@dataclass(frozen=True)
 class Section:
     """One task as the page shows it. `prefix` keeps the ids of several tasks apart."""
 
@@ -83,6 +91,7 @@ class Section:
     groups: Sequence[GroupFigures]
     severities: Sequence[int]
     corruptions: Sequence[tuple[str, Sequence[Cell]]]
+    universal: Magnified | None
     charts: dict[str, Markup]
 
 
@@ -166,6 +175,7 @@ def _section(
         groups=groups,
         severities=sorted({point.severity for point in _points(task)}),
         corruptions=_corruptions(task),
+        universal=None if scores.universal is None else _magnified(scores.universal.delta),
         charts=charts,
     )
 
@@ -329,7 +339,16 @@ def _signed(value: float, decimals: int) -> str:
 def _amplification(evidence: Sequence[Evidence]) -> int:
     """The whole factor, one for all cards, that takes the largest change to black or white."""
     peak = max((float(np.abs(item.attacked - item.clean).max()) for item in evidence), default=0.0)
+    return _factor(peak)
+
+
+def _factor(peak: float) -> int:
     return max(1, int(0.5 / max(peak, 1 / 255) + 0.01))  # 0.01: float32 of 0.1 is above 0.1
+
+
+def _magnified(delta: NDArray[np.float32]) -> Magnified:
+    factor = _factor(float(np.abs(delta).max()))
+    return Magnified(_picture(0.5 + factor * delta), factor)
 
 
 def _card(item: Evidence, scores: Scores, worst: NDArray[np.float64], factor: int) -> Card:

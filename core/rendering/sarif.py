@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from adap.core.figures.gate import got_text, measured
+from adap.core.figures.gate import got_text, in_json, measured
 from adap.core.report import Check, Report, ThresholdResult
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/os/schemas/sarif-schema-2.1.0.json"
@@ -83,7 +83,7 @@ def sarif(report: Report) -> str:
             if it.level in ("error", "warning")
         ],
         "properties": {
-            "figures": measured(report),
+            "figures": in_json(measured(report)),
             "config_sha256": provenance.config_sha256,
             "scores_sha256": provenance.scores_sha256,
             "seed": provenance.seed,

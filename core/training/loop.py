@@ -46,6 +46,7 @@ from adap.core.training.step import Step
 from adap.core.training.synchronised import synchronised
 from adap.core.training.together import to_the_end
 from adap.core.training.validating import Validator
+from adap.loggers import scalars
 from adap.reading import Fact
 
 MAX_PAIRS = 2**28
@@ -81,9 +82,7 @@ class EpochRecord:
 
     def scalars(self) -> dict[str, float]:
         """What a logger of experiments draws by epoch: each figure that there is, by its name."""
-        told = {"lr": self.lr, "loss": self.loss, **self.metrics, "clean_ap": self.clean_ap}
-        told["robust_ap"] = self.robust_ap
-        return {name: value for name, value in told.items() if value is not None}
+        return scalars(self.as_json())
 
 
 @dataclass(frozen=True)

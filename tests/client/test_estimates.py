@@ -23,6 +23,16 @@ def test_a_dry_run_says_what_an_audit_would_cost_and_starts_none(
     )
     assert corrupted.passes - whole.passes == 24 * 5
     assert corrupted.corruptions == 5
+    searched = client.audits.estimate(
+        model_id=model,
+        dataset_id=dataset,
+        attacks=["pgd"],
+        smallest_changes={"steps": 10},
+        universal={"rounds": 5, "images": 8},
+    )
+    shared = 2 * 8 * 6 + 2 * 24  # there and back in each round and once more, then all twice
+    positives = (searched.passes - whole.passes - shared - 24) / (2 * 10 + 16)
+    assert positives == 12
     standard = client.audits.estimate(model_id=model, dataset_id=dataset)
     assert standard.search_on == ["apgd_averaged", "square_long"]
     assert standard.most_passes is not None
@@ -48,6 +58,19 @@ def test_a_dry_run_says_what_an_audit_would_cost_and_starts_none(
         r"^it +through JPEG of any quality from 60 to 90, then round", through.out, re.M
     )
     assert f"{16 * whole.passes:,} passes" in through.out
+    wider = adap(
+        *("audit", "--model", model, "--dataset", dataset, "--attack", "pgd", "--dry-run"),
+        *("--universal", "--smallest-changes", "--require", "smallest_median >= 8/255"),
+    )
+    assert re.search(r"^it +searches for one perturbation that all images share$", wider.out, re.M)
+    assert re.search(r"^it +requires smallest_median >= 8/255$", wider.out, re.M)
+    for asked, said in (
+        (("--universal", "--norm", "l1"), "--universal: expected universal with norm linf or l2"),
+        (("--require", "universal_ap > 0"), "universal_ap needs `universal`"),
+    ):
+        run = adap("audit", "--model", model, "--dataset", dataset, *asked, "--dry-run")
+        assert run.code != 0
+        assert said in run.err
     for step, said in (
         ("jpeg:0", "--pipeline: expected at least 1, got 0"),
         ("jpeg:90-60", "--pipeline: expected a least_quality below the quality, 60, got 90"),

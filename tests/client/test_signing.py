@@ -166,7 +166,14 @@ def test_the_walk_of_an_assessor_ends_with_a_signed_report_and_its_gate(
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["statement"]["tester"] == "R. Tester, Test House"
     assert report["statement"]["approver"] is None
-    assert [gate["passed"] for gate in report["thresholds"]] == [True]
+    assert [gate["passed"] for gate in report["thresholds"]] == [True, True]
+    (task,) = report["tasks"]
+    assert task["smallest_changes"]["searched"] > 0
+    assert task["universal"]["ap"] <= task["clean"]["ap"]
+    resilience = next(it for it in report["clauses"] if it["clause"] == "Article 15(5)")
+    assert {"tasks[].smallest_changes.kept_at_epsilon", "tasks[].universal"} <= {
+        support["where"] for support in resilience["supported_by"]
+    }
     assert report["provenance"]["model"]["origin"] == "uploaded"
     assert {"poisoning", "privacy", "shift"} <= {it["topic"] for it in report["not_assessed"]}
     assert "The signature is one of this report" in run.out

@@ -55,6 +55,7 @@ def test_the_cost_of_an_audit_is_known_beforehand(
         labels.astype(int),
         preset=preset,
         corruptions=["fog", "contrast"],
+        universal={"rounds": 40},
         progress=False,
     )
     task = report.report.tasks[0]

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import json
 import operator
 import time
 
@@ -13,6 +14,7 @@ from adap.core.config.audits import AuditConfig
 from adap.core.config.data import Task
 from adap.core.errors import ConfigError
 from adap.core.figures import gate
+from adap.core.rendering.sarif import sarif
 from adap.core.report import Report, ThresholdResult, Trust, Verdict
 from tests.reports import CONFIG, report_of, scores_of, task_of
 
@@ -29,7 +31,7 @@ def tasks() -> list:
     return [task_of(scores_of(seed=i), positive=name) for i, name in enumerate(names)]
 
 
-def results(report: Report) -> dict[str, tuple[float, bool]]:
+def results(report: Report) -> dict[str, tuple[float | None, bool]]:
     return {item.threshold: (item.got, item.passed) for item in report.thresholds}
 
 
@@ -41,6 +43,8 @@ def test_a_threshold_is_a_figure_an_operator_and_a_number():
     assert (read.figure, read.operator, read.bound) == ("big <cat>.worst_case_ap", ">=", 0.4)
     assert thresholds.parse("trust > not trustworthy").bound == 0
     assert thresholds.parse("drop < -0.5").bound == -0.5
+    assert thresholds.parse("smallest_median >= 8/255").bound == 8 / 255
+    assert thresholds.parse("truck.smallest_least > 12.5").bound == 12.5
 
 
 @pytest.mark.parametrize(
@@ -57,6 +61,10 @@ def test_a_threshold_is_a_figure_an_operator_and_a_number():
         ("worst_case_ap >= nan", "between -1 and 1"),
         ("worst_case_ap >= inf", "between -1 and 1"),
         ("worst_case_ap >= caution", "got 'caution'"),
+        ("smallest_median >= -1", "size of a change, such as 0.02 or 8/255, got '-1'"),
+        ("smallest_least >= inf", "size of a change"),
+        ("smallest_least >= 8/0", "size of a change, such as 0.02 or 8/255, got '8/0'"),
+        ("smallest_kept >= 8", "between -1 and 1"),
         ("trust >= 0.5", "not trustworthy, caution or trustworthy, got '0.5'"),
     ],
 )
@@ -110,6 +118,8 @@ def test_every_known_figure_is_measured_and_the_other_way_round(tasks: list):
         ("certified_floor > 0.1", {"certify": "off"}, "`certify` is off"),
         ("truck.certified_floor > 0.1", {"certify": "off"}, "`certify` is off"),
         ("trust >= caution", {"checks": "off"}, "`checks` is off"),
+        ("smallest_kept > 0", {"smallest_changes": None}, "smallest_kept needs `smallest_changes`"),
+        ("truck.universal_ap > 0", {"universal": None}, "universal_ap needs `universal`"),
     ],
 )
 def test_an_unknown_figure_is_refused_with_what_is_known(asked: str, changes: dict, said: str):
@@ -151,6 +161,27 @@ def test_with_several_tasks_a_bare_name_is_the_mean(tasks: list):
     assert found["clean_ap_low > 0"][0] == pytest.approx(lows / 2)
     gaps = [task.groups.worst_case_gap.difference.value for task in tasks]
     assert found["group_gap < 1"][0] == pytest.approx(sum(gaps) / 2)
+
+
+def test_the_size_of_a_change_that_was_not_found_is_larger_than_any(tasks: list):
+    asked = ["smallest_median >= 0.06", "smallest_median >= 999", "smallest_median <= 999"]
+    small = tasks[0].smallest_changes  # of 0.02, 0.05, 0.05, 0.2, and one that was not found
+    unmoved = small.model_copy(update={"median": None})
+    report = report_of(tasks[:1], required=["smallest_least >= 0.02", *asked])
+    assert results(report) == {
+        "smallest_least >= 0.02": (0.02, True),
+        **{text: (0.05, text == asked[-1]) for text in asked},
+    }
+    task = tasks[0].model_copy(update={"smallest_changes": unmoved})
+    found = report_of([task], required=asked)
+    assert results(found) == {text: (None, text != asked[-1]) for text in asked}
+    assert Report.model_validate_json(found.model_dump_json()) == found
+    assert gate.got_text(found.thresholds[0]) == "infinite, as no change was found"
+    figures = json.loads(sarif(found))["runs"][0]["properties"]["figures"]
+    assert (figures["smallest_median"], figures["smallest_kept"]) == (None, small.kept_at_epsilon)
+    nobody = unmoved.model_copy(update={"kept_at_epsilon": None})
+    bare = tasks[0].model_copy(update={"smallest_changes": nobody})
+    assert results(report_of([bare], required=asked)) == dict.fromkeys(asked, (0.0, False))
 
 
 @pytest.mark.parametrize("asked", ["certified_floor >= 0", "certified_floor <= 1"])

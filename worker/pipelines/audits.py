@@ -15,14 +15,14 @@ from pydantic import TypeAdapter
 from safetensors.numpy import save_file
 from torch import nn
 
-from adap.core.audit import joining, measuring
+from adap.core.audit import measuring
 from adap.core.audit.checks import check
-from adap.core.audit.checks.figures import above_chance, positive_class
+from adap.core.audit.checks.figures import of_figures
 from adap.core.audit.checks.files import check_files, doubts
 from adap.core.audit.checks.verdicts import merge
 from adap.core.audit.deployed import deployed, followed
 from adap.core.audit.leakage import Learned, audited_images, find_leakage
-from adap.core.audit.pieces import Measured, joined_piece
+from adap.core.audit.pieces import Measured, joined
 from adap.core.audit.plan import (
     CHECKS_FILE,
     MADE_OF,
@@ -165,14 +165,14 @@ def join_pieces(work: Work[AuditReport], reporter: Reporter) -> AuditJoined:
     scores, found = [], []
     resampled: dict[str, np.ndarray[Any, Any]] = {}
     for number, task in enumerate(tasks):
-        joined = _joined_scores(work, image_set, number)
-        aps = figures.resample(joined)
+        together = _joined_scores(work, image_set, number)
+        aps = figures.resample(together)
         for own in (Own.CLEAN, Own.WORST_CASE):
             resampled |= {f"{number}.{own.value}.{of}": row for of, row in vars(aps[own]).items()}
-        scores.append(joined)
+        scores.append(together)
         found.append(
             figures.figures(
-                joined,
+                together,
                 positive=task.positive,
                 config=config,
                 recovery=recovery_of(asked.pieces),
@@ -203,8 +203,7 @@ def join_pieces(work: Work[AuditReport], reporter: Reporter) -> AuditJoined:
     checked = {
         "+".join(piece.task.positive): [
             *_CHECKS.validate_json(work.inputs[piece_input(number, CHECKS_FILE)].read_bytes()),
-            above_chance(found[piece.task_number]),
-            positive_class(found[piece.task_number], asked.model),
+            *of_figures(found[piece.task_number], asked.model),
         ]
         for number, piece in enumerate(asked.pieces)
         if isinstance(piece, ChecksPiece)
@@ -290,20 +289,19 @@ def _joined_scores(work: Work[AuditReport], image_set: ImageSet, task_number: in
     index = audited_rows(
         image_set, work.request.dataset.split, pieces[0][1].task, work.request.config
     )
-    groups, clusters = image_set.group_names(index), image_set.cluster_names(index)
-    parts = []
-    for number, piece in pieces:
-        parts.append(
-            joined_piece(
+    return joined(
+        [
+            (
                 piece,
                 lambda name, number=number: load_scores(  # type: ignore[misc]
                     work.inputs[piece_input(number, name)]
                 )[0],
-                groups=groups,
-                clusters=clusters,
             )
-        )
-    return joining.join(parts)
+            for number, piece in pieces
+        ],
+        groups=image_set.group_names(index),
+        clusters=image_set.cluster_names(index),
+    )
 
 
 def _write_score_table(scores: Sequence[Scores], tasks: Sequence[Task], path: Path) -> None:

@@ -7,6 +7,15 @@ from adap.core.report import Check, Limit, ModelProvenance, TaskReport
 # What the lower end of the clean AP's interval has above chance; not nothing but for rounding.
 REACHES_CHANCE = Limit(caution=1e-9, side="below")
 
+# AP that one perturbation for all images took and attacks on each of them did not.
+MISSED = Limit(caution=0.01, fail=0.05)
+
+
+def of_figures(task: TaskReport, model: ModelProvenance) -> list[Check]:
+    """All checks of this module that a task allows."""
+    found = [above_chance(task), universal_no_worse(task), positive_class(task, model)]
+    return [check for check in found if check is not None]
+
 
 def above_chance(task: TaskReport) -> Check:
     """Whether the clean AP, with its interval, lies above that of a random ranking."""
@@ -22,6 +31,32 @@ def above_chance(task: TaskReport) -> Check:
         message=message,
         figures=figures,
         limits={"above": REACHES_CHANCE},
+    )
+
+
+def universal_no_worse(task: TaskReport) -> Check | None:
+    """Whether attacks that choose for each image lost no more than one that all images share; None
+    where none such was searched."""
+    if task.universal is None:
+        return None
+    ap, worst = task.universal.ap, task.worst_case.ap
+    figures = {"ap": ap, "worst_case_ap": worst, "lower": worst - ap}
+    status = MISSED.status(figures["lower"])
+    message = (
+        f"One perturbation for all images leaves an AP of {ap:.3f}, "
+        f"{'no less' if ap >= worst else 'hardly less'} than the worst case of attacks on each, "
+        f"{worst:.3f}."
+        if status == "pass"
+        else f"One perturbation for all images leaves an AP of {ap:.3f}, less than the worst case "
+        f"of attacks on each, {worst:.3f}: they missed what was there, and the worst case is too "
+        "high."
+    )
+    return Check(
+        name="universal_no_worse",
+        status=status,
+        message=message,
+        figures=figures,
+        limits={"lower": MISSED},
     )
 
 

@@ -9,6 +9,7 @@ from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 
 import adap
+from adap.core.attacks.universal import Batch, universal_perturbation
 
 
 class Bent(nn.Module):
@@ -32,13 +33,23 @@ def shifted(images: np.ndarray, delta: np.ndarray) -> np.ndarray:
     return logits
 
 
+def weighted(images: np.ndarray, targets: np.ndarray) -> list[Batch]:
+    """One batch, whose losses are the mean logit of the negatives minus that of the positives."""
+    weight = torch.tensor(1 - 2 * targets).float()
+    for side in (0, 1):
+        weight[targets == side] /= int((targets == side).sum())
+    return [(torch.from_numpy(images).float() / 255, lambda x: weight * Bent()(x))]
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_no_perturbation_of_a_grid_closes_the_classes_further(
     norm: Any, data: tuple[np.ndarray, np.ndarray]
 ) -> None:
     images, targets = data
     epsilon = 0.2
-    found = adap.universal(Bent(), images, targets, epsilon=epsilon, norm=norm, rounds=30)
+    found = universal_perturbation(
+        lambda: weighted(images, targets), norm=norm, epsilon=epsilon, rounds=30
+    )
 
     def gap(delta: np.ndarray) -> float:
         logits = shifted(images, delta.reshape(1, 1, 2))
@@ -48,11 +59,32 @@ def test_no_perturbation_of_a_grid_closes_the_classes_further(
     grid = [np.array([a, b]) for a in steps for b in steps]
     inside = [it for it in grid if norm == "linf" or np.linalg.norm(it) <= epsilon]
     least, clean = min(map(gap, inside)), gap(np.zeros(2))
-    reached = gap(found.delta.numpy())
-    size = np.linalg.norm(found.delta.numpy().ravel(), ord={"linf": np.inf, "l2": 2}[norm])
+    reached = gap(found.numpy())
+    size = np.linalg.norm(found.numpy().ravel(), ord={"linf": np.inf, "l2": 2}[norm])
     assert size <= epsilon + 1e-6
     assert least < clean - 0.05  # there is something to find
     assert clean - reached >= 0.97 * (clean - least)
+
+
+def test_of_what_was_tried_the_one_that_is_judged_best_is_taken(
+    data: tuple[np.ndarray, np.ndarray],
+) -> None:
+    seen: list[float] = []
+
+    def last(losses: torch.Tensor) -> float:
+        seen.append(float(losses.sum()))
+        return len(seen)
+
+    moved, least = (
+        universal_perturbation(
+            lambda: weighted(*data), norm="linf", epsilon=0.2, rounds=5, judge=judge
+        )
+        for judge in (last, lambda losses: -float(losses.sum()))
+    )
+    assert len(seen) == 6
+    (only,) = weighted(*data)
+    assert float(only[1]((only[0] + moved).clamp(0, 1)).sum()) == pytest.approx(seen[-1])
+    assert float(least.abs().max()) == 0  # each step raises the sum: the start has the lowest
 
 
 def test_its_ap_is_scikit_learns_of_the_shifted_images_whatever_the_batches(
