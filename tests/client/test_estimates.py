@@ -65,7 +65,7 @@ def test_a_dry_run_says_what_an_audit_would_cost_and_starts_none(
     assert re.search(r"^it +searches for one perturbation that all images share$", wider.out, re.M)
     assert re.search(r"^it +requires smallest_median >= 8/255$", wider.out, re.M)
     for asked, said in (
-        (("--universal", "--norm", "l1"), "--universal: expected universal with norm linf or l2"),
+        (("--universal", "--norm", "l1"), "expected universal with norm linf or l2, got l1"),
         (("--require", "universal_ap > 0"), "universal_ap needs `universal`"),
     ):
         run = adap("audit", "--model", model, "--dataset", dataset, *asked, "--dry-run")

@@ -214,7 +214,8 @@ ON_ATTACKS = {"Article 15(5)", 'Section "Cybersecurity", model evasion', "MEASUR
 
 @pytest.mark.parametrize("control", ["noise alone", "no pixel may change"])
 def test_what_attacks_nothing_is_no_evidence_about_attacks(task, control):
-    bare = task.model_copy(update={"certified_floor": None})
+    others = ("certified_floor", "smallest_changes", "universal")
+    bare = task.model_copy(update=dict.fromkeys(others))
     if control == "noise alone":
         figure = task.attacks["pgd"].model_copy(update={"attack": {"name": "noise"}})
         report = built(bare.model_copy(update={"attacks": {"noise": figure}}))
@@ -229,6 +230,17 @@ def test_what_attacks_nothing_is_no_evidence_about_attacks(task, control):
     places = set().union(*found.values())
     assert not any("attacks" in place or "worst_case" in place for place in places)
     assert set(supports(built(bare))) >= ON_ATTACKS
+
+
+def test_smallest_changes_are_evidence_at_any_epsilon_and_a_shared_perturbation_above_none(task):
+    made = report_of([task])
+    config = made.provenance.config | {"threat": {"norm": "linf", "epsilon": 0.0}}
+    provenance = made.provenance.model_copy(update={"config": config})
+    still = supported(made.model_copy(update={"provenance": provenance}))
+    places = {one.where for it in still if it.clause == "Article 15(5)" for one in it.supported_by}
+    assert "tasks[].smallest_changes.kept_at_epsilon" in places
+    assert "tasks[].universal" not in places
+    assert "tasks[].universal" in supports(made)["Article 15(5)"]
 
 
 def test_groups_without_a_gap_are_no_evidence_of_fairness_and_are_not_assessed(task):

@@ -17,6 +17,7 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import save_file
 
 from adap.models import architectures, loading
 from adap.models.header import Manifest
@@ -316,6 +317,36 @@ def test_from_files_to_a_report_with_what_is_refused_mended_in_place(
         *("page-home.png", "page-audit.png", "page-compare.png", "page-model.png")
     ]
     assert all(5_000 < picture.stat().st_size < 150_000 for picture in pictures)
+
+
+def test_somebody_elses_model_is_refused_until_the_form_says_what_no_file_can(
+    visitor: Visitor, tmp_path: Path
+) -> None:
+    path = tmp_path / "theirs.safetensors"
+    save_file(architectures.build("small_cnn", channels=1, seed=0).state_dict(), path)
+    tab = visitor.tab
+    tab.goto("/models/new")
+    tab.wait_for_selector("[name='input.mean']")
+    tab.set_input_files("#file", path)
+    tab.fill("[name=name]", "from elsewhere")
+    tab.click("button:text-is('Upload')")
+    tab.wait_for_selector("#reasons li")
+    visitor.judge()
+    assert tab.input_value("[name=name]") == "from elsewhere"
+    tab.fill("[name='input.channels']", "1")
+    tab.fill("[name='input.height']", "eight")
+    tab.fill("[name='input.width']", str(SIZE))
+    tab.select_option("#main-fields select", label="from 0 to 1, as they are")
+    assert tab.input_value("[name='input.mean']") == "0"
+    assert tab.input_value("[name='input.std']") == "1"
+    tab.click("button:text-is('Upload')")
+    tab.wait_for_selector("text=expected a whole number")
+    assert tab.evaluate("document.activeElement.name") == "input.height"
+    tab.fill("[name='input.height']", str(SIZE))
+    tab.click("button:text-is('Upload')")
+    tab.wait_for_url("**/v1/models/mdl_*")
+    assert tab.inner_text("h1") == "from elsewhere"
+    visitor.judge()
 
 
 def test_a_training_is_started_cancelled_and_gone_on_with(
