@@ -21,6 +21,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from adap.api.accept import choose
+from adap.core.figures.gate import got_text
 from adap.store.tables import JobKind, JobStatus
 
 FORMS = ("application/json", "text/html")
@@ -91,6 +92,7 @@ def _prepared() -> tuple[Environment, Mapping[str, str]]:
     environment.filters |= {
         "ap": "{:.3f}".format,
         "brief": brief,
+        "got": got_text,
         "told": _told,
         "lasting": _lasting,
         "share": _share,

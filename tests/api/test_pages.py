@@ -371,10 +371,16 @@ def test_the_page_of_a_job_says_how_far_it_is_and_follows_it_until_the_end(api: 
 
 def test_the_page_of_an_audit_links_to_what_it_made(api: Api) -> None:
     required = {"threshold": "worst_case_ap >= 0.5", "figure": "worst_case_ap", "got": 0.4127}
-    figures = {**FIGURES, "thresholds": [{**required, "passed": False}]}
+    unmoved = {"threshold": "smallest_median >= 8/255", "figure": "smallest_median", "got": None}
+    met = [{**unmoved, "passed": True}, {"threshold": "trust >= caution", "figure": "trust"}]
+    met[1] |= {"got": 2, "passed": True}
+    figures = {**FIGURES, "thresholds": [{**required, "passed": False}, *met]}
     job_id = audited(api, api.model(name="ranker"), api.dataset(name="photos"), figures)
     page = seen(api, f"/v1/jobs/{job_id}")
-    for text in ("succeeded", "0.931", "0.413", "0.125", "not met", "ranker", "photos"):
+    for text in (
+        *("succeeded", "0.931", "0.413", "0.125", "not met", "ranker", "photos"),
+        *("got infinite, as no change was found", "got trustworthy"),
+    ):
         assert text in page.one("main").words, text
     targets = {a.attributes["href"] for a in page.all("a")}
     assert targets >= {f"/v1/audits/{job_id}/{name}" for name in ("report", "images")}
