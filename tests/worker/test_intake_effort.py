@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adap.worker.intake.effort import MAX_PARTS, MAX_RUNS_BYTES, MAX_SCANS, MAX_STRIPS
+from adap.worker.intake.effort import (
+    MAX_FILLING_BYTES,
+    MAX_PARTS,
+    MAX_RUNS_BYTES,
+    MAX_SCANS,
+    MAX_STRIPS,
+)
 from adap.worker.intake.images import UnusableImageError, decode, strict_decoding
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (24, 16, 3), dtype=np.uint8)
@@ -83,6 +89,21 @@ def test_a_jpeg_of_very_many_segments_is_refused() -> None:
     data = saved("JPEG")
     assert "segments" in refusal(data[:2] + segment(b"") * 50_000 + data[2:])
     assert decoded(data[:2] + segment(b"") * (MAX_PARTS // 2) + data[2:]).shape == PIXELS.shape
+
+
+@pytest.mark.parametrize("filling", [b"\xff", b"\0", b"\xff\0", b"\xff\xd0", b"ab"])
+def test_a_jpeg_of_much_between_its_segments_is_refused_and_of_little_is_not(
+    filling: bytes,
+) -> None:
+    data = saved("JPEG")
+    second = data.index(b"\xff", 4)
+    for place in (2, second):  # at once, and behind a segment
+        much = filling * (2**20 // len(filling))
+        assert "between its segments" in refusal(data[:place] + b"\xff" + much + data[place:])
+    little = filling * (MAX_FILLING_BYTES // 2 // len(filling))
+    np.testing.assert_array_equal(
+        decoded(data[:second] + little + data[second:]), as_pillow_reads(data)
+    )
 
 
 def test_a_png_of_very_many_chunks_is_refused() -> None:

@@ -3,7 +3,8 @@
 A file of a few hundred kilobytes can keep a decoder busy for minutes: a JPEG is gone over once more
 for each of its scans, and every segment, chunk, tag or strip is a step of a parser. A WebP can have
 memory set aside for a canvas that its pixels never fill, and the packed runs of a BMP are unpacked
-one by one in Python. So scans, parts, strips, runs and canvas are counted here, once for data sets
+one by one in Python, as is what fills a JPEG between its segments. So scans, parts, filling,
+strips, runs and canvas are counted here, once for data sets
 and for scoring alike; what is over the limit is refused in a sentence. Damage is none of this
 module's business: the decoder says what is wrong. Frames of a GIF and elements of a DICOM file are
 counted where they are read.
@@ -18,6 +19,7 @@ import struct
 MAX_SCANS = 64  # encoders that search for the best script end below 20
 MAX_PARTS = 1000  # segments or chunks of any size; a larger file may have more:
 PART_BYTES = 1024  # one more for each of these
+MAX_FILLING_BYTES = 8192  # between the segments of a JPEG, which Pillow reads one by one
 MAX_STRIPS = 16_384  # or tiles of a TIFF: one a row, of the tallest images that there are
 MAX_RUNS_BYTES = 2 * 1024**2  # of a BMP whose pixels are packed as runs
 
@@ -51,6 +53,11 @@ def effort_problem(data: bytes, *, max_pixels: int) -> str | None:
 
 
 def _jpeg_problem(data: bytes) -> str | None:
+    if (filling := _filling(data)) > MAX_FILLING_BYTES:
+        return (
+            f"expected a JPEG of at most {MAX_FILLING_BYTES} bytes between its segments, got "
+            f"{filling} or more: save it again"
+        )
     bounds = data.count(b"\xff") - data.count(b"\xff\x00"), data.count(b"\xff\xda")
     if bounds[0] <= MAX_PARTS and bounds[1] <= MAX_SCANS:  # no more than these, wherever they are
         return None
@@ -72,6 +79,22 @@ def _jpeg_problem(data: bytes) -> str | None:
             return problem
         position += int.from_bytes(data[position : position + 2])
     return None
+
+
+def _filling(data: bytes) -> int:
+    """Bytes before the first scan that belong to no segment, at least as far as there are many."""
+    filling = position = 0
+    for _ in range(MAX_PARTS + len(data) // PART_BYTES):
+        found = _MARKER.search(data, position)
+        if found is None:
+            return filling + len(data) - position if position < len(data) else filling
+        filling += found.end() - position - 2
+        marker, position = found[1][0], found.end()
+        if marker in (_START_OF_SCAN, _END) or filling > MAX_FILLING_BYTES:
+            break
+        if marker not in _BARE:
+            position += int.from_bytes(data[position : position + 2])
+    return filling
 
 
 def _parts_problem(count: int, data: bytes, what: str) -> str | None:
