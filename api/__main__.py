@@ -26,7 +26,7 @@ def main() -> None:
     _open_many_files()
     configure_logging(settings)
     try:
-        database = open_database(settings)
+        database = open_database(settings, wait_s=settings.database_wait_s)
     except UnusableDatabaseError as error:
         sys.exit(str(error))
     with database.reading() as session:

@@ -12,6 +12,7 @@ from starlette.types import Message, Receive
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from adap.api.deps import END, PROVEN
+from adap.api.joined import Joined
 from adap.api.overload import LET_THROUGH, Overload, path_of
 from adap.api.strangers import Connections, network_of
 
@@ -147,7 +148,8 @@ def patient_protocol(
             self.conn = _Reader(self.config.h11_max_incomplete_event_size)
 
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
-            super().connection_made(cast(asyncio.Transport, transport))
+            joined = Joined(cast(asyncio.Transport, transport))
+            super().connection_made(cast(asyncio.Transport, joined))
             address = network_of(self.client[0] if self.client else "")
             connections.add(self, address, self.transport.abort)
             self._refused = False  # a request since the last look

@@ -17,9 +17,11 @@ from starlette.types import Scope as ScopeOfRequest
 
 from adap.api import signing
 from adap.api.errors import MAX_ITEMS, MAX_NAME_CHARACTERS, ApiError, ErrorItem
+from adap.api.gathered import Gathered
 from adap.api.kept import Kept
 from adap.api.quotas import Places, Rates
 from adap.api.recent import Recent, Together
+from adap.api.schemas import Job
 from adap.api.turns import Turns
 from adap.api.watch import Health, Watch
 from adap.models.header import Manifest
@@ -70,6 +72,14 @@ class Target:
 
 
 @dataclass(frozen=True)
+class ShownJob:
+    """A job as the API shows it, and written out as JSON."""
+
+    job: Job
+    body: bytes
+
+
+@dataclass(frozen=True)
 class House:
     """Everything that a route may touch."""
 
@@ -85,6 +95,7 @@ class House:
     callers: Recent[str | None, Caller] = field(default_factory=Recent)  # by API key, if any
     asking: Together[str | None, Caller] = field(default_factory=Together)  # who a key is of
     targets: Recent[tuple[str, str], Target] = field(default_factory=Recent)  # by tenant and id
+    shown: Gathered[tuple[Caller, str], ShownJob] = field(default_factory=Gathered)  # jobs, by id
     turns: Turns = field(default_factory=Turns)
     kept: Kept = field(default_factory=Kept)  # names and scores that pages look at
     health: Health = field(default_factory=Health)
@@ -107,10 +118,15 @@ _BODY_HEADERS = frozenset({b"content-length", b"transfer-encoding"})
 bearer = HTTPBearer(auto_error=False, description="an API key, `Authorization: Bearer adap_…`")
 
 
-async def _house(request: Request) -> House:  # async: no thread is needed for this
+def house_of(request: Request) -> House:
+    """The house of the application that a request came to."""
     house = request.app.state.house
     assert isinstance(house, House)
     return house
+
+
+async def _house(request: Request) -> House:  # async: no thread is needed for this
+    return house_of(request)
 
 
 HouseDep = Annotated[House, Depends(_house)]
@@ -247,10 +263,8 @@ def is_forwarding(header: str) -> bool:
     return header.lower().startswith(FORWARDING_PREFIXES) or header.lower() in FORWARDING
 
 
-async def refuse_unknown_query(request: Request) -> None:
+def refuse_unknown_query(request: Request) -> None:
     """Refuse what a path does not take in its query, or not twice, as in a body."""
-    if not request.scope["query_string"]:
-        return
     operation = request.app.openapi()["paths"].get(request.scope["route"].path)
     if operation is None:  # a page, which reads by script what it was called with
         return

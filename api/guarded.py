@@ -15,7 +15,7 @@ from fastapi.params import Form
 from fastapi.routing import APIRoute
 
 from adap.api import bodies, forms, quotas, signing
-from adap.api.deps import House, Require, admit, bearer, has_body
+from adap.api.deps import House, Require, admit, bearer, has_body, refuse_unknown_query
 from adap.api.errors import ApiError
 
 FORM = "multipart/form-data"
@@ -70,6 +70,8 @@ class GuardedRoute(APIRoute):
                     if _kind(request) == FORM:
                         turns = house.turns.receive(request.receive, caller.tenant)
                         request = Request(request.scope, turns)
+            if request.scope["query_string"]:
+                refuse_unknown_query(request)
             content_type = request.headers.get("content-type", "")
             kind = _kind(request)
             if takes_form and has_body(request.scope):

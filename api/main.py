@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import Any
 
 from anyio.to_thread import current_default_thread_limiter
-from fastapi import Depends, FastAPI
+from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 from starlette.datastructures import MutableHeaders
 from starlette.types import Message, Receive, Scope, Send
@@ -16,7 +16,7 @@ from starlette.types import Message, Receive, Scope, Send
 from adap.api import errors, reference
 from adap.api.arriving import at_a_pace
 from adap.api.deliveries import Allowed, Deliveries
-from adap.api.deps import House, bearer, has_body, refuse_unknown_query
+from adap.api.deps import House, bearer, has_body
 from adap.api.metrics import Metrics, route_of
 from adap.api.overload import LET_THROUGH, Overload
 from adap.api.pages import static
@@ -94,8 +94,8 @@ READ_BY_ROUTES = (
 
 # in this order they are tried: what is asked for most often comes first
 ROUTES = (
-    health,
     jobs,
+    health,
     scoring,
     inference,
     audits,
@@ -144,7 +144,7 @@ def create_app(settings: Settings) -> "RequestLog":
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         threads = current_default_thread_limiter()
         threads.total_tokens = THREADS
-        overload.watch(threads)
+        overload.watch(threads, house.shown)
         deliveries = Deliveries(house.database, Allowed(settings.webhook_hosts), house.signing)
         deliveries.start()
         house.bells.start()
@@ -162,7 +162,6 @@ def create_app(settings: Settings) -> "RequestLog":
         lifespan=lifespan,
         max_body_size=settings.max_upload_bytes,
         form_limits={"max_files": 1, "max_fields": 1001, "max_part_size": 64 * 1024},
-        dependencies=[Depends(refuse_unknown_query)],
         generate_unique_id_function=lambda route: route.name,  # what generated clients call it
         redirect_slashes=False,
         openapi_url=None,  # these pages would fetch scripts from elsewhere: see `reference`

@@ -3,11 +3,13 @@
 import asyncio
 import logging
 import time
+from typing import Any
 
 from anyio import CapacityLimiter
 from starlette.types import Scope, Send
 
 from adap.api import errors
+from adap.api.gathered import Gathered
 from adap.api.metrics import Metrics
 from adap.store.ids import new_id
 
@@ -37,20 +39,22 @@ _WHOLE = b"HTTP/1.1 %d Service Unavailable\r\n%s\r\n%s" % (STATUS, _LINES, _BODY
 class Overload:
     """Whether too many requests wait for this process, and their answer where they do.
 
-    They wait for one of the threads that may talk to the database. Streams, uploads on their way
-    and whoever waits for a job hold none and are not counted.
+    They wait for one of the threads that may talk to the database, or for one that looks for many.
+    Streams, uploads on their way and whoever waits for a job hold none and are not counted.
     """
 
     def __init__(self, most_waiting: int, metrics: Metrics) -> None:
         self._most_waiting = most_waiting
         self._metrics = metrics
         self._threads: CapacityLimiter | None = None
+        self._gathered: Gathered[Any, Any] = Gathered()
         self._arriving = 0  # requests that were let through, and have not asked for a thread yet
         self._logged_at = float("-inf")
 
-    def watch(self, threads: CapacityLimiter) -> None:
+    def watch(self, threads: CapacityLimiter, gathered: Gathered[Any, Any]) -> None:
         """Refuse what would wait too long for these; until then nothing is refused."""
         self._threads = threads
+        self._gathered = gathered
 
     def refuses(self, path: str) -> bool:
         """Whether to refuse a request of this path; to be asked in the event loop."""
@@ -60,9 +64,10 @@ class Overload:
         if self._threads is None:
             return False
         free = self._threads.available_tokens
-        if free > self._arriving:  # nobody waits, which is cheaper to know than how many do
+        others = self._arriving + self._gathered.waiting
+        if free > others:  # nobody waits, which is cheaper to know than how many do
             return False
-        waiting = self._threads.statistics().tasks_waiting + self._arriving - free
+        waiting = self._threads.statistics().tasks_waiting + others - free
         return bool(waiting >= self._most_waiting)
 
     async def refuse(self, scope: Scope, send: Send) -> None:

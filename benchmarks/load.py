@@ -111,6 +111,11 @@ def ms(seconds: float | None) -> str:
     return "none" if seconds is None else f"{seconds * 1000:.1f} ms"
 
 
+def core_s(load: dict[str, Any]) -> str:
+    """What a request took of a core in the server, which other work on the machine hardly moves."""
+    return f"{ms(load['server_cpu_s'])} of a core each"
+
+
 def share(a: float | None, b: float | None) -> float | None:
     """a / b, None where either is missing."""
     return a / b if a is not None and b else None
@@ -165,10 +170,10 @@ def reads(plan: Plan) -> Rows:
             met = got["rate"] >= rate and (p99 is None or below(got["p99"], p99))
             yield Row(
                 f"{what}, {errors(got)} errors",
-                f"{got['rate']:.0f} req/s, p99 {ms(got['p99'])}",
+                f"{got['rate']:.0f} req/s, p99 {ms(got['p99'])}, {core_s(got)}",
                 f">= {rate} req/s" + (f", p99 <= {ms(p99)}" if p99 else ""),
                 met and not errors(got),
-                f"{beside['rate']:.0f} req/s, p99 {ms(beside['p99'])}",
+                f"{beside['rate']:.0f} req/s, p99 {ms(beside['p99'])}, {core_s(beside)}",
                 share(got["rate"], beside["rate"]),
             )
 
@@ -195,10 +200,10 @@ def writes(plan: Plan) -> Rows:
             met = got["rate"] >= least and not errors(got) and lost <= 0
             yield Row(
                 f"POST audit, {name}, {errors(got)} errors, {max(0, lost)} lost",
-                f"{got['rate']:.0f} req/s, p99 {ms(got['p99'])}",
+                f"{got['rate']:.0f} req/s, p99 {ms(got['p99'])}, {core_s(got)}",
                 f">= {least}/s" + (", p99 <= 150 ms" if url else "") + ", 0 errors",
                 met and (url is None or below(got["p99"], 0.15)),
-                f"{beside['rate']:.0f} req/s: one insert and commit in a bare route",
+                f"{beside['rate']:.0f} req/s, {core_s(beside)}: a bare insert and commit",
                 share(got["rate"], beside["rate"]),
             )
 

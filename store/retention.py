@@ -116,11 +116,16 @@ def _dissolve(database: Database, ids: Collection[str], old: Select[str]) -> Non
 
 
 def _forget(database: Database, ids: Collection[str]) -> int:
-    """Delete these jobs, but for what has come to refer to one since it was looked at."""
+    """Delete these jobs, but for what has come to refer to one since it was looked at.
+
+    Whoever makes a row that refers to one holds it, and is waited for.
+    """
     with database.writing() as session:
+        held = select(JobRow.id).where(JobRow.id.in_(ids)).order_by(JobRow.id)
+        session.execute(held.with_for_update())
+        # another statement, which sees what was committed while the locks were waited for
         free = _unneeded() & JobRow.id.not_in(select(TrialRow.job_id))
-        chosen = select(JobRow.id).where(JobRow.id.in_(ids), free).order_by(JobRow.id)
-        going = session.scalars(chosen.with_for_update()).all()
+        going = session.scalars(held.where(free)).all()
         shards = session.scalars(select(JobRow.id).where(JobRow.parent_id.in_(going))).all()
         for table in (JobEventRow, JobFileRow, DeliveryRow):
             session.execute(delete(table).where(table.job_id.in_([*going, *shards])))

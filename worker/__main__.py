@@ -38,7 +38,7 @@ def main() -> None:
         sys.exit("ADAP_BROKER_URL is not set: expected redis://host:port/0")
     app = make_app(settings)
     try:
-        open_database(settings).dispose()
+        open_database(settings, wait_s=settings.database_wait_s).dispose()
         worker = Worker(settings, app, queue=queue)
     except (UnusableDatabaseError, RuntimeError) as error:
         sys.exit(str(error))

@@ -15,6 +15,8 @@ def advance(session: Session, sweep_id: str) -> list[JobRow]:
     trials at once.
     """
     sweep = sweeps.lock(session, sweep_id)
+    if sweep is None:
+        return []
     request = SweepRequest.model_validate(sweep.request)
     if not sweep.unfinished or not isinstance(request.search, Search):
         return []

@@ -117,9 +117,9 @@ async def audit(
     """
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type == "application/json":
-        asked = await _json(request)
+        content = await bodies.read(request)
         await require_admitted_at_the_end(request, house)
-        job = await run_in_threadpool(_audit_by_ids, asked, caller, once)
+        job = await run_in_threadpool(_audit_by_ids, content, caller, once)
     elif content_type == "multipart/form-data":
         async with request.form(max_files=2, max_fields=len(AuditForm.model_fields)) as form:
             await require_admitted_at_the_end(request, house)
@@ -308,15 +308,11 @@ def estimate_audit(request: AuditRequest, house: HouseDep, caller: Writer) -> Es
         )
 
 
-async def _json(request: Request) -> AuditRequest:
-    content = await bodies.read(request)
+def _audit_by_ids(content: Any, caller: Caller, once: Idempotency) -> Job:
     try:
-        return await run_in_threadpool(AuditRequest.model_validate, content)
+        request = AuditRequest.model_validate(content)
     except ValidationError as error:
         raise explain_validation(error, content=content) from error
-
-
-def _audit_by_ids(request: AuditRequest, caller: Caller, once: Idempotency) -> Job:
     trains = request.surrogate is not None and request.surrogate.train_on is not None
     with once.writing(_asked(request), new_jobs=2 if trains else 1) as session:
         model = assets.find(session, ModelRow, request.model_id, caller)

@@ -5,9 +5,10 @@ import json
 import socket
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
+from threading import Event
 from typing import Any
 
 import httpx
@@ -15,6 +16,7 @@ import psutil
 import pytest
 from anyio import CapacityLimiter
 
+from adap.api.gathered import Gathered
 from adap.api.main import THREADS
 from adap.api.metrics import Metrics
 from adap.api.overload import Overload
@@ -125,7 +127,7 @@ def test_streams_that_open_all_at_once_keep_nobody_elses_requests_waiting(
 def test_of_those_that_come_in_one_turn_of_the_loop_no_more_are_let_through(api: Api) -> None:
     async def scenario() -> list[bool]:
         overload = Overload(WAITING, Metrics(api.database, home=api.settings.home, lease_s=30))
-        overload.watch(CapacityLimiter(THREADS))
+        overload.watch(CapacityLimiter(THREADS), Gathered())
         for _ in range(10 * FULL):
             assert not overload.refuses("/livez")
             overload.let_through("/livez")
@@ -140,6 +142,30 @@ def test_of_those_that_come_in_one_turn_of_the_loop_no_more_are_let_through(api:
         return refused
 
     assert asyncio.run(scenario()) == FULL * [False] + FULL * [True]
+
+
+def test_those_whom_one_look_is_to_answer_wait_as_those_for_a_thread_do(api: Api) -> None:
+    may_go = Event()
+
+    def read(keys: Sequence[int]) -> dict[int, int]:
+        assert may_go.wait(60)
+        return {key: key for key in keys}
+
+    async def scenario() -> list[bool]:
+        overload = Overload(WAITING, Metrics(api.database, home=api.settings.home, lease_s=30))
+        gathered: Gathered[int, int] = Gathered()
+        overload.watch(CapacityLimiter(THREADS), gathered)
+        asked, refused = [], []
+        for number in range(FULL + 1):
+            refused.append(overload.refuses("/v1/jobs/1"))
+            asked.append(asyncio.create_task(gathered.ask(number, read)))
+            while gathered.waiting <= number:
+                await asyncio.sleep(0)
+        may_go.set()
+        await asyncio.gather(*asked)
+        return [*refused, overload.refuses("/v1/jobs/1")]
+
+    assert asyncio.run(scenario()) == FULL * [False] + [True, False]
 
 
 def some_of(connection: socket.socket) -> bytes:

@@ -1,10 +1,12 @@
 """What goes when it is old and what stays, on both databases; the clock is a value."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import pytest
 from sqlalchemy import func, select
 
-from adap.store import jobs, retention, sweeps
+from adap.store import jobs, retention, retries, sweeps
 from adap.store.database import Database
 from adap.store.ids import new_id
 from adap.store.tables import (
@@ -20,6 +22,7 @@ from adap.store.tables import (
     TrialRow,
     WebhookRow,
 )
+from tests.postgres import until_somebody_waits
 from tests.store.test_jobs import must_claim, read
 from tests.store.test_retries import fail, retry, train
 from tests.store.test_sweeps import make
@@ -165,6 +168,19 @@ def test_a_job_that_was_retried_stays_as_long_as_its_retry(database: Database) -
     fail(database, second.id)
     assert forget(database, second.id) == 1  # nothing refers to the retry
     assert forget(database, first) == 1
+
+
+@pytest.mark.parametrize("database", ["postgres"], indirect=True)
+def test_a_job_that_is_retried_while_it_would_go_stays(database: Database) -> None:
+    first = train(database)
+    fail(database, first)
+    with ThreadPoolExecutor(1) as pool:
+        with database.writing() as session:
+            second = retries.retry(session, session.get_one(JobRow, first)).id
+            forgotten = pool.submit(forget, database, first)
+            until_somebody_waits(database, forgotten)
+        assert forgotten.result() == 0
+    assert read(database, second).retry_of == read(database, first).id
 
 
 def test_a_job_stays_until_its_webhooks_were_told(database: Database) -> None:

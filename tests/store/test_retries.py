@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import delete, select, text
+from sqlalchemy import delete, select
 
 from adap.store import jobs, retries, sweeps
 from adap.store.blobs import FolderBlobs
@@ -13,6 +13,7 @@ from adap.store.database import Database
 from adap.store.garbage import collect
 from adap.store.jobs import JobError
 from adap.store.tables import JobEventRow, JobKind, JobRow, SweepRow, TrialRow
+from tests.postgres import until_somebody_waits
 from tests.store.test_jobs import must_claim, read
 from tests.store.test_sweeps import make
 from tests.store.test_sweeps import read as statuses
@@ -132,16 +133,25 @@ def test_a_retry_that_waited_while_its_sweep_went_is_a_job_of_its_own(postgres: 
     sweep_id = make(postgres, planned=1, made=1)
     first = first_trial(postgres, sweep_id)
     fail(postgres, first)
-    waits = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
     with ThreadPoolExecutor(1) as pool:
         with postgres.writing() as session:
             sweeps.lock(session, sweep_id)
             session.execute(delete(TrialRow).where(TrialRow.sweep_id == sweep_id))
             session.execute(delete(SweepRow).where(SweepRow.id == sweep_id))
             again = pool.submit(retry, postgres, first)
-            while not again.done():
-                with postgres.reading() as looking:
-                    if looking.scalar(waits):
-                        break
+            until_somebody_waits(postgres, again)
         new, told = again.result()
     assert (new.retry_of, told) == (first, {"of": first, "epoch": 0, "reason": "no_checkpoint"})
+
+
+def test_a_retry_that_waited_while_its_job_went_says_so(postgres: Database) -> None:
+    first = train(postgres)
+    fail(postgres, first)
+    with ThreadPoolExecutor(1) as pool:
+        with postgres.writing() as session:
+            session.execute(delete(JobEventRow).where(JobEventRow.job_id == first))
+            session.execute(delete(JobRow).where(JobRow.id == first))
+            again = pool.submit(retry, postgres, first)
+            until_somebody_waits(postgres, again)
+        with pytest.raises(retries.GoneError):
+            again.result()

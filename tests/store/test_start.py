@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.exc import ProgrammingError
 
 from adap.store import disk
@@ -96,6 +96,7 @@ def test_every_process_says_in_a_sentence_that_no_database_answers(tmp_path: Pat
         broker_url="redis://127.0.0.1:1/0",
         port=0,
         database_url="postgresql+psycopg://adap:secret@127.0.0.1:1/adap",
+        database_wait_s=0.1,
     )
     for module in ("store", "api", "worker"):
         refused = run(settings, module)
@@ -103,6 +104,43 @@ def test_every_process_says_in_a_sentence_that_no_database_answers(tmp_path: Pat
         assert "Expected a database that answers, got: connection" in refused.stderr
         assert "secret" not in refused.stderr
         assert "Traceback" not in refused.stderr
+
+
+def test_a_worker_waits_for_its_server_and_says_so(tmp_path: Path, postgres_url: str) -> None:
+    whole = make_url(postgres_url)
+    late = whole.set(database=f"{whole.database}late")  # nobody can connect to it before it is made
+    settings = Settings(
+        home=tmp_path,
+        broker_url="redis://127.0.0.1:1/0",
+        database_url=late.render_as_string(hide_password=False),
+        database_wait_s=600,
+    )
+    prepared = Database(Settings(database_url=postgres_url))
+    migrate(prepared)
+    prepared.dispose()
+    server = create_engine(whole.set(database="postgres"), isolation_level="AUTOCOMMIT")
+    with (
+        subprocess.Popen(
+            [sys.executable, "-m", "adap.worker", "--queue", "intake"],
+            env=child_environment(settings),
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as worker,
+        server.connect() as connection,
+    ):
+        try:
+            assert worker.stderr is not None
+            lines = iter(worker.stderr.readline, "")
+            first = next(lines)
+            assert "database.waited_for" in first
+            assert f"{late.database}" in first
+            connection.exec_driver_sql(f"CREATE DATABASE {late.database} TEMPLATE {whole.database}")
+            assert any("worker.started" in line for line in lines)
+        finally:
+            worker.kill()
+            worker.wait()
+            connection.exec_driver_sql(f"DROP DATABASE IF EXISTS {late.database} WITH (FORCE)")
+    server.dispose()
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

@@ -5,11 +5,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from sqlalchemy import delete
 
 from adap.store import jobs, sweeps
 from adap.store.database import Database
 from adap.store.ids import new_id
 from adap.store.tables import AssetStatus, DatasetRow, JobKind, JobRow, JobStatus, SweepRow
+from tests.postgres import until_somebody_waits
 
 
 def make(database: Database, *, planned: int = 4, made: int = 0) -> str:
@@ -145,3 +147,19 @@ def test_what_is_stored_comes_back(database: Database) -> None:
     with database.reading() as session:
         ((trial, _),) = sweeps.trials(session, sweep_id)
         assert trial.parameters == parameters
+
+
+def test_who_cancels_a_sweep_while_it_goes_finds_that_all_has_ended(postgres: Database) -> None:
+    sweep_id = make(postgres, planned=1, made=0)
+
+    def cancel() -> bool:
+        with postgres.writing() as session:
+            session.get_one(SweepRow, sweep_id)  # as it was before the lock is waited for
+            return sweeps.cancel(session, sweep_id)
+
+    with ThreadPoolExecutor(1) as pool:
+        with postgres.writing() as session:
+            session.execute(delete(SweepRow).where(SweepRow.id == sweep_id))
+            cancelled = pool.submit(cancel)
+            until_somebody_waits(postgres, cancelled)
+        assert cancelled.result() is False

@@ -147,3 +147,8 @@ def test_a_search_that_cannot_be_read_holds_nobody_up(plant: Plant) -> None:
     wait_ended(plant, other)
     assert trials(plant, broken) == []
     assert "sweep.not_advanced" in plant.log_of(0)
+
+
+def test_no_trial_is_made_of_a_sweep_that_went_meanwhile(plant: Plant) -> None:
+    with plant.database.writing() as session:
+        assert advance(session, "swp_gone") == []
