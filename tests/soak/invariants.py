@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from adap.store import garbage, results
 from adap.store.artifacts import open_blobs
+from adap.store.blobs import Blobs
 from adap.store.settings import child_environment
 from adap.store.tables import (
     TERMINAL,
@@ -29,6 +30,7 @@ from tests.soak.ground import Ground
 from tests.soak.tenants import Accepted
 from tests.worker.conftest import same_weights
 
+PATIENCE_S = 60.0  # for an answer of the store of files
 ENDS = {JobStatus.SUCCEEDED: "succeeded", JobStatus.CANCELLED: "cancelled"}
 
 
@@ -57,6 +59,11 @@ def examine(ground: Ground, accepted: list[Accepted]) -> Verdict:
     equal, different = _weights(ground, accepted)
     faults += [*different, *_garbage(ground), *_doctor(ground)]
     return Verdict(len(lost), len(doubled), equal, faults)
+
+
+def _blobs(ground: Ground) -> Blobs:
+    """The store, with time to answer: nothing cuts it off any more, and the machine is shared."""
+    return open_blobs(ground.settings.model_copy(update={"blobs_limit_s": PATIENCE_S}))
 
 
 def _ended_well(job: Accepted, rows: dict[str, JobRow]) -> bool:
@@ -100,7 +107,7 @@ def _results(session: Session, rows: Iterable[JobRow]) -> Iterator[str]:
 
 def _bytes(ground: Ground, session: Session) -> Iterator[str]:
     """What counts for a tenant's quota is what its files weigh."""
-    blobs = open_blobs(ground.settings)
+    blobs = _blobs(ground)
 
     def weight(name: str) -> int:
         return blobs.local_path(name).stat().st_size
@@ -120,7 +127,7 @@ def _bytes(ground: Ground, session: Session) -> Iterator[str]:
 
 def _weights(ground: Ground, accepted: list[Accepted]) -> tuple[int, list[str]]:
     """Every training beside the first of its seed, which nothing disturbed."""
-    blobs = open_blobs(ground.settings)
+    blobs = _blobs(ground)
     first: dict[int, str] = {}
     equal, faults = 0, []
     with ground.database.reading() as session:
@@ -140,7 +147,7 @@ def _weights(ground: Ground, accepted: list[Accepted]) -> tuple[int, list[str]]:
 
 def _garbage(ground: Ground) -> Iterator[str]:
     """After both phases what is stored is what rows refer to, and nothing else."""
-    blobs = open_blobs(ground.settings)
+    blobs = _blobs(ground)
     time.sleep(1.1)  # times of files are in seconds on a bucket
     garbage.condemn(ground.database, blobs, older_s=0)
     time.sleep(0.1)
