@@ -15,6 +15,7 @@ what else the machine does hits all of them:
 
 The load is as many connections as the concurrency, each sending its next request when the answer to
 the last one is there; it shares the cores with the servers. The median over the rounds is printed,
+with what an image costs the processes of the server in time of the processor (`CPU ms`),
 and the largest difference of a score of ours, taken under load, from the image's score alone.
 """
 
@@ -33,11 +34,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
+import psutil
 import torch
 from PIL import Image
 
@@ -82,6 +85,22 @@ def scorer(path: Path) -> Scorer:
 # --- the servers, each in a process of its own ----------------------------------------------------
 
 
+@dataclass(frozen=True)
+class System:
+    """A server: where to post to, and the processes that it began with."""
+
+    port: int
+    path: str
+    pids: tuple[int, ...]
+
+    def used_s(self) -> float:
+        """The processor's time of all its processes that run."""
+        begun = [psutil.Process(pid) for pid in self.pids]
+        running = [*begun, *(child for each in begun for child in each.children(recursive=True))]
+        times = [each.cpu_times() for each in running]
+        return sum(each.user + each.system for each in times)
+
+
 def _answers(url: str) -> bool:
     with suppress(httpx.TransportError):
         return httpx.get(url).status_code < 500
@@ -89,8 +108,8 @@ def _answers(url: str) -> bool:
 
 
 @contextmanager
-def process(*command: str, url: str, **environment: str) -> Iterator[None]:
-    """A server that answers at this address."""
+def process(*command: str, url: str, **environment: str) -> Iterator[int]:
+    """A server that answers at this address, by its process id."""
     started = subprocess.Popen(
         [sys.executable, "-m", *command],
         env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE", **environment},
@@ -102,15 +121,15 @@ def process(*command: str, url: str, **environment: str) -> Iterator[None]:
             if started.poll() is not None or time.monotonic() > until:
                 raise SystemExit(f"{command} did not start")
             time.sleep(0.1)
-        yield
+        yield started.pid
     finally:
         os.killpg(started.pid, 15)
         started.wait(30)
 
 
 @contextmanager
-def service(home: Path, path: Path) -> Iterator[tuple[int, str]]:
-    """Our API and scoring process with the model in the database: port and path to post to."""
+def service(home: Path, path: Path) -> Iterator[System]:
+    """Our API and scoring process with the model in the database."""
     port = free_port()
     settings = Settings(home=home)
     database = Database(settings)
@@ -137,10 +156,10 @@ def service(home: Path, path: Path) -> Iterator[tuple[int, str]]:
     }
     url = f"http://127.0.0.1:{port}"
     with (
-        process("adap.api", url=f"{url}/livez", **environment),
-        process("adap.worker.scoring", url=f"{url}/v2/health/ready", **environment),
+        process("adap.api", url=f"{url}/livez", **environment) as api,
+        process("adap.worker.scoring", url=f"{url}/v2/health/ready", **environment) as scoring,
     ):
-        yield port, f"/v1/models/{model_id}/scores"
+        yield System(port, f"/v1/models/{model_id}/scores", (api, scoring))
 
 
 # --- the load -------------------------------------------------------------------------------------
@@ -204,27 +223,31 @@ def measure(architecture: str, *, seconds: float, rounds: int) -> None:
         for name in ("litserve", "fastapi"):
             port = free_port()
             own = ("benchmarks.serving_peers", name, str(path), str(port))
-            stack.enter_context(process(*own, url=f"http://127.0.0.1:{port}/"))
-            systems[name] = (port, "/scores")
+            pid = stack.enter_context(process(*own, url=f"http://127.0.0.1:{port}/"))
+            systems[name] = System(port, "/scores", (pid,))
         forward: list[float] = []
+        costs: dict[tuple[str, int], list[float]] = {}
         rates: dict[tuple[str, int], list[float]] = {}
         times: dict[tuple[str, int], list[float]] = {}
         ours: dict[int, float] = {}
         bare_forward(here, seconds=1)
-        for port, where in systems.values():
-            asyncio.run(load(port, where, concurrency=8, seconds=2))
+        for system in systems.values():
+            asyncio.run(load(system.port, system.path, concurrency=8, seconds=2))
         for _ in range(rounds):
             for concurrency in CONCURRENCY:
                 forward.append(bare_forward(here, seconds=seconds))
-                for name, (port, where) in systems.items():
+                for name, system in systems.items():
+                    before = system.used_s()
                     rate, latencies, scores = asyncio.run(
-                        load(port, where, concurrency=concurrency, seconds=seconds)
+                        load(system.port, system.path, concurrency=concurrency, seconds=seconds)
                     )
+                    cost = (system.used_s() - before) / len(latencies)
+                    costs.setdefault((name, concurrency), []).append(cost)
                     rates.setdefault((name, concurrency), []).append(rate)
                     times.setdefault((name, concurrency), []).extend(latencies)
                     if name == "adap":
                         ours |= scores
-    report(forward, rates, times)
+    report(forward, rates, times, costs)
     ours = dict(sorted(ours.items())[:BATCH])  # the others would take as long as the rest together
     with torch.inference_mode():
         x = torch.from_numpy(pixels()).permute(0, 3, 1, 2).float() / 255
@@ -243,18 +266,19 @@ def report(
     forward: list[float],
     rates: dict[tuple[str, int], list[float]],
     times: dict[tuple[str, int], list[float]],
+    costs: dict[tuple[str, int], list[float]],
 ) -> None:
     """The table: medians over the rounds, and of the bare forward measured in the same rounds."""
-    print("| system | concurrency | images/s | of the bare forward | p50 ms | p99 ms |")
-    print("|---|---|---|---|---|---|")
-    print(f"| bare forward, batches of {BATCH} | | {statistics.median(forward):.1f} | 1.00 | | |")
+    print("| system | concurrency | images/s | of the bare forward | p50 ms | p99 ms | CPU ms |")
+    print("|---|---|---|---|---|---|---|")
+    print(f"| bare forward, batches of {BATCH} | | {statistics.median(forward):.1f} | 1.00 | | | |")
     for (name, concurrency), measured in rates.items():
         beside = forward[CONCURRENCY.index(concurrency) :: len(CONCURRENCY)]
         share = statistics.median(a / b for a, b in zip(measured, beside, strict=True))
         p50, p99 = np.percentile(np.array(times[name, concurrency]) * 1000, [50, 99])
         print(
             f"| {name} | {concurrency} | {statistics.median(measured):.1f} | {share:.2f} "
-            f"| {p50:.0f} | {p99:.0f} |"
+            f"| {p50:.0f} | {p99:.0f} | {1000 * statistics.median(costs[name, concurrency]):.1f} |"
         )
 
 
