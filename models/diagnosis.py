@@ -211,12 +211,13 @@ def _of_other_counts(outputs: int | None, channels: int | None, declared: Declar
 
 
 def _by_guess(guess: Guess, declared: Declaration) -> str:
-    if declared.architecture is None:
-        return (
-            f"those of {guess.architecture}, but "
-            f"{_of_other_counts(guess.outputs, guess.channels, declared)}"
-        )
     more = _of_other_counts(guess.outputs, guess.channels, declared)
+    if declared.architecture is None:
+        return f"those of {guess.architecture}, but " + (
+            more
+            or "some of another kind of numbers, or others beside them: send it with "
+            f"--architecture {guess.architecture} to be told which"
+        )
     return f"those of {guess.architecture}: send it with --architecture {guess.architecture}" + (
         f"; they are {more}" if more else ""
     )

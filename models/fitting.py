@@ -146,7 +146,8 @@ def _fits(weights: Weights, prefix: str, expected: Mapping[str, Tensor]) -> bool
                 continue
             return False
         kinds = _FLOATS if wanted.is_floating_point() else _WHOLE
-        if got.shape != wanted.shape or got.dtype not in kinds:
+        # a count may be of any kind: whoever halved all halved it too
+        if got.shape != wanted.shape or (got.dtype not in kinds and not name.endswith(OPTIONAL)):
             return False
     return True
 
@@ -269,7 +270,7 @@ def _converted(
     tensors, counts = {}, dict.fromkeys(_TEXT, 0)
     for name, wanted in expected.items():
         got = weights.tensors.get(prefix + name)
-        if got is None:
+        if got is None or (name.endswith(OPTIONAL) and got.is_floating_point()):
             continue
         if got.dtype in counts and wanted.is_floating_point():
             counts[got.dtype] += 1

@@ -125,6 +125,10 @@ TAKEN: dict[str, tuple[Callable[[], Any], str]] = {
     "float16": (lambda: network().half().state_dict(), "float16 made float32 (17 tensors)"),
     "bfloat16": (lambda: network().bfloat16().state_dict(), "bfloat16 made float32 (17 tensors)"),
     "float64": (lambda: network().double().state_dict(), "float64 made float32 (17 tensors)"),
+    "counts too": (
+        lambda: {name: value.double() for name, value in state().items()},
+        "float64 made float32 (17 tensors)",
+    ),
 }
 
 
@@ -258,6 +262,11 @@ NARROW = nn.Conv2d(1, 64, 7, bias=False)
 SMALL = nn.Conv2d(3, 64, 3, bias=False)
 
 DIAGNOSES: dict[str, tuple[Callable[[], Mapping[str, Tensor]], dict[str, Any], str]] = {
+    "integers behind a prefix": (
+        lambda: behind("model.", {name: value.to(torch.int8) for name, value in state().items()}),
+        {"architecture": None},
+        "send it with --architecture small_cnn to be told which",
+    ),
     "a head of its own": (
         lambda: resnet(head=HEAD),
         {"architecture": "torchvision/resnet18"},
