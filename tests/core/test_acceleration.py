@@ -265,6 +265,7 @@ class Round(nn.Module):
         return (x * 1000).detach().round()
 
 
+@pytest.mark.slow
 def test_an_attack_ends_where_it_does_on_the_scorer_itself():
     slow, x = scorer("resnet18"), images()
     threat_model = ThreatModel("l2", 0.5)  # no sign, which would turn rounding into steps

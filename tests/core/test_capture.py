@@ -111,6 +111,7 @@ def same(found, expected):
     assert without_speed(found[2]) == without_speed(expected[2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", OBJECTIVES)
 def test_a_captured_training_ends_in_the_same_bits_as_one_that_is_not(method):
     config, tape, checkpoints = config_for(method, optimizer=SGD, epochs=2), Tape(), []

@@ -532,6 +532,7 @@ def test_intervals_that_overflow_become_infinite_bounds():
 # --- the AP floor ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_floor_is_the_lowest_ap_over_all_logits_within_the_bounds():
     source = generator()
     for _ in range(20):
@@ -585,6 +586,7 @@ def trained_on_bounds(network, x, targets, *, epsilon, epochs=30):
             optimizer.step()
 
 
+@pytest.mark.slow
 def test_a_network_trained_on_bounds_has_a_floor_far_above_chance():
     digits = load_digits()
     x = torch.tensor(digits.images[:, None] / 16, dtype=torch.float32)

@@ -179,6 +179,7 @@ def test_honest_networks_are_trustworthy_to_a_closer_look(build, robust):
     assert_all_pass(audit(network, attacks=PRESETS["standard"], level="full"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epsilon", [2 / 255, 8 / 255, 0.25])
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e30])
 def test_neither_the_size_of_the_budget_nor_the_unit_of_the_logits_matters(epsilon, scale):
@@ -186,6 +187,7 @@ def test_neither_the_size_of_the_budget_nor_the_unit_of_the_logits_matters(epsil
     assert verdict(audit(network, threat=Threat(epsilon=epsilon))) == "trustworthy"
 
 
+@pytest.mark.slow
 def test_the_paper_preset_is_trustworthy_on_an_honest_network():
     found = audit(
         trained(small_cnn, robust=True),
@@ -430,6 +432,7 @@ def test_bytes_with_a_gradient_straight_through_are_foretold_by_whole_levels(eps
     assert found.status == "pass", found
 
 
+@pytest.mark.slow
 def test_a_gradient_that_is_too_short_misleads_no_attack_but_that_of_a_branch_does():
     whole = Disguised(lambda network, x: Shortened.apply(network(x)))
     found = audit(whole)
@@ -546,6 +549,7 @@ def test_a_black_box_that_wins_image_by_image_is_noticed_while_ap_hardly_moves()
     assert check.status == "fail"  # measured: Square is stronger on 79 % of the images
 
 
+@pytest.mark.slow
 def test_a_search_over_places_is_not_blamed_for_single_images_but_for_hidden_damage():
     # Three pixels of 64: 200 queries come close to trying all that there are.
     threat, attacks = Threat(norm="l0", epsilon=3), [APGDAttack(steps=50)]
@@ -561,6 +565,7 @@ def test_a_search_over_places_is_not_blamed_for_single_images_but_for_hidden_dam
     assert check.figures["square_further"] > 0.5
 
 
+@pytest.mark.slow
 def test_a_black_box_too_short_for_the_images_is_a_caution_of_quick_checks_alone():
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(64, 192, (24, 3, 32, 32), generator=generator, dtype=torch.uint8).numpy()
@@ -588,6 +593,7 @@ def test_the_message_says_what_was_found_and_what_to_do():
     )
 
 
+@pytest.mark.slow
 def test_scores_that_do_not_hold_still_make_the_other_figures_fuzzy():
     found = audit(Disguised(lambda network, x: network(x + 0.1 * torch.randn_like(x))))
     assert found["batch_independent"].status == "skipped"
@@ -625,6 +631,7 @@ def test_nan_under_attack_alone_fails_the_checks_that_see_it():
 # --- audits that look too little ------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_audit_that_follows_no_gradient_has_not_looked():
     network = trained(small_cnn)
     blind = audit(network, attacks=[NoiseAttack()])["converged"]
@@ -816,6 +823,7 @@ def test_a_network_left_in_train_mode_is_checked_in_eval_mode():
     assert network[0].training
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_checks():
     network = trained(small_cnn, robust=True)
     assert audit(network) == audit(network)

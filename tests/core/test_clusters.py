@@ -75,6 +75,7 @@ def test_clusters_of_one_example_each_are_todays_bootstrap_to_the_bit():
         np.testing.assert_array_equal(getattr(alone, figure), getattr(plain, figure))
 
 
+@pytest.mark.slow
 def test_where_clusters_share_their_errors_only_drawing_them_whole_covers():
     truth = average_precision(*population(20_000, of_one=5, rng=np.random.default_rng(9))[:2])
     rng, trials = np.random.default_rng(0), 100

@@ -195,6 +195,7 @@ def test_an_attack_through_jpeg_leaves_less_than_one_that_ignores_it() -> None:
     assert report.worst_case.ap < left - 0.01
 
 
+@pytest.mark.slow
 def test_scores_behind_a_varying_quality_are_means_over_draws(
     data: tuple[nn.Module, np.ndarray, np.ndarray], tmp_path: Path
 ) -> None:
@@ -240,6 +241,7 @@ def test_bounds_are_not_asked_for_behind_a_pipeline() -> None:
         AuditConfig(pipeline=HALVED, certify="ibp")
 
 
+@pytest.mark.slow
 def test_a_network_behind_jpeg_is_told_from_one_that_hides_its_gradient() -> None:
     """By its own staircase: small steps are foretold, and scores are nearly those of files."""
     generator = torch.Generator().manual_seed(0)
@@ -266,6 +268,7 @@ def test_a_network_behind_jpeg_is_told_from_one_that_hides_its_gradient() -> Non
     assert check.figures["unrounded"] > 0.95
 
 
+@pytest.mark.slow
 def test_nothing_is_drawn_outside_of_an_audit_and_the_attacker_follows_means_too(
     data: tuple[nn.Module, np.ndarray, np.ndarray],
 ) -> None:

@@ -151,6 +151,7 @@ def test_what_an_audit_by_draws_costs_is_said_before_it_starts(
     assert said == pytest.approx(model.images, rel=0.1)
 
 
+@pytest.mark.slow
 def test_the_checks_of_a_mean_cost_what_is_planned_and_say_by_how_many_draws(
     data: tuple[Tensor, Tensor],
 ) -> None:

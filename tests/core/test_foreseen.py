@@ -41,6 +41,7 @@ class Counting(nn.Module):
         return z
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("preset", "stepped"), [("quick", False), ("standard", True)])
 def test_the_cost_of_an_audit_is_known_beforehand(
     preset: Literal["quick", "standard"], stepped: bool

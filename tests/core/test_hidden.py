@@ -83,6 +83,7 @@ def test_the_audit_searches_on_where_the_gradient_hides_something_and_says_what_
     assert not [text for text in honest.warnings if "the search went on" in text]
 
 
+@pytest.mark.slow
 def test_gradients_averaged_over_the_ball_see_past_what_is_too_fast_to_follow() -> None:
     images, targets = first_images()
     x, y = torch.tensor(images).float() / 255, torch.tensor(targets)

@@ -51,6 +51,7 @@ def sklearn_on_copies(scores, targets, counts, *, prevalence=None):
     return average_precision_score(best_first, -np.arange(len(best_first)), sample_weight=weight)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("positives", "negatives"), [(7, 33), (40, 3), (60, 2000)])
 def test_every_resample_has_the_ap_that_scikit_learn_gives_it(positives, negatives):
     scores, targets = ranking(positives, negatives)
@@ -97,6 +98,7 @@ def test_at_its_own_prevalence_nothing_changes():
     assert len(own) == 2000  # unless told otherwise
 
 
+@pytest.mark.slow
 def test_where_no_positive_is_doubled_it_is_scikit_learns_weighted_ap():
     # scikit-learn lets copies of a positive share the precision of the last; single ones agree.
     scores, targets = ranking(3, 17)
@@ -230,6 +232,7 @@ def test_the_true_ap_by_integration_is_that_of_very_many_examples(kind):
     assert true_ap(kind, shift, 0.1) == pytest.approx(found, abs=0.01)
 
 
+@pytest.mark.slow
 def test_an_audit_puts_intervals_around_its_figures_and_a_paired_one_around_the_drop():
     clean, targets = ranking(60, 140)
     hurt = clean - np.random.default_rng(1).uniform(0, 2, 200) * (2 * targets - 1)

@@ -66,6 +66,7 @@ HONEST: dict[str, Disguise] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("disguise", HONEST.values(), ids=HONEST)
 def test_an_honest_network_of_an_odd_kind_is_trustworthy(disguise: Disguise) -> None:
     assert verdict(audit(Disguised(disguise), few())) == "trustworthy"
@@ -170,6 +171,7 @@ DISHONEST: dict[str, tuple[Disguise, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("disguise", "named"), DISHONEST.values(), ids=DISHONEST)
 def test_a_disguise_of_a_new_kind_is_named(disguise: Disguise, named: str) -> None:
     found = audit(Disguised(disguise), few())
@@ -205,6 +207,7 @@ def test_a_gradient_that_is_another_one_when_asked_twice_is_named(
     assert "asked twice" in found["gradient_predicts"].message
 
 
+@pytest.mark.slow
 def test_a_search_led_astray_by_a_noisy_gradient_is_told_by_what_the_others_find() -> None:
     found = audit(noisy(0.5))["converged"]
     plain = audit(trained(small_cnn))["converged"]

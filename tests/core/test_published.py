@@ -379,6 +379,7 @@ def test_what_does_not_fit_among_the_folders_is_refused(
         load("folder", tmp_path)
 
 
+@pytest.mark.slow
 def test_real_photographs_are_read_as_pillow_reads_them(shared: Path) -> None:
     """Needs the CIFAR-10 images that lie beside a checkout; skipped elsewhere."""
     path = shared / "data" / "cifar10-test.zip"

@@ -73,6 +73,7 @@ def test_the_pessimistic_rule_is_the_lowest_ap_over_all_orders_of_the_ties(ranki
     assert average_precision(scores, targets) == pytest.approx(lowest, rel=ROUNDING)
 
 
+@pytest.mark.slow
 @given(rankings(distinct=False), st.randoms(use_true_random=False))
 def test_ap_ignores_the_order_of_the_examples_and_strictly_increasing_maps(ranking, random):
     scores, targets = ranking

@@ -186,6 +186,7 @@ def test_thinning_keeps_both_ends_and_the_extremes_of_every_slice():
             assert np.abs(shown - extreme).min() < 1e-3
 
 
+@pytest.mark.slow
 def test_the_ap_figure_shows_the_figures_of_the_report():
     scores = scores_of(200)
     interval = Interval(low=0.3, high=0.9, level=0.95)
@@ -587,6 +588,7 @@ def test_groups_without_any_figures_are_only_listed():
     assert rows_after(page, "h-groups")[1:] == ["seen once 1 1 100 % too few too few"]
 
 
+@pytest.mark.slow
 def test_of_many_groups_the_worst_are_drawn_and_all_are_listed():
     scores = rich_scores(examples=4000)
     report = rich_report(scores, groups=[f"group {i}" for i in range(50)])
@@ -734,6 +736,7 @@ def test_several_tasks_begin_with_their_means_and_a_table_weakest_first():
     assert " ".join(f"{mean:.4f}" for mean in means) in rows[-1]
 
 
+@pytest.mark.slow
 def test_several_tasks_that_rank_by_chance_are_said_to():
     report, scores = ten_tasks()
     report = report.model_copy(update={"mean": report.mean | {"worst_case": 0.1}})
@@ -865,6 +868,7 @@ def test_the_policy_allows_no_script_and_there_is_none():
     assert page.all("script") == []
 
 
+@pytest.mark.slow
 def test_a_page_of_100000_scores_weighs_less_than_half_a_megabyte():
     scores = scores_of(100_000, evidence=12, shape=(3, 32, 32))
     assert len(render(report_of(scores), [scores]).encode()) < 500_000

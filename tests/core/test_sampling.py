@@ -101,6 +101,7 @@ def test_plain_batches_have_one_size_and_draw_every_example_equally_often(exampl
     assert drawn.min() >= 3  # no epoch leaves anyone out
 
 
+@pytest.mark.slow
 @given(examples=st.integers(2, 60), batch_size=st.integers(2, 12), positives=st.integers(1, 59))
 def test_an_epoch_has_the_same_number_of_batches_with_any_sampler(examples, batch_size, positives):
     positives = min(positives, examples - 1)
@@ -123,6 +124,7 @@ def test_a_single_positive_fills_its_half_of_every_batch():
         assert the_one not in batch[64:]
 
 
+@pytest.mark.slow
 @given(
     counts=st.lists(st.integers(1, 9), min_size=2, max_size=7),
     unlabelled=st.integers(0, 5),

@@ -189,6 +189,7 @@ def test_a_training_killed_after_any_epoch_and_resumed_ends_in_the_same_bits(met
         assert without_speed(resumed[2]) == without_speed(expected[2])
 
 
+@pytest.mark.slow
 def test_a_training_may_be_killed_after_every_epoch():
     config = config_for()
     saved = [None]
@@ -756,6 +757,7 @@ def test_training_stops_when_the_figure_has_not_risen_for_so_long():
     assert not whole.stopped_early
 
 
+@pytest.mark.slow
 def test_only_every_so_many_epochs_and_the_last_are_validated_and_can_be_kept():
     always = train(config_for(epochs=5))[2]
     result = train(config_for(epochs=5, validation=Validation(every=2)))[2]
@@ -770,6 +772,7 @@ def test_only_every_so_many_epochs_and_the_last_are_validated_and_can_be_kept():
     assert (result.best.robust_ap, -result.best.epoch) == best
 
 
+@pytest.mark.slow
 def test_a_training_that_had_stopped_early_stays_so_when_resumed():
     config = config_for(epochs=40, validation=Validation(patience=2))
     checkpoints = []

@@ -236,6 +236,7 @@ def resnet(head: nn.Module | None = None, stem: nn.Module | None = None) -> dict
     return dict(made.state_dict())
 
 
+@pytest.mark.slow
 def test_the_architecture_is_told_from_the_tensors(tmp_path: Path) -> None:
     for tensors, name in (
         (state(), "small_cnn"),

@@ -76,6 +76,7 @@ def test_an_image_without_a_box_of_the_class_ties_at_the_bottom_and_moves_nowher
     assert logits[0] < adap.Detector(Blind(), label=3)(x).min()
 
 
+@pytest.mark.slow
 def test_an_audit_attacks_a_detector_by_its_gradients_and_says_what_it_ranks(network, images):
     labels = torch.tensor([0, 1] * 8)
     found = adap.audit(

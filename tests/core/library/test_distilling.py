@@ -43,6 +43,7 @@ def distilled(digits, fitted) -> tuple[Box, adap.Distilled]:
     return box, adap.distil(box, digits[0][700:900], queries=500, epochs=20, epsilon=0.1)
 
 
+@pytest.mark.slow
 def test_the_budget_is_what_the_black_box_was_shown(distilled) -> None:
     box, found = distilled
     assert found.queries == len(box.shown) == 500

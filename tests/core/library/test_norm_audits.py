@@ -76,6 +76,7 @@ def test_the_worst_ap_of_a_linear_ranker_is_found(
     assert f"nothing is proven of {norm}" in why
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("norm", "epsilon"), [("l1", 1), ("l0", 2), ("patch", 2)])
 def test_checks_of_an_honest_ranker_pass_and_its_report_is_borne_out(
     norm: Any, epsilon: int, data: tuple[np.ndarray, np.ndarray], tmp_path: Path

@@ -376,6 +376,7 @@ def test_a_network_that_begins_in_place_is_attacked(images: Tensor) -> None:
     assert torch.equal(found, plain)
 
 
+@pytest.mark.slow
 def test_figures_do_not_hang_on_the_mode_of_gradients_around_the_call() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(48, 1))
     x = torch.rand(20, 3, 4, 4, generator=torch.Generator().manual_seed(0))

@@ -170,6 +170,7 @@ def test_a_server_that_keeps_failing_is_given_up_in_a_sentence(
     assert len(server.came) == len(faults)
 
 
+@pytest.mark.slow
 def test_an_audit_within_a_budget_goes_on_in_its_folder_and_asks_nothing_twice(
     server, images, tmp_path: Path
 ) -> None:

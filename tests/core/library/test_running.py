@@ -38,6 +38,7 @@ def data() -> tuple[Tensor, Tensor]:
 ATTACKS = [adap.PGD(steps=3), adap.Square(queries=10)]
 
 
+@pytest.mark.slow
 def test_what_was_done_before_ctrl_c_is_kept_where_the_exception_says(
     data: tuple[Tensor, Tensor],
 ) -> None:

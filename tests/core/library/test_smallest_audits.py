@@ -89,6 +89,7 @@ def test_pieces_and_folders_change_nothing_and_the_library_alone_finds_the_same(
     assert np.allclose(sizes.sizes, alone.sizes.numpy())
 
 
+@pytest.mark.slow
 def test_the_report_says_so_everywhere_and_is_borne_out(report: adap.Audit, tmp_path: Path) -> None:
     kept = json.loads(report.save(tmp_path / "report.json").read_text())
     content = report.save(tmp_path / "scores.safetensors").read_bytes()
