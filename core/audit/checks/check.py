@@ -138,7 +138,10 @@ def check_audit(
             found[name], stored = bench.attack(scorer, run, network=network, helped=from_others)
             if name == "white_box":
                 found["eight_bit"] = bench.score(scorer, stored)
-                helped = bench.helped(stored, (2 * bench.targets - 1) * (clean - found[name]))
+                with np.errstate(invalid="ignore"):
+                    fallen = (2 * bench.targets - 1) * (clean - found[name])
+                # infinite logits say nothing here; the checks name them
+                helped = bench.helped(stored, np.where(np.isfinite(fallen), fallen, 0))
 
     repeats = repeatable(clean, again, alone, alone_again, draws=draws)
     independent = batch_independent(clean, repeats, shuffled=shuffled, alone=alone)
