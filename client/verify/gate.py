@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from adap.client.client import Json
-from adap.client.show import LEVELS
+from adap.client.show.parts import LEVELS
 from adap.client.verify.book import Book
 
 OPERATORS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}

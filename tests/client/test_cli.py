@@ -416,7 +416,7 @@ def test_a_size_is_width_by_height_as_everywhere() -> None:
     spec = given.as_json()
     assert spec is not None
     assert (spec["width"], spec["height"]) == (320, 240)
-    assert show._input(spec).startswith("320x240 (width x height), 3 channels")
+    assert show.input_spec(spec).startswith("320x240 (width x height), 3 channels")
 
 
 def test_weights_without_architecture_are_described_on_the_command_line(
