@@ -11,6 +11,7 @@ Nothing here waits for anything: that is what the clients differ in.
 import hashlib
 import io
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
@@ -24,6 +25,7 @@ import httpx
 DEFAULT_URL = "http://127.0.0.1:8000"
 
 Json = dict[str, Any]
+FilePath = str | os.PathLike[str]
 OnBytes = Callable[[int], None]
 
 RETRY_AFTER_S = (0.1, 0.5)  # before the second and the third try

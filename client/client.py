@@ -1,6 +1,6 @@
 """A client of the service: each method is one HTTP call, and answers its JSON as a dict.
 
-    dataset = client.datasets.create(Path("photos.zip"))
+    dataset = client.datasets.create("photos.zip")
     training = client.trainings.create(dataset_id=dataset.id, positive=["cat"]).wait()
     audit = client.audits.create(model_id=training.model().id, dataset_id=dataset.id)
     report = audit.wait(on_progress=print).report()
@@ -42,6 +42,7 @@ from adap.client.base import (
     Counted,
     Event,
     EventReader,
+    FilePath,
     JobFailedError,
     Json,
     OnBytes,
@@ -180,7 +181,7 @@ class Client:
         """Every image of an audit: its logit, clean and under each attack."""
         return self.pages(f"/v1/audits/{job_id}/scores", limit=100)
 
-    def save_scores(self, job_id: str, target: Path) -> None:
+    def save_scores(self, job_id: str, target: FilePath) -> None:
         """Write all that the figures of an audit come from to a safetensors file."""
         self.download(f"/v1/audits/{job_id}/scores", target, accept="application/vnd.safetensors")
 
@@ -188,8 +189,9 @@ class Client:
         """A page of a finished ranking, best first."""
         return self.get(f"/v1/rankings/{job_id}", limit=limit, after=after)
 
-    def save_ranking(self, job_id: str, target: Path) -> None:
+    def save_ranking(self, job_id: str, target: FilePath) -> None:
         """Download a whole ranking: CSV, Parquet or NDJSON, by the suffix of the file."""
+        target = Path(target)
         if target.suffix not in RANKING_FORMS:
             raise ValueError(f"expected a file {', '.join(RANKING_FORMS)}, got {target.name}")
         accept = RANKING_FORMS[target.suffix]
@@ -198,7 +200,7 @@ class Client:
     def score(
         self,
         model_id: str,
-        images: Sequence[Path],
+        images: Sequence[FilePath],
         *,
         positive: str | Sequence[str] | None = None,
         resize: str | None = None,
@@ -211,7 +213,7 @@ class Client:
         """
         model_id = self.models.id_of(model_id)
         with ExitStack() as stack:
-            files = [("images", part(stack, path, None)) for path in images]
+            files = [("images", part(stack, Path(path), None)) for path in images]
             fields = {"positive": listed(positive or []), "rank": "true"}
             return self.post(
                 f"/v1/models/{model_id}/scores",
@@ -310,8 +312,9 @@ class Client:
         """The same error in our words."""
         return ConnectionFailedError(self.base_url, str(error) or type(error).__name__)
 
-    def download(self, path: str, target: Path, *, accept: str = "*/*") -> None:
+    def download(self, path: str, target: FilePath, *, accept: str = "*/*") -> None:
         """GET into a file; there is none unless all has come."""
+        target = Path(target)
         partial = target.with_name(f"{target.name}.part")
         tries = len(RETRY_AFTER_S) + 1
         try:
@@ -335,9 +338,15 @@ class Client:
                     file.write(chunk)
 
     def upload(
-        self, path: str, file: Path, *, fields: Mapping[str, str | None], on_bytes: OnBytes | None
+        self,
+        path: str,
+        file: FilePath,
+        *,
+        fields: Mapping[str, str | None],
+        on_bytes: OnBytes | None,
     ) -> Json:
         """POST a file, read from the disk as it is sent; in parts where it is large."""
+        file = Path(file)
         given = {name: value for name, value in fields.items() if value is not None}
         if file.stat().st_size > IN_PARTS_ABOVE_BYTES:
             upload = self.uploads.send(file, on_bytes=on_bytes)
@@ -414,12 +423,13 @@ class Uploads(_Resource):
 
     path = "/v1/uploads"
 
-    def send(self, file: Path, *, on_bytes: OnBytes | None = None) -> Json:
+    def send(self, file: FilePath, *, on_bytes: OnBytes | None = None) -> Json:
         """Send a file in parts, or those that the service lacks, and have them joined.
 
         The same content is known again by its hash: after a cut, call this again. `on_bytes` is
         told of bytes as sent, first of all that were there already.
         """
+        file = Path(file)
         told = on_bytes or (lambda _: None)
         with Parts(file) as parts:
             while parts.hash_more():
@@ -471,7 +481,7 @@ class Datasets(_Asset):
 
     def add(
         self,
-        file: Path,
+        file: FilePath,
         *,
         name: str | None = None,
         resize: Mapping[str, Any] | None = None,
@@ -491,7 +501,9 @@ class Datasets(_Asset):
         }
         return self._client.upload(self.path, file, fields=fields, on_bytes=on_bytes)
 
-    def create(self, file: Path, *, on_progress: OnProgress | None = None, **about: Any) -> Dataset:
+    def create(
+        self, file: FilePath, *, on_progress: OnProgress | None = None, **about: Any
+    ) -> Dataset:
         """Upload one and wait until it was found good; `about` as in `add`.
 
         JobFailedError says why if it was not.
@@ -522,7 +534,7 @@ class Models(_Asset):
 
     def add(
         self,
-        file: Path,
+        file: FilePath,
         *,
         name: str | None = None,
         architecture: str | None = None,
@@ -550,17 +562,20 @@ class Models(_Asset):
         }
         return self._client.upload(self.path, file, fields=fields, on_bytes=on_bytes)
 
-    def create(self, file: Path, *, on_progress: OnProgress | None = None, **about: Any) -> Model:
+    def create(
+        self, file: FilePath, *, on_progress: OnProgress | None = None, **about: Any
+    ) -> Model:
         """Upload one and wait until it was found good; `about` as in `add`."""
         added = self.add(file, **about)
         Run(self._client, self._client.jobs.show(added["job_id"])).wait(on_progress=on_progress)
         return Model.model_validate(self.show(added["id"]))
 
-    def export(self, model_id: str, target: Path) -> None:
+    def export(self, model_id: str, target: FilePath) -> None:
         """Write the model to a file: weights with their manifest as `.safetensors`, or `.onnx`.
 
         Raises ClientError for a name with another end.
         """
+        target = Path(target)
         if target.suffix not in EXPORTED:
             raise ClientError(
                 f"expected a name ending in {' or '.join(EXPORTED)}, got {target.name!r}: what "
@@ -772,7 +787,7 @@ class AuditRun(Run):
         """
         return self._client.report_as(self.id, media_type)
 
-    def save_scores(self, target: Path) -> None:
+    def save_scores(self, target: FilePath) -> None:
         """Write all that the figures come from to a safetensors file."""
         self._client.save_scores(self.id, target)
 

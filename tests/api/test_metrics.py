@@ -133,7 +133,7 @@ def test_metrics_say_that_no_scoring_process_answers(api: Api) -> None:
 def test_the_documentation_lists_every_metric(scoring: Scoring) -> None:
     api = scoring.api
     api.http.get("/livez")
-    page = (REPOSITORY / "docs" / "operating.md").read_text()
+    page = (REPOSITORY / "docs" / "limits-and-metrics.md").read_text()
     text = told_with_scoring(api)
     kinds = dict(re.findall(r"^# TYPE (\w+) (\w+)$", text, re.MULTILINE))
     served = {name for name in kinds if not name.endswith("_created")}

@@ -71,7 +71,7 @@ def test_every_limited_field_is_in_a_request_and_every_limit_is_a_setting() -> N
     assert set(LIMITS.values()) <= set(Settings.model_fields)
 
 
-@pytest.mark.parametrize("page", ["operating.md", "problems.md", "webhooks.md"])
+@pytest.mark.parametrize("page", ["limits-and-metrics.md", "problems.md", "webhooks.md"])
 def test_every_setting_in_the_documentation_exists(page: str) -> None:
     text = (REPOSITORY / "docs" / page).read_text()
     named = {name.lower() for name in re.findall(r"ADAP_([A-Z0-9_]+)", text)} - {"api_key"}
@@ -80,7 +80,7 @@ def test_every_setting_in_the_documentation_exists(page: str) -> None:
 
 
 def test_every_limit_and_quota_is_in_the_documentation_with_its_default() -> None:
-    page = (REPOSITORY / "docs" / "operating.md").read_text()
+    page = (REPOSITORY / "docs" / "limits-and-metrics.md").read_text()
     rows = dict(re.findall(r"^\| `ADAP_(MAX_\w+)` \| .+? \| (.+?) \|$", page, re.MULTILINE))
     limits = {name for name in Settings.model_fields if name.startswith("max_")}
     assert {name.lower() for name in rows} == limits - {"max_lost_attempts", "max_storage_attempts"}
