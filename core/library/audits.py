@@ -7,8 +7,8 @@ bit; `adap.core.library.running` measures the pieces here instead of on workers.
 import hashlib
 import os
 import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -182,17 +182,9 @@ def audit(
         )
         if sample is not None:
             found = found.sampled(sample, named=named, seed=seed)
-        config.threat.refuse_beyond_images(*found.images.shape[2:])
-        if config.corruptions is not None:
-            refuse_too_small(*found.images.shape[2:])
-        if config.smallest_changes is not None:
-            config.smallest_changes.refuse_beyond_examples(len(found))
-        config.behind_pipeline(found.images.shape[1:])  # raises where it cannot be done to them
+        _refuse_beyond(config, found)
         columns = columns_by(positive, classes)
-        spread = np.unique(np.linspace(0, len(found) - 1, TRIED, dtype=np.int64))
-        with drawing(torch.device("cpu"), "tried"):
-            tried = torch.from_numpy(as_float(found.images[spread]))
-            pixels = prepared(tried, config.pipeline).numpy()
+        pixels = _to_try(found, config)
         made = stack.enter_context(
             ready(
                 model,
@@ -209,12 +201,9 @@ def audit(
         _refuse_other_classes(made, classes)
         other = None
         if surrogate is not None:
-            try:
-                other = stack.enter_context(
-                    ready(surrogate, pixels, positive=columns, device=made.device)
-                )
-            except AdapError as error:
-                raise type(error)(f"the surrogate: {error}") from error
+            other = stack.enter_context(
+                _ready_surrogate(surrogate, pixels, columns=columns, device=made.device)
+            )
         measuring.refuse_unrankable(
             deployed(made.scorer, config.pipeline),
             found.images,
@@ -241,12 +230,7 @@ def audit(
         with kept_in(folder) as place:
             run = Run(pieces, found, made, other, place)
             for said in drawn:
-                sure, most = run.planned_passes()
-                cost = f"The audit takes about {sure:,} forward passes of an image" + (
-                    f", and up to {most:,} where its gradient hides something." * (most > sure)
-                    or "."
-                )
-                warnings.warn(f"{said} {cost}", stacklevel=2)
+                warnings.warn(f"{said} {_cost(run)}", stacklevel=2)
             with counting(sum(piece.images for piece in pieces), shown=progress) as tell:
                 scores = run.scores(tell)
                 checked = run.checks(tell)
@@ -274,6 +258,48 @@ def audit(
             statement=stated,
         )
     return Audit(report, [scores])
+
+
+def _refuse_beyond(config: AuditConfig, examples: Examples) -> None:
+    """Raise where what is asked for cannot be done to these images."""
+    channels, height, width = examples.images.shape[1:]
+    config.threat.refuse_beyond_images(height, width)
+    if config.corruptions is not None:
+        refuse_too_small(height, width)
+    if config.smallest_changes is not None:
+        config.smallest_changes.refuse_beyond_examples(len(examples))
+    config.behind_pipeline((channels, height, width))
+
+
+def _to_try(examples: Examples, config: AuditConfig) -> NDArray[np.float32]:
+    """Some images from all over, as the model gets them: what it answers to them tells its kind."""
+    spread = np.unique(np.linspace(0, len(examples) - 1, TRIED, dtype=np.int64))
+    with drawing(torch.device("cpu"), "tried"):
+        tried = torch.from_numpy(as_float(examples.images[spread]))
+        return prepared(tried, config.pipeline).numpy()
+
+
+@contextmanager
+def _ready_surrogate(
+    surrogate: nn.Module,
+    pixels: NDArray[np.float32],
+    *,
+    columns: list[Any] | None,
+    device: torch.device,
+) -> Iterator[Ready]:
+    """The attacker's own model; what is wrong with it is said of it by name."""
+    with ExitStack() as stack:
+        try:
+            made = stack.enter_context(ready(surrogate, pixels, positive=columns, device=device))
+        except AdapError as error:
+            raise type(error)(f"the surrogate: {error}") from error
+        yield made
+
+
+def _cost(run: Run) -> str:
+    sure, most = run.planned_passes()
+    more = f", and up to {most:,} where its gradient hides something" if most > sure else ""
+    return f"The audit takes about {sure:,} forward passes of an image{more}."
 
 
 def _refuse_no_gradients(config: AuditConfig, made: Ready) -> None:
