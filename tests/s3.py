@@ -29,7 +29,7 @@ def s3_server() -> Iterator[str]:
 def bucket_of(endpoint: str) -> dict[str, str]:
     """Settings of a new bucket, as environment variables."""
     bucket = f"b{uuid4().hex}"
-    httpx.put(f"{endpoint}/{bucket}").raise_for_status()
+    httpx.put(f"{endpoint}/{bucket}", timeout=120).raise_for_status()
     return {
         "ADAP_BLOBS_URL": f"s3://{bucket}/prefix",
         "ADAP_S3_ENDPOINT": endpoint,
