@@ -78,8 +78,8 @@ class Server:
     def load(self, path: str = "/", *, mode: str = "closed", **spec: Any) -> dict[str, Any]:
         """Put load on it from a process of its own; what came of it, and what it cost the server.
 
-        `server_cpu_s` is what its process took of the cores for each answer: unlike a rate it does
-        not depend on who else wants them.
+        `server_cpu_s` is what its process took of the cores for each answer: it hangs far less than
+        a rate on who else wants them, though caches are shared too.
         """
         before = self.cpu_s()
         came = finish(self.start_load(path, mode=mode, **spec))
