@@ -210,8 +210,9 @@ def score_all(
     on_images: Callable[[int], None],
     shift: Tensor | None = None,
 ) -> NDArray[np.float64]:
-    """(N,) logits of all examples of a task: in the batches and by the random numbers of their
-    shards, so that they are the same bits.
+    """(N,) logits of all examples of a task, in the batches and by the random numbers of their
+    shards. With the audit's own `seed`, `shard_size` and `batch_size`, and with no other, they are
+    the bits of its clean logits: whatever is kept of them has all three in its key.
 
     images: of the task, N = `examples`.  shift: (1, C, H, W) to add to each, clipped to [0, 1].
     on_images: told after each batch how many were in it.

@@ -362,9 +362,10 @@ class Subject:
 class Batches(Config):
     """Which examples meet in a batch, and the seed of what is random there."""
 
-    shard: int
-    start: int
+    shard: int = Field(0, description="its place, where the examples are one shard")
+    start: int = 0
     stop: int
+    shard_size: int | None = Field(None, description="of the shards, where they are several")
     batch_size: int
     seed: int
 
@@ -389,7 +390,7 @@ class Origin(Config):
     recipe: Recipe
     draws: int
     sample: Sample | None
-    batches: Batches | None = Field(description="null for what is of all pieces of a task")
+    batches: Batches | None = Field(description="null for what is scored in one batch of its own")
 
 
 def make_plan(config: AuditConfig, tasks: Sequence[Task], subject: Subject) -> list[Piece]:
@@ -425,13 +426,6 @@ def make_plan(config: AuditConfig, tasks: Sequence[Task], subject: Subject) -> l
         if of_all:
             parts.insert(0, (0, 0, examples, of_all))
         for shard, start, stop, found in parts:
-            batches = Batches(
-                shard=shard,
-                start=start,
-                stop=stop,
-                batch_size=config.batch_size,
-                seed=config.seed,
-            )
             columns = []
             for measure in found:
                 origin = Origin(
@@ -444,7 +438,7 @@ def make_plan(config: AuditConfig, tasks: Sequence[Task], subject: Subject) -> l
                     recipe=measure.recipe(subject.surrogate),
                     draws=draws,
                     sample=sample,
-                    batches=None if isinstance(measure, (*SAMPLES, Smallest)) else batches,
+                    batches=_batches(measure, config, examples, shard, start, stop),
                 )
                 columns.append(Column(measure=measure, key=origin.sha256()))
             counted = sum(not isinstance(measure, SAMPLES) for measure in found)
@@ -464,6 +458,22 @@ def make_plan(config: AuditConfig, tasks: Sequence[Task], subject: Subject) -> l
                 )
             )
     return pieces
+
+
+def _batches(
+    measure: Measure, config: AuditConfig, examples: int, shard: int, start: int, stop: int
+) -> Batches | None:
+    """Of a measure in a piece: equal only where the same numbers come of it."""
+    common = {"batch_size": config.batch_size, "seed": config.seed}
+    match measure:
+        case BoundsSample():
+            return None
+        case GradientSample():  # the same few images in every piece of a task
+            return Batches(stop=examples, **common)
+        case Smallest() | Universal():  # they score every shard as its own piece does
+            return Batches(stop=examples, shard_size=config.shard_size, **common)
+        case _:
+            return Batches(shard=shard, start=start, stop=stop, **common)
 
 
 def recovery_of(pieces: Sequence[Piece]) -> list[Attack]:

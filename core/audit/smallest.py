@@ -36,11 +36,10 @@ def smallest_changes(
     """The clean logits (N,), and what FMN finds for the positives among the first k, all other
     images as they are.
 
-    images, targets (N,), example_ids: of the whole task.  seed, shard_size: of the audit, whose
-    clean logits these are.  on_share: called after each batch with
-    the share of the work that is done; what it raises ends the work. It draws nothing. Costs a
-    scoring of every image, and of each positive searched for `asked.steps` gradients and some more
-    scorings.
+    images, targets (N,), example_ids: of the whole task.  seed, shard_size, batch_size: of the
+    audit, whose clean logits these are.  on_share: called after each batch with the share of the
+    work that is done; what it raises ends the work. It draws nothing. Costs a scoring of every
+    image, and of each positive searched for `asked.steps` gradients and some more scorings.
 
     Raises ConfigError for a k that leaves nobody out, ModelError for logits that are not finite.
     """

@@ -38,7 +38,7 @@ def universal_found(
     """The clean logits (N,) of all images, and what the perturbation that was found makes of them.
 
     images, targets (N,): of the whole task.  searched: rows of it, of both sides, on which to
-    search.  seed, shard_size: of the audit, whose clean logits these are.
+    search.  seed, shard_size, batch_size: of the audit, whose clean logits these are.
     on_passes: called after each batch with the number of images looked at, in the end
     (rounds + 1) * len(searched) + 2 * N; what it raises ends the work.
 

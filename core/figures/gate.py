@@ -10,6 +10,8 @@
 With several tasks a bare name is the mean over them, and `truck.worst_case_ap` is the figure of one
 task, named by its positive classes (`car+truck` where there are two). `_low` is the lower end of an
 interval; its mean over tasks lies below the lower end of the mean, so it errs on the safe side.
+The size of a change is the least over tasks: one task where none was found would make any mean
+infinite, however little is needed in another.
 
 A figure that a report lacks meets no threshold, whatever its direction; it is shown as 0. A size of
 which no change was found is infinite, and none in JSON. This module imports no torch.
@@ -101,9 +103,7 @@ def measured(report: Report) -> dict[str, float]:
     by_task = {_task_name(task.positive): dict(_figures(task)) for task in report.tasks}
     first, *others = by_task.values()
     shared = [name for name in first if all(name in other for other in others)]
-    found = {
-        name: math.fsum(own[name] for own in by_task.values()) / len(by_task) for name in shared
-    }
+    found = {name: _of_all(name, [own[name] for own in by_task.values()]) for name in shared}
     for task, own in by_task.items():
         found |= {f"{task}.{name}": value for name, value in own.items()}
     if report.trust is not None:
@@ -135,6 +135,11 @@ def got_text(result: ThresholdResult, digits: str = "") -> str:
 def in_json(figures: dict[str, float]) -> dict[str, float | None]:
     """Figures as JSON can write them."""
     return {name: _finite(value) for name, value in figures.items()}
+
+
+def _of_all(name: str, of_tasks: Sequence[float]) -> float:
+    """What a bare name stands for: the least of sizes, and the mean of everything else."""
+    return min(of_tasks) if name in SIZES else math.fsum(of_tasks) / len(of_tasks)
 
 
 def _finite(value: float) -> float | None:

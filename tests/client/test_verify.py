@@ -96,6 +96,33 @@ def test_a_report_of_our_own_functions_is_borne_out(audit: Any) -> None:
     assert "groups.night.worst_case_at_prevalence" in figures
 
 
+def test_a_threshold_on_the_size_of_a_change_is_borne_out_by_the_least_over_tasks(
+    tmp_path: Path,
+) -> None:
+    moved, unmoved = scores_of(seed=0), scores_of(seed=1)
+    assert moved.smallest is not None
+    assert unmoved.smallest is not None
+    sizes = np.full(len(unmoved.smallest.sizes), np.inf)
+    both = [moved, replace(unmoved, smallest=replace(unmoved.smallest, sizes=sizes))]
+    save_scores(both, tmp_path / "scores.safetensors")
+    content = (tmp_path / "scores.safetensors").read_bytes()
+    report = report_of(
+        [task_of(own, positive=[f"class {i}"]) for i, own in enumerate(both)],
+        required=["smallest_least >= 0.06", "smallest_median >= 0.06"],
+        scores_sha256=hashlib.sha256(content).hexdigest(),
+    ).model_dump(mode="json")
+    assert [(it["got"], it["passed"]) for it in report["thresholds"]] == [
+        (0.02, False),
+        (0.05, False),
+    ]
+    assert wrong(verify(report, content)) == []
+    for result in report["thresholds"]:  # as if one task without a change were enough
+        result |= {"got": None, "passed": True}
+    assert wrong(verify(report, content)) == [
+        f"threshold {result['threshold']}: got" for result in report["thresholds"]
+    ]
+
+
 @pytest.mark.parametrize("resamples", [1e-9, 1, 1e300, True, 10**40])
 def test_so_few_resamples_that_any_interval_would_pass_are_noticed(
     audit: Any, resamples: Any

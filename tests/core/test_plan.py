@@ -117,6 +117,34 @@ def test_what_changes_the_scores_of_a_column_changes_its_key_and_nothing_else_do
     assert equal == (set(before) if same is None else same)
 
 
+@pytest.mark.parametrize(
+    ("changed", "same"),
+    [
+        ({"seed": 1}, set()),
+        ({"batch_size": 5}, set()),
+        ({"shard_size": 5}, {"gradient.sample"}),
+        ({"shard_size": 100}, {"gradient.sample"}),
+        ({"threat": {"epsilon": 0.25}}, {"smallest"}),
+        ({"budgets": [3]}, {"gradient.sample", "smallest", "universal"}),
+    ],
+)
+def test_what_is_of_more_than_one_piece_has_the_key_of_all_that_its_scores_hang_on(
+    changed: dict[str, object], same: set[str]
+) -> None:
+    asked = {"smallest_changes": {"k": 3}, "universal": {}, "preset": "standard"}
+
+    def found(**more: object) -> dict[str, str]:
+        whole, first, *_ = keys(plan(**asked, **more))
+        return {**whole, "gradient.sample": first["gradient.sample"]}
+
+    before, after = found(), found(**changed)
+    assert {name for name in before if after[name] == before[name]} == same
+
+
+def test_what_the_gradient_hides_is_asked_once_for_all_pieces_of_a_task() -> None:
+    assert len({piece["gradient.sample"] for piece in keys(plan(preset="standard"))}) == 1
+
+
 def test_a_pipeline_that_draws_is_scored_by_its_mean() -> None:
     varying = {"name": "jpeg", "least_quality": 50}
     assert {piece.draws for piece in plan(pipeline=[varying])} == {16}

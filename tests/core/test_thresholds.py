@@ -184,6 +184,30 @@ def test_the_size_of_a_change_that_was_not_found_is_larger_than_any(tasks: list)
     assert results(report_of([bare], required=asked)) == dict.fromkeys(asked, (0.0, False))
 
 
+def test_the_size_of_a_change_is_the_least_over_tasks(tasks: list):
+    """In the task where nothing was found the search may have failed: it must not hide another."""
+    named = [f"{size} >= 0.06" for size in ("smallest_least", "smallest_median")]
+    asked = [*named, f"big cat+lion.{named[0]}", "smallest_kept >= 0.85"]
+    small = tasks[1].smallest_changes
+    none = small.model_copy(
+        update={"least": None, "median": None, "found": 0, "curve": [], "kept_at_epsilon": 1.0}
+    )
+    unmoved = tasks[1].model_copy(update={"smallest_changes": none})
+    expected = {
+        named[0]: (0.02, False),
+        named[1]: (0.05, False),
+        asked[2]: (None, True),
+        asked[3]: ((tasks[0].smallest_changes.kept_at_epsilon + 1) / 2, False),
+    }
+    assert results(report_of([tasks[0], unmoved], required=asked)) == expected
+    assert results(report_of([unmoved, tasks[0]], required=asked)) == expected
+    larger = small.model_copy(update={"least": 0.1, "median": 0.3})
+    both = [tasks[0], tasks[1].model_copy(update={"smallest_changes": larger})]
+    assert results(report_of(both, required=named)) == {
+        text: (expected[text][0], False) for text in named
+    }
+
+
 @pytest.mark.parametrize("asked", ["certified_floor >= 0", "certified_floor <= 1"])
 def test_a_figure_that_is_absent_in_the_end_is_not_met(tasks: list, asked: str):
     bare = tasks[1].model_copy(update={"certified_floor": None})

@@ -89,6 +89,30 @@ def test_pieces_and_folders_change_nothing_and_the_library_alone_finds_the_same(
     assert np.allclose(sizes.sizes, alone.sizes.numpy())
 
 
+def test_a_folder_of_another_batch_size_seed_or_shard_size_is_no_other_audit(
+    tmp_path: Path,
+) -> None:
+    """A network whose logits differ in the last digits by who shares a batch."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(768, 64), nn.ReLU(), nn.Linear(64, 1))
+    images = np.random.default_rng(0).integers(0, 256, (60, 3, 16, 16), dtype=np.uint8)
+
+    def found(folder: Path, **options: Any) -> adap.Audit:
+        asked = {"smallest_changes": {"steps": 5}, "epsilon": 0.03, "epsilons": [], **COMMON}
+        return adap.audit(network, images, np.arange(60) % 2, folder=folder, **asked, **options)
+
+    first = found(tmp_path / "one", batch_size=32)
+    assert first.smallest_changes is not None
+    for number, options in enumerate(({"batch_size": 1}, {"batch_size": 32, "shard_size": 7})):
+        kept = found(tmp_path / "one", **options)
+        assert kept.smallest_changes is not None
+        assert kept.smallest_changes == found(tmp_path / str(number), **options).smallest_changes
+        assert kept.smallest_changes.threshold in kept.scores[0].clean
+        report = json.loads(kept.save(tmp_path / "report.json").read_text())
+        content = kept.save(tmp_path / "scores.safetensors").read_bytes()
+        assert [line.figure for line in verify(report, content) if not line.ok] == []
+
+
 @pytest.mark.slow
 def test_the_report_says_so_everywhere_and_is_borne_out(report: adap.Audit, tmp_path: Path) -> None:
     kept = json.loads(report.save(tmp_path / "report.json").read_text())

@@ -90,6 +90,28 @@ def test_pieces_and_folders_change_nothing(
     assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
 
 
+@pytest.mark.parametrize("changed", [{"shard_size": 30}, {"seed": 1}, {"batch_size": 8}])
+def test_of_a_network_that_draws_another_audit_takes_over_no_draws_of_the_first(
+    changed: dict[str, int], data: tuple[np.ndarray, np.ndarray], tmp_path: Path
+) -> None:
+    class Drawn(nn.Module):
+        """No perturbation moves it: whatever its AP falls by was drawn otherwise."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.randn(len(x)) + 0 * x.sum((1, 2, 3))
+
+    first = {"shard_size": 10, "seed": 0, "batch_size": 64}
+    aps = []
+    for options in (first, {**first, **changed}):
+        asked = {**COMMON, "universal": {"rounds": 2}, "folder": tmp_path, **options}
+        with pytest.warns(UserWarning, match="draws random numbers"):
+            report = adap.audit(Drawn(), *data, draws=2, **asked)
+        assert report.universal is not None
+        assert (report.universal.size, report.universal.ap) == (0, report.clean.ap)
+        aps.append(report.clean.ap)
+    assert aps[0] != aps[1]  # they did draw otherwise
+
+
 def test_it_is_searched_on_as_many_as_was_asked_half_of_each_side(
     data: tuple[np.ndarray, np.ndarray],
 ) -> None:
