@@ -12,6 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from adap.core.audit.checks.judging import Judged
+from adap.core.audit.checks.searches import restarts
+from adap.core.config.attacks import APGDAttack
 from tests.core.test_checks import Disguised, audit, failed, held_out, small_cnn, trained, verdict
 
 Disguise = Callable[[nn.Module, Tensor], Tensor]
@@ -229,6 +232,24 @@ def test_a_true_gradient_that_leads_into_a_dead_end_is_told_by_what_helped_elsew
     assert found.status != "pass"
     assert found.figures["borrowed_ap_lower"] > 0.0125 > 5 * plain.figures["borrowed_ap_lower"]
     assert "dead end" in found.message
+
+
+@pytest.mark.parametrize(("lower", "stronger"), [(0.1, False), (1.0, True)])
+def test_how_much_stronger_a_borrowed_start_is_is_told_where_it_is(
+    lower: float, stronger: bool
+) -> None:
+    """Clean logits have deviation 1; an AP turns by far less where scores are close together."""
+    targets = np.arange(20) % 2
+    signs = 2.0 * targets - 1
+    runs = {"white_box": 0.05 * signs, "restart": 0.05 * signs, "borrowed": (0.05 - lower) * signs}
+    found = restarts(Judged(targets, signs, runs), [APGDAttack()])
+    assert found.status == "fail"
+    behind_ten = np.mean([k / (10 + k) for k in range(1, 11)])  # precision at each positive
+    assert found.figures["borrowed_ap_lower"] == pytest.approx(1 - behind_ten)
+    assert found.figures["borrowed_wins"] == float(stronger)
+    assert f"AP is {1 - behind_ten:.3f} lower" in found.message
+    assert ("far stronger than they on 100% of the images" in found.message) == stronger
+    assert ("far stronger" in found.message) == stronger
 
 
 def files_apart(network: nn.Module, x: Tensor) -> Tensor:

@@ -3,9 +3,16 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from adap.core.audit.checks.gradients import gradient_predicts
+from adap.core.audit.checks.judging import Judged
 from adap.core.audit.checks.limits import SLOPE_PART
 from adap.core.audit.checks.parts import names, partitions, summed, weakest
+from adap.core.audit.checks.runs import Bench
+from adap.core.config.attacks import APGDAttack
+from adap.core.config.threats import Threat
+from adap.models.architectures import build
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 5, 13), (3, 32, 32), (2, 1, 1)])
@@ -66,9 +73,39 @@ def test_one_image_says_nothing_of_a_part() -> None:
     rng = np.random.default_rng(0)
     promised = rng.normal(size=(2, 96))
     promised[1] = 0
-    promised[1, 5] = 10
+    promised[1, 5] = 1
     seen = promised[0] - promised[1]
     part = weakest(["whole", "of one image"], promised, promised.sum(0), seen)
-    assert part is None or SLOPE_PART.status(part.high) == "pass"
+    assert part is not None
+    assert part.name == "whole"
+    assert SLOPE_PART.status(part.high) == "pass"
     few = slice(0, 10)
-    assert weakest(["a"], promised[:1, few], promised[0, few], -promised[0, few]) is None
+    assert weakest(["a"], promised[:1, few], promised[0, few], promised[0, few]) is None
+
+
+@pytest.mark.parametrize(("images", "judged"), [(7, "whole"), (8, "of some images")])
+def test_a_part_is_judged_by_eight_images_at_least(images: int, judged: str) -> None:
+    promised = np.random.default_rng(0).normal(size=(2, 96))
+    promised[1] = 0
+    promised[1, :images] = 0.5
+    seen = promised[0] - promised[1]
+    part = weakest(["whole", "of some images"], promised, promised.sum(0), seen)
+    assert part is not None
+    assert part.name == judged
+
+
+def test_a_bright_pixel_of_one_dark_image_makes_no_gradient_wrong() -> None:
+    """The brightest band is one pixel then, of which one step is all that is known."""
+    generator = np.random.default_rng(2)
+    images = generator.integers(20, 100, size=(24, 3, 16, 16)).astype(np.uint8)
+    images[7, :, 5, 9] = 250
+    targets = np.arange(24) % 2
+    network = nn.Sequential(build("small_cnn", channels=3, seed=0), nn.Flatten(0))
+    with torch.no_grad():
+        network(torch.tensor(images) / 255)  # in train mode: BatchNorm sees them
+    bench = Bench(images, targets, 0, 24, torch.device("cpu"), lambda _: None)
+    threat = Threat(norm="linf", epsilon=8 / 255)
+    slopes = bench.gradients(network.eval(), APGDAttack(), threat)
+    clean = bench.score(network)
+    judged = Judged(targets, clean, {"white_box": clean - 100 * (2 * targets - 1)})
+    assert gradient_predicts(clean, slopes, judged).status == "pass"

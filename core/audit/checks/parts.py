@@ -19,7 +19,7 @@ from adap.core.audit.checks.limits import NOTHING, PART_ERRORS
 BANDS = 8  # of columns, of rows and of brightness, at most
 QUARTERS = 4  # of the pixels, from the smallest to the largest gradient
 SINGLE = 256  # numbers an image: up to so many each is a part of its own
-FEWEST = 16  # images
+FEWEST = 8  # images, in effect, that foretell something of a part
 
 
 @dataclass(frozen=True)
@@ -117,24 +117,31 @@ def weakest(
     predicted: NDArray[np.float64],
     seen: NDArray[np.float64],
 ) -> Part | None:
-    """None where so few images, or a gradient of the wrong sign, leave nothing to tell.
+    """None where so few images, or a gradient of the wrong sign, leave nothing to tell.  A part
+    that few images have is left out: one image alone meets any slope without an error.
 
     by_parts: (G, n) what each part contributes to `predicted`, (n,).  Signs of steps are random, so
     what one part foretells has nothing to do with what the others do, and is regressed alone.
     """
     whole = float(np.square(predicted).sum())
     unit = float((predicted * seen).sum()) / whole if whole > 0 else 0.0
-    if unit <= 0 or len(seen) < FEWEST:
+    if unit <= 0:
         return None
     foretold = unit * by_parts
     squares = np.square(foretold)
-    sums = squares.sum(axis=1)
+    sums = squares.sum(axis=1, keepdims=True)
     kept = np.flatnonzero(sums > NOTHING * unit**2 * whole)
-    foretold, squares, sums = foretold[kept], squares[kept], sums[kept, None]
+    shares = squares[kept] / sums[kept]
+    # One over it is the effective number of images (Kish, 1965), all of them where all weigh alike.
+    many = np.square(shares).sum(axis=1) <= 1 / FEWEST
+    kept, shares = kept[many], shares[many]
+    if not len(kept):
+        return None
+    foretold, squares, sums = foretold[kept], squares[kept], sums[kept]
     slopes = 1 + (foretold * (seen - unit * predicted)).sum(axis=1, keepdims=True) / sums
     # What is left, larger where one image weighs much (HC3 of MacKinnon & White, 1985).
     left = seen - unit * predicted - (slopes - 1) * foretold
-    left /= np.maximum(1 - squares / sums, NOTHING)
+    left /= np.maximum(1 - shares, NOTHING)
     errors = np.sqrt((squares * np.square(left)).sum(axis=1, keepdims=True)) / sums
     high = (slopes + PART_ERRORS * errors)[:, 0]
     worst = int(high.argmin())
