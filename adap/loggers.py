@@ -8,7 +8,7 @@ The extras `adap-audit[tensorboard]` and `adap-audit[mlflow]` bring the tools. I
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from os import PathLike
 from typing import Any, Protocol
 
@@ -85,7 +85,13 @@ def tensorboard(folder: str | PathLike[str]) -> Iterator[Logger]:
 
 @contextmanager
 def mlflow() -> Iterator[Logger]:
-    """Into MLflow's active run, or one that it starts; needs `adap-audit[mlflow]`."""
-    from mlflow import log_metrics
+    """Into MLflow's active run; needs `adap-audit[mlflow]`.
 
-    yield Logger(lambda figures, epoch: log_metrics(figures, step=epoch))
+    Where none is active, one is started, and ended with the block: failed if that raises.
+    """
+    from mlflow import active_run, log_metrics, start_run
+
+    active = active_run()
+    with start_run() if active is None else nullcontext(active) as run:
+        into = run.info.run_id
+        yield Logger(lambda figures, epoch: log_metrics(figures, step=epoch, run_id=into))

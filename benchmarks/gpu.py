@@ -43,6 +43,7 @@ from torch import Tensor, nn
 from adap.core.attacks.base import loss_and_gradient
 from adap.core.attacks.holding import attacking
 from adap.core.config.training import Precision, TrainingAttack, TrainingConfig
+from adap.core.errors import TrainingError
 from adap.core.objectives.registry import OBJECTIVES, build_objective
 from adap.core.training.attacking import attack_batch
 from adap.core.training.capture import Recorder, Work
@@ -233,7 +234,7 @@ def speed(run: Run) -> None:
             fitting(**_training(run, "adap_lpn", "bfloat16", name, steps * batch, batch))
             for _ in range(count)
         ]
-        found = [r for r in together(works, device=run.device) if isinstance(r, TrainingResult)]
+        found = _all_of(together(works, device=run.device))
         # the time of an epoch is that of all of them, as each has one step in turn
         rates = [statistics.median(r.images_per_s for r in one.history[1:]) for one in found]
         run.write(
@@ -246,6 +247,16 @@ def speed(run: Run) -> None:
             images_per_s=sum(rates),
             uncaptured=next((one.uncaptured for one in found if one.uncaptured), None),
         )
+
+
+def _all_of(results: Sequence[TrainingResult | TrainingError]) -> list[TrainingResult]:
+    """Raises the error of one that failed: the others had the card to themselves meanwhile."""
+    found = []
+    for result in results:
+        if isinstance(result, TrainingError):
+            raise result
+        found.append(result)
+    return found
 
 
 def _fitted(
@@ -315,7 +326,10 @@ def pieces(run: Run) -> Iterator[list[Training]]:
 
 
 def train(run: Run) -> None:
-    """Lines of the kind `result`, and `cut` for those that the time ends."""
+    """Lines of the kind `result`, and `cut` for those that the time ends.
+
+    Raises the TrainingError of one that fails, when the others of its seed have their lines.
+    """
     paper = plan.experiments()["table2"]
     for trainings in pieces(run):
 
@@ -332,7 +346,11 @@ def train(run: Run) -> None:
             for training in trainings:
                 run.write("cut", **_told(training))
             return
+        errors = []
         for training, trained in zip(trainings, results, strict=True):
+            if isinstance(trained, TrainingError):
+                errors.append(trained)
+                continue
             evaluation = Evaluation(training=training, attacks=("pgd", "apgd"))
             found = compute(evaluation, root=run.root, out=run.out)
             value = paper.of_paper("cifar10/automobile", training.config.method.name, {})
@@ -348,6 +366,8 @@ def train(run: Run) -> None:
                 ap=found["ap"],
                 paper=None if run.tiny else {"robust": value.robust, "clean": value.clean},
             )
+        if errors:
+            raise errors[0]
 
 
 def _told(training: Training) -> dict[str, Any]:

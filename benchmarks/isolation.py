@@ -21,11 +21,11 @@ import io
 import json
 import os
 import statistics
-import threading
 import time
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -47,6 +47,8 @@ SETTLES_S = 3.0  # until what the attacker sent last is done
 FORMS = {"forms": (500, 32), "large": (1, 1024)}  # images of a form, and their side
 ATTACKS = ("costly", *FORMS)
 BATCH = 64  # images that are decoded and scored at once
+TIMEOUT_S = 120  # of a request
+ENDS_S = TIMEOUT_S + 10.0  # for a process to end by itself, once it is told to
 SPAWN = get_context("spawn")
 
 
@@ -83,7 +85,7 @@ def tenant(admin: httpx.Client, name: str) -> httpx.Client:
     asked = {"name": "isolation", "scopes": ["read", "write"], "tenant": name}
     made = admin.post("/v1/api-keys", json=asked).raise_for_status().json()
     headers = {"Authorization": f"Bearer {made['key']}"}
-    return httpx.Client(base_url=admin.base_url, headers=headers, timeout=120)
+    return httpx.Client(base_url=admin.base_url, headers=headers, timeout=TIMEOUT_S)
 
 
 def uploaded(client: httpx.Client, network: nn.Module, side: int) -> str:
@@ -172,29 +174,54 @@ def p99(found: list[float]) -> float:
     return statistics.quantiles(found, n=100)[98]
 
 
+@dataclass(frozen=True)
+class Signs:
+    """What processes are told."""
+
+    going: Event
+    over: Event
+
+    def go_on(self) -> bool:
+        """Whether there is more to do; returns when that is known."""
+        self.going.wait()
+        return not self.over.is_set()
+
+    def end(self) -> None:
+        """Let those that wait know as well."""
+        self.over.set()
+        self.going.set()
+
+
+Counts = Counter[int]
+"""How often each status was answered."""
+
+
 def attack_from(
-    base_url: str, headers: dict[str, str], attack: Attack, answers: "Queue[int]", going: Event
+    base_url: str, headers: dict[str, str], attack: Attack, answers: "Queue[Counts]", signs: Signs
 ) -> None:
-    """Entry of the attacker: keeps requests open while it goes, and tells what was answered."""
+    """Entry of the attacker: keeps requests open while it goes, and tells at the end what was
+    answered."""
 
-    def keep_busy() -> None:
-        with httpx.Client(base_url=base_url, headers=headers, timeout=120) as client:
-            while going.wait():
-                answers.put(send(client, attack))
+    def keep_busy(_: int) -> Counts:
+        counted: Counts = Counter()
+        with httpx.Client(base_url=base_url, headers=headers, timeout=TIMEOUT_S) as client:
+            while signs.go_on():
+                counted[send(client, attack)] += 1
+        return counted
 
-    for _ in range(PARALLEL):
-        threading.Thread(target=keep_busy).start()
+    with ThreadPoolExecutor(PARALLEL) as threads:
+        answers.put(sum(threads.map(keep_busy, range(PARALLEL)), Counter()))
 
 
-def compute(attack: Attack, going: Event) -> None:
+def compute(attack: Attack, signs: Signs) -> None:
     """Entry of a program that decodes and scores the attack's images while it goes."""
     os.setsid()  # as processes of the service do: there are kernels that share by sessions
     torch.set_num_threads(1)
-    while going.wait():
+    while signs.go_on():
         for images in decoded(attack.files):
             with torch.inference_mode():
                 attack.network(torch.from_numpy(images)[:, None].float() / 255)
-            if not going.is_set():
+            if signs.over.is_set() or not signs.going.is_set():
                 break
 
 
@@ -210,24 +237,35 @@ def decoded(files: list[bytes]) -> Iterator[NDArray[np.uint8]]:
             yield np.stack([np.asarray(Image.open(io.BytesIO(image))) for image in batch])
 
 
-def started_as(target: Callable[[Event], None], ready: Semaphore, going: Event) -> None:
+def started_as(target: Callable[[Signs], None], ready: Semaphore, signs: Signs) -> None:
     """Entry of each process."""
     ready.release()
-    target(going)
+    target(signs)
 
 
 @contextmanager
-def processes(target: Callable[[Event], None], *, count: int) -> Iterator[Event]:
-    """So many of them, which work while the event is set."""
-    going, ready = SPAWN.Event(), SPAWN.Semaphore(0)
+def processes(target: Callable[[Signs], None], *, count: int) -> Iterator[Event]:
+    """So many of them, which work while the event is set, and end by themselves with the block.
+
+    What is raised in the block kills them. Raises SystemExit for one that ends in an error, or
+    does not begin or end.
+    """
+    signs, ready = Signs(SPAWN.Event(), SPAWN.Event()), SPAWN.Semaphore(0)
     entry = partial(started_as, target, ready)
-    started = [SPAWN.Process(target=entry, args=(going,), daemon=True) for _ in range(count)]
+    started = [SPAWN.Process(target=entry, args=(signs,), daemon=True) for _ in range(count)]
     for process in started:
         process.start()
-    for _ in started:
-        ready.acquire()  # once torch is loaded
     try:
-        yield going
+        for _ in started:
+            if not ready.acquire(timeout=ENDS_S):  # once torch is loaded
+                raise SystemExit(f"expected a process to begin within {ENDS_S:.0f} s, got none")
+        yield signs.going
+        signs.end()
+        for process in started:
+            process.join(ENDS_S)
+        codes = [process.exitcode for process in started]
+        if any(code != 0 for code in codes):
+            raise SystemExit(f"expected processes to end within {ENDS_S:.0f} s by 0, got {codes}")
     finally:
         for process in started:
             process.kill()
@@ -238,7 +276,7 @@ def measure(
     victim: httpx.Client, own: Attack, attacker: httpx.Client, attack: Attack, *, seconds: float
 ) -> str:
     """One row of the table."""
-    answers: Queue[int] = SPAWN.Queue()
+    answers: Queue[Counts] = SPAWN.Queue()
     through = partial(attack_from, str(attacker.base_url), dict(attacker.headers), attack, answers)
     alone: list[float] = []
     beside: list[float] = []
@@ -255,9 +293,7 @@ def measure(
                 found += waits(victim, own, seconds)
                 going.clear()
                 time.sleep(SETTLES_S)
-    counted: Counter[int] = Counter()
-    while not answers.empty():
-        counted[answers.get()] += 1
+    counted = answers.get(timeout=ENDS_S)  # one message, so small that the attacker could end
     cells = [attack.name, f"{statistics.median(alone):.1f}", f"{p99(alone):.1f}"]
     for found in (beside, meanwhile):
         times = f"{p99(found) / p99(alone):.1f}"
@@ -272,7 +308,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=ATTACKS, default=list(ATTACKS))
     asked = parser.parse_args()
     headers = {"Authorization": f"Bearer {os.environ['ADAP_ADMIN_KEY']}"}
-    admin = httpx.Client(base_url=os.environ["ADAP_URL"], headers=headers, timeout=120)
+    admin = httpx.Client(base_url=os.environ["ADAP_URL"], headers=headers, timeout=TIMEOUT_S)
     victim, attacker = tenant(admin, "victim"), tenant(admin, "attacker")
 
     def scores_of(model: str) -> str:

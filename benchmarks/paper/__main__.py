@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from adap.core.errors import TrainingError
 from adap.core.training.together import MOST_AT_ONCE
 from benchmarks.paper import plan
 from benchmarks.paper.compute import compute, compute_trainings
@@ -25,8 +26,15 @@ RESULTS = Path(__file__).parents[1] / "results" / "paper"
 class _Share:
     """Where the result of a piece will be."""
 
-    future: "Future[list[dict[str, Any]]]"
+    future: "Future[list[dict[str, Any] | TrainingError]]"
     place: int
+
+    def result(self) -> dict[str, Any]:
+        """Returns when it is there. Raises what went wrong with this piece."""
+        found = self.future.result()[self.place]
+        if isinstance(found, TrainingError):
+            raise found
+        return found
 
 
 def _alone(piece: Piece, *, root: Path, out: Path) -> list[dict[str, Any]]:
@@ -66,7 +74,7 @@ class Pool:
                 if not isinstance(piece, Training):
                     self._submit([piece], _alone, piece)
             shares = [self._shares[digest(piece)] for piece in pieces]
-        return [share.future.result()[share.place] for share in shares]
+        return [share.result() for share in shares]
 
     def _submit(self, pieces: Sequence[Piece], work: Any, argument: Any) -> None:
         future = self._executor.submit(work, argument, root=self._root, out=self._out)
@@ -74,14 +82,15 @@ class Pool:
             share = self._shares[digest(piece)] = _Share(future, place)
             future.add_done_callback(partial(self._report, digest(piece), share))
 
-    def _report(self, name: str, share: "_Share", future: "Future[list[dict[str, Any]]]") -> None:
+    def _report(self, name: str, share: _Share, _: "Future[Any]") -> None:
         self._done += 1
         minutes = (time.monotonic() - self._started) / 60
         counted = f"{minutes:6.1f} min  {self._done}/{len(self._shares)}"
-        if future.cancelled() or (error := future.exception()) is not None:
+        try:
+            result = share.result()
+        except Exception as error:  # noqa: BLE001  whoever asks for the result gets it
             print(f"{counted}  {name} failed: {error!r}", flush=True)
             return
-        result = future.result()[share.place]
         piece = result["piece"]
         training = piece.get("training", piece)
         print(

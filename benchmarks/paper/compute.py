@@ -43,24 +43,16 @@ def _nobody(record: EpochRecord) -> None:
 OnEpoch = Callable[[EpochRecord], None]
 
 
-def compute(piece: Piece, *, root: Path, out: Path, on_epoch: OnEpoch = _nobody) -> dict[str, Any]:
-    """The result of a piece, from `out` where it is known; what it depends on must be there.
-
-    on_epoch: told of each epoch of a training; what it raises ends it, its checkpoint kept.
-    """
-    return to_the_end(_computing)(piece, root=root, out=out, on_epoch=on_epoch)
-
-
 def compute_trainings(
     trainings: Sequence[Training],
     *,
     root: Path,
     out: Path,
     on_epoch: Callable[[Training, EpochRecord], None] | None = None,
-) -> list[dict[str, Any]]:
-    """The same for trainings on one device, all at once: each with the weights that it has alone.
+) -> list[dict[str, Any] | TrainingError]:
+    """`compute` for trainings on one device, all at once: each with the weights that it has alone.
 
-    Raises TrainingError if one fails, when the others are done.
+    A training that fails has its error in its place.
     """
     works = [
         _computing(
@@ -72,15 +64,16 @@ def compute_trainings(
         for training in trainings
     ]
     (device,) = {training.device for training in trainings}
-    results = []
-    for result in together(works, device=torch.device(device)):
-        if isinstance(result, TrainingError):
-            raise result
-        results.append(result)
-    return results
+    return together(works, device=torch.device(device))
 
 
-def _computing(piece: Piece, *, root: Path, out: Path, on_epoch: OnEpoch) -> Turns[dict[str, Any]]:
+def _computing(
+    piece: Piece, *, root: Path, out: Path, on_epoch: OnEpoch = _nobody
+) -> Turns[dict[str, Any]]:
+    """The result of a piece, from `out` where it is known; what it depends on must be there.
+
+    on_epoch: told of each epoch of a training; what it raises ends it, its checkpoint kept.
+    """
     folder = out / digest(piece)
     known = folder / "result.json"
     if known.exists():
@@ -107,6 +100,9 @@ def _computing(piece: Piece, *, root: Path, out: Path, on_epoch: OnEpoch) -> Tur
     written.write_text(json.dumps(result, indent=1))
     written.rename(known)
     return result
+
+
+compute = to_the_end(_computing, name="compute")
 
 
 def _training(

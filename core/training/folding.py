@@ -23,7 +23,11 @@ from adap.core.training.precision import Forward, forward_in, last_layer
 
 
 class Folded:
-    """A copy of a network, in eval mode and frozen, that is brought up to date for every step."""
+    """A copy of a network, in eval mode and frozen, that is brought up to date for every step.
+
+    Up to date are parameters, and by reference buffers, kept in checkpoints or not, and what
+    modules hold as plain tensors and numbers. What they keep in lists or dicts is as it was copied.
+    """
 
     def __init__(
         self, network: nn.Module, probes: Tensor, *, precision: Precision, device: torch.device
@@ -51,11 +55,11 @@ class Folded:
                 for layer in self._copy.modules():
                     if isinstance(layer, nn.Conv2d | nn.Linear) and layer is not last:
                         layer.to(torch.bfloat16)
-            live, folded = network.state_dict(), {name for name, _ in names}
+            other = {name for pair in names for name in pair}
             self._same = [
-                (own, live[name])
-                for name, own in self._copy.state_dict().items()
-                if name.rpartition(".")[0] not in folded
+                (own, network.get_submodule(name))
+                for name, own in self._copy.named_modules()
+                if name not in other
             ]
             self._forward = forward_in(precision, self._copy, device=device)
             off, largest = (self.settle()(probes) - expected).abs().max(), expected.abs().max()
@@ -69,10 +73,23 @@ class Folded:
         """Its forward pass, by the weights as they are now; good until they move."""
         with torch.no_grad():
             for own, live in self._same:
-                own.copy_(live)
+                _settle(own, live)
             for pair in self._pairs:
                 pair.settle()
         return self._forward
+
+
+def _settle(own: nn.Module, live: nn.Module) -> None:
+    """Let one module, without those in it, be as the other one; by name, as a network may put
+    another tensor in the place of one."""
+    copied = dict(own.named_parameters(recurse=False))
+    for name, weight in live.named_parameters(recurse=False):
+        copied[name].copy_(weight)
+    for name, buffer in live.named_buffers(recurse=False):
+        setattr(own, name, buffer)
+    for name, value in vars(live).items():
+        if isinstance(value, Tensor | int | float) and name not in _TORCHS:
+            vars(own)[name] = value
 
 
 @dataclass(frozen=True)
@@ -111,5 +128,7 @@ class _Pair:
 
 ROUNDED = 0.1
 """Of the largest logit: what bfloat16 may round, over many layers."""
+_TORCHS = vars(nn.Module()).keys()
+"""What every module has, its mode among them."""
 _WANTED = "expected a network for folded_attack"
 _ELSE = "leave folded_attack out to attack the network itself"

@@ -13,9 +13,10 @@ and for each epoch a seed for its augmentation, its attack, and what the network
 torch's own generator (dropout), derived from the seed and the epoch. So a training that was killed
 and resumed gives the same weights, bit for bit on a CPU with the same number of threads, as one
 that ran through. Torch's own generators are left as they were found. A network that draws from
-elsewhere (NumPy, `random`) is outside this promise. Several
-processes may share a training (`ranks`): each then attacks and passes its share of every batch.
-One process may also run several trainings, a step of each in turn (`together`).
+elsewhere (NumPy, `random`) is outside this promise, and so is one that changes what no checkpoint
+holds, such as a buffer that is not persistent. Several processes may share a training (`ranks`):
+each then attacks and passes its share of every batch. One process may also run several trainings, a
+step of each in turn (`together`).
 """
 
 import math
@@ -72,7 +73,8 @@ class EpochRecord:
     robust_ap: float | None
     """Under PGD-10; None where the epoch is not chosen by it, as it costs as much as training."""
     images_per_s: float
-    """Images drawn for training, over the time of training alone."""
+    """Images drawn for training, over the time of training without that of validating. Of several
+    trainings that take turns that time is of all of them."""
     eta_s: float | None = None
     """Seconds until the last epoch is done, at the pace of the epochs since the (re)start."""
 
@@ -127,7 +129,8 @@ def fitting(
 ) -> Generator[None, None, TrainingResult]:
     """Train `network` in place; afterwards it holds the weights of its best epoch, in eval mode.
 
-    `fit` does it at once; as `fitting` it stops after every step, so that others have their turn.
+    `fit` does it at once and returns how it went. `fitting` takes the same and stops after every
+    step, so that others have their turn, whose time is then in `images_per_s` and `eta_s` too.
 
     network: (B, C, H, W) floats in [0, 1] -> (B,) logits, normalisation inside; or (B, K), with an
     objective that was built for K classes.
@@ -252,7 +255,7 @@ def fitting(
     )
 
 
-fit = to_the_end(fitting)
+fit = to_the_end(fitting, name="fit")
 
 
 @dataclass

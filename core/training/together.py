@@ -14,7 +14,8 @@ one network.
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from inspect import signature
+from typing import ParamSpec, TypeVar, get_args
 
 import torch
 
@@ -32,8 +33,8 @@ Turns = Generator[None, None, Result]
 """Work that stops again and again, holding nothing of torch that the others need."""
 
 
-def to_the_end(work: Callable[P, Turns[Result]]) -> Callable[P, Result]:
-    """The same work, done at once."""
+def to_the_end(work: Callable[P, Turns[Result]], *, name: str) -> Callable[P, Result]:
+    """The same work, done at once, as a function of this name."""
 
     @wraps(work)
     def whole(*args: P.args, **kwargs: P.kwargs) -> Result:
@@ -45,6 +46,12 @@ def to_the_end(work: Callable[P, Turns[Result]]) -> Callable[P, Result]:
                 result: Result = end.value
                 return result
 
+    *_, ends_in = get_args(signature(work).return_annotation)
+    whole.__name__ = whole.__qualname__ = name
+    whole.__annotations__ = {**work.__annotations__, "return": ends_in}
+    whole.__signature__ = signature(work).replace(  # type: ignore[attr-defined]
+        return_annotation=ends_in
+    )
     return whole
 
 
@@ -54,8 +61,9 @@ def together(
     """What each of these ends in, in their order.
 
     A training that fails (a loss that is not finite) leaves the others alone, and its error is its
-    result. Whatever else is raised, by one of them or by what it tells, ends all of them: each has
-    then the checkpoint of its last epoch. Raises ConfigError for more than `MOST_AT_ONCE`.
+    result, without traceback: that would hold its network, images and graphs. Whatever else is
+    raised, by one of them or by what it tells, ends all of them: each has then the checkpoint of
+    its last epoch. Raises ConfigError for more than `MOST_AT_ONCE`.
     """
     if len(works) > MOST_AT_ONCE:
         raise ConfigError(f"expected at most {MOST_AT_ONCE} trainings at once, got {len(works)}")
@@ -71,7 +79,8 @@ def together(
                 except StopIteration as end:
                     found[number] = end.value
                 except TrainingError as error:
-                    found[number] = error
+                    error.__cause__ = error.__context__ = None
+                    found[number] = error.with_traceback(None)
                 del waiting[number]
                 place.wait()
     finally:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from adap.core.errors import TrainingError
 from adap.core.objectives.registry import OBJECTIVES
 from benchmarks.paper import data, networks, plan
 from benchmarks.paper.__main__ import Pool
@@ -176,6 +177,30 @@ def test_seeds_and_candidates_made_at_once_are_those_made_one_after_the_other(
         assert [r["loss"] for r in ours["history"]] == [r["loss"] for r in theirs["history"]]
         best = [folder / digest(piece) / "best.safetensors" for folder in (alone, at_once)]
         assert best[0].read_bytes() == best[1].read_bytes()
+
+
+def test_of_trainings_made_at_once_one_that_diverges_fails_alone(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    planner = plan.Planner(small("cpu"), made_up)
+    size = planner.scale.full.model_copy(update={"train": 60})
+    well, last = (
+        planner.training("ce", "cifar10/truck", {"lr": lr}, seed=0, size=size)
+        for lr in (1e-3, 1e-2)
+    )
+    optimizer = well.config.optimizer.model_copy(update={"lr": 1e30})
+    config = well.config.model_copy(update={"optimizer": optimizer})
+    diverging = well.model_copy(update={"config": config})
+    pool = Pool(root, tmp_path, 1, at_once=3)
+    with pytest.raises(TrainingError, match="expected"):
+        pool([well, diverging, last])
+    assert [result["hash"] for result in pool([last, well])] == [digest(last), digest(well)]
+    with pytest.raises(TrainingError):
+        pool([well, diverging])
+    said = capsys.readouterr().out.splitlines()
+    (failed,) = [line for line in said if "failed" in line]
+    assert digest(diverging) in failed
+    assert len(said) == 3, "each once"
 
 
 def test_ap_starts_from_the_ce_network_of_the_same_seed() -> None:

@@ -50,18 +50,23 @@ def mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     before = module.get_tracking_uri()
     module.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
     yield module
-    module.end_run()
     module.set_tracking_uri(before)
 
 
 # MLflow's own use of SQLAlchemy 2.1
-@pytest.mark.filterwarnings("ignore:The ``noload`` loader:sqlalchemy.exc.SADeprecationWarning")
+OWN_USE = pytest.mark.filterwarnings(
+    "ignore:The ``noload`` loader:sqlalchemy.exc.SADeprecationWarning"
+)
+
+
+@OWN_USE
 def test_a_training_in_ones_own_process_is_drawn_epoch_by_epoch(
     tmp_path: Path, mlflow: Any
 ) -> None:
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 1))
     images, labels = torch.rand(40, 3, 4, 4), torch.tensor([0, 1] * 20)
     with loggers.tensorboard(tmp_path) as board, loggers.mlflow() as flow:
+        run_id = mlflow.active_run().info.run_id
 
         def both(record: Any) -> None:
             board.on_epoch(record)
@@ -75,11 +80,50 @@ def test_a_training_in_ones_own_process_is_drawn_epoch_by_epoch(
     assert [epoch for epoch, _ in expected["loss"]] == [1, 2, 3]
     assert drawn_in(tmp_path) == expected
     kept = mlflow.MlflowClient()
-    run_id = mlflow.active_run().info.run_id
     assert kept.get_run(run_id).data.metrics.keys() == expected.keys()
     for name, figures in expected.items():
         history = [(metric.step, metric.value) for metric in kept.get_metric_history(run_id, name)]
         assert history == figures
+
+
+class First:
+    """A first epoch."""
+
+    epoch = 1
+
+    def __init__(self, loss: float) -> None:
+        self.loss = loss
+
+    def scalars(self) -> dict[str, float]:
+        return {"loss": self.loss}
+
+
+@OWN_USE
+def test_trainings_one_after_the_other_are_runs_of_their_own_unless_one_is_active(
+    mlflow: Any,
+) -> None:
+    def drawn(loss: float) -> None:
+        with loggers.mlflow() as log:
+            log.on_epoch(First(loss))
+            if loss == 3:
+                raise KeyError("the training fails")
+
+    drawn(1)
+    assert mlflow.active_run() is None
+    drawn(2)
+    with pytest.raises(KeyError):
+        drawn(3)
+    with mlflow.start_run() as own:
+        drawn(4)
+        drawn(5)
+        assert mlflow.active_run().info.run_id == own.info.run_id
+    kept = mlflow.MlflowClient()
+    runs = [
+        (run.info.status, [m.value for m in kept.get_metric_history(run.info.run_id, "loss")])
+        for run in kept.search_runs(["0"], order_by=["attributes.start_time ASC"])
+    ]
+    ended = [("FINISHED", [1]), ("FINISHED", [2]), ("FAILED", [3]), ("FINISHED", [4, 5])]
+    assert runs == ended
 
 
 def test_a_training_of_the_service_is_drawn_from_its_events(

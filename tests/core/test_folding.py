@@ -79,6 +79,52 @@ def test_in_bfloat16_it_is_as_near_to_float32_as_the_networks_own_passes_are():
     assert len(set(folded(network, x, "bfloat16").settle()(x).tolist())) == len(x), "no ties"
 
 
+class Moving(Plain):
+    """Counts its passes in train mode, in what no state_dict holds, and answers by the count."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("count", torch.zeros(()), persistent=False)
+
+    def forward(self, x):
+        if self.training:
+            self.move()
+        return super().forward(x) * (1 + self.count)
+
+    def move(self):
+        self.count += 1
+
+
+class Replacing(Moving):
+    def move(self):
+        self.count = self.count + 1
+
+
+class Counting(Moving):
+    def __init__(self, count=0):
+        super().__init__()
+        del self.count
+        self.count = count
+
+
+@pytest.mark.parametrize(
+    "make", [Moving, Replacing, Counting, lambda: Counting(torch.zeros(()))], ids=range(4)
+)
+def test_what_a_network_moves_beside_its_state_dict_moves_in_the_copy(make):
+    network = lived_in(make().double()).train()
+    x = torch.rand(4, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    copy = folded(network, x)
+    for count in (1, 2):
+        network(x)
+        assert network.count == count
+        copy.settle()(x)  # which moves nothing of the network's
+        assert network.count == count
+        expected = network.eval()(x)
+        network.train()
+        torch.testing.assert_close(copy.settle()(x), expected, rtol=1e-11, atol=1e-11)
+        assert count == 1 or (expected - super(Moving, network).forward(x)).abs().max() > 0.1
+
+
 @pytest.mark.parametrize("method", [name for name, o in OBJECTIVES.items() if o.needs_adversarial])
 def test_a_training_attacked_so_is_captured_and_resumed_to_the_same_bits(method):
     config, tape = config_for(method, optimizer=SGD, epochs=2, folded_attack=True), Tape()

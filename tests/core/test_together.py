@@ -1,5 +1,10 @@
 """The judge: each training alone. No GPU is needed to see that trainings in turn stay apart."""
 
+import gc
+import inspect
+import pydoc
+import weakref
+
 import pytest
 import torch
 
@@ -7,7 +12,7 @@ from adap.core.config.training import Optimizer, Validation
 from adap.core.errors import ConfigError, TrainingError
 from adap.core.objectives.registry import OBJECTIVES, build_objective
 from adap.core.training.capture import WARM_UPS
-from adap.core.training.loop import fitting
+from adap.core.training.loop import TrainingResult, fit, fitting
 from adap.core.training.precision import float32_products
 from adap.core.training.together import MOST_AT_ONCE, together
 from tests.core.test_capture import Plain, Tape, same
@@ -93,6 +98,35 @@ def test_one_that_fails_leaves_the_others_alone():
     assert "expected a finite loss, got nan in epoch 2 of 2" in str(broken)
     _, _, expected = train(config, network=Plain())
     assert without_speed(first) == without_speed(last) == without_speed(expected)
+
+
+def test_one_that_fails_is_let_go_while_the_others_go_on():
+    broken = Breaking(after=5, training=True)
+    there, alive = weakref.ref(broken), []
+
+    def look(record):
+        gc.collect()
+        alive.append(there() is not None)
+
+    config = config_for("ce", epochs=4)
+    works = [
+        begun(config, network=broken)[2],
+        begun(config, on_epoch=look)[2],
+    ]
+    del broken
+    error, _ = together(works, device=CPU)
+    assert alive == [True, False, False, False], "it fails in the second epoch"
+    assert isinstance(error, TrainingError)
+    assert error.__traceback__ is error.__context__ is error.__cause__ is None
+
+
+def test_what_is_done_at_once_says_what_it_takes_and_gives():
+    shown = inspect.signature(fit)
+    assert shown.parameters == inspect.signature(fitting).parameters
+    assert shown.return_annotation is fit.__annotations__["return"] is TrainingResult
+    title, *_ = pydoc.plain(pydoc.render_doc(fit)).split("\n\n", 1)
+    assert title == "Python Library Documentation: function fit in module adap.core.training.loop"
+    assert "`fit` does it at once" in fit.__doc__
 
 
 def test_what_a_listener_raises_ends_all_and_each_goes_on_from_its_checkpoint():
