@@ -21,6 +21,7 @@ from adap.models import (
     networks,
     onnx_files,
     onnx_fitting,
+    onnx_kinds,
     state_dicts,
 )
 from adap.models.costs import Cost, check_cost
@@ -161,18 +162,21 @@ def _from_onnx(
     network = read.network
     together = 3 if 3 * one.bytes <= COMPARED_BYTES else 2
     tolerance = onnx_files.TOLERANCE_QUANTISED if fit.quantised else onnx_files.TOLERANCE
-    if fit.widened:  # closely in float32, and with what other precision rounds as it came
+    difference = None
+    if fit.computed_in:  # closely in float32, and as it came with what onnxruntime rounds
         exact = onnx_fitting.made_fit(fit)
         onnx_files.compare(exact, network, manifest.input, tolerance=tolerance, together=together)
-        tolerance = onnx_files.TOLERANCE_HALF
-    difference = onnx_files.compare(
-        read.original,
-        network,
-        manifest.input,
-        ending=fit.ending,
-        tolerance=tolerance,
-        together=together,
-    )
+    if fit.runs:
+        difference = onnx_files.compare(
+            read.original,
+            network,
+            manifest.input,
+            ending=fit.ending,
+            tolerance=onnx_files.TOLERANCE_WIDENED if fit.computed_in else tolerance,
+            together=together,
+        )
+    if fit.computed_in:
+        fit.facts.append(onnx_kinds.widened_fact(fit.computed_in, difference, most=tolerance))
     write(graph_tensors(network), target, manifest)
     steps += fit.steps
     return Converted(target, "onnx", manifest, difference, network, steps, fit.facts)

@@ -38,7 +38,7 @@ MAX_TENSORS = 9_000  # the header of the stored form holds as many
 MAX_DIMENSIONS = 8
 TOLERANCE = 1e-4  # of the largest output: float32 sums in another order stay far below
 TOLERANCE_QUANTISED = 0.05  # a sum that falls on the other side of a step moves by all of it
-TOLERANCE_HALF = 0.05  # half precision rounds each operator's numbers at 2^-11, bfloat16 at 2^-8
+TOLERANCE_WIDENED = 0.05  # half precision rounds numbers at 2^-11, bfloat16 at 2^-8
 
 _KEPT = (np.float32, np.int64, np.int32, np.bool_, np.int8, np.uint8)
 _UNFOLDED = ("Constant", "Dropout", "Identity")  # of a file, gone from the graph

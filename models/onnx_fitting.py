@@ -66,6 +66,12 @@ class Original:
         (images,) = session.get_inputs()
         return cls(session, Images(images.name))
 
+    @property
+    def has_numbers_of_numpy(self) -> bool:
+        """Whether images and answers can be passed: NumPy has no bfloat16."""
+        ends = (*self.session.get_inputs(), *self.session.get_outputs())
+        return all(end.type != "tensor(bfloat16)" for end in ends)
+
     def __call__(self, images: NDArray[np.float32]) -> NDArray[Any]:
         """(N, C, H, W) network input to (N, ...) outputs; raises what onnxruntime raises."""
         name, batch = self.takes.name, self.takes.batch
@@ -94,7 +100,8 @@ class Fit:
     ending: Ending | None = None  # what was cut off behind the logits
     quantised: bool = False
     kind: onnx_kinds.Kind = "float32"  # of the images that the file took as it came
-    widened: bool = False  # from another precision
+    computed_in: frozenset[onnx_kinds.Kind] = frozenset()  # other precisions than float32
+    runs: bool = True  # by onnxruntime as it came
     steps: list[str] = field(default_factory=list)
     facts: list[Fact] = field(default_factory=list)
 
@@ -130,10 +137,10 @@ def simplify(
         facts.append(fact)
         onnx_kinds.free_of_bytes(model, images.name)
         steps.append("images of bytes taken as floats from 0 to 255")
+    computed_in = onnx_kinds.computed_in(model)
     widened = onnx_kinds.widen(model, held)
     if widened:
         steps.append(f"{' and '.join(sorted(widened))} made float32")
-        facts.append(onnx_kinds.widened_fact(widened))
     if onnx_kinds.finite_masks(model, held):
         steps.append("masks of minus infinity made those of the lowest number")
     quantised = _dequantise(model)
@@ -149,7 +156,7 @@ def simplify(
         *(model, held, original, output, spec),
         quantised=quantised,
         kind=kind,
-        widened=bool(widened),
+        computed_in=computed_in,
         steps=steps,
         facts=facts,
     )
@@ -187,10 +194,13 @@ def ask(fit: Fit, takes: Images) -> tuple[Original, bool]:
     """The original, once it is known to answer as declared; whether its output was flattened."""
     try:
         original = Original(onnx_folding.opened(fit.original, plain=fit.quantised), takes)
+        fit.runs = original.has_numbers_of_numpy
     except ModelFileError:
-        # onnxruntime has few operators of double precision on a processor, and none of bfloat16
-        if not fit.widened:
+        # onnxruntime has few operators of double precision on a processor, and fewer of bfloat16
+        if not fit.computed_in:
             raise
+        fit.runs = False
+    if not fit.runs:
         original = made_fit(fit)
         fit.steps.append("compared with onnxruntime in float32, which does not run the file itself")
     fit.original = b""

@@ -1,10 +1,11 @@
 """ONNX in other numbers than float32: other precision made single, and images of bytes floats.
 
 Weights of half precision are the same numbers in float32, those of double precision are rounded;
-either way the network then computes in float32, which moves its scores a little: onnxruntime on
-the file as it came tells how far. A network that takes bytes makes them floats itself, first of
-all: that first cast is left to do nothing, so that an attack can move between two bytes. For the
-sandboxed child alone.
+either way the network then computes in float32, which moves its scores. How far from double
+precision, onnxruntime on the file as it came tells; how far from half precision, nothing here does,
+as onnxruntime on a CPU computes float16 in float32, and bfloat16 hardly at all. A network that
+takes bytes makes them floats itself, first of all: that first cast is left to do nothing, so that
+an attack can move between two bytes. For the sandboxed child alone.
 """
 
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from adap.reading import Fact
 Kind = Literal["float32", "float16", "float64", "bfloat16", "uint8"]
 
 _FLOATS = (1, 10, 11)  # of ONNX: float32, float16, float64
+_OTHERS: dict[int, Kind] = {10: "float16", 11: "float64", 16: "bfloat16"}  # made float32
 _MASKING = {"Add", "ConstantOfShape", "Expand", "Unsqueeze", "Where"}
 _PASSING = ("Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Slice", "Gather", "Split")
 _BYTES_WAY_OUT = "export the network with a float32 input, without what reads bytes"
@@ -51,11 +53,7 @@ def widen(model: Any, held: onnx_weights.Held) -> set[Kind]:
     """
     from onnx import AttributeProto, TensorProto, numpy_helper
 
-    kinds: dict[int, Kind] = {
-        TensorProto.FLOAT16: "float16",
-        TensorProto.DOUBLE: "float64",
-        TensorProto.BFLOAT16: "bfloat16",
-    }
+    kinds = _OTHERS
     graph = model.graph
     attributes = [(node, item) for node in graph.node for item in node.attribute]
     tensors = [item.t for _, item in attributes if item.type == AttributeProto.TENSOR]
@@ -90,6 +88,25 @@ def widen(model: Any, held: onnx_weights.Held) -> set[Kind]:
             end.elem_type = TensorProto.FLOAT
     del graph.value_info[:]
     return found
+
+
+def computed_in(model: Any) -> frozenset[Kind]:
+    """The other precisions that a file computes in, or takes images or answers in.
+
+    Weights that are merely kept in one and cast before they are used are not computed in it.
+    """
+    graph = model.graph
+    kept = {item.name: item.data_type for item in graph.initializer}
+    found = {item.type.tensor_type.elem_type for item in (*graph.input, *graph.output)}
+    for node in graph.node:
+        if node.op_type != "Cast":
+            found |= {kept[name] for name in node.input if name in kept}
+        for item in node.attribute:
+            if item.name == "to" and node.op_type == "Cast":
+                found.add(item.i)
+            elif item.HasField("t"):  # of a constant
+                kept |= dict.fromkeys(node.output, item.t.data_type)
+    return frozenset(_OTHERS[kind] for kind in found if kind in _OTHERS)
 
 
 def finite_masks(model: Any, held: onnx_weights.Held) -> int:
@@ -129,14 +146,37 @@ def finite_masks(model: Any, held: onnx_weights.Held) -> int:
     return found
 
 
-def widened_fact(kinds: set[Kind]) -> Fact:
-    """What is said of a file that was in other precision."""
+def widened_fact(kinds: frozenset[Kind], difference: float | None, *, most: float) -> Fact:
+    """What is said of a file that computed in other precision.
+
+    difference: of its outputs in double precision, relative to the largest; None where onnxruntime
+    does not run the file as it came.  most: what float32 alone may make of it.
+    """
     came = " and ".join(sorted(kinds))
     message = (
         f"the file computes in {came} and is audited in float32, where gradients exist and batches "
-        "agree: its scores there differ by what that precision rounds"
+        "agree"
     )
-    return Fact(level="info", code="made_float32", message=message)
+    if kinds != {"float64"}:
+        message += (
+            ": how far its scores differ is not measured, as onnxruntime on a CPU does not compute "
+            "in half precision, so a deployment in it may rank otherwise: deploy in float32, or "
+            "compare the scores there"
+        )
+        return Fact(level="caution", code="made_float32", message=message)
+    if difference is None:
+        message += ": how far its scores differ is not measured, as onnxruntime does not run it"
+        return Fact(level="info", code="made_float32", message=message)
+    message += f": its outputs differ by {difference:.2g} of the largest"
+    off = difference > most
+    if off:
+        message += ", so a deployment in float64 may rank otherwise: deploy in float32"
+    return Fact(
+        level="caution" if off else "info",
+        code="made_float32",
+        message=message,
+        figures={"difference": difference},
+    )
 
 
 def free_of_bytes(model: Any, name: str) -> None:

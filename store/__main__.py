@@ -1,12 +1,12 @@
 """`python -m adap.store`: migrate the database, try the blobs, make the bootstrap key exist."""
 
-import os
 import sys
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
 from adap.store import home, keys
 from adap.store.artifacts import open_blobs
+from adap.store.logs import configure_logging
 from adap.store.migrate import migrate
 from adap.store.settings import Settings
 from adap.store.start import UnusableDatabaseError, open_database
@@ -15,11 +15,11 @@ from adap.store.storage import BlobsAwayError
 
 def main() -> None:
     """Prepare the database of the settings; safe to run again at any time."""
-    os.umask(0o077)
     settings = Settings.read()
+    configure_logging(settings)
     home.take(settings.home)
     try:
-        database = open_database(settings, migrated=False)
+        database = open_database(settings, migrated=False, wait_s=settings.database_wait_s)
     except UnusableDatabaseError as error:
         sys.exit(str(error))
     migrate(database)

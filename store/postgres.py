@@ -18,7 +18,9 @@ from typing import Any, TypeVar
 
 import psycopg
 from psycopg.abc import PQGen
+from psycopg.conninfo import make_conninfo
 from psycopg.errors import ConnectionTimeout, _WaitTimeout
+from psycopg.pq import PGconn, Ping
 from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.exc import InvalidatePoolError
 
@@ -87,6 +89,17 @@ class Connection(psycopg.Connection[Any]):
         except SilentError:
             self.close()
             raise
+
+
+def takes_connections(engine: Engine, *, limit_s: float) -> bool:
+    """Whether its server runs and is ready, whoever asks: a wrong password does not matter.
+
+    libpq tells no code of what a server says while a connection is made, but asks this itself.
+    """
+    _, parameters = engine.dialect.create_connect_args(engine.url)
+    wanted = {**parameters, "connect_timeout": math.ceil(limit_s)}
+    del wanted["context"]  # SQLAlchemy's, for psycopg alone
+    return PGconn.ping(make_conninfo(**wanted).encode()) == Ping.OK
 
 
 def engine(url: str, *, limit_s: float) -> Engine:

@@ -50,8 +50,8 @@ class Settings(BaseSettings):
         30,
         gt=0,
         description="how long a writer waits for its turn on SQLite, whichever process or thread "
-        "has it, before a request is refused with 503; and how long the API and a worker that are "
-        "started wait for a PostgreSQL server that does not answer",
+        "has it, before a request is refused with 503; and how long the API, a worker and "
+        "`python -m adap.store` that are started wait for a PostgreSQL server that does not answer",
     )
     broker_url: str | None = Field(
         None, description="redis://…; `adap up` starts its own Valkey and fills this in"

@@ -11,9 +11,10 @@ from alembic.util import CommandError
 from sqlalchemy import Connection, inspect
 from sqlalchemy.exc import InterfaceError, OperationalError
 
-from adap.store import disk
+from adap.store import disk, postgres
 from adap.store.database import Database
 from adap.store.migrate import config
+from adap.store.postgres import SilentError
 from adap.store.settings import Settings
 from adap.store.tables import Table
 
@@ -34,22 +35,33 @@ class SilentDatabaseError(UnusableDatabaseError):
     """No database answers, now."""
 
 
+class RefusingDatabaseError(UnusableDatabaseError):
+    """A server that takes connections takes none of ours: waiting would not help."""
+
+
 def open_database(settings: Settings, *, migrated: bool = True, wait_s: float = 0.0) -> Database:
     """The database of the settings.
 
     migrated: whether its tables must be of this version already. wait_s: how long a PostgreSQL
     server that does not answer is waited for; the log says so. Raises UnusableDatabaseError for
-    SQLite on a network file system, for one that does not answer, for tables of a newer version,
-    for such as no version has by these names, and for older ones if asked.
+    SQLite on a network file system, for one that does not answer or lets nobody in by this URL, for
+    tables of a newer version, for such as no version has by these names, and for older ones if
+    asked.
     """
     deadline = monotonic() + wait_s
-    said = ""
+    said, refused = "", False
     while True:
         database = Database(settings)
         try:
-            _look_at(database, home=settings.home, migrated=migrated)
+            _look_at(database, settings, migrated=migrated)
+        except RefusingDatabaseError:
+            database.dispose()
+            if refused:
+                raise
+            refused = True  # it may have come up in between: what it says next, it says itself
         except SilentDatabaseError as error:
             database.dispose()
+            refused = False
             left_s = deadline - monotonic()
             if database.engine.dialect.name == "sqlite" or left_s <= 0:
                 raise
@@ -66,7 +78,7 @@ def open_database(settings: Settings, *, migrated: bool = True, wait_s: float = 
             return database
 
 
-def _look_at(database: Database, *, home: Path, migrated: bool) -> None:
+def _look_at(database: Database, settings: Settings, *, migrated: bool) -> None:
     file = database.engine.url.database
     if database.engine.dialect.name == "sqlite" and file:
         kind = disk.network_file_system(Path(file).parent)
@@ -86,6 +98,15 @@ def _look_at(database: Database, *, home: Path, migrated: bool) -> None:
             there = inspect(session.connection()).get_table_names()
     except (OperationalError, InterfaceError) as error:
         got = " ".join(str(error.orig).split())
+        silent = database.engine.dialect.name == "sqlite" or isinstance(error.orig, SilentError)
+        if not silent and postgres.takes_connections(
+            database.engine, limit_s=settings.database_limit_s
+        ):
+            raise RefusingDatabaseError(
+                f"Expected a PostgreSQL server that lets us into the database of "
+                f"ADAP_DATABASE_URL, got: {got}. Look at the user, the password and the name of "
+                "the database there, and start this again."
+            ) from error
         raise SilentDatabaseError(
             f"Expected a database that answers, got: {got}. Start it, or look at "
             "ADAP_DATABASE_URL, and start this again."
@@ -93,7 +114,7 @@ def _look_at(database: Database, *, home: Path, migrated: bool) -> None:
     if others:
         where = "another database by ADAP_DATABASE_URL"
         if database.engine.dialect.name == "sqlite":
-            where = f"another home than {home} by ADAP_HOME or --home"
+            where = f"another home than {settings.home} by ADAP_HOME or --home"
         raise UnusableDatabaseError(
             f"Expected the tables of this version, got others (they differ in {_some(others)}), "
             f"made by an AdAP before its first release: choose {where}, or go on with the AdAP "

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import psutil
-from sqlalchemy import create_engine, text
+from sqlalchemy import NullPool, create_engine, text
 
 from adap.store.database import Database
 
@@ -64,7 +64,7 @@ class Postgres:
     def empty_database(self) -> Iterator[str]:
         """The URL of a database of its own."""
         name = f"t{uuid.uuid4().hex}"
-        admin = create_engine(self.url, isolation_level="AUTOCOMMIT")
+        admin = create_engine(self.url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
         with admin.connect() as connection:
             connection.exec_driver_sql(f"CREATE DATABASE {name}")
         try:
@@ -72,7 +72,6 @@ class Postgres:
         finally:
             with admin.connect() as connection:
                 connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
-            admin.dispose()
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from adap.models.conversion import Converted
 from adap.models.errors import ModelFileError
 from adap.models.header import Declaration, InputSpec, OutputSpec
 from adap.models.wrappers import Scorer
+from adap.reading import Fact
 from tests.models.exports import export, graph_of, write
 
 TWO = OutputSpec(kind="multiclass", classes=["cat", "dog"])
@@ -61,6 +62,11 @@ def take_in(model: ModelProto, folder: Path, **spec: Any) -> tuple[Converted, Sc
     return converted, scorer
 
 
+def said(converted: Converted, level: str) -> list[Fact]:
+    """What was said of another precision than float32."""
+    return [f for f in converted.facts if (f.code, f.level) == ("made_float32", level)]
+
+
 def asked(model: ModelProto, images: np.ndarray) -> np.ndarray:
     """(N, 2) logits by onnxruntime, of images as the file takes them."""
     session = onnxruntime.InferenceSession(model.SerializeToString())
@@ -73,7 +79,8 @@ def test_half_precision_is_computed_in_single(ends_too: bool, tmp_path: Path) ->
     model = convert_float_to_float16(network(), keep_io_types=not ends_too)
     converted, scorer = take_in(model, tmp_path)
     assert "float16 made float32" in converted.steps
-    assert [fact.level for fact in converted.facts if fact.code == "made_float32"] == ["info"]
+    (caution,) = said(converted, "caution")
+    assert "is not measured, as onnxruntime on a CPU does not compute in half" in caution.message
     images = torch.rand(3, 3, 8, 8).half().float()
     got = scorer.outputs(images).numpy(force=True)
     sent = images.numpy().astype(np.float16 if ends_too else np.float32)
@@ -86,21 +93,110 @@ def test_half_precision_is_computed_in_single(ends_too: bool, tmp_path: Path) ->
     assert torch.allclose(torch.from_numpy(got), maps.mean((2, 3)) @ dense, atol=1e-5)
 
 
+def test_onnxruntime_itself_does_not_compute_in_half_precision() -> None:
+    nodes = [
+        helper.make_node("Flatten", ["x"], ["f"]),
+        helper.make_node("Add", ["f", "far"], ["a"]),
+        helper.make_node("Sub", ["a", "far"], ["s"]),
+        helper.make_node("MatMul", ["s", "w"], ["y"]),
+    ]
+    weights = RANDOM.normal(0, 1, (192, 2)).astype(np.float16)
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT16, ["batch", 2])]
+    held = {"far": np.array(200, np.float16), "w": weights}
+    model = graph_of(nodes, held, outputs=outputs, size=("batch", 3, 8, 8), opset=17, ir_version=8)
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.FLOAT16
+    images = RANDOM.random((3, 3, 8, 8)).astype(np.float16)
+    flat, far = images.reshape(3, -1), np.float16(200)
+    single = flat.astype(np.float32) @ weights.astype(np.float32)
+    half = (flat + far - far).astype(np.float32) @ weights.astype(np.float32)
+    got = asked(model, images)
+    assert np.abs(got - single).max() < 0.05 < 0.5 < np.abs(got - half).max()
+
+
+def test_weights_that_are_only_kept_in_half_precision_are_no_caution(tmp_path: Path) -> None:
+    model = network(cast("k16", "k"), weights={"k16": KERNEL.astype(np.float16)})
+    kept = [tensor for tensor in model.graph.initializer if tensor.name != "k"]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+    converted, scorer = take_in(model, tmp_path)
+    assert "float16 made float32" in converted.steps
+    assert not [fact for fact in converted.facts if fact.code == "made_float32"]
+    images = torch.rand(2, 3, 8, 8)
+    expected = asked(model, images.numpy())
+    assert np.abs(scorer.outputs(images).numpy(force=True) - expected).max() < 1e-4
+
+
+def in_other_numbers(model: ModelProto, kind: int) -> ModelProto:
+    """The same, all in another kind of number."""
+    for tensor in model.graph.initializer:
+        tensor.CopyFrom(
+            helper.make_tensor(
+                tensor.name, kind, tensor.dims, numpy_helper.to_array(tensor).flatten()
+            )
+        )
+    for end in (model.graph.input[0], model.graph.output[0]):
+        end.type.tensor_type.elem_type = kind
+    return model
+
+
+@pytest.mark.parametrize("ends_in_softmax", [False, True])
 def test_double_precision_that_onnxruntime_does_not_run_is_compared_in_single(
+    ends_in_softmax: bool,
     tmp_path: Path,
 ) -> None:
-    model = network(kind=TensorProto.DOUBLE)
-    for tensor in model.graph.initializer:
-        wide = numpy_helper.to_array(tensor).astype(np.float64)
-        tensor.CopyFrom(numpy_helper.from_array(wide, tensor.name))
-    model.graph.output[0].type.tensor_type.elem_type = TensorProto.DOUBLE
+    model = in_other_numbers(network(), TensorProto.DOUBLE)
+    if ends_in_softmax:
+        model.graph.node.append(helper.make_node("Softmax", ["y"], ["q"]))
+        model.graph.output[0].name = "q"
     converted, scorer = take_in(model, tmp_path)
     assert "float64 made float32" in converted.steps
     assert any("which does not run the file itself" in step for step in converted.steps)
+    (info,) = said(converted, "info")
+    assert "not measured, as onnxruntime does not run it" in info.message
     images = torch.rand(2, 3, 8, 8)
     assert np.allclose(
         scorer.outputs(images).numpy(force=True), asked(network(), images.numpy()), atol=1e-5
     )
+
+
+@pytest.mark.parametrize(("far", "level"), [(1.0, "info"), (3e4, "caution")])
+def test_double_precision_is_a_caution_where_single_precision_differs(
+    far: float, level: str, tmp_path: Path
+) -> None:
+    nodes = [
+        helper.make_node("Flatten", ["x"], ["f"]),
+        helper.make_node("Add", ["f", "far"], ["a"]),
+        helper.make_node("Sub", ["a", "far"], ["s"]),
+        helper.make_node("MatMul", ["s", "w"], ["y"]),
+    ]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.DOUBLE, ["batch", 2])]
+    held = {"far": np.array(far), "w": RANDOM.normal(0, 1, (192, 2))}
+    model = graph_of(nodes, held, outputs=outputs, size=("batch", 3, 8, 8), opset=17, ir_version=8)
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.DOUBLE
+    converted, _ = take_in(model, tmp_path)
+    (fact,) = said(converted, level)
+    assert ("may rank otherwise" in fact.message) is (level == "caution")
+    assert (fact.figures["difference"] > 1e-4) is (level == "caution")
+
+
+@pytest.mark.parametrize("where", ["images", "scores", "all"])
+def test_bfloat16_is_compared_in_single_precision(where: str, tmp_path: Path) -> None:
+    ends = {"images": network(cast("x", "f0"), images="f0", kind=TensorProto.BFLOAT16)}
+    ends["scores"] = network()
+    ends["scores"].graph.node.append(cast("y", "z", TensorProto.BFLOAT16))
+    ends["scores"].graph.output[0].name = "z"
+    ends["scores"].graph.output[0].type.tensor_type.elem_type = TensorProto.BFLOAT16
+    ends["all"] = in_other_numbers(network(), TensorProto.BFLOAT16)
+    converted, scorer = take_in(ends[where], tmp_path)
+    assert any("which does not run the file itself" in step for step in converted.steps)
+    (caution,) = said(converted, "caution")
+    assert "computes in bfloat16" in caution.message
+    images = torch.rand(2, 3, 8, 8)
+    kernel, dense = (torch.from_numpy(weights) for weights in (KERNEL, DENSE))
+    if where == "all":
+        kernel, dense = kernel.bfloat16().float(), dense.bfloat16().float()
+    maps = torch.relu(torch.nn.functional.conv2d(images, kernel))
+    assert torch.allclose(scorer.outputs(images), maps.mean((2, 3)) @ dense, atol=1e-5)
 
 
 SCALE = {"s": np.array(255, np.float32), "half": np.array(0.5, np.float32)}

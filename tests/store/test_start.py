@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine, make_url, text
+from sqlalchemy import make_url, text
 from sqlalchemy.exc import ProgrammingError
 
 from adap.store import disk
@@ -13,6 +13,7 @@ from adap.store.database import Database
 from adap.store.migrate import migrate
 from adap.store.settings import Settings, child_environment
 from adap.store.start import UnusableDatabaseError, open_database
+from tests.postgres import Postgres
 
 # /proc/self/mountinfo as Linux writes it, with a local disk below a network one and the reverse
 MOUNTS = """\
@@ -106,41 +107,58 @@ def test_every_process_says_in_a_sentence_that_no_database_answers(tmp_path: Pat
         assert "Traceback" not in refused.stderr
 
 
-def test_a_worker_waits_for_its_server_and_says_so(tmp_path: Path, postgres_url: str) -> None:
-    whole = make_url(postgres_url)
-    late = whole.set(database=f"{whole.database}late")  # nobody can connect to it before it is made
+def test_a_worker_and_the_migration_wait_for_their_server_and_say_so(
+    tmp_path: Path, postgres_server: Postgres, postgres_url: str
+) -> None:
     settings = Settings(
         home=tmp_path,
         broker_url="redis://127.0.0.1:1/0",
-        database_url=late.render_as_string(hide_password=False),
+        database_url=postgres_url,
         database_wait_s=600,
     )
-    prepared = Database(Settings(database_url=postgres_url))
-    migrate(prepared)
-    prepared.dispose()
-    server = create_engine(whole.set(database="postgres"), isolation_level="AUTOCOMMIT")
-    with (
-        subprocess.Popen(
-            [sys.executable, "-m", "adap.worker", "--queue", "intake"],
+    for module, ends in (("store", ""), ("worker", "worker.started")):
+        postgres_server.stop()
+        with subprocess.Popen(
+            [sys.executable, "-m", f"adap.{module}"],
             env=child_environment(settings),
             stderr=subprocess.PIPE,
             text=True,
-        ) as worker,
-        server.connect() as connection,
-    ):
-        try:
-            assert worker.stderr is not None
-            lines = iter(worker.stderr.readline, "")
-            first = next(lines)
-            assert "database.waited_for" in first
-            assert f"{late.database}" in first
-            connection.exec_driver_sql(f"CREATE DATABASE {late.database} TEMPLATE {whole.database}")
-            assert any("worker.started" in line for line in lines)
-        finally:
-            worker.kill()
-            worker.wait()
-            connection.exec_driver_sql(f"DROP DATABASE IF EXISTS {late.database} WITH (FORCE)")
-    server.dispose()
+        ) as process:
+            try:
+                assert process.stderr is not None
+                lines = iter(process.stderr.readline, "")
+                first = next(lines)
+                assert "database.waited_for" in first
+                assert "Expected a database that answers" in first
+                postgres_server.start()
+                if ends:
+                    assert any(ends in line for line in lines)
+                else:
+                    assert process.wait() == 0
+            finally:
+                process.kill()
+                postgres_server.start()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"database": "nowhere"}, 'database "nowhere" does not exist'),
+        ({"username": "somebody"}, 'role "somebody" does not exist'),
+    ],
+)
+def test_what_a_server_that_runs_refuses_is_said_and_not_waited_for(
+    wrong: dict[str, str],
+    said: str,
+    tmp_path: Path,
+    postgres_url: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    url = make_url(postgres_url).set(**wrong)
+    settings = Settings(home=tmp_path, database_url=url.render_as_string(hide_password=False))
+    with pytest.raises(UnusableDatabaseError, match=f"{said}.* Look at the user, the password"):
+        open_database(settings, wait_s=600)
+    assert "database.waited_for" not in caplog.text
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

@@ -227,6 +227,31 @@ def test_a_part_whose_split_is_misspelt_is_not_left_out(tmp_path: Path) -> None:
     parts = {"x_test": images, "y_test": labels, "x_trian": images + 9, "y_trian": labels}
     with pytest.raises(Rejected, match=r"got 'x_trian', 'y_trian' .* rename them"):
         read(tmp_path, **parts)
-    del parts["x_trian"], parts["y_trian"]
+    alone = read(tmp_path, **parts, image_column="x_test", label_column="y_test")
+    assert len(alone.images) == 4
+    del parts["x_trian"]
+    notes = Notes()
+    read(tmp_path, notes, **parts)
+    assert [fact.level for fact in notes.facts if fact.code == "other_arrays"] == ["caution"]
+    del parts["y_trian"]
     named = read(tmp_path, **parts, list_classes=np.array([b"non-cat", b"cat"]))
     assert named.classes == ["non-cat", "cat"]
+
+
+@pytest.mark.parametrize(
+    ("others", "level"),
+    [
+        (["label_text", "text_labels", "best_labels"], "info"),
+        (["y_rest"], "info"),
+        (["images_rest", "y_rest"], "caution"),  # images that nobody would miss
+    ],
+)
+def test_arrays_beside_the_parts_whose_names_are_words_are_said_and_not_refused(
+    others: list[str], level: str, tmp_path: Path
+) -> None:
+    parts = {"train_images": IMAGES, "train_labels": LABELS}
+    notes = Notes()
+    read(tmp_path, notes, **parts, **dict.fromkeys(others, LABELS))
+    (fact,) = [fact for fact in notes.facts if fact.code == "other_arrays"]
+    assert fact.level == level
+    assert fact.message.startswith(f"{len(others)} array")

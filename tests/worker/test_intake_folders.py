@@ -294,6 +294,19 @@ def test_misspelt_splits_are_no_classes_in_silence(
         assert classes == {(top, None): 2 for top in tops}
 
 
-@pytest.mark.parametrize("names", [("rain", "snow"), ("nest", "vest"), ("brain", "lung", "test")])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("rain", "snow"),
+        ("nest", "vest"),
+        ("brain", "lung", "test"),
+        ("rain", "west"),
+        ("grain", "pest"),
+        ("train", "rest"),
+        ("rain_forest", "west_coast"),
+        ("grain_rust", "pest_damage"),
+        ("trein_station", "tast_buds"),  # no words, but not alone
+    ],
+)
 def test_words_that_are_near_a_split_are_classes(names: tuple[str, ...], tmp_path: Path) -> None:
     assert set(read(filled(*names), tmp_path).classes) == set(names)

@@ -148,31 +148,53 @@ def _find_arrays(archive: Archive, asked: Asked) -> tuple[list[_Part], dict[str,
         notes.step(f"images from {shown(parts[0].images)}, labels from {shown(parts[0].labels)}")
     read = {name for part in parts for name in (part.images, part.labels)} | {*others.values()}
     unread = [name for name in archive.names if name.removesuffix(".npy") not in read]
+    like_parts: set[str] = set()
     if parts[0].split is not None:
-        _refuse_misspelt([name.removesuffix(".npy") for name in unread])
+        like_parts = _like_parts([name.removesuffix(".npy") for name in unread])
     if unread:
+        more = (
+            f"; if {listed(sorted(like_parts))} should be: name the split, as train_images does"
+            if like_parts
+            else ""
+        )
         notes.fact(
-            "info",
+            "caution" if like_parts else "info",
             "other_arrays",
-            f"{counted(len(unread), 'array')} not read: {listed(unread)}",
+            f"{counted(len(unread), 'array')} not read: {listed(unread)}{more}",
             arrays=len(unread),
         )
     return parts, others
 
 
-def _refuse_misspelt(unread: Sequence[str]) -> None:
-    """Raise Rejected for arrays called like a part whose split is misspelt, as `x_trian`."""
-    parts = [
-        name
-        for name in unread
-        if meant_split(name) and not {*_IMAGES, *_LABELS}.isdisjoint(name.lower().split("_"))
-    ]
+def _like_parts(unread: Sequence[str]) -> set[str]:
+    """Arrays that are not read and may be a part: images and labels of one name, or half of one.
+
+    Raises Rejected where both halves are there, of one misspelt split: `x_trian` and `y_trian`.
+    """
+    halves: dict[str, dict[str, str]] = {}
+    for name in unread:
+        words = name.lower().split("_")
+        for role, names in (("images", _IMAGES), ("labels", _LABELS)):
+            if len(words) > 1 and not set(names).isdisjoint(words):
+                rest = "_".join(word for word in words if word not in names)
+                halves.setdefault(rest, {}).setdefault(role, name)
+    misspelt = {rest for rest in halves if meant_split(rest)}
+    found = {
+        rest: set(roles.values())
+        for rest, roles in halves.items()
+        if len(roles) == 2 or rest in misspelt
+    }
+    parts = sorted(
+        name for rest in misspelt if len(halves[rest]) == 2 for name in halves[rest].values()
+    )
     if parts:
         raise Rejected(
             f"expected parts that name their split, such as train_images and train_labels, got "
-            f"{listed(parts)} beside some that do, as if misspelt: rename "
-            f"{'it' if len(parts) == 1 else 'them'}, or leave out what shall not be read"
+            f"{listed(parts)} beside some that do, as if misspelt: rename them, leave out what "
+            "shall not be read, or name the images and labels that alone shall be, with "
+            "`image_column` and `label_column` (--image-column, --label-column)"
         )
+    return {name for names in found.values() for name in names}
 
 
 def _first(arrays: Sequence[str], names: Sequence[str]) -> str:

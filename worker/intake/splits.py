@@ -6,7 +6,7 @@ split, or validation where something else is called test.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from adap.core.config.base import SPLITS, Split
 from adap.models.header import shown
@@ -31,6 +31,15 @@ SPLIT_NAMES: dict[str, Split] = {
 _EVALUATION = {"eval", "evaluation"}
 _GENERIC = {"set", "data", "dataset", "image", "images", "img", "imgs", "split", "folder", "part"}
 _GENERIC |= {"photos", "pictures", "files", "the", "my", "final", "full", "of"}
+# One letter from a split's name, and words themselves: classes, or what else an array is called.
+_NO_SLIPS = {"rain", "brain", "drain", "grain", "strain", "twain", "trail", "trait"}
+_NO_SLIPS |= {"raining", "braining", "draining", "graining"}
+_NO_SLIPS |= {"straining", "trailing"}
+_NO_SLIPS |= {"rest", "best", "west", "pest", "nest", "vest", "zest", "jest", "fest", "lest"}
+_NO_SLIPS |= {"gest", "text", "tent", "teat"}
+_NO_SLIPS |= {"resting", "nesting", "besting", "jesting", "vesting", "westing"}
+_NO_SLIPS |= {"tasting", "texting", "tenting"}
+_NO_SLIPS |= {"vapid", "level", "revel", "bevel", "devil", "devils", "foldout"}
 _CODE = re.compile(r"-?\d+(?:\.0+)?|true|false|yes|no|t|f", re.IGNORECASE)
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+|[^\W\d_a-zA-Z]+")
 _SUFFIX = re.compile(r"(?:[-_ ]?(?:set|data|dataset|images|imgs))+$")
@@ -60,7 +69,8 @@ def refuse_misspelt(names: Sequence[str]) -> None:
     classes would be made of `trian` and `tset` in silence.
     """
     known = splits_of(names)
-    meant = {name: known.get(name) or meant_split(name) for name in names}
+    shared = set.intersection(*(set(_words(name)) for name in names)) if len(names) > 1 else set()
+    meant = {name: known.get(name) or meant_split(name, beside=shared) for name in names}
     odd = [name for name in names if name not in known]
     if not odd or None in meant.values() or len(set(meant.values())) < max(len(names), 2):
         return
@@ -72,14 +82,20 @@ def refuse_misspelt(names: Sequence[str]) -> None:
     )
 
 
-def meant_split(name: str) -> Split | None:
-    """The split that a word of this name is one slip of the hand away from, if it names none."""
+def meant_split(name: str, *, beside: Collection[str] = ()) -> Split | None:
+    """The split that this name is one slip of the hand away from, if it names none.
+
+    beside: words of it that say something else. With another one it is no split: `rain_forest`.
+    """
     if splits_of([name]):
         return None
     whole = [word.lower() for word in _WORDS.findall(name)]  # of `tset` no `set` is taken off
-    for word in (*whole, *_words(name)):
+    for words in (whole, _words(name)):
+        left = [word for word in words if word not in {*_GENERIC, *beside} and not word.isdecimal()]
+        if len(left) != 1 or left[0] in _NO_SLIPS:
+            continue
         for known, split in SPLIT_NAMES.items():
-            if len(known) > 3 and _one_slip(word, known):
+            if len(known) > 3 and _one_slip(left[0], known):
                 return split
     return None
 
