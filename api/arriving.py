@@ -1,12 +1,13 @@
 """Limits on slow requests, slow readers and crumbled bodies; bodies unasked for are read away."""
 
 import asyncio
-import re
 import time
 from collections.abc import Callable
 from typing import Any, NoReturn, cast
 
 import h11
+from h11._readers import ChunkedReader  # the only one that reads lines after a body
+from h11._receivebuffer import ReceiveBuffer
 from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -17,8 +18,8 @@ from adap.api.overload import LET_THROUGH, Overload, path_of
 from adap.api.strangers import Connections, network_of
 
 MOST_HEAD_BYTES = 64 * 1024  # of a request's line and headers, where the server says nothing
-MOST_LINES = 128  # of a head, or of what follows a body: each costs as much as a short request
-PIECE_BYTES = 2**14  # read at once, or a packet could bring very many lines after a body
+MOST_LINES = 128  # of headers, or after a body: each costs as much as a short request
+PIECE_BYTES = 2**14  # read at once, or a packet could bring a head of any length
 FREE_CHUNKS = 256  # of a body; of more than these each must bring, on average,
 CHUNK_BYTES = 64  # as many, as it costs as much to read a small one as a large one
 
@@ -84,7 +85,7 @@ def _too_slow(got: int, *, size: int, seconds: float) -> HTTPException:
     return HTTPException(408, detail, {"Connection": "close"})
 
 
-class _Reader(h11.Connection):
+class Reader(h11.Connection):
     """What reads requests, and ends one of very many small chunks or lines, or of odd lines.
 
     h11 takes a line feed alone for the end of a line, and a line that begins with a space for more
@@ -94,33 +95,69 @@ class _Reader(h11.Connection):
     def __init__(self, most_bytes: int | None) -> None:
         super().__init__(h11.SERVER, most_bytes or MOST_HEAD_BYTES)
         self.fault: str | None = None  # why the last request was ended, if by this
+        self._more_lines = False  # than were looked at
+        self._looked = 0  # at so many bytes of a head, up to the end of its last line
         self._chunks = self._bytes = 0
+
+    def receive_data(self, data: bytes) -> None:
+        """Take what has come, to be read by `next_event`."""
+        self._more_lines = self._more_lines or b"\n" in data
+        super().receive_data(data)
 
     def next_event(self) -> Any:
         """What has come next. Raises RemoteProtocolError."""
-        if self.their_state is h11.IDLE or getattr(self._reader, "_reading_trailer", False):
-            self._check(self.trailing_data[0])
+        if self.their_state is h11.IDLE:
+            self._look()
         event = super().next_event()
-        if isinstance(event, h11.Data):
+        if event is h11.NEED_DATA:  # each line that has come was looked at, or is none of a head
+            self._more_lines = False
+        elif isinstance(event, h11.Data):
             self._chunks += event.chunk_end
             self._bytes += len(event.data)
             if self._chunks > FREE_CHUNKS + self._bytes / CHUNK_BYTES:
                 self._end(f"Expected chunks of at least {CHUNK_BYTES} bytes, got many of fewer.")
+        elif isinstance(event, h11.EndOfMessage):
+            self._looked = 0
         elif isinstance(event, h11.Request):
-            self._chunks = self._bytes = 0
+            self._looked = self._chunks = self._bytes = 0
+            if isinstance(self._reader, ChunkedReader):
+                self._reader = _Chunks(self._look)
         return event
 
-    def _check(self, data: bytes) -> None:
-        """End a request whose head, as far as it is there, is no head for everybody."""
-        head, end, _ = data.partition(b"\r\n\r\n")
-        if head.count(b"\n") > MOST_LINES:
+    def _look(self) -> None:
+        """End a request whose head, or what follows its body, is none for everybody so far.
+
+        Only at the lines that have come since the last look: a client may send byte by byte, and to
+        look at all of them again for each takes as long as their number squared.
+        """
+        data = self.trailing_data[0] if self._more_lines else b""
+        if data.startswith(b"\r\n"):  # nothing follows the body, and what comes next is not its
+            return
+        head, end, _ = data[self._looked :].partition(b"\r\n\r\n")
+        lines = head + end
+        feeds = data.count(b"\n", 0, self._looked + len(lines))
+        if feeds > MOST_LINES + 2:  # with the line of the request, and the empty one at the end
             self._end(f"Expected at most {MOST_LINES} headers, got more.")
-        if _ODD_LINE.search(head + end):
+        if lines.count(b"\n") > lines.count(b"\r\n") or b"\n " in lines or b"\n\t" in lines:
             self._end("Expected each line of a head to end in CR LF, and none to be continued.")
+        self._looked += max(lines.rfind(b"\r\n"), 0)
 
     def _end(self, fault: str) -> NoReturn:
         self.fault = fault
         raise h11.RemoteProtocolError(fault)
+
+
+class _Chunks(ChunkedReader):
+    """What reads a body in chunks; it looks at the lines after them before they are read."""
+
+    def __init__(self, look: Callable[[], None]) -> None:
+        super().__init__()
+        self._look = look
+
+    def __call__(self, buf: ReceiveBuffer) -> h11.Data | h11.EndOfMessage | None:
+        if self._reading_trailer:  # also where this calls itself, as the last chunk has come
+            self._look()
+        return super().__call__(buf)
 
 
 def patient_protocol(
@@ -141,11 +178,11 @@ def patient_protocol(
     class Patient(H11Protocol):  # not httptools, which takes heads of any length
         """One connection."""
 
-        conn: _Reader
+        conn: Reader
 
         def __init__(self, *about: Any, **more: Any) -> None:
             super().__init__(*about, **more)
-            self.conn = _Reader(self.config.h11_max_incomplete_event_size)
+            self.conn = Reader(self.config.h11_max_incomplete_event_size)
 
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             joined = Joined(cast(asyncio.Transport, transport))
@@ -168,13 +205,19 @@ def patient_protocol(
             for start in range(0, len(data), PIECE_BYTES):
                 if not self.transport.is_closing():
                     super().data_received(data[start : start + PIECE_BYTES])
-            if self.cycle is not before:
+            if path is not None and self.cycle is not before:
+                overload.let_through(path)
+                cast(dict[str, Any], self.cycle.scope)[LET_THROUGH] = True
+
+        def handle_events(self) -> None:
+            before = self.cycle
+            super().handle_events()
+            if (
+                self.cycle is not before
+            ):  # whose task has not begun; it may have waited for another's
                 scope = cast(dict[str, Any], self.cycle.scope)
                 scope[PROVEN] = self._proven
                 scope[END] = self.transport.abort
-                if path is not None:
-                    overload.let_through(path)
-                    scope[LET_THROUGH] = True
 
         def send_400_response(self, msg: str) -> None:
             if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
@@ -215,7 +258,6 @@ def patient_protocol(
     return Patient
 
 
-_ODD_LINE = re.compile(rb"(?<!\r)\n|\n[ \t]")
 _IDLE = {h11.CLIENT: h11.IDLE, h11.SERVER: h11.IDLE}
 _NOTHING = (b"", False)
 _BUSY = object()  # neither None nor any cycle of a request and its answer

@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Collection, Iterable
-from typing import Any, get_args, get_origin
+from typing import Any, TypedDict, get_args, get_origin
 
 from fastapi import Request
 from fastapi.dependencies.models import Dependant
@@ -13,6 +13,21 @@ from starlette.requests import ClientDisconnect
 from adap import faults
 from adap.api import bodies
 from adap.api.errors import MAX_ITEMS, ApiError, ErrorItem
+
+MAX_TEXT = 60_000  # characters of the longest text of a form: a thousand names of a usual length
+
+
+class FormLimits(TypedDict):
+    """Of a form: how many files and other fields, and how many bytes each of these may have."""
+
+    max_files: int
+    max_fields: int
+    max_part_size: int
+
+
+# one file more than is taken, so that of two the one too many is told by its name
+FORM_LIMITS: FormLimits = {"max_files": 2, "max_fields": 64, "max_part_size": 4 * MAX_TEXT}
+LISTS_LIMITS: FormLimits = {**FORM_LIMITS, "max_fields": 1064}  # a thousand classes to score by
 
 
 def lists_of(kind: type[BaseModel]) -> frozenset[str]:
@@ -55,10 +70,11 @@ def refuse_twice(items: Iterable[tuple[str, Any]], *, lists: Collection[str]) ->
 async def require_once(request: Request, *, lists: Collection[str]) -> None:
     """Read a form, which the request keeps for whoever asks next, and refuse fields of two values.
 
-    Raises ApiError, and gives back then what the form stored.
+    Raises ApiError, and gives back then what the form stored; HTTPException for more than any form
+    of the route may have, which ends the reading.
     """
     try:
-        form = await request.form()
+        form = await request.form(**(LISTS_LIMITS if lists else FORM_LIMITS))
     except ClientDisconnect as error:
         raise ApiError("bad_request", "Expected a whole body; the connection broke.") from error
     try:

@@ -13,7 +13,7 @@ from pydantic.json_schema import models_json_schema
 from starlette.datastructures import MutableHeaders
 from starlette.types import Message, Receive, Scope, Send
 
-from adap.api import errors, reference
+from adap.api import errors, forms, reference
 from adap.api.arriving import at_a_pace
 from adap.api.deliveries import Allowed, Deliveries
 from adap.api.deps import House, bearer, has_body
@@ -161,7 +161,7 @@ def create_app(settings: Settings) -> "RequestLog":
         description=DESCRIPTION,
         lifespan=lifespan,
         max_body_size=settings.max_upload_bytes,
-        form_limits={"max_files": 1, "max_fields": 1001, "max_part_size": 64 * 1024},
+        form_limits={**forms.FORM_LIMITS},
         generate_unique_id_function=lambda route: route.name,  # what generated clients call it
         redirect_slashes=False,
         openapi_url=None,  # these pages would fetch scripts from elsewhere: see `reference`

@@ -71,14 +71,14 @@ class AuditForm(DatasetFields):
     dataset_upload_id: Identifier | None = Field(None, description="instead of `dataset`")
     config: str = Field(
         "{}",
-        max_length=60_000,
+        max_length=forms.MAX_TEXT,
         description="an AuditConfig as JSON, with `statement` if there is one",
     )
     architecture: str | None = Field(
         None, max_length=64, description="this and the next three: see POST /v1/models"
     )
     input: str | None = Field(None, max_length=4096)
-    output: str | None = Field(None, max_length=60_000)
+    output: str | None = Field(None, max_length=forms.MAX_TEXT)
     weights: str | None = Field(None, max_length=200)
     positive: Positive = None
 
@@ -121,7 +121,7 @@ async def audit(
         await require_admitted_at_the_end(request, house)
         job = await run_in_threadpool(_audit_by_ids, content, caller, once)
     elif content_type == "multipart/form-data":
-        async with request.form(max_files=2, max_fields=len(AuditForm.model_fields)) as form:
+        async with request.form(**forms.FORM_LIMITS) as form:
             await require_admitted_at_the_end(request, house)
             job = await run_in_threadpool(_audit_files, form, house, caller, once)
     else:

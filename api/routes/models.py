@@ -86,7 +86,7 @@ class ModelForm(NamedFields):
     )
     output: str | None = Field(
         None,
-        max_length=60_000,  # a thousand names of a usual length
+        max_length=forms.MAX_TEXT,
         description="what the network answers, as JSON: by default one logit of the positive "
         "side; else a logit for each class, of which one is true (`multiclass`) or each may be "
         "(`multilabel`); or a `probability`, or `probabilities` of classes; of an ONNX file with "

@@ -378,7 +378,8 @@ def _from_json(body: bytes) -> Images:
 
 async def _from_form(request: Request) -> Images:
     # one more file than is taken, so that too many are told by number
-    async with request.form(max_files=MAX_IMAGES + 1, max_fields=MAX_IMAGES + 1) as form:
+    limits: forms.FormLimits = {**forms.LISTS_LIMITS, "max_files": MAX_IMAGES + 1}
+    async with request.form(**limits) as form:
         items = form.multi_items()
         if len(items) <= FEW_FIELDS and all(
             _size(value) <= bodies.SHORT_BYTES for _, value in items

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from sqlalchemy import select
 
+from adap.api.forms import FORM_LIMITS, MAX_TEXT
 from adap.store.tables import JobRow
 from tests.api.conftest import CLASSIFIER, MANIFEST, Api, Scoring, noise, png
 
@@ -172,3 +173,43 @@ def test_a_name_twice_in_json_images_is_refused(scoring: Scoring, problem: Check
     )
 
     assert "the name 'rank' twice" in problem(answer, 422, "invalid_request")["detail"]
+
+
+@pytest.mark.parametrize("too_much", ["a byte of a text", "a file", "a field"])
+@pytest.mark.parametrize("path", ["/v1/datasets", "/v1/models", "/v1/audits"])
+def test_more_than_a_form_may_have_ends_its_reading(
+    api: Api, problem: Check, path: str, too_much: str
+) -> None:
+    texts = [("name", (None, "x"))] * (FORM_LIMITS["max_fields"] + 1)
+    files = [("file", ("a.npz", b"x"))] * (FORM_LIMITS["max_files"] + 1)
+    long = [("name", (None, "x" * (4 * MAX_TEXT + 1)))]
+    form, said = {
+        "a byte of a text": (long, "Part exceeded maximum size"),
+        "a file": (files, "Too many files"),
+        "a field": (texts, "Too many fields"),
+    }[too_much]
+
+    body = problem(api.http.post(path, files=form), 400, "bad_request")
+
+    assert said in body["detail"]
+
+
+def test_a_form_may_have_all_that_its_fields_say(
+    api: Api, scoring: Scoring, problem: Check
+) -> None:
+    classes = [f"{i}{'字' * 190}" for i in range(300)]
+    output = json.dumps({"kind": "multiclass", "classes": classes}, ensure_ascii=False)
+    assert len(output) < MAX_TEXT < 2**16 < len(output.encode())
+    api.http.post(
+        "/v1/models",
+        data={"architecture": "small_cnn", "input": INPUT, "output": output},
+        files={"file": ("m.safetensors", b"of no matter: declared is what is looked at")},
+    ).raise_for_status()
+
+    changed = scoring.api.http.post(
+        f"/v1/models/{scoring.model()}/smallest-change",
+        data={"below": "0", "resize": "pad", "positive": [str(i) for i in range(1000)]},
+        files={"image": ("a.png", png(noise(1)[0]))},
+    )
+
+    assert "/body/positive" in problem(changed, 422, "invalid_config")["detail"]
