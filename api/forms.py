@@ -1,13 +1,14 @@
-"""Forms: each field once, and texts that say there what lists and objects say in JSON."""
+"""Forms and queries: each field once, and texts that say what lists and objects say in JSON."""
 
 import json
 from collections import Counter
 from collections.abc import Collection, Iterable
+from functools import partial
 from typing import Any, TypedDict, get_args, get_origin
 
 from fastapi import Request
 from fastapi.dependencies.models import Dependant
-from pydantic import BaseModel
+from pydantic import BaseModel, BeforeValidator
 from starlette.requests import ClientDisconnect
 
 from adap import faults
@@ -84,11 +85,13 @@ async def require_once(request: Request, *, lists: Collection[str]) -> None:
         raise
 
 
-def class_names(text: str, *, field: str, separator: str | None) -> list[str]:
+def class_names(text: str, *, pointer: str, separator: str | None) -> list[str]:
     """The names of classes in a text: a JSON list, or one name, or several between separators.
 
     A text that begins as a list, an object or a quoted text is JSON and nothing else, as who writes
     `["cat"]` means no class with brackets in its name.
+
+    pointer: where the text stands.
     """
     text = text.strip()
     if not text.startswith(("[", "{", '"')):
@@ -102,10 +105,29 @@ def class_names(text: str, *, field: str, separator: str | None) -> list[str]:
         several = "once for each" if separator is None else f"with {separator!r} between several"
         raise ApiError(
             "invalid_request",
-            f"/body/{field}: expected names of classes as they are, {several}, or as a JSON list "
+            f"{pointer}: expected names of classes as they are, {several}, or as a JSON list "
             f'such as ["cat", "dog"], got {faults.shown(text)}',
         )
     return names
+
+
+def several_classes(pointer: str) -> BeforeValidator:
+    """Reads a field that may come several times: each time a name, or a JSON list of names."""
+    return BeforeValidator(partial(_all_named, pointer=pointer))
+
+
+def _all_named(values: Any, *, pointer: str) -> Any:
+    if not isinstance(values, list):
+        return values
+    return [
+        name
+        for value in values
+        for name in (
+            class_names(value, pointer=pointer, separator=None)
+            if isinstance(value, str)
+            else [value]
+        )
+    ]
 
 
 def json_of(text: str, *, field: str) -> Any:

@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import from_json
 
 from adap.api import bodies
 from adap.api.assets import AssetId
@@ -276,7 +277,11 @@ def _read(body: bytes, header_bytes: int | None) -> tuple[InferenceRequest, Imag
         )
     bodies.check_size(texts.rest, most_values=None)
     try:
-        asked = InferenceRequest.model_validate_json(texts.rest)
+        given = from_json(texts.rest)
+    except ValueError as error:
+        raise ApiError("invalid_request", f"/body: expected JSON, got {error!s:.200}") from error
+    try:
+        asked = InferenceRequest.model_validate(texts.put_back(given, images=("inputs", "data")))
     except ValidationError as error:
         raise explain_validation(error) from error
     tensor, binary = asked.inputs[0], body[end:]

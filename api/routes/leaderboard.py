@@ -14,7 +14,7 @@ from safetensors.numpy import load
 from sqlalchemy import select
 
 from adap import faults
-from adap.api import assets
+from adap.api import assets, forms
 from adap.api.deps import House, HouseDep, Reader
 from adap.api.errors import explain_validation, problems
 from adap.api.guarded import GuardedRoute
@@ -104,9 +104,10 @@ def leaderboard(
     dataset_id: Annotated[str, Query(pattern=faults.DATASET_ID, max_length=40)],
     positive: Annotated[
         list[ClassName] | None,
+        forms.several_classes("/query/positive"),
         Query(
             max_length=MAX_CLASSES_IN_URL,
-            description="positive classes of the task; repeated where several",
+            description="positive classes of the task; repeated where several, or a JSON list",
         ),
     ] = None,
     split: Split | None = None,

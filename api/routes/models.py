@@ -132,7 +132,7 @@ def declared_model(form: Declared) -> Declaration | None:
     output = form.output
     positive = None
     if form.positive is not None:
-        positive = forms.class_names(form.positive, field="positive", separator=",")
+        positive = forms.class_names(form.positive, pointer="/body/positive", separator=",")
     spec = _parsed(InputSpec, form.input, field="input")
     answers = ONE_LOGIT if output is None else _parsed(OutputSpec, output, field="output")
     try:

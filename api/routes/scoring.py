@@ -16,7 +16,7 @@ import numpy as np
 from fastapi import APIRouter, Form, Query, Request, UploadFile
 from fastapi.concurrency import run_in_threadpool
 from numpy.typing import NDArray
-from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 from starlette.datastructures import UploadFile as FormPart
 
 from adap.api import assets, bodies, forms
@@ -57,22 +57,7 @@ Positive = Annotated[
 ]
 
 
-def _named(values: Any) -> Any:
-    """Names of classes in a form or a query: each a text, or a JSON list of them."""
-    if not isinstance(values, list):
-        return values
-    return [
-        name
-        for value in values
-        for name in (
-            forms.class_names(value, field="positive", separator=None)
-            if isinstance(value, str)
-            else [value]
-        )
-    ]
-
-
-FormPositive = Annotated[Positive, BeforeValidator(_named)]
+FormPositive = Annotated[Positive, forms.several_classes("/body/positive")]
 RANK = "whether to say the place of each image among those of the request"
 
 
@@ -166,7 +151,11 @@ async def score_images(
     request: Request,
     house: HouseDep,
     caller: Writer,
-    positive: Annotated[list[ClassName] | None, Query(max_length=MAX_CLASSES_IN_URL)] = None,
+    positive: Annotated[
+        list[ClassName] | None,
+        forms.several_classes("/query/positive"),
+        Query(max_length=MAX_CLASSES_IN_URL),
+    ] = None,
     rank: Annotated[bool, Query(description=RANK)] = False,
 ) -> ImageScores:
     """Score a few images, in the order in which they came; for data sets, `POST /v1/rankings`.
@@ -358,7 +347,8 @@ def _positive(target: Target, asked: list[str] | None) -> list[str] | None:
 def _from_json(body: bytes) -> Images:
     texts = LongTexts(body)
     try:
-        request = ScoreRequest.model_validate(bodies.parse(texts.rest))
+        given = texts.put_back(bodies.parse(texts.rest), images=("images",))
+        request = ScoreRequest.model_validate(given)
     except ValidationError as error:
         raise explain_validation(error) from error
     files = []

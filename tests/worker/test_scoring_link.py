@@ -1,6 +1,7 @@
 """Frames over sockets: whole and in order, long beside short; msgpack is the judge."""
 
 import asyncio
+import gc
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from adap.worker.scoring.link import (
     BUFFER_BYTES,
     SHORT_BYTES,
     FrameStream,
+    ScoringGoneError,
     ScoringLink,
     read_frame,
     write_frame,
@@ -89,6 +91,38 @@ def test_half_a_frame_is_an_end_and_no_frame() -> None:
         theirs.close()
 
     asyncio.run(read())
+
+
+def test_an_answer_that_cannot_be_read_is_logged_and_the_next_question_gets_a_new_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    answers = [b"\xc1", msgpack.packb([1]), msgpack.packb({"no": "number"})]  # 0xc1 is nothing
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        stream = FrameStream(reader, writer)
+        question = await stream.read(max_bytes=2**20)
+        if answers:
+            content = answers.pop()
+            writer.write(len(content).to_bytes(4) + content)
+        else:
+            await stream.send({"of": "next", "number": question["number"]})
+        await writer.drain()
+        await reader.read()
+        stream.close()
+
+    async def run() -> None:
+        server = await asyncio.start_unix_server(serve, tmp_path / "s")
+        link = ScoringLink(f"unix://{tmp_path / 's'}")
+        while answers:
+            with pytest.raises(ScoringGoneError):
+                await link.ask({"ask": "unreadable"})
+        assert await link.ask({"ask": "next"}) == {"of": "next"}
+        await link.close()
+        server.close()
+
+    asyncio.run(run())
+    gc.collect()  # exceptions that nobody looked at are told then
+    assert [record.message for record in caplog.records] == ["scoring.bad_answer"] * 3
 
 
 Answer = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]

@@ -10,6 +10,7 @@ another order. Nothing but numbers, text and bytes can cross. Imports nothing of
 import asyncio
 import contextlib
 import itertools
+import logging
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 from io import BufferedReader, BufferedRWPair, BufferedWriter
@@ -18,6 +19,8 @@ from urllib.parse import urlsplit
 
 import msgpack
 import numpy as np
+
+log = logging.getLogger(__name__)
 
 Frame = dict[str, Any]
 
@@ -266,6 +269,8 @@ class _Line:
                     waiting.set_result(answer)
         except (EOFError, OSError):
             pass
+        except (ValueError, KeyError) as error:
+            log.warning("scoring.bad_answer", extra={"reason": repr(error)})
         finally:
             self._stream = None
             stream.close()

@@ -5,16 +5,23 @@ everybody's short answer wait for its turn, again at each of the processes that 
 While several tenants ask, the decoders and networks that use much of a core run at a low priority:
 they get what is left, which is most of it, and who asks little finds a core at once.
 
-Everybody may lower a priority; to raise it again needs `ulimit -e 20` or CAP_SYS_NICE, without
-which a process that was lowered stays so until it ends. Linux only; elsewhere nothing is changed.
+Everybody may lower a priority; to raise it again needs `ulimit -e 20` or CAP_SYS_NICE. Without it
+nobody is lowered, as it would be for life: with nobody left to yield to, a process would still get
+less than whatever else the machine does. Linux only; elsewhere nothing is changed.
 """
 
 import contextlib
+import logging
 import os
+import sys
+import threading
 import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+
+log = logging.getLogger(__name__)
 
 LOOK_S = 0.5  # between two looks
 MUCH = 0.25  # of a core, between two looks
@@ -38,6 +45,11 @@ class Priorities:
     def __init__(self) -> None:
         self._seen: dict[int, _Seen] = {}
         self._usual = os.getpriority(os.PRIO_PROCESS, 0)
+        with ThreadPoolExecutor(1) as pool:
+            self._may_raise = sys.platform == "linux" and pool.submit(_may_raise).result()
+        if not self._may_raise:
+            reason = "expected `ulimit -e 20` or CAP_SYS_NICE to raise processes again, got neither"
+            log.info("scoring.all_equal", extra={"reason": reason})
 
     @property
     def any_low(self) -> bool:
@@ -45,7 +57,12 @@ class Priorities:
         return any(seen.low for seen in self._seen.values())
 
     def look(self, pids: Iterable[int], *, contended: bool) -> None:
-        """Lower those that used much since the last look, while contended; raise the others."""
+        """Lower those that used much since the last look, while contended; raise the others.
+
+        Does nothing where they could not be raised again.
+        """
+        if not self._may_raise:
+            return
         now = time.monotonic()
         families = {pid: _family(pid) for pid in pids}
         self._seen = {pid: seen for pid, seen in self._seen.items() if pid in families}
@@ -60,6 +77,18 @@ class Priorities:
                 seen.low = low
                 for each in family:
                     _set(each, usual=self._usual, lower=LOWER if low else 0)
+
+
+def _may_raise() -> bool:
+    """Whether this thread, which is to end then, can be lowered and raised again."""
+    thread = threading.get_native_id()
+    usual = os.getpriority(os.PRIO_PROCESS, thread)
+    try:
+        for priority in (usual + 1, usual):
+            os.setpriority(os.PRIO_PROCESS, thread, priority)
+    except OSError:
+        return False
+    return True
 
 
 def _family(pid: int) -> list[int]:
@@ -82,7 +111,7 @@ def _used_s(pid: int) -> float:
 
 
 def _set(pid: int, *, usual: int, lower: int) -> None:
-    with contextlib.suppress(OSError):  # it has ended, or may not be raised
+    with contextlib.suppress(OSError):  # it has ended
         for thread in os.listdir(f"/proc/{pid}/task"):
             os.setpriority(os.PRIO_PROCESS, int(thread), min(usual + lower, LOWEST))
     with contextlib.suppress(OSError):  # kernels that share by sessions look at this instead

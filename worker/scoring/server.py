@@ -56,7 +56,7 @@ class Server:
         self._blobs = blobs
         self._make_decoder = make_decoder
         self._sizes: dict[str, Counter[int]] = {}  # of batches, by model
-        self._questions: set[asyncio.Task[None]] = set()
+        self._questions: set[asyncio.Task[None]] = set()  # and answers that are being sent
         self._lines: dict[asyncio.StreamWriter, asyncio.Event] = {}  # and whether each has ended
 
     async def serve(self, url: str, *, stop: asyncio.Event) -> None:
@@ -192,8 +192,10 @@ class Server:
                 log.exception("scoring.failed", extra={"model_id": question.get("model_id")})
                 message = f"The service met an error that it did not expect: {error!r}"
                 frame = {"error": "internal_error", "message": message}
-        with contextlib.suppress(OSError):
-            await stream.send({**frame, "number": question["number"]})
+        sending = asyncio.create_task(_send(stream, {**frame, "number": question["number"]}))
+        self._questions.add(sending)
+        sending.add_done_callback(self._questions.discard)
+        await asyncio.shield(sending)  # whoever asked may leave; half an answer ends the line
 
     async def _score(self, question: Frame) -> Frame:
         spec = InputSpec.model_validate(question["spec"])
@@ -303,6 +305,11 @@ class Server:
 
 def _drop(tasks: dict[int, asyncio.Task[None]], number: int, _: asyncio.Task[None]) -> None:
     del tasks[number]
+
+
+async def _send(stream: FrameStream, frame: Frame) -> None:
+    with contextlib.suppress(OSError):
+        await stream.send(frame)
 
 
 async def _batch(networks: Networks, network: Network, positive: Positive, lane: Lane) -> int:
