@@ -15,7 +15,7 @@ def test_a_dry_run_says_what_an_audit_would_cost_and_starts_none(
     whole = client.audits.estimate(model_id=model, dataset_id=dataset, attacks=["pgd"])
     assert whole.images == 24  # of the test split
     checks = whole.passes - 24 * (1 + 1 + 2 * 10 + 1)  # clean, and ten steps there and back
-    assert checks == 24 * (133 + 71)  # quick ones, as docs/trust.md has them, on all 24
+    assert checks == 24 * (143 + 79)  # quick ones, as docs/trust.md has them, on all 24
     assert (whole.search_on, whole.most_passes, whole.most_seconds) == ([], None, None)
     fog = {"kinds": ["fog"]}
     corrupted = client.audits.estimate(
