@@ -183,11 +183,12 @@ def test_more_than_a_form_may_have_ends_its_reading(
     texts = [("name", (None, "x"))] * (FORM_LIMITS["max_fields"] + 1)
     files = [("file", ("a.npz", b"x"))] * (FORM_LIMITS["max_files"] + 1)
     long = [("name", (None, "x" * (4 * MAX_TEXT + 1)))]
-    form, said = {
+    forms: dict[str, tuple[Any, str]] = {
         "a byte of a text": (long, "Part exceeded maximum size"),
         "a file": (files, "Too many files"),
         "a field": (texts, "Too many fields"),
-    }[too_much]
+    }
+    form, said = forms[too_much]
 
     body = problem(api.http.post(path, files=form), 400, "bad_request")
 
