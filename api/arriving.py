@@ -212,9 +212,8 @@ def patient_protocol(
         def handle_events(self) -> None:
             before = self.cycle
             super().handle_events()
-            if (
-                self.cycle is not before
-            ):  # whose task has not begun; it may have waited for another's
+            if self.cycle is not before:
+                # its task has not begun: a request of the same packet may have waited for another
                 scope = cast(dict[str, Any], self.cycle.scope)
                 scope[PROVEN] = self._proven
                 scope[END] = self.transport.abort
