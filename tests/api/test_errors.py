@@ -421,7 +421,7 @@ def test_unknown_form_fields_are_refused(api: Api, problem: Check) -> None:
             "expected 3 values in mean, one a channel, got 1",
         ),
         ({"output": json.dumps(PETS)}, "with `architecture`, `output`, `weights` or `positive`"),
-        ({**DECLARED, "output": "cat,dog"}, "/body/output: Invalid JSON"),
+        ({**DECLARED, "output": "cat,dog"}, "/body/output: expected JSON"),
         (
             {**DECLARED, "output": '{"kind": "softmax"}'},
             "/body/output/kind: expected one of logit, multiclass, multilabel, probability, "

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -54,6 +55,13 @@ from tests.worker.conftest import (
 )
 
 
+def resume(*family: psutil.Process) -> None:
+    """Let processes go on; one may be ended by its parent before its own turn comes."""
+    for member in family:
+        with suppress(psutil.NoSuchProcess):
+            member.resume()
+
+
 def freeze(process: subprocess.Popen[bytes], plant: Plant) -> list[psutil.Process]:
     """Stop a worker and its children, at a moment when it does not hold SQLite's write lock."""
     connection = sqlite3.connect(plant.settings.home / "adap.db", timeout=0.2)
@@ -63,8 +71,7 @@ def freeze(process: subprocess.Popen[bytes], plant: Plant) -> list[psutil.Proces
         try:
             connection.execute("BEGIN IMMEDIATE")
         except sqlite3.OperationalError:
-            for member in family:
-                member.resume()
+            resume(*family)
             time.sleep(0.1)
         else:
             connection.rollback()
@@ -328,8 +335,7 @@ def test_a_frozen_worker_that_wakes_up_changes_nothing(plant: Plant) -> None:
     plant.end_leases(frozen)
     plant.start_worker()
     plant.wait(lambda: plant.read(job).attempt == 2)
-    for process in family:
-        process.resume()
+    resume(*family)
     row = plant.wait_done(job)
     assert row.status == JobStatus.SUCCEEDED
     names = [name for name, _ in plant.events(job)]
