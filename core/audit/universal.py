@@ -21,6 +21,12 @@ from adap.core.figures.ranking import average_precision
 from adap.core.scores import UniversalFound
 
 
+def _weighed(scorer: nn.Module, weight: Tensor, x: Tensor) -> Tensor:
+    """Losses of images: up where a positive's logit falls or a negative's rises."""
+    weighed: Tensor = weight * scorer(x)
+    return weighed
+
+
 def universal_found(
     scorer: nn.Module,
     images: Rows,
@@ -63,7 +69,7 @@ def universal_found(
             rows = slice(start, start + batch_size)
             weight = torch.tensor(weights[rows], dtype=torch.float32, device=device)
             x = as_input(images[searched[rows]], device)
-            yield x, lambda x, weight=weight: weight * scorer(x)  # type: ignore[misc]
+            yield x, partial(_weighed, scorer, weight)
             more(len(x))
 
     def judge(losses: Tensor) -> float:

@@ -49,9 +49,8 @@ def to_the_end(work: Callable[P, Turns[Result]], *, name: str) -> Callable[P, Re
     *_, ends_in = get_args(signature(work).return_annotation)
     whole.__name__ = whole.__qualname__ = name
     whole.__annotations__ = {**work.__annotations__, "return": ends_in}
-    whole.__signature__ = signature(work).replace(  # type: ignore[attr-defined]
-        return_annotation=ends_in
-    )
+    shown = signature(work).replace(return_annotation=ends_in)
+    whole.__signature__ = shown  # type: ignore[attr-defined]  # inspect reads it; typeshed has none
     return whole
 
 

@@ -1,9 +1,12 @@
 """Scores at once: a real API, a real scoring process, real files, and torch alone as the judge."""
 
+import asyncio
 import base64
 import contextlib
 import functools
+import hashlib
 import io
+import itertools
 import socket
 import subprocess
 import sys
@@ -27,6 +30,7 @@ from adap.models import architectures, loading
 from adap.models.header import Manifest
 from adap.store import keys
 from adap.store.artifacts import open_blobs
+from adap.worker.scoring.link import open_stream
 from tests.api.conftest import (
     CLASSIFIER,
     LIMIT_S,
@@ -111,6 +115,46 @@ def test_a_search_of_a_model_without_finite_scores_is_refused(
     loading.save(network, path, Manifest.model_validate(MANIFEST))
     broken = scoring.api.model(content_sha256=open_blobs(scoring.api.settings).put(path))
     problem(smallest(scoring, broken, png(noise(1)[0]), 0.0), 422, "invalid_model")
+
+
+def test_an_answer_that_is_being_sent_comes_whole_though_it_is_taken_back(scoring: Scoring) -> None:
+    manifest = {**MANIFEST, "input": {**MANIFEST["input"], "height": 512, "width": 512}}
+    model_id = scoring.model(seed=13, manifest=manifest)
+    blob = scoring.api.folder / "13.safetensors"
+    url = str(scoring.api.settings.scoring_url)
+    search = {
+        "ask": "smallest",
+        "tenant": "long",
+        "model_id": model_id,
+        "sha256": hashlib.sha256(blob.read_bytes()).hexdigest(),
+        "positive": None,
+        "spec": Manifest.model_validate(manifest).input.model_dump(),
+        "form": "files",
+        "data": [png(np.zeros((512, 512), np.uint8))],
+        "below": 1e9,
+    }
+
+    async def unread_taken_back_and_read() -> list[dict[str, Any]]:
+        line, other = await open_stream(url), await open_stream(url)
+        try:
+            await line.send({**search, "number": 1})
+            for number in itertools.count():
+                await other.send({"ask": "status", "number": number, "model_id": model_id})
+                status = await other.read(max_bytes=2**20)
+                if model_id in status["in_memory"] and status["waiting"] == 0:
+                    break  # it is being sent: it is longer than all that lies in between
+            await line.send({"ask": "cancel", "number": 1})
+            await line.send({"ask": "status", "number": 2})
+            async with asyncio.timeout(LIMIT_S):
+                return [await line.read(max_bytes=2**26) for _ in range(2)]
+        finally:
+            line.close()
+            other.close()
+
+    found, status = asyncio.run(unread_taken_back_and_read())
+    assert found["number"] == 1
+    assert len(found["image"]) == len(found["changed"]) == 4 * 512 * 512
+    assert status["number"] == 2
 
 
 def test_while_a_search_goes_on_other_models_of_the_tenant_are_loaded(scoring: Scoring) -> None:
@@ -217,11 +261,11 @@ def test_classes_may_be_named_in_each_kind_of_body(scoring: Scoring, problem: Ch
     path = f"/v1/models/{model}/scores"
     form = score(scoring, model, *map(png, images), positive=["dog"])
     body = {"images": as_json(images)["json"]["images"], "positive": ["dog"]}
-    arrays = as_npz(images) | {"params": {"positive": "dog"}}
+    named = [as_npz(images) | {"params": {"positive": text}} for text in ("dog", '["dog"]')]
     for answer in (
         form,
         scoring.api.http.post(path, json=body),
-        scoring.api.http.post(path, **arrays),
+        *(scoring.api.http.post(path, **arrays) for arrays in named),
     ):
         assert values(answer) == pytest.approx(expected, abs=1e-5)
     problem(score(scoring, model, png(images[0])), 422, "invalid_config")

@@ -31,7 +31,7 @@ def test_every_answer_is_counted_when_the_attacker_has_ended() -> None:
             self.send_response(429 if len(asked) % 2 else 200)
             self.end_headers()
 
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        def log_message(self, *_: object) -> None:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)

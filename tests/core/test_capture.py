@@ -25,7 +25,6 @@ from tests.core.test_training import (
     RECIPE,
     SEVERAL,
     SmallNet,
-    _one_thread,  # noqa: F401
     config_for,
     dropping,
     pictures,
@@ -34,6 +33,7 @@ from tests.core.test_training import (
     without_speed,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 HOST = {
     torch.ops.aten._local_scalar_dense.default,
     torch.ops.aten.nonzero.default,

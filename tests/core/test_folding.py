@@ -16,11 +16,12 @@ from tests.core.test_capture import MANY, SGD, Plain, Tape, same
 from tests.core.test_training import (
     CPU,
     KilledError,
-    _one_thread,  # noqa: F401
     config_for,
     through_a_file,
     train,
 )
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def lived_in(network):

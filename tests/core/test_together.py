@@ -21,7 +21,6 @@ from tests.core.test_training import (
     RECIPE,
     Breaking,
     KilledError,
-    _one_thread,  # noqa: F401
     config_for,
     dropping,
     pictures,
@@ -29,6 +28,8 @@ from tests.core.test_training import (
     train,
     without_speed,
 )
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def begun(config, *, network=None, on_epoch=lambda record: None, **changes):

@@ -36,16 +36,8 @@ from adap.core.training.loop import EpochRecord, TrainingResult, fit
 from adap.core.training.precision import forward_in
 from adap.core.training.schedule import attack_in, learning_rate
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Sums are split among threads, so bits depend on how many there are."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class SmallNet(nn.Module):
