@@ -56,15 +56,21 @@ class Recipe(Config):
     universal: UniversalSearch | None = None
 
 
-class Clean(Config):
-    """The logits of the images as they are."""
+class Single(Config):
+    """A column of which a task has one: it goes by what it measures."""
 
-    measure: Literal["clean"] = "clean"
+    measure: str
 
     @property
     def name(self) -> str:
         """Under which its file is handed over."""
         return self.measure
+
+
+class Clean(Single):
+    """The logits of the images as they are."""
+
+    measure: Literal["clean"] = "clean"
 
     def recipe(self, _surrogate: str | None) -> Recipe:
         """How its scores come about."""
@@ -125,101 +131,71 @@ class Corrupted(Config):
         return Recipe(corruption=self.corruption)
 
 
-class GradientSample(Config):
+class GradientSample(Single):
     """Whether the gradient hides something on a few images of a task: it decides for all pieces
     whether to search on by what needs no such gradient."""
 
     measure: Literal["gradient.sample"] = "gradient.sample"
     threat: Threat
 
-    @property
-    def name(self) -> str:
-        """Under which its file is handed over."""
-        return self.measure
-
     def recipe(self, _surrogate: str | None) -> Recipe:
         """How its scores come about."""
         return Recipe(hidden="sample", threat=self.threat)
 
 
-class Recovery(Config):
+class Recovery(Single):
     """The logits under attacks that see past what hides from a gradient, or the reason for none."""
 
     measure: Literal["recovery"] = "recovery"
     attacks: list[Attack]
     threat: Threat
 
-    @property
-    def name(self) -> str:
-        """Under which its file is handed over."""
-        return self.measure
-
     def recipe(self, _surrogate: str | None) -> Recipe:
         """How its scores come about."""
         return Recipe(hidden="recovered", recovery=self.attacks, threat=self.threat)
 
 
-class Smallest(Config):
+class Smallest(Single):
     """How little moves positives out of the first k of the whole task."""
 
     measure: Literal["smallest"] = "smallest"
     asked: SmallestChanges
     threat: Threat
 
-    @property
-    def name(self) -> str:
-        """Under which its file is handed over."""
-        return self.measure
-
     def recipe(self, _surrogate: str | None) -> Recipe:
         """How its sizes come about: by the threat's norm, whatever its epsilon."""
         return Recipe(smallest=self.asked, threat=self.threat.model_copy(update={"epsilon": 0.0}))
 
 
-class Universal(Config):
+class Universal(Single):
     """One perturbation that all images of the task share, and their logits under it."""
 
     measure: Literal["universal"] = "universal"
     asked: UniversalSearch
     threat: Threat
 
-    @property
-    def name(self) -> str:
-        """Under which its file is handed over."""
-        return self.measure
-
     def recipe(self, _surrogate: str | None) -> Recipe:
         """How its scores come about."""
         return Recipe(universal=self.asked, threat=self.threat)
 
 
-class BoundsSample(Config):
+class BoundsSample(Single):
     """Bounds on a few images of a task, on which `certify: auto` decides for all of its pieces."""
 
     measure: Literal["bounds.sample"] = "bounds.sample"
     threat: Threat
-
-    @property
-    def name(self) -> str:
-        """Under which its file is handed over."""
-        return self.measure
 
     def recipe(self, _surrogate: str | None) -> Recipe:
         """How its scores come about."""
         return Recipe(certify="sample", threat=self.threat)
 
 
-class Bounds(Config):
+class Bounds(Single):
     """Lowest and highest logit that any perturbation can reach."""
 
     measure: Literal["bounds"] = "bounds"
     method: Literal["auto", "ibp", "crown_ibp", "crown"]
     threat: Threat
-
-    @property
-    def name(self) -> str:
-        """Under which its file is handed over."""
-        return self.measure
 
     def recipe(self, _surrogate: str | None) -> Recipe:
         """How its scores come about."""
