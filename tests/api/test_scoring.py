@@ -43,6 +43,7 @@ from tests.api.conftest import (
     running,
     wait_for,
 )
+from tests.standstill import suspend
 
 Check = Callable[..., dict[str, Any]]
 
@@ -163,7 +164,7 @@ def test_while_a_search_goes_on_other_models_of_the_tenant_are_loaded(scoring: S
     values(score(scoring, searched, png(images[0])))
     process = scoring.network_processes()[-1]
     with ThreadPoolExecutor(1) as pool:
-        process.suspend()
+        suspend(process)
         asked = pool.submit(smallest, scoring, searched, png(images[0]), -1e6)
         wait_for(lambda: waiting(scoring) == 1, because="the search waits")
         found = values(score(scoring, other, png(images[0])))
@@ -478,8 +479,8 @@ def held(scoring: Scoring, model: str) -> Iterator[list[psutil.Process]]:
     decoders = scoring.decoders()
     with contextlib.ExitStack() as stack:
         for decoder in decoders:
-            decoder.suspend()
             stack.callback(resume, decoder)
+        suspend(*decoders)
         yield decoders
 
 
@@ -644,7 +645,7 @@ def test_it_ends_when_told_to_after_it_has_answered(scoring: Scoring) -> None:
         with held(scoring, model):
             asked = pool.submit(score, scoring, model, image)
             wait_for(lambda: waiting(scoring) == 1, because="it waits")
-            process.suspend()  # so that it is told before it hears of the decoder
+            suspend(process)  # so that it is told before it hears of the decoder
             process.terminate()
         process.resume()
         assert len(values(asked.result())) == 1

@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from scipy.stats import t as student
 from torch import nn
 
 from adap.core.audit.checks.gradients import gradient_predicts
 from adap.core.audit.checks.judging import Judged
-from adap.core.audit.checks.limits import SLOPE_PART
-from adap.core.audit.checks.parts import names, partitions, summed, weakest
+from adap.core.audit.checks.limits import PART_CHANCE, SLOPE_PART
+from adap.core.audit.checks.parts import Place, partitions, places, summed, weakest
 from adap.core.audit.checks.runs import Bench
 from adap.core.config.attacks import APGDAttack
 from adap.core.config.threats import Threat
@@ -22,7 +23,7 @@ def test_every_way_of_taking_an_image_apart_has_each_pixel_in_one_part(
     generator = torch.Generator().manual_seed(0)
     x, gradient, products = torch.rand(3, 4, *shape, generator=generator)
     sums = summed(products, x, gradient)
-    assert sums.shape == (len(names(*shape)), 4)
+    assert sums.shape == (len(places(*shape)), 4)
     done = 0
     for partition in partitions(*shape):
         part = partition.part_of(x, gradient).expand_as(x)
@@ -41,7 +42,7 @@ def test_the_names_of_parts_say_where_they_are() -> None:
     where = torch.zeros_like(x)
     where[..., 2, 3] = 1
     sums = summed(where, x, where)[:, 0].numpy()
-    assert [name for name, total in zip(names(1, 4, 12), sums, strict=True) if total] == [
+    assert [place.name for place, total in zip(places(1, 4, 12), sums, strict=True) if total] == [
         "columns 3 to 4",
         "rows 2 to 2",
         "every second row from 0, column from 1",
@@ -49,6 +50,10 @@ def test_the_names_of_parts_say_where_they_are() -> None:
         "quarter 4 of the pixels by the size of their gradient",
         "the pixel in row 2, column 3",
     ]
+
+
+def each(*names: str) -> list[Place]:
+    return [Place(name, len(names)) for name in names]
 
 
 @pytest.mark.parametrize("turned", [1.0, 0.2, -1.0])
@@ -60,7 +65,7 @@ def test_a_part_that_promises_what_it_does_not_keep_is_found(turned: float, unit
     kept = promised.copy()
     kept[2] *= turned
     seen = kept.sum(0) + 0.1 * rng.normal(size=96)
-    part = weakest(list("abcdefgh"), promised / unit, promised.sum(0) / unit, seen)
+    part = weakest(each(*"abcdefgh"), promised / unit, promised.sum(0) / unit, seen)
     assert part is not None
     assert SLOPE_PART.status(part.high) == {1.0: "pass", 0.2: "caution", -1.0: "fail"}[turned]
     if turned < 1:
@@ -75,12 +80,36 @@ def test_one_image_says_nothing_of_a_part() -> None:
     promised[1] = 0
     promised[1, 5] = 1
     seen = promised[0] - promised[1]
-    part = weakest(["whole", "of one image"], promised, promised.sum(0), seen)
+    part = weakest(each("whole", "of one image"), promised, promised.sum(0), seen)
     assert part is not None
     assert part.name == "whole"
     assert SLOPE_PART.status(part.high) == "pass"
     few = slice(0, 10)
-    assert weakest(["a"], promised[:1, few], promised[0, few], promised[0, few]) is None
+    assert weakest(each("a"), promised[:1, few], promised[0, few], promised[0, few]) is None
+
+
+@pytest.mark.parametrize("among", [4, 256])
+@pytest.mark.parametrize("images", [8, 48])
+def test_a_slope_is_judged_by_what_chance_does_to_as_many_parts_of_as_few_images(
+    images: int, among: int
+) -> None:
+    """The judge: least squares of one column, its HC3 error, and Student's t by SciPy."""
+    rng = np.random.default_rng(1)
+    promised = np.zeros((2, 96))
+    promised[0] = rng.normal(size=96)
+    promised[1, :images] = rng.choice([-1.0, 1.0], images)
+    seen = promised[0] - promised[1] + rng.normal(size=96)
+    part = weakest([Place("few", among)], promised[1:], promised.sum(0), seen)
+    assert part is not None
+    whole = promised.sum(0)
+    unit = (whole * seen).sum() / np.square(whole).sum()
+    few, rest = unit * promised[1], seen - unit * whole
+    slope = (few * rest).sum() / np.square(few).sum()
+    left = (rest - slope * few) / (1 - np.square(few) / np.square(few).sum())
+    error = np.sqrt(np.square(few * left).sum()) / np.square(few).sum()
+    quantile = student.isf(PART_CHANCE / among, images - 1)
+    assert part.slope == pytest.approx(1 + slope)
+    assert part.high == pytest.approx(1 + slope + quantile * error, abs=0.02 * quantile * error)
 
 
 @pytest.mark.parametrize(("images", "judged"), [(7, "whole"), (8, "of some images")])
@@ -89,7 +118,7 @@ def test_a_part_is_judged_by_eight_images_at_least(images: int, judged: str) -> 
     promised[1] = 0
     promised[1, :images] = 0.5
     seen = promised[0] - promised[1]
-    part = weakest(["whole", "of some images"], promised, promised.sum(0), seen)
+    part = weakest(each("whole", "of some images"), promised, promised.sum(0), seen)
     assert part is not None
     assert part.name == judged
 

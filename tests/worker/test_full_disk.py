@@ -11,7 +11,8 @@ from sqlalchemy.exc import OperationalError
 from adap.store.artifacts import open_blobs
 from adap.store.tables import JobKind, JobStatus
 from tests.disk import fill, make_room, small_disk
-from tests.worker.conftest import Plant, children_that_work, plant_on, suspend
+from tests.standstill import suspend
+from tests.worker.conftest import Plant, children_that_work, plant_on
 
 
 @pytest.fixture

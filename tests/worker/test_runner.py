@@ -41,6 +41,7 @@ from adap.store.tables import (
 )
 from adap.worker.app import make_app
 from adap.worker.intake import summarise
+from tests.standstill import suspend
 from tests.worker.conftest import (
     Plant,
     broker,
@@ -51,7 +52,6 @@ from tests.worker.conftest import (
     ringing,
     same_weights,
     still_alive,
-    suspend,
 )
 
 

@@ -23,6 +23,7 @@ from adap.worker.scoring.network import ENDS, RefusedError
 from adap.worker.scoring.networks import Networks, Wanted
 from adap.worker.scoring.process import measure_machine
 from adap.worker.seccomp import filters
+from tests.standstill import suspend
 
 SPEC = InputSpec(channels=1, height=8, width=8, mean=[0.5], std=[0.5])
 LOADING = ThreadPoolExecutor(4)
@@ -72,7 +73,7 @@ async def gone(process: psutil.Process) -> None:
 
 async def killed_in_a_pass(networks: Networks, wanted: Wanted) -> None:
     process = await process_of(networks, wanted)
-    process.suspend()
+    suspend(process)
     asked = asyncio.create_task(score(networks, wanted))
     with networks.holding(wanted) as network:
         await until(lambda: network.process is not None and network.process.asked)
@@ -106,7 +107,7 @@ def test_a_pass_that_does_not_end_is_ended_and_no_other_model_waits_for_it(tmp_p
     async def scenario(networks: Networks, models: list[Any]) -> None:
         (stuck, first), (other, second) = models
         process = await process_of(networks, stuck)
-        process.suspend()  # it will never answer
+        suspend(process)  # it will never answer
         asked = asyncio.create_task(score(networks, stuck))
         assert await score(networks, other) == pytest.approx(second, abs=1e-5)
         with pytest.raises(RefusedError, match="ADAP_SCORING_PASS_LIMIT_S") as refused:
@@ -206,7 +207,7 @@ def test_a_removed_model_ends_its_process_and_its_requests_whatever_it_does(tmp_
     async def scenario(networks: Networks, models: list[Any]) -> None:
         wanted, _ = models[0]
         process = await process_of(networks, wanted)
-        process.suspend()
+        suspend(process)
         with networks.holding(wanted) as network:
             asked = asyncio.create_task(score(networks, wanted))
             await until(lambda: network.process is not None and network.process.asked)

@@ -11,7 +11,8 @@ from adap.store.storage import MISSING, UNAVAILABLE
 from adap.store.tables import TERMINAL, JobRow, JobStatus
 from tests.disk import remount, small_disk
 from tests.s3 import Line, bucket_of
-from tests.worker.conftest import Plant, children_that_work, plant_on, suspend
+from tests.standstill import suspend
+from tests.worker.conftest import Plant, children_that_work, plant_on
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

@@ -143,7 +143,7 @@ def gradient_predicts(
             limits["correlation_nearer"] = CORRELATION_NEARER
     step = COARSE_ONE if by_levels else NEAR_ONE
     part = weakest(
-        slopes.part_names,
+        slopes.places,
         slopes.by_parts[step],
         slopes.predicted[step],
         (slopes.forth[step] - slopes.back[step]) / 2,

@@ -64,7 +64,10 @@ class Judged:
 
     def ap(self, *names: str) -> float:
         """AP of the lowest margins over these runs."""
-        return average_precision((2 * self.targets - 1) * self.lowest(*names), self.targets)
+        return self.ap_of(self.lowest(*names))
+
+    def ap_of(self, margins: Logits) -> float:
+        return average_precision((2 * self.targets - 1) * margins, self.targets)
 
     def drop(self, name: str) -> float:
         """How far the mean margin fell."""

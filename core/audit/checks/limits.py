@@ -37,9 +37,9 @@ BLACK_BOX_WINS = Limit(caution=0.025, fail=0.15)
 
 # Where the gradient is true and leads into a dead end, as where a logit is clipped: a search that
 # starts from what helped against other images of their side beats all those that start beside the
-# image. Share of images on which it does by so many standard deviations of the clean logits, and
-# how much lower AP is with it, see LEFT_OF_A_POSITIVE.
-BORROWED_WINS = Limit(caution=0.05, fail=0.15)
+# image. By how many standard deviations of the clean logits, to count; judged is how much lower
+# those images make AP, see LEFT_OF_A_POSITIVE. A search more finds a little more of honest networks
+# as well, and in a large ball much more on images that are far behind already.
 BORROWED_MARGIN = 0.3
 
 # A difference between logits that matters, as a share of the standard deviation of clean logits.
@@ -82,9 +82,10 @@ ERRORS = 2
 UNSEEN = Limit(caution=0.005, fail=0.05)
 
 # Of what happens on what a part of the image (a column, its brightest pixels) foretells of small
-# random steps, in units of the whole's: minus one where its sign is turned. Judged is the slope and
-# this many of its errors above, as there are some hundred parts.
-PART_ERRORS = 3
+# random steps, in units of the whole's: minus one where its sign is turned. Judged is the upper end
+# of what the slope may be: of all parts that an image is taken into one way, any is above its own
+# with this chance at most.
+PART_CHANCE = 0.02
 SLOPE_PART = Limit(caution=0.5, fail=0.0, side="below")
 
 # Of a gradient that is asked twice, 10^-6 apart: by how much of its length it has turned, in the

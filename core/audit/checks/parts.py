@@ -8,13 +8,14 @@ pixels, of which it is a few per cent, hardly show it.
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from statistics import NormalDist
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adap.core.audit.checks.limits import NOTHING, PART_ERRORS
+from adap.core.audit.checks.limits import NOTHING, PART_CHANCE
 
 BANDS = 8  # of columns, of rows and of brightness, at most
 QUARTERS = 4  # of the pixels, from the smallest to the largest gradient
@@ -73,9 +74,21 @@ def summed(products: Tensor, x: Tensor, gradient: Tensor) -> Tensor:
     return torch.cat(sums, 1).T
 
 
-def names(channels: int, height: int, width: int) -> list[str]:
-    """Of the parts that `summed` sums over, in its order."""
-    return [name for partition in partitions(channels, height, width) for name in partition.names]
+@dataclass(frozen=True)
+class Place:
+    """A part by its name, one of so many that an image is taken into the same way."""
+
+    name: str
+    among: int
+
+
+def places(channels: int, height: int, width: int) -> list[Place]:
+    """The parts that `summed` sums over, in its order."""
+    return [
+        Place(name, len(partition.names))
+        for partition in partitions(channels, height, width)
+        for name in partition.names
+    ]
 
 
 def _bands(of: str, size: int, dim: int) -> Partition:
@@ -103,7 +116,7 @@ class Part:
     """The part of an image whose gradient is most surely wrong.
 
     slope: of what happens on what this part foretells, in units of that of the whole image.
-    high: so much and PART_ERRORS of its standard errors more.
+    high: what it is at most, but for a chance of PART_CHANCE by its partition.
     """
 
     name: str
@@ -112,7 +125,7 @@ class Part:
 
 
 def weakest(
-    names: list[str],
+    places: list[Place],
     by_parts: NDArray[np.float64],
     predicted: NDArray[np.float64],
     seen: NDArray[np.float64],
@@ -133,8 +146,9 @@ def weakest(
     kept = np.flatnonzero(sums > NOTHING * unit**2 * whole)
     shares = squares[kept] / sums[kept]
     # One over it is the effective number of images (Kish, 1965), all of them where all weigh alike.
-    many = np.square(shares).sum(axis=1) <= 1 / FEWEST
-    kept, shares = kept[many], shares[many]
+    images = 1 / np.square(shares).sum(axis=1)
+    many = images >= FEWEST
+    kept, shares, images = kept[many], shares[many], images[many]
     if not len(kept):
         return None
     foretold, squares, sums = foretold[kept], squares[kept], sums[kept]
@@ -143,6 +157,15 @@ def weakest(
     left = seen - unit * predicted - (slopes - 1) * foretold
     left /= np.maximum(1 - shares, NOTHING)
     errors = np.sqrt((squares * np.square(left)).sum(axis=1, keepdims=True)) / sums
-    high = (slopes + PART_ERRORS * errors)[:, 0]
+    among = np.array([place.among for place in places])[kept]
+    high = slopes[:, 0] + _quantiles(PART_CHANCE / among, images - 1) * errors[:, 0]
     worst = int(high.argmin())
-    return Part(names[kept[worst]], float(slopes[worst, 0]), float(high[worst]))
+    return Part(places[kept[worst]].name, float(slopes[worst, 0]), float(high[worst]))
+
+
+def _quantiles(chances: NDArray[np.float64], freedom: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What Student's t exceeds with these chances, to 2 % (Wallace, 1959, turned round)."""
+    normal = np.array([-NormalDist().inv_cdf(chance) for chance in chances])
+    normal *= (8 * freedom + 3) / (8 * freedom + 1)
+    found: NDArray[np.float64] = np.sqrt(freedom * np.expm1(np.square(normal) / freedom))
+    return found

@@ -88,7 +88,7 @@ class Slopes:
 
     zero, broken: (n,) whose gradient at the clean image is zero everywhere, and is not finite.
     predicted: (2, n) change of the logit by a NEAR and by a COARSE step, by the gradient.
-    by_parts: (2, G, n) what of it each part of the image contributes.  part_names: of these parts.
+    by_parts: (2, G, n) what of it each part of the image contributes.  places: these parts.
     coarser: how many times the NEAR step the COARSE one is.
     back, forth: (2, n) logits after that step against it and along it. Of a network that rounds and
     is followed straight through, they and all below are those of the network without its rounding:
@@ -109,7 +109,7 @@ class Slopes:
     broken: NDArray[np.bool_]
     predicted: NDArray[np.float64]
     by_parts: NDArray[np.float64]
-    part_names: list[str]
+    places: list[parts.Place]
     coarser: float
     back: NDArray[np.float64]
     forth: NDArray[np.float64]
@@ -185,8 +185,8 @@ class Bench:
         n, paths = len(self.images), PATHS if threat.epsilon > 0 else 0
         zero, broken = np.empty((2, n), dtype=bool)
         predicted, back, forth = np.empty((3, len(by_sign) if paths else 0, n))
-        part_names = parts.names(*self.images.shape[1:])
-        by_parts = np.empty((len(predicted), len(part_names), n))
+        places = parts.places(*self.images.shape[1:])
+        by_parts = np.empty((len(predicted), len(places), n))
         promised, ends = np.zeros((2, paths, n))
         starts, unseen, after, again, turned = np.empty((5, n))
         rounded = np.empty(n) if _rounding_in(network) else None
@@ -264,7 +264,7 @@ class Bench:
             broken=broken,
             predicted=predicted,
             by_parts=by_parts,
-            part_names=part_names,
+            places=places,
             coarser=by_sign[1] / by_sign[0],
             back=back,
             forth=forth,
