@@ -19,6 +19,7 @@ from adap.core.attacks.holding import attacking
 from adap.core.attacks.pgd import PGD
 from adap.core.attacks.threat_model import ThreatModel
 from adap.core.audit.checks.check import check_audit, planned_passes
+from adap.core.audit.checks.judging import status_of
 from adap.core.audit.checks.verdicts import merge
 from adap.core.config.attacks import (
     PRESETS,
@@ -496,7 +497,8 @@ def test_a_gradient_straight_through_is_judged_by_what_it_is_the_gradient_of(ste
     """In steps of an eighth the ranking is that of the network; in whole steps it is another."""
     network = Stepped(step, beside=beside).eval()
     found = audit(network)["gradient_predicts"]
-    assert found.status == status
+    judged = ("correlation", "slope", "slope_path_high", "unrounded")  # averaged steps: by chance
+    assert status_of(found.figures, {of: found.limits[of] for of in judged}) == status
     images, _ = held_out()
     x = torch.tensor(images).float() / 255
     with torch.no_grad():

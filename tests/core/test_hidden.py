@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 
 import adap
@@ -89,15 +88,15 @@ def test_gradients_averaged_over_the_ball_see_past_what_is_too_fast_to_follow() 
     x, y = torch.tensor(images).float() / 255, torch.tensor(targets)
     network, plain = Waves(), trained(small_cnn)
 
-    def ap(followed: nn.Module, attack: APGDAttack) -> float:
+    def fall(followed: nn.Module, attack: APGDAttack) -> float:
+        """Of the mean margin: of 8 positives an AP turns with the arithmetic of a processor."""
         x_adv = adap.attack(followed, x, y, attack, epsilon=EPSILON)
         with torch.no_grad():
-            return float(average_precision_score(targets, network(x_adv).numpy()))
+            return float(((2 * y - 1) * (network(x) - network(x_adv))).mean())
 
-    drowned = ap(network, APGDAttack(steps=20))
-    averaged = ap(network, APGDAttack(steps=20, averaged=16))
-    assert averaged < drowned - 0.02
-    assert averaged <= ap(plain, APGDAttack(steps=20)) + 0.01  # the gradient without the term
+    whole = fall(plain, APGDAttack(steps=20))  # along the gradient without the term
+    assert fall(network, APGDAttack(steps=20)) < 0.95 * whole  # 0.91 to 0.92 measured
+    assert fall(network, APGDAttack(steps=20, averaged=16)) > 0.96 * whole  # 0.98 to 0.99
 
 
 def test_the_budget_of_the_long_search_grows_with_the_image_and_only_standard_has_one() -> None:
