@@ -5,6 +5,7 @@ a file stay in one process, which makes what they share once (`--dist loadfile`,
 `pyproject.toml`). What is slow runs first, so that no process is left with it at the end.
 """
 
+import gc
 import json
 import os
 import subprocess
@@ -31,6 +32,15 @@ os.environ.setdefault("ADAP_DATABASE_LIMIT_S", "60")
 
 
 PROCESSES = ("benchmarks", "client", "e2e", "worker")  # folders whose tests mostly wait for others
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Look for garbage after the collection, not during: what it makes stays until the end."""
+    gc.disable()
+    yield
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
