@@ -130,6 +130,13 @@ def test_what_operating_systems_and_people_leave_behind_is_skipped(tmp_path: Pat
         ["__MACOSX/cat/._1.png", "cat/.DS_Store", "dog/Thumbs.db", ".git/config", "README.md"],
         b"not an image",
     )
+    left["cat/Icon\r"] = b""  # of a folder on a Mac
+    thumbnails = [
+        "cat/@eaDir/1.png/SYNOPHOTO_THUMB_M.png",
+        "$RECYCLE.BIN/$R1.png",
+        "#recycle/1.png",
+    ]
+    left |= {name: png(20 + i) for i, name in enumerate(thumbnails)}
     image_set = read(pack({**two_classes(), **left, "cat/": b""}), tmp_path)
     assert image_set.example_ids == sorted(two_classes())
 

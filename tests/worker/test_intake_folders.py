@@ -117,6 +117,71 @@ def test_what_could_be_splits_or_classes_is_refused_with_the_option_that_chooses
     assert chosen == Counter((folder.split("/")[0], None) for folder in folders for _ in range(2))
 
 
+SITES = ("north", "south")
+DEEPER = {  # folders, readings, the one that is meant
+    "sites above splits": (
+        [f"{site}/train/{name}" for site in SITES for name in ("cat", "dog")],
+        "class/split or -/split/class or group/split/class",
+        "-/split/class",
+    ),
+    "sites inside splits": (
+        [f"train/{site}/{name}" for site in SITES for name in ("cat", "dog")],
+        "split/class or split/-/class or split/group/class",
+        "split/-/class",
+    ),
+    "sites with a folder in each": (
+        [f"{site}/images/{name}" for site in SITES for name in ("cat", "dog")],
+        "class or -/-/class or group/-/class",
+        "-/-/class",
+    ),
+    "splits in a folder of each class": (
+        [f"{name}/images/{split}" for split in ("train", "test") for name in ("cat", "dog")],
+        "class/-/split or class",
+        "class/-/split",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DEEPER)
+def test_classes_and_splits_that_lie_deeper_are_not_passed_over_in_silence(
+    case: str, tmp_path: Path
+) -> None:
+    folders, told, meant = DEEPER[case]
+    (reason,) = reasons(filled(*folders), tmp_path)
+    assert f"--folders {told}" in reason
+    made = held(read(filled(*folders), tmp_path, folders=meant))
+    levels = meant.split("/")
+    split = levels.index("split") if "split" in levels else None
+    parts = [folder.split("/") for folder in folders]
+    assert made == Counter(
+        (part[levels.index("class")], None if split is None else part[split])
+        for part in parts
+        for _ in range(2)
+    )
+
+
+def test_a_split_whose_classes_no_other_has_is_refused_as_one_without_labels(
+    tmp_path: Path,
+) -> None:
+    folders = ["train/cat", "train/dog", "val/cat", "val/dog", "test/unknown"]
+    (reason,) = reasons(filled(*folders), tmp_path)
+    assert "'unknown'" in reason
+    assert "leave 'test' out" in reason
+    made = held(read(filled(*folders), tmp_path, folders="split/class"))
+    assert made["unknown", "test"] == 2
+
+
+def test_what_is_joined_in_a_split_or_a_class_is_told(tmp_path: Path) -> None:
+    tops = ("train", "test", "test_blurred")
+    notes = Notes()
+    folders = [f"{top}/{name}" for top in tops for name in ("cat", "dog")]
+    made = held(read(filled(*folders, "train/cat/more"), tmp_path, notes))
+    assert made["cat", "test"] == made["cat", "train"] == 4
+    told = {fact.code: fact.message for fact in notes.facts}
+    assert "'test', 'test_blurred' are one test split" in told["joined_splits"]
+    assert "'more' and the images beside them are all 'cat'" in told["folders_below_classes"]
+
+
 def test_declared_folders_are_read_as_declared(tmp_path: Path) -> None:
     folders = [f"{site}/{name}" for site in ("north", "south") for name in ("cat", "dog")]
     of_class = read(filled(*folders), tmp_path, folders="-/class")

@@ -35,7 +35,10 @@ _ENCRYPTED = 0x01 | 0x40
 _PATCHED = 0x20
 _LOCAL = struct.Struct("<4s22sHH")  # of a member's own header: signature, lengths of name and extra
 _EXTRA = 64  # bytes
-_IGNORED = {"thumbs.db", "desktop.ini"}
+_ICON = "Icon\r"  # of a folder, as macOS calls it
+_IGNORED = {"thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", _ICON.lower()}
+_IGNORED_FOLDERS = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information"}
+_IGNORED_FOLDERS |= {"lost+found", "__pycache__"}
 
 # all that zipfile and zlib raise for bytes that are no sound zip
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, struct.error)
@@ -301,7 +304,7 @@ def _name_problem(name: str) -> str | None:
     """Why a name could not be a plain relative path. It is never used as one all the same."""
     if len(name) > MAX_NAME_CHARACTERS:
         return f"expected a name of at most {MAX_NAME_CHARACTERS} characters, got {len(name)}"
-    if not is_name(name):
+    if not is_name(name[:-1] if f"/{name}".endswith(f"/{_ICON}") else name):
         return "expected a name of printable characters"
     if name == "./":
         return None
@@ -316,10 +319,10 @@ def _name_problem(name: str) -> str | None:
 
 def _is_left_behind(name: str) -> bool:
     """Whether an operating system put this file there, not the sender."""
-    parts = name.split("/")
+    parts = name.lower().split("/")
     return (
-        parts[-1].lower() in _IGNORED
-        or "__MACOSX" in parts
+        parts[-1] in _IGNORED
+        or not _IGNORED_FOLDERS.isdisjoint(parts[:-1])
         or any(part.startswith(".") for part in parts)
     )
 

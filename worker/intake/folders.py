@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from adap.core.config.base import Split
 from adap.models.header import shown
 from adap.worker.intake.examples import Example
 from adap.worker.intake.limits import Reasons, Rejected
@@ -42,13 +43,15 @@ def by_folders(names: Sequence[str], *, declared: str | None, notes: Notes) -> l
         )
     if roles == _SPLITS_FIRST:
         paths = _inside_splits(paths)
+    if declared is None:
+        _refuse_deeper(paths, roles)
     return _examples(paths, roles, notes)
 
 
 def _examples(paths: Paths, roles: Sequence[str], notes: Notes) -> list[Example]:
     reasons = Reasons()
     outside: dict[str, list[str]] = {}  # images by the folder that holds them, and is no class
-    deep: dict[str, set[str]] = {}  # folders inside of class folders
+    deep: dict[str, set[str]] = {}  # folders inside of class folders, "" for these themselves
     level = {role: i for i, role in enumerate(roles) if role != "-"}
     splits = splits_of(
         {path[level["split"]] for path in paths.values() if len(path) > len(roles)}
@@ -72,8 +75,8 @@ def _examples(paths: Paths, roles: Sequence[str], notes: Notes) -> list[Example]
         if problem:
             reasons.add(f"{shown(name)}: {problem}")
             continue
-        if len(path) > len(roles) + 1:
-            deep.setdefault(told["class"], set()).add(path[len(roles)])
+        below = path[len(roles)] if len(path) > len(roles) + 1 else ""
+        deep.setdefault(told["class"], set()).add(below)
         examples.append(
             Example(
                 name,
@@ -101,23 +104,39 @@ def _examples(paths: Paths, roles: Sequence[str], notes: Notes) -> list[Example]
     if splits:
         named = ", ".join(f"`{folder}` ({split})" for folder, split in sorted(splits.items())[:10])
         notes.step(f"{counted(len(set(splits.values())), 'split')} from folders {named}")
-    if deep:
+        _note_joined(splits, notes)
+    if any(folders != {""} for folders in deep.values()):
         notes.step("folders below these mean nothing")
-    several = {label: below for label, below in deep.items() if len(below) > 1}
+    several = {label: folders for label, folders in deep.items() if len(folders) > 1}
     if several:
-        label, below = min(several.items())
+        label, folders = min(several.items())
+        beside = " and the images beside them" if "" in folders else ""
         notes.fact(
             "info",
             "folders_below_classes",
             f"inside {counted(len(several), 'class folder')} lie several folders, which are not "
-            f"told apart: {listed(sorted(below))} are all {shown(label)}; if each is a class, say "
-            "so with `folders` (--folders -/class)",
+            f"told apart: {listed(sorted(folders - {''}))}{beside} are all {shown(label)}; if each "
+            "is a class, say so with `folders` (--folders -/class)",
             classes=len(several),
         )
     return examples
 
 
 _WORDS = {"class": "label", "split": "split", "group": "group", "cluster": "cluster"}
+
+
+def _note_joined(splits: Mapping[str, Split], notes: Notes) -> None:
+    """Note folders that are one split together."""
+    for split in sorted(set(splits.values())):
+        folders = sorted(folder for folder, of in splits.items() if of == split)
+        if len(folders) > 1:
+            notes.fact(
+                "info",
+                "joined_splits",
+                f"the folders {listed(folders)} are one {split} split together: leave out what "
+                "should not be in it",
+                folders=len(folders),
+            )
 
 
 def _find_roles(paths: Paths, notes: Notes) -> list[str]:
@@ -213,6 +232,19 @@ def _check_split_folders(tops: Sequence[str], paths: Paths) -> None:
     reasons.settle()
     inner = {(path[0], path[1]) for path in paths.values() if len(path) > 2}
     below = Counter(folder for _, folder in inner)
+    for top in sorted({top for top, _ in inner}):
+        own = sorted(folder for above, folder in inner if above == top)
+        elsewhere = len(below) - len(own)
+        if (
+            elsewhere > 1
+            and all(below[folder] == 1 for folder in own)
+            and (len(own) == 1 or max(below.values()) > 1)
+        ):
+            raise Rejected(
+                f"expected the classes of the other splits in {shown(top)} too, got {listed(own)}, "
+                f"which no other has: leave {shown(top)} out, if its images have no labels, or, if "
+                "these are classes, send `folders` (--folders split/class)"
+            )
     if len({top for top, _ in inner}) > 1 and max(below.values()) == 1:
         raise _two_readings(
             ("split/class", f"{listed(tops)} are splits, of the classes {listed(sorted(below))}"),
@@ -222,9 +254,8 @@ def _check_split_folders(tops: Sequence[str], paths: Paths) -> None:
 
 def _find_inner_roles(paths: Paths) -> list[str]:
     """What the folders inside the top folders are, which are no splits."""
-    tops = sorted({path[0] for path in paths.values() if len(path) > 1})
     inner = {(path[0], path[1]) for path in paths.values() if len(path) > 2}
-    below = Counter(folder for _, folder in inner)
+    below = {folder for _, folder in inner}
     outside = [name for name, path in paths.items() if len(path) == 2]
     splits = splits_of(below)
     if splits:
@@ -234,14 +265,40 @@ def _find_inner_roles(paths: Paths) -> list[str]:
             ("class/split", f"inside the class folders {listed(sorted(splits))} are splits"),
             ("class", "folders inside the class folders mean nothing"),
         )
-    again = sorted(folder for folder, count in below.items() if count > 1)
-    if len(again) > 1 and not outside and 2 * len(again) >= len(below):
-        raise _two_readings(
-            ("class", f"the classes are {listed(tops)}"),
-            ("-/class", f"the classes are {listed(again)}, which recur in the folders above"),
-            ("group/class", "the same, and the folders above are groups; or cluster, or split"),
-        )
     return ["class"]
+
+
+def _refuse_deeper(paths: Paths, roles: Sequence[str]) -> None:
+    """Raise Rejected where folders below those with a role look like the classes or the splits."""
+    place = len(roles)
+    while all(len(path) > place + 1 for path in paths.values()):
+        if len({path[place] for path in paths.values()}) > 1:
+            break
+        place += 1  # a folder that is in each of those above
+    at = roles.index("class")
+    gap = ["-"] * (place - len(roles))
+    classes = sorted({path[at] for path in paths.values() if len(path) > at + 1})
+    as_they_are = ("/".join(roles), f"the classes are {listed(classes)}")
+    inner = {(path[at], path[place]) for path in paths.values() if len(path) > place + 1}
+    below = Counter(folder for _, folder in inner)
+    splits = splits_of(below)
+    if "split" not in roles and splits and all(map(names_a_split_alone, below)):
+        raise _two_readings(
+            ("/".join([*roles, *gap, "split"]), f"{listed(sorted(splits))} in them are splits"),
+            as_they_are,
+        )
+    again = sorted(folder for folder, count in below.items() if count > 1)
+    outside = any(len(path) == place + 1 for path in paths.values())
+    if len(again) > 1 and not outside and 2 * len(again) >= len(below):
+        without, grouped = (
+            "/".join([*roles[:at], role, *roles[at + 1 :], *gap, "class"])
+            for role in ("-", "group")
+        )
+        raise _two_readings(
+            as_they_are,
+            (without, f"the classes are {listed(again)}, which recur in the folders above"),
+            (grouped, "the same, and the folders above are groups; or cluster, or split"),
+        )
 
 
 def _two_readings(*readings: tuple[str, str]) -> Rejected:
