@@ -167,8 +167,11 @@ def test_a_split_whose_classes_no_other_has_is_refused_as_one_without_labels(
     (reason,) = reasons(filled(*folders), tmp_path)
     assert "'unknown'" in reason
     assert "leave 'test' out" in reason
+    folders[-1:] = ["test/emu", "test/kiwi"]
+    (reason,) = reasons(filled(*folders), tmp_path)
+    assert "--folders split/class" in reason
     made = held(read(filled(*folders), tmp_path, folders="split/class"))
-    assert made["unknown", "test"] == 2
+    assert made["emu", "test"] == made["kiwi", "test"] == made["cat", "validation"] == 2
 
 
 def test_what_is_joined_in_a_split_or_a_class_is_told(tmp_path: Path) -> None:

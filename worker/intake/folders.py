@@ -240,10 +240,12 @@ def _check_split_folders(tops: Sequence[str], paths: Paths) -> None:
             and all(below[folder] == 1 for folder in own)
             and (len(own) == 1 or max(below.values()) > 1)
         ):
+            choose = ", or put them into folders of their classes"
+            if len(own) > 1:
+                choose = ", or, if these are classes, send `folders` (--folders split/class)"
             raise Rejected(
                 f"expected the classes of the other splits in {shown(top)} too, got {listed(own)}, "
-                f"which no other has: leave {shown(top)} out, if its images have no labels, or, if "
-                "these are classes, send `folders` (--folders split/class)"
+                f"which no other has: leave {shown(top)} out, if its images have no labels{choose}"
             )
     if len({top for top, _ in inner}) > 1 and max(below.values()) == 1:
         raise _two_readings(
