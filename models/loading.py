@@ -205,6 +205,12 @@ def probe(scorer: Scorer) -> ProbeResult:
         with torch.no_grad():
             found, level = _like_probabilities(together, scorer)
         {"fault": problems, "caution": warnings, "info": []}[level].append(found)
+    elif scorer.output.one_is_true and (total := _constant_sum(together)) is not None:
+        problems.append(
+            f"expected logits as declared, got outputs that add up to {total:.6g} for every image, "
+            "as probabilities in percent do: send the network without its last softmax and what "
+            "scales it"
+        )
     if blind:
         warnings.append(
             f"{blind} of {len(images)} probe images have no finite, non-zero gradient: attacks "
@@ -256,6 +262,15 @@ def _like_probabilities(outputs: Tensor, scorer: Scorer) -> tuple[str, Level]:
         f"declared are logits, and came {said}: where they are probabilities, declare them "
         "(--probabilities), as attacks on a saturated output find less than there is"
     ), "caution"
+
+
+def _constant_sum(outputs: Tensor) -> float | None:
+    """What (B, K) outputs of 0 and more add up to, where that is the same for each image."""
+    sums = outputs.sum(dim=1)
+    total = float(sums.mean())
+    if outputs.min() < 0 or float((sums - total).abs().max()) > 1e-4 * total:
+        return None
+    return total
 
 
 def _not_probabilities(outputs: Tensor, scorer: Scorer) -> list[str]:

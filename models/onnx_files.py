@@ -32,6 +32,7 @@ from adap.models.graphs import (
     refused_operator,
 )
 from adap.models.header import MANIFEST_KEY, ONE_LOGIT, InputSpec, OutputSpec, shown
+from adap.models.onnx_endings import Ending
 
 MAX_BYTES = 1024**3  # protobuf itself ends at 2 GiB
 MAX_TENSORS = 9_000  # the header of the stored form holds as many
@@ -414,7 +415,7 @@ def compare(
     network: nn.Module,
     spec: InputSpec,
     *,
-    ending: onnx_fitting.Ending | None = None,
+    ending: Ending | None = None,
     tolerance: float = TOLERANCE,
     together: int = 3,
 ) -> float:
@@ -437,7 +438,8 @@ def compare(
         try:
             with torch.no_grad():
                 logits = network(torch.from_numpy(images))
-                got = _ENDINGS[ending](logits).numpy().reshape(len(logits), -1)
+                answer = logits if ending is None else ending.answer(logits)
+                got = answer.numpy().reshape(len(logits), -1)
         except Exception as error:
             raise ModelFileError(
                 f"expected a graph that PyTorch can repeat on {count} images of the declared size, "
@@ -459,13 +461,6 @@ def compare(
             )
         largest = max(largest, difference)
     return largest
-
-
-_ENDINGS: dict[onnx_fitting.Ending | None, Callable[[Tensor], Tensor]] = {
-    None: lambda logits: logits,
-    "sigmoid": torch.sigmoid,
-    "softmax": lambda logits: torch.softmax(logits, 1),
-}
 
 
 class _Reader:

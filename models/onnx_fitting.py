@@ -11,12 +11,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from adap.models import onnx_folding, onnx_kinds, onnx_plain, onnx_weights
+from adap.models import onnx_endings, onnx_folding, onnx_kinds, onnx_plain, onnx_weights
 from adap.models.errors import ModelFileError
 from adap.models.header import InputSpec, OutputSpec, shown
 from adap.reading import Fact
@@ -27,10 +27,6 @@ OTHER_INPUTS = (
     ": export a module that takes the images alone, and holds what else its network takes as "
     "constants"
 )
-
-Ending = Literal["softmax", "sigmoid"]
-
-_PASSING = ("Identity", "Dropout", "Flatten", "Reshape", "Squeeze", "Unsqueeze")
 
 
 @dataclass(frozen=True)
@@ -97,7 +93,7 @@ class Fit:
     original: bytes | Path  # it before, for onnxruntime
     output: OutputSpec
     spec: InputSpec
-    ending: Ending | None = None  # what was cut off behind the logits
+    ending: onnx_endings.Ending | None = None  # what was cut off behind the logits
     quantised: bool = False
     kind: onnx_kinds.Kind = "float32"  # of the images that the file took as it came
     computed_in: frozenset[onnx_kinds.Kind] = frozenset()  # other precisions than float32
@@ -262,55 +258,19 @@ def _likely(outputs: Sequence[Any], declared: OutputSpec) -> str:
 
 def _cut_ending(fitted: Fit) -> None:
     """A last softmax or sigmoid goes: what it is fed are the logits, which do not saturate."""
-    graph, output = fitted.model.graph, fitted.output
-    by_output = {name: node for node in graph.node for name in node.output}
-    node, path = by_output.get(graph.output[0].name), []
-    while node is not None and node.op_type in _PASSING:
-        path.append(node)
-        node = by_output.get(node.input[0])
-    if node is None or node.op_type not in ("Softmax", "Sigmoid"):
-        return
-    ending: Ending = "softmax" if node.op_type == "Softmax" else "sigmoid"
-    fitted.output = _as_logits(output, ending)
-    if sum(node.output[0] in other.input for other in graph.node) > 1:
-        raise ModelFileError(
-            f"expected a network that ends in logits, got one whose {ending} feeds other operators "
-            "too: send it without"
-        )
-    fitted.ending = ending
-    source, target = node.input[0], node.output[0]
-    if path:
-        path[-1].input[0] = source
-    else:
-        # the output is the logits themselves
-        fitted.model.graph.output[0].name = source
-    onnx_folding.replace(graph.node, [other for other in graph.node if target not in other.output])
-    message = (
-        f"the network ends in a {ending}, which was cut off: its input, the logits, is audited, as "
-        "probabilities round to 1 and hide what an attack could follow"
-    )
-    fitted.steps.append(f"last {ending} cut off: its input is audited")
-    fitted.facts.append(Fact(level="info", code=f"{ending}_cut_off", message=message))
+    images, spec = _inputs(fitted.model)[0], fitted.spec
 
+    def shapes() -> dict[str, tuple[int, ...]]:
+        freer = _Freer(fitted.model, images, spec, PROBED)
+        found = freer.shapes(PROBED)
+        freer.let_go()
+        return found
 
-def _as_logits(output: OutputSpec, ending: Ending) -> OutputSpec:
-    """The declaration once the ending is gone; raises where the two contradict each other."""
-    one_is_true = output.kind in ("multiclass", "probabilities")
-    if output.classes is not None and ending == "sigmoid" and one_is_true:
-        raise ModelFileError(
-            "expected a network of which one class is true, got one that ends in a sigmoid for "
-            "each class, so that each probability stands for itself: declare --multilabel (kind "
-            "multilabel), or send it with a logit a class and without the sigmoid; where it "
-            "answers with one number an image, leave --classes out (--positive says what is high)"
-        )
-    if ending == "softmax" and not one_is_true:
-        what = "a single logit" if output.classes is None else "classes of which each may be true"
-        raise ModelFileError(
-            f"expected {what} as declared, got a network that ends in a softmax, whose "
-            "probabilities add up to 1: declare its classes (--classes, kind multiclass)"
-        )
-    kinds = {"probability": "logit", "probabilities": "multiclass"}
-    return output.model_copy(update={"kind": kinds.get(output.kind, output.kind)})
+    made = onnx_endings.cut(fitted.model, fitted.output, shapes)
+    if made is not None:
+        fitted.ending, fitted.output = made.ending, made.output
+        fitted.steps.append(made.step)
+        fitted.facts.append(made.fact)
 
 
 def _flatten(fitted: Fit, original: Original) -> bool:
@@ -493,18 +453,22 @@ class _Freer:
         """Mend what holds the batch; whether anything did."""
         mended: set[str] = set()
         if always or any(self._may_hold_one(node) for node in self.graph.node):
-            self.before = self._shapes(self.batch)
+            self.before = self.shapes(self.batch)
             found = True
             while found:
-                self.after = self._shapes(self.batch * PROBED)
+                self.after = self.shapes(self.batch * PROBED)
                 found = False
                 for node in list(self.graph.node):
                     if node.output[0] not in mended and self._mend(node):
                         mended.add(node.output[0])
                         found = True
+        self.let_go()
+        return bool(mended)
+
+    def let_go(self) -> None:
+        """The batch of no size, after shapes were inferred for one."""
         _set_batch(self.images, None)
         del self.graph.value_info[:]
-        return bool(mended)
 
     def _may_hold_one(self, node: Any) -> bool:
         """Whether an operator of a file with a free batch may still hold a batch of one."""
@@ -592,7 +556,7 @@ class _Freer:
         )
         return True
 
-    def _shapes(self, batch: int) -> dict[str, tuple[int, ...]]:
+    def shapes(self, batch: int) -> dict[str, tuple[int, ...]]:
         """What onnx infers of all values whose sizes are then known, without the weights."""
         import onnx
         from onnx import helper

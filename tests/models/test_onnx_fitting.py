@@ -488,13 +488,13 @@ def test_a_softmax_in_other_operators_is_found_by_its_numbers(tmp_path: Path) ->
 def test_a_sigmoid_in_other_operators_is_found_by_its_numbers(tmp_path: Path) -> None:
     weights = {
         "w": np.array([[40.0], [-40.0]], np.float32),
-        "half": np.array(0.5, np.float32),
+        "one": np.array(1, np.float32),
     }
     by_hand = [
         node("MatMul", "z w", "o"),
-        node("Tanh", "o", "t"),
-        node("Mul", "t half", "h"),
-        node("Add", "h half", "y"),
+        node("Exp", "o", "e"),
+        node("Add", "e one", "s"),
+        node("Reciprocal", "s", "y"),
     ]
     model = classifier(*by_hand, weights=weights, shape=["batch", 1])
     _, scorer = take_in(model, tmp_path, output=ONE_LOGIT)
