@@ -5,7 +5,7 @@ decision on the way is written into the reading of the upload.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +22,7 @@ from adap.models import (
     onnx_files,
     onnx_fitting,
     onnx_kinds,
+    packed,
     state_dicts,
 )
 from adap.models.costs import Cost, check_cost
@@ -117,10 +118,30 @@ def to_safetensors(
     target = folder / "converted.safetensors"
     if declared is not None:
         _check_scale(declared.input)
+    head, tail = _edges(path)
+    steps = []
+    if (inside := packed.unpacked(path, head, tail, folder=folder)) is not None:
+        path, steps = inside.path, [inside.step]
+        head, tail = _edges(path)
+    converted = _converted(path, head, tail, declared, target, limits)
+    return replace(converted, steps=[*steps, *converted.steps])
+
+
+def _edges(path: Path) -> tuple[bytes, bytes]:
     with path.open("rb") as file:
         head = file.read(EDGE_BYTES)
         file.seek(max(0, path.stat().st_size - EDGE_BYTES))
-        tail = file.read()
+        return head, file.read()
+
+
+def _converted(
+    path: Path,
+    head: bytes,
+    tail: bytes,
+    declared: Declaration | None,
+    target: Path,
+    limits: CostLimits,
+) -> Converted:
     if is_onnx(head):
         return _from_onnx(path, declared, target, limits)
     if is_checkpoint(head, tail):

@@ -55,7 +55,8 @@ _WRITERS = (
             r"self_attn|blocks\.\d+)|encoder\.stages\.\d+\.layers\.|embedder\.|"
             r"(vit|deit|beit|swinv?2?|dinov2(_with_registers)?|convnext(v2)?|mobilevit(v2)?|segformer|"
             r"poolformer|levit|cvt|regnet|resnet|efficientnet|mobilenet_v[12]|data2vec_vision|pvt|"
-            r"focalnet|hiera|vision_model|siglip|ijepa)\.(embed\w*|encoder|stages|layers?|conv_stem)\.)"
+            r"focalnet|hiera|vision_model|siglip|ijepa|swiftformer|textnet)\."
+            r"(embed\w*|encoder|stages|layers?|conv_stem)\.|transformer\.h\.\d+\.attn\.c_attn\.)"
         ),
         "weights as the library transformers names them; timm and torchvision name the same "
         "network otherwise",
@@ -75,6 +76,12 @@ _WRITERS = (
         ),
         "a quantised network",
         "send it in float32, as it was before it was quantised",
+    ),
+    _Writer(
+        re.compile(r"(^|[./])((depthwise_|pointwise_)?kernel|moving_(mean|variance))(:0)?$"),
+        "weights as TensorFlow, Keras and Flax name them, whose axes are in another order",
+        "send the network as ONNX: python -m tf2onnx.convert --saved-model FOLDER --output "
+        "model.onnx, or in Keras 3 model.export('model.onnx', format='onnx')",
     ),
     _Writer(
         re.compile(r"\.(weight|bias)_mask$"),
@@ -256,6 +263,14 @@ def _by_layers(weights: Weights, expected: Mapping[str, Tensor]) -> str | None:
         and not name.endswith(OPTIONAL)
     ]
     there = len(needed) - len(missing)
+    if (elsewhere := _elsewhere(weights, expected, best, missing)) and there:
+        renamed = "; ".join(f"state['{new}'] = state.pop('{old}')" for new, old in elsewhere)
+        return (
+            f"a network whose last layer lies elsewhere ({first([old for _, old in elsewhere])}): "
+            "if nothing but dropout is before it, and nothing but a softmax or sigmoid behind it, "
+            f"save its weights with that layer renamed, {renamed}; else send the whole network as "
+            f"ONNX: {AS_ONNX}"
+        )
     parts = {name.partition(".")[0] for name in missing}
     if missing and all(_AUXILIARY.match(part) for part in parts):
         return (
@@ -297,6 +312,27 @@ def _by_layers(weights: Weights, expected: Mapping[str, Tensor]) -> str | None:
         )
     kinds = sorted({str(weights.tensors[best + name].dtype) for name in needed})
     return f"tensors of {', '.join(kinds)}: send them in float32, model.float()"
+
+
+def _elsewhere(
+    weights: Weights, expected: Mapping[str, Tensor], prefix: str, missing: Sequence[str]
+) -> list[tuple[str, str]]:
+    """Where all that is missing is one layer, and one layer of its shapes is too many."""
+    layers = {name.rpartition(".")[0] for name in missing}
+    known = {prefix + name for name in expected}
+    more: dict[str, list[str]] = {}
+    for name in weights.tensors.keys() - known:
+        more.setdefault(name.rpartition(".")[0], []).append(name)
+    if len(layers) != 1 or len(missing) > 2:
+        return []
+    found = []
+    for layer, names in sorted(more.items()):
+        pairs = [(name, f"{layer}.{name.rpartition('.')[2]}") for name in missing]
+        if sorted(old for _, old in pairs) == sorted(names) and all(
+            weights.tensors[old].shape == expected[new].shape for new, old in pairs
+        ):
+            found.append([(prefix + new, old) for new, old in pairs])
+    return found[0] if len(found) == 1 and len(more) == 1 else []
 
 
 def _others(weights: Weights, expected: Mapping[str, Tensor], prefix: str) -> bool:

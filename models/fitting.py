@@ -49,6 +49,12 @@ _PARTS = re.compile(
     r"(?P<before>(?:[^.]+\.)*?)(?P<part>backbone|encoder|head|cls_head|classifier)\.(?P<rest>.+)"
 )
 
+# What stands between the parts of a name, elsewhere than in PyTorch.
+_SEPARATORS = re.compile(r"/|__")
+_OF_AN_OUTPUT = re.compile(r":\d+$")  # TensorFlow's
+# torchvision's DenseNets of before 0.3, as their published weights still are.
+_OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(?=[12]\.)")
+
 AMBIGUOUS_SHARE = 0.01
 """Tensors left out that are together larger than this share of the network are a caution."""
 
@@ -112,9 +118,9 @@ def fit(
 def renamed(weights: Weights) -> Iterator[tuple[str, Weights]]:
     """The tensors under other names that trainers' own would hide, each with what was removed.
 
-    Names of what wrapped parts of the network (`_orig_mod.`); or of the parts that a framework cuts
-    every network into, as `backbone.` and `head.` of mmpretrain. None where two tensors would then
-    share a name, or they were renamed before.
+    Names of what wrapped parts of the network (`_orig_mod.`); of the parts that a framework cuts
+    every network into, as `backbone.` and `head.` of mmpretrain; or written with `/` or `__` in the
+    place of dots. None where two tensors would then share a name, or they were renamed before.
     """
     if weights.renamed:
         return
@@ -127,6 +133,12 @@ def renamed(weights: Weights) -> Iterator[tuple[str, Weights]]:
     plain = _under(weights, lambda name: _PARTS.sub(r"\g<before>\g<rest>", name))
     if len(parts) > 1 and plain is not None:
         yield f"names of parts removed: {_listed(sorted(parts))}", plain
+    plain = _under(weights, lambda name: _OF_AN_OUTPUT.sub("", _SEPARATORS.sub(".", name)))
+    if plain is not None:
+        yield "names written with dots between their parts", plain
+    plain = _under(weights, lambda name: _OLD_DENSENET.sub(r"\1", name))
+    if plain is not None:
+        yield "names of torchvision's older DenseNets made today's", plain
 
 
 def _under(weights: Weights, name: Callable[[str], str]) -> Weights | None:

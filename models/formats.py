@@ -17,6 +17,8 @@ JOIN_SHARDS = (
     "safetensors.torch.save_file(tensors, 'model.safetensors')"
 )
 
+_OF_LEVELDB = bytes.fromhex("57fb808b247547db")  # at the end of its tables
+
 _PROGRAM = ", which can run code when it is opened, so it is never opened here"
 
 _TO_ONNX = "python -m tf2onnx.convert --{} {} --output model.onnx"
@@ -34,6 +36,21 @@ _WAYS = {  # out of a format whose network PyTorch does not have
     "tensors lie beside": "onnx.save(onnx.load('model.onnx'), 'whole.onnx') joins them: send that",
     "zip archive that holds": "Unpack it, and send that file itself",
     "onnxruntime": "Send the ONNX file that it was made from",
+    "of before 1.6": "torch.save(torch.load('model.pt', map_location='cpu', weights_only=True), "
+    "'new.pt') writes it as PyTorch does today: send that",
+    "checkpoint of TensorFlow": "Load it into its network there, and "
+    + _TO_ONNX.format("saved-model", "FOLDER")
+    + " writes ONNX",
+    "TensorFlow's checkpoints": "Load it into its network there, and "
+    + _TO_ONNX.format("saved-model", "FOLDER")
+    + " writes ONNX",
+    "graph of TensorFlow": _TO_ONNX.format("graphdef", "graph.pb")
+    + " --inputs x:0 --outputs y:0 writes ONNX",
+    "Flax": "jax2tf makes it a SavedModel, and "
+    + _TO_ONNX.format("saved-model", "FOLDER")
+    + " writes ONNX",
+    "MXNet": "mxnet.onnx.export_model writes ONNX",
+    "ExecuTorch": "Send the network that it was made from",
     "OpenVINO": "Send the ONNX file that it was converted from",
     "TensorRT": "Send the ONNX file that it was built from",
 }
@@ -55,6 +72,16 @@ _BEGINNINGS = (
     (b"\x78\x5e", "a zlib stream, for example a joblib dump" + _PROGRAM),
     (b"\x78\x9c", "a zlib stream, for example a joblib dump" + _PROGRAM),
     (b"\x78\xda", "a zlib stream, for example a joblib dump" + _PROGRAM),
+    (
+        b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.",
+        "a PyTorch checkpoint of before 1.6" + _PROGRAM,
+    ),
+    (b"\x12\x01\0\0\0\0\0\0", "weights of MXNet"),
+    (b"model_checkpoint_path:", "a list of TensorFlow's checkpoints"),
+    (b"MATLAB 5.0", "a MATLAB file"),
+    (b"tree\nversion=", "a LightGBM model, which has no gradient to attack"),
+    (b"{L\0\0\0\0\0\0\0\x07learner", "an XGBoost model, which has no gradient to attack"),
+    (b'{"learner"', "an XGBoost model, which has no gradient to attack"),
     (b"\x89PNG", "a PNG image"),
     (b"\xff\xd8\xff", "a JPEG image"),
     (b"GIF8", "a GIF image"),
@@ -119,6 +146,14 @@ def describe(head: bytes, tail: bytes) -> str:
         return "a model in onnxruntime's own format"
     if head[4:8] == b"TFL3":
         return "a TensorFlow Lite model"
+    if head[4:6] == b"ET" and head[6:8].isdigit():
+        return "a program of ExecuTorch"
+    if tail.endswith(_OF_LEVELDB):
+        return "the index of a checkpoint of TensorFlow"
+    if head[0] == 0x0A and head[2:3] == b"\x0a" and b"\x12\x0bPlaceholder" in head[:4096]:
+        return "a frozen graph of TensorFlow"
+    if (0x81 <= head[0] <= 0x8F or head[0] == 0xDE) and b"\xa6params" in head[:64]:
+        return "weights of Flax in msgpack"
     if head[257:262] == b"ustar":
         return "a tar archive"
     text = head[:256].lstrip().lower()

@@ -11,6 +11,7 @@ the tensors fit the architecture, and their values; `adap.models.loading` does.
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -463,6 +464,15 @@ def _tensor(name: str, entry: Any) -> TensorInfo:
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise _unsound(f"dtype, shape and data_offsets for {shown(name)}, got something else")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if (
+        isinstance(dtype, str)
+        and re.fullmatch(r"[FC]\d+(_E\d+M\d+\w*)?", dtype)
+        and (dtype not in DTYPE_BYTES)
+    ):
+        raise ModelFileError(
+            f"expected weights that can be made float32, got {dtype} in {shown(name)}: send the "
+            "network in float32, as it was before it was quantised or cast"
+        )
     if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
         raise _unsound(f"a dtype among {', '.join(DTYPE_BYTES)} for {shown(name)}, got another")
     if not _are_counts(shape, most=MAX_DIMENSION) or len(shape) > MAX_DIMENSIONS:

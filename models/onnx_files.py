@@ -45,6 +45,11 @@ _KEPT = (np.float32, np.int64, np.int32, np.bool_, np.int8, np.uint8)
 _UNFOLDED = ("Constant", "Dropout", "Identity")  # of a file, gone from the graph
 _DOMAINS = ("", "ai.onnx")
 _CHOICES = ("ArgMax", "TopK", "ZipMap", "Hardmax")  # of one class, behind its score
+_NOT_ONNX = (
+    "expected a sound ONNX file, got one that was cut or damaged (fetch or export it again), or "
+    "another format that begins so (Core ML, TensorFlow's SavedModel: python -m tf2onnx.convert "
+    "--saved-model FOLDER --output model.onnx)"
+)
 _DYNAMIC = (
     "export it with one: torch.onnx.export(model, (x,), 'model.onnx', dynamo=True, "
     "external_data=False, dynamic_shapes=({0: torch.export.Dim('batch')},)) with 2 images in x"
@@ -277,12 +282,9 @@ def _opened(path: Path) -> Any:
     try:
         model.ParseFromString(path.read_bytes())  # of bytes: it knows no folder to read beside
     except DecodeError as error:
-        raise ModelFileError(
-            "expected a sound ONNX file, got one that was cut or damaged (fetch or export it "
-            "again), or another format that begins so "
-            "(Core ML, TensorFlow's SavedModel: python -m tf2onnx.convert --saved-model FOLDER "
-            f"--output model.onnx): {error}"
-        ) from error
+        raise ModelFileError(f"{_NOT_ONNX}: {error}") from error
+    if not model.graph.node:
+        raise ModelFileError(f"{_NOT_ONNX}: it holds no operators")
     return model
 
 

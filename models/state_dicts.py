@@ -151,7 +151,10 @@ def _check_archive(path: Path, size: int) -> set[Any]:
                 if not _MEMBER.fullmatch(name) or names.count(name) > 1:
                     raise _refused(f"an archive with {shown(info.filename)} in it")
                 if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 0x41:
-                    raise _refused("a compressed or encrypted archive")
+                    raise _refused(
+                        "a compressed or encrypted archive, as another program than PyTorch "
+                        "writes it: torch.save(torch.load('model.pt', weights_only=True), 'new.pt')"
+                    )
             if sum(info.file_size for info in infos) > size:
                 raise _refused("members that share their bytes")
             pickled = infos[names.index("data.pkl")]
@@ -197,9 +200,10 @@ def _check_globals(pickled: bytes) -> set[Any]:
 
 
 def _weights(content: Any) -> Weights:
-    """All tensors in a tree of mappings, under dotted names."""
+    """All tensors in a tree of mappings, under dotted names; those of lists are numbered."""
+    content = _numbered(content)
     if not isinstance(content, Mapping):
-        raise _refused(f"a {type(content).__name__}")
+        raise _refused(_NAMES.get(type(content), f"a {type(content).__name__}"))
     if not content:
         raise _refused("an empty one")
     tensors: dict[str, Tensor] = {}
@@ -210,7 +214,9 @@ def _weights(content: Any) -> Weights:
     def walk(mapping: Mapping[Any, Any], where: str, depth: int) -> None:
         for key, value in mapping.items():
             name = where + str(key)
-            if not isinstance(key, str) or not name.isprintable():
+            if isinstance(key, int) and depth == 0 and isinstance(value, Mapping):
+                walk(value, f"{name}.", 1)  # of folds, or a list; deeper they are an optimizer's
+            elif not isinstance(key, str) or not name.isprintable():
                 others.append(where + (key if isinstance(key, str) else type(key).__name__))
             elif isinstance(value, Tensor):
                 if name in tensors:
@@ -222,14 +228,14 @@ def _weights(content: Any) -> Weights:
             elif _is_list_of_tensors(value):  # as torch_ema keeps averages: without names
                 lists[name] = tuple(value)
                 others.append(name)
-            elif isinstance(value, Mapping) and value and depth < MAX_DEPTH:
-                walk(value, f"{name}.", depth + 1)
+            elif depth < MAX_DEPTH and isinstance(of_list := _numbered(value), Mapping) and of_list:
+                walk(of_list, f"{name}.", depth + 1)
             else:
                 others.append(name)
 
     walk(content, "", 0)
     if not tensors:
-        raise _refused("one without tensors")
+        raise _refused(_without_tensors(content))
     for name, value in tensors.items():
         _check(name, value)
     return Weights(
@@ -238,6 +244,32 @@ def _weights(content: Any) -> Weights:
         lists=lists,
         others=tuple(dict.fromkeys(shown(name) for name in others)),
     )
+
+
+_NAMES: dict[type, str] = {_Leaf: "settings without tensors", Tensor: "a single tensor"}
+
+
+def _numbered(content: Any) -> Any:
+    """What in a list holds tensors by name, by its number; all else as it is."""
+    if not isinstance(content, list | tuple):
+        return content
+    found = {
+        str(i): item
+        for i, item in enumerate(content[:MAX_TENSORS])
+        if isinstance(item, Mapping) and any(isinstance(value, Tensor) for value in item.values())
+    }
+    return found or content
+
+
+def _without_tensors(content: Mapping[Any, Any]) -> str:
+    if {"state", "param_groups"} <= content.keys():
+        return "the state of an optimizer, which lies beside the weights of a network"
+    if any(isinstance(value, _Leaf) for value in content.values()):
+        return (
+            "one without tensors: where its values are NumPy arrays, torch.from_numpy makes them "
+            "tensors"
+        )
+    return "one without tensors"
 
 
 def _is_list_of_tensors(value: Any) -> bool:

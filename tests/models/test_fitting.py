@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import re
 import warnings
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Mapping
@@ -122,6 +123,21 @@ TAKEN: dict[str, tuple[Callable[[], Any], str]] = {
         averaged,
         "prefix `module.` removed; left out, as no part of the network: `n_a",
     ),
+    "slashes": (
+        lambda: {f"model/{name.replace('.', '/')}": value for name, value in state().items()},
+        "names written with dots between their parts; prefix `model.` removed",
+    ),
+    "names of outputs": (
+        lambda: {f"{name.replace('.', '/')}:0": value for name, value in state().items()},
+        "names written with dots between their parts",
+    ),
+    "underscores": (
+        lambda: {name.replace(".", "__"): value for name, value in state().items()},
+        "names written with dots between their parts",
+    ),
+    "a list": (lambda: [state(), {"state": {}, "param_groups": []}], "taken from `0`"),
+    "a tuple": (lambda: (12, state()), "taken from `1`"),
+    "numbered": (lambda: {3: state()}, "taken from `3`"),
     "float16": (lambda: network().half().state_dict(), "float16 made float32 (17 tensors)"),
     "bfloat16": (lambda: network().bfloat16().state_dict(), "bfloat16 made float32 (17 tensors)"),
     "float64": (lambda: network().double().state_dict(), "float64 made float32 (17 tensors)"),
@@ -159,7 +175,7 @@ def test_weights_are_taken_as_trainers_save_them_and_it_is_said_how(
     with torch.no_grad():
         expected = network().to(half).float()((images - 0.4) / 0.3)
     files = [saved(content)]
-    if all(isinstance(value, Tensor) for value in content.values()):
+    if isinstance(content, Mapping) and all(isinstance(v, Tensor) for v in content.values()):
         files.append(as_safetensors({name: value.clone() for name, value in content.items()}))
     for file in files:
         converted = take_in(file, tmp_path)
@@ -337,12 +353,57 @@ DIAGNOSES: dict[str, tuple[Callable[[], Mapping[str, Tensor]], dict[str, Any], s
         {"architecture": "torchvision/googlenet"},
         "a network without its auxiliary heads, aux1, aux2, which serve its training alone: send",
     ),
+    "a last layer behind dropout": (
+        lambda: resnet(head=nn.Sequential(nn.Dropout(), nn.Linear(512, 2))),
+        {"architecture": "torchvision/resnet18"},
+        "save its weights with that layer renamed, state['fc.weight'] = state.pop('fc.1.weight'); "
+        "state['fc.bias'] = state.pop('fc.1.bias'); else send the whole network as ONNX",
+    ),
+    "a last layer beside the rest": (
+        lambda: {
+            name.replace("fc.", "classifier.") if name.startswith("fc.") else f"body.{name}": value
+            for name, value in resnet().items()
+        },
+        {"architecture": "torchvision/resnet18"},
+        "state['body.fc.weight'] = state.pop('classifier.weight')",
+    ),
+    "Keras": (
+        lambda: {"conv1/kernel:0": torch.zeros(3, 3, 3, 8), "conv1/bias:0": torch.zeros(8)},
+        {"architecture": None},
+        "as TensorFlow, Keras and Flax name them, whose axes are in another order",
+    ),
     "unknown": (
         lambda: {"a.weight": torch.zeros(1)},
         {"architecture": None},
         "got 1 tensors of another network (`a.weight`): send the network as ONNX",
     ),
 }
+
+
+def test_published_weights_of_densenet_have_names_of_their_own(tmp_path: Path) -> None:
+    made = torchvision.models.densenet121(num_classes=2)
+    older = {  # the pattern by which torchvision itself reads them, turned round
+        re.sub(r"(denselayer\d+\.(?:norm|conv))([12])\.", r"\1.\2.", name): value
+        for name, value in made.state_dict().items()
+    }
+    assert "features.denseblock1.denselayer1.norm.1.weight" in older
+    converted = take_in(saved(older), tmp_path, architecture="torchvision/densenet121")
+    assert converted.steps == ["names of torchvision's older DenseNets made today's"]
+    images = torch.rand(2, 3, 32, 32)
+    normalised = (images - 0.4) / 0.3
+    with torch.no_grad():
+        wanted = made.eval()(normalised)
+    assert torch.allclose(scores(converted, images), wanted, atol=1e-5)
+
+
+def test_what_lies_beside_a_network_is_named_for_what_it_is(tmp_path: Path) -> None:
+    optimizer = torch.optim.Adam(network().parameters())
+    assert "the state of an optimizer" in refused(saved(optimizer.state_dict()), tmp_path)
+    assert "settings without tensors" in refused(saved(argparse.Namespace(lr=1)), tmp_path)
+    arrays = {name: value.numpy() for name, value in state().items()}
+    assert "torch.from_numpy makes them tensors" in refused(saved(arrays), tmp_path)
+    eighths = {name: value.to(torch.float8_e4m3fn) for name, value in state().items()}
+    assert "got F8_E4M3 in" in refused(as_safetensors(eighths), tmp_path)
 
 
 def test_averages_without_names_are_a_caution_and_the_raw_weights_are_taken(tmp_path: Path) -> None:

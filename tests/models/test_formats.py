@@ -136,7 +136,10 @@ FOREIGN: dict[str, tuple[Callable[[Path], bytes], str]] = {
         for n in (2, 3, 4, 5)
     },
     "torch.save": (torch_zip, "a PyTorch checkpoint"),
-    "torch.save before 1.6": (torch_legacy, "a Python pickle"),
+    "torch.save before 1.6": (
+        torch_legacy,
+        "torch.save(torch.load('model.pt', map_location='cpu', weights_only=True)",
+    ),
     "TorchScript": (torchscript, "torch.jit.load('model.pt').state_dict()"),
     "torch.export": (exported, "torch.onnx.export(torch.export.load('model.pt2')"),
     "torch.package": (packaged, "a torch.package archive"),
@@ -152,6 +155,23 @@ FOREIGN: dict[str, tuple[Callable[[Path], bytes], str]] = {
     "TensorFlow Lite": (lambda _: b"\x1c\0\0\0TFL3" + bytes(32), "tf2onnx.convert --tflite"),
     "onnxruntime's own": (lambda _: b"\x28\0\0\0ORTM" + bytes(32), "the ONNX file that it was"),
     "OpenVINO": (lambda _: b'<?xml version="1.0"?><net/>', "the ONNX file that it was converted"),
+    "ExecuTorch": (lambda _: b"\x18\0\0\0ET12" + bytes(32), "the network that it was made from"),
+    "the index of a TensorFlow checkpoint": (
+        lambda _: bytes(90) + bytes.fromhex("57fb808b247547db"),
+        "the index of a checkpoint of TensorFlow",
+    ),
+    "the list of TensorFlow checkpoints": (
+        lambda _: b'model_checkpoint_path: "model.ckpt-9"\n',
+        "tf2onnx.convert --saved-model",
+    ),
+    "a frozen graph": (
+        lambda _: b"\x0a\x1b\x0a\x05input\x12\x0bPlaceholder" + bytes(20),
+        "tf2onnx.convert --graphdef",
+    ),
+    "Flax": (lambda _: b"\x81\xa6params\x82\xa4head\x80", "jax2tf makes it a SavedModel"),
+    "MXNet": (lambda _: b"\x12\x01" + bytes(30), "mxnet.onnx.export_model writes ONNX"),
+    "XGBoost": (lambda _: b'{"learner":{}}', "an XGBoost model, which has no gradient"),
+    "LightGBM": (lambda _: b"tree\nversion=v4\n", "a LightGBM model, which has no gradient"),
     "HDF5": (lambda _: b"\x89HDF\r\n\x1a\n" + bytes(64), "an HDF5 file"),
     "ONNX": (lambda _: ONNX, "an ONNX model"),
     "a zip of a SavedModel": (

@@ -52,7 +52,7 @@ def whole_module(path: Path) -> Callable[[], None]:
 
 def before_pytorch_1_6(path: Path) -> Callable[[], None]:
     torch.save(network().state_dict(), path, _use_new_zipfile_serialization=False)
-    return lambda: torch.save(torch.load(path), path)
+    return lambda: torch.save(torch.load(path, map_location="cpu", weights_only=True), path)
 
 
 def torchscript(path: Path) -> Callable[[], None]:
@@ -106,7 +106,7 @@ def _write(path: Path, content: bytes) -> None:
 
 WAYS: dict[str, tuple[Callable[[Path], Callable[[], None]], str]] = {
     "whole module": (whole_module, "save_file(model.state_dict()"),
-    "before PyTorch 1.6": (before_pytorch_1_6, "a Python pickle"),
+    "before PyTorch 1.6": (before_pytorch_1_6, "torch.save(torch.load("),
     "TorchScript": (torchscript, "a TorchScript archive"),
     "torch.export": (exported_program, "torch.onnx.export"),
     "tensors in another file": (tensors_in_another_file, "onnx.save(onnx.load('model.onnx')"),
