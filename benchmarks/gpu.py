@@ -12,11 +12,12 @@ Three parts, each of which writes what it finds at once, a line of JSON to OUT/r
 check   the gradient of every method on the GPU against the CPU in float64; the gradient of a folded
         attack against the network's own; which products are exact float32; that in bfloat16 an
         attack moves every image that it moves in float32; that captured steps end in the losses of
-        steps that are not
+        steps that are not; that an audit whose passes are captured finds as much as one whose are
+        not, and one in bfloat16 nearly so
 speed   images a second of `fit` for CE, PGD, TRADES and AdAP_LPN in each precision, warm, and why
         steps were not captured, if they were not; of AdAP_LPN with a folded attack; then of 1, 2,
         4, 8 and 16 trainings by AdAP_LPN at once, each on a stream of its own, all of their images
-        counted
+        counted; and of PGD-10 of an audit in both formats, captured and kernel by kernel
 train   the scale `paper-fixed` (CIFAR-10, automobile): CE, PGD, TRADES, AdAP_LN and AdAP_LPN at
         once, seed after seed, as many as the time lets; each with the AP of the test images, clean,
         under PGD-10 and under APGD-10
@@ -42,14 +43,18 @@ from torch import Tensor, nn
 
 from adap.core.attacks.base import loss_and_gradient
 from adap.core.attacks.holding import attacking
+from adap.core.audit.measuring import attack_shard
+from adap.core.capture import Recorder, Result, Work, graphs_of
+from adap.core.config.attacks import PGDAttack
+from adap.core.config.audits import SearchPrecision
+from adap.core.config.threats import Threat
 from adap.core.config.training import Precision, TrainingAttack, TrainingConfig
 from adap.core.errors import TrainingError
 from adap.core.objectives.registry import OBJECTIVES, build_objective
+from adap.core.precision import float32_products, forward_in
 from adap.core.training.attacking import attack_batch
-from adap.core.training.capture import Recorder, Work
 from adap.core.training.folding import Folded
 from adap.core.training.loop import EpochRecord, TrainingResult, fit, fitting
-from adap.core.training.precision import float32_products, forward_in
 from adap.core.training.together import together
 from adap.models import architectures
 from benchmarks.paper import plan
@@ -188,16 +193,101 @@ def check(run: Run) -> None:
             uncaptured=captured.uncaptured,
             ok=off < 1e-2 and captured.uncaptured is None,
         )
+    searched = {search: _searched(run, *search, name, 16 * count, 2 * count) for search in SEARCHES}
+    most = max(found.fall for found in searched.values())
+    for (precision, captured), found in searched.items():
+        how = "captured" if captured else "kernel by kernel"
+        run.write(
+            "check",
+            what=f"fall of logits under PGD-10 in {precision}, {how}",
+            fall=found.fall,
+            recordings=found.recordings,
+            ok=found.fall > 0.9 * most > 0,
+        )
+
+
+SEARCHES: list[tuple[SearchPrecision, bool]] = [
+    (precision, captured) for precision in ("float32", "bfloat16") for captured in (True, False)
+]
+"""In which format an audit searches, and whether its passes are captured."""
+
+
+@dataclass(frozen=True)
+class Searched:
+    """An audit's shard under PGD-10."""
+
+    images_per_s: float
+    fall: float
+    """Mean of how far logits moved the wrong way."""
+    recordings: int
+
+
+def _searched(
+    run: Run, precision: SearchPrecision, captured: bool, name: str, count: int, batch: int
+) -> Searched:
+    x, y = _batch(count)
+    x = x[..., :8, :8] if run.tiny else x
+    network, targets = _network(name).to(run.device).eval(), y.long().numpy()
+    recorder = Counting(graphs_of(run.device) if captured else None)
+    began = 0.0
+
+    def on_progress(done: int) -> None:
+        nonlocal began
+        if done == count:  # from when all clean images are scored
+            began = time.perf_counter()
+
+    with float32_products("float32"):
+        scores = attack_shard(
+            network,
+            (x * 255).byte().numpy(),
+            targets,
+            [str(i) for i in range(count)],
+            attacks=[PGDAttack(steps=10)],
+            threat=Threat(),
+            surrogate=None,
+            seed=0,
+            shard=0,
+            batch_size=batch,
+            device=run.device,
+            on_progress=on_progress,
+            precision=precision,
+            recorder=recorder,
+        )
+    seconds = time.perf_counter() - began  # scores lie on the host: the device has ended
+    fall = float(((1 - 2 * targets) * (scores.attacked["pgd"] - scores.clean)).mean())
+    return Searched(count / seconds, fall, recorder.recordings)
+
+
+class Counting:
+    """A recorder that counts what another one has recorded, or refuses as if nothing could be."""
+
+    def __init__(self, recorder: Recorder | None) -> None:
+        self._recorder = recorder or OneByOne()
+        self.recordings = 0
+
+    def warm_up(self, work: Work[Result]) -> Result:
+        """Do the work."""
+        return self._recorder.warm_up(work)
+
+    def record(self, work: Work[Result], generators: Sequence[torch.Generator]) -> Work[Result]:
+        """See `Recorder`."""
+        replay = self._recorder.record(work, generators)
+        self.recordings += 1
+        return replay
 
 
 class OneByOne:
     """A recorder that records nothing, so that steps run kernel by kernel."""
 
-    def warm_up(self, work: Work) -> Tensor:
+    def warm_up(self, work: Work[Result]) -> Result:
         """Do the work."""
         return work()
 
-    def record(self, work: Work, generators: Sequence[torch.Generator]) -> Work:  # noqa: ARG002
+    def record(
+        self,
+        work: Work[Result],  # noqa: ARG002
+        generators: Sequence[torch.Generator],  # noqa: ARG002
+    ) -> Work[Result]:
         """Refuse."""
         raise RuntimeError("expected to run kernel by kernel")
 
@@ -246,6 +336,20 @@ def speed(run: Run) -> None:
             at_once=count,
             images_per_s=sum(rates),
             uncaptured=next((one.uncaptured for one in found if one.uncaptured), None),
+        )
+
+    for search in SEARCHES:
+        if run.left() < EVALUATION_S:
+            return
+        audited = _searched(run, *search, name, max(steps, 16) * batch, batch)
+        run.write(
+            "speed",
+            attack="pgd",
+            network=name,
+            precision=search[0],
+            captured=audited.recordings > 0,
+            batch=batch,
+            images_per_s=audited.images_per_s,
         )
 
 

@@ -33,9 +33,9 @@ from adap.core.attacks.holding import attacking
 from adap.core.config.training import Augment, Precision, TrainingConfig
 from adap.core.objectives.registry import OBJECTIVES, build_objective
 from adap.core.objectives.surrogates import negative_margin
+from adap.core.precision import float32_products, forward_in
 from adap.core.training.augment import augment
 from adap.core.training.loop import EpochRecord, fit
-from adap.core.training.precision import float32_products, forward_in
 from adap.models import architectures
 from benchmarks.attacks import peak_mib
 

@@ -1,16 +1,25 @@
-"""The same scorer, cheaper to attack: rewritten for one shape of image, on a CPU, for its gradient.
+"""The same scorer, cheaper to attack: rewritten for one shape of image, and for its gradient.
 
 An attack asks the same frozen network the same question thousands of times, so the network may be
 prepared for it. All of it is exact but for rounding, and none of it looks at a pixel:
 
 - BatchNorm in eval mode is a scale and a shift, and goes into the convolution before it.
+- Channels last, the layout in which convolutions need no copies.
+- Where it is asked for, bfloat16 up to the last layer, whose weights are cast once.
+
+On a CPU, in float32:
+
 - A kernel larger than the image it slides over multiplies mostly padding (the last layers of a
   ResNet at 32x32): there the convolution is one small matrix product.
 - The gradient to the few channels of the image wastes most of a vector register, where the first
   layer has a stride: its phases are computed side by side, as channels, and woven together after.
-- Channels last, the layout in which convolutions need no copies.
+
+On a CPU:
+
 - A batch is worked off in pieces whose activations stay in the cache and whose memory is used
   again, instead of being asked from the operating system and cleared for each layer.
+
+On a GPU the pass of a whole batch, forward and backward, is captured as a CUDA graph.
 
 benchmarks/attacks.py measures it beside `torch.compile`, which gains a fraction of that on a
 ResNet-18 and no more on a small network, needs a C++ compiler and half a minute before the first
@@ -21,7 +30,7 @@ import copy
 import itertools
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import torch
@@ -32,30 +41,48 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
+from adap.core.attacks.base import loss_and_gradient
+from adap.core.capture import Captured, Recorder
+from adap.core.config.training import Precision
+from adap.core.precision import cast_once, forward_in
+
 log = logging.getLogger(__name__)
 
 PROBES = 2  # images that are shown to a scorer to learn its shapes and to check the result
 # Passes, of one image each, that pay for the rewriting: three times what it costs for a ResNet-18.
 WORTHWHILE = 1000
-TOLERANCE = 1e-3  # of the largest logit: far above float32 rounding, far below a wrong rewrite
-PIECE_BYTES = 8 << 20  # of the largest activation of a piece
+# Of the largest logit: far above what is rounded over many layers, far below a wrong rewrite.
+TOLERANCE: Mapping[Precision, float] = {"float32": 1e-3, "tf32": 1e-3, "bfloat16": 0.1}
+PIECE_BYTES = 8 << 20  # of the largest activation of a piece, on a CPU
+WHOLE = 2**62  # images of a piece elsewhere
 SMALLEST_PIECE = 32
 NARROW = 16  # channels that fill a vector register; convolutions to fewer are padded to as many
 
 
-def accelerate(scorer: nn.Module, x: Tensor, *, passes: int) -> nn.Module:
+def accelerate(
+    scorer: nn.Module,
+    x: Tensor,
+    *,
+    passes: int,
+    precision: Precision = "float32",
+    recorder: Recorder | None = None,
+) -> nn.Module:
     """A scorer with the same logits and gradients up to rounding, faster for images like `x`.
 
     scorer: (B, C, H, W) in [0, 1] to (B,) logits, in eval mode, each image by itself; its copy is
     what is rewritten.  x: (B, C, H, W) images of the shape to come, of which a few are tried.
     passes: forward and backward passes to come, of one image each: how much work it is for.
+    precision: of its passes, whose logits are float32 in any case.
+    recorder: by which passes over a batch are captured, those of the size of the first one.
 
     The result differentiates once, to the input only. Gives back the scorer itself where nothing
-    would be gained or is known: for little work, on another device than a CPU, in train mode, and
-    for a network that does not stand it, which is logged. What decides is never a clock, so that
-    the same work gives the same bits.
+    would be gained or is known: for little work, on a device that is neither a CPU nor an NVIDIA
+    GPU, in train mode, and for a network that does not stand it, which is logged. What decides is
+    never a clock, so that the same work gives the same bits.
     """
-    if passes < WORTHWHILE or x.device.type != "cpu" or any(m.training for m in scorer.modules()):
+    on_cpu = x.device.type == "cpu"
+    known = on_cpu or x.device.type == "cuda"
+    if passes < WORTHWHILE or not known or any(m.training for m in scorer.modules()):
         return scorer
     probes = x[:PROBES].detach()
     # Whatever another's network does with its layers, the audit goes on with the original.
@@ -63,16 +90,21 @@ def accelerate(scorer: nn.Module, x: Tensor, *, passes: int) -> nn.Module:
         with torch.no_grad():
             expected = scorer(probes)
             network = copy.deepcopy(scorer).requires_grad_(False)
-            largest = _rewrite(network, probes)
+            largest = _rewrite(network, probes, for_cpu=on_cpu and precision == "float32")
             network.to(memory_format=torch.channels_last)
-            fast = Accelerated(network, max(PIECE_BYTES // largest, SMALLEST_PIECE))
+            piece = max(PIECE_BYTES // largest, SMALLEST_PIECE) if on_cpu else WHOLE
+            if precision == "bfloat16":
+                network = Rounded(network, probes)
+                loss_and_gradient(network, probes)  # its own functions may not stand the format
+            fast = Accelerated(network, piece)
             got = torch.cat([fast(probe) for probe in torch.split(probes, 1)])  # and each by itself
         difference = (got - expected).abs().max() / expected.abs().max()
         reason = f"its logits were off by {difference:.1g} of the largest"
-        same = bool(difference <= TOLERANCE)
+        same = bool(difference <= TOLERANCE[precision])
     except Exception as error:  # noqa: BLE001
         same, reason = False, repr(error)
     if same:
+        fast.capture(recorder)
         return fast
     log.info("attack.not_accelerated", extra={"reason": reason})
     return scorer
@@ -85,6 +117,12 @@ class Accelerated(nn.Module):
         super().__init__()
         self.network = network
         self.piece = piece
+        self.capture(None)
+
+    def capture(self, recorder: Recorder | None) -> None:
+        """Replay passes over a piece from now on, if there is what records them."""
+        self._scored = Captured(self.logits, recorder)
+        self._followed = Captured(self.logits_and_gradients, recorder)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B,) logits."""
@@ -92,12 +130,39 @@ class Accelerated(nn.Module):
         if torch.is_grad_enabled() and x.requires_grad:
             logits = _LogitsInPieces.apply(x, self)
             return logits
-        return torch.cat([self.logits(part) for part in torch.split(x, self.piece)])
+        # clone: what is replayed comes in the same tensor again
+        return torch.cat([self._scored(part).clone() for part in torch.split(x, self.piece)])
 
     def logits(self, part: Tensor) -> Tensor:
         """(B,) logits of a piece."""
         logits: Tensor = self.network(part.contiguous(memory_format=torch.channels_last))
         return logits
+
+    def logits_and_gradients(self, part: Tensor) -> tuple[Tensor, Tensor]:
+        """(B,) logits of a piece, and (B, C, H, W) the gradient of each."""
+        with torch.enable_grad():
+            part = part.detach().requires_grad_()
+            logits = self.logits(part)
+            if not logits.requires_grad:
+                return logits, torch.zeros_like(part)
+            (gradients,) = torch.autograd.grad(
+                logits.sum(), part, allow_unused=True, materialize_grads=True
+            )
+        return logits.detach(), gradients
+
+
+class Rounded(nn.Module):
+    """A network that computes in bfloat16 up to its last layer, by weights that are cast once."""
+
+    def __init__(self, network: nn.Module, x: Tensor) -> None:
+        super().__init__()
+        cast_once(network, x)
+        self.network = network
+        self._passed = forward_in("bfloat16", network, device=x.device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B,) float32 logits."""
+        return self._passed(x)
 
 
 class _LogitsInPieces(torch.autograd.Function):
@@ -108,17 +173,9 @@ class _LogitsInPieces(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, scorer: Accelerated) -> Tensor:
         logits, gradients = [], []
         for part in torch.split(x, scorer.piece):
-            with torch.enable_grad():
-                part = part.detach().requires_grad_()
-                logit = scorer.logits(part)
-                if logit.requires_grad:
-                    (gradient,) = torch.autograd.grad(
-                        logit.sum(), part, allow_unused=True, materialize_grads=True
-                    )
-                else:
-                    gradient = torch.zeros_like(part)
-            logits.append(logit.detach())
-            gradients.append(gradient)
+            logit, gradient = scorer._followed(part)
+            logits.append(logit.clone())
+            gradients.append(gradient.clone())
         ctx.save_for_backward(torch.cat(gradients))
         return torch.cat(logits)
 
@@ -132,8 +189,11 @@ class _LogitsInPieces(torch.autograd.Function):
 # --- rewriting ------------------------------------------------------------------------------------
 
 
-def _rewrite(network: nn.Module, probes: Tensor) -> int:
-    """Rewrite the layers of a network in place; the bytes of its largest activation, an image."""
+def _rewrite(network: nn.Module, probes: Tensor, *, for_cpu: bool) -> int:
+    """Rewrite the layers of a network in place; the bytes of its largest activation, an image.
+
+    for_cpu: also what pays on a CPU alone, in float32.
+    """
     seen = Observed(network)
     with seen:
         network(probes)
@@ -143,7 +203,7 @@ def _rewrite(network: nn.Module, probes: Tensor) -> int:
         assert isinstance(norm, nn.BatchNorm2d)
         network.set_submodule(name, fuse_conv_bn_eval(convolution_of(network, name), norm))
         network.set_submodule(norm_name, nn.Identity())
-    for name, (x, y) in convolutions.items():
+    for name, (x, y) in convolutions.items() if for_cpu else ():
         convolution = convolution_of(network, name)
         if (
             convolution.groups > 1

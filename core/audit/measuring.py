@@ -9,7 +9,8 @@
 
 A scorer maps (B, C, H, W) floats in [0, 1] to (B,) logits of the positive class. It is handed over
 on its device; this module puts it into eval mode while it works and leaves it as it was. Scores of
-an example depend on the seed, the shard and the place in it, never on who computed them or when.
+an example depend on the seed, the shard, the place in it and the kind of device, never on who
+computed them or when.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -31,12 +32,15 @@ from adap.core.audit.costs import of_attack
 from adap.core.audit.drawing import drawing
 from adap.core.audit.joining import refuse_constant
 from adap.core.audit.network import Pixels, Rows, as_input, generator_of, logits_of, loss_of
+from adap.core.capture import Recorder, graphs_of
 from adap.core.config.attacks import Attack, TransferAttack
+from adap.core.config.audits import SearchPrecision
 from adap.core.config.corruptions import Corruption
 from adap.core.config.threats import Threat
 from adap.core.corruptions.parameters import table_of
 from adap.core.corruptions.suite import corrupted
 from adap.core.errors import ConfigError, DataError, ModelError
+from adap.core.precision import refuse_unsupported
 from adap.core.scores import EVIDENCE, Evidence, Scores
 
 CERTIFIED_SIDE = 64  # pixels; larger images are bounded on request only
@@ -86,6 +90,8 @@ def attack_shard(
     on_progress: Callable[[int], None],
     clean: NDArray[np.float64] | None = None,
     evidence: int = EVIDENCE,
+    precision: SearchPrecision = "float32",
+    recorder: Recorder | None = None,
 ) -> Scores:
     """Attack every example of a shard with every attack.
 
@@ -96,15 +102,19 @@ def attack_shard(
     on_progress: told after each batch how many images are done, the clean pass and every attack
     counted: n * (1 + len(attacks)) in the end. What it raises ends the work.
     evidence: how many of the most damaged positives are kept, by the fall of their logit.
+    precision: of the passes of a search; every score is float32.
+    recorder: by which these passes are captured; by default CUDA graphs on a GPU, and nothing
+    elsewhere.
 
     Attacks ascend -(2y - 1) * logit, which unlike cross-entropy never saturates, unless their
     configuration asks for that. What an attack returns is projected back into the threat model, in
     case it left it, and scored anew, without gradients, by the random numbers (where the scorer
     draws any) by which the clean images were scored. Memory is bounded by the batch.
 
-    Raises ConfigError for a transfer attack without surrogate, ModelError for logits of the wrong
-    shape or not finite.
+    Raises ConfigError for a transfer attack without surrogate and for a precision that the device
+    lacks, ModelError for logits of the wrong shape or not finite.
     """
+    refuse_unsupported(precision, device)
     if surrogate is None and any(isinstance(attack, TransferAttack) for attack in attacks):
         raise ConfigError("the transfer attack needs a surrogate model, got none")
     threat_model = ThreatModel(threat.norm, threat.epsilon)
@@ -129,6 +139,8 @@ def attack_shard(
                     _network(attack, scorer, surrogate),
                     as_input(images[:PROBES], device),
                     passes=len(images) * of_attack(attack).forward,
+                    precision=precision,
+                    recorder=graphs_of(device) if recorder is None else recorder,
                 )
                 for attack in attacks
             }
@@ -144,7 +156,7 @@ def attack_shard(
                         loss_of(attack, network, targets[rows], device),
                         x,
                         threat_model=threat_model,
-                        generator=generator_of(seed, shard, batch, attack.name),
+                        generator=generator_of(seed, shard, batch, attack.name, device=device),
                     )
                 with drawing(device, seed, shard, batch):  # as the clean images were scored
                     attacked[attack.key][rows] = _score(scorer, x_adv)

@@ -22,6 +22,9 @@ Pixels = NDArray[np.uint8] | NDArray[np.float32]
 """(N, C, H, W): 8-bit as stored, or floats in [0, 1] that a caller of the library has."""
 
 
+CPU = torch.device("cpu")
+
+
 class Rows(Protocol):
     """Images of a split, (N, C, H, W) once they are looked at: by a slice or by an index."""
 
@@ -55,7 +58,10 @@ def loss_of(
     return PerImage(lambda x, signs: signs * network(x), signs)
 
 
-def generator_of(*parts: object) -> torch.Generator:
-    """Random numbers of their own for each piece of work, whoever does it and in whatever order."""
+def generator_of(*parts: object, device: torch.device = CPU) -> torch.Generator:
+    """Random numbers of their own for each piece of work, whoever does it and in whatever order.
+
+    device: that draws them; on a GPU they are others than on a CPU.
+    """
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big"))

@@ -41,6 +41,7 @@ from adap.core.config.attacks import Attack
 from adap.core.config.audits import CURVE_ATTACK
 from adap.core.config.corruptions import Corruption
 from adap.core.config.threats import BOUNDED_NORMS, Norm, Threat
+from adap.core.precision import float32_products
 from adap.core.scores import Scores
 
 DRAWN = (
@@ -82,6 +83,7 @@ class Measured:
         images: Pixels = self.images[self.piece.start : self.piece.stop]
         return images
 
+    @float32_products("float32")  # torch rounds to TF32 in convolutions on a GPU
     def column(
         self,
         measure: Measure,
@@ -217,6 +219,7 @@ class Measured:
             device=self.device,
             on_progress=on_progress,
             clean=clean,
+            precision=piece.config.search_precision,
         )
 
     def _corrupted(

@@ -23,6 +23,7 @@ from adap.core.config.attacks import Attack, TransferAttack
 from adap.core.config.audits import (
     CURVE_ATTACK,
     AuditConfig,
+    SearchPrecision,
     SmallestChanges,
     UniversalSearch,
 )
@@ -219,6 +220,8 @@ Measure = Annotated[
 # Of a few examples, once for all pieces of a task; and what other columns are made of.
 SAMPLES = (GradientSample, BoundsSample)
 MADE_OF = (Clean, GradientSample, BoundsSample)
+# By attacks, whose passes are in the precision of the search.
+SEARCHED = (UnderAttack, CurvePoint, Recovery)
 
 
 class Column(Config):
@@ -366,6 +369,7 @@ class Origin(Config):
     recipe: Recipe
     draws: int
     sample: Sample | None
+    search_precision: SearchPrecision
     batches: Batches | None = Field(description="null for what is scored in one batch of its own")
 
 
@@ -414,6 +418,9 @@ def make_plan(config: AuditConfig, tasks: Sequence[Task], subject: Subject) -> l
                     recipe=measure.recipe(subject.surrogate),
                     draws=draws,
                     sample=sample,
+                    search_precision=(
+                        config.search_precision if isinstance(measure, SEARCHED) else "float32"
+                    ),
                     batches=_batches(measure, config, examples, shard, start, stop),
                 )
                 columns.append(Column(measure=measure, key=origin.sha256()))

@@ -33,6 +33,7 @@ from adap.core.errors import ConfigError
 from adap.core.statement import Statement
 
 Checks = Literal["off", "quick", "full"]
+SearchPrecision = Literal["float32", "bfloat16"]
 # Multiples of the threat's epsilon at which the epsilon curve is measured.
 PRESET_MULTIPLES: dict[Preset, list[float]] = {
     "quick": [],
@@ -229,6 +230,11 @@ class AuditConfig(Config):
     batch_size: int = Field(256, ge=1, le=4096)
     shard_size: int = Field(
         1024, ge=1, le=100_000, description="examples a worker attacks between two saves"
+    )
+    search_precision: SearchPrecision = Field(
+        "float32",
+        description="of the passes by which attacks search; every score that is reported is "
+        "float32. bfloat16 is faster on a GPU that computes in it, and may find a little less",
     )
     seed: int = Field(0, ge=0, lt=2**31)
 

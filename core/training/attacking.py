@@ -13,7 +13,7 @@ from adap.core.attacks.threat_model import ThreatModel
 from adap.core.config.training import TrainingAttack
 from adap.core.errors import ConfigError
 from adap.core.objectives.base import Objective
-from adap.core.training.precision import Forward
+from adap.core.precision import Forward
 from adap.core.training.ranks import ALONE, Ranks
 
 

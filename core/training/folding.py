@@ -19,7 +19,7 @@ from adap.core.attacks.acceleration import PROBES, TOLERANCE, Observed, convolut
 from adap.core.attacks.holding import in_eval_mode
 from adap.core.config.training import Precision
 from adap.core.errors import ConfigError
-from adap.core.training.precision import Forward, forward_in, last_layer
+from adap.core.precision import Forward, cast_once, forward_in
 
 
 class Folded:
@@ -51,10 +51,7 @@ class Folded:
             for _, norm_name in names:
                 self._copy.set_submodule(norm_name, nn.Identity())
             if precision == "bfloat16":
-                last = last_layer(self._copy, probes)
-                for layer in self._copy.modules():
-                    if isinstance(layer, nn.Conv2d | nn.Linear) and layer is not last:
-                        layer.to(torch.bfloat16)
+                cast_once(self._copy, probes)
             other = {name for pair in names for name in pair}
             self._same = [
                 (own, network.get_submodule(name))
@@ -63,7 +60,7 @@ class Folded:
             ]
             self._forward = forward_in(precision, self._copy, device=device)
             off, largest = (self.settle()(probes) - expected).abs().max(), expected.abs().max()
-        if not off <= (ROUNDED if precision == "bfloat16" else TOLERANCE) * largest:
+        if not off <= TOLERANCE[precision] * largest:
             raise ConfigError(
                 f"{_WANTED} that answers alike when it is folded, got a logit off by {off:.2g} "
                 f"where the largest is {largest:.2g}: {_ELSE}"
@@ -126,8 +123,6 @@ class _Pair:
         self.folded.bias.copy_(bias)
 
 
-ROUNDED = 0.1
-"""Of the largest logit: what bfloat16 may round, over many layers."""
 _TORCHS = vars(nn.Module()).keys()
 """What every module has, its mode among them."""
 _WANTED = "expected a network for folded_attack"

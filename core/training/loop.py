@@ -29,15 +29,15 @@ import torch
 from torch import Tensor, nn
 
 from adap.core.audit.drawing import drawing
+from adap.core.capture import Captured, Recorder, graphs_of
 from adap.core.config.training import TrainingConfig
 from adap.core.errors import ConfigError, DataError, TrainingError
 from adap.core.objectives.base import Objective
+from adap.core.precision import float32_products, refuse_unsupported
 from adap.core.training.averaging import WeightAverage
-from adap.core.training.capture import Captured, CudaGraphs, Recorder
 from adap.core.training.cautions import not_captured, tied_epochs
 from adap.core.training.examples import Images, home, refuse_unusable, resident, taken
 from adap.core.training.optimizers import load_optimizer, optimizer_of
-from adap.core.training.precision import float32_products, refuse_unsupported
 from adap.core.training.ranks import ALONE, Ranks
 from adap.core.training.resuming import load_tensors, refuse_other_config, refuse_other_tensors
 from adap.core.training.sampling import ClassSampler, PlainSampler, PositiveSampler, Sampler
@@ -186,8 +186,8 @@ def fitting(
     optimizer = optimizer_of(network.parameters(), config.optimizer, device=device)
     average = None if config.ema is None else WeightAverage(network, decay=config.ema)
     step = Step(network, objective, optimizer, average, config, device, ranks)
-    if recorder is None and device.type == "cuda" and ranks.count == 1:
-        recorder = CudaGraphs(device)
+    if recorder is None and ranks.count == 1:
+        recorder = graphs_of(device)
     validator = Validator(
         network if average is None else average.network,
         held_out,
@@ -269,7 +269,7 @@ class _State:
     config: TrainingConfig
     average: WeightAverage | None
     step: Step
-    stepping: Captured
+    stepping: Captured[Tensor]
     """The same step, replayed where it can be."""
     history: list[EpochRecord] = field(default_factory=list)
     best_epoch: int = 0

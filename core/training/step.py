@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from adap.core.attacks.holding import attacking
 from adap.core.config.training import TrainingAttack, TrainingConfig, WeightPerturbation
 from adap.core.objectives.base import Objective
+from adap.core.precision import forward_in
 from adap.core.training.attacking import attack_batch
 from adap.core.training.augment import augment
 from adap.core.training.averaging import WeightAverage
@@ -22,7 +23,6 @@ from adap.core.training.examples import as_input
 from adap.core.training.folding import Folded
 from adap.core.training.optimizers import set_rate
 from adap.core.training.perturbation import perturbed
-from adap.core.training.precision import forward_in
 from adap.core.training.ranks import Ranks
 from adap.core.training.schedule import attack_in
 from adap.core.training.seeds import Use, seed

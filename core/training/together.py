@@ -20,7 +20,7 @@ from typing import ParamSpec, TypeVar, get_args
 import torch
 
 from adap.core.errors import ConfigError, TrainingError
-from adap.core.training.precision import formats_of_products, set_formats_of_products
+from adap.core.precision import formats_of_products, set_formats_of_products
 
 MOST_AT_ONCE = 16
 """Of torch's 32 streams a GPU each takes two. A stream twice would be a workspace of cuBLAS twice,

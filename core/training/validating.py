@@ -10,15 +10,15 @@ from adap.core.attacks.geometry import normal
 from adap.core.attacks.holding import attacking
 from adap.core.attacks.pgd import PGD, START_SIZE
 from adap.core.attacks.threat_model import ThreatModel
+from adap.core.capture import Captured, Recorder
 from adap.core.config.threats import EPSILON_PAPER
 from adap.core.config.training import VALIDATION_STEPS, TrainingConfig
 from adap.core.errors import TrainingError
 from adap.core.figures.ranking import average_precision
 from adap.core.objectives.surrogates import negative_margin
+from adap.core.precision import forward_in
 from adap.core.training.attacking import of_images
-from adap.core.training.capture import Captured, Recorder
 from adap.core.training.examples import Images, as_input, taken
-from adap.core.training.precision import forward_in
 from adap.core.training.ranks import Ranks
 from adap.core.training.seeds import Use, seed
 

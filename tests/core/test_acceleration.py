@@ -239,6 +239,45 @@ def test_little_work_is_not_worth_it():
     assert accelerate(slow, images(size=8), passes=100) is slow
 
 
+def test_in_bfloat16_the_last_layer_and_every_logit_are_float32():
+    slow, x = scorer("small_cnn", size=8).float(), images(64, size=8).float()
+    fast = accelerate(slow, x, passes=MUCH, precision="bfloat16")
+    layers = [m for m in fast.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    assert {layer.weight.dtype for layer in layers[:-1]} == {torch.bfloat16}
+    assert layers[-1].weight.dtype == torch.float32
+    logits, gradient = loss_and_gradient(fast, x)
+    own, steepest = loss_and_gradient(slow, x)
+    assert logits.dtype == gradient.dtype == torch.float32
+    assert len(logits.unique()) == len(x), "rounded logits would be equal now and then"
+    torch.testing.assert_close(logits, own, rtol=0, atol=0.02 * float(own.abs().max()))
+    assert nn.functional.cosine_similarity(gradient.flatten(1), steepest.flatten(1)).min() > 0.98
+
+
+class Strict(Foreign):
+    """Its gradient is multiplied by a matrix of float32, as nothing else is foreseen."""
+
+    def body(self, x):
+        return self.norm(self.conv(OnlyFloat32.apply(x)))
+
+
+class OnlyFloat32(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, upstream):
+        return torch.mm(upstream.flatten(1), torch.eye(upstream[0].numel())).view_as(upstream)
+
+
+def test_a_network_that_does_not_stand_bfloat16_is_left_as_it_is(caplog):
+    slow, x = lived_in(Strict()).float(), images(size=8).float()
+    assert isinstance(accelerate(slow, x, passes=MUCH), Accelerated)
+    with caplog.at_level(logging.INFO):
+        assert accelerate(slow, x, passes=MUCH, precision="bfloat16") is slow
+    assert [record.message for record in caplog.records] == ["attack.not_accelerated"]
+
+
 # --- in an attack ---------------------------------------------------------------------------------
 
 

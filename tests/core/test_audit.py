@@ -10,20 +10,29 @@ import torch
 from sklearn.metrics import average_precision_score
 from torch import nn
 
+import adap
 from adap.core.attacks.base import loss_and_gradient
 from adap.core.attacks.registry import ATTACKS as ATTACKS_BY_NAME
 from adap.core.audit import joining, measuring
 from adap.core.audit.checks.figures import above_chance, positive_class
 from adap.core.audit.checks.verdicts import merge
-from adap.core.config.attacks import APGDAttack, PGDAttack, TransferAttack
+from adap.core.config.attacks import (
+    APGDAttack,
+    FGSMAttack,
+    PGDAttack,
+    SquareAttack,
+    TransferAttack,
+)
 from adap.core.config.audits import AuditConfig, Surrogate
 from adap.core.config.threats import Threat
 from adap.core.errors import ConfigError, DataError, ModelError
 from adap.core.figures import report as reports
 from adap.core.figures import task as task_figures
 from adap.core.figures.worst_case import worst_case
+from adap.core.precision import float32_products, formats_of_products
 from adap.core.report import DatasetProvenance, ModelProvenance, Provenance
 from adap.core.scores import Evidence, Scores, load_scores, save_scores
+from tests.core.test_capture import Tape
 
 SHAPE = (3, 4, 4)
 EPSILON = 0.05
@@ -625,3 +634,103 @@ def test_no_bounds_where_they_cost_too_much_or_prove_nothing(scorer, size, epsil
     found = sample(scorer, (images, targets, example_ids), epsilon=epsilon)
     assert found.bounds is None or found.no_bounds is not None
     assert re.search(reason, found.no_bounds)
+
+
+# --- how a search computes ------------------------------------------------------------------------
+
+SEARCHES = [
+    FGSMAttack(),
+    PGDAttack(steps=8, restarts=2),
+    APGDAttack(steps=20, patience=3),
+    SquareAttack(queries=40),
+]
+
+
+def convolutions():
+    """With BatchNorm to fold, and statistics that it did not begin with."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        made = nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.SiLU(), nn.Flatten(), nn.Linear(32, 1)
+        )
+        made[1].running_mean += 0.1
+        return nn.Sequential(made, nn.Flatten(0)).eval()
+
+
+class Asking(nn.Module):
+    """Looks at its pixels on the host, which no graph can."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = convolutions()
+
+    def forward(self, x):
+        return self.network(x) * (2 if x.amax().item() > 2 else 1)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_an_audit_whose_passes_are_captured_ends_in_the_same_bits():
+    tape = Tape()
+    options = {"data": examples(150), "attacks": SEARCHES, "batch_size": 64}
+    captured, plain = (
+        attack(convolutions(), **options, recorder=recorder) for recorder in (tape, None)
+    )
+    assert tape.replays > 30
+    assert captured.clean.tolist() == plain.clean.tolist()
+    for name, logits in plain.attacked.items():
+        assert captured.attacked[name].tolist() == logits.tolist(), name
+        assert (logits != plain.clean).any(), name
+    for ours, theirs in zip(captured.evidence, plain.evidence, strict=True):
+        assert ours.attack == theirs.attack
+        assert (ours.attacked == theirs.attacked).all()
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_passes_that_cannot_be_captured_run_as_they_are_and_the_log_says_so(caplog):
+    tape = Tape()
+    options = {"data": examples(60), "attacks": [PGDAttack(steps=20)], "batch_size": 30}
+    captured, plain = (attack(Asking(), **options, recorder=recorder) for recorder in (tape, None))
+    assert captured.attacked["pgd"].tolist() == plain.attacked["pgd"].tolist()
+    (said,) = [r for r in caplog.records if r.message == "graph.not_captured"]
+    assert said.levelname == "WARNING"
+    assert "_local_scalar_dense" in said.reason
+    assert tape.replays == 0
+
+
+def test_a_search_in_bfloat16_is_scored_in_float32():
+    much = SEARCHES[1:]  # for little work, such as one step, no copy is made
+    options = {"data": examples(60), "attacks": much, "batch_size": 30, "evidence": 20}
+    options["threat"] = Threat(norm="l2", epsilon=0.5)  # no sign that is the same for both
+    scorer = convolutions()
+    rounded, exact = (
+        attack(scorer, **options, precision=precision) for precision in ("bfloat16", "float32")
+    )
+    assert rounded.clean.tolist() == exact.clean.tolist()
+    _, targets, _ = examples(60)
+    for name, logits in exact.attacked.items():
+        assert (rounded.attacked[name] != logits).any(), f"{name} searched in float32"
+        fall, expected = (
+            ((1 - 2 * targets) * (found - exact.clean)).mean()
+            for found in (rounded.attacked[name], logits)
+        )
+        assert fall > 0.9 * expected > 0, name
+    assert len(rounded.evidence) == 20
+    for found in rounded.evidence:
+        # the network written out in float64: bfloat16 would be off by some thousandths
+        logit = scorer.double()(torch.from_numpy(found.attacked)[None].double()).item()
+        assert found.attacked_logit == pytest.approx(logit, abs=2e-6)
+
+
+def test_tf32_is_no_format_of_a_score():
+    seen = []
+
+    class Noting(Linear):
+        def forward(self, x):
+            seen.append(formats_of_products())
+            return super().forward(x)
+
+    images, targets, _ = examples(24)
+    with float32_products("tf32"):
+        adap.audit(Noting(), images, targets, attacks=["fgsm"], certify="off", checks="off")
+        assert formats_of_products() == ["tf32", "tf32"]
+    assert seen[-1] == ["ieee", "ieee"]

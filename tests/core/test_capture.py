@@ -15,11 +15,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from adap.core.capture import WARM_UPS, Captured, no_draws_on_the_host
 from adap.core.config.training import Augment, Optimizer, TrainingAttack
 from adap.core.objectives.registry import OBJECTIVES, build_objective
 from adap.core.training.attacking import attack_batch
 from adap.core.training.augment import augment
-from adap.core.training.capture import WARM_UPS, Captured, no_draws_on_the_host
 from adap.core.training.optimizers import optimizer_of, set_rate
 from tests.core.test_training import (
     RECIPE,

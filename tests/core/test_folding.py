@@ -9,8 +9,8 @@ from adap.core.attacks.holding import attacking
 from adap.core.config.training import TrainingConfig
 from adap.core.errors import ConfigError
 from adap.core.objectives.registry import OBJECTIVES
+from adap.core.precision import forward_in
 from adap.core.training.folding import Folded
-from adap.core.training.precision import forward_in
 from adap.models import architectures
 from tests.core.test_capture import MANY, SGD, Plain, Tape, same
 from tests.core.test_training import (

@@ -151,6 +151,15 @@ def test_a_pipeline_that_draws_is_scored_by_its_mean() -> None:
     assert {piece.draws for piece in plan(pipeline=[{"name": "jpeg"}])} == {1}
 
 
+def test_the_precision_of_a_search_matters_to_what_attacks_find_alone() -> None:
+    asked = {"attacks": ["pgd"], "epsilons": [0.01], "corruptions": {"kinds": ["fog"]}}
+    exact, rounded = (
+        keys(plan(**asked, search_precision=precision)) for precision in ("float32", "bfloat16")
+    )
+    differ = {name for name in exact[0] if exact[0][name] != rounded[0][name]}
+    assert differ == {"attack.pgd", "curve.0"}
+
+
 def test_what_an_attack_is_called_does_not_change_its_key() -> None:
     named = keys(plan(attacks=[{"name": "pgd", "label": "strong"}]))[0]
     assert named["attack.strong"] == keys(plan(attacks=["pgd"]))[0]["attack.pgd"]

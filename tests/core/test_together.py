@@ -8,12 +8,12 @@ import weakref
 import pytest
 import torch
 
+from adap.core.capture import WARM_UPS
 from adap.core.config.training import Optimizer, Validation
 from adap.core.errors import ConfigError, TrainingError
 from adap.core.objectives.registry import OBJECTIVES, build_objective
-from adap.core.training.capture import WARM_UPS
+from adap.core.precision import float32_products
 from adap.core.training.loop import TrainingResult, fit, fitting
-from adap.core.training.precision import float32_products
 from adap.core.training.together import MOST_AT_ONCE, together
 from tests.core.test_capture import Plain, Tape, same
 from tests.core.test_training import (

@@ -31,9 +31,9 @@ from adap.core.errors import ConfigError, DataError, TrainingError
 from adap.core.figures.ranking import floor_ap
 from adap.core.objectives.registry import OBJECTIVES, build_objective
 from adap.core.objectives.surrogates import negative_margin
+from adap.core.precision import forward_in
 from adap.core.training.attacking import attack_batch
 from adap.core.training.loop import EpochRecord, TrainingResult, fit
-from adap.core.training.precision import forward_in
 from adap.core.training.schedule import attack_in, learning_rate
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -6,6 +6,7 @@ import torch
 from adap.core.datasets import ImageSet
 from adap.core.errors import ModelError
 from adap.core.figures.ranking import rank_order
+from adap.core.precision import float32_products
 from adap.core.standing import Standing
 from adap.worker.pipelines.inputs import device, load_scorer
 from adap.worker.pipelines.requests import Ranking
@@ -14,6 +15,7 @@ from adap.worker.ranking_files import WRITERS
 from adap.worker.work import Reporter, Work
 
 
+@float32_products("float32")
 def rank(work: Work[Ranking], reporter: Reporter) -> Ranked:
     """Score every image of a split and write them best first: in each form of `WRITERS`,
     and as a `Standing`."""

@@ -25,6 +25,7 @@ from adap.core.attacks.acceleration import accelerate
 from adap.core.attacks.base import loss_and_gradient
 from adap.core.attacks.smallest import HALVINGS, smallest_change
 from adap.core.errors import AdapError
+from adap.core.precision import float32_products
 from adap.models import loading
 from adap.models.costs import foresee, served_batch
 from adap.models.errors import ModelFileError
@@ -126,6 +127,7 @@ def _read(pipe: Connection, head: dict[str, Any]) -> NDArray[Any]:
     return images
 
 
+@float32_products("float32")
 def serve(plan: Plan, pipes: Sequence[Connection]) -> None:
     """Answer on every pipe until the other end has left."""
     passes = Passes(plan)

@@ -51,6 +51,7 @@ from adap.core.audit.drawing import mean_of
 from adap.core.audit.network import Pixels
 from adap.core.config.attacks import Attack
 from adap.core.config.threats import Threat
+from adap.core.precision import float32_products
 from adap.core.report import Check
 
 
@@ -70,6 +71,7 @@ def planned_passes(
     return draws * each.forward * len(sample_rows(targets, DEPTHS[level].images))
 
 
+@float32_products("float32")
 def check_audit(
     scorer: nn.Module,
     images: Pixels,

@@ -6,38 +6,42 @@ that is recorded: no line of Python runs again. So a function may be captured if
 on tensors alone, which it may change in place, and on generators that the recorder knows.
 """
 
+import logging
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+log = logging.getLogger(__name__)
+
 WARM_UPS = 3  # calls before the recording, in which libraries choose kernels and states are made
 
-Work = Callable[[], Tensor]
+Result = TypeVar("Result")  # a tensor, or several
+Work = Callable[[], Result]
 
 
 class Recorder(Protocol):
     """What turns work into something to replay."""
 
-    def warm_up(self, work: Work) -> Tensor:
+    def warm_up(self, work: Work[Result]) -> Result:
         """Do the work, as it will be recorded."""
 
-    def record(self, work: Work, generators: Sequence[torch.Generator]) -> Work:
-        """What does the work anew whenever it is called, with a result in the same tensor.
+    def record(self, work: Work[Result], generators: Sequence[torch.Generator]) -> Work[Result]:
+        """What does the work anew whenever it is called, with a result in the same tensors.
 
         The work itself is not done meanwhile; generators are all that it draws from, beside torch's
         own. Raises whatever hinders the recording.
         """
 
 
-class Captured:
+class Captured(Generic[Result]):
     """A function of tensors, of one shape each, run by replaying what it did.
 
     Calls with other shapes than the first run it as it is; so do all of them without a recorder,
@@ -46,12 +50,13 @@ class Captured:
 
     def __init__(
         self,
-        function: Callable[..., Tensor],
+        function: Callable[..., Result],
         recorder: Recorder | None,
         generators: Sequence[torch.Generator] = (),
     ) -> None:
         """generators: that the function draws from, beside torch's own."""
-        self._function, self._recorder, self._generators = function, recorder, generators
+        self._function: Callable[..., Result] = function
+        self._recorder, self._generators = recorder, generators
         self._shapes: list[torch.Size] = []
         self.refused: str | None = None
         """Why it could not be recorded, if it could not."""
@@ -61,9 +66,9 @@ class Captured:
         """Record anew: the function does something else from now on."""
         self._calls = 0
         self._inputs: Sequence[Tensor] = ()
-        self._replay: Work | None = None
+        self._replay: Work[Result] | None = None
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
+    def __call__(self, *inputs: Tensor) -> Result:
         recorder, shapes = self._recorder, [value.shape for value in inputs]
         self._shapes = self._shapes or shapes
         if recorder is None or self.refused is not None or shapes != self._shapes:
@@ -79,6 +84,7 @@ class Captured:
             except Exception as error:  # noqa: BLE001  the same work, one kernel after the other
                 first = _first_of(error, around)
                 self.refused = f"{type(first).__name__}: {first}".splitlines()[0]
+                log.warning("graph.not_captured", extra={"reason": self.refused})
             if self._replay is None:  # and nothing holds on to what was broken off
                 return self._function(*inputs)
         for own, given in zip(self._inputs, inputs, strict=True):
@@ -147,7 +153,7 @@ class CudaGraphs:
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
-    def warm_up(self, work: Work) -> Tensor:
+    def warm_up(self, work: Work[Result]) -> Result:
         """See `Recorder`."""
         here = torch.cuda.current_stream(self._stream.device)
         self._stream.wait_stream(here)
@@ -156,7 +162,7 @@ class CudaGraphs:
         here.wait_stream(self._stream)
         return result
 
-    def record(self, work: Work, generators: Sequence[torch.Generator]) -> Work:
+    def record(self, work: Work[Result], generators: Sequence[torch.Generator]) -> Work[Result]:
         """See `Recorder`."""
         graph = torch.cuda.CUDAGraph()
         for generator in generators:
@@ -166,8 +172,13 @@ class CudaGraphs:
         with no_draws_on_the_host(), recording:
             result = work()
 
-        def replay() -> Tensor:
+        def replay() -> Result:
             graph.replay()
             return result
 
         return replay
+
+
+def graphs_of(device: torch.device) -> Recorder | None:
+    """What records on this device; nothing where there are no graphs."""
+    return CudaGraphs(device) if device.type == "cuda" else None

@@ -1,5 +1,6 @@
-"""The number format of a training's passes: float32, TF32, or bfloat16 with a float32 last layer.
+"""The number format of passes: float32, TF32, or bfloat16 with a float32 last layer.
 
+A training's passes may be in any of them, those of an audit's search in float32 or bfloat16.
 bfloat16 is entered pass by pass. Under one autocast context for a whole training, its cache would
 keep the weights of the first step: the loss stays at ln 2 and nothing is learned. The last layer
 is computed in float32 from what comes before it: where the logits of a clean and an attacked image
@@ -77,6 +78,18 @@ def forward_in(precision: Precision, network: nn.Module, *, device: torch.device
         return logits.float()
 
     return forward
+
+
+def cast_once(network: nn.Module, x: Tensor) -> None:
+    """Cast the weights that a pass in bfloat16 would cast each time: of all convolutions and linear
+    layers but the last.
+
+    network: whose weights stand still.  x: (B, C, H, W) images that it takes.
+    """
+    last = last_layer(network, x)
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear) and layer is not last:
+            layer.to(torch.bfloat16)
 
 
 def last_layer(network: nn.Module, x: Tensor) -> nn.Module:
