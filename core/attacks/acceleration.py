@@ -31,6 +31,7 @@ import itertools
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -121,8 +122,9 @@ class Accelerated(nn.Module):
 
     def capture(self, recorder: Recorder | None) -> None:
         """Replay passes over a piece from now on, if there is what records them."""
-        self._scored = Captured(self.logits, recorder)
-        self._followed = Captured(self.logits_and_gradients, recorder)
+        # not of this object, which would then hold itself, its weights and its graphs
+        self._scored = Captured(partial(_logits, self.network), recorder)
+        self._followed = Captured(partial(_logits_and_gradients, self.network), recorder)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B,) logits."""
@@ -133,22 +135,28 @@ class Accelerated(nn.Module):
         # clone: what is replayed comes in the same tensor again
         return torch.cat([self._scored(part).clone() for part in torch.split(x, self.piece)])
 
-    def logits(self, part: Tensor) -> Tensor:
-        """(B,) logits of a piece."""
-        logits: Tensor = self.network(part.contiguous(memory_format=torch.channels_last))
-        return logits
+    def followed(self, part: Tensor) -> tuple[Tensor, Tensor]:
+        """(B,) logits of a piece, and (B, C, H, W) the gradient of each, until the next call."""
+        return self._followed(part)
 
-    def logits_and_gradients(self, part: Tensor) -> tuple[Tensor, Tensor]:
-        """(B,) logits of a piece, and (B, C, H, W) the gradient of each."""
-        with torch.enable_grad():
-            part = part.detach().requires_grad_()
-            logits = self.logits(part)
-            if not logits.requires_grad:
-                return logits, torch.zeros_like(part)
-            (gradients,) = torch.autograd.grad(
-                logits.sum(), part, allow_unused=True, materialize_grads=True
-            )
-        return logits.detach(), gradients
+
+def _logits(network: nn.Module, part: Tensor) -> Tensor:
+    """(B,) logits of a piece."""
+    logits: Tensor = network(part.contiguous(memory_format=torch.channels_last))
+    return logits
+
+
+def _logits_and_gradients(network: nn.Module, part: Tensor) -> tuple[Tensor, Tensor]:
+    """(B,) logits of a piece, and (B, C, H, W) the gradient of each."""
+    with torch.enable_grad():
+        part = part.detach().requires_grad_()
+        logits = _logits(network, part)
+        if not logits.requires_grad:
+            return logits, torch.zeros_like(part)
+        (gradients,) = torch.autograd.grad(
+            logits.sum(), part, allow_unused=True, materialize_grads=True
+        )
+    return logits.detach(), gradients
 
 
 class Rounded(nn.Module):
@@ -173,7 +181,7 @@ class _LogitsInPieces(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, scorer: Accelerated) -> Tensor:
         logits, gradients = [], []
         for part in torch.split(x, scorer.piece):
-            logit, gradient = scorer._followed(part)
+            logit, gradient = scorer.followed(part)
             logits.append(logit.clone())
             gradients.append(gradient.clone())
         ctx.save_for_backward(torch.cat(gradients))

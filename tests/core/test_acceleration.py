@@ -1,6 +1,8 @@
 """The judge: the scorer itself, in float64, where only a wrong rewrite can make a difference."""
 
+import gc
 import logging
+import weakref
 
 import pytest
 import torch
@@ -288,6 +290,20 @@ def test_the_scorer_itself_is_not_touched():
     assert not {id(tensor) for tensor in fast.parameters()} & {id(t) for t in slow.parameters()}
     torch.testing.assert_close(slow.state_dict(), before, rtol=0, atol=0)
     assert not any(module._forward_hooks for module in slow.modules())
+
+
+def test_a_copy_is_gone_as_soon_as_nobody_holds_it():
+    slow, x = scorer("small_cnn", size=8).float(), images(size=8).float()
+    gc.disable()
+    try:
+        for precision in ("float32", "bfloat16"):
+            fast = accelerate(slow, x, passes=MUCH, precision=precision)
+            loss_and_gradient(fast, x)
+            copied = weakref.ref(fast.network)
+            del fast
+            assert copied() is None, precision
+    finally:
+        gc.enable()
 
 
 def test_a_network_without_gradient_stays_so():
