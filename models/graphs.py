@@ -33,11 +33,25 @@ OPERATORS: dict[str, frozenset[int]] = {
             *("ConvTranspose", "Cos", "Cosh", "DepthToSpace", "DequantizeLinear", "Div", "Einsum"),
             *("Elu", "Equal", "Erf", "Exp", "Flatten", "Floor", "Gelu", "Gemm"),
             *("GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "Greater", "GreaterOrEqual"),
-            *("GroupNormalization", "HardSigmoid", "HardSwish", "InstanceNormalization"),
+            *(
+                "GridSample",
+                "GroupNormalization",
+                "HardSigmoid",
+                "HardSwish",
+                "InstanceNormalization",
+            ),
             *("LRN", "LayerNormalization", "LeakyRelu", "Less", "LessOrEqual", "Log"),
             *("LogSoftmax", "LpNormalization", "LpPool", "MatMul", "Max", "MaxPool", "Mean"),
             *("MeanVarianceNormalization", "Min", "Mish", "Mod", "Mul", "Neg", "Not", "Or"),
-            *("PRelu", "Pow", "QuantizeLinear", "RMSNormalization", "Reciprocal", "ReduceL1"),
+            *(
+                "PRelu",
+                "Pow",
+                "QuantizeLinear",
+                "RMSNormalization",
+                "RotaryEmbedding",
+                "Reciprocal",
+                "ReduceL1",
+            ),
             *("ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMin"),
             *("ReduceProd", "ReduceSumSquare", "Relu", "Round", "Selu", "Shape", "Shrink"),
             *("Sigmoid", "Sign", "Sin", "Sinh", "Size", "Softmax", "Softplus", "Softsign"),
@@ -46,6 +60,9 @@ OPERATORS: dict[str, frozenset[int]] = {
         ),
         frozenset[int](),
     ),
+    **dict.fromkeys(("GRU", "LSTM", "RNN"), frozenset({4})),
+    "AffineGrid": frozenset({1}),
+    "Attention": frozenset({6}),
     "ConstantOfShape": frozenset({0}),
     "CumSum": frozenset({1}),
     "Expand": frozenset({1}),
@@ -190,6 +207,12 @@ def refused_operator(name: str, scores: str = "") -> str:
         "ArgMax": "the choice of the best, which is post-processing",
         "ai.onnx.ml.ZipMap": "which names probabilities: convert with options={'zipmap': False}",
     }.get(name)
+    if what is None and name.startswith("ai.onnx.ml."):
+        what = (
+            "a decision tree or forest, which has no gradient to attack"
+            if "Tree" in name
+            else "of classical learning: write it as layers (torch.nn.Linear of the same weights)"
+        )
     if what is None and name.startswith("com.microsoft."):
         what = "which onnxruntime's optimisation or quantisation made: send the file from before it"
     known = "" if what else f". Known: {', '.join(sorted(OPERATORS))}"

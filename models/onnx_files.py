@@ -86,6 +86,8 @@ class GraphNetwork(nn.Module):
             if module is not None:
                 self.rounds = True
                 setattr(self.converted, self.converted.mapping[node.outputs[0]], module)
+            elif node.operator == "Resize" and node.attributes.get("antialias"):
+                setattr(self.converted, self.converted.mapping[node.outputs[0]], _shrinking(node))
             elif node.operator == "Clip":
                 name = self.converted.mapping[node.outputs[0]]
                 setattr(self.converted, name, _Clipping(getattr(self.converted, name)))
@@ -156,6 +158,28 @@ class _Clipping(nn.Module):
 
     def forward(self, values: Tensor, *bounds: Tensor) -> Tensor:
         return rounding.at_the_walls(self.clip(values, *bounds), values)
+
+
+def _shrinking(node: Node) -> nn.Module:
+    """A Resize that takes the mean of what it leaves out, which the library leaves out."""
+    mode = {"linear": "bilinear", "cubic": "bicubic"}.get(str(node.attributes.get("mode")))
+    if mode is None or not node.attributes.get("exclude_outside"):
+        raise ModelFileError(
+            "expected an antialiased Resize as PyTorch exports it, linear or cubic with "
+            "exclude_outside, got another: resize the images before the network, or leave out "
+            "antialias"
+        )
+
+    def shrink(values: Tensor, *given: Tensor | None) -> Tensor:
+        _, scales, sizes = [*given, None, None, None][:3]
+        height, width = values.shape[2:]
+        if sizes is not None and sizes.numel():
+            height, width = (int(size) for size in sizes[-2:])
+        elif scales is not None:
+            height, width = int(height * float(scales[-2])), int(width * float(scales[-1]))
+        return nn.functional.interpolate(values, (height, width), mode=mode, antialias=True)
+
+    return _Rounding(shrink)
 
 
 # Of ONNX, for Cast: the whole numbers that a network may round to.
@@ -283,8 +307,8 @@ def _opened(path: Path) -> Any:
         model.ParseFromString(path.read_bytes())  # of bytes: it knows no folder to read beside
     except DecodeError as error:
         raise ModelFileError(f"{_NOT_ONNX}: {error}") from error
-    if not model.graph.node:
-        raise ModelFileError(f"{_NOT_ONNX}: it holds no operators")
+    if not model.graph.node and not model.graph.output:
+        raise ModelFileError(f"{_NOT_ONNX}: it holds no network")
     return model
 
 
@@ -303,11 +327,14 @@ def take_in(
     if functions:
         model = onnx_plain.inlined(model)
         _check_plain(model)
+    older = onnx_plain.read_as_opset_9(model)
     model, held = onnx_weights.take_out(model)
     onnx_weights.give_back()
     fit = onnx_fitting.simplify(model, held, spec, output, path)
     if functions:
         fit.steps.insert(0, "local functions put in place of their calls")
+    if older:
+        fit.steps.insert(0, f"opset {older} read as 9, which defines its operators alike")
     _Reader(fit).read()  # every operator and size is known before the network is run
     takes = onnx_fitting.arrange(fit)
     network = _network(fit)
@@ -337,7 +364,10 @@ def _check_plain(model: Any) -> None:
         (graph.sparse_initializer, "sparse tensors"),
     ):
         if len(found):
-            raise ModelFileError(f"expected a plain ONNX network, got one with {what}")
+            raise ModelFileError(
+                f"expected a plain ONNX network, got one with {what}: export it in eval mode and "
+                "with dense tensors"
+            )
     if len(graph.node) > MAX_NODES:
         raise ModelFileError(f"expected at most {MAX_NODES} operators, got {len(graph.node)}")
     # all of them before one is read: what lies outside the file is refused by its name
@@ -449,7 +479,8 @@ def compare(
             ) from error
         if got.shape != expected.shape:
             raise ModelFileError(
-                f"expected the outputs of onnxruntime, {expected.shape}, got {got.shape}"
+                f"expected the outputs of onnxruntime for {count} images, {expected.shape}, got "
+                f"{got.shape}: the file joins the images of a batch; {_DYNAMIC}"
             )
         if not np.isfinite(expected).all():
             raise ModelFileError("expected finite outputs, got NaN or infinity from onnxruntime")
@@ -497,7 +528,7 @@ class _Reader:
         opset = next((versions[domain] for domain in _DOMAINS if domain in versions), None)
         if opset is None or not SMALLEST_OPSET <= opset <= LARGEST_OPSET:
             raise ModelFileError(
-                f"expected an ONNX opset from {SMALLEST_OPSET} to {LARGEST_OPSET}, got {opset}: "
+                f"expected an ONNX opset from 7 to {LARGEST_OPSET}, got {opset}: "
                 "export it with another (opset_version=18), or convert it: onnx.save("
                 "onnx.version_converter.convert_version(onnx.load('model.onnx'), 18), '18.onnx')"
             )

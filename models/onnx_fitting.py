@@ -35,6 +35,7 @@ class Images:
 
     name: str  # of its input
     channels_last: bool = False
+    flat: bool = False  # a row of pixels each
     batch: int | None = None  # frozen, or None
     kind: onnx_kinds.Kind = "float32"
 
@@ -73,6 +74,8 @@ class Original:
         name, batch = self.takes.name, self.takes.batch
         if self.takes.channels_last:
             images = np.ascontiguousarray(images.transpose(0, 2, 3, 1))
+        if self.takes.flat:
+            images = images.reshape(len(images), -1)
         sent = images.astype(self.takes.kind)
         if batch is None:
             (answer,) = self.session.run(None, {name: sent})
@@ -171,11 +174,15 @@ def arrange(fit: Fit) -> Images:
     """
     model, spec = fit.model, fit.spec
     images, last = _images(model, spec)
-    takes = Images(images.name, last, _frozen_batch(images), fit.kind)
+    flat = len(images.type.tensor_type.shape.dim) == 2
+    takes = Images(images.name, last, flat, _frozen_batch(images), fit.kind)
     fit.facts += _own_normalisation(model.graph, images.name, spec)
     if last:
         _turn(model, images, spec)
         fit.steps.append("images turned from channels last (batch, height, width, channels)")
+    if flat:
+        _unroll(model, images, spec)
+        fit.steps.append("images flattened to a row of pixels each")
     freed = _Freer(model, images, spec, takes.batch or 1).free(always=takes.batch is not None)
     if takes.batch is not None:
         fit.steps.append(f"batch of {takes.batch} made free")
@@ -224,7 +231,7 @@ def _choose_output(model: Any, output: OutputSpec) -> list[str]:
             raise ModelFileError(
                 f"expected one output, the scores, got {len(names)}: "
                 f"{', '.join(shown(name) for name in names[:5])}; name the output that is meant: "
-                f"--output-name {_likely(graph.output, output)} (`name` in `output`)"
+                f"--output-name {_likely(graph, output)} (`name` in `output`)"
             )
         onnx_folding.drop_dead(model)
         return []
@@ -244,10 +251,14 @@ def _choose_output(model: Any, output: OutputSpec) -> list[str]:
     return [f"output `{output.name}` taken" + (f", not {others}" if others else "")]
 
 
-def _likely(outputs: Sequence[Any], declared: OutputSpec) -> str:
+def _likely(graph: Any, declared: OutputSpec) -> str:
     """The output that is as large as declared, where its shape says so; else of floats."""
     from onnx import TensorProto
 
+    named = next((node.input[0] for node in graph.node if node.op_type == "ZipMap"), None)
+    if named is not None:  # probabilities by the names of their classes
+        return str(named)
+    outputs = graph.output
     kinds = {item.name: item.type.tensor_type for item in outputs}
     float_kinds = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
     floats = [n for n, kind in kinds.items() if kind.elem_type in float_kinds]
@@ -314,20 +325,33 @@ def _flatten(fitted: Fit, original: Original) -> bool:
 
 def _images(model: Any, spec: InputSpec) -> tuple[Any, bool]:
     """The input that the images are, and whether their channels come last."""
-    inputs = _inputs(model)
-    dims = inputs[0].type.tensor_type.shape.dim
-    sizes = [dim.dim_value if dim.dim_value > 0 else None for dim in dims]
+    (images,) = _inputs(model)
+    kind = images.type.tensor_type
+    if not kind.HasField("shape"):  # any: what is declared, then
+        for size in ("batch", "channels", "height", "width"):
+            kind.shape.dim.add().dim_param = size
+    sizes = [dim.dim_value if dim.dim_value > 0 else None for dim in kind.shape.dim]
     first = (spec.channels, spec.height, spec.width)
     last = (spec.height, spec.width, spec.channels)
     if len(sizes) == 4:
-        if _agree(sizes[1:], first) and not (sizes[1] is None and _looks_last(sizes, spec)):
-            return inputs[0], False
-        if _agree(sizes[1:], last):
-            return inputs[0], True
+        may_be_last = _agree(sizes[1:], last)
+        if may_be_last and (not _agree(sizes[1:], first) or _looks_last(model, images, spec)):
+            return images, True
+        if _agree(sizes[1:], first):
+            return images, False
+    if len(sizes) == 2 and sizes[1] == math.prod(first):
+        if spec.channels == 1:
+            return images, False
+        raise ModelFileError(
+            f"expected an input (batch, {', '.join(map(str, first))}), got rows of {sizes[1]} "
+            "pixels, which do not tell whether a pixel's colours lie together: export a module "
+            "that takes such images and flattens them first, x.flatten(1) or "
+            "x.permute(0, 2, 3, 1).flatten(1)"
+        )
     got = ", ".join("any" if size is None else str(size) for size in sizes)
     raise ModelFileError(
         f"expected an input (batch, {', '.join(map(str, first))}) or channels last (batch, "
-        f"{', '.join(map(str, last))}) as declared, got ({got})" + _size_of(sizes, first)
+        f"{', '.join(map(str, last))}) as declared, got ({got})" + _size_of(sizes, first, last)
     )
 
 
@@ -347,15 +371,29 @@ def _agree(sizes: Sequence[int | None], wanted: Sequence[int]) -> bool:
     return all(size in (None, want) for size, want in zip(sizes, wanted, strict=True))
 
 
-def _looks_last(sizes: Sequence[int | None], spec: InputSpec) -> bool:
-    """Whether only the last axis is told, and it is the channels."""
-    return sizes[3] == spec.channels and spec.width != spec.channels
+def _looks_last(model: Any, images: Any, spec: InputSpec) -> bool:
+    """Whether of sizes that do not tell, the channels are named last, or are put first at once."""
+    told = [dim.dim_value > 0 for dim in images.type.tensor_type.shape.dim]
+    if told[1]:
+        return False
+    if told[3] and spec.width != spec.channels:
+        return True
+    name = images.name
+    while len(users := [node for node in model.graph.node if name in node.input]) == 1:
+        (node,) = users
+        if node.op_type == "Transpose":
+            return any(list(item.ints) == [0, 3, 1, 2] for item in node.attribute)
+        if node.op_type not in ("Cast", "Identity", "Sub", "Add", "Mul", "Div"):
+            break
+        name = node.output[0]
+    return False
 
 
-def _size_of(sizes: Sequence[int | None], wanted: Sequence[int]) -> str:
+def _size_of(sizes: Sequence[int | None], first: Sequence[int], last: Sequence[int]) -> str:
     """What to declare instead, where the file says it; or that a batch is missing."""
-    if len(sizes) == 3 and _agree(sizes, wanted):
-        return ": export it with a batch in front, for example images of shape (2, C, H, W)"
+    if len(sizes) == 3 and (_agree(sizes, first) or _agree(sizes, last)):
+        axes = "C, H, W" if _agree(sizes, first) else "H, W, C"
+        return f": export it with a batch in front, for example images of shape (2, {axes})"
     if len(sizes) != 4 or None in sizes[1:]:
         return ""
     channels, height, width = sizes[1:] if sizes[1] in (1, 3, 4) else (sizes[3], *sizes[1:3])
@@ -424,6 +462,20 @@ def _turn(model: Any, images: Any, spec: InputSpec) -> None:
     for dim, size in zip(dims[1:], (spec.channels, spec.height, spec.width), strict=True):
         dim.dim_value = size
     node = helper.make_node("Transpose", [outside], [inside], perm=[0, 2, 3, 1])
+    onnx_folding.replace(model.graph.node, [node, *model.graph.node])
+
+
+def _unroll(model: Any, images: Any, spec: InputSpec) -> None:
+    """A Flatten before everything: images in, a row of pixels each on."""
+    from onnx import helper
+
+    inside = images.name
+    images.name = f"{inside}.images"
+    dims = images.type.tensor_type.shape.dim
+    del dims[1:]
+    for size in (spec.channels, spec.height, spec.width):
+        dims.add().dim_value = size
+    node = helper.make_node("Flatten", [images.name], [inside], axis=1)
     onnx_folding.replace(model.graph.node, [node, *model.graph.node])
 
 

@@ -24,7 +24,10 @@ MAX_ROUNDS = 50  # each makes constants that let the sizes of the next be told
 Shape = tuple[int, ...]
 
 _RANDOM = ("RandomNormal", "RandomUniform", "Bernoulli", "Multinomial")
-_LEFT = ("Pad", "Range", "Resize", "Upsample", "OneHot", "EyeLike", "Einsum")
+_LEFT = (
+    *("Pad", "Range", "Resize", "Upsample", "OneHot", "EyeLike", "Einsum"),
+    *("AffineGrid", "Attention", "GRU", "GridSample", "LSTM", "RNN", "RotaryEmbedding"),
+)
 _FEWER = ("NonZero", "Compress", "Unique")  # at most each number's place; which, only numbers say
 _PRODUCTS = ("MatMul", "Gemm", "Conv", "ConvTranspose")
 _WINDOWS = ("AveragePool", "LpPool", "MaxPool", "LRN")

@@ -75,6 +75,20 @@ def _check_functions(model: Any) -> None:
     size_of(model.graph.node)
 
 
+def read_as_opset_9(model: Any) -> int | None:
+    """Let a file of opset 7 or 8 be one of 9, in place; which it was, or None.
+
+    9 defines operators of these as they did, but for those that are left to be refused.
+    """
+    changed = {"Scan", "Upsample", "MaxUnpool"}
+    for item in model.opset_import:
+        older = item.version in (7, 8) and item.domain in ("", "ai.onnx")
+        if older and changed.isdisjoint(node.op_type for node in model.graph.node):
+            was, item.version = int(item.version), 9
+            return was
+    return None
+
+
 def put_in_order(model: Any) -> None:
     """Each operator behind those that it waits for, as onnxruntime runs them; in place.
 

@@ -253,7 +253,7 @@ REFUSED: dict[str, tuple[Callable[[], ModelProto | bytes], str]] = {
     "a size from pixels": (of_pixel_dependent_size, "do not depend on pixel values, got Expand"),
     "a mean over the batch": (
         lambda: graph_of([helper.make_node("ReduceMean", ["x"], ["y"])], size=(1, 3, 8, 8)),
-        "the outputs of onnxruntime, (3, 1), got (1, 1)",
+        "the outputs of onnxruntime for 3 images, (3, 1), got (1, 1): the file joins the images",
     ),
     "another size": (
         lambda: graph_of([helper.make_node("ReduceMean", ["x"], ["y"])], size=("batch", 3, 9, 8)),
@@ -261,7 +261,7 @@ REFUSED: dict[str, tuple[Callable[[], ModelProto | bytes], str]] = {
     ),
     "a flat input": (
         lambda: graph_of([helper.make_node("ReduceMean", ["x"], ["y"])], size=("batch", 192)),
-        "as declared, got (any, 192)",
+        "got rows of 192 pixels, which do not tell whether a pixel's colours lie together",
     ),
     "whole numbers as input": (
         lambda: graph_of(
@@ -345,7 +345,7 @@ REFUSED: dict[str, tuple[Callable[[], ModelProto | bytes], str]] = {
     ),
     "a new opset": (
         lambda: graph_of([], opset=99),
-        "opset from 9 to 25, got 99: export it with another (opset_version=18), or convert it: "
+        "opset from 7 to 25, got 99: export it with another (opset_version=18), or convert it: "
         "onnx.save(onnx.version_converter.convert_version(",
     ),
     "an operator of onnxruntime's optimisation": (

@@ -102,6 +102,22 @@ def turned() -> ModelProto:
 FIT: dict[str, tuple[Callable[[], ModelProto], str]] = {
     "as it should be": (classifier, ""),
     "channels last": (turned, "images turned from channels last"),
+    "channels last in sizes that are not told": (
+        lambda: classifier(
+            first=[
+                node("Mul", "x one", "scaled"),
+                node("Transpose", "scaled", "t", perm=[0, 3, 1, 2]),
+            ],
+            images="t",
+            size=["batch", "a", "b", "c"],
+            weights={"one": np.array(1, np.float32)},
+        ),
+        "images turned from channels last",
+    ),
+    "sizes that are not told": (lambda: classifier(size=["batch", "a", "b", "c"]), ""),
+    "an input of no shape": (lambda: without_shape(classifier()), ""),
+    "opset 7": (lambda: classifier(opset=7), "opset 7 read as 9"),
+    "opset 8": (lambda: classifier(opset=8), "opset 8 read as 9"),
     "a batch of one": (
         lambda: classifier(size=[1, 3, 8, 8], shape=[1, 2]),
         "batch of 1 made free",
@@ -202,6 +218,11 @@ FIT: dict[str, tuple[Callable[[], ModelProto], str]] = {
         "last softmax cut off",
     ),
 }
+
+
+def without_shape(model: ModelProto) -> ModelProto:
+    model.graph.input[0].type.tensor_type.ClearField("shape")
+    return model
 
 
 def with_input(model: ModelProto, name: str) -> ModelProto:
@@ -466,7 +487,46 @@ def test_what_is_no_network_of_images_alone_is_refused_with_the_way_out(tmp_path
     two = classifier(node("Add", "z age", "y"))
     two.graph.input.append(value("age", ["batch", 1]))
     assert "holds what else its network takes as constants" in refused(two, tmp_path)
-    assert "with a batch in front" in refused(classifier(size=[3, 8, 8]), tmp_path)
+    for size in ([3, 8, 8], [8, 8, 3]):
+        assert "with a batch in front" in refused(classifier(size=size), tmp_path)
+    assert "do not tell whether a pixel's colours" in refused(rows(), tmp_path)
+
+
+def rows(*last: Any, **fields: Any) -> ModelProto:
+    """Two logits, or what `last` makes of them, of rows of 192 pixels."""
+    weight = np.random.default_rng(1).normal(0, 1, (192, 2)).astype(np.float32)
+    nodes = [node("MatMul", "x w", "z" if last else "y"), *last]
+    return graph_of(nodes, {"w": weight}, outputs=[value("y", None)], size=["b", 192], **fields)
+
+
+def test_grey_rows_of_pixels_are_images_and_scored_as_onnxruntime_does(tmp_path: Path) -> None:
+    spec = InputSpec(channels=1, height=12, width=16, mean=[0.0], std=[1.0])
+    model = rows()
+    path = write(model, tmp_path / "m.onnx")
+    declared = Declaration(architecture=None, input=spec, output=TWO)
+    converted = conversion.to_safetensors(path, declared, folder=tmp_path)
+    assert converted.steps == ["images flattened to a row of pixels each"]
+    scorer, _ = loading.load(converted.path, None, device="cpu")
+    images = torch.rand(3, 1, 12, 16)
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    (expected,) = session.run(None, {"x": images.reshape(3, -1).numpy()})
+    assert np.allclose(scorer.outputs(images).detach().numpy(), expected, atol=1e-4)
+
+
+def test_what_a_classical_pipeline_answers_by_name_is_named_and_refused_for_what_it_is(
+    tmp_path: Path,
+) -> None:
+    named = helper.make_node(
+        "ZipMap", ["p"], ["by_name"], domain="ai.onnx.ml", classlabels_int64s=[0, 1]
+    )
+    tree = helper.make_node("TreeEnsembleClassifier", ["z"], ["label", "p"], domain="ai.onnx.ml")
+    model = classifier(tree, named)
+    del model.graph.output[:]
+    model.graph.output.extend([value("label", ["batch"]), value("by_name", None)])
+    model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3))
+    assert "--output-name p (`name`" in refused(model, tmp_path)
+    of_p = TWO.model_copy(update={"name": "p"})
+    assert "which has no gradient to attack" in refused(model, tmp_path, of_p)
 
 
 def test_probabilities_become_the_logits_before_them(tmp_path: Path) -> None:
@@ -561,6 +621,100 @@ SINGLE: dict[str, Any] = {
     "ScatterND": node("ScatterND", "x corner two", "o"),
     "ScatterElements": node("ScatterElements", "x first row", "o", axis=3),
 }
+
+
+LSTM = {
+    "into": RANDOM.normal(0, 0.3, (1, 20, 8)).astype(np.float32),
+    "back": RANDOM.normal(0, 0.3, (1, 20, 5)).astype(np.float32),
+    "rows": np.array([0, 24, 8]),
+}
+GRU = {**LSTM, "into": LSTM["into"][:, :15], "back": LSTM["back"][:, :15]}
+ANTIALIASED = {"antialias": 1, "exclude_outside": 1}
+GRID = {"start": np.array([0]), "end": np.array([2]), "axis": np.array([3])}
+
+SEVERAL: dict[str, tuple[list[Any], dict[str, Any], int]] = {
+    # name: nodes to `o`, tensors, opset
+    "Attention": ([node("Attention", "x x x", "o", is_causal=1)], {}, 23),
+    "GridSample": (
+        [
+            node("Transpose", "x", "t", perm=[0, 2, 3, 1]),
+            node("Slice", "t start end axis", "grid"),
+            node("GridSample", "x grid", "o", align_corners=0, padding_mode="border"),
+        ],
+        GRID,
+        20,
+    ),
+    "LSTM": (
+        [
+            node("Reshape", "x rows", "r"),
+            node("Transpose", "r", "s", perm=[1, 0, 2]),
+            helper.make_node("LSTM", ["s", "into", "back"], ["o"], hidden_size=5),
+        ],
+        LSTM,
+        18,
+    ),
+    "GRU": (
+        [
+            node("Reshape", "x rows", "r"),
+            node("Transpose", "r", "s", perm=[1, 0, 2]),
+            helper.make_node("GRU", ["s", "into", "back"], ["o"], hidden_size=5),
+        ],
+        GRU,
+        18,
+    ),
+    "antialiased Resize": (
+        [
+            helper.make_node(
+                "Resize", ["x", "", "", "small"], ["o"], mode="linear", axes=[2, 3], **ANTIALIASED
+            )
+        ],
+        {"small": np.array([5, 3])},
+        18,
+    ),
+    "antialiased Resize by scales": (
+        [
+            helper.make_node(
+                "Resize",
+                ["x", "", "shares"],
+                ["o"],
+                mode="cubic",
+                cubic_coeff_a=-0.5,
+                **ANTIALIASED,
+            )
+        ],
+        {"shares": np.array([1, 1, 0.5, 0.25], np.float32)},
+        18,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SEVERAL)
+def test_what_newer_exporters_write_answers_as_in_onnxruntime(case: str, tmp_path: Path) -> None:
+    nodes, tensors, opset = SEVERAL[case]
+    recurrent = case in ("LSTM", "GRU")  # (steps, directions, batch, numbers)
+    batch_first = [node("Transpose", "o", "q", perm=[2, 0, 1, 3] if recurrent else [0, 1, 2, 3])]
+    ends = [node("Flatten", "q", "f"), node("ReduceMax", "f last", "y", keepdims=1)]
+    model = graph_of(
+        [*nodes, *batch_first, *ends],
+        {**tensors, "last": np.array([1])},
+        opset=opset,
+        ir_version=10,
+    )
+    _, scorer = take_in(model, tmp_path, output=ONE_LOGIT)
+    images = torch.rand(3, 3, 8, 8, requires_grad=True)
+    got = scorer(images)
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    (expected,) = session.run(None, {"x": images.detach().numpy()})
+    assert np.allclose(got.detach().numpy(), expected.flatten(), atol=1e-4)
+    (gradient,) = torch.autograd.grad(got.sum(), images)
+    assert torch.isfinite(gradient).all()
+    assert gradient.abs().sum() > 0
+
+
+def test_an_antialiased_resize_that_pytorch_lacks_is_refused_by_its_name(tmp_path: Path) -> None:
+    shrink = helper.make_node("Resize", ["x", "", "", "small"], ["r"], mode="linear", antialias=1)
+    model = classifier(first=[shrink], images="r", weights={"small": np.array([1, 3, 4, 4])})
+    assert "expected an antialiased Resize as PyTorch exports it" in refused(model, tmp_path)
 
 
 @pytest.mark.parametrize("case", SINGLE)
