@@ -47,17 +47,24 @@ def float32_products(precision: Precision) -> Iterator[None]:
 
 
 def formats_of_products() -> list[str]:
-    """How torch multiplies float32 numbers on a GPU just now: matrices, and in convolutions."""
+    """How torch multiplies float32 numbers on a GPU now: matrices, in convolutions, in RNNs."""
     return [part.fp32_precision for part in _PRODUCTS]
 
 
 def set_formats_of_products(formats: Sequence[str]) -> None:
     """Multiply so from now on."""
+    # The older flag of cuDNN says the same: where it does not, torch raises for whoever reads it,
+    # as `torch.backends.cudnn.flags` does.
+    torch.backends.cudnn.allow_tf32 = "tf32" in formats[1:]
     for part, wanted in zip(_PRODUCTS, formats, strict=True):
         part.fp32_precision = wanted
 
 
-_PRODUCTS: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn.conv]  # type: ignore[attr-defined]
+_PRODUCTS: list[Any] = [
+    torch.backends.cuda.matmul,
+    torch.backends.cudnn.conv,  # type: ignore[attr-defined]
+    torch.backends.cudnn.rnn,
+]
 
 
 def forward_in(precision: Precision, network: nn.Module, *, device: torch.device) -> Forward:
