@@ -237,6 +237,7 @@ def test_clients_that_send_little_at_a_time_are_hung_up_on_and_keep_nobody_waiti
         head % (b"nothing", b"application/json") + b"\r\n\r\n{",
         b"GET /livez HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n",
     )
+    alone_s = p95([answered_in(alone) for _ in range(100)])
     times, answers = [], dict.fromkeys(ways, b"")
     with ExitStack() as stack:
         open_ = {
@@ -264,10 +265,7 @@ def test_clients_that_send_little_at_a_time_are_hung_up_on_and_keep_nobody_waiti
                 except (BrokenPipeError, ConnectionResetError):
                     del open_[connection]
             assert alone.api.http.get("/livez").is_success  # behind all that was just sent
-            for _ in range(9):
-                started = time.monotonic()
-                assert alone.api.http.get("/livez").is_success
-                times.append(time.monotonic() - started)
+            times += [answered_in(alone) for _ in range(9)]
             time.sleep(0.2)
         assert not open_
     never, *slow, unknown, unasked = answers.values()
@@ -277,7 +275,17 @@ def test_clients_that_send_little_at_a_time_are_hung_up_on_and_keep_nobody_waiti
         assert set(re.findall(rb"HTTP/1.1 (\d+)", answer)) == {b"408"}
     assert set(re.findall(rb"HTTP/1.1 (\d+)", unknown)) == {b"404"}
     assert set(re.findall(rb"HTTP/1.1 (\d+)", unasked)) == {b"200"}
-    assert sorted(times)[int(0.95 * len(times))] < 0.2
+    assert p95(times) < max(0.2, 3 * alone_s), "on a machine that others keep busy, in proportion"
+
+
+def answered_in(alone: Alone) -> float:
+    started = time.monotonic()
+    assert alone.api.http.get("/livez").is_success
+    return time.monotonic() - started
+
+
+def p95(times: list[float]) -> float:
+    return sorted(times)[int(0.95 * len(times))]
 
 
 def test_clients_that_read_nothing_are_hung_up_on(alone: Alone) -> None:

@@ -514,25 +514,26 @@ def test_an_audit_survives_the_loss_of_the_process_of_each_shard_in_turn(plant: 
     model = (plant.wait_done(trained).result or {})["model_id"]
     slow = [{"name": "pgd", "steps": 200}]
     whole = plant.wait_done(audit(plant, model, dataset, attacks=slow))
-    with plant.database.writing() as session:
-        session.execute(delete(ScoresRow))
-    job = audit(plant, model, dataset, attacks=slow)
-    killed: set[int] = set()
-    deadline = time.monotonic() + 600
-    while plant.read(job).status not in TERMINAL:
-        assert time.monotonic() < deadline, killed
+    expected = scores_of(plant, whole).attacked["pgd"]
+    lost: set[int] = set()
+    while lost != {0, 1, 2, 3}:  # one audit, unless a shard ends before it is looked at
+        with plant.database.writing() as session:
+            session.execute(delete(ScoresRow))
+        job = audit(plant, model, dataset, attacks=slow)
+        of_audit = select(JobRow).where(JobRow.parent_id == job)
+        killed: set[int] = set()
+        while plant.read(job).status not in TERMINAL:
+            with plant.database.reading() as session:
+                for shard in session.scalars(of_audit.where(JobRow.status == JobStatus.RUNNING)):
+                    number = shard.shard or 0
+                    if number not in killed and shard.lost == 0 and kill_children(worker):
+                        killed.add(number)
+            time.sleep(0.02)
+        row = plant.read(job)
+        assert row.status == JobStatus.SUCCEEDED, row.error
         with plant.database.reading() as session:
-            of_audit = select(JobRow).where(JobRow.parent_id == job)
-            for shard in session.scalars(of_audit.where(JobRow.status == JobStatus.RUNNING)):
-                if shard.shard not in killed and shard.lost == 0 and kill_children(worker):
-                    killed.add(shard.shard or 0)
-        time.sleep(0.02)
-    row = plant.read(job)
-    assert row.status == JobStatus.SUCCEEDED, row.error
-    assert killed == {0, 1, 2, 3}
-    with plant.database.reading() as session:
-        assert {shard.lost for shard in session.scalars(of_audit)} == {1}
-    assert (scores_of(plant, row).attacked["pgd"] == scores_of(plant, whole).attacked["pgd"]).all()
+            lost |= {shard.shard or 0 for shard in session.scalars(of_audit) if shard.lost}
+        assert (scores_of(plant, row).attacked["pgd"] == expected).all()
 
 
 def test_what_was_attacked_once_is_not_attacked_again(busy: Plant) -> None:

@@ -73,7 +73,8 @@ def test_an_outage_that_outlasts_a_lease_gives_the_job_back_unharmed(
 
 
 def test_a_training_whose_checkpoint_is_lost_begins_again_and_says_so(plant: Plant) -> None:
-    job = plant.train(plant.dataset(), epochs=8)
+    epochs = 40  # enough for it not to end before it is suspended
+    job = plant.train(plant.dataset(), epochs=epochs)
     first = plant.start_worker()
     plant.wait_epoch(job, 3)
     suspend(*children_that_work(first))
@@ -88,7 +89,7 @@ def test_a_training_whose_checkpoint_is_lost_begins_again_and_says_so(plant: Pla
     assert row.status == JobStatus.SUCCEEDED, row.error
     assert "checkpoint_lost" in names(plant, job)
     after = names(plant, job)[names(plant, job).index("checkpoint_lost") :]
-    assert after.count("epoch") == 8
+    assert after.count("epoch") == epochs
 
 
 def test_a_job_whose_data_are_lost_says_so_and_succeeds_once_they_are_back(plant: Plant) -> None:
