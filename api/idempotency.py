@@ -111,7 +111,7 @@ def _hash(path: str, content: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _idempotency(
+async def _idempotency(  # async: no thread is needed for this
     request: Request,
     house: HouseDep,
     caller: AnyCaller,

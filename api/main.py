@@ -10,7 +10,7 @@ from typing import Any
 from anyio.to_thread import current_default_thread_limiter
 from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import Message, Receive, Scope, Send
 
 from adap.api import errors, forms, reference
@@ -247,13 +247,13 @@ class RequestLog:
                 answered=lambda: status != 0,
             )
         method = scope["method"]
-        headers = {
-            name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
-        }
         with (
             log_about(request_id=request_id),
             self.traces.span(
-                method, headers=headers, http__request__method=method, adap__request_id=request_id
+                method,
+                headers=Headers(scope=scope),
+                http__request__method=method,
+                adap__request_id=request_id,
             ) as describe,
         ):
             try:

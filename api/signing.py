@@ -38,8 +38,11 @@ def kept_key(request: HTTPConnection) -> str | None:
     ApiError where there are two: a neighbour of this host may have set one of them, so that what
     somebody does here would be done for somebody else.
     """
+    cookies = request.headers.get("cookie")
+    if cookies is None:
+        return None
     wanted = f"{_key_cookie(request)}="
-    parts = (part.strip() for part in request.headers.get("cookie", "").split(";"))
+    parts = (part.strip() for part in cookies.split(";"))
     found = {part.removeprefix(wanted) for part in parts if part.startswith(wanted)}
     if len(found) > 1:
         raise ApiError(

@@ -8,7 +8,7 @@ import base64
 import binascii
 import math
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -308,9 +308,11 @@ async def _ask(
         "shape": images.shape,
         "fit": images.fit,
     }
+    limit = asyncio.timeout(limit_s)
+    leaving = asyncio.create_task(_leave(request, limit))  # it begins when this waits
     try:
-        async with asyncio.timeout(limit_s):
-            answer = await _unless_gone(request, house.scoring.ask(question))
+        async with limit:
+            answer = await house.scoring.ask(question)
     except ScoringGoneError as error:
         raise ApiError(
             "scoring_unavailable",
@@ -318,11 +320,17 @@ async def _ask(
             headers={"Retry-After": "2"},
         ) from error
     except TimeoutError as error:
+        if leaving.done():
+            raise ApiError(
+                "bad_request", "Expected a client that waits for its scores, got none."
+            ) from error
         raise ApiError(
             "timed_out",
             f"Expected the scores within {limit_s:g} s (ADAP_SCORING_LIMIT_S). Send fewer images "
             "at a time, or rank a data set.",
         ) from error
+    finally:
+        leaving.cancel()
     if "error" in answer:
         raise _refusal(answer, images)
     return answer
@@ -425,21 +433,9 @@ def _refusal(answer: dict[str, Any], images: Images) -> ApiError:
     return ApiError(code, detail, errors=items, headers=try_again(code))
 
 
-async def _unless_gone(
-    request: Request, work: Coroutine[Any, Any, dict[str, Any]]
-) -> dict[str, Any]:
-    """Do the work unless the client leaves first, which cancels it."""
-
-    async def leave() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    working, leaving = asyncio.create_task(work), asyncio.create_task(leave())
-    try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ApiError("bad_request", "Expected a client that waits for its scores, got none.")
-        return await working
-    finally:
-        working.cancel()
-        leaving.cancel()
+async def _leave(request: Request, limit: asyncio.Timeout) -> None:
+    """End what is waited for when the client hangs up."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    if not limit.expired():
+        limit.reschedule(0.0)

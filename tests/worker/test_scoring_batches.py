@@ -115,10 +115,10 @@ def test_cores_share_what_waits_and_one_item_has_all_of_them() -> None:
 @pytest.mark.parametrize(
     ("cores", "requests", "images", "sizes"),
     [
-        (1, 32, 1, [16, 8, 8]),  # the last ones would be too small
-        (1, 40, 4, [64, 48, 24, 12, 8, 4]),
+        (1, 64, 1, [32, 16, 16]),  # the last ones would be too small
+        (1, 40, 4, [64, 48, 24, 16, 8]),
         (1, 1, 40, [40]),  # one client has nothing to send meanwhile
-        (2, 32, 1, [8, 8, 8, 8]),
+        (2, 32, 1, [16, 16]),
     ],
 )
 def test_a_batch_leaves_requests_for_the_next(

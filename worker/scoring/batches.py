@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-SMALL = 8  # images of a batch that costs little more an image than a larger one
+SMALL = 16  # images of a batch that costs little more an image than a larger one
 
 
 class Compute(Protocol):

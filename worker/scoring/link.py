@@ -12,7 +12,6 @@ import contextlib
 import itertools
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncIterator
 from io import BufferedReader, BufferedRWPair, BufferedWriter
 from typing import Any
 from urllib.parse import urlsplit
@@ -45,6 +44,17 @@ class FrameStream:
         self._reader = reader
         self._writer = writer
         self._sending = asyncio.Lock()
+
+    def send_at_once(self, frame: Frame) -> bool:
+        """Send a short frame without waiting for anybody; whether it was, as there is room."""
+        full = self._writer.transport.get_write_buffer_size() > BUFFER_BYTES
+        if full or self._sending.locked():
+            return False
+        head, long = _packed(frame)
+        if long:
+            return False
+        self._writer.write(head)
+        return True
 
     async def send(self, frame: Frame) -> None:
         """Send a frame, whole unless the stream ends or this is cancelled. Raises OSError."""
@@ -206,20 +216,23 @@ class _Line:
     async def ask(self, question: Frame) -> Frame:
         """As `ScoringLink.ask`."""
         self._users += 1
+        number = next(self._numbers)
         try:
-            async with self._opened() as stream:
-                number = next(self._numbers)
-                answer: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
-                self._waiting[number] = answer
-                try:
-                    await asyncio.shield(self._send(stream, {**question, "number": number}))
-                    return await answer
-                except asyncio.CancelledError:
-                    self._send(stream, {"ask": "cancel", "number": number})
-                    raise
-                finally:
-                    self._waiting.pop(number, None)
+            stream = self._stream or await self._opened()
+            answer: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
+            self._waiting[number] = answer
+            try:
+                sending = self._send(stream, {**question, "number": number})
+                if sending is not None:
+                    await asyncio.shield(sending)
+                return await answer
+            except asyncio.CancelledError:
+                self._send(stream, {"ask": "cancel", "number": number})
+                raise
+        except (OSError, TimeoutError) as error:
+            raise ScoringGoneError(str(error) or type(error).__name__) from error
         finally:
+            self._waiting.pop(number, None)
             self._users -= 1
 
     async def close(self) -> None:
@@ -229,8 +242,13 @@ class _Line:
             await asyncio.wait([self._listener])
             self._listener = None
 
-    def _send(self, stream: FrameStream, frame: Frame) -> asyncio.Task[None]:
-        """Send a frame to its end, whoever waits for it: half of one would end the stream."""
+    def _send(self, stream: FrameStream, frame: Frame) -> asyncio.Task[None] | None:
+        """Send a frame to its end, whoever waits for it: half of one would end the stream.
+
+        Returns what sends one that is too long to be sent at once.
+        """
+        if stream.send_at_once(frame):
+            return None
         task = asyncio.create_task(stream.send(frame))
         self._sending.add(task)
         task.add_done_callback(self._sent)
@@ -241,23 +259,16 @@ class _Line:
         if not task.cancelled():
             task.exception()  # who waits for the answer is told by the listener, too
 
-    @contextlib.asynccontextmanager
-    async def _opened(self) -> AsyncIterator[FrameStream]:
-        try:
-            async with self._opening:
-                if self._stream is None:
-                    await self._open()
-            assert self._stream is not None
-            yield self._stream
-        except (OSError, TimeoutError) as error:
-            raise ScoringGoneError(str(error) or type(error).__name__) from error
-
-    async def _open(self) -> None:
+    async def _opened(self) -> FrameStream:
+        """The stream, opened if it is not. Raises OSError, TimeoutError, ScoringGoneError."""
         if self._url is None:
             raise ScoringGoneError("this service has none")
-        async with asyncio.timeout(CONNECT_LIMIT_S):
-            self._stream = await open_stream(self._url)
-        self._listener = asyncio.create_task(self._listen(self._stream))
+        async with self._opening:
+            if self._stream is None:
+                async with asyncio.timeout(CONNECT_LIMIT_S):
+                    self._stream = await open_stream(self._url)
+                self._listener = asyncio.create_task(self._listen(self._stream))
+            return self._stream
 
     async def _listen(self, stream: FrameStream) -> None:
         """Hand out answers until the stream ends; then everybody who waits learns of it."""

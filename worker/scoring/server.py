@@ -192,7 +192,10 @@ class Server:
                 log.exception("scoring.failed", extra={"model_id": question.get("model_id")})
                 message = f"The service met an error that it did not expect: {error!r}"
                 frame = {"error": "internal_error", "message": message}
-        sending = asyncio.create_task(_send(stream, {**frame, "number": question["number"]}))
+        frame = {**frame, "number": question["number"]}
+        if stream.send_at_once(frame):
+            return
+        sending = asyncio.create_task(_send(stream, frame))
         self._questions.add(sending)
         sending.add_done_callback(self._questions.discard)
         await asyncio.shield(sending)  # whoever asked may leave; half an answer ends the line
