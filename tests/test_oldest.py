@@ -22,7 +22,7 @@ TOOLS = (
     *("httpx", "hypothesis", "ijson", "jsonschema", "markdown-it-py", "matplotlib", "onnx"),
     *("onnx2pytorch", "onnxruntime", "optuna", "packaging", "pandas", "psutil", "pyarrow"),
     *("pydantic-settings", "pypdf", "pytest", "scikit-learn", "scipy", "setuptools", "simplejpeg"),
-    *("pytest-xdist", "sqlalchemy", "timm"),
+    *("pytest-xdist", "sqlalchemy", "timm", "zstandard"),
 )
 
 
