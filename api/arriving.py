@@ -1,6 +1,8 @@
 """Limits on slow requests, slow readers and crumbled bodies; bodies unasked for are read away."""
 
 import asyncio
+import socket
+import struct
 import time
 from collections.abc import Callable
 from typing import Any, NoReturn, cast
@@ -237,17 +239,23 @@ def patient_protocol(
 
         def pause_writing(self) -> None:
             super().pause_writing()
-            self._unread = self.loop.call_later(seconds, self.transport.abort)
+            self._unread = self.loop.call_later(seconds, self._reset)
 
         def resume_writing(self) -> None:
             if self._unread is not None:
                 self._unread.cancel()
             super().resume_writing()
 
+        def _reset(self) -> None:
+            """End the connection, and megabytes that the system still kept to be read."""
+            taken = self.transport.get_extra_info("socket")
+            taken.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.transport.abort()
+
         def _look(self, *, before: Any) -> None:
             idle = self.cycle is None or self.cycle.response_complete
             if self.transport.is_closing():
-                self.transport.abort()  # what it was to read before, it has not read
+                self._reset()  # what it was to read before, it has not read
             elif idle and self.cycle is before and not self._refused:
                 self.transport.close()
             self._refused = False
