@@ -29,11 +29,13 @@ from adap.client.commands import (
     trainings,
 )
 from adap.client.commands.flags import Line
+from adap.client.commands.refused import Worded
 from adap.client.commands.session import Session, console
 from adap.client.commands.uploads import RejectedError
 from adap.client.references import AmbiguousNameError
 
 app = typer.Typer(
+    cls=Worded,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="How much average precision an image ranker keeps when it is attacked, and rankers "

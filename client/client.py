@@ -394,7 +394,7 @@ class _Named(_Resource):
         if reference == references.LATEST:
             newest = (self.page(limit=1, **query))["data"]
             if not newest:
-                raise references.UnknownNameError(f"There is no {self.noun} yet.")
+                raise references.none_yet(self.noun, query)
             return str(newest[0]["id"])
         query.pop("status", None)
         for among in self._among:

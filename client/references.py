@@ -61,10 +61,18 @@ def unknown(noun: str, reference: str, others: Sequence[Json]) -> UnknownNameErr
     """The refusal of a name that nothing has; `others` are some that there are."""
     names = sorted({name for item in others if (name := name_of(item)) is not None})
     near = get_close_matches(reference, names, n=1)
+    near = near or [LATEST] * reference.startswith("@")
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return UnknownNameError(
         f"There is no {noun} with the name {reference!r}, nor one whose id begins so.{hint}"
     )
+
+
+def none_yet(noun: str, asked: Mapping[str, str | None]) -> UnknownNameError:
+    """The refusal of `@latest` where there is none such."""
+    noun = {"audit": "audit", "rank": "ranking"}.get(asked.get("kind") or "", noun)
+    ended = f" that has {status}" if (status := asked.get("status")) else ""
+    return UnknownNameError(f"There is no {noun}{ended} yet.")
 
 
 def name_of(item: Json) -> str | None:

@@ -39,6 +39,9 @@ def audit(
     model: OfModel = None,
     dataset: OfDataset = None,
     positive: Positive = None,
+    each: Annotated[
+        bool, typer.Option("--each", help="A task for each class of the data set.")
+    ] = False,
     other_positive: OtherPositive = False,
     split: Split = None,
     norm: Annotated[str | None, typer.Option(help="linf, l2, l1, l0 or patch.")] = None,
@@ -130,7 +133,7 @@ def audit(
         {
             "model_id": model,
             "dataset_id": dataset,
-            "task": task(positive),
+            "task": task(positive, each=each),
             "other_positive": other_positive or None,
             "split": split,
             "preset": preset,

@@ -331,7 +331,7 @@ def scores_chart(scores: Scores, worst: NDArray[np.float64]) -> Markup:
         for images, logits in (("clean", scores.clean), ("worst case", worst))
         for name, chosen in classes
     }
-    top = 1.08 * max(float(share.max()) for share in shares.values())
+    top = 1.16 * max(float(share.max()) for share in shares.values())
     upwards = svg.Axis(0, top, [(y, f"{100 * y:g} %") for y, _ in svg.round_ticks(0, top, most=5)])
     low, high = float(edges[0]), float(edges[-1])
     ticks = svg.round_ticks(low, high, most=8)

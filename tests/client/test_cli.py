@@ -187,6 +187,23 @@ def test_a_wrong_command_line_exits_with_2(adap: Adap, command: str) -> None:
     assert "Error" in run.err
 
 
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("audit --sample 2", "--sample': expected at least 4, got 2"),
+        ("up --port 99999", "--port': expected at most 65535, got 99999"),
+        ("train --epochs some", "--epochs': expected a whole number, got some"),
+        ("audit --each --positive cat", "--each: expected --each or --positive, got both"),
+    ],
+)
+def test_a_value_that_no_option_takes_is_refused_with_what_was_expected_and_what_came(
+    adap: Adap, command: str, said: str
+) -> None:
+    run = adap(*command.split())
+    assert (run.code, run.out) == (2, "")
+    assert said in run.err
+
+
 def test_without_a_service_the_sentence_says_how_to_start_one(adap: Adap) -> None:
     with socket.socket() as taken:  # bound and not listening: nobody else gets this port
         taken.bind(("127.0.0.1", 0))

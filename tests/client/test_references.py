@@ -57,6 +57,11 @@ def test_a_name_that_nothing_has_is_answered_with_one_like_it(client: Client, mo
     assert client.jobs.page(kind="export")["data"] == []
     with pytest.raises(UnknownNameError, match="There is no job yet"):
         client.jobs.id_of("@latest", kind="export")
+    assert client.jobs.page(kind="rank", status="failed")["data"] == []
+    with pytest.raises(UnknownNameError, match="There is no ranking that has failed yet"):
+        client.jobs.id_of("@latest", kind="rank", status="failed")
+    with pytest.raises(UnknownNameError, match="Did you mean '@latest'"):
+        client.models.get("@newest")
 
 
 def test_a_run_is_taken_up_again_by_its_id_or_its_name(

@@ -239,5 +239,8 @@ export function gallery({ path, cell, empty, words }) {
   show(fill());
 }
 
-export const ofAll = (total, all, word) =>
-  total === all ? `${count(all)} ${word}` : `${count(total)} of ${count(all)} ${word}`;
+// So many of all; word: of several of them, which ends in an s.
+export const ofAll = (total, all, word) => {
+  const words = `${count(all)} ${all === 1 ? word.slice(0, -1) : word}`;
+  return total === all ? words : `${count(total)} of ${words}`;
+};
