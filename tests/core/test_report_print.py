@@ -64,10 +64,10 @@ def marks(reader: PdfReader) -> list[Mark]:
 def torn(found: list[Mark]) -> list[str]:
     """Elements that should be whole and are on more than one page; a table's head is on each."""
     pages: dict[tuple[str, int], set[int]] = {}
+    rows = {it for mark in found for it in mark.inside if "TD" in {kind for kind, _ in mark.inside}}
     for mark in found:
-        head = any(element[0] == "THead" for element in mark.inside)
         for element in mark.inside:
-            if element[0] in WHOLE and not head:
+            if element[0] in WHOLE and (element[0] != "TR" or element in rows):
                 pages.setdefault(element, set()).add(mark.page)
     return [f"{kind} on pages {sorted(on)}" for (kind, _), on in pages.items() if len(on) > 1]
 
