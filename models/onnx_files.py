@@ -330,9 +330,14 @@ def take_in(
     older = onnx_plain.read_as_opset_9(model)
     model, held = onnx_weights.take_out(model)
     onnx_weights.give_back()
+    branches = onnx_fitting.settle_branches(model, spec)
+    if branches:
+        _check_plain(model)
     fit = onnx_fitting.simplify(model, held, spec, output, path)
     if functions:
         fit.steps.insert(0, "local functions put in place of their calls")
+    if branches:
+        fit.steps.insert(0, f"branches taken as the size of the images decides: {branches}")
     if older:
         fit.steps.insert(0, f"opset {older} read as 9, which defines its operators alike")
     _Reader(fit).read()  # every operator and size is known before the network is run
@@ -381,7 +386,9 @@ def _check_plain(model: Any) -> None:
                     f"expected plain attributes, got another kind in {node.op_type}"
                 )
             if attribute.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS):
-                if node.op_type in ("If", "Loop", "Scan"):
+                if node.op_type == "If":
+                    continue  # settled, or refused by its name where operators are read
+                if node.op_type in ("Loop", "Scan"):
                     raise ModelFileError(refused_operator(node.op_type))
                 raise ModelFileError(
                     "expected numbers, texts and tensors as attributes, got another kind in "

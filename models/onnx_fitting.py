@@ -16,7 +16,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adap.models import onnx_endings, onnx_folding, onnx_kinds, onnx_plain, onnx_weights
+from adap.models import (
+    onnx_branches,
+    onnx_endings,
+    onnx_folding,
+    onnx_kinds,
+    onnx_plain,
+    onnx_weights,
+)
 from adap.models.errors import ModelFileError
 from adap.models.header import InputSpec, OutputSpec, shown
 from adap.reading import Fact
@@ -161,6 +168,20 @@ def simplify(
     )
 
 
+def settle_branches(model: Any, spec: InputSpec) -> int:
+    """Put branches that the declared size decides in place of their Ifs; how many there were."""
+    if not onnx_branches.has_branches(model):
+        return 0
+    images, last = _images(model, spec)
+    freer = _Freer(model, images, spec, 1)
+    if last:
+        freer.sizes = (spec.height, spec.width, spec.channels)
+    came = _frozen_batch(images)
+    settled = onnx_branches.settle(model, freer.shapes)
+    _set_batch(images, came)
+    return settled
+
+
 def _drop_inputs(model: Any, names: set[str]) -> None:
     onnx_folding.replace(
         model.graph.input, [item for item in model.graph.input if item.name not in names]
@@ -295,12 +316,18 @@ def _flatten(fitted: Fit, original: Original) -> bool:
             "expected a network that onnxruntime runs on 2 images of the declared size, got "
             f"{str(error)[:300]}"
         ) from error
+    if not np.issubdtype(answer.dtype, np.floating):
+        raise ModelFileError(
+            f"expected scores that are floats, got {answer.dtype}: whole numbers, and yes or no, "
+            "are a choice that no search can follow; name the value that they are made of "
+            "(--output-name)"
+        )
     wanted = fitted.output.count
     count = math.prod(answer.shape[1:]) if answer.ndim and len(answer) == 2 else 0
     if count != wanted:
         got = f"{count} numbers an image" if count else f"an output of shape {answer.shape} for 2"
         if answer.ndim > 2 and answer.shape[1] == wanted:
-            got = f"a map of {' x '.join(map(str, answer.shape[2:]))} numbers a class"
+            got, count = f"a map of {' x '.join(map(str, answer.shape[2:]))} numbers a class", 0
         raise ModelFileError(
             f"expected {'one logit' if wanted == 1 else f'{wanted} logits'} an image as declared, "
             f"got a network that answers with {got}"

@@ -189,8 +189,12 @@ def branch() -> ModelProto:
         [],
         [helper.make_tensor_value_info("q", TensorProto.FLOAT, ["batch", 1])],
     )
-    node = helper.make_node("If", ["yes"], ["y"], then_branch=side, else_branch=side)
-    return linear(node, output="p", weights={"yes": np.array(True)})
+    nodes = [
+        helper.make_node("ReduceMax", ["p"], ["most"], keepdims=0),
+        helper.make_node("Cast", ["most"], ["yes"], to=TensorProto.BOOL),
+        helper.make_node("If", ["yes"], ["y"], then_branch=side, else_branch=side),
+    ]
+    return linear(*nodes, output="p")
 
 
 def hidden_branch() -> ModelProto:

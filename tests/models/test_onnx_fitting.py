@@ -499,6 +499,14 @@ def rows(*last: Any, **fields: Any) -> ModelProto:
     return graph_of(nodes, {"w": weight}, outputs=[value("y", None)], size=["b", 192], **fields)
 
 
+@pytest.mark.parametrize("last", [[node("Greater", "z z", "y")], [node("Cast", "z", "y", to=7)]])
+def test_answers_that_are_a_choice_are_no_scores(last: list[Any], tmp_path: Path) -> None:
+    model = classifier(*last)
+    kind = TensorProto.BOOL if last[0].op_type == "Greater" else TensorProto.INT64
+    model.graph.output[0].type.tensor_type.elem_type = kind
+    assert "expected scores that are floats, got" in refused(model, tmp_path)
+
+
 def test_grey_rows_of_pixels_are_images_and_scored_as_onnxruntime_does(tmp_path: Path) -> None:
     spec = InputSpec(channels=1, height=12, width=16, mean=[0.0], std=[1.0])
     model = rows()
