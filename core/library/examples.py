@@ -152,9 +152,10 @@ def examples_of(
                 decided,
             )
         else:
+            pixels = _array("images", images)
             if labels is None:
                 raise DataError("expected labels beside the images, one an image, got none")
-            pixels = _in_range(_channels_first(_array("images", images), layout))
+            pixels = _in_range(_channels_first(pixels, layout))
         pixels = _bytes_of(pixels, Path(folder), decided)
         if _dark(pixels):
             decided.append(

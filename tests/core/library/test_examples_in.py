@@ -161,6 +161,7 @@ def test_a_sample_that_is_no_number_of_examples_is_refused(
         (lambda x, y: (x[:, :2], y), r"channels \(1 or 3\).*got \(30, 2, 4, 5\).*layout="),
         (lambda x, y: (x[:0], y[:0]), r"got \(0, 3, 4, 5\)"),
         (lambda x, y: ("photos/", y), "a NumPy array, a tensor, or a Dataset.* got str"),
+        (lambda x, y: ("photos/", None), "a NumPy array, a tensor, or a Dataset.* got str"),
         (lambda x, y: (x, None), "expected labels beside the images"),
         (lambda x, y: (x, y[:5]), r"30 labels, one an image, got \(5,\)"),
         (lambda x, y: (x, y + 1), r"labels in \{0, 1\}, got \[1, 2\]: positive="),
