@@ -50,6 +50,7 @@ _LEAVES = re.compile(
     r"numpy (dtype|ndarray|bool_|(float|int|uint)\d+)|numpy\.dtypes \w+|"
     r"numpy\._?core\.multiarray (scalar|_reconstruct)|"
     r"omegaconf\.(base|dictconfig|nodes) \w+|"
+    r"torch\.nn\.modules\.(loss|activation) [A-Z]\w+|torch\.optim(\.\w+)+ [A-Z]\w+|"
     r"(pytorch_lightning|lightning\.pytorch)\.callbacks\.\w+ \w+)"
 )
 _MAPPINGS = re.compile(

@@ -123,6 +123,14 @@ TAKEN: dict[str, tuple[Callable[[], Any], str]] = {
         averaged,
         "prefix `module.` removed; left out, as no part of the network: `n_a",
     ),
+    "a loss, an activation and an optimizer as settings": (
+        lambda: {
+            "state_dict": state(),
+            "hyper_parameters": {"loss": nn.BCEWithLogitsLoss(), "act": nn.GELU},
+            "optimizer": torch.optim.SGD(network().parameters(), lr=0.1),
+        },
+        "not read: `hyper_parameters.loss`, `hyper_parameters.act`, `optimizer`",
+    ),
     "slashes": (
         lambda: {f"model/{name.replace('.', '/')}": value for name, value in state().items()},
         "names written with dots between their parts; prefix `model.` removed",

@@ -84,16 +84,18 @@ def tensors_in_another_file(path: Path) -> Callable[[], None]:
 
 
 def with_post_processing(path: Path) -> Callable[[], None]:
-    """A branch behind the network, as exporters of detectors write them."""
+    """A branch on its answers, as exporters of detectors write them."""
     content = export(network(), IMAGES, legacy=True)
     model = onnx.load_from_string(content)
     scores = model.graph.output[0].name
     side = helper.make_tensor_value_info("side", TensorProto.FLOAT, None)
     branch = helper.make_graph([helper.make_node("Neg", [scores], ["side"])], "b", [], [side])
-    true = helper.make_tensor("true", TensorProto.BOOL, [], [True])
-    model.graph.initializer.append(true)
-    model.graph.node.append(
-        helper.make_node("If", ["true"], ["last"], then_branch=branch, else_branch=branch)
+    model.graph.node.extend(
+        [
+            helper.make_node("ReduceMax", [scores], ["most"], keepdims=0),
+            helper.make_node("Cast", ["most"], ["found"], to=TensorProto.BOOL),
+            helper.make_node("If", ["found"], ["last"], then_branch=branch, else_branch=branch),
+        ]
     )
     model.graph.output[0].name = "last"
     path.write_bytes(model.SerializeToString())
