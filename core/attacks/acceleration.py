@@ -107,7 +107,9 @@ def accelerate(
     if same:
         fast.capture(recorder)
         return fast
-    log.info("attack.not_accelerated", extra={"reason": reason})
+    # Who asked for another format is to hear that the search is in float32.
+    level = logging.INFO if precision == "float32" else logging.WARNING
+    log.log(level, "attack.not_accelerated", extra={"reason": reason, "asked_for": precision})
     return scorer
 
 

@@ -272,10 +272,10 @@ class OnlyFloat32(torch.autograd.Function):
         return torch.mm(upstream.flatten(1), torch.eye(upstream[0].numel())).view_as(upstream)
 
 
-def test_a_network_that_does_not_stand_bfloat16_is_left_as_it_is(caplog):
+def test_a_network_that_does_not_stand_bfloat16_is_left_as_it_is_with_a_warning(caplog):
     slow, x = lived_in(Strict()).float(), images(size=8).float()
     assert isinstance(accelerate(slow, x, passes=MUCH), Accelerated)
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.WARNING):
         assert accelerate(slow, x, passes=MUCH, precision="bfloat16") is slow
     assert [record.message for record in caplog.records] == ["attack.not_accelerated"]
 
