@@ -17,6 +17,7 @@ from adap.core.audit.checks.judging import (
     status_of,
 )
 from adap.core.audit.checks.limits import (
+    AVERAGED_FURTHER,
     AVERAGED_WINS,
     BLOCKED,
     COARSE_ONE,
@@ -156,12 +157,13 @@ def gradient_predicts(
     if slopes.rounded is None and LOGIT_CHANGE.status(moved) != "fail":
         figures["turned"] = float(slopes.turned.mean())
         limits["turned"] = TURNED
-    wins = AVERAGED_WINS
-    if norm in COUNTED_NORMS:  # which place is found on one image is luck, see MARGIN_CHANGE
-        wins = wins.model_copy(update={"fail": None})
-    steps, searching = dict(limits), {"averaged_wins": wins}
-    margins = (2 * judged.targets - 1) * slopes.averaged
-    figures["averaged_wins"] = float((margins < searched - judged.real_margin).mean())
+    averaged = (2 * judged.targets - 1) * slopes.averaged
+    figures["averaged_wins"] = float((averaged < searched - judged.real_margin).mean())
+    steps, searching = dict(limits), {"averaged_wins": AVERAGED_WINS}
+    if norm in COUNTED_NORMS:  # which place is found on one image is luck
+        fall, found = (float((judged.margins("clean") - of).mean()) for of in (averaged, searched))
+        figures["averaged_further"] = (fall - found) / fall if fall > 0 else 0.0
+        searching = {"averaged_further": AVERAGED_FURTHER}
     limits |= searching
     if slopes.rounded is not None:
         figures["unrounded"] = correlation_of(slopes.rounded, slopes.starts)
@@ -186,6 +188,10 @@ def gradient_predicts(
         "; one step along the gradient averaged over noise is clearly stronger than the search on "
         f"{figures['averaged_wins']:.0%} of the images"
     )
+    if "averaged_further" in figures:
+        further = figures["averaged_further"]
+        more = "more" if further > 0 else "less"
+        message += f", and does {abs(further):.0%} {more} damage on the whole"
     if slopes.rounded is not None:
         message += (
             "; the network rounds and is followed straight through, so these are steps of the "

@@ -100,6 +100,11 @@ CORRELATION_NEARER = Limit(caution=0.97, side="below")
 # REAL_MARGIN: terms too fast to follow drown the gradient that the search sees.
 AVERAGED_WINS = Limit(caution=0.1, fail=0.15)
 
+# The same in l0 and with a patch, where the better place on a single image is luck: by how much of
+# its damage to the mean margin that step goes further than the search. Of honest networks it stays
+# behind.
+AVERAGED_FURTHER = Limit(caution=0.05, fail=0.3)
+
 # Of a network that rounds, followed straight through: the correlation of its scores with those that
 # it would give if nothing in it rounded. Below it the gradient is that of another ranking.
 UNROUNDED = Limit(caution=0.95, fail=0.8, side="below")
