@@ -604,7 +604,10 @@ BAD_ARRAYS: dict[str, tuple[dict[str, NDArray[np.generic]], str]] = {
         "expected floats in [0, 1], got values from 0 to 255",
     ),
     "floats around 0": ({"images": BATCH / 255 - 0.5, "labels": YES_NO}, "from -0.5 to 0.5"),
-    "NaN": ({"images": NOT_A_NUMBER, "labels": YES_NO}, "from nan to nan"),
+    "NaN": (
+        {"images": NOT_A_NUMBER, "labels": YES_NO},
+        "got NaN or infinity: leave these images out",
+    ),
     "signed numbers": (
         {"images": BATCH.astype(np.int16) - 256, "labels": YES_NO},
         "whole numbers from 0 to 255, got int16 from -",

@@ -255,3 +255,39 @@ def test_arrays_beside_the_parts_whose_names_are_words_are_said_and_not_refused(
     (fact,) = [fact for fact in notes.facts if fact.code == "other_arrays"]
     assert fact.level == level
     assert fact.message.startswith(f"{len(others)} array")
+
+
+@pytest.mark.parametrize("name", ["is_train", "train_mask", "test_idx", "val_indices", "isTest"])
+def test_an_array_that_chooses_a_split_is_asked_about(name: str, tmp_path: Path) -> None:
+    with pytest.raises(Rejected) as caught:
+        read(tmp_path, images=IMAGES, labels=LABELS, **{name: LABELS == 0})
+    (reason,) = caught.value.reasons
+    assert reason.startswith("expected the split of each image as text in an array `split`")
+    assert name in reason
+
+
+def test_an_array_of_folds_is_no_split_and_said(tmp_path: Path) -> None:
+    notes = Notes()
+    made = read(tmp_path, notes, images=IMAGES, labels=LABELS, fold=np.arange(8) % 4)
+    assert made.splits is None
+    (fact,) = [fact for fact in notes.facts if fact.code == "folds_not_read"]
+    assert fact.message.startswith("'fold' looks like the folds of a cross-validation")
+
+
+def test_an_index_of_classes_or_a_mask_chooses_no_split(tmp_path: Path) -> None:
+    assert read(tmp_path, images=IMAGES, labels=LABELS, mask=LABELS, index=LABELS).splits is None
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_pixels_that_are_no_numbers_are_named(value: float, tmp_path: Path) -> None:
+    images = IMAGES.astype(np.float32) / 255
+    images[3, 0, 0] = value
+    with pytest.raises(Rejected, match="got NaN or infinity: leave these images out"):
+        read(tmp_path, images=images, labels=LABELS)
+
+
+def test_labels_in_too_many_dimensions_of_one_are_answered_by_their_reshape(tmp_path: Path) -> None:
+    with pytest.raises(Rejected, match=r"send labels\.reshape\(-1\)"):
+        read(tmp_path, images=IMAGES, labels=LABELS.reshape(8, 1, 1))
+    with pytest.raises(Rejected, match="leave masks out, and write the class of each image"):
+        read(tmp_path, images=IMAGES, labels=np.zeros((8, 6, 6), int))

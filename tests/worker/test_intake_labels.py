@@ -385,3 +385,37 @@ def test_columns_of_parquet_follow_the_rules_of_tables(tmp_path: Path) -> None:
     assert several.clusters == list("11221122")
     single = read(content, tmp_path, label_separator="none")
     assert [single.label_of(i) for i in range(8)] == texts
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["('cat', 'dog')", "{'dog', 'cat'}", "['cat' 'dog']", '["cat", "dog"]', "['cat'\n 'dog']"],
+)
+def test_labels_are_read_as_python_and_numpy_write_them(text: str, tmp_path: Path) -> None:
+    texts = [text, "['dog']", text, "['cat']"] * 2
+    rows = [{"file_name": f"{i}.png", "labels": each} for i, each in enumerate(texts)]
+    content = pack({"metadata.csv": metadata(rows)} | {f"{i}.png": png(i) for i in range(8)})
+    made = read(content, tmp_path)
+    assert made.classes == ["cat", "dog"]
+    assert made.multilabel
+    assert made.labels.tolist() == [[1, 1], [0, 1], [1, 1], [1, 0]] * 2
+
+
+@pytest.mark.parametrize(
+    "form", ["[{}, {}, {}]", "[{} {} {}]", "({}, {}, {})", "[{}.0, {}.0, {}.0]"]
+)
+def test_lists_of_0_and_1_without_names_are_refused(form: str, tmp_path: Path) -> None:
+    rows = [
+        {"file_name": f"{i}.png", "label": form.format(*(int(k == i % 3) for k in range(3)))}
+        for i in range(6)
+    ]
+    content = pack({"metadata.csv": metadata(rows)} | {f"{i}.png": png(i) for i in range(6)})
+    (reason,) = reasons(content, tmp_path)
+    assert "expected names of classes, got lists of 3 numbers 0 and 1" in reason
+    assert "--label-columns" in reason
+
+
+def test_minus_one_among_counted_classes_is_a_caution(tmp_path: Path) -> None:
+    notes = Notes()
+    read(npz(images=IMAGES, labels=np.array([0, 1, -1, 2] * 2)), tmp_path, notes=notes)
+    assert any("-1" in fact.message and fact.level == "caution" for fact in notes.facts)

@@ -17,6 +17,7 @@ from adap.core.config.base import SPLITS
 from adap.core.config.data import DatasetOptions
 from adap.core.datasets import ImageSet
 from adap.worker.intake import IntakeLimits, Rejected, read_dataset
+from adap.worker.intake.notes import Notes
 from tests.worker.archives import pack, pixels, png
 
 PNGS = [png(i) for i in range(8)]
@@ -128,3 +129,29 @@ def test_columns_that_cannot_be_read_are_refused_with_what_to_write(
     columns: dict[str, Any], told: str, tmp_path: Path
 ) -> None:
     assert told in refusal(written({"image": PNGS, "label": NAMES} | columns), tmp_path)
+
+
+@pytest.mark.parametrize("kind", [pa.bool_(), pa.int64()])
+def test_a_column_called_as_a_split_with_codes_is_asked_about(
+    kind: pa.DataType, tmp_path: Path
+) -> None:
+    columns = {"image": PNGS, "label": NAMES, "is_valid": pa.array([0, 0, 0, 1] * 2).cast(kind)}
+    assert "is_valid" in refusal(written(columns), tmp_path)
+
+
+def test_a_series_of_files_that_is_not_whole_is_a_caution(tmp_path: Path) -> None:
+    content = written({"image": PNGS, "label": NAMES})
+    path = tmp_path / "upload"
+    notes = Notes()
+    shards = {f"data/train-{k:05d}-of-00004.parquet": content for k in (0, 2)}
+    path.write_bytes(pack(shards))
+    read_dataset(
+        path,
+        limits=IntakeLimits(),
+        on_progress=lambda done, total: None,
+        options=DatasetOptions(),
+        notes=notes,
+    )
+    (fact,) = [fact for fact in notes.facts if fact.code == "missing_files"]
+    assert fact.level == "caution"
+    assert fact.message.startswith("2 of the 4 files of 'data/train' are there")

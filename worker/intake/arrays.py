@@ -34,6 +34,7 @@ from adap.core.datasets import ImageSet, release
 from adap.models.header import shown
 from adap.worker.intake.archive import Archive, Member
 from adap.worker.intake.asked import Asked
+from adap.worker.intake.columns import SYNONYMS, note_folds
 from adap.worker.intake.counts import MAX_LABELS, check_counts
 from adap.worker.intake.images import natural_levels, resized, scaled
 from adap.worker.intake.limits import IntakeLimits, Reasons, Rejected
@@ -44,7 +45,14 @@ from adap.worker.intake.names import (
     label_problem,
 )
 from adap.worker.intake.notes import Notes, counted, listed
-from adap.worker.intake.splits import meant_split, refuse_codes, rest_of, split_problem, splits_of
+from adap.worker.intake.splits import (
+    chooses_a_split,
+    meant_split,
+    refuse_codes,
+    rest_of,
+    split_problem,
+    splits_of,
+)
 
 _BLOCK_BYTES = 8 * 1024**2  # images are converted this much at a time
 _MATRIX_BYTES = 256 * 1024**2  # of labels in two dimensions: as many images and classes as may be
@@ -52,8 +60,8 @@ _CHANNELS = (1, 3)
 _IMAGES = ("images", "image", "imgs", "img", "x", "data", "pixels")
 _LABELS = ("labels", "label", "y", "targets", "target")
 _OTHERS = {
-    "classes": ("classes", "class_names", "label_names", "names", "list_classes"),
-    "split": ("split", "splits"),
+    "classes": ("classes", "class_names", "label_names", "target_names", "names", "list_classes"),
+    "split": ("split", *SYNONYMS["split"]),
     "groups": ("groups", "group"),
     "clusters": ("clusters", "cluster"),
 }
@@ -148,9 +156,12 @@ def _find_arrays(archive: Archive, asked: Asked) -> tuple[list[_Part], dict[str,
         notes.step(f"images from {shown(parts[0].images)}, labels from {shown(parts[0].labels)}")
     read = {name for part in parts for name in (part.images, part.labels)} | {*others.values()}
     unread = [name for name in archive.names if name.removesuffix(".npy") not in read]
+    if "split" not in others and not _parts_of_splits(arrays):
+        _refuse_choosing(unread)
     like_parts: set[str] = set()
     if parts[0].split is not None:
         like_parts = _like_parts([name.removesuffix(".npy") for name in unread])
+    note_folds([name.removesuffix(".npy") for name in unread], notes)
     if unread:
         more = (
             f"; if {listed(sorted(like_parts))} should be: name the split, as train_images does"
@@ -164,6 +175,17 @@ def _find_arrays(archive: Archive, asked: Asked) -> tuple[list[_Part], dict[str,
             arrays=len(unread),
         )
     return parts, others
+
+
+def _refuse_choosing(unread: Sequence[str]) -> None:
+    """Raise Rejected for arrays that are not read and say by their names which split is where."""
+    names = [name.removesuffix(".npy") for name in unread]
+    if choosing := [name for name in names if chooses_a_split(name)]:
+        raise Rejected(
+            f"expected the split of each image as text in an array `split`, got {listed(choosing)}:"
+            f" write it, for example split = np.where(is_train, 'train', 'test'), or leave "
+            f"{'it' if len(choosing) == 1 else 'them'} out"
+        )
 
 
 def _like_parts(unread: Sequence[str]) -> set[str]:
@@ -475,7 +497,12 @@ def _as_uint8(block: NDArray[Any], name: str, levels: Levels | None) -> NDArray[
 def _in_range(block: NDArray[Any], name: str) -> NDArray[np.float32]:
     """Floats in [0, 1], but for rounding; raises Rejected for others."""
     low, high = block.min(), block.max()
-    if not (low >= -_SLACK and high <= 1 + _SLACK):  # NaN fails both
+    if not np.isfinite(low) or not np.isfinite(high):
+        raise Rejected(
+            f"{name}: expected floats in [0, 1], got NaN or infinity: leave these images out, or "
+            "write what the pixels should be"
+        )
+    if not (low >= -_SLACK and high <= 1 + _SLACK):
         raise Rejected(
             f"{name}: expected floats in [0, 1], got values from {low:g} to {high:g}; "
             "undo the normalisation, send uint8, or say which values become black and white with "
@@ -497,11 +524,19 @@ def _read_values(
         shape, dtype = _read_header(member, name)
         if dtype.kind not in kinds:
             wanted = "text" if kinds == "SU" else "whole numbers or text"
-            raise Rejected(f"{name}: expected {wanted}, got {dtype}")
+            instead = ": write it as an array of str" if kinds == "SU" else ""
+            raise Rejected(f"{name}: expected {wanted}, got {dtype}{instead}")
         if len(shape) == most_dimensions == 2:
             return _read_matrix(member, name, shape, dtype, limits=limits)
         if len(shape) != 1 or not 0 < shape[0] <= limits.entries:
-            raise Rejected(f"{name}: expected one dimension of 1 to {limits.entries}, got {shape}")
+            instead = (
+                ": leave masks out, and write the class of each image" if len(shape) > 1 else ""
+            )
+            if len(shape) > 1 and math.prod(shape) == shape[0]:
+                instead = f": send {name}.reshape(-1)"
+            raise Rejected(
+                f"{name}: expected one dimension of 1 to {limits.entries}, got {shape}{instead}"
+            )
         most = 4 * MAX_NAME_CHARACTERS  # bytes: of UTF-32, and of UTF-8 at its longest
         if dtype.kind in "SU" and dtype.itemsize > most:
             raise Rejected(

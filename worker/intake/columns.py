@@ -38,6 +38,7 @@ _WEAK: dict[Role, tuple[str, ...]] = {  # where there is no other
     "image": ("id", "name"),
     "label": ("class_id", "classid", "label_id", "category_id", "dx"),
 }
+_FOLDS = {"fold", "folds", "kfold", "k_fold", "cv_fold", "fold_id", "split_fold", "fold_number"}
 _LIKE_CLUSTERS = ("patient", "subject", "drive", "scene", "study", "participant")
 
 
@@ -85,15 +86,22 @@ def require_column(
 
 
 def note_unread(
-    columns: Sequence[str], read: Sequence[str | None], notes: Notes, *, clustered: bool
+    columns: Sequence[str],
+    read: Sequence[str | None],
+    notes: Notes,
+    *,
+    clustered: bool,
+    split: bool = False,
 ) -> None:
-    """Note the columns that mean nothing here, and those that look as if they meant clusters.
+    """Note the columns that mean nothing here, and those that look like clusters or folds.
 
-    clustered: whether another column is known to mean these.
+    clustered, split: whether another column is known to mean clusters, or splits.
     """
     unread = [name for name in columns if name not in read]
     if unread:
         notes.step(f"columns not read: {listed(unread)}")
+    if not split:
+        note_folds(unread, notes)
     like = [name for name in unread if any(word in name.lower() for word in _LIKE_CLUSTERS)]
     if like and not clustered:
         notes.fact(
@@ -101,4 +109,16 @@ def note_unread(
             "clusters_not_declared",
             f"the column {listed(like)} looks like clusters of images that are no independent "
             f"draws; if it is, send `cluster_column` (--cluster-column {like[0]})",
+        )
+
+
+def note_folds(unread: Sequence[str], notes: Notes) -> None:
+    """Note what is not read and looks like folds, which say no split until one is chosen."""
+    folds = [name for name in unread if plain(name) in _FOLDS]
+    if folds:
+        notes.fact(
+            "info",
+            "folds_not_read",
+            f"{listed(folds)} looks like the folds of a cross-validation, which are no splits: if "
+            "one of them is tested on, write train and test in a column or an array `split`",
         )

@@ -31,6 +31,7 @@ _CIFAR = (
 )
 _FILES = "write its images as files in class folders, or an NPZ or Parquet of them"
 _INNER = "send it alone, or all unpacked, as a folder or a zip of it; leave it out if it is no part"
+_TARS = "send the folder, or a zip of it, in which each tar is a split or a class"
 _VOLUME = (
     "NIfTI, a volume",
     "write its slices as 16-bit PNG or TIFF, or as an NPZ with `levels` (--levels LOW:HIGH)",
@@ -97,6 +98,8 @@ def refuse_containers(archive: AnyArchive, images: Sequence[str]) -> None:
         except Rejected:  # larger than an image may be: its name may tell
             head = b""
         told = f"{_inner(head)}: {_INNER}" if _ARCHIVE.match(head) else way_on_from(names[0], head)
+        if told is None and suffix in (".tar", ".tgz", ".zst"):
+            told = f"a tar inside of a tar: unpack the outer one, and {_TARS}"
         if told:
             raise Rejected(f"expected images, got {listed(names)}: {told}")
 

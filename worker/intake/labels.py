@@ -24,6 +24,8 @@ _SEPARATORS = ("|", ";", ",", "/", " ")
 _NUMBER = re.compile(r"-?\d{1,15}(?:[.,]\d{1,30})?(?:e[+-]?\d{1,2})?", re.IGNORECASE)
 _EXACT = 2.0**53  # floats below are every whole number
 _MAX_LIST = 20_000  # characters
+_NO_COMMA = re.compile(r"(['\"])\s+\1")  # between two texts
+_NUMBERS = re.compile(r"\[\s*\d+\.?0?(?:\s+\d+\.?0?)+\s*\]")
 
 
 def read_labels(
@@ -35,8 +37,10 @@ def read_labels(
     """
     separator = options.label_separator
     if any(isinstance(value, tuple) for value in values):
+        _refuse_hot_lists(values, column)
         return [value if isinstance(value, tuple) else (value,) for value in values], True
     texts = [value for value in values if isinstance(value, str)]
+    _refuse_hot_lists([_as_list(text) for text in texts], column)
     several = (plain(column) == "labels" or separator is not None) and separator != "none"
     if not several:
         if separator is None:
@@ -51,6 +55,7 @@ def read_labels(
 _PRESENT = frozenset({"1", "1.0", "true"})
 _ABSENT = frozenset({"0", "0.0", "false", ""})
 _MINUS = frozenset({"-1", "-1.0"})
+_HOT = frozenset({"0", "1", "0.0", "1.0", "0.", "1."})
 
 
 class LabelColumns:
@@ -136,6 +141,21 @@ def check_text_labels(names: set[str], column: str, options: DatasetOptions) -> 
         _refuse_several(sorted(names), column)
 
 
+def _refuse_hot_lists(values: Sequence[Sequence[str] | None], column: str) -> None:
+    """Raise Rejected where each label is a list of 0 and 1, one for each class without its name."""
+    lists = [value for value in values if value is not None and not isinstance(value, str)]
+    lengths = {len(value) for value in lists}
+    if not lists or len(lists) < len(values) or len(lengths) > 1 or min(lengths) < 2:
+        return
+    if all(item in _HOT for value in lists for item in value):
+        raise Rejected(
+            f"{column}: expected names of classes, got lists of {min(lengths)} numbers 0 and 1, "
+            f"such as [{', '.join(lists[0])}], as if each stood for a class: write the names of "
+            "those that are 1, with | between several, or a column for each class "
+            "(--label-columns)"
+        )
+
+
 def _refuse_several(texts: Sequence[str], column: str) -> None:
     different = set(texts)
     for text in sorted(different):
@@ -182,14 +202,21 @@ def _parts_known(text: str, different: set[str]) -> str | None:
 
 
 def _as_list(text: str) -> list[str] | None:
-    """The items of `['cat', 'dog']` or `["cat"]`, None for what is no list of texts."""
+    """The items of `['cat', 'dog']`, None for what is no list of texts.
+
+    Also of a tuple or a set, and of an array as NumPy writes it, without commas.
+    """
     text = text.strip()
-    if not (text.startswith("[") and text.endswith("]")) or len(text) > _MAX_LIST:
+    if text[:1] + text[-1:] not in ("[]", "()", "{}") or len(text) > _MAX_LIST:
         return None
+    if _NUMBERS.fullmatch(text):
+        return text[1:-1].split()
     try:
-        items = ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        items = ast.literal_eval(_NO_COMMA.sub(r"\1, \1", text))
+    except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
         return None
-    if not isinstance(items, list) or not all(isinstance(item, str | int) for item in items):
+    if not isinstance(items, list | tuple | set):
         return None
-    return [str(item) for item in items]
+    if not all(isinstance(item, str | int | float) for item in items):
+        return None
+    return [str(item) for item in (sorted(items, key=str) if isinstance(items, set) else items)]

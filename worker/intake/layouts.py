@@ -27,6 +27,7 @@ _BOXES = (
     "classes that each image shows, and | between them"
 )
 _TELLING = (".json", ".yaml", ".yml", ".xml", ".txt", ".lst", ".pkl", ".pickle", ".db", ".sqlite")
+_COUNT = re.compile(r"\d+|\(\d+\)")  # behind a label, in the name of a file
 _YOLO_LINE = re.compile(r"\d+( -?(\d+\.?\d*|\.\d+)([eE]-?\d+)?){4,}")
 
 
@@ -111,7 +112,7 @@ def _in_names(images: Sequence[str]) -> str | None:
         labels = Counter(label for label, _, _ in cut if label)
         bare = len(cut) - labels.total()  # as of a test split
         if (
-            all(number.isdecimal() for _, _, number in cut)
+            all(_COUNT.fullmatch(number) for _, _, number in cut)
             and 1 < len(labels) <= _MOST_CLASSES
             and min(labels.values()) > 1
             and 2 * bare < len(cut)

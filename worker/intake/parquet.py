@@ -14,6 +14,7 @@ Imported only when a Parquet file comes: pyarrow takes longer to start than a sm
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -39,6 +40,8 @@ from adap.worker.intake.limits import IntakeLimits, Reasons, Rejected
 from adap.worker.intake.names import cluster_problem, group_problem, labels_problem, tidy
 from adap.worker.intake.notes import counted, listed
 from adap.worker.intake.splits import (
+    MOST_DIFFERENT,
+    is_called_a_split,
     is_code,
     names_a_split_alone,
     refuse_codes,
@@ -55,6 +58,7 @@ _LABELS = ("label", "labels")
 _OPTIONAL: tuple[Role, ...] = ("split", "group", "cluster")
 _BYTES = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
 _TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+_PART_OF = re.compile(r"[-_.](\d{1,9})-of-(\d{1,9})(?!\d)")
 _DAMAGED = (pa.ArrowException, OSError, ValueError)
 
 
@@ -143,9 +147,11 @@ def _read(files: Mapping[str, pq.ParquetFile], asked: Asked) -> ImageSet:
         columns.read,
         asked.notes,
         clustered=columns.cluster is not None,
+        split=columns.split is not None,
     )
     if columns.split is None:
         _refuse_other_splits(files, [name for name in names if name not in columns.read])
+    _note_missing(list(files), asked)
     named, several, splits, groups, clusters = _read_texts(files, columns, asked)
     if splits is None and len(files) > 1:
         splits = _splits_of_files(list(files), counts, asked)
@@ -184,6 +190,23 @@ def _splits_of_files(
     return np.repeat(np.array([SPLITS.index(splits[name]) for name in names], np.int8), counts)
 
 
+def _note_missing(names: Sequence[str], asked: Asked) -> None:
+    """Note files of a series that says how many there are, of which not all have come."""
+    there: dict[tuple[str, int], set[str]] = {}
+    for name in names:
+        if part := _PART_OF.search(name):
+            there.setdefault((name[: part.start()], int(part[2])), set()).add(part[1])
+    for (series, count), numbers in there.items():
+        if len(numbers) < count:
+            asked.notes.fact(
+                "caution",
+                "missing_files",
+                f"{len(numbers):,} of the {count:,} files of {shown(series)} are there, as their "
+                "names say: the data set is not whole; send all of them",
+                files=count - len(numbers),
+            )
+
+
 def _refuse_configurations(names: Sequence[str]) -> None:
     """Raise Rejected for files called the same in folders that are no splits, as of a Hub's."""
     places: dict[str, set[str]] = {}
@@ -202,17 +225,22 @@ def _refuse_configurations(names: Sequence[str]) -> None:
 
 
 def _refuse_other_splits(files: Mapping[str, pq.ParquetFile], unread: Sequence[str]) -> None:
-    """Raise Rejected for a column that is not read and holds the names of splits alone."""
+    """Raise Rejected for a column that is not read and holds splits alone, or is called as one."""
     schema = next(iter(files.values())).schema_arrow
     for name in unread:
-        if not _is_text(schema.field(name).type):
+        kind, called = schema.field(name).type, is_called_a_split(name)
+        codes = called and (pa.types.is_integer(kind) or pa.types.is_boolean(kind))
+        if not (_is_text(kind) or codes):
             continue
         found: set[str] = set()
         for row in (row for file in files.values() for row in _rows(file, [name], TEXT_ROWS)):
-            found.add(row[name] or "")
-            if len(found) > len(SPLITS) or not names_a_split_alone(row[name] or ""):
+            text = "" if row[name] is None else str(row[name])
+            found.add(text)
+            known = names_a_split_alone(text) or (called and (not text or is_code(text)))
+            if len(found) > MOST_DIFFERENT or not known:
                 break
         else:
+            refuse_codes(name, found)
             if len(set(splits_of(found).values())) > 1:
                 raise Rejected(
                     f"the column {shown(name)} holds {listed(sorted(found))}, as if it were the "

@@ -180,6 +180,9 @@ def _look_over(image_set: ImageSet, notes: Notes) -> None:
                 "if they are one class, give them one name",
             )
     odd = [name for name in image_set.classes if looks_missing(name)]
+    rest = [name for name in image_set.classes if name != "-1"]
+    if 1 < len(rest) < len(image_set.classes) and all(map(str.isdecimal, rest)):
+        odd.append("-1")  # among classes that are counted from 0
     if odd:
         notes.fact(
             "caution",

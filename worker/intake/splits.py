@@ -30,7 +30,7 @@ SPLIT_NAMES: dict[str, Split] = {
 }
 _EVALUATION = {"eval", "evaluation"}
 _GENERIC = {"set", "data", "dataset", "image", "images", "img", "imgs", "split", "folder", "part"}
-_GENERIC |= {"photos", "pictures", "files", "the", "my", "final", "full", "of"}
+_GENERIC |= {"photos", "pictures", "files", "the", "my", "final", "full", "of", "public", "private"}
 # One letter from a split's name, and words themselves: classes, or what else an array is called.
 _NO_SLIPS = {"rain", "brain", "drain", "grain", "strain", "twain", "trail", "trait"}
 _NO_SLIPS |= {"raining", "braining", "draining", "graining"}
@@ -40,6 +40,9 @@ _NO_SLIPS |= {"gest", "text", "tent", "teat"}
 _NO_SLIPS |= {"resting", "nesting", "besting", "jesting", "vesting", "westing"}
 _NO_SLIPS |= {"tasting", "texting", "tenting"}
 _NO_SLIPS |= {"vapid", "level", "revel", "bevel", "devil", "devils", "foldout"}
+MOST_DIFFERENT = 6  # values of a column of splits
+_CHOOSING = {"is", "in", "idx", "idxs", "ind", "inds", "index", "indexes", "indices", "id", "ids"}
+_CHOOSING |= {"mask", "masks", "flag", "flags"}  # beside the split, in the name of an array
 _CODE = re.compile(r"-?\d+(?:\.0+)?|true|false|yes|no|t|f", re.IGNORECASE)
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+|[^\W\d_a-zA-Z]+")
 _SUFFIX = re.compile(r"(?:[-_ ]?(?:set|data|dataset|images|imgs))+$")
@@ -143,6 +146,12 @@ def refuse_codes(column: str, values: Iterable[str]) -> None:
 def is_code(value: str) -> bool:
     """Whether a value is a number or a truth value."""
     return _CODE.fullmatch(value) is not None
+
+
+def chooses_a_split(array: str) -> bool:
+    """Whether an array says by its name that it tells examples of splits: `is_train`, `val_idx`."""
+    words = [word for word in _words(array) if word not in _CHOOSING]
+    return bool(words) and names_a_split_alone("_".join(words))
 
 
 def is_called_a_split(column: str) -> bool:

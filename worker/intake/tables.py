@@ -28,6 +28,7 @@ from adap.worker.intake.names import cluster_problem, group_problem, labels_prob
 from adap.worker.intake.notes import Notes, counted, listed
 from adap.worker.intake.rows import rows_of
 from adap.worker.intake.splits import (
+    MOST_DIFFERENT,
     is_called_a_split,
     is_code,
     names_a_split_alone,
@@ -40,7 +41,6 @@ METADATA = ("metadata.csv", "metadata.tsv", "metadata.jsonl")
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
 
 _HOT = ("0", "1", "0.0", "1.0", "-1", "-1.0")
-_SOME = 6  # different values: a column of splits has no more
 _IMAGE, _LABEL = ("file_name",), ("label", "labels")
 
 
@@ -242,12 +242,18 @@ def by_lines(
             first = line
             columns, hot = _find_columns(values, options, source)
             read = [*columns.__dict__.values(), *(hot.columns if hot else ())]
-            note_unread(list(values), read, notes, clustered=columns.cluster is not None)
+            note_unread(
+                list(values),
+                read,
+                notes,
+                clustered=columns.cluster is not None,
+                split=columns.split is not None,
+            )
             unread = {name: set() for name in {*values} - {*read}}
         elif line.table != first.table:
             _check_same_columns(line, first, columns, hot)
         for name, some in unread.items():
-            if len(some) <= _SOME and isinstance(text := values.get(name), str):
+            if len(some) <= MOST_DIFFERENT and isinstance(text := values.get(name), str):
                 some.add(text)
         try:
             rows.append(_read_row(line, columns, hot, index))
@@ -258,7 +264,7 @@ def by_lines(
         raise Rejected(f"{source}: expected lines with file_name and label, got none")
     for name, some in unread.items() if columns.split is None else ():
         if (
-            len(some) <= _SOME
+            len(some) <= MOST_DIFFERENT
             and len(set(splits_of(some).values())) > 1
             and all(map(names_a_split_alone, some))
         ):
@@ -266,7 +272,11 @@ def by_lines(
                 f"the column {shown(name)} holds {listed(sorted(some))}, as if it were the split: "
                 f"send `split_column` (--split-column {name}), or leave it out"
             )
-        if is_called_a_split(name) and len(some) <= _SOME and all(map(is_code, some - {""})):
+        if (
+            is_called_a_split(name)
+            and len(some) <= MOST_DIFFERENT
+            and all(map(is_code, some - {""}))
+        ):
             refuse_codes(name, some)
     if columns.split is not None:
         refuse_codes(columns.split, {row.split for row in rows if row.split})
@@ -413,7 +423,7 @@ def _problem(row: _Row, labels: tuple[str, ...], index: Images) -> str | None:
 def _refuse_without_labels(rows: Sequence[_Row], columns: _Columns) -> None:
     """Raise Rejected in one sentence for many lines without a label, as of a test split."""
     bare = [row for row in rows if row.label == ""]
-    if plain(columns.label) == "labels" or len(bare) < _SOME:
+    if plain(columns.label) == "labels" or len(bare) < MOST_DIFFERENT:
         return
     splits = sorted({row.split for row in bare if row.split})
     where = f", those of the split {listed(splits)}" if len(splits) == 1 else ""
