@@ -77,9 +77,12 @@ def test_a_training_whose_checkpoint_is_lost_begins_again_and_says_so(plant: Pla
     job = plant.train(plant.dataset(), epochs=epochs)
     first = plant.start_worker()
     plant.wait_epoch(job, 3)
-    suspend(*children_that_work(first))
+    held = children_that_work(first)
+    suspend(*held)
     first.kill()
     first.wait()
+    for child in held:  # it would stand still for ever
+        child.kill()
     plant.end_leases(first)
     checkpoint = plant.read(job).checkpoint_sha256
     assert checkpoint is not None
