@@ -223,6 +223,9 @@ def patient_protocol(
         def send_400_response(self, msg: str) -> None:
             if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
                 super().send_400_response(self.conn.fault or msg)
+                if self.cycle is not None:  # it may be at work still, and would answer once more
+                    self.cycle.disconnected = True
+                    self.cycle.message_event.set()
             else:  # it was answered already, or is being
                 self.transport.abort()
 

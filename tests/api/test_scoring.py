@@ -395,7 +395,7 @@ def test_an_image_that_cannot_be_scored_is_named_and_no_other(
         (b"no zip", "expected a sound zip archive"),
         (npz(images=noise(2), labels=[0, 1]), "expected one array 'images' in the NPZ"),
         (npz(pictures=noise(2)), "expected one array 'images' in the NPZ"),
-        (npz(images=np.full((2, 8, 8), np.nan)), "expected floats in [0, 1], got values from nan"),
+        (npz(images=np.full((2, 8, 8), np.nan)), "expected floats in [0, 1], got NaN or infinity"),
         (npz(images=noise(2) / 200), "expected floats in [0, 1], got values from"),
         (npz(images=noise(2).astype(np.int64)), "expected uint8, or float in [0, 1], got int64"),
         (npz(images=np.zeros((2, 8, 9), np.uint8)), "expected (N, 1, 8, 8), (N, 8, 8, 1) or"),
