@@ -155,3 +155,12 @@ def test_a_series_of_files_that_is_not_whole_is_a_caution(tmp_path: Path) -> Non
     (fact,) = [fact for fact in notes.facts if fact.code == "missing_files"]
     assert fact.level == "caution"
     assert fact.message.startswith("2 of the 4 files of 'data/train' are there")
+
+
+def test_labels_are_numbers_in_all_files_or_in_none(tmp_path: Path) -> None:
+    """Else 0, 1, cat and dog would be four classes."""
+    files = {
+        "a.parquet": written({"image": PNGS, "label": NAMES}),
+        "b.parquet": written({"image": PNGS, "label": [0, 1] * 4}),
+    }
+    assert "the same columns of the same kinds in all files" in refusal(pack(files), tmp_path)

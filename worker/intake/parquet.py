@@ -72,6 +72,7 @@ class _Columns:
     group: str | None
     cluster: str | None
     lists: bool  # of labels
+    numbers: bool  # labels, not texts: compared between files
     separator: str | None  # between several labels in a text
     class_names: tuple[str, ...] | None  # of labels that are numbers
     hot: tuple[str, ...] = ()  # columns of 0 and 1, one for each class, instead of `label`
@@ -319,6 +320,7 @@ def _find_columns(schema: pa.Schema, asked: Asked) -> _Columns:
         group=told.get("group"),
         cluster=told.get("cluster"),
         lists=multilabel,
+        numbers=numbers,
         separator=separator,
         class_names=_class_names(schema, label) if numbers and not hot else None,
         hot=hot,
